@@ -1,0 +1,296 @@
+"""The command line: names → objects, nothing else. Exit code 0 done, 1 failed, 2 asked for something senseless."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from stability import __version__, bounds, machine, problems
+from stability.errors import StabilityError, UsageError
+from stability.leave_one_out import measure
+from stability.problems import PROBLEMS
+from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random, Selector
+from stability.store import Store
+from stability.study import STUDIES, run, table
+from stability.training import FineTuning
+
+__all__ = ["SELECTORS", "main", "selector_named"]
+
+SELECTORS: dict[str, Callable[..., Selector]] = {kind.name: kind for kind in (FullTuning, Random, BitFit, MagPruning, SAM)}
+"""Selectors by name."""
+
+_DECIDES = ("full", "bitfit")  # the rule itself fixes p
+
+
+def selector_named(name: str, sparsity: float | None, scope: str = "global") -> Selector:
+    """The selector called ``name``.
+
+    Raises:
+        UsageError: an unknown name, a sparsity that is missing, or one given to a rule that fixes its own.
+    """
+    if name not in SELECTORS:
+        raise UsageError(f"unknown selector {name!r}: there is {', '.join(SELECTORS)}")
+    if name in _DECIDES:
+        if sparsity is not None and not (name == "full" and sparsity == 1):
+            raise UsageError(f"selector {name!r} decides itself how many parameters it tunes: leave --sparsity {sparsity} out")
+        return SELECTORS[name]()
+    if sparsity is None:
+        raise UsageError(f"selector {name!r} needs --sparsity P, the fraction of parameters that may change, e.g. 0.05")
+    return SELECTORS[name](sparsity=sparsity, scope=scope)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        if getattr(options, "threads", None) is not None:
+            if options.threads < 1:
+                raise UsageError(f"threads = {options.threads}: use at least 1")
+            torch.set_num_threads(options.threads)
+        result: int = options.command(options) or 0
+    except StabilityError as error:
+        print(f"stability: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"stability: {error}; what was finished is kept", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stability: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    return result
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.study not in STUDIES:
+        raise UsageError(f"unknown study {options.study!r}: there is {', '.join(STUDIES)}")
+    study = STUDIES[options.study]
+    store = options.store or Path("runs") / f"{study.name}.sqlite"
+    with tqdm(unit="cell", desc=study.name, disable=None) as bar:
+
+        def start(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done)
+
+        frame = run(study, store, device=options.device, workers=options.workers, on_start=start, on_cell=bar.update)
+    _show_table(frame)
+    print(f"\nresults: {store}")
+    if options.figures is not None:
+        _draw(frame, options.figures)
+
+
+def _figures(options: argparse.Namespace) -> None:
+    _draw(table(Store(options.store)), options.out)
+
+
+def _draw(frame: pd.DataFrame, folder: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from stability.plotting import save_all
+
+    for path in save_all(frame, folder):
+        print(path)
+
+
+def _table(options: argparse.Namespace) -> None:
+    frame = table(Store(options.store))
+    if options.json:
+        from stability.study import summarise
+
+        _print_json([_plain(row) for row in summarise(frame).to_dict("records")])
+    else:
+        _show_table(frame)
+
+
+def _show_table(frame: pd.DataFrame) -> None:
+    from stability.tables import render
+
+    print(render(frame))
+
+
+def _loo(options: argparse.Namespace) -> None:
+    problem = _problem(options)
+    algorithm = _algorithm(options)
+    retrainings = options.retrainings
+    if options.estimator == "exact" and retrainings not in (None, problem.n):
+        raise UsageError(f"--estimator exact retrains all n = {problem.n}: leave --retrainings {retrainings} out, or use sampled")
+    if options.estimator == "sampled" and retrainings is None:
+        retrainings = min(20, problem.n)
+    if options.estimator == "exact":
+        retrainings = None
+    runs = (problem.n if retrainings is None else retrainings) + 2
+    with tqdm(total=runs * algorithm.steps, unit="step", disable=True if options.json else None) as bar:
+        estimate = measure(
+            problem, algorithm, retrainings, reselect=not options.keep_mask, device=options.device, progress=bar.update
+        )
+    if options.json:
+        _print_json({"problem": problem.name, "selector": algorithm.selector.settings(), **_plain(estimate.to_dict())})
+        return
+    low, high = estimate.interval
+    logits = estimate.replicas.logits(problem.test.to(estimate.replicas.values.device))[0].cpu()
+    rows = {
+        "stability E_i|Δℓ_i|": f"{estimate.value:.4g} nats",
+        f"{estimate.pointwise.confidence:.0%} interval": "exact for this S and seed" if low == high else f"{low:.4g} … {high:.4g}",
+        "noise floor": f"{estimate.noise_floor:.2g}",
+        "estimator": f"{estimate.estimator}, {estimate.retrainings} of n = {estimate.n} left out, {len(estimate.failed)} failed",
+        "at fresh points": f"{estimate.hypothesis.value:.4g}",
+        "largest |Δℓ_i|": f"{estimate.maximum:.4g}",
+        "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {estimate.tunable / estimate.total:.4g}), head {estimate.head}",
+        f"test {problem.metric_name}": f"{problem.metric(logits, problem.test.labels):.4f}",
+        "seconds": f"{estimate.seconds:.1f}",
+    }
+    for name, text in rows.items():
+        print(f"{name:>22}  {text}")
+    if estimate.failed:
+        which = ", ".join(f"example {i} at step {step}" for i, step in estimate.failed.items())
+        print(f"\nDiverged with seed {algorithm.seed} and left out of every average: {which}.")
+    if estimate.value <= estimate.noise_floor:
+        print("\nThe value is not above its noise floor: it is not a result.")
+
+
+def _select(options: argparse.Namespace) -> None:
+    mask = selector_named(options.selector, options.sparsity, options.scope).select(_problem(options), options.seed)
+    mask.save(options.out)
+    print(f"{options.out}: k = {mask.count} of m = {mask.total} coordinates, p = {mask.sparsity:.4g}")
+
+
+def _bounds(options: argparse.Namespace) -> None:
+    constants = (options.lipschitz, options.least_eigenvalue, options.sparsity, options.n)
+    pair = {
+        "stability": bounds.pointwise_hypothesis_stability(*constants),
+        "generalization": bounds.generalization(*constants, options.loss_bound, options.delta, options.empirical_risk),
+    }
+    if options.json:
+        values = {name: bound.to_dict()["value"] for name, bound in pair.items()}
+        _print_json({**values, "bounds": {name: bound.to_dict() for name, bound in pair.items()}})
+        return
+    for name, bound in pair.items():
+        print(f"{name}: {bound.value:.6g}   {bound.equation}   ({bound.source})")
+        if bound.reason:
+            print(f"  {bound.reason}")
+        for assumption in bound.assumptions:
+            state = {True: "held", False: "FAILED", None: "not checked"}[assumption.held]
+            print(f"  {state:>11}: {assumption.name} ({assumption.detail})")
+
+
+def _list(options: argparse.Namespace) -> None:
+    names = {"problems": list(PROBLEMS), "selectors": list(SELECTORS), "studies": list(STUDIES)}
+    if options.json:
+        _print_json(names)
+        return
+    for kind, members in names.items():
+        print(f"{kind}: {', '.join(members)}")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    facts = machine.report()
+    if options.json:
+        _print_json(facts)
+        return
+    for name, value in facts.items():
+        print(f"{name:>16}  {', '.join(value) if isinstance(value, list) else value}")
+
+
+def _problem(options: argparse.Namespace) -> Any:
+    settings = {"seed": options.seed} | ({} if options.n is None else {"n": options.n})
+    return problems.load(options.problem, **settings)
+
+
+def _algorithm(options: argparse.Namespace) -> FineTuning:
+    given = {
+        name: getattr(options, name)
+        for name in ("steps", "batch_size", "learning_rate", "weight_decay", "ridge", "schedule")
+        if getattr(options, name) is not None
+    }
+    return FineTuning(selector_named(options.selector, options.sparsity, options.scope), seed=options.seed, **given)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, allow_nan=False, ensure_ascii=False))
+
+
+def _plain(row: Any) -> Any:
+    """NaN and infinity, which JSON lacks, become null."""
+    if isinstance(row, dict):
+        return {name: _plain(value) for name, value in row.items()}
+    if isinstance(row, (list, tuple)):
+        return [_plain(value) for value in row]
+    if hasattr(row, "item"):
+        row = row.item()
+    return None if isinstance(row, float) and not math.isfinite(row) else row
+
+
+def _ridge(text: str) -> float | str:
+    return text if text == "paper" else float(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="stability", description="Sparse fine-tuning and its leave-one-out stability, measured.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], None], text: str, with_json: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.set_defaults(command=function)
+        if with_json:
+            sub.add_argument("--json", action="store_true", help="one JSON value on standard output and nothing else")
+        return sub
+
+    sub = command("run", _run, "Run a study, or go on with one; print its table.")
+    sub.add_argument("study", metavar="STUDY", help="name of the study, see 'stability list'")
+    sub.add_argument("--store", type=Path, help="SQLite file of results (by default runs/STUDY.sqlite)")
+    sub.add_argument("--figures", type=Path, metavar="DIR", help="draw the figures into this folder")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    sub.add_argument("--workers", type=int, help="processes of one thread each (by default one a core, one on CUDA)")
+
+    sub = command("loo", _loo, "Measure the leave-one-out stability of one selector.", with_json=True)
+    _add_selection(sub)
+    sub.add_argument("--estimator", choices=("exact", "sampled"), default="sampled", help="leave out every example, or a random sample")
+    sub.add_argument("--retrainings", type=int, help="how many examples a sample leaves out (by default 20)")
+    sub.add_argument("--keep-mask", action="store_true", help="keep S's mask instead of selecting anew without the example")
+    for name, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("weight-decay", float)):
+        sub.add_argument(f"--{name}", type=kind, help=f"by default {getattr(FineTuning, name.replace('-', '_'))}")
+    sub.add_argument("--ridge", type=_ridge, help="λ of λ‖θ − θ⁰‖², or 'paper' for 1 − p (by default 0)")
+    sub.add_argument("--schedule", choices=("constant", "linear"), help="of the learning rate (by default constant)")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    sub.add_argument("--threads", type=int, help="threads of this process (by default torch's choice)")
+
+    sub = command("select", _select, "Choose a mask and save it.")
+    _add_selection(sub)
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
+
+    sub = command("bounds", _bounds, "Theorems 1 and 2 for given constants.", with_json=True)
+    for name, symbol in (
+        ("lipschitz", "ρ"), ("least-eigenvalue", "Λ_min"), ("sparsity", "p"), ("loss-bound", "C"), ("delta", "δ"), ("empirical-risk", "R̂"),
+    ):  # fmt: skip
+        sub.add_argument(f"--{name}", type=float, required=True, help=symbol)
+    sub.add_argument("--n", type=int, required=True, help="size of S")
+
+    sub = command("figures", _figures, "Draw the figures of a store.")
+    sub.add_argument("--store", type=Path, required=True)
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    sub = command("table", _table, "Print the table of a store.", with_json=True)
+    sub.add_argument("--store", type=Path, required=True)
+
+    command("list", _list, "Name the problems, selectors and studies.", with_json=True)
+    command("doctor", _doctor, "Versions, devices and threads of this machine.", with_json=True)
+    return parser
+
+
+def _add_selection(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--problem", default="digits", help="name of the problem")
+    sub.add_argument("--n", type=int, help="training examples (by default the problem's own number)")
+    sub.add_argument("--selector", required=True, help="name of the selector, see 'stability list'")
+    sub.add_argument("--sparsity", type=float, metavar="P", help="fraction of pretrained parameters that may change, in (0, 1]")
+    sub.add_argument("--scope", choices=("global", "tensor"), default="global", help="compete over all parameters, or within each tensor")
+    sub.add_argument("--seed", type=int, default=0, help="of S, the head's start, the order and the selection")

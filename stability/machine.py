@@ -1,0 +1,76 @@
+"""What this machine has: devices, free memory, threads and versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from stability.errors import UsageError
+
+__all__ = ["cores", "free_memory", "report", "resolve_device"]
+
+_PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "transformers", "safetensors", "scikit-learn")
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """The device called ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        UsageError: the name is unknown, or CUDA was asked for and is absent.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"unknown device {str(name)!r}: use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise UsageError(
+                f"device {str(device)!r} was asked for, but torch {torch.__version__} sees {count} CUDA devices: "
+                "use --device cpu, or install a CUDA build of torch and check the driver with nvidia-smi"
+            )
+    return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a new allocation on ``device`` can count on now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system: a size that any machine has
+        return 2 << 30
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def report() -> dict[str, Any]:
+    """Versions, devices and threads, as ``stability doctor`` prints them."""
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return {
+        "stability": metadata.version("stability"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: metadata.version(name) for name in _PACKAGES},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "devices": ["cpu", *(f"cuda:{i} {name}" for i, name in enumerate(cuda))],
+        "free_memory_gib": round(free_memory(torch.device("cpu")) / 2**30, 1),
+    }

@@ -1,0 +1,211 @@
+"""The tidy table of a study → figures. Nothing here trains or reads results from disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+from scipy import stats
+
+from stability.errors import StabilityError
+from stability.study import summarise
+
+__all__ = ["FIGURES", "four_panels", "gap_against_stability", "generalization", "save_all", "stability"]
+
+# Okabe & Ito's colours, safe for colour-blind readers; marker and dash tell the methods apart in grey.
+_STYLES = {
+    "full": ("#000000", "*", "-"),
+    "bitfit": ("#CC79A7", "D", "-"),
+    "random": ("#0072B2", "o", "-"),
+    "magnitude": ("#E69F00", "s", (0, (5, 1.5))),
+    "sam": ("#009E73", "^", (0, (1, 1))),
+}
+_SPARE = [("#D55E00", "v", "-."), ("#56B4E9", "P", (0, (3, 1, 1, 1))), ("#7F7F7F", "X", (0, (7, 2)))]
+_LABELS = {"full": "full tuning", "bitfit": "BitFit", "random": "random", "magnitude": "magnitude", "sam": "SAM"}
+_P_LABEL = "p, fraction of pretrained parameters that may change"
+_RC = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.markersize": 5,
+    "lines.linewidth": 1.4,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+}
+
+
+def stability(frame: pd.DataFrame) -> Figure:
+    """(a) Measured leave-one-out stability against p with 95 % intervals over seeds, and Theorem 1's bound.
+
+    Both axes are logarithmic. The bound has one mark a seed, filled only where no checked assumption failed; an
+    infinite bound is an arrow at the top edge.
+    """
+    summary = summarise(frame)
+    figure, axes = _figure(1, 1, (6.4, 4.4))
+    ax = axes[0]
+    lows = summary["stability_low"].where(np.isfinite(summary["stability_low"]) & (summary["stability_low"] > 0))
+    floor = 10 ** math.floor(math.log10(min(lows.min(), summary["stability"].min()) * 0.5))
+    for method, group in summary.groupby("method", sort=False):
+        colour, marker, dash = _style(method)
+        y = group["stability"].to_numpy()
+        low = np.maximum(np.nan_to_num(group["stability_low"].to_numpy(), neginf=0), floor)
+        high = np.where(np.isfinite(group["stability_high"]), group["stability_high"], y)
+        ax.errorbar(group["sparsity"], y, [y - low, high - y], color=colour, marker=marker, ls=dash, capsize=2, elinewidth=0.9)
+    ok = frame[frame["status"] == "ok"]
+    bound = pd.to_numeric(ok["stability_bound"]) if "stability_bound" in ok else pd.Series(np.nan, ok.index)
+    top = 10 ** math.ceil(math.log10(max(bound.max(), summary["stability"].max()) * 3)) if bound.notna().any() else 1e3
+    for method, group in ok.groupby("method", sort=False):
+        colour, marker, _ = _style(method)
+        mine = bound[group.index]
+        holds = group["failed_assumptions"].map(lambda names: isinstance(names, list) and not names)
+        for chosen, fill in ((holds, colour), (~holds, "none")):
+            ax.plot(group["sparsity"][chosen], mine[chosen], marker, ms=4, mfc=fill, mec=colour, mew=0.8, ls="", alpha=0.9)
+        infinite = group["sparsity"][mine.isna()].unique()
+        ax.plot(infinite, np.full(len(infinite), top * 0.75), marker="$\\uparrow$", ms=8, color=colour, ls="")
+    ax.set(xscale="log", yscale="log", xlabel=_P_LABEL, ylabel="loss difference [nats]", ylim=(floor, top))
+    _percent(ax)
+    extra = [
+        Line2D([], [], color="0.3", marker="o", ls="-", label=f"measured $E_i|\\Delta\\ell_i|$, mean of {int(summary['seeds'].max())} seeds, 95 %"),
+        Line2D([], [], color="0.3", marker="o", mfc="none", ms=4, ls="", label="Theorem 1's bound, an assumption failed"),
+        Line2D([], [], color="0.3", marker="$\\uparrow$", ms=8, ls="", label="Theorem 1's bound infinite"),
+    ]
+    if any(isinstance(names, list) and not names for names in ok.get("failed_assumptions", [])):
+        extra.insert(1, Line2D([], [], color="0.3", marker="o", ms=4, ls="", label="Theorem 1's bound, no assumption failed"))
+    _legend(figure, summary, extra)
+    return figure
+
+
+def generalization(frame: pd.DataFrame) -> Figure:
+    """(b) Train and test loss, metric, and generalization gap against p: mean and ± one standard deviation over seeds."""
+    summary = summarise(frame)
+    metric = str(frame["metric"].dropna().iloc[0])
+    figure, axes = _figure(1, 3, (9.6, 3.5))
+    for ax, name, label in ((axes[0], "loss", "loss [nats]"), (axes[1], "metric", metric)):
+        for split, filled in (("test", True), ("train", False)):
+            _lines(ax, summary, f"{split}_{name}", filled=filled)
+        ax.set(xlabel="p", ylabel=label, title=f"{label.split(' ')[0]}: test (filled), train (hollow)")
+    _lines(axes[2], summary, "gap")
+    axes[2].axhline(0, color="0.7", lw=0.8, zorder=0)
+    axes[2].set(xlabel="p", ylabel="test loss − train loss [nats]", title="generalization gap")
+    for ax in axes:
+        ax.set_xscale("log")
+        _percent(ax)
+    _legend(figure, summary)
+    return figure
+
+
+def four_panels(frame: pd.DataFrame) -> Figure:
+    """(c) The paper's panels, for every method: mean and standard deviation over seeds of the test and train metric."""
+    summary = summarise(frame)
+    metric = str(frame["metric"].dropna().iloc[0])
+    figure, axes = _figure(2, 2, (7.2, 5.4))
+    panels = (("test_metric", "test mean"), ("test_metric_std", "test std"), ("train_metric", "train mean"), ("train_metric_std", "train std"))
+    for ax, (column, title) in zip(axes, panels, strict=True):
+        _lines(ax, summary, column, spread=False)
+        ax.set(xscale="log", xlabel="p", ylabel=metric, title=title)
+        _percent(ax)
+    _legend(figure, summary)
+    return figure
+
+
+def gap_against_stability(frame: pd.DataFrame) -> Figure:
+    """(d) Generalization gap against measured stability, a point for each method and p, both with 95 % intervals."""
+    summary = summarise(frame)
+    figure, axes = _figure(1, 1, (5.6, 4.2))
+    ax = axes[0]
+    for method, group in summary.groupby("method", sort=False):
+        colour, marker, _ = _style(method)
+        sizes = 22 + 60 * (np.log10(group["sparsity"]) + 3).clip(lower=0) / 3
+        ax.scatter(group["stability"], group["gap"], s=sizes, color=colour, marker=marker, alpha=0.85, lw=0, zorder=3)
+        for x, y in (("stability", "gap"),):
+            for _, point in group.iterrows():
+                ends = [point[f"{x}_low"], point[f"{x}_high"]], [point[f"{y}_low"], point[f"{y}_high"]]
+                if np.isfinite(ends).all():
+                    ax.plot(np.maximum(ends[0], 0), [point[y]] * 2, color=colour, lw=0.6, alpha=0.45)
+                    ax.plot([point[x]] * 2, ends[1], color=colour, lw=0.6, alpha=0.45)
+    if len(summary) > 2:
+        rho, p_value = stats.spearmanr(summary["stability"], summary["gap"])
+        ax.set_title(f"{len(summary)} points, larger for larger p; Spearman ρ = {rho:.2f} (p-value {p_value:.2g})")
+    ax.set(xlabel="measured stability $E_i|\\Delta\\ell_i|$ [nats]", ylabel="test loss − train loss [nats]")
+    _legend(figure, summary)
+    return figure
+
+
+FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
+    "stability": stability,
+    "generalization": generalization,
+    "four_panels": four_panels,
+    "gap_against_stability": gap_against_stability,
+}
+"""Every figure by the name of its file."""
+
+
+def save_all(frame: pd.DataFrame, folder: str | PathLike[str]) -> list[Path]:
+    """Draw every figure into ``folder`` as PNG and PDF; the study's identity goes into the files' metadata.
+
+    Raises:
+        StabilityError: the folder cannot be written.
+    """
+    study, identity = frame.attrs.get("study", "study"), frame.attrs.get("identity", "unknown")
+    note = f"study {study}, identity {identity}"
+    written = []
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, draw in FIGURES.items():
+            figure = draw(frame)
+            for suffix, stamp in (("png", {"Description": note}), ("pdf", {"Subject": note, "CreationDate": None})):
+                path = Path(folder) / f"{study}_{name}.{suffix}"
+                figure.savefig(path, metadata=stamp)
+                written.append(path)
+            plt.close(figure)
+    except OSError as error:
+        raise StabilityError(f"cannot write figures into {folder}: {error}; check the path and the free disk space") from error
+    return written
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    with plt.rc_context(_RC):
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    return figure, list(axes.flat)
+
+
+def _style(method: str) -> tuple[Any, Any, Any]:
+    # A method that is not the paper's gets a spare style by its name, the same in every figure.
+    return _STYLES.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
+
+
+def _lines(ax: Axes, summary: pd.DataFrame, column: str, *, filled: bool = True, spread: bool = True) -> None:
+    for method, group in summary.groupby("method", sort=False):
+        colour, marker, dash = _style(str(method))
+        error = group[f"{column}_std"].fillna(0) if spread else None
+        ax.errorbar(
+            group["sparsity"], group[column], error, color=colour, marker=marker, ls=dash,
+            mfc=colour if filled else "white", capsize=2, elinewidth=0.8, lw=1.4 if filled else 0.9,
+        )  # fmt: skip
+
+
+def _percent(ax: Axes) -> None:
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:g} %"))
+
+
+def _legend(figure: Figure, summary: pd.DataFrame, extra: list[Line2D] | None = None) -> None:
+    """Below the axes, so that it can never cover data."""
+    handles = []
+    for method in summary["method"].unique():
+        colour, marker, dash = _style(method)
+        handles.append(Line2D([], [], color=colour, marker=marker, ls=dash, label=_LABELS.get(method, method)))
+    figure.legend(handles=handles + (extra or []), loc="outside lower center", ncols=5 if not extra else 3)

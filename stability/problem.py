@@ -1,0 +1,120 @@
+"""What is to be learned: :class:`Problem`, its :class:`Examples`, and one random generator a role."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stability.errors import UsageError
+from stability.masks import Parameters
+
+__all__ = ["Examples", "Problem", "generator"]
+
+
+def generator(seed: int, role: str) -> torch.Generator:
+    """A CPU generator for one role (``head``, ``order``, ``selection``, ``plan``), never the global one.
+
+    The state depends on both, so that changing how many numbers one role draws leaves the others alone.
+
+    Example:
+        >>> torch.equal(torch.rand(2, generator=generator(0, "head")), torch.rand(2, generator=generator(0, "head")))
+        True
+    """
+    digest = hashlib.sha256(f"{role}:{seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Examples z = (x, y): inputs and labels whose first axis is the example.
+
+    Example:
+        >>> examples = Examples({"x": torch.arange(6.0).reshape(3, 2)}, torch.tensor([0, 1, 1]))
+        >>> len(examples), len(examples.without(0))
+        (3, 2)
+    """
+
+    inputs: Mapping[str, Tensor]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor | slice) -> Examples:
+        """The examples at ``index``, in that order."""
+        return Examples({name: tensor[index] for name, tensor in self.inputs.items()}, self.labels[index])
+
+    def without(self, i: int) -> Examples:
+        """S without z_i (Sⁱ in the paper)."""
+        if not 0 <= i < len(self):
+            raise UsageError(f"example {i} does not exist: S has n = {len(self)} examples, 0 to {len(self) - 1}")
+        return self.take(torch.cat([torch.arange(i), torch.arange(i + 1, len(self))]))
+
+    def to(self, device: torch.device) -> Examples:
+        return Examples({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A pretrained model, seen as a function of its parameters, and the data to fine-tune it on.
+
+    Attributes:
+        name: for tables and figures.
+        settings: what defines it, as plain values: with ``name`` the identity under which results are kept.
+        pretrained: θ⁰, the m parameters that sparsity counts. Never changed.
+        new_head: generator → tensors that θ⁰ lacks (empty for none). Always tunable, counted apart.
+        logits: (parameters, inputs) → (B, C). Pure, and fit for ``torch.func.vmap`` over the parameters.
+        loss: (logits (B, C), labels (B,)) → (B,), ℓ of each example.
+        train: S, n examples.
+        test: held-out examples.
+        metric: (logits (B, C), labels (B,)) → a number, larger is better.
+        metric_name: what it is called.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    pretrained: Parameters
+    new_head: Callable[[torch.Generator], Parameters]
+    logits: Callable[[Parameters, Mapping[str, Tensor]], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    train: Examples
+    test: Examples
+    metric: Callable[[Tensor, Tensor], float]
+    metric_name: str
+
+    @property
+    def n(self) -> int:
+        """Number of training examples."""
+        return len(self.train)
+
+    @property
+    def m(self) -> int:
+        """Number of pretrained parameters, the head not counted."""
+        return sum(tensor.numel() for tensor in self.pretrained.values())
+
+    def head(self, seed: int) -> dict[str, Tensor]:
+        """The new head at its start."""
+        device = next(iter(self.pretrained.values())).device
+        return {name: tensor.to(device) for name, tensor in self.new_head(generator(seed, "head")).items()}
+
+    def start(self, seed: int) -> dict[str, Tensor]:
+        """Where training starts: θ⁰ and the new head."""
+        return {**self.pretrained, **self.head(seed)}
+
+    def losses(self, parameters: Parameters, examples: Examples) -> Tensor:
+        """ℓ of each example, (B,)."""
+        return self.loss(self.logits(parameters, examples.inputs), examples.labels)
+
+    def without(self, i: int) -> Problem:
+        """The same problem on Sⁱ = S \\ z_i."""
+        return replace(self, train=self.train.without(i))
+
+    def to(self, device: torch.device) -> Problem:
+        """The same problem on another device; nothing is copied where it is there already."""
+        pretrained = {name: tensor.to(device) for name, tensor in self.pretrained.items()}
+        return replace(self, pretrained=pretrained, train=self.train.to(device), test=self.test.to(device))

@@ -1,0 +1,287 @@
+"""Many runs of one algorithm at once. A replica is a row: its own example weights, its own values, its own mask.
+
+Replicas share θ⁰, the head's start, the batches and their order. Only tensors with masked coordinates have a copy for
+each replica; all others enter ``torch.func.vmap`` unbatched. How many replicas go at once is planned from a memory
+budget and changes results only by rounding: see :attr:`StabilityEstimate.noise_floor
+<stability.leave_one_out.StabilityEstimate.noise_floor>`, which measures it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from stability.errors import UsageError
+from stability.machine import free_memory
+from stability.masks import Mask, Parameters, SparseDelta
+from stability.problem import Examples, Problem
+from stability.training import AdamW, FineTuning
+
+__all__ = ["DIVERGED", "Replicas", "plan_batch", "train"]
+
+DIVERGED = 1e4
+"""A replica has diverged when its batch loss is not finite or exceeds this many times max(1, its first batch loss)."""
+
+Progress = Callable[[int], object]
+"""Called with the number of replica-steps just done."""
+
+
+@dataclass(frozen=True, eq=False)
+class Replicas:
+    """r trained models, each as its tuned values.
+
+    Attributes:
+        problem: what they were trained on.
+        start: θ⁰ and the head's start, shared.
+        tunable: the union of all rows' masks, head included: K coordinates.
+        values: (r, K) their values after training; where a row's own mask lacks a coordinate, the value of ``start``.
+        masks: each row's selected coordinates of the pretrained tensors.
+        failed_step: (r,) the step at which a row diverged, −1 where it did not.
+        replica_batch: how many went at once.
+    """
+
+    problem: Problem
+    start: Parameters
+    tunable: Mask
+    values: Tensor
+    masks: Sequence[Mask]
+    failed_step: Tensor
+    replica_batch: int
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def parameters(self, row: int) -> dict[str, Tensor]:
+        """The whole model of one replica; tensors without tuned coordinates are shared with θ⁰."""
+        return self.tunable.place(self.start, self.values[row])
+
+    def delta(self, row: int) -> SparseDelta:
+        """What training changed in one replica, ready to be saved."""
+        return SparseDelta.between(self.problem.pretrained, self.parameters(row), self.masks[row])
+
+    def logits(self, examples: Examples, block: int = 256) -> Tensor:
+        """(r, N, C), computed ``block`` examples of a replica batch at a time."""
+        with torch.no_grad():
+            rows = [
+                torch.cat([self._logits(at, examples.take(slice(i, i + block))) for i in range(0, len(examples), block)], dim=1)
+                for at in _chunks(len(self), self.replica_batch)
+            ]
+        return torch.cat(rows)
+
+    def losses(self, examples: Examples) -> Tensor:
+        """ℓ of each example under each replica, (r, N)."""
+        return vmap(self.problem.loss, in_dims=(0, None))(self.logits(examples), examples.labels)
+
+    def distances(self) -> Tensor:
+        """‖θ_r − θ_0‖₂, each replica's distance from the first over all parameters: float64 (r,)."""
+        return (self.values.double() - self.values[0].double()).norm(dim=1)
+
+    def _logits(self, at: slice, examples: Examples) -> Tensor:
+        stack = _Stack(self.start, self.tunable, self.values[at])
+        return _batched(stack, self.problem.logits)(stack.tensors, examples.inputs)
+
+
+def train(
+    problem: Problem,
+    algorithm: FineTuning,
+    weights: Tensor | None = None,
+    masks: Sequence[Mask] | None = None,
+    *,
+    replica_batch: int | None = None,
+    memory_budget: int | None = None,
+    reverse_batches: bool = False,
+    progress: Progress | None = None,
+) -> Replicas:
+    """Run the algorithm r times, once for each row of example weights, on the device that the problem is on.
+
+    Args:
+        problem: what to learn; all tensors on one device.
+        algorithm: the definition of a run.
+        weights: (r, n) one weight an example, 0 for left out; by default one row of ones, a single ordinary run.
+        masks: one selection a row, or a single one for all; by default ``algorithm.select(problem)``.
+        replica_batch: how many replicas go at once; planned from ``memory_budget`` by default.
+        memory_budget: bytes; half of what is free by default.
+        reverse_batches: take the examples within each batch in reverse order: the same algorithm, rounded differently.
+        progress: told how many replica-steps were done.
+
+    Raises:
+        UsageError: weights or masks whose shapes do not fit.
+
+    Example:
+        >>> from stability.problems import load
+        >>> from stability.selectors import BitFit
+        >>> replicas = train(load("digits"), FineTuning(BitFit(), steps=2))
+        >>> replicas.values.shape
+        torch.Size([1, 1381])
+    """
+    start = problem.start(algorithm.seed)
+    first = next(iter(start.values()))
+    if weights is None:
+        weights = torch.ones(1, problem.n)
+    if weights.ndim != 2 or weights.shape[1] != problem.n:
+        raise UsageError(f"weights have shape {tuple(weights.shape)}: (r, n) with n = {problem.n} expected")
+    weights = weights.to(first)
+    r = len(weights)
+    masks = [algorithm.select(problem)] if masks is None else list(masks)
+    if len(masks) == 1:
+        masks = masks * r
+    if len(masks) != r:
+        raise UsageError(f"{len(masks)} masks for r = {r} replicas: give one for each, or one for all")
+    selected = masks[0]
+    for mask in {id(mask): mask for mask in masks}.values():
+        selected = selected.union(mask)
+    tunable = algorithm.tunable(problem, selected)
+    activity = None
+    if any(mask.count != selected.count for mask in masks):
+        activity = torch.stack([tunable.contains(algorithm.tunable(problem, mask)) for mask in masks]).to(first.device)
+    if replica_batch is None:
+        replica_batch = plan_batch(problem, algorithm, tunable, r, memory_budget)
+    ridges = torch.tensor([[algorithm.ridge_for(mask.sparsity)] for mask in masks]).to(first)
+    origin = tunable.gather(start)
+    batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.n)]
+    values, failed = [], []
+    for rows in _chunks(r, replica_batch):
+        value, failure = _train_rows(
+            problem,
+            algorithm,
+            batches,
+            start,
+            tunable,
+            origin,
+            weights[rows],
+            ridges[rows],
+            None if activity is None else activity[rows],
+            progress,
+        )
+        values.append(value)
+        failed.append(failure)
+    return Replicas(problem, start, tunable, torch.cat(values), masks, torch.cat(failed).cpu(), replica_batch)
+
+
+def plan_batch(problem: Problem, algorithm: FineTuning, tunable: Mask, r: int, memory_budget: int | None = None) -> int:
+    """How many of r replicas fit in ``memory_budget`` bytes at once, balanced so that the last batch is not a rest.
+
+    One replica takes what a forward pass keeps for the backward pass (measured on one batch), as much again for the
+    backward pass itself, its copy and gradient of every masked tensor, and six vectors of K values.
+    """
+    start = problem.start(algorithm.seed)
+    first = next(iter(start.values()))
+    budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
+    batch = problem.train.take(next(algorithm.batches(problem.n)))
+    rows = min(r, 2)
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    stack = _Stack(start, tunable, tunable.gather(start).expand(rows, -1))
+    for tensor in stack.tensors.values():
+        tensor.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _batched(stack, problem.logits)(stack.tensors, batch.inputs)
+    copies = sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
+    each = 2 * sum(saved.values()) // rows + first.element_size() * (3 * copies + 6 * tunable.count)
+    fits = max(1, min(r, budget // each))
+    return math.ceil(r / math.ceil(r / fits))
+
+
+class _Stack:
+    """The masked tensors of r replicas, (r, *shape) each; the others are shared."""
+
+    def __init__(self, start: Parameters, tunable: Mask, values: Tensor) -> None:
+        r = len(values)
+        self.shared = {name: tensor for name, tensor in start.items() if name not in tunable.indices}
+        self.tensors: dict[str, Tensor] = {}
+        self._places: list[tuple[Tensor, Tensor | None, slice]] = []
+        for name, index, where in tunable.slices():
+            tensor = start[name]
+            whole = len(index) == tensor.numel()
+            # A clone even for r = 1, where .contiguous() would hand back θ⁰ itself.
+            self.tensors[name] = tensor.detach().expand(r, *tensor.shape).clone(memory_format=torch.contiguous_format)
+            self._places.append((self.tensors[name].view(r, -1), None if whole else index.to(tensor.device), where))
+        self.write(values)
+
+    def write(self, values: Tensor) -> None:
+        """Set the tuned coordinates to ``values`` (r, K); nothing else is touched."""
+        for flat, index, where in self._places:
+            if index is None:
+                flat.copy_(values[:, where])
+            else:
+                flat.index_copy_(1, index, values[:, where])
+
+    def read(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The tuned coordinates of tensors shaped as mine, (r, K)."""
+        parts = [
+            tensor.flatten(1) if index is None else tensor.flatten(1).index_select(1, index)
+            for tensor, (_, index, _) in zip(tensors, self._places, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
+
+
+def _batched(stack: _Stack, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``function(parameters, *data)`` for every replica at once: takes the stacked tensors and the shared data."""
+
+    def one(mine: Parameters, *data: object) -> Tensor:
+        return function({**stack.shared, **mine}, *data)
+
+    # The shared data enter by closure: vmap then treats them as constants, whatever container they come in.
+    return lambda tensors, *data: vmap(lambda mine: one(mine, *data))(tensors)
+
+
+def _chunks(r: int, size: int) -> list[slice]:
+    return [slice(i, min(i + size, r)) for i in range(0, r, size)]
+
+
+def _train_rows(
+    problem: Problem,
+    algorithm: FineTuning,
+    batches: Sequence[Tensor],
+    start: Parameters,
+    tunable: Mask,
+    origin: Tensor,
+    weights: Tensor,
+    ridges: Tensor,
+    activity: Tensor | None,
+    progress: Progress | None,
+) -> tuple[Tensor, Tensor]:
+    """One batch of replicas from start to end: their values (r, K) and failed steps (r,)."""
+    r = len(weights)
+    values = origin.expand(r, -1).clone()
+    stack = _Stack(start, tunable, values)
+    leaves = list(stack.tensors.values())
+    for leaf in leaves:
+        leaf.requires_grad_()
+    optimizer = AdamW(algorithm, values)
+    failed = torch.full((r,), -1, device=values.device)
+    limit = torch.zeros(())
+    ridged = bool((ridges > 0).any())
+
+    for step, index in enumerate(batches):
+        index = index.to(values.device)
+        batch, weight = problem.train.take(index), weights[:, index]
+        losses = _batched(stack, problem.losses)(stack.tensors, batch)
+        mass = weight.sum(1)
+        # A batch whose every example is left out has no loss and no gradient; the moments still move the values.
+        objective = (losses * weight).sum(1) / torch.where(mass > 0, mass, torch.ones_like(mass))
+        gradient = stack.read(torch.autograd.grad(objective.sum(), leaves, materialize_grads=True))
+        with torch.no_grad():
+            found = objective.detach()
+            if step == 0:
+                limit = DIVERGED * found.clamp_min(1.0)
+            failed = torch.where((failed < 0) & ~(found <= limit), step, failed)
+            if ridged:
+                gradient = gradient + 2 * ridges * (values - origin)
+            updated = optimizer.update(values, gradient)
+            values = updated if activity is None else torch.where(activity, updated, values)
+            stack.write(values)
+        if progress is not None:
+            progress(r)
+    failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.steps, failed)
+    return values, failed

@@ -1,0 +1,91 @@
+"""The one interface of every way to choose the tunable parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from stability.masks import Mask, Parameters, Scope, top_k
+from stability.problem import Problem, generator
+
+__all__ = ["FromScores", "ScoreFunction", "Selector", "from_scores"]
+
+
+class Selector(ABC):
+    """Chooses which of the m pretrained coordinates may change.
+
+    A selector writes :meth:`select`. One whose choice depends on the training data sets ``uses_data``: leaving an
+    example out then selects anew. :meth:`select_each_left_out` does that by calling ``select`` on every Sⁱ; override
+    it only with something faster that gives the same masks.
+
+    Attributes:
+        name: for tables, figures and the command line.
+        uses_data: whether the choice depends on S.
+        sparsity: p asked for, or None where the rule itself decides how many.
+    """
+
+    name: ClassVar[str]
+    uses_data: ClassVar[bool] = False
+    sparsity: float | None = None
+
+    @abstractmethod
+    def select(self, problem: Problem, seed: int) -> Mask:
+        """The mask over ``problem.pretrained``; every random choice comes from ``generator(seed, "selection")``."""
+
+    def settings(self) -> dict[str, Any]:
+        """What defines the selector, as plain values: part of the identity of a result."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else dict(vars(self))
+        named = {k: f"{v.__module__}:{v.__qualname__}" if callable(v) else v for k, v in values.items()}
+        return {"name": self.name, **named}
+
+    def select_each_left_out(self, problem: Problem, left_out: Sequence[int], seed: int) -> Iterator[Mask]:
+        """The mask chosen on S without z_i, for each i of ``left_out`` in turn."""
+        for i in left_out:
+            yield self.select(problem.without(i), seed)
+
+
+ScoreFunction = Callable[[Problem, torch.Generator], Parameters]
+"""(problem, generator) → one score a pretrained coordinate, in the shapes of ``problem.pretrained``; large is tunable."""
+
+
+@dataclass(frozen=True)
+class FromScores(Selector):
+    """A new selector from a score function; see :func:`from_scores`."""
+
+    scores: ScoreFunction
+    sparsity: float
+    scope: Scope = "global"
+    label: str = ""
+
+    uses_data: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.label or self.scores.__name__
+
+    def select(self, problem: Problem, seed: int) -> Mask:
+        return top_k(self.scores(problem, generator(seed, "selection")), self.sparsity, self.scope)
+
+
+def from_scores(scores: ScoreFunction, sparsity: float, scope: Scope = "global", name: str = "") -> FromScores:
+    """A selector that takes the ⌊pm⌋ coordinates of highest score.
+
+    Args:
+        scores: (problem, generator) → scores named and shaped as ``problem.pretrained``. It sees S as
+            ``problem.train``; when z_i is left out it is called again with that example gone.
+        sparsity: p ∈ (0, 1].
+        scope: compete over all parameters (``global``) or within each tensor (``tensor``).
+        name: for tables and figures; the function's own name by default.
+
+    Example:
+        >>> from stability.problems import load
+        >>> def smallest(problem, generator):
+        ...     return {name: -tensor.abs() for name, tensor in problem.pretrained.items()}
+        >>> from_scores(smallest, sparsity=0.01).select(load("digits"), seed=0).count
+        264
+    """
+    return FromScores(scores, sparsity, scope, name)

@@ -1,0 +1,125 @@
+"""The ledger of finished work: one SQLite file, one row a finished cell, written at once and never rewritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from stability.errors import StabilityError
+
+__all__ = ["Store", "key"]
+
+_FORMAT = 1
+_SCHEMA = """
+CREATE TABLE study (format INTEGER NOT NULL, version TEXT NOT NULL, identity TEXT NOT NULL);
+CREATE TABLE cells (
+    key TEXT PRIMARY KEY, identity TEXT NOT NULL, record TEXT NOT NULL, finished TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+);
+"""
+
+
+def key(identity: Mapping[str, Any]) -> str:
+    """SHA-256 of what defines a cell, whatever the order of its entries.
+
+    Example:
+        >>> key({"a": 1, "b": 2}) == key({"b": 2, "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+class Store:
+    """Results of one study.
+
+    Args:
+        path: the file; made where it is missing and ``identity`` is given.
+        identity: what defines the study, as plain values. None opens whatever study the file holds.
+        version: of the program whose results these are; results of another are refused.
+
+    Raises:
+        StabilityError: the file is missing, damaged or not a store, the disk is full, or it holds another study or
+            another version's results.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "study.sqlite"
+        >>> store = Store(path, {"name": "mine"}, version="1")
+        >>> store.add({"seed": 0}, {"value": 0.5})
+        >>> Store(path).records()
+        [{'seed': 0, 'value': 0.5}]
+    """
+
+    def __init__(self, path: str | PathLike[str], identity: Mapping[str, Any] | None = None, version: str = "") -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            if identity is None:
+                raise StabilityError(f"there is no store {self.path}: make one with 'stability run STUDY --store {self.path}'")
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StabilityError(f"cannot make the folder of {self.path}: {error}") from error
+            with self._connection() as connection:  # one transaction: a store is whole or absent
+                connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+                connection.execute("INSERT INTO study VALUES (?, ?, ?)", (_FORMAT, version, json.dumps(identity, sort_keys=True)))
+        with self._connection() as connection:
+            rows = connection.execute("SELECT format, version, identity FROM study").fetchall()
+        if len(rows) != 1:
+            raise StabilityError(f"{self.path} is damaged: {len(rows)} studies in it instead of 1; delete it and run again")
+        stored_format, self.version, text = rows[0]
+        self.identity: dict[str, Any] = json.loads(text)
+        if stored_format != _FORMAT:
+            raise StabilityError(f"{self.path} has format {stored_format}, this program writes {_FORMAT}: use another --store")
+        if identity is not None:
+            self._refuse_mixture(json.loads(json.dumps(identity)), version)
+
+    def finished(self) -> set[str]:
+        """Keys of the cells that are done."""
+        with self._connection() as connection:
+            return {row[0] for row in connection.execute("SELECT key FROM cells")}
+
+    def add(self, identity: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """Write one finished cell, at once and for good; a cell that is there already is left as it is."""
+        row = (key(identity), json.dumps(identity, sort_keys=True), json.dumps(record))
+        with self._connection() as connection:
+            connection.execute("INSERT OR IGNORE INTO cells (key, identity, record) VALUES (?, ?, ?)", row)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every finished cell, identity and record in one dictionary, in the order they were finished."""
+        with self._connection() as connection:
+            rows = connection.execute("SELECT identity, record FROM cells ORDER BY rowid").fetchall()
+        return [{**json.loads(identity), **json.loads(record)} for identity, record in rows]
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = sqlite3.connect(self.path, timeout=60)
+            try:
+                with connection:
+                    yield connection
+            finally:
+                connection.close()
+        except sqlite3.OperationalError as error:
+            remedy = "free some disk space and run again" if "full" in str(error) else "check the path and its permissions"
+            raise StabilityError(f"cannot use the store {self.path}: {error}; what was finished is kept, {remedy}") from error
+        except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+            raise StabilityError(
+                f"{self.path} is damaged or no store: {error}; move it away and run again, or restore a copy"
+            ) from error
+
+    def _refuse_mixture(self, wanted: dict[str, Any], version: str) -> None:
+        if self.version != version:
+            raise StabilityError(
+                f"{self.path} was made by version {self.version}, this is {version}: use another --store, or that version"
+            )
+        for name in sorted(wanted.keys() | self.identity.keys()):
+            if wanted.get(name) != self.identity.get(name):
+                raise StabilityError(
+                    f"{self.path} was made with {name} = {self.identity.get(name)}, now it is {wanted.get(name)}: "
+                    "use another --store, or the settings that it was made with"
+                )

@@ -1,0 +1,55 @@
+"""The tidy table of a study → a table to read."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from stability.study import summarise
+
+__all__ = ["render", "study_table"]
+
+
+def study_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each method and p, its numbers ready to read: mean ± standard deviation over seeds, stability with its
+    95 % interval, Theorem 1's bound with a star where an assumption of it failed or was infinite."""
+    summary = summarise(frame)
+    metric = str(frame["metric"].dropna().iloc[0])
+    return pd.DataFrame(
+        {
+            "method": summary["method"],
+            "p": summary["sparsity"].map("{:.4f}".format),
+            "k": summary["tunable"],
+            "head": summary["head"],
+            "seeds": [f"{ok}" + (f" (+{bad} failed)" if bad else "") for ok, bad in zip(summary["seeds"], summary["failed"], strict=True)],
+            f"train {metric}": _mean_std(summary, "train_metric"),
+            f"test {metric}": _mean_std(summary, "test_metric"),
+            "test loss": _mean_std(summary, "test_loss"),
+            "gap": _mean_std(summary, "gap"),
+            "stability": summary["stability"].map("{:.3f}".format),
+            "95 % interval": [f"{max(low, 0):.3f} … {high:.3f}" for low, high in zip(summary["stability_low"], summary["stability_high"], strict=True)],
+            "noise floor": summary["noise_floor"].map("{:.1e}".format),
+            "Theorem 1": [_bound(value, applies) for value, applies in zip(summary["stability_bound"], summary["bound_applies"], strict=True)],
+            "failed replicas": summary["failed_replicas"],
+        }
+    )
+
+
+def render(frame: pd.DataFrame) -> str:
+    """The table as text, with what its marks mean."""
+    table = study_table(frame)
+    return table.to_string(index=False) + (
+        "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| in nats, interval over seeds; "
+        "± is one standard deviation over seeds.\n"
+        "p: fraction of pretrained parameters that may change (k of them); the new head is tunable besides.\n"
+        "*: an assumption of Theorem 1 failed in at least one seed (Λ_min < 0, or trained without its ridge λ = 1 − p)."
+    )
+
+
+def _mean_std(summary: pd.DataFrame, name: str) -> list[str]:
+    return [f"{m:.3f} ± {s:.3f}" if math.isfinite(s) else f"{m:.3f}" for m, s in zip(summary[name], summary[f"{name}_std"], strict=True)]
+
+
+def _bound(value: float, applies: bool) -> str:
+    return ("∞" if math.isinf(value) else f"{value:.3g}") + ("" if applies else " *")
