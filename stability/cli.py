@@ -137,6 +137,7 @@ def _loo(options: argparse.Namespace) -> None:
         return
     low, high = estimate.interval
     logits = estimate.replicas.logits(problem.test.to(estimate.replicas.values.device))[0].cpu()
+    p = estimate.tunable / estimate.total
     rows = {
         "stability E_i|Δℓ_i|": f"{estimate.value:.4g} nats",
         f"{estimate.pointwise.confidence:.0%} interval": "exact for this S and seed" if low == high else f"{low:.4g} … {high:.4g}",
@@ -144,7 +145,7 @@ def _loo(options: argparse.Namespace) -> None:
         "estimator": f"{estimate.estimator}, {estimate.retrainings} of n = {estimate.n} left out, {len(estimate.failed)} failed",
         "at fresh points": f"{estimate.hypothesis.value:.4g}",
         "largest |Δℓ_i|": f"{estimate.maximum:.4g}",
-        "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {estimate.tunable / estimate.total:.4g}), head {estimate.head}",
+        "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {p:.4g}), head {estimate.head}",
         f"test {problem.metric_name}": f"{problem.metric(logits, problem.test.labels):.4f}",
         "seconds": f"{estimate.seconds:.1f}",
     }
@@ -238,7 +239,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: Callable[[argparse.Namespace], None], text: str, with_json: bool = False) -> argparse.ArgumentParser:
+    def command(
+        name: str, function: Callable[[argparse.Namespace], None], text: str, with_json: bool = False
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         sub.set_defaults(command=function)
         if with_json:
@@ -254,7 +257,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("loo", _loo, "Measure the leave-one-out stability of one selector.", with_json=True)
     _add_selection(sub)
-    sub.add_argument("--estimator", choices=("exact", "sampled"), default="sampled", help="leave out every example, or a random sample")
+    sub.add_argument(
+        "--estimator", choices=("exact", "sampled"), default="sampled", help="leave out every example, or a random sample"
+    )
     sub.add_argument("--retrainings", type=int, help="how many examples a sample leaves out (by default 20)")
     sub.add_argument("--keep-mask", action="store_true", help="keep S's mask instead of selecting anew without the example")
     for name, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("weight-decay", float)):
@@ -269,9 +274,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
 
     sub = command("bounds", _bounds, "Theorems 1 and 2 for given constants.", with_json=True)
-    for name, symbol in (
-        ("lipschitz", "ρ"), ("least-eigenvalue", "Λ_min"), ("sparsity", "p"), ("loss-bound", "C"), ("delta", "δ"), ("empirical-risk", "R̂"),
-    ):  # fmt: skip
+    symbols = {"lipschitz": "ρ", "least-eigenvalue": "Λ_min", "sparsity": "p", "loss-bound": "C", "delta": "δ", "empirical-risk": "R̂"}
+    for name, symbol in symbols.items():
         sub.add_argument(f"--{name}", type=float, required=True, help=symbol)
     sub.add_argument("--n", type=int, required=True, help="size of S")
 
@@ -292,5 +296,7 @@ def _add_selection(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--n", type=int, help="training examples (by default the problem's own number)")
     sub.add_argument("--selector", required=True, help="name of the selector, see 'stability list'")
     sub.add_argument("--sparsity", type=float, metavar="P", help="fraction of pretrained parameters that may change, in (0, 1]")
-    sub.add_argument("--scope", choices=("global", "tensor"), default="global", help="compete over all parameters, or within each tensor")
+    sub.add_argument(
+        "--scope", choices=("global", "tensor"), default="global", help="compete over all parameters, or within each tensor"
+    )
     sub.add_argument("--seed", type=int, default=0, help="of S, the head's start, the order and the selection")

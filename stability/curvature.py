@@ -90,7 +90,7 @@ def hessian_vector_product(problem: Problem, parameters: Parameters, examples: E
     gradients = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
     directions = vector.to(gradients[0]).split(sizes)
     inner = sum((g * v.view_as(g)).sum() for g, v in zip(gradients, directions, strict=True))
-    products = torch.autograd.grad(inner, list(leaves.values()), materialize_grads=True)  # type: ignore[arg-type]
+    products = torch.autograd.grad(inner, list(leaves.values()), materialize_grads=True)
     return torch.cat([product.reshape(-1) for product in products])
 
 

@@ -79,7 +79,9 @@ class StabilityEstimate:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values that JSON can hold (an unbounded end of an interval is None)."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("replicas", "pointwise", "hypothesis")}
+        plain = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("replicas", "pointwise", "hypothesis")
+        }
         return plain | {
             "value": self.value,
             "interval": _finite(self.interval),

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from os import PathLike
 from typing import Any, Literal, TypeAlias
 
@@ -32,7 +31,9 @@ Scope: TypeAlias = Literal["global", "tensor"]
 
 
 def count_for(sparsity: float, m: int) -> int:
-    """⌊pm⌋, the number of coordinates that may change, in exact decimal arithmetic (0.29 · 100 is 29).
+    """⌊pm⌋, the number of coordinates that may change; p is taken to mean the number that rounding it came from.
+
+    So 0.29 of 100 is 29, and k/m of m is k, though both products are a little less in floating point.
 
     Args:
         sparsity: p ∈ (0, 1], the fraction that *may* change: small p means very sparse.
@@ -47,11 +48,10 @@ def count_for(sparsity: float, m: int) -> int:
     """
     if not (isinstance(sparsity, (int, float)) and 0 < sparsity <= 1):
         raise UsageError(f"sparsity p = {sparsity} is outside (0, 1]: p is the fraction of parameters that may change")
-    k = math.floor(Fraction(repr(float(sparsity))) * m)
+    k = _floor(sparsity, m)
     if k == 0:
         raise UsageError(
-            f"sparsity p = {sparsity} selects nothing of m = {m} coordinates (pm = {sparsity * m:.3g} < 1): "
-            f"use p ≥ {1 / m:.3g}"
+            f"sparsity p = {sparsity} selects nothing of m = {m} coordinates (pm = {sparsity * m:.3g} < 1): use p ≥ {1 / m:.3g}"
         )
     return k
 
@@ -221,11 +221,15 @@ def top_k(scores: Parameters, sparsity: float, scope: Scope = "global") -> Mask:
     if scope == "tensor":
         total = sum(map(len, flat.values()))
         count_for(sparsity, total)
-        counts = {n: math.floor(Fraction(repr(float(sparsity))) * len(s)) for n, s in flat.items()}
+        counts = {n: _floor(sparsity, len(s)) for n, s in flat.items()}
         if not any(counts.values()):
             raise UsageError(f"sparsity p = {sparsity} selects nothing within any single tensor: use a larger p or scope='global'")
         return Mask(shapes, {n: _largest(s, counts[n]) for n, s in flat.items() if counts[n]})
     raise UsageError(f"unknown scope {scope!r}: use 'global' or 'tensor'")
+
+
+def _floor(sparsity: float, m: int) -> int:
+    return math.floor(sparsity * m * (1 + 2**-50))
 
 
 def _largest(scores: Tensor, k: int) -> Tensor:
@@ -274,7 +278,10 @@ class SparseDelta:
             StabilityError: a coordinate outside the mask differs from θ⁰ (compared bit by bit).
         """
         delta = cls(
-            mask, mask.gather(tuned).detach().clone(), fingerprint(pretrained), {n: t for n, t in tuned.items() if n not in pretrained}
+            mask,
+            mask.gather(tuned).detach().clone(),
+            fingerprint(pretrained),
+            {n: t for n, t in tuned.items() if n not in pretrained},
         )
         for name, rebuilt in mask.place(pretrained, delta.values).items():
             same = torch.equal(_bits(rebuilt), _bits(tuned[name].detach()))

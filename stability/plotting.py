@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
+from functools import wraps
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ _STYLES = {
 _SPARE = [("#D55E00", "v", "-."), ("#56B4E9", "P", (0, (3, 1, 1, 1))), ("#7F7F7F", "X", (0, (7, 2)))]
 _LABELS = {"full": "full tuning", "bitfit": "BitFit", "random": "random", "magnitude": "magnitude", "sam": "SAM"}
 _P_LABEL = "p, fraction of pretrained parameters that may change"
-_RC = {
+_RC: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -43,11 +43,22 @@ _RC = {
     "legend.fontsize": 8,
     "lines.markersize": 5,
     "lines.linewidth": 1.4,
-    "savefig.dpi": 200,
     "pdf.fonttype": 42,
 }
 
 
+def _styled(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
+    """Draw with the toolkit's style and leave the caller's alone."""
+
+    @wraps(draw)
+    def drawn(frame: pd.DataFrame) -> Figure:
+        with plt.rc_context(_RC):
+            return draw(frame)
+
+    return drawn
+
+
+@_styled
 def stability(frame: pd.DataFrame) -> Figure:
     """(a) Measured leave-one-out stability against p with 95 % intervals over seeds, and Theorem 1's bound.
 
@@ -55,12 +66,12 @@ def stability(frame: pd.DataFrame) -> Figure:
     infinite bound is an arrow at the top edge.
     """
     summary = summarise(frame)
-    figure, axes = _figure(1, 1, (6.4, 4.4))
+    figure, axes = _figure(1, 1, (6.4, 5.0))
     ax = axes[0]
     lows = summary["stability_low"].where(np.isfinite(summary["stability_low"]) & (summary["stability_low"] > 0))
     floor = 10 ** math.floor(math.log10(min(lows.min(), summary["stability"].min()) * 0.5))
     for method, group in summary.groupby("method", sort=False):
-        colour, marker, dash = _style(method)
+        colour, marker, dash = _style(str(method))
         y = group["stability"].to_numpy()
         low = np.maximum(np.nan_to_num(group["stability_low"].to_numpy(), neginf=0), floor)
         high = np.where(np.isfinite(group["stability_high"]), group["stability_high"], y)
@@ -69,7 +80,7 @@ def stability(frame: pd.DataFrame) -> Figure:
     bound = pd.to_numeric(ok["stability_bound"]) if "stability_bound" in ok else pd.Series(np.nan, ok.index)
     top = 10 ** math.ceil(math.log10(max(bound.max(), summary["stability"].max()) * 3)) if bound.notna().any() else 1e3
     for method, group in ok.groupby("method", sort=False):
-        colour, marker, _ = _style(method)
+        colour, marker, _ = _style(str(method))
         mine = bound[group.index]
         holds = group["failed_assumptions"].map(lambda names: isinstance(names, list) and not names)
         for chosen, fill in ((holds, colour), (~holds, "none")):
@@ -79,7 +90,14 @@ def stability(frame: pd.DataFrame) -> Figure:
     ax.set(xscale="log", yscale="log", xlabel=_P_LABEL, ylabel="loss difference [nats]", ylim=(floor, top))
     _percent(ax)
     extra = [
-        Line2D([], [], color="0.3", marker="o", ls="-", label=f"measured $E_i|\\Delta\\ell_i|$, mean of {int(summary['seeds'].max())} seeds, 95 %"),
+        Line2D(
+            [],
+            [],
+            color="0.3",
+            marker="o",
+            ls="-",
+            label=f"measured $E_i|\\Delta\\ell_i|$, mean of {int(summary['seeds'].max())} seeds, 95 %",
+        ),
         Line2D([], [], color="0.3", marker="o", mfc="none", ms=4, ls="", label="Theorem 1's bound, an assumption failed"),
         Line2D([], [], color="0.3", marker="$\\uparrow$", ms=8, ls="", label="Theorem 1's bound infinite"),
     ]
@@ -89,6 +107,7 @@ def stability(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@_styled
 def generalization(frame: pd.DataFrame) -> Figure:
     """(b) Train and test loss, metric, and generalization gap against p: mean and ± one standard deviation over seeds."""
     summary = summarise(frame)
@@ -108,12 +127,18 @@ def generalization(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@_styled
 def four_panels(frame: pd.DataFrame) -> Figure:
     """(c) The paper's panels, for every method: mean and standard deviation over seeds of the test and train metric."""
     summary = summarise(frame)
     metric = str(frame["metric"].dropna().iloc[0])
     figure, axes = _figure(2, 2, (7.2, 5.4))
-    panels = (("test_metric", "test mean"), ("test_metric_std", "test std"), ("train_metric", "train mean"), ("train_metric_std", "train std"))
+    panels = (
+        ("test_metric", "test mean"),
+        ("test_metric_std", "test std"),
+        ("train_metric", "train mean"),
+        ("train_metric_std", "train std"),
+    )
     for ax, (column, title) in zip(axes, panels, strict=True):
         _lines(ax, summary, column, spread=False)
         ax.set(xscale="log", xlabel="p", ylabel=metric, title=title)
@@ -122,21 +147,21 @@ def four_panels(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@_styled
 def gap_against_stability(frame: pd.DataFrame) -> Figure:
     """(d) Generalization gap against measured stability, a point for each method and p, both with 95 % intervals."""
     summary = summarise(frame)
     figure, axes = _figure(1, 1, (5.6, 4.2))
     ax = axes[0]
     for method, group in summary.groupby("method", sort=False):
-        colour, marker, _ = _style(method)
+        colour, marker, _ = _style(str(method))
         sizes = 22 + 60 * (np.log10(group["sparsity"]) + 3).clip(lower=0) / 3
         ax.scatter(group["stability"], group["gap"], s=sizes, color=colour, marker=marker, alpha=0.85, lw=0, zorder=3)
-        for x, y in (("stability", "gap"),):
-            for _, point in group.iterrows():
-                ends = [point[f"{x}_low"], point[f"{x}_high"]], [point[f"{y}_low"], point[f"{y}_high"]]
-                if np.isfinite(ends).all():
-                    ax.plot(np.maximum(ends[0], 0), [point[y]] * 2, color=colour, lw=0.6, alpha=0.45)
-                    ax.plot([point[x]] * 2, ends[1], color=colour, lw=0.6, alpha=0.45)
+        for _, point in group.iterrows():
+            across, up = ([point[f"{name}_low"], point[f"{name}_high"]] for name in ("stability", "gap"))
+            if np.isfinite([across, up]).all():
+                ax.plot(np.maximum(across, 0), [point["gap"]] * 2, color=colour, lw=0.6, alpha=0.45)
+                ax.plot([point["stability"]] * 2, up, color=colour, lw=0.6, alpha=0.45)
     if len(summary) > 2:
         rho, p_value = stats.spearmanr(summary["stability"], summary["gap"])
         ax.set_title(f"{len(summary)} points, larger for larger p; Spearman ρ = {rho:.2f} (p-value {p_value:.2g})")
@@ -169,7 +194,7 @@ def save_all(frame: pd.DataFrame, folder: str | PathLike[str]) -> list[Path]:
             figure = draw(frame)
             for suffix, stamp in (("png", {"Description": note}), ("pdf", {"Subject": note, "CreationDate": None})):
                 path = Path(folder) / f"{study}_{name}.{suffix}"
-                figure.savefig(path, metadata=stamp)
+                figure.savefig(path, dpi=200, metadata=stamp)
                 written.append(path)
             plt.close(figure)
     except OSError as error:
@@ -178,8 +203,7 @@ def save_all(frame: pd.DataFrame, folder: str | PathLike[str]) -> list[Path]:
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    with plt.rc_context(_RC):
-        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     return figure, list(axes.flat)
 
 
@@ -206,6 +230,6 @@ def _legend(figure: Figure, summary: pd.DataFrame, extra: list[Line2D] | None = 
     """Below the axes, so that it can never cover data."""
     handles = []
     for method in summary["method"].unique():
-        colour, marker, dash = _style(method)
+        colour, marker, dash = _style(str(method))
         handles.append(Line2D([], [], color=colour, marker=marker, ls=dash, label=_LABELS.get(method, method)))
-    figure.legend(handles=handles + (extra or []), loc="outside lower center", ncols=5 if not extra else 3)
+    figure.legend(handles=handles + (extra or []), loc="outside lower center", ncols=5 if not extra else 2)

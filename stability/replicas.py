@@ -75,7 +75,8 @@ class Replicas:
 
     def losses(self, examples: Examples) -> Tensor:
         """ℓ of each example under each replica, (r, N)."""
-        return vmap(self.problem.loss, in_dims=(0, None))(self.logits(examples), examples.labels)
+        losses: Tensor = vmap(self.problem.loss, in_dims=(0, None))(self.logits(examples), examples.labels)
+        return losses
 
     def distances(self) -> Tensor:
         """‖θ_r − θ_0‖₂, each replica's distance from the first over all parameters: float64 (r,)."""

@@ -119,7 +119,10 @@ def _row(estimate: StabilityEstimate, algorithm: FineTuning, constants: Constant
         "stability_interval": plain["interval"],
         "hypothesis_stability": estimate.hypothesis.value,
         "metric": problem.metric_name,
-        **{name: plain[name] for name in ("maximum", "noise_floor", "estimator", "n", "retrainings", "failed", "tunable", "total", "head")},
+        **{
+            name: plain[name]
+            for name in ("maximum", "noise_floor", "estimator", "n", "retrainings", "failed", "tunable", "total", "head")
+        },
     }
     for split, examples in (("train", problem.train), ("test", problem.test)):
         logits = replicas.logits(examples)[0]
@@ -240,7 +243,9 @@ def table(store: Store) -> pd.DataFrame:
         selector = record.pop("selector")
         rows.append({"method": selector["name"], **record})
     frame = pd.DataFrame(rows)
-    frame.attrs.update(study=store.identity["study"], identity=key(store.identity)[:12], n=store.identity["problem_settings"].get("n"))
+    frame.attrs.update(
+        study=store.identity["study"], identity=key(store.identity)[:12], n=store.identity["problem_settings"].get("n")
+    )
     return frame
 
 
@@ -283,7 +288,9 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         row["stability_bound"] = bound.mean() if bound.notna().all() else np.inf
         row["bound_applies"] = bool(bound.notna().all() and (group["failed_assumptions"].map(len) == 0).all())
         rows.append(row)
-    summary = pd.DataFrame(rows).sort_values(["method", "sparsity"], ignore_index=True)
+    order = {method: place for place, method in enumerate(frame["method"].unique())}
+    rows.sort(key=lambda row: (order[row["method"]], row["sparsity"]))
+    summary = pd.DataFrame(rows)
     summary["failed"] = [int((bad["method"] == method).sum()) for method in summary["method"]]
     summary.attrs.update(frame.attrs)
     return summary

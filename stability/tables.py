@@ -13,7 +13,8 @@ __all__ = ["render", "study_table"]
 
 def study_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A row for each method and p, its numbers ready to read: mean ± standard deviation over seeds, stability with its
-    95 % interval, Theorem 1's bound with a star where an assumption of it failed or was infinite."""
+    95 % interval, Theorem 1's bound with a star where an assumption of it failed or was infinite.
+    """
     summary = summarise(frame)
     metric = str(frame["metric"].dropna().iloc[0])
     return pd.DataFrame(
@@ -22,15 +23,22 @@ def study_table(frame: pd.DataFrame) -> pd.DataFrame:
             "p": summary["sparsity"].map("{:.4f}".format),
             "k": summary["tunable"],
             "head": summary["head"],
-            "seeds": [f"{ok}" + (f" (+{bad} failed)" if bad else "") for ok, bad in zip(summary["seeds"], summary["failed"], strict=True)],
+            "seeds": [
+                f"{ok}" + (f" (+{bad} failed)" if bad else "") for ok, bad in zip(summary["seeds"], summary["failed"], strict=True)
+            ],
             f"train {metric}": _mean_std(summary, "train_metric"),
             f"test {metric}": _mean_std(summary, "test_metric"),
             "test loss": _mean_std(summary, "test_loss"),
             "gap": _mean_std(summary, "gap"),
             "stability": summary["stability"].map("{:.3f}".format),
-            "95 % interval": [f"{max(low, 0):.3f} … {high:.3f}" for low, high in zip(summary["stability_low"], summary["stability_high"], strict=True)],
+            "95 % interval": [
+                f"{max(low, 0):.3f} … {high:.3f}"
+                for low, high in zip(summary["stability_low"], summary["stability_high"], strict=True)
+            ],
             "noise floor": summary["noise_floor"].map("{:.1e}".format),
-            "Theorem 1": [_bound(value, applies) for value, applies in zip(summary["stability_bound"], summary["bound_applies"], strict=True)],
+            "Theorem 1": [
+                _bound(value, applies) for value, applies in zip(summary["stability_bound"], summary["bound_applies"], strict=True)
+            ],
             "failed replicas": summary["failed_replicas"],
         }
     )
@@ -48,7 +56,9 @@ def render(frame: pd.DataFrame) -> str:
 
 
 def _mean_std(summary: pd.DataFrame, name: str) -> list[str]:
-    return [f"{m:.3f} ± {s:.3f}" if math.isfinite(s) else f"{m:.3f}" for m, s in zip(summary[name], summary[f"{name}_std"], strict=True)]
+    return [
+        f"{m:.3f} ± {s:.3f}" if math.isfinite(s) else f"{m:.3f}" for m, s in zip(summary[name], summary[f"{name}_std"], strict=True)
+    ]
 
 
 def _bound(value: float, applies: bool) -> str:

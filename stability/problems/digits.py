@@ -88,7 +88,7 @@ def pretrain(seed: int = 0, steps: int = 600) -> tuple[dict[str, Tensor], float]
     for _ in range(steps):
         batch = train.take(torch.randint(len(train), (64,), generator=draw))
         optimizer.zero_grad()
-        cross_entropy(model(**batch.inputs).logits, batch.labels).backward()  # type: ignore[no-untyped-call]
+        cross_entropy(model(**batch.inputs).logits, batch.labels).backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():

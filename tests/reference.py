@@ -1,0 +1,60 @@
+"""Slow, plain answers to compare with. Nothing here uses the code under test."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+
+def plain_loop(
+    model: torch.nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    masks: Mapping[str, Tensor],
+    batches: list[Tensor],
+    left_out: int | None,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    ridge: float = 0.0,
+) -> dict[str, Tensor]:
+    """Masked fine-tuning of one model as one would write it: boolean masks on the gradients, torch's AdamW, then the
+    frozen coordinates put back (AdamW's weight decay moves them)."""
+    model = copy.deepcopy(model)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    for batch in batches:
+        keep = batch[batch != left_out] if left_out is not None else batch
+        optimizer.zero_grad()
+        loss = cross_entropy(model(pixels[keep]).logits, labels[keep])
+        if ridge:
+            loss = loss + ridge * sum((masks[n] * (p - start[n]) ** 2).sum() for n, p in model.named_parameters())
+        loss.backward()
+        for name, p in model.named_parameters():
+            assert p.grad is not None
+            p.grad *= masks[name]
+        optimizer.step()
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(torch.where(masks[name], p, start[name]))
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def top_k_by_sorting(scores: np.ndarray, k: int) -> set[int]:
+    """Indices of the k largest, ties by index, one comparison at a time."""
+    return set(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k])
+
+
+def dense_hessian(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    return torch.autograd.functional.hessian(loss, at)  # type: ignore[no-any-return]
+
+
+def call(model: torch.nn.Module, parameters: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
+    output: Any = functional_call(model, dict(parameters), (pixels,))
+    return output.logits  # type: ignore[no-any-return]

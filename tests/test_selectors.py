@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from stability import Problem, UsageError, problems
+from stability.cli import SELECTORS
+from stability.masks import count_for
+from stability.problem import generator
+from stability.problems.digits import _model
+from stability.replicas import train
+from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random, Selector, from_scores
+from stability.training import FineTuning
+from tests.reference import call, top_k_by_sorting
+
+
+def shifted_magnitude(problem: Problem, draw: torch.Generator) -> dict[str, Tensor]:
+    """A user's own data-using score, to hold it to the laws as well."""
+    shift = float(problem.train.inputs["pixel_values"].mean())
+    return {name: (tensor - shift).abs() for name, tensor in problem.pretrained.items()}
+
+
+EVERY: list[Selector] = [
+    FullTuning(),
+    BitFit(),
+    *(kind(sparsity=0.03, scope=scope) for kind in (Random, MagPruning, SAM) for scope in ("global", "tensor")),
+    from_scores(shifted_magnitude, 0.03),
+]
+each = pytest.mark.parametrize("selector", EVERY, ids=lambda s: f"{s.name}-{getattr(s, 'scope', '')}")
+
+
+def test_every_selector_of_the_command_line_is_held_to_the_laws() -> None:
+    assert {type(selector) for selector in EVERY} >= set(SELECTORS.values())
+
+
+@each
+def test_law_of_the_count(selector: Selector, digits: Problem) -> None:
+    mask = selector.select(digits, seed=3)
+    if isinstance(selector, FullTuning):
+        expected = digits.m
+    elif isinstance(selector, BitFit):
+        expected = sum(t.numel() for n, t in digits.pretrained.items() if n.endswith(".bias"))
+    elif getattr(selector, "scope", "") == "tensor":
+        expected = sum(int(0.03 * t.numel() + 1e-9) for t in digits.pretrained.values())
+    else:
+        expected = count_for(0.03, digits.m)
+    assert mask.count == expected
+    assert mask.total == digits.m
+
+
+@each
+def test_law_of_the_seed(selector: Selector, digits: Problem) -> None:
+    torch.manual_seed(1)
+    first = selector.select(digits, seed=3)
+    torch.manual_seed(2)  # the global generator must not matter
+    assert selector.select(digits, seed=3).equals(first)
+
+
+@each
+def test_law_of_frozen_bits(selector: Selector, digits: Problem) -> None:
+    """Outside the mask not one bit changes, whatever the weight decay; and θ⁰ itself is never written."""
+    before = {name: tensor.clone() for name, tensor in digits.pretrained.items()}
+    replicas = train(digits, FineTuning(selector, steps=4, weight_decay=0.5, learning_rate=0.01, seed=3))
+    tuned = replicas.parameters(0)
+    replicas.delta(0)  # raises if anything outside the mask changed
+    moved = sum(int((tuned[name] != before[name]).sum()) for name in before)
+    assert 0.9 * replicas.masks[0].count <= moved <= replicas.masks[0].count
+    assert all(torch.equal(digits.pretrained[name], before[name]) for name in before)
+
+
+@each
+def test_law_of_renaming(selector: Selector, digits: Problem) -> None:
+    """Renaming the parameters and reversing their order only permutes the mask."""
+    if isinstance(selector, Random):
+        pytest.skip("draws follow the order of the parameters")
+
+    def old(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name.removeprefix("my."): tensor for name, tensor in parameters.items()}
+
+    renamed = dataclasses.replace(
+        digits,
+        pretrained={f"my.{name}": tensor for name, tensor in reversed(digits.pretrained.items())},
+        logits=lambda parameters, inputs: digits.logits(old(parameters), inputs),
+    )
+    there = {n.removeprefix("my."): i for n, i in selector.select(renamed, seed=3).indices.items()}
+    here = selector.select(digits, seed=3).indices
+    assert there.keys() == here.keys()
+    assert all(torch.equal(index, there[name]) for name, index in here.items())
+
+
+@each
+def test_law_of_leaving_out(selector: Selector, digits: Problem) -> None:
+    """The masks chosen for many left-out examples are those chosen on each Sⁱ."""
+    masks = list(selector.select_each_left_out(digits, [0, 5, 23], seed=3))
+    for i, mask in zip([0, 5, 23], masks, strict=True):
+        assert mask.equals(selector.select(digits.without(i), seed=3))
+        assert selector.uses_data or mask.equals(selector.select(digits, seed=3))
+
+
+@pytest.mark.parametrize("kind", [Random, MagPruning, SAM])
+def test_p_of_one_is_full_tuning(kind: type[Random], digits: Problem) -> None:
+    assert kind(sparsity=1.0).select(digits, seed=0).equals(FullTuning().select(digits, seed=0))
+
+
+def test_sam_takes_the_largest_squared_gradients_of_the_whole_of_s(digits: Problem) -> None:
+    start = {name: tensor.clone().requires_grad_() for name, tensor in digits.start(3).items()}
+    logits = call(_model(), start, digits.train.inputs["pixel_values"])
+    torch.nn.functional.cross_entropy(logits, digits.train.labels).backward()
+    flat = torch.cat([start[name].grad.flatten() for name in digits.pretrained]) ** 2  # type: ignore[union-attr]
+    mask = SAM(sparsity=0.01).select(digits, seed=3)
+    offsets, at = {}, 0
+    for name, tensor in digits.pretrained.items():
+        offsets[name], at = at, at + tensor.numel()
+    chosen = {offsets[n] + int(i) for n, index in mask.indices.items() for i in index}
+    expected = top_k_by_sorting(flat.numpy(), mask.count)
+    # The reference sums in single precision: only a coordinate at the threshold may differ.
+    assert len(chosen & expected) >= mask.count - 1
+
+
+def test_random_is_uniform(digits: Problem) -> None:
+    """How often each tensor is hit over 200 seeds agrees with the hypergeometric law within 5 standard errors."""
+    k, m, name = count_for(0.03, digits.m), digits.m, "vit.layers.0.mlp.fc1.weight"
+    assert name in digits.pretrained
+    size = digits.pretrained[name].numel()
+    hits = sum(len(Random(0.03).select(digits, seed).indices[name]) for seed in range(200)) / 200
+    expected = k * size / m
+    error = (expected * (1 - size / m) * (m - k) / (m - 1) / 200) ** 0.5
+    assert abs(hits - expected) < 5 * error
+
+
+def test_bitfit_without_biases_names_what_is_missing(digits: Problem) -> None:
+    unbiased = {name: tensor for name, tensor in digits.pretrained.items() if not name.endswith("bias")}
+    with pytest.raises(UsageError, match="bitfit tunes biases.*has none"):
+        BitFit().select(dataclasses.replace(digits, pretrained=unbiased), seed=0)
+
+
+def test_settings_identify_a_selector() -> None:
+    assert SAM(0.1).settings() == {"name": "sam", "sparsity": 0.1, "scope": "global"}
+    mine = from_scores(shifted_magnitude, 0.03, name="mine").settings()
+    assert mine["name"] == "mine"
+    assert mine["scores"] == "tests.test_selectors:shifted_magnitude"
+
+
+def test_generators_of_different_roles_are_apart() -> None:
+    draws = {role: torch.rand(4, generator=generator(0, role)) for role in ("head", "order", "selection", "plan")}
+    flat = torch.stack(list(draws.values()))
+    assert len(torch.unique(flat)) == flat.numel()
+
+
+def test_unknown_problem_names_those_that_exist() -> None:
+    with pytest.raises(UsageError, match="unknown problem 'letters': there is digits"):
+        problems.load("letters")
