@@ -121,7 +121,7 @@ def least_eigenvalue(
 
     Args:
         examples: L is the mean of ℓ over these.
-        tolerance: relative accuracy of the Ritz value asked of ARPACK.
+        tolerance: accuracy asked of ARPACK, relative to |Λ_min| + ‖Hv‖/‖v‖ for a random v.
         max_restarts: of the recurrence, each about 20 products.
 
     Example:
@@ -147,12 +147,15 @@ def least_eigenvalue(
         matrix = np.stack([apply(column) for column in np.eye(d)])
         values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
         return Eigenvalue(float(values[0]), float(np.linalg.norm(matrix @ vectors[:, 0] - values[0] * vectors[:, 0])), d, True)
-    operator = LinearOperator((d, d), matvec=apply, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(d)
+    # ARPACK first multiplies its start vector by the operator, and so never sees an exact null space, which is where
+    # Λ_min = 0 lives. A shift of the Hessian's own scale moves the null space away from zero.
+    shift = float(np.linalg.norm(apply(start)) / np.linalg.norm(start)) or 1.0
+    operator = LinearOperator((d, d), matvec=lambda vector: apply(vector) - shift * vector.reshape(-1), dtype=np.float64)
     try:
         values, vectors = eigsh(operator, k=1, which="SA", tol=tolerance, maxiter=max_restarts, ncv=20, v0=start)
     except ArpackNoConvergence:
         return Eigenvalue(float("nan"), float("nan"), products, converged=False)
-    vector = vectors[:, 0]
-    residual = float(np.linalg.norm(apply(vector) - values[0] * vector))
-    return Eigenvalue(float(values[0]), residual, products, converged=True)
+    vector, value = vectors[:, 0], float(values[0]) + shift
+    residual = float(np.linalg.norm(apply(vector) - value * vector))
+    return Eigenvalue(value, residual, products, converged=True)

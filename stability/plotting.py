@@ -63,19 +63,22 @@ def stability(frame: pd.DataFrame) -> Figure:
     """(a) Measured leave-one-out stability against p with 95 % intervals over seeds, and Theorem 1's bound.
 
     Both axes are logarithmic. The bound has one mark a seed, filled only where no checked assumption failed; an
-    infinite bound is an arrow at the top edge.
+    infinite bound is an arrow at the top edge. Methods stand a little apart along p, so that none hides another.
     """
     summary = summarise(frame)
     figure, axes = _figure(1, 1, (6.4, 5.0))
     ax = axes[0]
     lows = summary["stability_low"].where(np.isfinite(summary["stability_low"]) & (summary["stability_low"] > 0))
     floor = 10 ** math.floor(math.log10(min(lows.min(), summary["stability"].min()) * 0.5))
+    methods = list(summary["method"].unique())
+    shift = {method: 1.05 ** (place - len(methods) / 2) for place, method in enumerate(methods)}
     for method, group in summary.groupby("method", sort=False):
         colour, marker, dash = _style(str(method))
+        p = group["sparsity"] * shift[method]
         y = group["stability"].to_numpy()
         low = np.maximum(np.nan_to_num(group["stability_low"].to_numpy(), neginf=0), floor)
         high = np.where(np.isfinite(group["stability_high"]), group["stability_high"], y)
-        ax.errorbar(group["sparsity"], y, [y - low, high - y], color=colour, marker=marker, ls=dash, capsize=2, elinewidth=0.9)
+        ax.errorbar(p, y, [y - low, high - y], color=colour, marker=marker, ls=dash, capsize=2, elinewidth=0.9)
     ok = frame[frame["status"] == "ok"]
     bound = pd.to_numeric(ok["stability_bound"]) if "stability_bound" in ok else pd.Series(np.nan, ok.index)
     top = 10 ** math.ceil(math.log10(max(bound.max(), summary["stability"].max()) * 3)) if bound.notna().any() else 1e3
@@ -84,9 +87,9 @@ def stability(frame: pd.DataFrame) -> Figure:
         mine = bound[group.index]
         holds = group["failed_assumptions"].map(lambda names: isinstance(names, list) and not names)
         for chosen, fill in ((holds, colour), (~holds, "none")):
-            ax.plot(group["sparsity"][chosen], mine[chosen], marker, ms=4, mfc=fill, mec=colour, mew=0.8, ls="", alpha=0.9)
+            ax.plot(group["sparsity"][chosen] * shift[method], mine[chosen], marker, ms=4, mfc=fill, mec=colour, mew=0.8, ls="", alpha=0.9)
         infinite = group["sparsity"][mine.isna()].unique()
-        ax.plot(infinite, np.full(len(infinite), top * 0.75), marker="$\\uparrow$", ms=8, color=colour, ls="")
+        ax.plot(infinite * shift[method], np.full(len(infinite), top * 0.75), marker="$\\uparrow$", ms=8, color=colour, ls="")
     ax.set(xscale="log", yscale="log", xlabel=_P_LABEL, ylabel="loss difference [nats]", ylim=(floor, top))
     _percent(ax)
     extra = [

@@ -1,0 +1,45 @@
+# Two commands matter: `make run` (the study and its figures) and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: run quick test lint types notebooks benchmark cuda weights clean
+
+run: $(READY)  ## the main job: the study `digits`, its table, and its figures in figures/
+	$(BIN)/stability run digits --store runs/digits.sqlite --figures figures
+
+quick: $(READY)  ## the same machinery in half a minute; conclude nothing from it
+	$(BIN)/stability run digits-quick --store runs/digits-quick.sqlite --figures runs/figures
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+notebooks: $(READY)  ## run every notebook from top to bottom
+	$(BIN)/pytest --nbmake --override-ini addopts= --override-ini testpaths= notebooks
+
+benchmark: $(READY)  ## replicas a minute against plain loops; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.replicas
+
+cuda:  ## on a machine with a GPU and the packages installed: the CUDA tests, then the benchmark there
+	$(PYTHON) -m pytest -m cuda tests
+	$(PYTHON) -m benchmarks.replicas --device cuda
+
+weights: $(READY)  ## pretrain the transformer of `digits` again
+	$(BIN)/python -c "from stability.problems.digits import write_weights; write_weights()"
+
+clean:
+	rm -rf .venv build runs *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,notebooks]"
+	touch $(READY)
