@@ -274,7 +274,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
 
     sub = command("bounds", _bounds, "Theorems 1 and 2 for given constants.", with_json=True)
-    symbols = {"lipschitz": "ρ", "least-eigenvalue": "Λ_min", "sparsity": "p", "loss-bound": "C", "delta": "δ", "empirical-risk": "R̂"}
+    symbols = {
+        "lipschitz": "ρ",
+        "least-eigenvalue": "Λ_min",
+        "sparsity": "p",
+        "loss-bound": "C",
+        "delta": "δ",
+        "empirical-risk": "R̂",
+    }
     for name, symbol in symbols.items():
         sub.add_argument(f"--{name}", type=float, required=True, help=symbol)
     sub.add_argument("--n", type=int, required=True, help="size of S")

@@ -87,7 +87,17 @@ def stability(frame: pd.DataFrame) -> Figure:
         mine = bound[group.index]
         holds = group["failed_assumptions"].map(lambda names: isinstance(names, list) and not names)
         for chosen, fill in ((holds, colour), (~holds, "none")):
-            ax.plot(group["sparsity"][chosen] * shift[method], mine[chosen], marker, ms=4, mfc=fill, mec=colour, mew=0.8, ls="", alpha=0.9)
+            ax.plot(
+                group["sparsity"][chosen] * shift[method],
+                mine[chosen],
+                marker,
+                ms=4,
+                mfc=fill,
+                mec=colour,
+                mew=0.8,
+                ls="",
+                alpha=0.9,
+            )
         infinite = group["sparsity"][mine.isna()].unique()
         ax.plot(infinite * shift[method], np.full(len(infinite), top * 0.75), marker="$\\uparrow$", ms=8, color=colour, ls="")
     ax.set(xscale="log", yscale="log", xlabel=_P_LABEL, ylabel="loss difference [nats]", ylim=(floor, top))

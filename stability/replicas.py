@@ -118,7 +118,7 @@ def train(
         >>> from stability.selectors import BitFit
         >>> replicas = train(load("digits"), FineTuning(BitFit(), steps=2))
         >>> replicas.values.shape
-        torch.Size([1, 1381])
+        torch.Size([1, 1093])
     """
     start = problem.start(algorithm.seed)
     first = next(iter(start.values()))

@@ -46,7 +46,9 @@ def test_ridge_closed_form_equals_scikit_learn_brute_force() -> None:
     n = solvable.problem.n
     for i in range(n):
         keep = np.arange(n) != i
-        model = Ridge(alpha=2 * solvable.ridge * (n - 1), fit_intercept=False, tol=1e-12).fit(solvable.inputs[keep], solvable.targets[keep])
+        model = Ridge(alpha=2 * solvable.ridge * (n - 1), fit_intercept=False, tol=1e-12).fit(
+            solvable.inputs[keep], solvable.targets[keep]
+        )
         loss = 0.5 * (solvable.inputs[i] @ model.coef_ - solvable.targets[i]) ** 2
         assert math.isclose(solvable.leave_one_out()[i, 1], loss, abs_tol=1e-10)
 
@@ -208,7 +210,9 @@ def test_lanczos_finds_a_prescribed_least_eigenvalue(least: float) -> None:
         return value.expand(len(inputs["x"]), 1)
 
     problem = dataclasses.replace(base, logits=logits, loss=lambda f, y: f.squeeze(-1))
-    found = least_eigenvalue(problem, {"weight": torch.zeros(60, dtype=torch.float64)}, base.train, tolerance=1e-8, max_restarts=300)
+    found = least_eigenvalue(
+        problem, {"weight": torch.zeros(60, dtype=torch.float64)}, base.train, tolerance=1e-8, max_restarts=300
+    )
     assert found.converged
     assert math.isclose(found.value, least, abs_tol=1e-6)
     assert found.residual < 1e-4

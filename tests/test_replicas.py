@@ -16,7 +16,9 @@ from stability.replicas import plan_batch, train
 from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random
 from tests.reference import call, plain_loop
 
-each = pytest.mark.parametrize("selector", [FullTuning(), Random(0.05), BitFit(), MagPruning(0.05), SAM(0.05)], ids=lambda s: s.name)
+each = pytest.mark.parametrize(
+    "selector", [FullTuning(), Random(0.05), BitFit(), MagPruning(0.05), SAM(0.05)], ids=lambda s: s.name
+)
 
 
 def leaving_out(n: int, *left_out: int) -> torch.Tensor:

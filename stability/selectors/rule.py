@@ -41,7 +41,7 @@ class BitFit(Selector):
     Example:
         >>> from stability.problems import load
         >>> BitFit().select(load("digits"), seed=0).count
-        1248
+        928
     """
 
     name: ClassVar[str] = "bitfit"

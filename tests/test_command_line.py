@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stability import StabilityError, plotting, study
+from stability.cli import main
+from stability.masks import Mask
+from stability.selectors import BitFit, Random
+from stability.store import Store, key
+from stability.study import Study, summarise
+
+SMALL = Study("small", "digits", (BitFit(), Random(0.02), Random(0.2)), (0, 1), {"n": 20}, {"steps": 3}, 3)
+
+
+@pytest.fixture(scope="module")
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "small.sqlite"
+    study.run(SMALL, path, device="cpu", workers=1)
+    return path
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert main(arguments) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_loo_prints_one_json_value(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "loo --problem digits --selector random --sparsity 0.05 --seed 0 --estimator sampled --retrainings 3 --n 20 --steps 3"
+    result = printed(capsys, *command.split(), "--device", "cpu", "--json")
+    wanted = "value interval confidence estimator n retrainings tunable head noise_floor seconds per_example"
+    assert set(wanted.split()) <= result.keys()
+    assert (result["n"], result["retrainings"], result["tunable"], result["head"]) == (20, 3, 1321, 165)
+    assert len(result["per_example"]) == 3
+    row = result["per_example"][0]
+    assert row["difference"] == pytest.approx(row["loss_left_out"] - row["loss_full"], abs=1e-12)
+    assert result["value"] == pytest.approx(sum(abs(row["difference"]) for row in result["per_example"]) / 3)
+
+
+def test_exact_loo_and_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["loo", "--selector", "bitfit", "--n", "6", "--steps", "2", "--estimator", "exact", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "exact, 6 of n = 6 left out, 0 failed" in text
+
+
+def test_bounds_list_and_doctor_print_json(capsys: pytest.CaptureFixture[str]) -> None:
+    command = (
+        "bounds --lipschitz 1 --least-eigenvalue 0 --sparsity {} --n 100 --loss-bound 1 --delta 0.1 --empirical-risk 0.2 --json"
+    )
+    result = printed(capsys, *command.format(0.5).split())
+    assert result["stability"] == pytest.approx(0.02)
+    assert result["generalization"] == pytest.approx(0.2 + ((1 + 24) / 20) ** 0.5)
+    assert printed(capsys, *command.format(1).split())["stability"] is None
+    names = printed(capsys, "list", "--json")
+    assert names["selectors"] == ["full", "random", "bitfit", "magnitude", "sam"]
+    assert {"digits"} <= set(names["problems"])
+    assert {"digits"} <= set(names["studies"])
+    assert printed(capsys, "doctor", "--json")["threads"] >= 1
+
+
+def test_select_writes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mask.safetensors"
+    assert main(["select", "--selector", "sam", "--sparsity", "0.01", "--out", str(path)]) == 0
+    assert "k = 264 of m = 26432" in capsys.readouterr().out
+    assert Mask.load(path).count == 264
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ("loo --selector random --sparsity 2", 2, "p = 2.0 is outside (0, 1]"),
+        ("loo --selector random --sparsity 1e-9", 2, "selects nothing"),
+        ("loo --selector random", 2, "needs --sparsity"),
+        ("loo --selector bitfit --sparsity 0.1", 2, "decides itself"),
+        ("loo --selector best --sparsity 0.1", 2, "unknown selector 'best': there is full, random, bitfit, magnitude, sam"),
+        ("loo --problem letters --selector full", 2, "unknown problem 'letters'"),
+        ("loo --selector full --n 1", 2, "n = 1"),
+        ("loo --selector full --estimator exact --retrainings 3", 2, "--estimator exact retrains all n = 100"),
+        ("loo --selector full --learning-rate 1e9 --steps 20 --n 20 --device cpu", 1, "diverged at step"),
+        ("loo --selector full --device tpu", 2, "unknown device 'tpu'"),
+        ("run everything", 2, "unknown study 'everything': there is digits"),
+        ("table --store absent.sqlite", 1, "there is no store absent.sqlite"),
+        ("select --selector full --out no/such/folder/mask.safetensors", 1, "cannot write"),
+    ],
+)
+def test_bad_input_gets_a_message_and_a_code(command: str, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command.split()) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_a_study_goes_on_where_it_was(small_store: Path, tmp_path: Path) -> None:
+    """Half the cells first: the rest is computed, nothing twice, and the table is that of an unbroken run."""
+    whole = Store(small_store)
+    half = Store(tmp_path / "half.sqlite", whole.identity, whole.version)
+    for selector, seed in SMALL.cells()[:3]:
+        identity = study.cell_identity(selector, seed)
+        half.add(identity, {"status": "failed", "reason": "planted, to see that it is not computed again"})
+    started: list[tuple[int, int]] = []
+    cells: list[None] = []
+    frame = study.run(
+        SMALL, half.path, device="cpu", workers=1, on_start=lambda a, b: started.append((a, b)), on_cell=lambda: cells.append(None)
+    )
+    assert started == [(3, 6)]
+    assert len(cells) == 3
+    assert list(frame["status"]) == ["failed"] * 3 + ["ok"] * 3
+    expected = study.table(whole)
+    merged = frame[frame["status"] == "ok"].merge(expected, on=["method", "sparsity", "seed"])
+    assert len(merged) == 3
+    assert (merged["stability_x"] == merged["stability_y"]).all()
+
+
+def test_killing_a_study_keeps_what_was_finished(tmp_path: Path) -> None:
+    """A real process, killed while it computes; the same command then finishes."""
+    store = tmp_path / "killed.sqlite"
+    command = [sys.executable, "-m", "stability", "run", "digits-quick", "--store", str(store), "--device", "cpu", "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            time.sleep(0.1)
+            if store.exists() and _count(store) >= 1:
+                break
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    kept = _count(store)
+    assert kept >= 1
+    subprocess.run(command, check=True, capture_output=True)
+    assert _count(store) == len(study.STUDIES["digits-quick"].cells())
+
+
+def _count(store: Path) -> int:
+    try:
+        with sqlite3.connect(store) as connection:
+            return int(connection.execute("SELECT count(*) FROM cells").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+    finally:
+        connection.close()
+
+
+def test_workers_give_the_same_results(small_store: Path, tmp_path: Path) -> None:
+    frame = study.run(SMALL, tmp_path / "parallel.sqlite", device="cpu", workers=2)
+    expected = study.table(Store(small_store))
+    both = frame.merge(expected, on=["method", "sparsity", "seed"])
+    assert len(both) == 6
+    assert (both["stability_x"] - both["stability_y"]).abs().max() < 1e-5
+
+
+def test_another_study_or_version_is_refused(small_store: Path) -> None:
+    store = Store(small_store)
+    with pytest.raises(StabilityError, match="made with retrainings = 3, now it is 5"):
+        Store(small_store, {**store.identity, "retrainings": 5}, store.version)
+    with pytest.raises(StabilityError, match="made by version .*, this is 9"):
+        Store(small_store, store.identity, "9")
+
+
+def test_damaged_stores_are_refused(small_store: Path, tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.sqlite"
+    garbage.write_bytes(b"this is not a database, " * 100)
+    with pytest.raises(StabilityError, match="damaged or no store"):
+        Store(garbage)
+    empty = tmp_path / "empty.sqlite"
+    sqlite3.connect(empty).close()
+    empty.touch()
+    with pytest.raises(StabilityError, match="cannot use the store"):
+        Store(empty)
+
+
+def test_a_full_disk_is_told_and_loses_nothing(small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "full.sqlite", {"study": "x"}, "1")
+    store.add({"seed": 0}, {"value": 1})
+    connect = sqlite3.connect
+
+    def limited(*arguments: Any, **more: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **more)
+        connection.execute("PRAGMA max_page_count = 1")  # sqlite clips it to the present size: no page more
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", limited)
+    with pytest.raises(StabilityError, match="full.*what was finished is kept, free some disk space"):
+        store.add({"seed": 1}, {"value": "x" * 100_000})
+    monkeypatch.undo()
+    assert Store(store.path).records() == [{"seed": 0, "value": 1}]
+
+
+def test_summary_is_mean_and_spread_over_seeds(small_store: Path) -> None:
+    frame = study.table(Store(small_store))
+    summary = summarise(frame)
+    assert list(summary["method"]) == ["bitfit", "random", "random"]
+    for _, row in summary.iterrows():
+        group = frame[(frame["method"] == row["method"]) & (frame["sparsity"] == row["sparsity"])]
+        assert row["test_loss"] == pytest.approx(group["test_loss"].mean())
+        assert row["test_loss_std"] == pytest.approx(group["test_loss"].std())
+        assert row["gap"] == pytest.approx((group["test_loss"] - group["train_loss"]).mean())
+
+
+def test_figures_show_the_numbers_of_the_table(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = study.table(Store(small_store))
+    drawn = [tuple(offset) for c in plotting.gap_against_stability(frame).axes[0].collections for offset in c.get_offsets()]
+    expected = sorted(zip(summarise(frame)["stability"], summarise(frame)["gap"], strict=True))
+    assert np.allclose(sorted(drawn), expected)
+    assert main(["figures", "--store", str(small_store), "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {f"small_{name}.{s}" for name in plotting.FIGURES for s in ("png", "pdf")}
+    png = (tmp_path / "small_stability.png").read_bytes()
+    assert key(SMALL.identity())[:12].encode() in png
+
+
+def test_table_as_text_and_json(small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "--store", str(small_store)]) == 0
+    assert "95 % interval" in capsys.readouterr().out
+    rows = printed(capsys, "table", "--store", str(small_store), "--json")
+    assert [row["method"] for row in rows] == ["bitfit", "random", "random"]
+    assert rows[0]["stability"] == pytest.approx(summarise(study.table(Store(small_store)))["stability"][0])
+
+
+def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
+    with pytest.raises(StabilityError, match="no finished cell yet"):
+        summarise(pd.DataFrame())

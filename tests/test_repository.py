@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+from safetensors import safe_open
+
+from stability.problems.digits import WEIGHTS, pretrain
+
+ROOT = Path(__file__).parents[1]
+
+# The order of ideas is the order of imports: a module imports only from rows above its own.
+LAYERS = [
+    ["errors"],
+    ["machine"],
+    ["masks"],
+    ["problem", "statistics"],
+    ["bounds", "curvature", "solvable"],
+    ["problems", "selectors"],
+    ["training"],
+    ["replicas"],
+    ["leave_one_out", "store"],
+    ["constants"],
+    ["study"],
+    ["plotting", "tables"],
+    ["cli"],
+    ["__main__"],
+]
+
+
+def test_modules_import_downwards_only() -> None:
+    rank = {name: place for place, names in enumerate(LAYERS) for name in names}
+    files = [p for p in (ROOT / "stability").rglob("*.py") if p.parent.name != "stability" or p.name != "__init__.py"]
+    assert len(files) > 15
+    for path in files:
+        part = path.relative_to(ROOT / "stability").with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("stability"):
+                continue
+            named = (node.module or "").split(".")[1:]
+            for target in [named[0]] if named else [alias.name for alias in node.names if alias.name in rank]:
+                assert target == part or rank[target] < rank[part], f"{path.name} imports {target} from its own row or below"
+
+
+def test_files_stay_short() -> None:
+    long = {p.name: n for p in ROOT.glob("*/**/*.py") if ".venv" not in p.parts and (n := p.read_text().count("\n")) > 400}
+    assert long == {}
+
+
+def test_environment_and_project_name_the_same_packages() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = {*project["dependencies"], *extras["notebooks"], *extras["dev"], f"python{project['requires-python']}"}
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    found = {entry.replace("pytorch", "torch") for entry in conda if isinstance(entry, str) and entry != "pip"}
+    assert {w.lower() for w in wanted} == {f.lower() for f in found}
+
+
+def test_every_dependency_has_its_version_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {re.split("==", line)[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    extras = project["optional-dependencies"]
+    for requirement in (*project["dependencies"], *extras["notebooks"], *extras["dev"]):
+        assert re.split("[><=]", requirement)[0].lower() in pinned
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_shipped_weights_can_be_made_again() -> None:
+    """Retraining reaches the accuracy that the shipped file states, within 4 of its 181 held-out images."""
+    with safe_open(WEIGHTS, framework="pt") as file:
+        stated = float(file.metadata()["held_out_accuracy"])
+        names = set(file.keys())
+    parameters, accuracy = pretrain()
+    assert set(parameters) == names
+    assert stated > 0.95
+    assert abs(accuracy - stated) <= 4 / 181
