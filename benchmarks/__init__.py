@@ -1,0 +1,1 @@
+"""Side-by-side measurements, each a program, with its recorded results."""

@@ -15,8 +15,9 @@ import copy
 import json
 import multiprocessing
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from stability.replicas import train
 from stability.selectors import SAM
 
 SPARSITY = 0.05
+T = TypeVar("T")
 
 
 def setting(steps: int) -> tuple[Problem, FineTuning]:
@@ -87,7 +89,7 @@ def _one_thread() -> None:
     plain_loop([-1], 2, "cpu")
 
 
-def seconds(work: Any) -> tuple[float, list[float]]:
+def seconds(work: Callable[[], T]) -> tuple[float, T]:
     began = time.perf_counter()
     result = work()
     if torch.cuda.is_available():
@@ -108,7 +110,8 @@ def main() -> None:
     torch.set_num_threads(cores)
     engine(left_out, 3, device)
     plain_loop([-1], 3, device)
-    times, losses = {}, {}
+    times: dict[str, float] = {}
+    losses: dict[str, list[float]] = {}
     times["engine"], losses["engine"] = seconds(lambda: engine(left_out, steps, device))
     times["plain_loop"], losses["plain_loop"] = seconds(lambda: plain_loop(left_out, steps, device))
     if device == "cpu":
@@ -121,7 +124,7 @@ def main() -> None:
         by_example = {i: loss for share, part in zip(shares, parts, strict=True) for i, loss in zip(share, part, strict=True)}
         losses["process_parallel"] = [by_example[i] for i in left_out]
     reference = torch.tensor(losses["engine"])
-    result = {
+    result: dict[str, Any] = {
         "replicas": options.replicas,
         "steps": steps,
         "problem": f"digits, SAM, p = {SPARSITY}",
@@ -142,7 +145,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(result))
         return
-    for name, rate in result["replicas_per_minute"].items():  # type: ignore[attr-defined]
+    for name, rate in result["replicas_per_minute"].items():
         ratio = f", engine {times[name] / times['engine']:.1f} × as fast" if name != "engine" else ""
         print(f"{name:>16}  {times[name]:7.1f} s  {rate:7.0f} replicas a minute{ratio}")
     print(f"largest difference of a left-out loss: {result['largest_loss_difference']}; written to {path}")

@@ -80,7 +80,8 @@ class Replicas:
 
     def distances(self) -> Tensor:
         """‖θ_r − θ_0‖₂, each replica's distance from the first over all parameters: float64 (r,)."""
-        return (self.values.double() - self.values[0].double()).norm(dim=1)
+        distances: Tensor = (self.values.double() - self.values[0].double()).norm(dim=1)
+        return distances
 
     def _logits(self, at: slice, examples: Examples) -> Tensor:
         stack = _Stack(self.start, self.tunable, self.values[at])
@@ -233,7 +234,11 @@ def _batched(stack: _Stack, function: Callable[..., Tensor]) -> Callable[..., Te
         return function({**stack.shared, **mine}, *data)
 
     # The shared data enter by closure: vmap then treats them as constants, whatever container they come in.
-    return lambda tensors, *data: vmap(lambda mine: one(mine, *data))(tensors)
+    def batched(tensors: Parameters, *data: object) -> Tensor:
+        result: Tensor = vmap(lambda mine: one(mine, *data))(tensors)
+        return result
+
+    return batched
 
 
 def _chunks(r: int, size: int) -> list[slice]:

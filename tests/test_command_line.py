@@ -185,7 +185,7 @@ def test_a_full_disk_is_told_and_loses_nothing(small_store: Path, tmp_path: Path
     connect = sqlite3.connect
 
     def limited(*arguments: Any, **more: Any) -> sqlite3.Connection:
-        connection = connect(*arguments, **more)
+        connection: sqlite3.Connection = connect(*arguments, **more)
         connection.execute("PRAGMA max_page_count = 1")  # sqlite clips it to the present size: no page more
         return connection
 
@@ -209,7 +209,9 @@ def test_summary_is_mean_and_spread_over_seeds(small_store: Path) -> None:
 
 def test_figures_show_the_numbers_of_the_table(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frame = study.table(Store(small_store))
-    drawn = [tuple(offset) for c in plotting.gap_against_stability(frame).axes[0].collections for offset in c.get_offsets()]
+    drawn = [
+        tuple(offset) for c in plotting.gap_against_stability(frame).axes[0].collections for offset in np.asarray(c.get_offsets())
+    ]
     expected = sorted(zip(summarise(frame)["stability"], summarise(frame)["gap"], strict=True))
     assert np.allclose(sorted(drawn), expected)
     assert main(["figures", "--store", str(small_store), "--out", str(tmp_path)]) == 0

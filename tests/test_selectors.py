@@ -83,7 +83,7 @@ def test_law_of_renaming(selector: Selector, digits: Problem) -> None:
 
     renamed = dataclasses.replace(
         digits,
-        pretrained={f"my.{name}": tensor for name, tensor in reversed(digits.pretrained.items())},
+        pretrained={f"my.{name}": tensor for name, tensor in reversed(list(digits.pretrained.items()))},
         logits=lambda parameters, inputs: digits.logits(old(parameters), inputs),
     )
     there = {n.removeprefix("my."): i for n, i in selector.select(renamed, seed=3).indices.items()}
