@@ -177,7 +177,8 @@ def gap_against_stability(frame: pd.DataFrame) -> Figure:
                 ax.plot([point["stability"]] * 2, up, color=colour, lw=0.6, alpha=0.45)
     if len(summary) > 2:
         rho, p_value = stats.spearmanr(summary["stability"], summary["gap"])
-        ax.set_title(f"{len(summary)} points, larger for larger p; Spearman ρ = {rho:.2f} (p-value {p_value:.2g})")
+        caution = f"p-value {p_value:.2g} as if independent; they share seeds"
+        ax.set_title(f"{len(summary)} points, larger for larger p; Spearman ρ = {rho:.2f} ({caution})", fontsize=8)
     ax.set(xlabel="measured stability $E_i|\\Delta\\ell_i|$ [nats]", ylabel="test loss − train loss [nats]")
     _legend(figure, summary)
     return figure

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -86,7 +86,7 @@ def test_measured_differences_equal_the_exact_ones(solvable: Solvable) -> None:
     assert estimate.noise_floor < 1e-6 < estimate.value
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=3000, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(3, 40),
@@ -103,7 +103,7 @@ def test_theorem_1_holds_on_random_convex_problems(seed: int, n: int, d: int, p:
     try:
         exact = solvable.leave_one_out()
     except StabilityError:
-        return  # Newton's method without damping may fail from a far start; the theorem says nothing then
+        reject()  # Newton's method without damping may fail from a far start; too many of these fail the test
     lipschitz = float(np.linalg.norm(x, axis=1).max())
     bound = pointwise_hypothesis_stability(lipschitz, 0.0, p, n, ridge=1 - p)
     assert bound.applies
