@@ -69,7 +69,7 @@ def stability(frame: pd.DataFrame) -> Figure:
     figure, axes = _figure(1, 1, (6.4, 5.0))
     ax = axes[0]
     lows = summary["stability_low"].where(np.isfinite(summary["stability_low"]) & (summary["stability_low"] > 0))
-    floor = 10 ** math.floor(math.log10(min(lows.min(), summary["stability"].min()) * 0.5))
+    floor = 10 ** math.floor(math.log10(pd.concat([lows, summary["stability"]]).min() * 0.5))
     methods = list(summary["method"].unique())
     shift = {method: 1.05 ** (place - len(methods) / 2) for place, method in enumerate(methods)}
     for method, group in summary.groupby("method", sort=False):
