@@ -63,7 +63,7 @@ class Bound:
 
 
 def pointwise_hypothesis_stability(
-    lipschitz: float, least_eigenvalue: float, sparsity: float, n: int, ridge: float | None = None
+    lipschitz: float, least_eigenvalue: float, sparsity: float, n: int, ridge: float | None = None, residual: float = 0.0
 ) -> Bound:
     """E_{S,i} |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| ≤ 2ρ² / ((Λ_min + 2(1 − p)) n): Fu et al. 2023, Theorem 1.
 
@@ -76,6 +76,7 @@ def pointwise_hypothesis_stability(
         sparsity: p ∈ (0, 1].
         n: size of S, at least 2.
         ridge: the λ that training really had, if the bound is to be compared with a measurement.
+        residual: of the computed Λ_min; within it the sign is not decided.
 
     Raises:
         UsageError: a number outside its range.
@@ -93,7 +94,7 @@ def pointwise_hypothesis_stability(
         terms={**_terms(lipschitz, least_eigenvalue, sparsity, n), "curvature": curvature},
         equation="2 ρ² / ((Λ_min + 2 (1 − p)) n)",
         source="Fu et al. 2023, Theorem 1",
-        assumptions=_assumptions(least_eigenvalue, sparsity, ridge),
+        assumptions=_assumptions(least_eigenvalue, sparsity, ridge, residual),
         reason=reason,
     )
 
@@ -107,6 +108,7 @@ def generalization(
     delta: float,
     empirical_risk: float,
     ridge: float | None = None,
+    residual: float = 0.0,
 ) -> Bound:
     """R ≤ R̂ + sqrt((C² + 24 C ρ² / (Λ_min + 2(1 − p))) / (2 n δ)) with probability 1 − δ: Fu et al. 2023, Theorem 2.
 
@@ -122,6 +124,7 @@ def generalization(
         delta: δ ∈ (0, 1).
         empirical_risk: R̂, the mean of ℓ over S, in [0, C].
         ridge: the λ that training really had, if the bound is to be compared with a measurement.
+        residual: of the computed Λ_min; within it the sign is not decided.
 
     Raises:
         UsageError: a number outside its range.
@@ -155,7 +158,7 @@ def generalization(
         equation="R̂ + sqrt((C² + 24 C ρ² / (Λ_min + 2 (1 − p))) / (2 n δ))",
         source="Fu et al. 2023, Theorem 2",
         assumptions=(
-            *_assumptions(least_eigenvalue, sparsity, ridge),
+            *_assumptions(least_eigenvalue, sparsity, ridge, residual),
             Assumption("loss at most C", None, f"C = {loss_bound:.4g}" + (", so the bound is vacuous" if vacuous else "")),
         ),
         reason=reason,
@@ -177,11 +180,13 @@ def _terms(lipschitz: float, least_eigenvalue: float, sparsity: float, n: int) -
     return {"lipschitz": lipschitz, "least_eigenvalue": least_eigenvalue, "sparsity": sparsity, "n": n}
 
 
-def _assumptions(least_eigenvalue: float, sparsity: float, ridge: float | None) -> tuple[Assumption, ...]:
-    regularised = None if ridge is None else math.isclose(ridge, 1 - sparsity, abs_tol=1e-12)
+def _assumptions(least_eigenvalue: float, sparsity: float, ridge: float | None, residual: float) -> tuple[Assumption, ...]:
+    # The right λ is necessary, not sufficient: whether training reached the minimiser is not checked here.
+    regularised = False if ridge is not None and not math.isclose(ridge, 1 - sparsity, abs_tol=1e-12) else None
+    definite = None if abs(least_eigenvalue) < residual else least_eigenvalue >= 0
     return (
         Assumption("loss is ρ-Lipschitz", None, "a measured ρ is the largest gradient seen, a lower estimate"),
-        Assumption("Hessian at A(S) is positive semidefinite", least_eigenvalue >= 0, f"Λ_min = {least_eigenvalue:.4g}"),
+        Assumption("Hessian at A(S) is positive semidefinite", definite, f"Λ_min = {least_eigenvalue:.4g} ± {residual:.2g}"),
         Assumption(
             "A minimises L + (1 − p)‖θ − θ⁰‖²",
             regularised,

@@ -18,7 +18,7 @@ class Constants:
         lipschitz: ρ, the largest ‖∇ℓ(θ, z)‖₂ over all parameters seen at A(S) on train and test examples and at each
             A(Sⁱ) on z_i. A lower estimate: a true Lipschitz constant covers all of parameter space.
         least_eigenvalue: Λ_min of the Hessian of the mean training loss at A(S), over all parameters.
-        loss_bound: C, the largest ℓ of A(S) seen on train and test examples.
+        loss_bound: C, the largest ℓ seen, of A(S) on train and test examples and of each A(Sⁱ) on z_i.
         empirical_risk: R̂, the mean training loss of A(S).
     """
 
@@ -48,6 +48,6 @@ def measure_constants(estimate: StabilityEstimate) -> Constants:
     return Constants(
         lipschitz=max(norms),
         least_eigenvalue=least_eigenvalue(problem, model, problem.train),
-        loss_bound=max(loss.max().item() for loss in losses),
+        loss_bound=max(*(loss.max().item() for loss in losses), estimate.per_example["loss_left_out"].max()),
         empirical_risk=losses[0].double().mean().item(),
     )

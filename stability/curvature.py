@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -154,7 +154,7 @@ def least_eigenvalue(
     operator = LinearOperator((d, d), matvec=lambda vector: apply(vector) - shift * vector.reshape(-1), dtype=np.float64)
     try:
         values, vectors = eigsh(operator, k=1, which="SA", tol=tolerance, maxiter=max_restarts, ncv=20, v0=start)
-    except ArpackNoConvergence:
+    except ArpackError:  # no convergence, or products that are not finite
         return Eigenvalue(float("nan"), float("nan"), products, converged=False)
     vector, value = vectors[:, 0], float(values[0]) + shift
     residual = float(np.linalg.norm(apply(vector) - value * vector))

@@ -147,21 +147,26 @@ def measure(
     replicas = train(
         problem, algorithm, weights, masks, replica_batch=replica_batch, memory_budget=memory_budget, progress=progress
     )
+    losses = replicas.losses(problem.train).double().cpu()
+    held_out = replicas.losses(problem.test).double().cpu()
+    finite = torch.isfinite(losses).all(1) & torch.isfinite(held_out).all(1)
+    failed_step = torch.where((replicas.failed_step < 0) & ~finite, algorithm.steps, replicas.failed_step)
+    replicas = dataclasses.replace(replicas, failed_step=failed_step)
     if replicas.failed_step[0] >= 0:
         raise StabilityError(
             f"A(S) diverged at step {int(replicas.failed_step[0])} with seed {seed}: use a smaller learning rate than "
             f"{algorithm.learning_rate:g}"
         )
     alone = train(problem, algorithm, masks=[full_mask], replica_batch=1, reverse_batches=True, progress=progress)
-    losses = replicas.losses(problem.train).double().cpu()
     floor = (alone.losses(problem.train).double().cpu()[0] - losses[0]).abs().mean().item()
+    if not math.isfinite(floor):
+        raise StabilityError(f"the run that gives the noise floor diverged with seed {seed}: use a smaller learning rate")
     table = _table(left_out, losses, replicas)
     ok = (table["failed_step"] < 0).to_numpy()
     if not ok.any():
         raise StabilityError(f"all {count} left-out replicas diverged with seed {seed}: use a smaller learning rate")
     sizes = table["difference"].abs().to_numpy()
-    held_out = replicas.losses(problem.test).double()
-    moved = (held_out[1:] - held_out[0]).abs().mean(1).cpu().numpy()
+    moved = (held_out[1:] - held_out[0]).abs().mean(1).numpy()
     missing = int((~ok).sum())
     return StabilityEstimate(
         pointwise=mean_of_population(sizes[ok], n, confidence, missing),

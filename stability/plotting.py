@@ -85,7 +85,9 @@ def stability(frame: pd.DataFrame) -> Figure:
     for method, group in ok.groupby("method", sort=False):
         colour, marker, _ = _style(str(method))
         mine = bound[group.index]
-        holds = group["failed_assumptions"].map(lambda names: isinstance(names, list) and not names)
+        holds = group.get("failed_assumptions", pd.Series(None, group.index)).map(
+            lambda names: isinstance(names, list) and not names
+        )
         for chosen, fill in ((holds, colour), (~holds, "none")):
             ax.plot(
                 group["sparsity"][chosen] * shift[method],
@@ -98,7 +100,7 @@ def stability(frame: pd.DataFrame) -> Figure:
                 ls="",
                 alpha=0.9,
             )
-        infinite = group["sparsity"][mine.isna()].unique()
+        infinite = group["sparsity"][mine.isna() & group["least_eigenvalue"].notna()].unique()
         ax.plot(infinite * shift[method], np.full(len(infinite), top * 0.75), marker="$\\uparrow$", ms=8, color=colour, ls="")
     ax.set(xscale="log", yscale="log", xlabel=_P_LABEL, ylabel="loss difference [nats]", ylim=(floor, top))
     _percent(ax)

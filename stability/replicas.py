@@ -134,6 +134,11 @@ def train(
         masks = masks * r
     if len(masks) != r:
         raise UsageError(f"{len(masks)} masks for r = {r} replicas: give one for each, or one for all")
+    shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
+    for mask in {id(mask): mask for mask in masks}.values():
+        if dict(mask.shapes) != shapes:
+            odd = sorted(n for n in mask.shapes.keys() | shapes.keys() if mask.shapes.get(n) != shapes.get(n))
+            raise UsageError(f"the mask does not fit the pretrained parameters: names or shapes differ for {', '.join(odd[:3])}")
     selected = masks[0]
     for mask in {id(mask): mask for mask in masks}.values():
         selected = selected.union(mask)
@@ -143,7 +148,7 @@ def train(
         activity = torch.stack([tunable.contains(algorithm.tunable(problem, mask)) for mask in masks]).to(first.device)
     if replica_batch is None:
         replica_batch = plan_batch(problem, algorithm, tunable, r, memory_budget)
-    ridges = torch.tensor([[algorithm.ridge_for(mask.sparsity)] for mask in masks]).to(first)
+    ridges = torch.tensor([[algorithm.ridge_for(mask.sparsity)] for mask in masks], dtype=first.dtype, device=first.device)
     origin = tunable.gather(start)
     batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.n)]
     values, failed = [], []

@@ -57,7 +57,7 @@ class Store:
 
     def __init__(self, path: str | PathLike[str], identity: Mapping[str, Any] | None = None, version: str = "") -> None:
         self.path = Path(path)
-        if not self.path.exists():
+        if not self.path.exists() or (identity is not None and self.path.stat().st_size == 0):  # 0: stopped while making it
             if identity is None:
                 raise StabilityError(f"there is no store {self.path}: make one with 'stability run STUDY --store {self.path}'")
             try:
@@ -65,14 +65,17 @@ class Store:
             except OSError as error:
                 raise StabilityError(f"cannot make the folder of {self.path}: {error}") from error
             with self._connection() as connection:  # one transaction: a store is whole or absent
-                connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+                connection.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA.split(";")[:-1]:
+                    connection.execute(statement)
                 connection.execute("INSERT INTO study VALUES (?, ?, ?)", (_FORMAT, version, json.dumps(identity, sort_keys=True)))
         with self._connection() as connection:
             rows = connection.execute("SELECT format, version, identity FROM study").fetchall()
+            identities = [json.loads(row[2]) for row in rows]
         if len(rows) != 1:
             raise StabilityError(f"{self.path} is damaged: {len(rows)} studies in it instead of 1; delete it and run again")
-        stored_format, self.version, text = rows[0]
-        self.identity: dict[str, Any] = json.loads(text)
+        stored_format, self.version, _ = rows[0]
+        self.identity: dict[str, Any] = identities[0]
         if stored_format != _FORMAT:
             raise StabilityError(f"{self.path} has format {stored_format}, this program writes {_FORMAT}: use another --store")
         if identity is not None:
@@ -93,7 +96,7 @@ class Store:
         """Every finished cell, identity and record in one dictionary, in the order they were finished."""
         with self._connection() as connection:
             rows = connection.execute("SELECT identity, record FROM cells ORDER BY rowid").fetchall()
-        return [{**json.loads(identity), **json.loads(record)} for identity, record in rows]
+            return [{**json.loads(identity), **json.loads(record)} for identity, record in rows]
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:

@@ -139,9 +139,19 @@ def _row(estimate: StabilityEstimate, algorithm: FineTuning, constants: Constant
     }
     if eigenvalue.converged:
         p, ridge = estimate.tunable / estimate.total, algorithm.ridge_for(estimate.tunable / estimate.total)
-        first = bounds.pointwise_hypothesis_stability(constants.lipschitz, eigenvalue.value, p, estimate.n, ridge)
+        first = bounds.pointwise_hypothesis_stability(
+            constants.lipschitz, eigenvalue.value, p, estimate.n, ridge, eigenvalue.residual
+        )
         second = bounds.generalization(
-            constants.lipschitz, eigenvalue.value, p, estimate.n, constants.loss_bound, delta, constants.empirical_risk, ridge
+            constants.lipschitz,
+            eigenvalue.value,
+            p,
+            estimate.n,
+            constants.loss_bound,
+            delta,
+            constants.empirical_risk,
+            ridge,
+            eigenvalue.residual,
         )
         row |= {
             "stability_bound": first.to_dict()["value"],
@@ -241,7 +251,8 @@ def table(store: Store) -> pd.DataFrame:
     for record in store.records():
         record.pop("per_example", None)
         selector = record.pop("selector")
-        rows.append({"method": selector["name"], **record})
+        asked = {"selector": key(selector)[:12], "sparsity": selector.get("sparsity"), "method": selector["name"]}
+        rows.append({**asked, **record})
     frame = pd.DataFrame(rows)
     frame.attrs.update(
         study=store.identity["study"], identity=key(store.identity)[:12], n=store.identity["problem_settings"].get("n")
@@ -276,8 +287,10 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     bad = frame[frame["status"] != "ok"]
     if ok.empty:
         raise StabilityError(f"all {len(bad)} finished cells failed; the first: {bad.iloc[0]['reason']}")
-    for (method, sparsity), group in ok.groupby(["method", "sparsity"], sort=False):
-        row: dict[str, Any] = {"method": method, "sparsity": sparsity, "tunable": int(group["tunable"].iloc[0])}
+    for selector, group in ok.groupby("selector", sort=False):
+        first = group.iloc[0]
+        row: dict[str, Any] = {"method": first["method"], "sparsity": group["sparsity"].mean(), "tunable": int(first["tunable"])}
+        row["failed"] = int((bad["selector"] == selector).sum())
         row |= {"head": int(group["head"].iloc[0]), "seeds": len(group), "failed_replicas": int(group["failed"].map(len).sum())}
         for name in _SUMMARISED:
             row[name] = group[name].mean()
@@ -285,12 +298,14 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         for name in ("stability", "gap"):
             row[f"{name}_low"], row[f"{name}_high"] = mean_over_seeds(group[name].to_numpy()).interval
         bound = group["stability_bound"].astype(float) if "stability_bound" in group else pd.Series(np.nan, group.index)
-        row["stability_bound"] = bound.mean() if bound.notna().all() else np.inf
+        known = group["least_eigenvalue"].notna().all()  # else Lanczos did not converge and there is no bound at all
+        row["stability_bound"] = bound.mean() if bound.notna().all() else np.inf if known else np.nan
         row["bound_applies"] = bool(bound.notna().all() and (group["failed_assumptions"].map(len) == 0).all())
         rows.append(row)
     order = {method: place for place, method in enumerate(frame["method"].unique())}
     rows.sort(key=lambda row: (order[row["method"]], row["sparsity"]))
     summary = pd.DataFrame(rows)
-    summary["failed"] = [int((bad["method"] == method).sum()) for method in summary["method"]]
+    lost = bad[~bad["selector"].isin(ok["selector"])]
+    summary.attrs["all_failed"] = [f"{m} at p = {p}" for m, p in lost[["method", "sparsity"]].drop_duplicates().to_numpy()]
     summary.attrs.update(frame.attrs)
     return summary

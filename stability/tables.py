@@ -17,7 +17,7 @@ def study_table(frame: pd.DataFrame) -> pd.DataFrame:
     """
     summary = summarise(frame)
     metric = str(frame["metric"].dropna().iloc[0])
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "method": summary["method"],
             "p": summary["sparsity"].map("{:.4f}".format),
@@ -42,16 +42,23 @@ def study_table(frame: pd.DataFrame) -> pd.DataFrame:
             "failed replicas": summary["failed_replicas"],
         }
     )
+    table.attrs["all_failed"] = summary.attrs.get("all_failed", [])
+    return table
 
 
 def render(frame: pd.DataFrame) -> str:
     """The table as text, with what its marks mean."""
     table = study_table(frame)
-    return table.to_string(index=False) + (
-        "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| in nats, interval over seeds; "
-        "± is one standard deviation over seeds.\n"
-        "p: fraction of pretrained parameters that may change (k of them); the new head is tunable besides.\n"
-        "*: an assumption of Theorem 1 failed in at least one seed (Λ_min < 0, or trained without its ridge λ = 1 − p)."
+    lost = table.attrs.get("all_failed") or []
+    return (
+        table.to_string(index=False)
+        + "".join(f"\nevery seed failed: {name}" for name in lost)
+        + (
+            "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| in nats, interval over seeds; "
+            "± is one standard deviation over seeds.\n"
+            "p: fraction of pretrained parameters that may change (k of them); the new head is tunable besides.\n"
+            "*: an assumption of Theorem 1 failed in at least one seed (Λ_min < 0, or trained without its ridge λ = 1 − p)."
+        )
     )
 
 
@@ -62,4 +69,6 @@ def _mean_std(summary: pd.DataFrame, name: str) -> list[str]:
 
 
 def _bound(value: float, applies: bool) -> str:
+    if math.isnan(value):
+        return "? (Lanczos)"
     return ("∞" if math.isinf(value) else f"{value:.3g}") + ("" if applies else " *")

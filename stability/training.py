@@ -72,7 +72,9 @@ class FineTuning:
             raise UsageError(f"unknown schedule {self.schedule!r}: use constant or linear")
         for name in ("weight_decay", "ridge"):
             value = getattr(self, name)
-            if value != "paper" and not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+            if (name, value) != ("ridge", "paper") and not (
+                isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+            ):
                 raise UsageError(f"{name} = {value}: use a number of at least 0" + (" or 'paper'" if name == "ridge" else ""))
 
     def settings(self) -> dict[str, Any]:
