@@ -133,7 +133,9 @@ def _loo(options: argparse.Namespace) -> None:
             problem, algorithm, retrainings, reselect=not options.keep_mask, device=options.device, progress=bar.update
         )
     if options.json:
-        _print_json({"problem": problem.name, "selector": algorithm.selector.settings(), **_plain(estimate.to_dict())})
+        what = {"problem": problem.name, "problem_settings": dict(problem.settings), "reselect": not options.keep_mask}
+        how = {"selector": algorithm.selector.settings(), "training": algorithm.settings()}
+        _print_json({**what, **how, **_plain(estimate.to_dict())})
         return
     low, high = estimate.interval
     logits = estimate.replicas.logits(problem.test.to(estimate.replicas.values.device))[0].cpu()

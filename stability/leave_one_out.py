@@ -77,6 +77,13 @@ class StabilityEstimate:
         """Of β₂ on this S with this seed."""
         return self.pointwise.interval
 
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return (
+            f"StabilityEstimate(value={self.value:.4g}, interval=({low:.4g}, {high:.4g}), {self.estimator}, "
+            f"{self.retrainings} of n={self.n}, failed={len(self.failed)}, noise_floor={self.noise_floor:.2g})"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As plain values that JSON can hold (an unbounded end of an interval is None)."""
         plain = {

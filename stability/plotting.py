@@ -63,15 +63,15 @@ def stability(frame: pd.DataFrame) -> Figure:
     """(a) Measured leave-one-out stability against p with 95 % intervals over seeds, and Theorem 1's bound.
 
     Both axes are logarithmic. The bound has one mark a seed, filled only where no checked assumption failed; an
-    infinite bound is an arrow at the top edge. Methods stand a little apart along p, so that none hides another.
+    infinite bound is an arrow at the top edge. Swept methods stand a little apart along p, so that none hides another.
     """
     summary = summarise(frame)
     figure, axes = _figure(1, 1, (6.4, 5.0))
     ax = axes[0]
     lows = summary["stability_low"].where(np.isfinite(summary["stability_low"]) & (summary["stability_low"] > 0))
     floor = 10 ** math.floor(math.log10(pd.concat([lows, summary["stability"]]).min() * 0.5))
-    methods = list(summary["method"].unique())
-    shift = {method: 1.05 ** (place - len(methods) / 2) for place, method in enumerate(methods)}
+    swept = [method for method, group in summary.groupby("method", sort=False) if len(group) > 1]
+    shift = dict.fromkeys(summary["method"], 1.0) | {method: 1.05 ** (i - (len(swept) - 1) / 2) for i, method in enumerate(swept)}
     for method, group in summary.groupby("method", sort=False):
         colour, marker, dash = _style(str(method))
         p = group["sparsity"] * shift[method]

@@ -54,7 +54,7 @@ def render(frame: pd.DataFrame) -> str:
         table.to_string(index=False)
         + "".join(f"\nevery seed failed: {name}" for name in lost)
         + (
-            "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| in nats, interval over seeds; "
+            "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| in nats, interval over seeds, cut at 0; "
             "± is one standard deviation over seeds.\n"
             "p: fraction of pretrained parameters that may change (k of them); the new head is tunable besides.\n"
             "*: an assumption of Theorem 1 failed in at least one seed (Λ_min < 0, or trained without its ridge λ = 1 − p)."
