@@ -139,7 +139,6 @@ def _loo(options: argparse.Namespace) -> None:
         return
     low, high = estimate.interval
     logits = estimate.replicas.logits(problem.test.to(estimate.replicas.values.device))[0].cpu()
-    p = estimate.tunable / estimate.total
     rows = {
         "stability E_i|Δℓ_i|": f"{estimate.value:.4g} nats",
         f"{estimate.pointwise.confidence:.0%} interval": "exact for this S and seed" if low == high else f"{low:.4g} … {high:.4g}",
@@ -147,7 +146,7 @@ def _loo(options: argparse.Namespace) -> None:
         "estimator": f"{estimate.estimator}, {estimate.retrainings} of n = {estimate.n} left out, {len(estimate.failed)} failed",
         "at fresh points": f"{estimate.hypothesis.value:.4g}",
         "largest |Δℓ_i|": f"{estimate.maximum:.4g}",
-        "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {p:.4g}), head {estimate.head}",
+        "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {estimate.sparsity:.4g}), head {estimate.head}",
         f"test {problem.metric_name}": f"{problem.metric(logits, problem.test.labels):.4f}",
         "seconds": f"{estimate.seconds:.1f}",
     }

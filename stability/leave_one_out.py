@@ -77,6 +77,11 @@ class StabilityEstimate:
         """Of β₂ on this S with this seed."""
         return self.pointwise.interval
 
+    @property
+    def sparsity(self) -> float:
+        """p = k/m of A(S)."""
+        return self.tunable / self.total
+
     def __repr__(self) -> str:
         low, high = self.interval
         return (

@@ -135,12 +135,13 @@ def train(
     if len(masks) != r:
         raise UsageError(f"{len(masks)} masks for r = {r} replicas: give one for each, or one for all")
     shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
-    for mask in {id(mask): mask for mask in masks}.values():
+    distinct = list({id(mask): mask for mask in masks}.values())
+    for mask in distinct:
         if dict(mask.shapes) != shapes:
             odd = sorted(n for n in mask.shapes.keys() | shapes.keys() if mask.shapes.get(n) != shapes.get(n))
             raise UsageError(f"the mask does not fit the pretrained parameters: names or shapes differ for {', '.join(odd[:3])}")
-    selected = masks[0]
-    for mask in {id(mask): mask for mask in masks}.values():
+    selected = distinct[0]
+    for mask in distinct[1:]:
         selected = selected.union(mask)
     tunable = algorithm.tunable(problem, selected)
     activity = None

@@ -114,7 +114,7 @@ def _row(estimate: StabilityEstimate, algorithm: FineTuning, constants: Constant
     replicas, problem = estimate.replicas, estimate.replicas.problem
     plain = estimate.to_dict()
     row: dict[str, Any] = {
-        "sparsity": estimate.tunable / estimate.total,
+        "sparsity": estimate.sparsity,
         "stability": estimate.value,
         "stability_interval": plain["interval"],
         "hypothesis_stability": estimate.hypothesis.value,
@@ -138,7 +138,7 @@ def _row(estimate: StabilityEstimate, algorithm: FineTuning, constants: Constant
         "loss_bound": constants.loss_bound,
     }
     if eigenvalue.converged:
-        p, ridge = estimate.tunable / estimate.total, algorithm.ridge_for(estimate.tunable / estimate.total)
+        p, ridge = estimate.sparsity, algorithm.ridge_for(estimate.sparsity)
         first = bounds.pointwise_hypothesis_stability(
             constants.lipschitz, eigenvalue.value, p, estimate.n, ridge, eigenvalue.residual
         )
