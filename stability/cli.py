@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,35 @@ import torch
 from tqdm import tqdm
 
 from stability import __version__, bounds, machine, problems
+from stability.constants import measure_constants, measured_bounds
 from stability.errors import StabilityError, UsageError
 from stability.leave_one_out import measure
 from stability.problems import PROBLEMS
 from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random, Selector
 from stability.store import Store
 from stability.study import STUDIES, run, table
-from stability.training import FineTuning
+from stability.training import FineTuning, Minimisation
 
 __all__ = ["SELECTORS", "main", "selector_named"]
 
-SELECTORS: dict[str, Callable[..., Selector]] = {kind.name: kind for kind in (FullTuning, Random, BitFit, MagPruning, SAM)}
+SELECTORS: dict[str, Callable[..., Selector]] = {
+    "full": FullTuning,
+    "random": Random,
+    "bitfit": BitFit,
+    "magnitude": MagPruning,
+    "sam": SAM,
+}
 """Selectors by name."""
 
 _DECIDES = ("full", "bitfit")  # the rule itself fixes p
 
 
-def selector_named(name: str, sparsity: float | None, scope: str = "global") -> Selector:
-    """The selector called ``name``.
+def selector_named(name: str, sparsity: float | None, scope: str = "global", curvature: str | None = None) -> Selector:
+    """The selector called ``name``; ``curvature`` is SAM's.
 
     Raises:
-        UsageError: an unknown name, a sparsity that is missing, or one given to a rule that fixes its own.
+        UsageError: an unknown name, a sparsity that is missing, or one given to a rule that fixes its own; a curvature for
+            another than SAM.
     """
     if name not in SELECTORS:
         raise UsageError(f"unknown selector {name!r}: there is {', '.join(SELECTORS)}")
@@ -45,7 +53,10 @@ def selector_named(name: str, sparsity: float | None, scope: str = "global") -> 
         return SELECTORS[name]()
     if sparsity is None:
         raise UsageError(f"selector {name!r} needs --sparsity P, the fraction of parameters that may change, e.g. 0.05")
-    return SELECTORS[name](sparsity=sparsity, scope=scope)
+    if curvature is not None and name != "sam":
+        raise UsageError(f"selector {name!r} uses no curvature: leave --curvature {curvature} out, or use sam")
+    more = {} if curvature is None else {"curvature": curvature}
+    return SELECTORS[name](sparsity=sparsity, scope=scope, **more)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,16 +99,16 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _figures(options: argparse.Namespace) -> None:
-    _draw(table(Store(options.store)), options.out)
+    _draw(table(Store(options.store)), options.out, options.only)
 
 
-def _draw(frame: pd.DataFrame, folder: Path) -> None:
+def _draw(frame: pd.DataFrame, folder: Path, only: str | None = None) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
     from stability.plotting import save_all
 
-    for path in save_all(frame, folder):
+    for path in save_all(frame, folder, only):
         print(path)
 
 
@@ -128,17 +139,24 @@ def _loo(options: argparse.Namespace) -> None:
     if options.estimator == "exact":
         retrainings = None
     runs = (problem.n if retrainings is None else retrainings) + 2
-    with tqdm(total=runs * algorithm.steps, unit="step", disable=True if options.json else None) as bar:
+    steps = runs * algorithm.steps if isinstance(algorithm, FineTuning) else None
+    with tqdm(total=steps, unit="step", disable=True if options.json else None) as bar:
         estimate = measure(
             problem, algorithm, retrainings, reselect=not options.keep_mask, device=options.device, progress=bar.update
         )
+    logits = estimate.replicas.logits(problem.test.to(estimate.replicas.values.device))[0].cpu()
+    metric = problem.metric(logits, problem.test.labels)
+    found = {}
+    if options.bounds:
+        found = measured_bounds(estimate, measure_constants(estimate, min(2, estimate.retrainings)), options.delta)
     if options.json:
         what = {"problem": problem.name, "problem_settings": dict(problem.settings), "reselect": not options.keep_mask}
-        how = {"selector": algorithm.selector.settings(), "training": algorithm.settings()}
-        _print_json({**what, **how, **_plain(estimate.to_dict())})
+        how = {"algorithm": {**algorithm.settings(), "seed": algorithm.seed}}
+        more = {"test_metric": {"name": problem.metric_name, "value": metric}}
+        more |= {"bounds": {name: bound.to_dict() for name, bound in found.items()}} if options.bounds else {}
+        _print_json({**what, **how, **_plain(estimate.to_dict()), **_plain(more)})
         return
     low, high = estimate.interval
-    logits = estimate.replicas.logits(problem.test.to(estimate.replicas.values.device))[0].cpu()
     rows = {
         "stability E_i|Δℓ_i|": f"{estimate.value:.4g} nats",
         f"{estimate.pointwise.confidence:.0%} interval": "exact for this S and seed" if low == high else f"{low:.4g} … {high:.4g}",
@@ -147,36 +165,49 @@ def _loo(options: argparse.Namespace) -> None:
         "at fresh points": f"{estimate.hypothesis.value:.4g}",
         "largest |Δℓ_i|": f"{estimate.maximum:.4g}",
         "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {estimate.sparsity:.4g}), head {estimate.head}",
-        f"test {problem.metric_name}": f"{problem.metric(logits, problem.test.labels):.4f}",
+        f"test {problem.metric_name}": f"{metric:.4f}",
         "seconds": f"{estimate.seconds:.1f}",
     }
     for name, text in rows.items():
         print(f"{name:>22}  {text}")
     if estimate.failed:
         which = ", ".join(f"example {i} at step {step}" for i, step in estimate.failed.items())
-        print(f"\nDiverged with seed {algorithm.seed} and left out of every average: {which}.")
+        print(f"\nFailed with seed {algorithm.seed} and left out of every average: {which}.")
     if estimate.value <= estimate.noise_floor:
         print("\nThe value is not above its noise floor: it is not a result.")
+    if found:
+        print(f"\nBounds from the constants measured on these runs (δ = {options.delta:g} for the expected loss):")
+        _print_bounds(found)
 
 
 def _select(options: argparse.Namespace) -> None:
-    mask = selector_named(options.selector, options.sparsity, options.scope).select(_problem(options), options.seed)
+    mask = _selector(options).select(_problem(options), options.seed)
     mask.save(options.out)
     print(f"{options.out}: k = {mask.count} of m = {mask.total} coordinates, p = {mask.sparsity:.4g}")
 
 
 def _bounds(options: argparse.Namespace) -> None:
     constants = (options.lipschitz, options.least_eigenvalue, options.sparsity, options.n)
-    pair = {
-        "stability": bounds.pointwise_hypothesis_stability(*constants),
-        "generalization": bounds.generalization(*constants, options.loss_bound, options.delta, options.empirical_risk),
+    checks = bounds.Checks(ridge=options.ridge, loss_bound=options.loss_bound)
+    found = {
+        "stability": bounds.pointwise_hypothesis_stability(*constants, checks=checks),
+        "stability_sharp": bounds.pointwise_hypothesis_stability(*constants, sharp=True, checks=checks),
     }
+    if (options.loss_bound is None) != (options.empirical_risk is None):
+        raise UsageError("the bound on the expected loss needs both --loss-bound C and --empirical-risk R̂")
+    if options.loss_bound is not None:
+        risk = (options.loss_bound, options.delta, options.empirical_risk)
+        found["generalization"] = bounds.generalization(*constants, *risk, checks=checks)
     if options.json:
-        values = {name: bound.to_dict()["value"] for name, bound in pair.items()}
-        _print_json({**values, "bounds": {name: bound.to_dict() for name, bound in pair.items()}})
+        values = {name: bound.to_dict()["value"] for name, bound in found.items()}
+        _print_json({**values, "bounds": {name: bound.to_dict() for name, bound in found.items()}})
         return
-    for name, bound in pair.items():
-        print(f"{name}: {bound.value:.6g}   {bound.equation}   ({bound.source})")
+    _print_bounds(found)
+
+
+def _print_bounds(found: Mapping[str, bounds.Bound]) -> None:
+    for name, bound in found.items():
+        print(f"{name}: {bound.value:.6g} [{bound.state}]   {bound.equation}   ({bound.source})")
         if bound.reason:
             print(f"  {bound.reason}")
         for assumption in bound.assumptions:
@@ -202,18 +233,29 @@ def _doctor(options: argparse.Namespace) -> None:
         print(f"{name:>16}  {', '.join(value) if isinstance(value, list) else value}")
 
 
+def _selector(options: argparse.Namespace) -> Selector:
+    return selector_named(options.selector, options.sparsity, options.scope, options.curvature)
+
+
 def _problem(options: argparse.Namespace) -> Any:
-    settings = {"seed": options.seed} | ({} if options.n is None else {"n": options.n})
+    given = {"n": options.n, "data": options.data}
+    settings = {"seed": options.seed} | {name: value for name, value in given.items() if value is not None}
     return problems.load(options.problem, **settings)
 
 
-def _algorithm(options: argparse.Namespace) -> FineTuning:
-    given = {
-        name: getattr(options, name)
-        for name in ("steps", "batch_size", "learning_rate", "weight_decay", "ridge", "schedule")
-        if getattr(options, name) is not None
-    }
-    return FineTuning(selector_named(options.selector, options.sparsity, options.scope), seed=options.seed, **given)
+def _algorithm(options: argparse.Namespace) -> FineTuning | Minimisation:
+    names = ("steps", "batch_size", "learning_rate", "weight_decay", "ridge", "schedule")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    selector = _selector(options)
+    if options.minimise is None:
+        return FineTuning(selector, seed=options.seed, **given)
+    ridge = given.pop("ridge", None)
+    if given:
+        odd = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(f"--minimise takes no {odd}: L-BFGS has no such setting")
+    if ridge is None:
+        raise UsageError("--minimise needs --ridge λ (or 'paper'), so that there is a minimum to find")
+    return Minimisation(selector, ridge=ridge, tolerance=options.minimise, seed=options.seed)
 
 
 def _print_json(value: Any) -> None:
@@ -235,6 +277,13 @@ def _ridge(text: str) -> float | str:
     return text if text == "paper" else float(text)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells a default only where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stability", description="Sparse fine-tuning and its leave-one-out stability, measured.")
     parser.add_argument("--version", action="version", version=__version__)
@@ -243,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(
         name: str, function: Callable[[argparse.Namespace], None], text: str, with_json: bool = False
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
         sub.set_defaults(command=function)
         if with_json:
             sub.add_argument("--json", action="store_true", help="one JSON value on standard output and nothing else")
@@ -266,6 +315,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("weight-decay", float)):
         sub.add_argument(f"--{name}", type=kind, help=f"by default {getattr(FineTuning, name.replace('-', '_'))}")
     sub.add_argument("--ridge", type=_ridge, help="λ of λ‖θ − θ⁰‖², or 'paper' for 1 − p (by default 0)")
+    sub.add_argument(
+        "--minimise", type=float, metavar="TOL", help="no AdamW: minimise the loss with its ridge by L-BFGS until ‖∇F‖ ≤ TOL"
+    )
+    sub.add_argument("--bounds", action="store_true", help="measure the constants as well, and print every bound")
+    sub.add_argument("--delta", type=float, default=0.1, help="δ of the bounds on the expected loss")
     sub.add_argument("--schedule", choices=("constant", "linear"), help="of the learning rate (by default constant)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     sub.add_argument("--threads", type=int, help="threads of this process (by default torch's choice)")
@@ -274,22 +328,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_selection(sub)
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
 
-    sub = command("bounds", _bounds, "Theorems 1 and 2 for given constants.", with_json=True)
-    symbols = {
-        "lipschitz": "ρ",
-        "least-eigenvalue": "Λ_min",
-        "sparsity": "p",
-        "loss-bound": "C",
-        "delta": "δ",
-        "empirical-risk": "R̂",
-    }
-    for name, symbol in symbols.items():
+    sub = command("bounds", _bounds, "Theorem 1 for given constants; with C and R̂ also Theorem 2.", with_json=True)
+    for name, symbol in {"lipschitz": "ρ", "least-eigenvalue": "Λ_min", "sparsity": "p"}.items():
         sub.add_argument(f"--{name}", type=float, required=True, help=symbol)
     sub.add_argument("--n", type=int, required=True, help="size of S")
+    sub.add_argument("--ridge", type=float, help="the λ that A was trained with, to be compared with 1 − p")
+    sub.add_argument("--loss-bound", type=float, help="C, the largest loss")
+    sub.add_argument("--empirical-risk", type=float, help="R̂, the mean training loss")
+    sub.add_argument("--delta", type=float, default=0.1, help="δ, the probability that the bound on the expected loss may fail")
 
     sub = command("figures", _figures, "Draw the figures of a store.")
     sub.add_argument("--store", type=Path, required=True)
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--only", metavar="NAME", help="a single figure: stability, generalization, four_panels, ... (by default all)")
 
     sub = command("table", _table, "Print the table of a store.", with_json=True)
     sub.add_argument("--store", type=Path, required=True)
@@ -302,9 +353,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_selection(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--problem", default="digits", help="name of the problem")
     sub.add_argument("--n", type=int, help="training examples (by default the problem's own number)")
+    sub.add_argument("--data", help="of the problems linear and logistic: generated, diabetes, breast_cancer")
     sub.add_argument("--selector", required=True, help="name of the selector, see 'stability list'")
     sub.add_argument("--sparsity", type=float, metavar="P", help="fraction of pretrained parameters that may change, in (0, 1]")
     sub.add_argument(
         "--scope", choices=("global", "tensor"), default="global", help="compete over all parameters, or within each tensor"
     )
+    sub.add_argument("--curvature", choices=("constant", "gauss_newton", "hutchinson"), help="of sam: what |g²/h| divides by")
     sub.add_argument("--seed", type=int, default=0, help="of S, the head's start, the order and the selection")

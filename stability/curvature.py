@@ -1,107 +1,181 @@
-"""First and second derivatives of a problem's loss: per-example gradients, their norms, the least eigenvalue.
+"""Second derivatives by products alone: the Hessian or Gauss–Newton matrix, its extreme eigenvalues, diagonal, inverse.
 
-Vectors over several tensors are the tensors flattened and joined in the order of their names in ``wanted``.
+Everything after :class:`Curvature` works on any :class:`SymmetricMatrix`. Products run in the parameters' precision and
+are summed over examples in float64; what is made of them (Lanczos, conjugate gradients, means) is float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vjp, vmap
 
-from stability.machine import free_memory
-from stability.masks import Parameters
-from stability.problem import Examples, Problem
+from stability.errors import StabilityError, UsageError
+from stability.gradients import blocks, per_example_gradients
+from stability.masks import Mask, Parameters
+from stability.problem import Examples, Problem, generator
 
-__all__ = ["Eigenvalue", "gradient_norms", "hessian_vector_product", "least_eigenvalue", "per_example_gradients"]
+__all__ = [
+    "Curvature",
+    "Diagonal",
+    "Eigenvalue",
+    "SymmetricMatrix",
+    "diagonal",
+    "first_order_changes",
+    "greatest_eigenvalue",
+    "least_eigenvalue",
+    "solve",
+]
+
+_PROBES_AT_ONCE = 16
+_DENSE = 100  # up to so many rows the whole matrix is cheaper than Lanczos, and exact
 
 
-def per_example_gradients(
-    problem: Problem,
-    parameters: Parameters,
-    examples: Examples,
-    wanted: tuple[str, ...],
-    memory_budget: int | None = None,
-) -> Iterator[Tensor]:
-    """∇ℓ_i at ``parameters``, block after block of examples.
+class SymmetricMatrix(Protocol):
+    """A symmetric matrix known by its products."""
 
-    Args:
+    @property
+    def size(self) -> int:
+        """k, its number of rows."""
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """The matrix times each row of ``vectors`` (s, k), float64 on the CPU: (s, k)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """∇²L or its Gauss–Newton part, where L is the *mean* of ℓ over ``examples``, restricted to a mask: H_II.
+
+    The Hessian is Σ_i ∇²ℓ_i / N by reverse-over-reverse differentiation (Pearlmutter 1994). The Gauss–Newton matrix is
+    Σ_i J_iᵀ Λ_i J_i / N, J_i the Jacobian of the logits and Λ_i = ∂²ℓ/∂f² (Schraudolph 2002): the Hessian without the
+    curvature of the model itself, positive semidefinite where ℓ is convex in the logits.
+
+    Attributes:
         problem: gives ℓ.
-        parameters: all tensors of the model.
+        parameters: all tensors of the model; where the matrix is taken.
         examples: N of them.
-        wanted: names of the d coordinates' tensors to differentiate by.
-        memory_budget: bytes that one block may take; an eighth of what is free by default.
+        mask: the k coordinates I; all by default, the head included.
+        kind: ``hessian`` or ``gauss_newton``.
+        memory_budget: bytes for one block of examples; an eighth of what is free by default.
 
-    Yields:
-        (B, d) in the parameters' precision, in the order of ``examples``.
+    Raises:
+        UsageError: an unknown kind, no examples.
 
     Example:
-        >>> from stability.problems import load
-        >>> problem = load("digits")
-        >>> start = problem.start(seed=0)
-        >>> blocks = per_example_gradients(problem, start, problem.train, ("classifier.bias",))
-        >>> torch.cat(list(blocks)).shape
-        torch.Size([100, 5])
+        >>> from stability.solvable import linear_regression
+        >>> p = linear_regression(np.eye(3) * [1.0, 2.0, 3.0], np.zeros(3)).problem
+        >>> hessian = Curvature(p, p.pretrained, p.train)
+        >>> hessian.product(torch.ones(1, 3))
+        tensor([[0.3333, 1.3333, 3.0000]], dtype=torch.float64)
     """
-    moving = {name: parameters[name].detach() for name in wanted}
-    fixed = {name: tensor.detach() for name, tensor in parameters.items() if name not in moving}
 
-    def loss(moved: Parameters, one: dict[str, Tensor], label: Tensor) -> Tensor:
-        batch = Examples({name: tensor.unsqueeze(0) for name, tensor in one.items()}, label.unsqueeze(0))
-        return problem.losses({**fixed, **moved}, batch)[0]
+    problem: Problem
+    parameters: Parameters
+    examples: Examples
+    mask: Mask | None = None
+    kind: Literal["hessian", "gauss_newton"] = "hessian"
+    memory_budget: int | None = None
 
-    device = next(iter(parameters.values())).device
-    d = sum(tensor.numel() for tensor in moving.values())
-    element = next(iter(moving.values())).element_size()
-    budget = memory_budget or free_memory(device) // 8
-    size = int(max(1, min(256, budget // (4 * d * element))))
-    for start in range(0, len(examples), size):
-        block = examples.take(slice(start, start + size))
-        gradients = vmap(grad(loss), in_dims=(None, 0, 0))(moving, dict(block.inputs), block.labels)
-        yield torch.cat([gradients[name].flatten(1) for name in wanted], dim=1)
+    def __post_init__(self) -> None:
+        if self.kind not in ("hessian", "gauss_newton"):
+            raise UsageError(f"unknown kind of curvature {self.kind!r}: use 'hessian' or 'gauss_newton'")
+        if len(self.examples) == 0:
+            raise UsageError("the curvature of no examples: give at least 1")
 
+    @cached_property
+    def coordinates(self) -> Mask:
+        """I."""
+        return Mask.full(self.parameters) if self.mask is None else self.mask
 
-def gradient_norms(problem: Problem, parameters: Parameters, examples: Examples, memory_budget: int | None = None) -> Tensor:
-    """‖∇ℓ_i‖₂ over *all* parameters, head included, for each example: float64 (N,).
+    @property
+    def size(self) -> int:
+        """k."""
+        return self.coordinates.count
 
-    The largest of them over the points at hand is the measured ρ: a lower estimate of the Lipschitz constant of ℓ.
-    """
-    blocks = per_example_gradients(problem, parameters, examples, tuple(parameters), memory_budget)
-    return torch.cat([block.double().norm(dim=1) for block in blocks])
+    def product(self, vectors: Tensor) -> Tensor:
+        """H v for each row v of ``vectors``: (s, k) → (s, k), float64 on the CPU.
 
+        Raises:
+            UsageError: rows that do not have k entries.
+        """
+        if vectors.ndim != 2 or vectors.shape[1] != self.size:
+            raise UsageError(f"vectors have shape {tuple(vectors.shape)}: (s, k) with k = {self.size} expected")
+        rows = vectors.to(self._values)
+        total = torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
+        for multiply in self._multipliers():
+            total += torch.cat([multiply(part) for part in rows.split(_PROBES_AT_ONCE)]).detach()
+        return (total / len(self.examples)).cpu()
 
-def hessian_vector_product(problem: Problem, parameters: Parameters, examples: Examples, vector: Tensor) -> Tensor:
-    """∇²L v, where L is the *mean* of ℓ over ``examples`` and the derivative is by all parameters, head included.
+    @cached_property
+    def _values(self) -> Tensor:
+        return self.coordinates.gather(self.parameters).detach()
 
-    Args:
-        vector: (d,), in the order of ``parameters``.
+    @cached_property
+    def _blocks(self) -> list[Examples]:
+        return list(
+            blocks(self.problem, self.parameters, self.examples, self.coordinates, self.memory_budget, copies=_PROBES_AT_ONCE)
+        )
 
-    Returns:
-        (d,) in the parameters' precision.
-    """
-    sizes = [tensor.numel() for tensor in parameters.values()]
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-    loss = problem.losses(leaves, examples).mean()
-    gradients = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
-    directions = vector.to(gradients[0]).split(sizes)
-    inner = sum((g * v.view_as(g)).sum() for g, v in zip(gradients, directions, strict=True))
-    products = torch.autograd.grad(inner, list(leaves.values()), materialize_grads=True)
-    return torch.cat([product.reshape(-1) for product in products])
+    @cached_property
+    def _kept(self) -> Callable[[Tensor], Tensor]:
+        return self._multiplier(self.examples)
+
+    def _multipliers(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """One a block; a single block's derivative is kept, for it serves every product."""
+        if len(self._blocks) == 1:
+            yield self._kept
+        else:
+            yield from map(self._multiplier, self._blocks)
+
+    def _multiplier(self, block: Examples) -> Callable[[Tensor], Tensor]:
+        """(s, k) → (s, k), the *sum* over the block."""
+
+        def logits(values: Tensor) -> Tensor:
+            return self.problem.logits(self.coordinates.place(self.parameters, values), block.inputs)
+
+        def loss(f: Tensor) -> Tensor:
+            return self.problem.loss(f, block.labels).sum()
+
+        if self.kind == "hessian":
+
+            def whole(values: Tensor) -> Tensor:
+                return loss(logits(values))
+
+            pull = vjp(grad(whole), self._values)[1]
+
+            def hessian(u: Tensor) -> Tensor:
+                product: Tensor = pull(u)[0]
+                return product
+
+            return vmap(hessian)
+        f, pull = vjp(logits, self._values)[:2]
+
+        def gauss_newton(u: Tensor) -> Tensor:
+            moved = jvp(logits, (self._values,), (u,))[1]
+            bent = jvp(grad(loss), (f,), (moved,))[1]
+            product: Tensor = pull(bent)[0]
+            return product
+
+        return vmap(gauss_newton)
 
 
 @dataclass(frozen=True)
 class Eigenvalue:
-    """An extreme eigenvalue of a Hessian.
+    """An extreme eigenvalue.
 
     Attributes:
-        value: the Ritz value; NaN where Lanczos did not converge.
+        value: the Ritz value, NaN where Lanczos did not converge. A least one is never below the true Λ_min, a greatest
+            one never above Λ_max, but for rounding.
         residual: ‖Hv − value · v‖₂ for the unit Ritz vector v; some eigenvalue lies within it of ``value``.
-        products: Hessian–vector products spent.
+        products: matrix–vector products spent.
         converged: whether Lanczos reached its tolerance.
     """
 
@@ -111,51 +185,211 @@ class Eigenvalue:
     converged: bool
 
 
-def least_eigenvalue(
-    problem: Problem, parameters: Parameters, examples: Examples, tolerance: float = 1e-2, max_restarts: int = 30
-) -> Eigenvalue:
-    """Λ_min of ∇²L over all parameters, head included, by implicitly restarted Lanczos (scipy's ``eigsh``).
+def least_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30) -> Eigenvalue:
+    """Λ_min by implicitly restarted Lanczos (Lehoucq & Sorensen 1996; scipy's ``eigsh``).
 
-    Products are taken in the parameters' precision, the Lanczos recurrence in float64. The start vector is fixed,
-    so the same input gives the same answer.
+    The start vector is fixed, so the same input gives the same answer. Up to 100 rows the whole matrix is made.
 
     Args:
-        examples: L is the mean of ℓ over these.
+        matrix: of k rows.
         tolerance: accuracy asked of ARPACK, relative to |Λ_min| + ‖Hv‖/‖v‖ for a random v.
         max_restarts: of the recurrence, each about 20 products.
 
+    Returns:
+        An :class:`Eigenvalue` whose ``converged`` is to be looked at: no convergence is no exception.
+
     Example:
-        >>> from stability.solvable import ridge_regression
-        >>> import numpy as np
-        >>> solvable = ridge_regression(np.eye(3) * [1.0, 2.0, 3.0], np.zeros(3), ridge=0.1)
-        >>> round(least_eigenvalue(solvable.problem, solvable.parameters(solvable.start), solvable.problem.train).value, 4)
+        >>> from stability.solvable import linear_regression
+        >>> p = linear_regression(np.eye(3) * [1.0, 2.0, 3.0], np.zeros(3)).problem
+        >>> round(least_eigenvalue(Curvature(p, p.pretrained, p.train)).value, 4)
         0.3333
     """
-    names = tuple(parameters)
-    like = parameters[names[0]]
-    d = sum(tensor.numel() for tensor in parameters.values())
-    products = 0
+    return _extreme(matrix, 1.0, tolerance, max_restarts)
 
-    def apply(vector: np.ndarray) -> np.ndarray:
+
+def greatest_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30) -> Eigenvalue:
+    """Λ_max, as :func:`least_eigenvalue` finds Λ_min; of a Hessian it is the sharpness, and b where ℓ is b-smooth.
+
+    Example:
+        >>> from stability.solvable import linear_regression
+        >>> p = linear_regression(np.eye(3) * [1.0, 2.0, 3.0], np.zeros(3)).problem
+        >>> round(greatest_eigenvalue(Curvature(p, p.pretrained, p.train)).value, 4)
+        3.0
+    """
+    return _extreme(matrix, -1.0, tolerance, max_restarts)
+
+
+def _extreme(matrix: SymmetricMatrix, sign: float, tolerance: float, max_restarts: int) -> Eigenvalue:
+    """The least eigenvalue of sign · matrix, times sign."""
+    k, products = matrix.size, 0
+
+    def apply(vector: NDArray[np.float64]) -> NDArray[np.float64]:
         nonlocal products
         products += 1
-        direction = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1), dtype=np.float64)).to(like)
-        result: np.ndarray = hessian_vector_product(problem, parameters, examples, direction).double().cpu().numpy()
-        return result
+        rows = torch.from_numpy(np.array(vector, dtype=np.float64).reshape(1, -1))
+        return sign * np.asarray(matrix.product(rows)[0].numpy())
 
-    if d <= 20:  # ARPACK needs room for its basis; here the whole matrix is cheaper
-        matrix = np.stack([apply(column) for column in np.eye(d)])
-        values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-        return Eigenvalue(float(values[0]), float(np.linalg.norm(matrix @ vectors[:, 0] - values[0] * vectors[:, 0])), d, True)
-    start = np.random.default_rng(0).standard_normal(d)
+    def found(value: float, vector: NDArray[np.float64]) -> Eigenvalue:
+        residual = float(np.linalg.norm(apply(vector) - value * vector))
+        return Eigenvalue(sign * value, residual, products, converged=True)
+
+    failed = float("nan")
+    if k <= _DENSE:
+        whole = sign * matrix.product(torch.eye(k, dtype=torch.float64)).numpy()
+        products += k
+        if not np.isfinite(whole).all():
+            return Eigenvalue(failed, failed, products, converged=False)
+        values, vectors = np.linalg.eigh((whole + whole.T) / 2)
+        return found(float(values[0]), vectors[:, 0])
+    start = np.random.default_rng(0).standard_normal(k)
     # ARPACK first multiplies its start vector by the operator, and so never sees an exact null space, which is where
     # Λ_min = 0 lives. A shift of the Hessian's own scale moves the null space away from zero.
     shift = float(np.linalg.norm(apply(start)) / np.linalg.norm(start)) or 1.0
-    operator = LinearOperator((d, d), matvec=lambda vector: apply(vector) - shift * vector.reshape(-1), dtype=np.float64)
+    operator = LinearOperator((k, k), matvec=lambda vector: apply(vector) - shift * vector.reshape(-1), dtype=np.float64)
     try:
         values, vectors = eigsh(operator, k=1, which="SA", tol=tolerance, maxiter=max_restarts, ncv=20, v0=start)
     except ArpackError:  # no convergence, or products that are not finite
-        return Eigenvalue(float("nan"), float("nan"), products, converged=False)
-    vector, value = vectors[:, 0], float(values[0]) + shift
-    residual = float(np.linalg.norm(apply(vector) - value * vector))
-    return Eigenvalue(value, residual, products, converged=True)
+        return Eigenvalue(failed, failed, products, converged=False)
+    return found(float(values[0]) + shift, vectors[:, 0])
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal:
+    """An estimated diagonal.
+
+    Attributes:
+        value: (k,).
+        standard_error: (k,), of the mean over probes: s/√probes with s the standard deviation (n − 1).
+        probes: how many.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    probes: int
+
+
+def diagonal(matrix: SymmetricMatrix, probes: int = 100, seed: int = 0) -> Diagonal:
+    """diag(H) as the mean of z ⊙ Hz over independent z of ±1 (Hutchinson 1990; Bekas, Kokiopoulou & Saad 2007).
+
+    Unbiased; one probe has variance Σ_{j≠i} H_ij² in entry i, so that a diagonal matrix is exact at once.
+
+    Args:
+        matrix: of k rows.
+        probes: independent vectors, at least 2, so that there is a standard error.
+        seed: draws them.
+
+    Raises:
+        UsageError: fewer than 2 probes.
+
+    Example:
+        >>> from stability.solvable import linear_regression
+        >>> p = linear_regression(np.eye(3) * [1.0, 2.0, 3.0], np.zeros(3)).problem
+        >>> diagonal(Curvature(p, p.pretrained, p.train), probes=2).value
+        tensor([0.3333, 1.3333, 3.0000], dtype=torch.float64)
+    """
+    if probes < 2:
+        raise UsageError(f"probes = {probes}: use at least 2, so that the estimate has a standard error")
+    draw = generator(seed, "probes")
+    total, squares = torch.zeros(2, matrix.size, dtype=torch.float64)
+    for done in range(0, probes, _PROBES_AT_ONCE):
+        shape = (min(_PROBES_AT_ONCE, probes - done), matrix.size)
+        z = torch.randint(0, 2, shape, generator=draw).double() * 2 - 1
+        terms = z * matrix.product(z)
+        total += terms.sum(0)
+        squares += (terms**2).sum(0)
+    mean = total / probes
+    variance = ((squares - probes * mean**2) / (probes - 1)).clamp_min(0)
+    return Diagonal(mean, (variance / probes).sqrt(), probes)
+
+
+def solve(matrix: SymmetricMatrix, vectors: Tensor, shift: float = 0.0, tolerance: float = 1e-6, max_steps: int = 1000) -> Tensor:
+    """(H + shift · I)⁻¹ v for each row v, by conjugate gradients for all rows at once (Hestenes & Stiefel 1952).
+
+    scipy's ``cg`` takes one v at a time, and products with many vectors at once are what is cheap here.
+
+    Args:
+        matrix: H, with H + shift · I positive definite.
+        vectors: (s, k).
+        shift: 2λ for a ridge λ‖θ − θ⁰‖².
+        tolerance: ‖residual‖ relative to ‖v‖.
+        max_steps: for each v.
+
+    Returns:
+        (s, k) float64 on the CPU.
+
+    Raises:
+        StabilityError: no convergence, or a direction along which H + shift · I is not positive.
+
+    Example:
+        >>> from stability.solvable import linear_regression
+        >>> p = linear_regression(np.eye(2), np.zeros(2)).problem
+        >>> solve(Curvature(p, p.pretrained, p.train), torch.ones(1, 2), shift=0.5)
+        tensor([[1., 1.]], dtype=torch.float64)
+    """
+    residual = vectors.double().cpu()
+    x, direction = torch.zeros_like(residual), residual
+    square = (residual**2).sum(1)
+    target = tolerance**2 * square
+    for _ in range(max_steps + 1):
+        rows = torch.nonzero(square > target).squeeze(1)  # those that are done cost no more products
+        if len(rows) == 0:
+            return x
+        d = direction[rows]
+        image = matrix.product(d) + shift * d
+        bend = (d * image).sum(1)
+        if not bool((bend > 0).all()):
+            raise StabilityError(
+                f"H + {shift:.4g} I is not positive definite: vᵀ(H + {shift:.4g} I)v/‖v‖² = "
+                f"{float((bend / (d**2).sum(1)).min()):.4g} for a v; use a larger ridge"
+            )
+        length = square[rows] / bend
+        x = x.index_add(0, rows, length[:, None] * d)
+        residual = residual.index_add(0, rows, -length[:, None] * image)
+        before, square = square, (residual**2).sum(1)
+        direction = direction.index_copy(0, rows, residual[rows] + (square[rows] / before[rows])[:, None] * d)
+    raise StabilityError(
+        f"conjugate gradients did not reach a relative residual of {tolerance:g} in {max_steps} steps for {len(rows)} of "
+        f"{len(vectors)} vectors: use a larger ridge or tolerance"
+    )
+
+
+def first_order_changes(
+    hessian: Curvature, ridge: float = 0.0, left_out: Sequence[int] | None = None, tolerance: float = 1e-4
+) -> Tensor:
+    """ℓ_i(A(Sⁱ)) − ℓ_i(A(S)) to first order, for many i at once, from A(S) alone: float64 (a,).
+
+    (g_i − ḡ)ᵀ (H_II + 2λI)⁻¹ g_i / (n − 1), with g_i = ∇_I ℓ_i, ḡ their mean: one Newton step from A(S), the minimiser
+    of L + λ‖θ − θ⁰‖² over I, towards that of the mean over the n − 1 examples that remain (Koh & Liang 2017's influence
+    on the own loss, for this normalisation). Exact to first order in what one example weighs; not an upper bound.
+
+    Args:
+        hessian: of the mean loss over S at A(S), restricted to I.
+        ridge: λ.
+        left_out: the a examples i; all n by default.
+        tolerance: of the conjugate gradients. The error of gᵀ(H + 2λI)⁻¹g is of the order of its square.
+
+    Raises:
+        UsageError: fewer than 2 examples, or one left out that there is not.
+        StabilityError: H_II + 2λI is not positive definite, or conjugate gradients did not converge.
+
+    Example:
+        >>> from stability.solvable import linear_regression
+        >>> p = linear_regression(np.ones((2, 1)), np.array([0.0, 2.0])).problem
+        >>> first_order_changes(Curvature(p, {"weight": torch.ones(1, dtype=torch.float64)}, p.train))
+        tensor([1., 1.], dtype=torch.float64)
+    """
+    n = len(hessian.examples)
+    if n < 2:
+        raise UsageError(f"n = {n}: leaving one out needs n ≥ 2")
+    chosen = torch.arange(n) if left_out is None else torch.as_tensor(left_out, dtype=torch.int64)
+    if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < n:
+        raise UsageError(f"left_out = {chosen.tolist()}: use indices of the n = {n} examples, 0 to {n - 1}")
+
+    def gradients(examples: Examples) -> Iterator[Tensor]:
+        at = (hessian.problem, hessian.parameters, examples, hessian.coordinates, hessian.memory_budget)
+        return (block.double().cpu() for block in per_example_gradients(*at))
+
+    mean = torch.stack([block.sum(0) for block in gradients(hessian.examples)]).sum(0) / n
+    some = hessian.examples.take(chosen)
+    parts = [((block - mean) * solve(hessian, block, 2 * ridge, tolerance)).sum(1) for block in gradients(some)]
+    return torch.cat(parts) / (n - 1)

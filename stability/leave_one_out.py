@@ -23,7 +23,7 @@ from stability.machine import resolve_device
 from stability.problem import Problem, generator
 from stability.replicas import Progress, Replicas, train
 from stability.statistics import Estimate, mean_of_population
-from stability.training import FineTuning
+from stability.training import FineTuning, Minimisation
 
 __all__ = ["StabilityEstimate", "measure"]
 
@@ -42,7 +42,7 @@ class StabilityEstimate:
         estimator: ``exact`` (every i) or ``sampled``.
         n: size of S.
         retrainings: how many i were left out.
-        failed: those that diverged, as {i: step}; they enter no average.
+        failed: those that diverged or stopped short of their tolerance, as {i: step}; they enter no average.
         tunable: k, selected coordinates of the pretrained model.
         total: m, pretrained coordinates; p = k/m.
         head: coordinates of the new head, all tunable.
@@ -106,7 +106,7 @@ class StabilityEstimate:
 
 def measure(
     problem: Problem,
-    algorithm: FineTuning,
+    algorithm: FineTuning | Minimisation,
     retrainings: int | None = None,
     *,
     reselect: bool = True,
@@ -131,7 +131,7 @@ def measure(
 
     Raises:
         UsageError: n < 2, or retrainings outside 1..n.
-        StabilityError: A(S) itself diverged, or every replica did.
+        StabilityError: A(S) itself failed (diverged, or stopped short of its tolerance), or every replica did.
 
     Example:
         >>> from stability.problems import load
@@ -162,21 +162,19 @@ def measure(
     losses = replicas.losses(problem.train).double().cpu()
     held_out = replicas.losses(problem.test).double().cpu()
     finite = torch.isfinite(losses).all(1) & torch.isfinite(held_out).all(1)
-    failed_step = torch.where((replicas.failed_step < 0) & ~finite, algorithm.steps, replicas.failed_step)
+    last = algorithm.steps if isinstance(algorithm, FineTuning) else algorithm.max_steps
+    failed_step = torch.where((replicas.failed_step < 0) & ~finite, last, replicas.failed_step)
     replicas = dataclasses.replace(replicas, failed_step=failed_step)
     if replicas.failed_step[0] >= 0:
-        raise StabilityError(
-            f"A(S) diverged at step {int(replicas.failed_step[0])} with seed {seed}: use a smaller learning rate than "
-            f"{algorithm.learning_rate:g}"
-        )
+        raise StabilityError(f"A(S) {algorithm.failure(int(replicas.failed_step[0]))}")
     alone = train(problem, algorithm, masks=[full_mask], replica_batch=1, reverse_batches=True, progress=progress)
     floor = (alone.losses(problem.train).double().cpu()[0] - losses[0]).abs().mean().item()
     if not math.isfinite(floor):
-        raise StabilityError(f"the run that gives the noise floor diverged with seed {seed}: use a smaller learning rate")
+        raise StabilityError(f"the run that gives the noise floor {algorithm.failure(last)}")
     table = _table(left_out, losses, replicas)
     ok = (table["failed_step"] < 0).to_numpy()
     if not ok.any():
-        raise StabilityError(f"all {count} left-out replicas diverged with seed {seed}: use a smaller learning rate")
+        raise StabilityError(f"every one of {count} left-out replicas {algorithm.failure(int(replicas.failed_step.max()))}")
     sizes = table["difference"].abs().to_numpy()
     moved = (held_out[1:] - held_out[0]).abs().mean(1).numpy()
     missing = int((~ok).sum())

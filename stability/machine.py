@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from stability.errors import UsageError
 
-__all__ = ["cores", "free_memory", "report", "resolve_device"]
+__all__ = ["cores", "free_memory", "kept_for_backward", "report", "resolve_device"]
 
 _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "transformers", "safetensors", "scikit-learn")
 
@@ -53,6 +54,20 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on every system: a size that any machine has
         return 2 << 30
+
+
+def kept_for_backward(forward: Callable[[], object]) -> int:
+    """Bytes that ``forward()`` keeps for its backward pass, parameters included; it is run once."""
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(saved.values())
 
 
 def cores() -> int:

@@ -170,10 +170,13 @@ class Mask:
         if values.shape != (self.count,):
             raise UsageError(f"values have shape {tuple(values.shape)}, but the mask has k = {self.count} coordinates")
         placed = dict(parameters)
-        for name, index, where in self.slices():
-            tensor = parameters[name].detach().clone().reshape(-1)
-            tensor[index.to(tensor.device)] = values[where].to(tensor)
-            placed[name] = tensor.reshape(self.shapes[name])
+        # Nothing in place, and one split: torch.func differentiates by ``values``, and each slice would cost a k-vector.
+        parts = values.split([len(index) for index in self.indices.values()])
+        for (name, index), part in zip(self.indices.items(), parts, strict=True):
+            tensor, mine = parameters[name].detach(), part.to(parameters[name])
+            whole = len(index) == tensor.numel()
+            flat = mine.clone() if whole else tensor.reshape(-1).index_copy(0, index.to(tensor.device), mine)
+            placed[name] = flat.reshape(tensor.shape)
         return placed
 
     def save(self, path: str | PathLike[str]) -> None:

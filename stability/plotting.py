@@ -15,13 +15,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 from scipy import stats
 
-from stability.errors import StabilityError
+from stability.errors import StabilityError, UsageError
 from stability.study import summarise
 
-__all__ = ["FIGURES", "four_panels", "gap_against_stability", "generalization", "save_all", "stability"]
+__all__ = ["FIGURES", "bounds", "four_panels", "gap_against_stability", "generalization", "save_all", "stability"]
 
 # Okabe & Ito's colours, safe for colour-blind readers; marker and dash tell the methods apart in grey.
 _STYLES = {
@@ -30,9 +30,17 @@ _STYLES = {
     "random": ("#0072B2", "o", "-"),
     "magnitude": ("#E69F00", "s", (0, (5, 1.5))),
     "sam": ("#009E73", "^", (0, (1, 1))),
+    "regularised": ("#56B4E9", "h", "-."),
 }
 _SPARE = [("#D55E00", "v", "-."), ("#56B4E9", "P", (0, (3, 1, 1, 1))), ("#7F7F7F", "X", (0, (7, 2)))]
-_LABELS = {"full": "full tuning", "bitfit": "BitFit", "random": "random", "magnitude": "magnitude", "sam": "SAM"}
+_LABELS = {
+    "full": "full tuning",
+    "bitfit": "BitFit",
+    "random": "random",
+    "magnitude": "magnitude",
+    "sam": "SAM",
+    "regularised": "all, ridge 1 − p",
+}
 _P_LABEL = "p, fraction of pretrained parameters that may change"
 _RC: Any = {
     "font.size": 9,
@@ -62,8 +70,9 @@ def _styled(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], 
 def stability(frame: pd.DataFrame) -> Figure:
     """(a) Measured leave-one-out stability against p with 95 % intervals over seeds, and Theorem 1's bound.
 
-    Both axes are logarithmic. The bound has one mark a seed, filled only where no checked assumption failed; an
-    infinite bound is an arrow at the top edge. Swept methods stand a little apart along p, so that none hides another.
+    Both axes are logarithmic. The bound has one mark a seed, filled only where it is less than the largest loss and no
+    checked assumption failed; an infinite bound is an arrow at the top edge. Swept methods stand a little apart along p,
+    so that none hides another.
     """
     summary = summarise(frame)
     figure, axes = _figure(1, 1, (6.4, 5.0))
@@ -80,14 +89,12 @@ def stability(frame: pd.DataFrame) -> Figure:
         high = np.where(np.isfinite(group["stability_high"]), group["stability_high"], y)
         ax.errorbar(p, y, [y - low, high - y], color=colour, marker=marker, ls=dash, capsize=2, elinewidth=0.9)
     ok = frame[frame["status"] == "ok"]
-    bound = pd.to_numeric(ok["stability_bound"]) if "stability_bound" in ok else pd.Series(np.nan, ok.index)
+    bound = pd.to_numeric(ok["theorem_1"])
     top = 10 ** math.ceil(math.log10(max(bound.max(), summary["stability"].max()) * 3)) if bound.notna().any() else 1e3
     for method, group in ok.groupby("method", sort=False):
         colour, marker, _ = _style(str(method))
         mine = bound[group.index]
-        holds = group.get("failed_assumptions", pd.Series(None, group.index)).map(
-            lambda names: isinstance(names, list) and not names
-        )
+        holds = group["theorem_1_state"] == "applies"
         for chosen, fill in ((holds, colour), (~holds, "none")):
             ax.plot(
                 group["sparsity"][chosen] * shift[method],
@@ -100,7 +107,7 @@ def stability(frame: pd.DataFrame) -> Figure:
                 ls="",
                 alpha=0.9,
             )
-        infinite = group["sparsity"][mine.isna() & group["least_eigenvalue"].notna()].unique()
+        infinite = group["sparsity"][group["theorem_1_state"] == "infinite"].unique()
         ax.plot(infinite * shift[method], np.full(len(infinite), top * 0.75), marker="$\\uparrow$", ms=8, color=colour, ls="")
     ax.set(xscale="log", yscale="log", xlabel=_P_LABEL, ylabel="loss difference [nats]", ylim=(floor, top))
     _percent(ax)
@@ -113,11 +120,13 @@ def stability(frame: pd.DataFrame) -> Figure:
             ls="-",
             label=f"measured $E_i|\\Delta\\ell_i|$, mean of {int(summary['seeds'].max())} seeds, 95 %",
         ),
-        Line2D([], [], color="0.3", marker="o", mfc="none", ms=4, ls="", label="Theorem 1's bound, an assumption failed"),
+        Line2D(
+            [], [], color="0.3", marker="o", mfc="none", ms=4, ls="", label="Theorem 1's bound, vacuous or an assumption failed"
+        ),
         Line2D([], [], color="0.3", marker="$\\uparrow$", ms=8, ls="", label="Theorem 1's bound infinite"),
     ]
-    if any(isinstance(names, list) and not names for names in ok.get("failed_assumptions", [])):
-        extra.insert(1, Line2D([], [], color="0.3", marker="o", ms=4, ls="", label="Theorem 1's bound, no assumption failed"))
+    if (ok["theorem_1_state"] == "applies").any():
+        extra.insert(1, Line2D([], [], color="0.3", marker="o", ms=4, ls="", label="Theorem 1's bound, not refuted"))
     _legend(figure, summary, extra)
     return figure
 
@@ -186,27 +195,123 @@ def gap_against_stability(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@_styled
+def bounds(frame: pd.DataFrame) -> Figure:
+    """(e) Bounds, the middle step and the measured stability against p; below, each divided by the measured.
+
+    A column for each method with several p. A bound is solid with filled marks where it is below the largest loss and no
+    checked assumption failed. Otherwise it is dashed, its mark a cross (an assumption failed) or hollow (vacuous);
+    where it is infinite an arrow stands at the top edge, where it is unknown (no convergence) nothing.
+
+    Raises:
+        StabilityError: no method with several p.
+    """
+    summary = summarise(frame)
+    swept = [(str(method), group) for method, group in summary.groupby("method", sort=False) if len(group) > 1]
+    if not swept:
+        raise StabilityError("no method was measured at more than one p: there is no curve to draw")
+    figure, axes = _figure(2, len(swept), (1.2 + 2.9 * len(swept), 5.6))
+    plt.setp(axes, yscale="log")
+    for column, (method, group) in enumerate(swept):
+        top, low = axes[column], axes[column + len(swept)]
+        same = np.allclose(group["hard_mask"], group["theorem_1"], equal_nan=True)  # every coordinate is tuned
+        shown = [name for name in _BOUNDS if not (same and name.startswith("hard_mask"))]
+        shown = [name for name in shown if same or name != "theorem_1_sharp"]
+        p = group["sparsity"].to_numpy()
+        measured = group["stability"].to_numpy()
+        low_end = np.maximum(group["stability_low"].to_numpy(), measured / 10)
+        high_end = np.where(np.isfinite(group["stability_high"]), group["stability_high"], measured)
+        top.fill_between(p, low_end, high_end, color="0.85", lw=0)
+        top.plot(p, measured, color="black", marker="o")
+        top.plot(p, group["loss_bound"], color="0.6", ls=":", lw=1)
+        low.axhline(1, color="black", lw=1)
+        for name in shown:
+            values = group[name].to_numpy(dtype=float)
+            for ax, y in ((top, values), (low, values / measured)):
+                _bound_line(ax, p, y, list(group[f"{name}_state"]), _BOUNDS[name][1])
+        for ax in (top, low):
+            ax.set(xscale="logit" if method == "regularised" else "log", xlabel="p")
+            if method == "regularised":
+                ax.set_xticks([tick for tick in (0.01, 0.1, 0.5, 0.9, 0.99, 0.999) if p.min() <= tick <= p.max()])
+                ax.xaxis.set_minor_locator(NullLocator())
+            _percent(ax)
+        top.set_title("all coordinates, ridge 1 − p" if method == "regularised" else f"hard mask: {_LABELS.get(method, method)}")
+    for row, label in ((0, "loss difference [nats]"), (1, "divided by the measured")):
+        mine = axes[row * len(swept) : (row + 1) * len(swept)]
+        limits = [ax.get_ylim() for ax in mine]
+        bottom, ceiling = min(low for low, _ in limits), max(high for _, high in limits)
+        for ax in mine:
+            ax.set_ylim(bottom, ceiling)
+            for line in ax.lines:  # arrows wait for the limits
+                if line.get_gid() == "infinite":
+                    line.set_ydata(np.full(np.size(line.get_xdata()), ceiling / 1.5))
+        mine[0].set_ylabel(label)
+    handles = [
+        Line2D([], [], color="black", marker="o", label=f"measured, mean of {int(summary['seeds'].max())} seeds, 95 %"),
+        *(Line2D([], [], color=colour, marker="o", ms=4, label=label) for label, colour in _BOUNDS.values()),
+        Line2D([], [], color="0.6", ls=":", label="largest loss: at or above it a bound is vacuous"),
+        Line2D([], [], color="0.3", ls="--", marker="o", mfc="none", ms=4, label="vacuous"),
+        Line2D([], [], color="0.3", ls="--", marker="x", ms=5, label="an assumption failed"),
+        Line2D([], [], color="0.3", ls="", marker="$\\uparrow$", ms=8, label="infinite"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+_BOUNDS = {
+    "first_order": ("middle step, first order", "#0072B2"),
+    "hard_mask_sharp": ("hard-mask bound on the mean", "#E69F00"),
+    "hard_mask": ("hard-mask bound", "#D55E00"),
+    "theorem_1_sharp": ("Theorem 1, best constant for the mean", "#56B4E9"),
+    "theorem_1": ("Theorem 1", "#CC79A7"),
+}
+"""What the figure of bounds draws: label and colour."""
+
+
+def _bound_line(ax: Axes, p: np.ndarray, values: np.ndarray, states: list[str], colour: str) -> None:
+    """Segment by segment: solid only between two points that apply."""
+    for i in range(len(p) - 1):
+        if np.isfinite(values[i : i + 2]).all():
+            solid = states[i] == states[i + 1] == "applies"
+            ax.plot(p[i : i + 2], values[i : i + 2], color=colour, ls="-" if solid else (0, (3, 2)), lw=1.3 if solid else 0.9)
+    marks = {"applies": ("o", colour), "vacuous": ("o", "white"), "assumption failed": ("x", colour)}
+    for state, (marker, fill) in marks.items():
+        at = np.array([mine == state for mine in states]) & np.isfinite(values)
+        ax.plot(p[at], values[at], color=colour, marker=marker, mfc=fill, ms=4, ls="")
+    infinite = np.array([state == "infinite" for state in states])
+    if infinite.any():
+        ax.plot(p[infinite], np.full(infinite.sum(), np.nan), color=colour, marker="$\\uparrow$", ms=8, ls="", gid="infinite")
+
+
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "stability": stability,
     "generalization": generalization,
     "four_panels": four_panels,
     "gap_against_stability": gap_against_stability,
+    "bounds": bounds,
 }
 """Every figure by the name of its file."""
 
 
-def save_all(frame: pd.DataFrame, folder: str | PathLike[str]) -> list[Path]:
-    """Draw every figure into ``folder`` as PNG and PDF; the study's identity goes into the files' metadata.
+def save_all(frame: pd.DataFrame, folder: str | PathLike[str], only: str | None = None) -> list[Path]:
+    """Draw every figure, or only the one of that name, into ``folder`` as PNG and PDF.
+
+    The study's identity goes into the files' metadata.
 
     Raises:
+        UsageError: there is no figure called ``only``.
         StabilityError: the folder cannot be written.
     """
     study, identity = frame.attrs.get("study", "study"), frame.attrs.get("identity", "unknown")
     note = f"study {study}, identity {identity}"
     written = []
+    if only is not None and only not in FIGURES:
+        raise UsageError(f"unknown figure {only!r}: there is {', '.join(FIGURES)}")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, draw in FIGURES.items():
+            if only not in (None, name):
+                continue
             figure = draw(frame)
             for suffix, stamp in (("png", {"Description": note}), ("pdf", {"Subject": note, "CreationDate": None})):
                 path = Path(folder) / f"{study}_{name}.{suffix}"

@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from stability.errors import UsageError
-from stability.machine import free_memory
+from stability.lbfgs import minimise
+from stability.machine import free_memory, kept_for_backward
 from stability.masks import Mask, Parameters, SparseDelta
 from stability.problem import Examples, Problem
-from stability.training import AdamW, FineTuning
+from stability.training import AdamW, Algorithm, FineTuning, Minimisation
 
 __all__ = ["DIVERGED", "Replicas", "plan_batch", "train"]
 
@@ -37,15 +39,17 @@ class Replicas:
 
     Attributes:
         problem: what they were trained on.
+        algorithm: A.
         start: θ⁰ and the head's start, shared.
         tunable: the union of all rows' masks, head included: K coordinates.
         values: (r, K) their values after training; where a row's own mask lacks a coordinate, the value of ``start``.
         masks: each row's selected coordinates of the pretrained tensors.
-        failed_step: (r,) the step at which a row diverged, −1 where it did not.
+        failed_step: (r,) the step at which a row diverged, or stopped short of its tolerance; −1 where it did not fail.
         replica_batch: how many went at once.
     """
 
     problem: Problem
+    algorithm: FineTuning | Minimisation
     start: Parameters
     tunable: Mask
     values: Tensor
@@ -90,7 +94,7 @@ class Replicas:
 
 def train(
     problem: Problem,
-    algorithm: FineTuning,
+    algorithm: FineTuning | Minimisation,
     weights: Tensor | None = None,
     masks: Sequence[Mask] | None = None,
     *,
@@ -149,29 +153,23 @@ def train(
         activity = torch.stack([tunable.contains(algorithm.tunable(problem, mask)) for mask in masks]).to(first.device)
     if replica_batch is None:
         replica_batch = plan_batch(problem, algorithm, tunable, r, memory_budget)
-    ridges = torch.tensor([[algorithm.ridge_for(mask.sparsity)] for mask in masks], dtype=first.dtype, device=first.device)
-    origin = tunable.gather(start)
-    batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.n)]
+    ridges = torch.tensor([[algorithm.ridge_for(mask)] for mask in masks], dtype=first.dtype, device=first.device)
+    steps = algorithm.steps if isinstance(algorithm, FineTuning) else 1
+    batches = [index.flip(0) if reverse_batches else index for index in islice(algorithm.batches(problem.n), steps)]
     values, failed = [], []
     for rows in _chunks(r, replica_batch):
-        value, failure = _train_rows(
-            problem,
-            algorithm,
-            batches,
-            start,
-            tunable,
-            origin,
-            weights[rows],
-            ridges[rows],
-            None if activity is None else activity[rows],
-            progress,
-        )
+        mine = None if activity is None else activity[rows]
+        objective = _Objective(problem, start, tunable, weights[rows], ridges[rows], mine)
+        if isinstance(algorithm, FineTuning):
+            value, failure = _fine_tune(objective, algorithm, batches, mine, progress)
+        else:
+            value, failure = _minimise(objective, algorithm, batches[0], progress)
         values.append(value)
         failed.append(failure)
-    return Replicas(problem, start, tunable, torch.cat(values), masks, torch.cat(failed).cpu(), replica_batch)
+    return Replicas(problem, algorithm, start, tunable, torch.cat(values), masks, torch.cat(failed).cpu(), replica_batch)
 
 
-def plan_batch(problem: Problem, algorithm: FineTuning, tunable: Mask, r: int, memory_budget: int | None = None) -> int:
+def plan_batch(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_budget: int | None = None) -> int:
     """How many of r replicas fit in ``memory_budget`` bytes at once, balanced so that the last batch is not a rest.
 
     One replica takes what a forward pass keeps for the backward pass (measured on one batch), as much again for the
@@ -182,20 +180,12 @@ def plan_batch(problem: Problem, algorithm: FineTuning, tunable: Mask, r: int, m
     budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
     batch = problem.train.take(next(algorithm.batches(problem.n)))
     rows = min(r, 2)
-    saved: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     stack = _Stack(start, tunable, tunable.gather(start).expand(rows, -1))
     for tensor in stack.tensors.values():
         tensor.requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _batched(stack, problem.logits)(stack.tensors, batch.inputs)
+    kept = kept_for_backward(lambda: _batched(stack, problem.logits)(stack.tensors, batch.inputs))
     copies = sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
-    each = 2 * sum(saved.values()) // rows + first.element_size() * (3 * copies + 6 * tunable.count)
+    each = 2 * kept // rows + first.element_size() * (3 * copies + 6 * tunable.count)
     fits = max(1, min(r, budget // each))
     return math.ceil(r / math.ceil(r / fits))
 
@@ -251,49 +241,78 @@ def _chunks(r: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, r)) for i in range(0, r, size)]
 
 
-def _train_rows(
-    problem: Problem,
-    algorithm: FineTuning,
-    batches: Sequence[Tensor],
-    start: Parameters,
-    tunable: Mask,
-    origin: Tensor,
-    weights: Tensor,
-    ridges: Tensor,
-    activity: Tensor | None,
-    progress: Progress | None,
-) -> tuple[Tensor, Tensor]:
-    """One batch of replicas from start to end: their values (r, K) and failed steps (r,)."""
-    r = len(weights)
-    values = origin.expand(r, -1).clone()
-    stack = _Stack(start, tunable, values)
-    leaves = list(stack.tensors.values())
-    for leaf in leaves:
-        leaf.requires_grad_()
-    optimizer = AdamW(algorithm, values)
-    failed = torch.full((r,), -1, device=values.device)
-    limit = torch.zeros(())
-    ridged = bool((ridges > 0).any())
+class _Objective:
+    """The objective of one batch of replicas and its gradient by their tuned values."""
 
-    for step, index in enumerate(batches):
-        index = index.to(values.device)
-        batch, weight = problem.train.take(index), weights[:, index]
-        losses = _batched(stack, problem.losses)(stack.tensors, batch)
+    def __init__(
+        self, problem: Problem, start: Parameters, tunable: Mask, weights: Tensor, ridges: Tensor, activity: Tensor | None
+    ):
+        self.origin = tunable.gather(start)
+        self._problem, self._weights, self._ridges, self._activity = problem, weights, ridges, activity
+        self._stack = _Stack(start, tunable, self.origin.expand(len(weights), -1))
+        self._leaves = list(self._stack.tensors.values())
+        for leaf in self._leaves:
+            leaf.requires_grad_()
+        self._ridged = bool((ridges > 0).any())
+
+    def start(self) -> Tensor:
+        """(r, K)."""
+        return self.origin.expand(len(self._weights), -1).clone()
+
+    def __call__(self, values: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K)."""
+        with torch.no_grad():
+            self._stack.write(values)
+        batch, weight = self._problem.train.take(index), self._weights[:, index]
+        losses = _batched(self._stack, self._problem.losses)(self._stack.tensors, batch)
         mass = weight.sum(1)
         # A batch whose every example is left out has no loss and no gradient; the moments still move the values.
-        objective = (losses * weight).sum(1) / torch.where(mass > 0, mass, torch.ones_like(mass))
-        gradient = stack.read(torch.autograd.grad(objective.sum(), leaves, materialize_grads=True))
-        with torch.no_grad():
-            found = objective.detach()
-            if step == 0:
-                limit = DIVERGED * found.clamp_min(1.0)
-            failed = torch.where((failed < 0) & ~(found <= limit), step, failed)
-            if ridged:
-                gradient = gradient + 2 * ridges * (values - origin)
-            updated = optimizer.update(values, gradient)
-            values = updated if activity is None else torch.where(activity, updated, values)
-            stack.write(values)
+        loss = (losses * weight).sum(1) / torch.where(mass > 0, mass, torch.ones_like(mass))
+        gradient = self._stack.read(torch.autograd.grad(loss.sum(), self._leaves, materialize_grads=True))
+        penalty = torch.zeros_like(loss).detach()
+        if self._ridged:
+            moved = values - self.origin
+            penalty = self._ridges[:, 0] * (moved**2).sum(1)
+            gradient = gradient + 2 * self._ridges * moved
+        if self._activity is not None:
+            gradient = gradient * self._activity
+        return loss.detach(), penalty, gradient
+
+
+def _fine_tune(
+    objective: _Objective, algorithm: FineTuning, batches: Sequence[Tensor], activity: Tensor | None, progress: Progress | None
+) -> tuple[Tensor, Tensor]:
+    """One batch of replicas from start to end: their values (r, K) and failed steps (r,)."""
+    values = objective.start()
+    optimizer = AdamW(algorithm, values)
+    failed = torch.full((len(values),), -1, device=values.device)
+    limit = torch.zeros(())
+    for step, index in enumerate(batches):
+        loss, _, gradient = objective(values, index.to(values.device))
+        if step == 0:
+            limit = DIVERGED * loss.clamp_min(1.0)
+        failed = torch.where((failed < 0) & ~(loss <= limit), step, failed)
+        updated = optimizer.update(values, gradient)
+        values = updated if activity is None else torch.where(activity, updated, values)
         if progress is not None:
-            progress(r)
+            progress(len(values))
     failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.steps, failed)
     return values, failed
+
+
+def _minimise(
+    objective: _Objective, algorithm: Minimisation, everything: Tensor, progress: Progress | None
+) -> tuple[Tensor, Tensor]:
+    """One batch of replicas to the minimum: their values (r, K), and (r,) the steps of those that did not get there."""
+    start = objective.start()
+    everything = everything.to(start.device)
+
+    def whole(values: Tensor) -> tuple[Tensor, Tensor]:
+        loss, penalty, gradient = objective(values, everything)
+        if progress is not None:
+            progress(len(values))
+        return loss + penalty, gradient
+
+    found = minimise(whole, start, algorithm.tolerance, algorithm.max_steps, algorithm.history)
+    reached = found.gradient_norms <= algorithm.tolerance
+    return found.values, torch.where(reached, -1, found.steps)

@@ -8,27 +8,27 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from itertools import islice
 from os import PathLike
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
 
-from stability import bounds, problems
-from stability.constants import Constants, measure_constants
+from stability import problems
+from stability.constants import Constants, measure_constants, measured_bounds
 from stability.errors import StabilityError, UsageError
 from stability.leave_one_out import StabilityEstimate, measure
 from stability.machine import cores, free_memory, resolve_device
-from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random, Selector
+from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random
 from stability.statistics import mean_over_seeds
 from stability.store import Store, key
-from stability.training import FineTuning
+from stability.training import FineTuning, Minimisation
 
-__all__ = ["STUDIES", "Study", "run", "run_cell", "summarise", "table"]
+__all__ = ["BOUNDS", "STUDIES", "Cell", "Study", "run", "run_cell", "summarise", "table"]
 
 _SWEPT = (0.003, 0.01, 0.03, 0.1, 0.3)
 
@@ -40,81 +40,120 @@ class Study:
     Attributes:
         name: of the study.
         problem: name of the problem; each seed draws its own S.
-        problem_settings: further settings of the problem.
-        selectors: each with its sparsity.
+        algorithms: each with its selector; their own seeds are replaced.
         seeds: of S, of the head's start, of the order of examples and of selection alike.
-        training: settings of :class:`~stability.training.FineTuning`.
+        problem_settings: further settings of the problem.
         retrainings: left-out examples a cell, drawn at random; None for all n.
-        delta: δ of Theorem 2.
+        check_replicas: as in :func:`stability.constants.measure_constants`.
+        delta: δ of the bounds on the expected loss.
     """
 
     name: str
     problem: str
-    selectors: tuple[Selector, ...]
+    algorithms: tuple[FineTuning | Minimisation, ...]
     seeds: tuple[int, ...]
     problem_settings: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
     retrainings: int | None = None
+    check_replicas: int = 0
     delta: float = 0.1
 
     def identity(self) -> dict[str, Any]:
         """What defines the study, as plain values."""
-        algorithm = FineTuning(FullTuning(), **self.training).settings()
-        del algorithm["seed"]
         return {
             "study": self.name,
             "problem": self.problem,
             "problem_settings": dict(self.problem_settings),
-            "selectors": [selector.settings() for selector in self.selectors],
+            "algorithms": [algorithm.settings() for algorithm in self.algorithms],
             "seeds": list(self.seeds),
-            "training": algorithm,
             "retrainings": self.retrainings,
+            "check_replicas": self.check_replicas,
             "delta": self.delta,
         }
 
-    def cells(self) -> list[tuple[Selector, int]]:
-        """(selector, seed), seed by seed, so that an interrupted study holds whole curves."""
-        return [(selector, seed) for seed in self.seeds for selector in self.selectors]
+    def cells(self) -> list[Cell]:
+        """Seed by seed, so that an interrupted study holds whole curves."""
+        return [replace(algorithm, seed=seed) for seed in self.seeds for algorithm in self.algorithms]
+
+
+Cell: TypeAlias = FineTuning | Minimisation
+"""One algorithm with its seed."""
 
 
 def _digits(name: str, sparsities: tuple[float, ...], seeds: int, steps: int, retrainings: int) -> Study:
     swept = tuple(kind(p) for kind in (Random, MagPruning, SAM) for p in sparsities)
-    return Study(name, "digits", (FullTuning(), BitFit(), *swept), tuple(range(seeds)), {"n": 100}, {"steps": steps}, retrainings)
+    algorithms = tuple(FineTuning(selector, steps=steps) for selector in (FullTuning(), BitFit(), *swept))
+    return Study(name, "digits", algorithms, tuple(range(seeds)), {"n": 100}, retrainings)
+
+
+def _relaxed(sparsities: tuple[float, ...], tolerance: float) -> tuple[Minimisation, ...]:
+    """E_M L_R, the objective of Theorem 1, at each p."""
+    return tuple(Minimisation(FullTuning(), ridge=round(1 - p, 6), tolerance=tolerance) for p in sparsities)
+
+
+def _hard(kind: type[Random | SAM], sparsities: tuple[float, ...], ridge: float, tolerance: float) -> tuple[Minimisation, ...]:
+    return tuple(Minimisation(kind(p), ridge=ridge, tolerance=tolerance) for p in sparsities)
 
 
 STUDIES = {
     "digits": _digits("digits", _SWEPT, seeds=5, steps=100, retrainings=20),
     "digits-quick": _digits("digits-quick", (0.01, 0.1), seeds=2, steps=20, retrainings=4),
+    "theory-convex": Study(
+        "theory-convex",
+        "logistic",
+        (
+            *_relaxed((0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.997), tolerance=1e-9),
+            *_hard(Random, (0.1, 0.2, 0.4, 0.7, 0.9), ridge=0.01, tolerance=1e-9),
+            *_hard(SAM, (0.1, 0.2, 0.4, 0.7, 0.9), ridge=0.01, tolerance=1e-9),
+        ),
+        tuple(range(5)),
+        {"data": "breast_cancer", "n": 100},
+        check_replicas=100,
+    ),
+    "theory-digits": Study(
+        "theory-digits",
+        "digits",
+        (
+            *_relaxed((0.1, 0.3, 0.5, 0.7, 0.9), tolerance=1e-4),
+            *_hard(Random, _SWEPT, ridge=0.1, tolerance=1e-4),
+            *_hard(SAM, _SWEPT, ridge=0.1, tolerance=1e-4),
+        ),
+        tuple(range(3)),
+        {"n": 100},
+        retrainings=20,
+        check_replicas=2,
+    ),
 }
-"""Studies by name. ``digits-quick`` shows the machinery in seconds; nothing should be concluded from it."""
+"""Studies by name. ``digits-quick`` shows the machinery in seconds; nothing should be concluded from it. The theory
+studies measure the very minimisers that the bounds speak of: ``regularised`` is L + (1 − p)‖θ − θ⁰‖² over all
+coordinates, the others are hard masks with one small ridge for every p."""
 
 
-def cell_identity(selector: Selector, seed: int) -> dict[str, Any]:
+def cell_identity(cell: Cell) -> dict[str, Any]:
     """What defines a cell within its study."""
-    return {"selector": selector.settings(), "seed": seed}
+    return {"method": cell.name, "asked_sparsity": cell.asked_sparsity, "algorithm": cell.settings(), "seed": cell.seed}
 
 
-def run_cell(study: Study, selector: Selector, seed: int, device: str = "cpu", memory_budget: int | None = None) -> dict[str, Any]:
+def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int | None = None) -> dict[str, Any]:
     """Train, leave out, measure, bound: one row of the study as plain values.
 
-    A run that diverges is recorded as failed with its reason, not raised and not averaged.
+    A run that fails is recorded as failed with its reason, not raised and not averaged.
     """
     try:
-        problem = problems.load(study.problem, **{**study.problem_settings, "seed": seed})
-        algorithm = FineTuning(selector, **{**study.training, "seed": seed})
-        estimate = measure(problem, algorithm, study.retrainings, device=device, memory_budget=memory_budget)
-        return {"status": "ok", **_row(estimate, algorithm, measure_constants(estimate), study.delta)}
+        problem = problems.load(study.problem, **{**study.problem_settings, "seed": cell.seed})
+        estimate = measure(problem, cell, study.retrainings, device=device, memory_budget=memory_budget)
+        constants = measure_constants(estimate, study.check_replicas)
+        return {"status": "ok", **_row(estimate, constants), **_bounds(estimate, constants, study.delta)}
     except UsageError:
         raise
     except StabilityError as error:
         return {"status": "failed", "reason": str(error)}
 
 
-def _row(estimate: StabilityEstimate, algorithm: FineTuning, constants: Constants, delta: float) -> dict[str, Any]:
+def _row(estimate: StabilityEstimate, constants: Constants) -> dict[str, Any]:
     replicas, problem = estimate.replicas, estimate.replicas.problem
     plain = estimate.to_dict()
     row: dict[str, Any] = {
-        "sparsity": estimate.sparsity,
+        "sparsity": replicas.algorithm.sparsity_for(replicas.masks[0]),
         "stability": estimate.value,
         "stability_interval": plain["interval"],
         "hypothesis_stability": estimate.hypothesis.value,
@@ -128,37 +167,26 @@ def _row(estimate: StabilityEstimate, algorithm: FineTuning, constants: Constant
         logits = replicas.logits(examples)[0]
         row[f"{split}_loss"] = problem.loss(logits, examples.labels).double().mean().item()
         row[f"{split}_metric"] = problem.metric(logits, examples.labels)
-    eigenvalue = constants.least_eigenvalue
     row |= {
         "gap": row["test_loss"] - row["train_loss"],
         "distance": float(estimate.per_example["distance"].mean()),
-        "lipschitz": constants.lipschitz,
-        "least_eigenvalue": eigenvalue.value if eigenvalue.converged else None,
-        "lanczos_residual": eigenvalue.residual if eigenvalue.converged else None,
-        "loss_bound": constants.loss_bound,
+        **{name: getattr(constants, name) for name in ("lipschitz", "tuned_lipschitz", "gradient_norm", "loss_bound")},
     }
-    if eigenvalue.converged:
-        p, ridge = estimate.sparsity, algorithm.ridge_for(estimate.sparsity)
-        first = bounds.pointwise_hypothesis_stability(
-            constants.lipschitz, eigenvalue.value, p, estimate.n, ridge, eigenvalue.residual
-        )
-        second = bounds.generalization(
-            constants.lipschitz,
-            eigenvalue.value,
-            p,
-            estimate.n,
-            constants.loss_bound,
-            delta,
-            constants.empirical_risk,
-            ridge,
-            eigenvalue.residual,
-        )
-        row |= {
-            "stability_bound": first.to_dict()["value"],
-            "expected_loss_bound": second.to_dict()["value"],
-            "failed_assumptions": [a.name for a in first.assumptions if a.held is False],
-        }
+    for name in ("least_eigenvalue", "tuned_least_eigenvalue"):
+        eigenvalue = getattr(constants, name)
+        row[name] = eigenvalue.value if eigenvalue.converged else None
+        row[f"{name}_residual"] = eigenvalue.residual if eigenvalue.converged else None
     return row | {"seconds": estimate.seconds, "per_example": plain["per_example"]}
+
+
+def _bounds(estimate: StabilityEstimate, constants: Constants, delta: float) -> dict[str, Any]:
+    """Of each bound its value (None where infinite or unknown) and state; and which assumptions of which failed."""
+    row: dict[str, Any] = {name: None for bound in BOUNDS for name in (bound, f"{bound}_state")}
+    failed = {}
+    for name, bound in measured_bounds(estimate, constants, delta).items():
+        row |= {name: bound.to_dict()["value"], f"{name}_state": bound.state}
+        failed[name] = [assumption.name for assumption in bound.assumptions if assumption.held is False]
+    return row | {"failed_assumptions": failed}
 
 
 def run(
@@ -192,37 +220,34 @@ def run(
         raise UsageError(f"workers = {workers}: use at least 1")
     ledger = Store(store, study.identity(), metadata.version("stability"))
     done, cells = ledger.finished(), study.cells()
-    waiting = [cell for cell in cells if key(cell_identity(*cell)) not in done]
+    waiting = [cell for cell in cells if key(cell_identity(cell)) not in done]
     on_start(len(cells) - len(waiting), len(cells))
     count = min(workers or (1 if place.type == "cuda" else cores()), max(1, len(waiting)))
-    for selector, seed, record in _compute(study, waiting, str(place), count):
-        ledger.add(cell_identity(selector, seed), record)
+    for cell, record in _compute(study, waiting, str(place), count):
+        ledger.add(cell_identity(cell), record)
         on_cell()
     return table(ledger)
 
 
-def _compute(
-    study: Study, cells: list[tuple[Selector, int]], device: str, workers: int
-) -> Iterator[tuple[Selector, int, dict[str, Any]]]:
+def _compute(study: Study, cells: list[Cell], device: str, workers: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
     if workers == 1:
-        for selector, seed in cells:
-            yield selector, seed, run_cell(study, selector, seed, device)
+        for cell in cells:
+            yield cell, run_cell(study, cell, device)
         return
     # Forking a process that has used its thread pools can hang, so each worker starts afresh.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     waiting = iter(cells)
-    running: dict[Future[dict[str, Any]], tuple[Selector, int]] = {}
+    running: dict[Future[dict[str, Any]], Cell] = {}
     budget = free_memory(torch.device(device)) // (2 * workers)
     try:
         while True:
-            for selector, seed in islice(waiting, workers - len(running)):
-                running[executor.submit(run_cell, study, selector, seed, device, budget)] = (selector, seed)
+            for cell in islice(waiting, workers - len(running)):
+                running[executor.submit(run_cell, study, cell, device, budget)] = cell
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                selector, seed = running.pop(future)
-                yield selector, seed, future.result()
+                yield running.pop(future), future.result()
         executor.shutdown()
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
@@ -246,18 +271,39 @@ def _start_worker() -> None:
 
 
 def table(store: Store) -> pd.DataFrame:
-    """The finished cells, one row each: ``method`` (the selector's name), ``seed`` and what :func:`run_cell` measured."""
+    """The finished cells, one row each: ``method`` (the algorithm's name), ``seed`` and what :func:`run_cell` measured."""
     rows = []
     for record in store.records():
         record.pop("per_example", None)
-        selector = record.pop("selector")
-        asked = {"selector": key(selector)[:12], "sparsity": selector.get("sparsity"), "method": selector["name"]}
-        rows.append({**asked, **record})
+        rows.append({"algorithm": key(record.pop("algorithm"))[:12], "sparsity": record.pop("asked_sparsity"), **record})
     frame = pd.DataFrame(rows)
     frame.attrs.update(
         study=store.identity["study"], identity=key(store.identity)[:12], n=store.identity["problem_settings"].get("n")
     )
     return frame
+
+
+BOUNDS = (
+    "theorem_1",
+    "theorem_1_sharp",
+    "hard_mask",
+    "hard_mask_sharp",
+    "first_order",
+    "theorem_2",
+    "theorem_2_measured",
+    "uniform_measured",
+)
+"""Columns of :func:`stability.constants.measured_bounds`; each has a ``_state`` beside it."""
+
+_STATES = ("infinite", "assumption failed", "vacuous", "applies")  # the worst first
+
+
+def _over_seeds(values: pd.Series[Any], states: pd.Series[Any]) -> tuple[float, str]:
+    """Mean and worst state; infinite where one seed's is, NaN and ``unknown`` where one has none."""
+    if states.isna().any():
+        return np.nan, "unknown"
+    worst = min(states, key=_STATES.index)
+    return (np.inf if worst == "infinite" else float(values.astype(float).mean())), worst
 
 
 _SUMMARISED = (
@@ -270,6 +316,8 @@ _SUMMARISED = (
     "test_metric",
     "noise_floor",
     "distance",
+    "loss_bound",
+    "gradient_norm",
 )
 
 
@@ -287,25 +335,23 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     bad = frame[frame["status"] != "ok"]
     if ok.empty:
         raise StabilityError(f"all {len(bad)} finished cells failed; the first: {bad.iloc[0]['reason']}")
-    for selector, group in ok.groupby("selector", sort=False):
+    for algorithm, group in ok.groupby("algorithm", sort=False):
         first = group.iloc[0]
         row: dict[str, Any] = {"method": first["method"], "sparsity": group["sparsity"].mean(), "tunable": int(first["tunable"])}
-        row["failed"] = int((bad["selector"] == selector).sum())
+        row["failed"] = int((bad["algorithm"] == algorithm).sum())
         row |= {"head": int(group["head"].iloc[0]), "seeds": len(group), "failed_replicas": int(group["failed"].map(len).sum())}
         for name in _SUMMARISED:
             row[name] = group[name].mean()
             row[f"{name}_std"] = group[name].std(ddof=1) if len(group) > 1 else np.nan
         for name in ("stability", "gap"):
             row[f"{name}_low"], row[f"{name}_high"] = mean_over_seeds(group[name].to_numpy()).interval
-        bound = group["stability_bound"].astype(float) if "stability_bound" in group else pd.Series(np.nan, group.index)
-        known = group["least_eigenvalue"].notna().all()  # else Lanczos did not converge and there is no bound at all
-        row["stability_bound"] = bound.mean() if bound.notna().all() else np.inf if known else np.nan
-        row["bound_applies"] = bool(bound.notna().all() and (group["failed_assumptions"].map(len) == 0).all())
+        for name in BOUNDS:
+            row[name], row[f"{name}_state"] = _over_seeds(group[name], group[f"{name}_state"])
         rows.append(row)
     order = {method: place for place, method in enumerate(frame["method"].unique())}
     rows.sort(key=lambda row: (order[row["method"]], row["sparsity"]))
     summary = pd.DataFrame(rows)
-    lost = bad[~bad["selector"].isin(ok["selector"])]
+    lost = bad[~bad["algorithm"].isin(ok["algorithm"])]
     summary.attrs["all_failed"] = [f"{m} at p = {p}" for m, p in lost[["method", "sparsity"]].drop_duplicates().to_numpy()]
     summary.attrs.update(frame.attrs)
     return summary

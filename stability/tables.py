@@ -11,9 +11,12 @@ from stability.study import summarise
 __all__ = ["render", "study_table"]
 
 
+_BOUNDS = {"theorem_1": "Theorem 1", "hard_mask": "hard mask", "first_order": "middle", "theorem_2": "Theorem 2"}
+
+
 def study_table(frame: pd.DataFrame) -> pd.DataFrame:
     """A row for each method and p, its numbers ready to read: mean ± standard deviation over seeds, stability with its
-    95 % interval, Theorem 1's bound with a star where an assumption of it failed or was infinite.
+    95 % interval, the bounds with a mark where they are vacuous or an assumption of them failed.
     """
     summary = summarise(frame)
     metric = str(frame["metric"].dropna().iloc[0])
@@ -36,9 +39,10 @@ def study_table(frame: pd.DataFrame) -> pd.DataFrame:
                 for low, high in zip(summary["stability_low"], summary["stability_high"], strict=True)
             ],
             "noise floor": summary["noise_floor"].map("{:.1e}".format),
-            "Theorem 1": [
-                _bound(value, applies) for value, applies in zip(summary["stability_bound"], summary["bound_applies"], strict=True)
-            ],
+            **{
+                title: [_bound(value, state) for value, state in zip(summary[name], summary[f"{name}_state"], strict=True)]
+                for name, title in _BOUNDS.items()
+            },
             "failed replicas": summary["failed_replicas"],
         }
     )
@@ -57,7 +61,9 @@ def render(frame: pd.DataFrame) -> str:
             "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| in nats, interval over seeds, cut at 0; "
             "± is one standard deviation over seeds.\n"
             "p: fraction of pretrained parameters that may change (k of them); the new head is tunable besides.\n"
-            "*: an assumption of Theorem 1 failed in at least one seed (Λ_min < 0, or trained without its ridge λ = 1 − p)."
+            "Theorem 1, hard mask: bounds on it; middle: what it is to first order. Theorem 2: bound on the test loss.\n"
+            "*: an assumption failed in at least one seed (Λ_min < 0, or trained without the ridge λ of the bound, or not to "
+            "its minimum).\n†: vacuous in at least one seed, no less than the largest loss. ∞: no positive curvature. –: none."
         )
     )
 
@@ -68,7 +74,8 @@ def _mean_std(summary: pd.DataFrame, name: str) -> list[str]:
     ]
 
 
-def _bound(value: float, applies: bool) -> str:
-    if math.isnan(value):
-        return "? (Lanczos)"
-    return ("∞" if math.isinf(value) else f"{value:.3g}") + ("" if applies else " *")
+def _bound(value: float, state: str) -> str:
+    if state == "unknown":
+        return "–"
+    mark = {"assumption failed": " *", "vacuous": " †"}.get(state, "")
+    return ("∞" if math.isinf(value) else f"{value:.3g}") + mark

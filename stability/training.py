@@ -1,8 +1,9 @@
-"""The algorithm A: what is tuned, on which batches, by which steps. One definition; :mod:`stability.replicas` runs it."""
+"""The algorithm A: what is tuned, by which objective and steps. One definition; :mod:`stability.replicas` runs it."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -13,20 +14,81 @@ from torch import Tensor
 from stability.errors import UsageError
 from stability.masks import Mask
 from stability.problem import Problem, generator
-from stability.selectors.base import Selector
+from stability.selectors import FullTuning, Selector
 
-__all__ = ["AdamW", "FineTuning"]
+__all__ = ["AdamW", "Algorithm", "FineTuning", "Minimisation"]
+
+
+class Algorithm(ABC):
+    """A: from a training set to parameters. What is tuned, and by which objective; how, its kinds tell.
+
+    The objective is Σ_j w_j ℓ_j / Σ_j w_j + λ‖θ − θ⁰‖², where w_j is 1, or 0 for an example left out: the mean over the
+    examples that *remain*. ‖θ − θ⁰‖² runs over the tuned coordinates, the head (whose θ⁰ is its start) among them.
+
+    Attributes:
+        selector: which pretrained coordinates may change; the new head always may.
+        ridge: λ; ``paper`` stands for 1 − p with the p of the mask.
+        seed: starts the head, orders the examples, and is handed to the selector; each has its own generator.
+    """
+
+    selector: Selector
+    ridge: float | Literal["paper"]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For tables and figures: the selector's, but ``regularised`` where all may change and the ridge alone restrains."""
+        return "regularised" if isinstance(self.selector, FullTuning) and self.ridge not in (0, "paper") else self.selector.name
+
+    @property
+    def asked_sparsity(self) -> float | None:
+        """p as asked for, before there is a mask; None where the selector's rule decides it."""
+        return 1.0 - float(self.ridge) if self.name == "regularised" else self.selector.sparsity
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What defines the algorithm apart from its seed, as plain values: part of the identity of a result."""
+
+    @abstractmethod
+    def batches(self, n: int) -> Iterator[Tensor]:
+        """The indices of each step's examples, the same for every replica: int64 (b,)."""
+
+    @abstractmethod
+    def failure(self, step: int) -> str:
+        """What it means that a run failed at ``step``, and what to do about it."""
+
+    def ridge_for(self, mask: Mask) -> float:
+        """λ for this mask."""
+        return 1.0 - mask.sparsity if self.ridge == "paper" else float(self.ridge)
+
+    def sparsity_for(self, mask: Mask) -> float:
+        """The p that Theorem 1 speaks of: k/m; but where every coordinate may change at the price λ < 1, p = 1 − λ.
+
+        That is E_M L_R itself, the relaxation that the theorem is about: L + (1 − p)‖θ − θ⁰‖² over all coordinates.
+        """
+        ridge = self.ridge_for(mask)
+        return 1.0 - ridge if mask.count == mask.total and 0 < ridge < 1 else mask.sparsity
+
+    def select(self, problem: Problem) -> Mask:
+        """The coordinates that the selector lets change, over the pretrained tensors."""
+        return self.selector.select(problem, self.seed)
+
+    def tunable(self, problem: Problem, selected: Mask) -> Mask:
+        """The selected coordinates and the whole of the new head."""
+        return selected.union(Mask.full(problem.head(self.seed)))
+
+    def _settings(self) -> dict[str, Any]:
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("selector", "seed")}  # type: ignore[arg-type]
+        return {"kind": type(self).__name__, "selector": self.selector.settings(), **own}
 
 
 @dataclass(frozen=True)
-class FineTuning:
-    """Fine-tune the selected coordinates and the new head; everything else keeps its bits.
+class FineTuning(Algorithm):
+    """Fine-tune the selected coordinates and the new head for a number of steps; everything else keeps its bits.
 
-    Minimises Σ_j w_j ℓ_j / Σ_j w_j + λ‖θ − θ⁰‖² over batches, where w_j is 1, or 0 for an example left out: the mean
-    over the examples that *remain* in the batch. ‖θ − θ⁰‖² runs over the tuned coordinates, the head (whose θ⁰ is its
-    start) among them. λ = 1 − p is the paper's regularised objective E_M L_R (Fu et al. 2023, eq. 4 ff.).
-
-    The optimizer is AdamW (Loshchilov & Hutter 2019) in the form of ``torch.optim.AdamW``, on the k tuned values alone.
+    The optimizer is AdamW (Loshchilov & Hutter 2019) in the form of ``torch.optim.AdamW``, on the k tuned values alone,
+    over batches of the objective of :class:`Algorithm`. λ = 1 − p gives the paper's regularised objective E_M L_R (Fu et
+    al. 2023, eq. 4 ff.), which :class:`Minimisation` carries to its minimum.
 
     Attributes:
         selector: which pretrained coordinates may change.
@@ -62,31 +124,24 @@ class FineTuning:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1):
-                raise UsageError(f"{name} = {value}: use a whole number of at least 1")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise UsageError(f"learning_rate = {self.learning_rate}: use a positive number")
+        _check_whole(self, "steps", "batch_size")
+        _check_positive(self, "learning_rate", "epsilon")
+        _check_ridge(self.ridge)
         if self.schedule not in ("constant", "linear"):
             raise UsageError(f"unknown schedule {self.schedule!r}: use constant or linear")
-        for name in ("weight_decay", "ridge"):
-            value = getattr(self, name)
-            if (name, value) != ("ridge", "paper") and not (
-                isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
-            ):
-                raise UsageError(f"{name} = {value}: use a number of at least 0" + (" or 'paper'" if name == "ridge" else ""))
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UsageError(f"weight_decay = {self.weight_decay}: use a number of at least 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"betas = {self.betas}: use two numbers in [0, 1)")
 
     def settings(self) -> dict[str, Any]:
-        """What defines the algorithm apart from its selector, as plain values: part of the identity of a result."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "selector"}
+        return {**self._settings(), "betas": list(self.betas)}
 
-    def ridge_for(self, sparsity: float) -> float:
-        """λ for a mask of this p."""
-        return 1.0 - sparsity if self.ridge == "paper" else float(self.ridge)
+    def failure(self, step: int) -> str:
+        return f"diverged at step {step} with seed {self.seed}: use a smaller learning rate than {self.learning_rate:g}"
 
     def batches(self, n: int) -> Iterator[Tensor]:
-        """The indices of each step's examples, the same for every replica: int64 (b,), ``steps`` times."""
+        """As many as ``steps``."""
         if self.batch_size >= n:
             yield from (torch.arange(n) for _ in range(self.steps))
             return
@@ -102,13 +157,78 @@ class FineTuning:
         """The learning rate of step 0, 1, …"""
         return self.learning_rate * (1 - step / self.steps if self.schedule == "linear" else 1)
 
-    def select(self, problem: Problem) -> Mask:
-        """The coordinates that the selector lets change, over the pretrained tensors."""
-        return self.selector.select(problem, self.seed)
 
-    def tunable(self, problem: Problem, selected: Mask) -> Mask:
-        """The selected coordinates and the whole of the new head."""
-        return selected.union(Mask.full(problem.head(self.seed)))
+@dataclass(frozen=True)
+class Minimisation(Algorithm):
+    """The exact minimiser that Theorem 1 speaks of: the objective of :class:`Algorithm` over the whole of S, by L-BFGS
+    from θ⁰, until ‖∇F‖₂ ≤ ``tolerance``. A run that does not get there has failed; it is never taken for one that did.
+
+    ``Minimisation(FullTuning(), ridge=1 - p)`` minimises the paper's E_M L_R = L + (1 − p)‖θ − θ⁰‖²; with another
+    selector it is the hard mask with a ridge. An inexact minimiser moves the loss by at most ρ · tolerance / μ.
+
+    Attributes:
+        selector: which pretrained coordinates may change.
+        ridge: λ; ``paper`` stands for 1 − p with the p of the mask.
+        tolerance: of ‖∇F‖₂ over the tuned coordinates. Single precision reaches about 1e-5, double about 1e-10.
+        max_steps: of L-BFGS.
+        history: pairs that L-BFGS keeps.
+        seed: starts the head and is handed to the selector.
+
+    Raises:
+        UsageError: a number outside its range.
+
+    Example:
+        >>> from stability.solvable import linear_regression
+        >>> from stability.replicas import train
+        >>> p = linear_regression([[1.0], [1.0]], [0.0, 2.0]).problem
+        >>> train(p, Minimisation(FullTuning(), ridge=0.5, tolerance=1e-10)).values
+        tensor([[0.5000]], dtype=torch.float64)
+    """
+
+    selector: Selector
+    ridge: float | Literal["paper"] = "paper"
+    tolerance: float = 1e-5
+    max_steps: int = 1000
+    history: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_whole(self, "max_steps", "history")
+        _check_positive(self, "tolerance")
+        _check_ridge(self.ridge)
+
+    def settings(self) -> dict[str, Any]:
+        return self._settings()
+
+    def failure(self, step: int) -> str:
+        return (
+            f"did not reach ‖∇F‖ ≤ {self.tolerance:g} in {step} steps with seed {self.seed}: use a larger tolerance, ridge or "
+            f"max_steps = {self.max_steps}, or double precision"
+        )
+
+    def batches(self, n: int) -> Iterator[Tensor]:
+        """The whole of S, again and again."""
+        while True:
+            yield torch.arange(n)
+
+
+def _check_whole(algorithm: Algorithm, *names: str) -> None:
+    for name in names:
+        value = getattr(algorithm, name)
+        if not (isinstance(value, int) and value >= 1):
+            raise UsageError(f"{name} = {value}: use a whole number of at least 1")
+
+
+def _check_positive(algorithm: Algorithm, *names: str) -> None:
+    for name in names:
+        value = getattr(algorithm, name)
+        if not (math.isfinite(value) and value > 0):
+            raise UsageError(f"{name} = {value}: use a positive number")
+
+
+def _check_ridge(ridge: float | str) -> None:
+    if ridge != "paper" and not (isinstance(ridge, (int, float)) and math.isfinite(ridge) and ridge >= 0):
+        raise UsageError(f"ridge = {ridge}: use a number of at least 0 or 'paper'")
 
 
 class AdamW:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from stability.errors import UsageError
 from stability.problem import Examples, Problem
 from stability.problems import digits
+from stability.problems.convex import CONVEX
+from stability.solvable import Solvable
 
 __all__ = ["PROBLEMS", "Examples", "Problem", "load"]
 
-PROBLEMS = {"digits": digits.load}
+PROBLEMS: dict[str, Callable[..., Problem | Solvable]] = {"digits": digits.load, **CONVEX}
 """Loader of each problem by its name."""
 
 
 def load(name: str, **settings: Any) -> Problem:
-    """The problem called ``name``; ``settings`` go to its loader (for ``digits``: n and seed).
+    """The problem called ``name``; ``settings`` go to its loader: n and seed, and those of :mod:`stability.problems.convex`.
 
     Raises:
-        UsageError: an unknown name, or settings that the problem refuses.
+        UsageError: an unknown name or setting, or a value that the problem refuses.
 
     Example:
         >>> load("digits", n=40, seed=1).n
@@ -26,4 +30,9 @@ def load(name: str, **settings: Any) -> Problem:
     """
     if name not in PROBLEMS:
         raise UsageError(f"unknown problem {name!r}: there is {', '.join(sorted(PROBLEMS))}")
-    return PROBLEMS[name](**settings)
+    loader = PROBLEMS[name]
+    known = inspect.signature(loader).parameters
+    if odd := sorted(settings.keys() - known.keys()):
+        raise UsageError(f"problem {name!r} has no setting {', '.join(odd)}: there is {', '.join(known)}")
+    found = loader(**settings)
+    return found.problem if isinstance(found, Solvable) else found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from stability.curvature import per_example_gradients
+from stability.curvature import Curvature, diagonal
+from stability.errors import UsageError
+from stability.gradients import gauss_newton_diagonals, per_example_gradients
 from stability.masks import Mask, Parameters, Scope, top_k
 from stability.problem import Problem
 from stability.selectors.base import Selector
@@ -19,13 +21,28 @@ __all__ = ["SAM"]
 
 @dataclass(frozen=True)
 class SAM(Selector):
-    """The ⌊pm⌋ coordinates of largest |∇L(θ⁰)_j|², the gradient over the whole of S (Fu et al. 2023, Theorem 3).
+    """The ⌊pm⌋ coordinates of largest |g_j² / h_j|, g = ∇L(θ⁰) over the whole of S (Fu et al. 2023, Theorem 3).
 
-    With H = diag(h), h > 0, the coordinates of largest |∇L(θ⁰)_j² / h_j| minimise the second-order approximation
-    of the loss over all masks of their size; the paper bounds the unknown h by a constant, which leaves the squared
-    gradient. L is the mean of ℓ over S at θ⁰ and the new head's start. The sum over S is taken in float64.
+    With H = diag(h), h > 0, they minimise the second-order approximation of the loss over all masks of their size. The
+    paper bounds the unknown h by a constant, which leaves the squared gradient: ``curvature="constant"``, the default.
+    L is the mean of ℓ over S at θ⁰ and the new head's start; sums over S are taken in float64.
 
-    When z_i is left out the choice is made anew, from the same per-example gradients: nL(θ) − ℓ_i(θ).
+    The other two estimate h. Where h_j ≤ 0 the approximation falls without bound along j and Theorem 3 is silent; and
+    an estimate near 0 would let its own error decide. The rule here: |h_j|, as in the paper's formula and as in
+    saddle-free Newton (Dauphin et al. 2014), but not less than ``floor`` times its mean over all coordinates.
+
+    When z_i is left out the choice is made anew; the gradients and the exact diagonal by subtraction: nL(θ) − ℓ_i(θ).
+
+    Attributes:
+        sparsity: p ∈ (0, 1].
+        scope: compete over all parameters (``global``) or within each tensor (``tensor``).
+        curvature: ``constant`` for h = 1; ``gauss_newton`` for the exact diagonal of the Gauss–Newton matrix;
+            ``hutchinson`` for that of the Hessian, estimated.
+        probes: of Hutchinson's estimate.
+        floor: the least |h_j| as a fraction of mean |h|, ≥ 0.
+
+    Raises:
+        UsageError: a setting out of range.
 
     Example:
         >>> from stability.problems import load
@@ -35,27 +52,57 @@ class SAM(Selector):
 
     sparsity: float
     scope: Scope = "global"
+    curvature: Literal["constant", "gauss_newton", "hutchinson"] = "constant"
+    probes: int = 100
+    floor: float = 0.01
 
-    name: ClassVar[str] = "sam"
     uses_data: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if self.curvature not in ("constant", "gauss_newton", "hutchinson"):
+            raise UsageError(f"unknown curvature {self.curvature!r}: use constant, gauss_newton or hutchinson")
+        if not self.floor >= 0:
+            raise UsageError(f"floor = {self.floor}: use a number of at least 0")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return "sam" if self.curvature == "constant" else f"sam-{self.curvature}"
+
     def select(self, problem: Problem, seed: int) -> Mask:
-        return self._choose(problem, _gradient_sum(problem, seed), problem.n)
+        start, mask = problem.start(seed), Mask.full(problem.pretrained)
+        gradient = _sum(per_example_gradients(problem, start, problem.train, mask))
+        h: Tensor | None = None
+        if self.curvature == "gauss_newton":
+            h = _sum(gauss_newton_diagonals(problem, start, problem.train, mask))
+        elif self.curvature == "hutchinson":
+            h = diagonal(Curvature(problem, start, problem.train, mask), self.probes, seed).value.to(gradient.device)
+        return self._choose(problem, gradient, h)
 
     def select_each_left_out(self, problem: Problem, left_out: Sequence[int], seed: int) -> Iterator[Mask]:
-        total = _gradient_sum(problem, seed)
-        chosen = problem.train.take(torch.as_tensor(left_out, dtype=torch.int64))
-        for block in per_example_gradients(problem, problem.start(seed), chosen, tuple(problem.pretrained)):
-            for gradient in block:
-                yield self._choose(problem, total - gradient.double(), problem.n - 1)
+        if self.curvature == "hutchinson":
+            yield from super().select_each_left_out(problem, left_out, seed)
+            return
+        start, mask = problem.start(seed), Mask.full(problem.pretrained)
+        gradient = _sum(per_example_gradients(problem, start, problem.train, mask))
+        h = _sum(gauss_newton_diagonals(problem, start, problem.train, mask)) if self.curvature == "gauss_newton" else None
+        for i in left_out:
+            one = problem.train.take(slice(i, i + 1))
+            without = gradient - _sum(per_example_gradients(problem, start, one, mask))
+            yield self._choose(problem, without, None if h is None else h - _sum(gauss_newton_diagonals(problem, start, one, mask)))
 
-    def _choose(self, problem: Problem, gradient_sum: Tensor, n: int) -> Mask:
-        return top_k(_named((gradient_sum / n) ** 2, problem.pretrained), self.sparsity, self.scope)
+    def _choose(self, problem: Problem, gradient: Tensor, h: Tensor | None) -> Mask:
+        """From sums over S: dividing both by n, or h by any constant, changes no order."""
+        scores = gradient**2
+        if h is not None:
+            sizes = h.abs()
+            least = self.floor * sizes.mean()
+            # Where gradient and curvature are both 0 nothing is gained: the score is 0, not 0/0.
+            scores = torch.where(scores > 0, scores / sizes.clamp_min(least.clamp_min(torch.finfo(torch.float64).tiny)), scores)
+        return top_k(_named(scores, problem.pretrained), self.sparsity, self.scope)
 
 
-def _gradient_sum(problem: Problem, seed: int) -> Tensor:
-    """Σ_i ∇ℓ_i(θ⁰) over the pretrained parameters, float64 (m,)."""
-    blocks = per_example_gradients(problem, problem.start(seed), problem.train, tuple(problem.pretrained))
+def _sum(blocks: Iterator[Tensor]) -> Tensor:
+    """The sum over all examples of all blocks, float64."""
     total = torch.zeros((), dtype=torch.float64)
     for block in blocks:
         total = total.to(block.device) + block.double().sum(0)

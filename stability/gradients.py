@@ -1,0 +1,168 @@
+"""First derivatives, example by example: gradients, their norms, Jacobians of the logits.
+
+All are taken by the k coordinates of a mask (by every coordinate where none is given), in the order of
+:meth:`Mask.slices <stability.masks.Mask.slices>`, and come block after block, so that memory stays within a budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.func import grad, hessian, jacrev, vmap
+
+from stability.machine import free_memory, kept_for_backward
+from stability.masks import Mask, Parameters
+from stability.problem import Examples, Problem
+
+__all__ = ["blocks", "gauss_newton_diagonals", "gradient_norms", "per_example_gradients", "per_example_jacobians"]
+
+
+def per_example_gradients(
+    problem: Problem,
+    parameters: Parameters,
+    examples: Examples,
+    mask: Mask | None = None,
+    memory_budget: int | None = None,
+) -> Iterator[Tensor]:
+    """∇ℓ_i at ``parameters``, block after block of examples.
+
+    Args:
+        problem: gives ℓ.
+        parameters: all tensors of the model.
+        examples: N of them.
+        mask: the k coordinates to differentiate by; all by default, the head included.
+        memory_budget: bytes that one block may take; an eighth of what is free by default.
+
+    Yields:
+        (B, k) in the parameters' precision, in the order of ``examples``.
+
+    Example:
+        >>> from stability.problems import load
+        >>> problem = load("digits")
+        >>> head = Mask.full(problem.head(seed=0))
+        >>> blocks = per_example_gradients(problem, problem.start(seed=0), problem.train, head)
+        >>> torch.cat(list(blocks)).shape
+        torch.Size([100, 165])
+    """
+    mask = Mask.full(parameters) if mask is None else mask
+    values = mask.gather(parameters).detach()
+
+    def loss(values: Tensor, inputs: dict[str, Tensor], label: Tensor) -> Tensor:
+        one = Examples({name: tensor.unsqueeze(0) for name, tensor in inputs.items()}, label.unsqueeze(0))
+        return problem.losses(mask.place(parameters, values), one)[0]
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0))
+    for block in blocks(problem, parameters, examples, mask, memory_budget):
+        yield each(values, dict(block.inputs), block.labels)
+
+
+def per_example_jacobians(
+    problem: Problem,
+    parameters: Parameters,
+    examples: Examples,
+    mask: Mask | None = None,
+    memory_budget: int | None = None,
+) -> Iterator[Tensor]:
+    """J_i = ∂f(x_i)/∂θ, the Jacobian of the logits at ``parameters``, block after block of examples.
+
+    Args as for :func:`per_example_gradients`.
+
+    Yields:
+        (B, C, k) in the parameters' precision, in the order of ``examples``.
+
+    Example:
+        >>> from stability.problems import load
+        >>> problem = load("digits", n=10)
+        >>> head = Mask.full(problem.head(seed=0))
+        >>> next(per_example_jacobians(problem, problem.start(seed=0), problem.train, head)).shape
+        torch.Size([10, 5, 165])
+    """
+    mask = Mask.full(parameters) if mask is None else mask
+    values = mask.gather(parameters).detach()
+
+    def logits(values: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        return problem.logits(mask.place(parameters, values), {name: tensor.unsqueeze(0) for name, tensor in inputs.items()})[0]
+
+    each = vmap(jacrev(logits), in_dims=(None, 0))
+    classes = problem.logits(parameters, examples.take(slice(0, 1)).inputs).shape[1]
+    for block in blocks(problem, parameters, examples, mask, memory_budget, copies=classes):
+        yield each(values, dict(block.inputs))
+
+
+def gauss_newton_diagonals(
+    problem: Problem,
+    parameters: Parameters,
+    examples: Examples,
+    mask: Mask | None = None,
+    memory_budget: int | None = None,
+) -> Iterator[Tensor]:
+    """diag(J_iᵀ Λ_i J_i) of each example, Λ_i = ∂²ℓ/∂f² at its logits: the exact diagonal, not an estimate.
+
+    The mean over the examples is the diagonal of the Gauss–Newton matrix of L (Schraudolph 2002), never negative
+    where ℓ is convex in the logits.
+
+    Args as for :func:`per_example_gradients`.
+
+    Yields:
+        (B, k) in the parameters' precision, in the order of ``examples``.
+
+    Example:
+        >>> from stability.solvable import linear_regression
+        >>> import numpy as np
+        >>> p = linear_regression(np.array([[1.0, 2.0], [3.0, 0.0]]), np.zeros(2)).problem
+        >>> torch.cat(list(gauss_newton_diagonals(p, p.pretrained, p.train)))
+        tensor([[1., 4.],
+                [9., 0.]], dtype=torch.float64)
+    """
+    second = vmap(hessian(lambda f, y: problem.loss(f.unsqueeze(0), y.unsqueeze(0))[0]))
+    start = 0
+    for jacobian in per_example_jacobians(problem, parameters, examples, mask, memory_budget):
+        block = examples.take(slice(start, start + len(jacobian)))
+        start += len(jacobian)
+        bend = second(problem.logits(parameters, block.inputs).detach(), block.labels)
+        yield (torch.einsum("bce,bek->bck", bend, jacobian) * jacobian).sum(1)
+
+
+def gradient_norms(
+    problem: Problem, parameters: Parameters, examples: Examples, mask: Mask | None = None, memory_budget: int | None = None
+) -> Tensor:
+    """‖∇ℓ_i‖₂ over the coordinates of ``mask`` (all by default, head included), for each example: float64 (N,).
+
+    The largest of them over the points at hand is the measured ρ: a lower estimate of the Lipschitz constant of ℓ.
+
+    Example:
+        >>> from stability.problems import load
+        >>> problem = load("digits", n=10)
+        >>> gradient_norms(problem, problem.start(seed=0), problem.train).shape
+        torch.Size([10])
+    """
+    parts = per_example_gradients(problem, parameters, examples, mask, memory_budget)
+    return torch.cat([part.double().norm(dim=1) for part in parts])
+
+
+def blocks(
+    problem: Problem,
+    parameters: Parameters,
+    examples: Examples,
+    mask: Mask,
+    memory_budget: int | None = None,
+    copies: int = 1,
+) -> Iterator[Examples]:
+    """``examples`` in blocks small enough that a derivative of each example fits in ``memory_budget`` bytes.
+
+    An example is reckoned to take, ``copies`` times, four times what its forward pass keeps for the backward pass
+    (measured), and four vectors in the size of the masked tensors.
+    """
+    leaves = {n: t.detach().requires_grad_(n in mask.indices) for n, t in parameters.items()}
+    forward: Callable[[int], object] = lambda size: problem.losses(leaves, examples.take(slice(0, size)))  # noqa: E731
+    kept = kept_for_backward(partial(forward, 2)) - kept_for_backward(partial(forward, 1)) if len(examples) > 1 else 0
+    first = next(iter(parameters.values()))
+    masked = sum(parameters[name].numel() for name in mask.indices)
+    each = 4 * copies * (max(kept, 0) + masked * first.element_size())
+    budget = memory_budget or free_memory(first.device) // 8
+    size = int(max(1, min(256, budget // max(each, 1))))
+    for start in range(0, len(examples), size):
+        yield examples.take(slice(start, start + size))
