@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run quick test lint types notebooks benchmark cuda weights clean
+.PHONY: run quick theory test lint types notebooks benchmark cuda weights clean
 
 run: $(READY)  ## the main job: the study `digits`, its table, and its figures in figures/
 	$(BIN)/stability run digits --store runs/digits.sqlite --figures figures
@@ -24,12 +24,19 @@ types: $(READY)
 notebooks: $(READY)  ## run every notebook from top to bottom
 	$(BIN)/pytest --nbmake --override-ini addopts= --override-ini testpaths= notebooks
 
-benchmark: $(READY)  ## replicas a minute against plain loops; writes benchmarks/results/
-	$(BIN)/python -m benchmarks.replicas
+theory: $(READY)  ## bounds against measured stability, convex (1 minute) and digits (20 minutes); tables and figures
+	$(BIN)/stability run theory-convex --store runs/theory-convex.sqlite --figures runs/figures
+	$(BIN)/stability run theory-digits --store runs/theory-digits.sqlite --figures runs/figures
 
-cuda:  ## on a machine with a GPU and the packages installed: the CUDA tests, then the benchmark there
+benchmark: $(READY)  ## against plain loops: replicas a minute, gradients, curvature; bounds on 5000 problems
+	$(BIN)/python -m benchmarks.replicas
+	$(BIN)/python -m benchmarks.curvature
+	$(BIN)/python -m benchmarks.bounds
+
+cuda:  ## on a machine with a GPU and the packages installed: the CUDA tests, then the benchmarks there
 	$(PYTHON) -m pytest -m cuda tests
 	$(PYTHON) -m benchmarks.replicas --device cuda
+	$(PYTHON) -m benchmarks.curvature --device cuda
 
 weights: $(READY)  ## pretrain the transformer of `digits` again
 	$(BIN)/python -c "from stability.problems.digits import write_weights; write_weights()"

@@ -102,7 +102,7 @@ def main() -> None:
         "instances above the bound": {name: int((frame[name] > 1 + 1e-9).sum()) for name in ratios},
         "median ratio": {name: float(frame[name].median()) for name in ratios},
         "closest instance": {
-            name: frame.loc[frame[name].idxmax(), ["seed", "kind", "n", "k", "ridge"]].to_dict() for name in ratios
+            name: frame.iloc[int(frame[name].argmax())][["seed", "kind", "n", "k", "ridge"]].to_dict() for name in ratios
         },
         "versions": {name: machine.report()[name] for name in ("python", "numpy", "scipy", "stability")},
     }

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
-from torch.func import grad, jvp, vjp, vmap
+from torch.func import grad, vjp, vmap
 
 from stability.errors import StabilityError, UsageError
 from stability.gradients import blocks, per_example_gradients
@@ -156,12 +156,13 @@ class Curvature:
                 return product
 
             return vmap(hessian)
+        # J u as the derivative of Jᵀw by w: no forward mode, for which some operations have no rule.
         f, pull = vjp(logits, self._values)[:2]
+        push = vjp(lambda w: pull(w)[0], torch.zeros_like(f))[1]
+        bend = vjp(grad(loss), f)[1]
 
         def gauss_newton(u: Tensor) -> Tensor:
-            moved = jvp(logits, (self._values,), (u,))[1]
-            bent = jvp(grad(loss), (f,), (moved,))[1]
-            product: Tensor = pull(bent)[0]
+            product: Tensor = pull(bend(push(u)[0])[0])[0]
             return product
 
         return vmap(gauss_newton)
@@ -366,7 +367,7 @@ def first_order_changes(
         hessian: of the mean loss over S at A(S), restricted to I.
         ridge: λ.
         left_out: the a examples i; all n by default.
-        tolerance: of the conjugate gradients. The error of gᵀ(H + 2λI)⁻¹g is of the order of its square.
+        tolerance: of the conjugate gradients, and so about the relative error of the result.
 
     Raises:
         UsageError: fewer than 2 examples, or one left out that there is not.

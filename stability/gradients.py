@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, jacrev, vmap
+from torch.func import grad, jacrev, vmap
 
 from stability.machine import free_memory, kept_for_backward
 from stability.masks import Mask, Parameters
@@ -117,7 +117,7 @@ def gauss_newton_diagonals(
         tensor([[1., 4.],
                 [9., 0.]], dtype=torch.float64)
     """
-    second = vmap(hessian(lambda f, y: problem.loss(f.unsqueeze(0), y.unsqueeze(0))[0]))
+    second = vmap(jacrev(jacrev(lambda f, y: problem.loss(f.unsqueeze(0), y.unsqueeze(0))[0])))
     start = 0
     for jacobian in per_example_jacobians(problem, parameters, examples, mask, memory_budget):
         block = examples.take(slice(start, start + len(jacobian)))

@@ -108,7 +108,9 @@ class Solvable:
             while True:
                 moved[at] = theta[at] - length * step
                 # Close to the minimum the decrease drowns in rounding; there the full step is right.
-                if self._objective(moved, w, ridge) <= value - 0.25 * length * (gradient @ step) + 1e-14 * abs(value):
+                if gradient @ step <= 1e-12 * (1 + abs(value)):
+                    break
+                if self._objective(moved, w, ridge) <= value - 0.25 * length * (gradient @ step):
                     break
                 length /= 2
                 if length < 1e-12:

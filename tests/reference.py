@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -49,10 +49,6 @@ def plain_loop(
 def top_k_by_sorting(scores: np.ndarray, k: int) -> set[int]:
     """Indices of the k largest, ties by index, one comparison at a time."""
     return set(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k])
-
-
-def dense_hessian(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    return torch.autograd.functional.hessian(loss, at)  # type: ignore[no-any-return]
 
 
 def call(model: torch.nn.Module, parameters: Mapping[str, Tensor], pixels: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from stability.masks import Mask
 from stability.selectors import BitFit, Random
 from stability.store import Store, key
 from stability.study import Study, summarise
+from stability.training import FineTuning
 
-SMALL = Study("small", "digits", (BitFit(), Random(0.02), Random(0.2)), (0, 1), {"n": 20}, {"steps": 3}, 3)
+SMALL = Study("small", "digits", tuple(FineTuning(s, steps=3) for s in (BitFit(), Random(0.02), Random(0.2))), (0, 1), {"n": 20}, 3)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +105,8 @@ def test_a_study_goes_on_where_it_was(small_store: Path, tmp_path: Path) -> None
     """Half the cells first: the rest is computed, nothing twice, and the table is that of an unbroken run."""
     whole = Store(small_store)
     half = Store(tmp_path / "half.sqlite", whole.identity, whole.version)
-    for selector, seed in SMALL.cells()[:3]:
-        identity = study.cell_identity(selector, seed)
+    for cell in SMALL.cells()[:3]:
+        identity = study.cell_identity(cell)
         half.add(identity, {"status": "failed", "reason": "planted, to see that it is not computed again"})
     started: list[tuple[int, int]] = []
     cells: list[None] = []

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from stability.problem import generator
 from stability.problems.digits import _model
 from stability.replicas import train
 from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random, Selector, from_scores
+from stability.solvable import quadratic
 from stability.training import FineTuning
 from tests.reference import call, top_k_by_sorting
 
@@ -29,6 +33,8 @@ EVERY: list[Selector] = [
     BitFit(),
     *(kind(sparsity=0.03, scope=scope) for kind in (Random, MagPruning, SAM) for scope in ("global", "tensor")),
     from_scores(shifted_magnitude, 0.03),
+    SAM(0.03, curvature="gauss_newton"),
+    SAM(0.03, curvature="hutchinson", probes=4),
 ]
 each = pytest.mark.parametrize("selector", EVERY, ids=lambda s: f"{s.name}-{getattr(s, 'scope', '')}")
 
@@ -75,7 +81,7 @@ def test_law_of_frozen_bits(selector: Selector, digits: Problem) -> None:
 @each
 def test_law_of_renaming(selector: Selector, digits: Problem) -> None:
     """Renaming the parameters and reversing their order only permutes the mask."""
-    if isinstance(selector, Random):
+    if isinstance(selector, Random) or selector.name == "sam-hutchinson":
         pytest.skip("draws follow the order of the parameters")
 
     def old(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,6 +127,65 @@ def test_sam_takes_the_largest_squared_gradients_of_the_whole_of_s(digits: Probl
     assert len(chosen & expected) >= mask.count - 1
 
 
+def decrease(gradient: Tensor, hessian: Tensor, chosen: Sequence[int]) -> float:
+    """−min_Δ gᵀΔ + ½ ΔᵀHΔ over Δ that is zero outside ``chosen``."""
+    g, h = gradient[list(chosen)], hessian[list(chosen)][:, list(chosen)]
+    return float(0.5 * g @ torch.linalg.solve(h, g))
+
+
+@pytest.mark.parametrize("curvature", ["gauss_newton", "hutchinson"])
+@pytest.mark.parametrize("seed", range(40))
+def test_theorem_3_by_exhaustive_search(seed: int, curvature: Any) -> None:
+    """Diagonal H > 0, d ≤ 12: of all masks of k coordinates, SAM's lets the quadratic approximation fall the farthest."""
+    draw = np.random.default_rng(seed)
+    d = int(draw.integers(2, 13))
+    k = int(draw.integers(1, d + 1))
+    h = draw.uniform(0.1, 5, d)  # every h above the floor of 0.01 mean h
+    problem = quadratic(np.diag(h), draw.standard_normal((5, d)), draw.standard_normal(d)).problem
+    mask = SAM(sparsity=k / d, curvature=curvature).select(problem, seed=0)
+    assert mask.count == k
+    (gradient,) = torch.autograd.grad(
+        problem.losses(weight := {"weight": problem.pretrained["weight"].clone().requires_grad_()}, problem.train).mean(),
+        weight["weight"],
+    )
+    values = {c: decrease(gradient, torch.diag(torch.tensor(h)), c) for c in itertools.combinations(range(d), k)}
+    assert decrease(gradient, torch.diag(torch.tensor(h)), mask.indices["weight"].tolist()) == pytest.approx(max(values.values()))
+    assert max(values, key=lambda c: values[c]) == tuple(mask.indices["weight"].tolist())
+
+
+def test_sam_is_the_paper_s_rule_where_the_curvature_is_constant(digits: Problem) -> None:
+    """With an endless floor every |h_j| counts the same, and |g²/h| orders as g² does."""
+    paper = SAM(0.02).select(digits, 0)
+    assert SAM(0.02, curvature="gauss_newton", floor=1e30).select(digits, 0).equals(paper)
+    assert not SAM(0.02, curvature="gauss_newton").select(digits, 0).equals(paper)
+
+
+def test_negative_curvature_counts_by_its_size_and_little_of_it_by_the_floor() -> None:
+    """g²/max(|h|, ¼ mean|h|) with h = (−4, 2, 0.001, 0), g = (2, 1, 0.5, 0): scores 1, 0.5, 0.667 and 0."""
+    h, g = torch.tensor([-4.0, 2.0, 0.001, 0.0]).double(), torch.tensor([2.0, 1.0, 0.5, 0.0]).double()
+    base = quadratic(np.eye(4), np.ones((3, 4))).problem
+
+    def logits(parameters: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+        w = parameters["weight"]
+        return (g * w + 0.5 * h * w**2).sum().expand(len(inputs["x"]), 1)
+
+    problem = dataclasses.replace(base, logits=logits, loss=lambda f, y: f.squeeze(-1))
+    chosen = [SAM(k / 4, curvature="hutchinson", floor=0.25).select(problem, 0).indices["weight"].tolist() for k in (1, 2, 3)]
+    assert chosen == [[0], [0, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SAM(0.1, curvature="fisher"), "unknown curvature 'fisher'"),  # type: ignore[arg-type]
+        (lambda: SAM(0.1, floor=-1), "floor = -1"),
+    ],
+)
+def test_senseless_settings_of_sam_are_refused(make: Callable[[], SAM], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
 def test_random_is_uniform(digits: Problem) -> None:
     """How often each tensor is hit over 200 seeds agrees with the hypergeometric law within 5 standard errors."""
     k, m, name = count_for(0.03, digits.m), digits.m, "vit.layers.0.mlp.fc1.weight"
@@ -139,7 +204,9 @@ def test_bitfit_without_biases_names_what_is_missing(digits: Problem) -> None:
 
 
 def test_settings_identify_a_selector() -> None:
-    assert SAM(0.1).settings() == {"name": "sam", "sparsity": 0.1, "scope": "global"}
+    settings = {"sparsity": 0.1, "scope": "global", "curvature": "constant", "probes": 100, "floor": 0.01}
+    assert SAM(0.1).settings() == {"name": "sam", **settings}
+    assert SAM(0.1, curvature="gauss_newton").settings()["name"] == "sam-gauss_newton"
     mine = from_scores(shifted_magnitude, 0.03, name="mine").settings()
     assert mine["name"] == "mine"
     assert mine["scores"] == "tests.test_selectors:shifted_magnitude"

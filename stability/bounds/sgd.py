@@ -29,8 +29,8 @@ def sgd_convex(lipschitz: float, smoothness: float, learning_rates: Sequence[flo
         UsageError: a number outside its range.
 
     Example:
-        >>> sgd_convex(lipschitz=1, smoothness=1, learning_rates=[0.1] * 50, n=100).value
-        0.1
+        >>> sgd_convex(lipschitz=1, smoothness=1, learning_rates=[0.25] * 50, n=100).value
+        0.25
     """
     check_lipschitz(lipschitz)
     check_smoothness(smoothness)
