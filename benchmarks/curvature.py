@@ -4,7 +4,7 @@
 
 At a model trained for 150 steps: per-example gradient norms of 1 000 examples against one backward pass an example; a
 Hessian–vector product against a double backward pass; extreme eigenvalues of the Hessian and of the Gauss–Newton matrix;
-100 probes of the diagonal; the middle step of all 100 examples with λ = ½ at the regularised minimum's side.
+100 probes of the diagonal; the middle step of all 100 examples at the minimum of the loss with the ridge λ = 0.9.
 Writes benchmarks/results/curvature-DEVICE.json.
 """
 

@@ -137,7 +137,8 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
     found: dict[str, Bound] = {}
 
     def checks(eigenvalue: Eigenvalue) -> Checks:
-        return Checks(ridge, constants.gradient_norm, eigenvalue.residual, constants.loss_bound)
+        changes = int(estimate.per_example["mask_changes"].max())
+        return Checks(ridge, constants.gradient_norm, changes, eigenvalue.residual, constants.loss_bound)
 
     if (least := constants.least_eigenvalue).converged:
         first = (constants.lipschitz, least.value, p, n)

@@ -231,27 +231,28 @@ def bounds(frame: pd.DataFrame) -> Figure:
                 _bound_line(ax, p, y, list(group[f"{name}_state"]), _BOUNDS[name][1])
         for ax in (top, low):
             ax.set(xscale="logit" if method == "regularised" else "log", xlabel="p")
-            if method == "regularised":
-                ax.set_xticks([tick for tick in (0.01, 0.1, 0.5, 0.9, 0.99, 0.999) if p.min() <= tick <= p.max()])
-                ax.xaxis.set_minor_locator(NullLocator())
-            _percent(ax)
+            usual = [tick for tick in (0.01, 0.1, 0.5, 0.9, 0.99, 0.999) if p.min() <= tick <= p.max()]
+            ax.set_xticks(usual if method == "regularised" and len(p) > 6 else p)
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:.2g} %"))
         top.set_title("all coordinates, ridge 1 − p" if method == "regularised" else f"hard mask: {_LABELS.get(method, method)}")
     for row, label in ((0, "loss difference [nats]"), (1, "divided by the measured")):
         mine = axes[row * len(swept) : (row + 1) * len(swept)]
         limits = [ax.get_ylim() for ax in mine]
         bottom, ceiling = min(low for low, _ in limits), max(high for _, high in limits)
-        for ax in mine:
-            ax.set_ylim(bottom, ceiling)
-            for line in ax.lines:  # arrows wait for the limits
-                if line.get_gid() == "infinite":
-                    line.set_ydata(np.full(np.size(line.get_xdata()), ceiling / 1.5))
+        for ax, above in zip(mine, axes[: len(swept)], strict=True):
+            ax.set(xlim=above.get_xlim(), ylim=(bottom, ceiling))
+            arrows = [line for line in ax.lines if line.get_gid() == "infinite"]
+            for place, line in enumerate(arrows):  # they wait for the limits, and stand one below the other
+                height = (ceiling / bottom) ** (0.97 - 0.06 * place)
+                line.set_ydata(np.full(np.size(line.get_xdata()), bottom * height))
         mine[0].set_ylabel(label)
     handles = [
         Line2D([], [], color="black", marker="o", label=f"measured, mean of {int(summary['seeds'].max())} seeds, 95 %"),
         *(Line2D([], [], color=colour, marker="o", ms=4, label=label) for label, colour in _BOUNDS.values()),
         Line2D([], [], color="0.6", ls=":", label="largest loss: at or above it a bound is vacuous"),
-        Line2D([], [], color="0.3", ls="--", marker="o", mfc="none", ms=4, label="vacuous"),
-        Line2D([], [], color="0.3", ls="--", marker="x", ms=5, label="an assumption failed"),
+        Line2D([], [], color="0.3", ls="--", marker="o", mfc="none", ms=4, label="vacuous (in some seed)"),
+        Line2D([], [], color="0.3", ls="--", marker="x", ms=5, label="an assumption failed (in some seed)"),
         Line2D([], [], color="0.3", ls="", marker="$\\uparrow$", ms=8, label="infinite"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)

@@ -117,7 +117,7 @@ STUDIES = {
             *_hard(Random, _SWEPT, ridge=0.1, tolerance=1e-4),
             *_hard(SAM, _SWEPT, ridge=0.1, tolerance=1e-4),
         ),
-        tuple(range(3)),
+        tuple(range(5)),
         {"n": 100},
         retrainings=20,
         check_replicas=2,

@@ -62,8 +62,9 @@ def render(frame: pd.DataFrame) -> str:
             "± is one standard deviation over seeds.\n"
             "p: fraction of pretrained parameters that may change (k of them); the new head is tunable besides.\n"
             "Theorem 1, hard mask: bounds on it; middle: what it is to first order. Theorem 2: bound on the test loss.\n"
-            "*: an assumption failed in at least one seed (Λ_min < 0, or trained without the ridge λ of the bound, or not to "
-            "its minimum).\n†: vacuous in at least one seed, no less than the largest loss. ∞: no positive curvature. –: none."
+            "*: an assumption failed in at least one seed (Λ_min < 0, trained without the ridge λ of the bound or not to its "
+            "minimum, or another mask on Sⁱ).\n"
+            "†: vacuous in at least one seed, no less than the largest loss. ∞: no positive curvature. –: none."
         )
     )
 

@@ -25,7 +25,7 @@ from stability.bounds import (
 )
 from stability.constants import measure_constants, measured_bounds
 from stability.problems import convex
-from stability.selectors import FullTuning
+from stability.selectors import SAM, FullTuning
 from stability.solvable import linear_regression
 from stability.training import Minimisation
 
@@ -228,6 +228,16 @@ def test_whether_a_minimised_is_checked(checks: Checks, held: bool | None) -> No
     bound = pointwise_hypothesis_stability(2, 0, 0.5, 100, checks=checks)
     assert bound.assumptions[-1].name == "A minimises L + (1 − p)‖θ − θ⁰‖²"
     assert bound.assumptions[-1].held is held
+
+
+def test_bounds_that_suppose_one_mask_fail_where_it_is_chosen_anew() -> None:
+    problem = convex.linear(n=20, seed=0).problem
+    algorithm = Minimisation(SAM(0.2), ridge=0.1, tolerance=1e-9)
+    for reselect in (True, False):
+        estimate = leave_one_out.measure(problem, algorithm, device="cpu", reselect=reselect)
+        bound = measured_bounds(estimate, measure_constants(estimate))["hard_mask"]
+        assert [a.held for a in bound.assumptions if a.name.startswith("the mask")] == [not reselect]
+        assert (bound.state == "assumption failed") is reselect
 
 
 def test_an_undecided_sign_of_the_least_eigenvalue_is_undecided() -> None:

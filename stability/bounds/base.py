@@ -86,12 +86,15 @@ class Checks:
         ridge: λ of the λ‖θ − θ⁰‖² that A minimised with.
         gradient_norm: ‖∇F(A(S))‖₂ of the objective F that the theorem speaks of. A(S) counts as its minimiser where
             this adds at most a hundredth to the bound: n‖∇F‖ ≤ ρ/100, since Theorem 1's proof then gives 2ρ(ρ + n‖∇F‖)/(μn).
+        mask_changes: the largest number of coordinates by which the mask chosen on an Sⁱ differs from that on S. The
+            proofs compare minimisers over one and the same set.
         residual: of the computed Λ_min; within it the sign is not decided.
         loss_bound: C with 0 ≤ ℓ ≤ C, so that a loss difference above C is vacuous.
     """
 
     ridge: float | None = None
     gradient_norm: float | None = None
+    mask_changes: int | None = None
     residual: float = 0.0
     loss_bound: float | None = None
 

@@ -201,6 +201,11 @@ def _stability_bound(
                 f"Λ_min = {least_eigenvalue:.4g} ± {checks.residual:.2g}; the proof itself needs μ = {curvature:.4g} > 0",
             ),
             Assumption("A(Sⁱ) is so close to A(S) that the curvature is no less there, on Sⁱ", None, "see measure_constants"),
+            Assumption(
+                "the mask is the same on Sⁱ as on S",
+                None if checks.mask_changes is None else checks.mask_changes == 0,
+                "not stated" if checks.mask_changes is None else f"at most {checks.mask_changes} coordinates differ",
+            ),
             minimises,
         ),
         reason=reason,
