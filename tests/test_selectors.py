@@ -140,9 +140,9 @@ def test_theorem_3_by_exhaustive_search(seed: int, curvature: Any) -> None:
     draw = np.random.default_rng(seed)
     d = int(draw.integers(2, 13))
     k = int(draw.integers(1, d + 1))
-    h = draw.uniform(0.1, 5, d)  # every h above the floor of 0.01 mean h
+    h = draw.uniform(0.1, 5, d)
     problem = quadratic(np.diag(h), draw.standard_normal((5, d)), draw.standard_normal(d)).problem
-    mask = SAM(sparsity=k / d, curvature=curvature).select(problem, seed=0)
+    mask = SAM(sparsity=k / d, curvature=curvature, floor=0).select(problem, seed=0)
     assert mask.count == k
     (gradient,) = torch.autograd.grad(
         problem.losses(weight := {"weight": problem.pretrained["weight"].clone().requires_grad_()}, problem.train).mean(),
@@ -179,6 +179,8 @@ def test_negative_curvature_counts_by_its_size_and_little_of_it_by_the_floor() -
     [
         (lambda: SAM(0.1, curvature="fisher"), "unknown curvature 'fisher'"),  # type: ignore[arg-type]
         (lambda: SAM(0.1, floor=-1), "floor = -1"),
+        (lambda: SAM(0.1, floor=float("inf")), "floor = inf"),
+        (lambda: SAM(0.1, curvature="hutchinson", probes=1), "probes = 1"),
     ],
 )
 def test_senseless_settings_of_sam_are_refused(make: Callable[[], SAM], message: str) -> None:
@@ -204,7 +206,7 @@ def test_bitfit_without_biases_names_what_is_missing(digits: Problem) -> None:
 
 
 def test_settings_identify_a_selector() -> None:
-    settings = {"sparsity": 0.1, "scope": "global", "curvature": "constant", "probes": 100, "floor": 0.01}
+    settings = {"sparsity": 0.1, "scope": "global", "curvature": "constant", "probes": 100, "floor": 1.0}
     assert SAM(0.1).settings() == {"name": "sam", **settings}
     assert SAM(0.1, curvature="gauss_newton").settings()["name"] == "sam-gauss_newton"
     mine = from_scores(shifted_magnitude, 0.03, name="mine").settings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -29,7 +30,8 @@ class SAM(Selector):
 
     The other two estimate h. Where h_j ≤ 0 the approximation falls without bound along j and Theorem 3 is silent; and
     an estimate near 0 would let its own error decide. The rule here: |h_j|, as in the paper's formula and as in
-    saddle-free Newton (Dauphin et al. 2014), but not less than ``floor`` times its mean over all coordinates.
+    saddle-free Newton (Dauphin et al. 2014), but not less than ``floor`` times its mean over all coordinates. With
+    ``floor=0`` it is Theorem 3's rule to the letter, with an endless one the paper's g².
 
     When z_i is left out the choice is made anew; the gradients and the exact diagonal by subtraction: nL(θ) − ℓ_i(θ).
 
@@ -39,7 +41,8 @@ class SAM(Selector):
         curvature: ``constant`` for h = 1; ``gauss_newton`` for the exact diagonal of the Gauss–Newton matrix;
             ``hutchinson`` for that of the Hessian, estimated.
         probes: of Hutchinson's estimate.
-        floor: the least |h_j| as a fraction of mean |h|, ≥ 0.
+        floor: the least |h_j| that counts, as a multiple of mean |h|; finite and ≥ 0. The default is where, on
+            ``digits`` with 100 probes, the estimate's standard error lies: below it chance would choose.
 
     Raises:
         UsageError: a setting out of range.
@@ -54,15 +57,17 @@ class SAM(Selector):
     scope: Scope = "global"
     curvature: Literal["constant", "gauss_newton", "hutchinson"] = "constant"
     probes: int = 100
-    floor: float = 0.01
+    floor: float = 1.0
 
     uses_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.curvature not in ("constant", "gauss_newton", "hutchinson"):
             raise UsageError(f"unknown curvature {self.curvature!r}: use constant, gauss_newton or hutchinson")
-        if not self.floor >= 0:
-            raise UsageError(f"floor = {self.floor}: use a number of at least 0")
+        if not (math.isfinite(self.floor) and self.floor >= 0):
+            raise UsageError(f"floor = {self.floor}: use a finite number of at least 0")
+        if self.curvature == "hutchinson" and self.probes < 2:
+            raise UsageError(f"probes = {self.probes}: use at least 2")
 
     @property
     def name(self) -> str:  # type: ignore[override]
