@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from stability import FineTuning, Problem, machine, problems
-from stability.curvature import Curvature, Eigenvalue, diagonal, first_order_changes, greatest_eigenvalue, least_eigenvalue
+from stability.curvature import Curvature, Eigenvalue, diagonal, greatest_eigenvalue, least_eigenvalue
 from stability.gradients import gradient_norms
+from stability.influence import first_order_changes
 from stability.masks import Parameters
 from stability.problem import Examples
 from stability.replicas import train
@@ -95,8 +96,12 @@ def main() -> None:
     eigenvalues: dict[str, Eigenvalue] = {}
     for kind in ("hessian", "gauss_newton"):
         for name, find in (("least", least_eigenvalue), ("greatest", greatest_eigenvalue)):
-            matrix = dataclasses.replace(hessian, kind=kind)  # anew, so that nothing is kept from before
-            times[f"{name} eigenvalue, {kind}"], eigenvalues[f"{name}, {kind}"] = seconds(lambda f=find, m=matrix: f(m), device)  # type: ignore[misc]
+
+            def eigenvalue(find: Any = find, kind: Any = kind) -> Eigenvalue:
+                found: Eigenvalue = find(dataclasses.replace(hessian, kind=kind))  # anew: nothing is kept from before
+                return found
+
+            times[f"{name} eigenvalue, {kind}"], eigenvalues[f"{name}, {kind}"] = seconds(eigenvalue, device)
     times["diagonal of the Hessian, 100 probes"], _ = seconds(lambda: diagonal(hessian), device)
     minimum = train(problem, Minimisation(FullTuning(), ridge=0.9, tolerance=1e-4)).parameters(0)
     at_minimum = Curvature(problem, minimum, problem.train)

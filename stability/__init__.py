@@ -7,25 +7,29 @@ The words: a :class:`Problem` (pretrained model and data), a :class:`Mask` (whic
 
 from importlib import metadata as _metadata
 
-from stability import bounds, leave_one_out, problems, selectors
+from stability import bounds, constants, curvature, leave_one_out, problems, selectors, solvable
 from stability.errors import StabilityError, UsageError
 from stability.masks import Mask, SparseDelta
 from stability.problem import Examples, Problem
-from stability.training import FineTuning
+from stability.training import FineTuning, Minimisation
 
 __all__ = [
     "Examples",
     "FineTuning",
     "Mask",
+    "Minimisation",
     "Problem",
     "SparseDelta",
     "StabilityError",
     "UsageError",
     "__version__",
     "bounds",
+    "constants",
+    "curvature",
     "leave_one_out",
     "problems",
     "selectors",
+    "solvable",
 ]
 
 __version__ = _metadata.version("stability")

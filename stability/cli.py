@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from stability import __version__, bounds, machine, problems
+from stability.bounds.base import check_delta
 from stability.constants import measure_constants, measured_bounds
 from stability.errors import StabilityError, UsageError
 from stability.leave_one_out import measure
@@ -47,14 +49,14 @@ def selector_named(name: str, sparsity: float | None, scope: str = "global", cur
     """
     if name not in SELECTORS:
         raise UsageError(f"unknown selector {name!r}: there is {', '.join(SELECTORS)}")
+    if curvature is not None and name != "sam":
+        raise UsageError(f"selector {name!r} uses no curvature: leave --curvature {curvature} out, or use sam")
     if name in _DECIDES:
         if sparsity is not None and not (name == "full" and sparsity == 1):
             raise UsageError(f"selector {name!r} decides itself how many parameters it tunes: leave --sparsity {sparsity} out")
         return SELECTORS[name]()
     if sparsity is None:
         raise UsageError(f"selector {name!r} needs --sparsity P, the fraction of parameters that may change, e.g. 0.05")
-    if curvature is not None and name != "sam":
-        raise UsageError(f"selector {name!r} uses no curvature: leave --curvature {curvature} out, or use sam")
     more = {} if curvature is None else {"curvature": curvature}
     return SELECTORS[name](sparsity=sparsity, scope=scope, **more)
 
@@ -132,6 +134,7 @@ def _loo(options: argparse.Namespace) -> None:
     problem = _problem(options)
     algorithm = _algorithm(options)
     retrainings = options.retrainings
+    check_delta(options.delta)
     if options.estimator == "exact" and retrainings not in (None, problem.n):
         raise UsageError(f"--estimator exact retrains all n = {problem.n}: leave --retrainings {retrainings} out, or use sampled")
     if options.estimator == "sampled" and retrainings is None:
@@ -146,19 +149,22 @@ def _loo(options: argparse.Namespace) -> None:
         )
     logits = estimate.replicas.logits(problem.test.to(estimate.replicas.values.device))[0].cpu()
     metric = problem.metric(logits, problem.test.labels)
-    found = {}
+    found: dict[str, bounds.Bound] = {}
+    notes: tuple[str, ...] = ()
     if options.bounds:
-        found = measured_bounds(estimate, measure_constants(estimate, min(2, estimate.retrainings)), options.delta)
+        constants = measure_constants(estimate, options.check_replicas)
+        found, notes = measured_bounds(estimate, constants, options.delta), constants.notes
     if options.json:
         what = {"problem": problem.name, "problem_settings": dict(problem.settings), "reselect": not options.keep_mask}
         how = {"algorithm": {**algorithm.settings(), "seed": algorithm.seed}}
-        more = {"test_metric": {"name": problem.metric_name, "value": metric}}
-        more |= {"bounds": {name: bound.to_dict() for name, bound in found.items()}} if options.bounds else {}
+        more: dict[str, Any] = {"test_metric": {"name": problem.metric_name, "value": metric}}
+        if options.bounds:
+            more |= {"bounds": {name: bound.to_dict() for name, bound in found.items()}, "notes": list(notes)}
         _print_json({**what, **how, **_plain(estimate.to_dict()), **_plain(more)})
         return
     low, high = estimate.interval
     rows = {
-        "stability E_i|Δℓ_i|": f"{estimate.value:.4g} nats",
+        "stability E_i|Δℓ_i|": f"{estimate.value:.4g} {problem.loss_unit}",
         f"{estimate.pointwise.confidence:.0%} interval": "exact for this S and seed" if low == high else f"{low:.4g} … {high:.4g}",
         "noise floor": f"{estimate.noise_floor:.2g}",
         "estimator": f"{estimate.estimator}, {estimate.retrainings} of n = {estimate.n} left out, {len(estimate.failed)} failed",
@@ -168,8 +174,11 @@ def _loo(options: argparse.Namespace) -> None:
         f"test {problem.metric_name}": f"{metric:.4f}",
         "seconds": f"{estimate.seconds:.1f}",
     }
+    if (p := algorithm.sparsity_for(estimate.replicas.masks[0])) != estimate.sparsity:
+        rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
+    width = max(map(len, rows))
     for name, text in rows.items():
-        print(f"{name:>22}  {text}")
+        print(f"{name:>{width}}  {text}")
     if estimate.failed:
         which = ", ".join(f"example {i} at step {step}" for i, step in estimate.failed.items())
         print(f"\nFailed with seed {algorithm.seed} and left out of every average: {which}.")
@@ -178,6 +187,7 @@ def _loo(options: argparse.Namespace) -> None:
     if found:
         print(f"\nBounds from the constants measured on these runs (δ = {options.delta:g} for the expected loss):")
         _print_bounds(found)
+        print("".join(f"  {note}\n" for note in notes), end="")
 
 
 def _select(options: argparse.Namespace) -> None:
@@ -188,6 +198,7 @@ def _select(options: argparse.Namespace) -> None:
 
 def _bounds(options: argparse.Namespace) -> None:
     constants = (options.lipschitz, options.least_eigenvalue, options.sparsity, options.n)
+    check_delta(options.delta)
     checks = bounds.Checks(ridge=options.ridge, loss_bound=options.loss_bound)
     found = {
         "stability": bounds.pointwise_hypothesis_stability(*constants, checks=checks),
@@ -206,13 +217,18 @@ def _bounds(options: argparse.Namespace) -> None:
 
 
 def _print_bounds(found: Mapping[str, bounds.Bound]) -> None:
+    """A line a bound, then each assumption once, with the bounds that make it."""
+    made: dict[bounds.Assumption, list[str]] = {}
     for name, bound in found.items():
         print(f"{name}: {bound.value:.6g} [{bound.state}]   {bound.equation}   ({bound.source})")
         if bound.reason:
             print(f"  {bound.reason}")
         for assumption in bound.assumptions:
-            state = {True: "held", False: "FAILED", None: "not checked"}[assumption.held]
-            print(f"  {state:>11}: {assumption.name} ({assumption.detail})")
+            made.setdefault(assumption, []).append(name)
+    print("assumptions:")
+    for assumption, names in made.items():
+        state = {True: "held", False: "FAILED", None: "not checked"}[assumption.held]
+        print(f"  {state:>11}: {assumption.name} ({assumption.detail}) [{', '.join(names)}]")
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -274,7 +290,10 @@ def _plain(row: Any) -> Any:
 
 
 def _ridge(text: str) -> float | str:
-    return text if text == "paper" else float(text)
+    try:
+        return text if text == "paper" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'paper'") from None
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -294,6 +313,8 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
         sub.set_defaults(command=function)
+        # Before Python 3.14 argparse takes -1e-3 for an option; a negative Λ_min is usual and often small.
+        sub._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
         if with_json:
             sub.add_argument("--json", action="store_true", help="one JSON value on standard output and nothing else")
         return sub
@@ -319,6 +340,9 @@ def _parser() -> argparse.ArgumentParser:
         "--minimise", type=float, metavar="TOL", help="no AdamW: minimise the loss with its ridge by L-BFGS until ‖∇F‖ ≤ TOL"
     )
     sub.add_argument("--bounds", action="store_true", help="measure the constants as well, and print every bound")
+    sub.add_argument(
+        "--check-replicas", type=int, default=2, metavar="K", help="with --bounds: take the curvature at K of the A(Sⁱ) too"
+    )
     sub.add_argument("--delta", type=float, default=0.1, help="δ of the bounds on the expected loss")
     sub.add_argument("--schedule", choices=("constant", "linear"), help="of the learning rate (by default constant)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -359,5 +383,9 @@ def _add_selection(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--scope", choices=("global", "tensor"), default="global", help="compete over all parameters, or within each tensor"
     )
-    sub.add_argument("--curvature", choices=("constant", "gauss_newton", "hutchinson"), help="of sam: what |g²/h| divides by")
+    sub.add_argument(
+        "--curvature",
+        choices=("constant", "gauss_newton", "hutchinson"),
+        help="of sam: where h of its score |g²/h| is from (by default constant)",
+    )
     sub.add_argument("--seed", type=int, default=0, help="of S, the head's start, the order and the selection")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from stability import bounds
 from stability.bounds import Bound, Checks
-from stability.curvature import Curvature, Eigenvalue, first_order_changes, least_eigenvalue
-from stability.errors import StabilityError
+from stability.bounds.base import check_delta
+from stability.curvature import Curvature, Eigenvalue, least_eigenvalue
+from stability.errors import StabilityError, UsageError
 from stability.gradients import per_example_gradients
+from stability.influence import first_order_changes
 from stability.leave_one_out import StabilityEstimate
 from stability.masks import Mask, Parameters
 from stability.problem import Examples, Problem
+from stability.replicas import Replicas
 
 __all__ = ["Constants", "measure_constants", "measured_bounds"]
 
@@ -31,11 +35,14 @@ class Constants:
         least_eigenvalue: Λ_min of the Hessian of the mean loss over all parameters: the least of those taken.
         tuned_least_eigenvalue: Λ_min(H_II), the same over the tuned coordinates.
         replicas_checked: how many i had the curvature of the loss on Sⁱ taken at A(S) and at A(Sⁱ) too.
-        gradient_norm: ‖∇F(A(S))‖₂ over the tuned coordinates, F the regularised loss that was trained on.
+        gradient_norm: the largest ‖∇F‖₂ over all parameters, F the loss with the ridge that was trained with: on S at
+            A(S), and on each Sⁱ at A(Sⁱ).
+        tuned_gradient_norm: the same over the tuned coordinates.
         loss_bound: C, the largest ℓ seen, of A(S) on train and test examples and of each A(Sⁱ) on z_i.
+        least_loss: the least ℓ seen there. The bounds on the expected loss need 0 ≤ ℓ.
         empirical_risk: R̂, the mean training loss of A(S).
-        first_order: ℓ_i(A(Sⁱ)) − ℓ_i(A(S)) to first order, for the i that were left out; None where H_II + 2λI is not
-            positive definite.
+        first_order: ℓ_i(A(Sⁱ)) − ℓ_i(A(S)) to first order, for the i that were left out; None where there is none.
+        notes: why something is missing.
     """
 
     lipschitz: float
@@ -44,18 +51,25 @@ class Constants:
     tuned_least_eigenvalue: Eigenvalue
     replicas_checked: int
     gradient_norm: float
+    tuned_gradient_norm: float
     loss_bound: float
+    least_loss: float
     empirical_risk: float
-    first_order: Tensor | None
+    first_order: Tensor | None = field(repr=False)
+    notes: tuple[str, ...] = ()
 
 
 def measure_constants(estimate: StabilityEstimate, check_replicas: int = 0) -> Constants:
     """ρ, Λ_min, C, R̂ and the rest, of the models behind a leave-one-out measurement.
 
     Args:
-        estimate: its replicas are the models.
+        estimate: its replicas are the models; those that failed are left out.
         check_replicas: take the curvature on Sⁱ at A(S) and at A(Sⁱ) as well, for as many i, those that moved most, and
-            use the least: Theorem 1 assumes that the curvature does not fall between A(S) and A(Sⁱ).
+            use the least: Theorem 1 assumes that the curvature does not fall between A(S) and A(Sⁱ). More than were
+            left out means all of them.
+
+    Raises:
+        UsageError: ``check_replicas`` is negative.
 
     Example:
         >>> from stability import FineTuning, leave_one_out, problems, selectors
@@ -64,54 +78,66 @@ def measure_constants(estimate: StabilityEstimate, check_replicas: int = 0) -> C
         >>> constants.lipschitz > constants.tuned_lipschitz > 0, constants.least_eigenvalue.converged
         (True, True)
     """
+    if check_replicas < 0:
+        raise UsageError(f"check_replicas = {check_replicas}: use at least 0")
     replicas, table = estimate.replicas, estimate.per_example
-    problem, model, tunable = replicas.problem, replicas.parameters(0), replicas.algorithm.tunable
-    mask = tunable(replicas.problem, replicas.masks[0])
-    finished = [
-        (row, int(i)) for row, (i, step) in enumerate(zip(table["index"], table["failed_step"], strict=True), 1) if step < 0
-    ]
-    norms = [_norms(problem, model, examples, mask) for examples in (problem.train, problem.test)]
-    for row, i in finished:
-        norms.append(_norms(problem, replicas.parameters(row), problem.train.take(slice(i, i + 1)), mask))
-    largest = torch.cat(norms).max(0).values
-    losses = [problem.losses(model, examples).detach().double() for examples in (problem.train, problem.test)]
+    problem, algorithm, model = replicas.problem, replicas.algorithm, replicas.parameters(0)
+    ridge, mask = algorithm.ridge_for(replicas.masks[0]), algorithm.tunable(problem, replicas.masks[0])
+    finished = table[table["failed_step"] < 0]
+    left = [(row, int(i)) for row, (i, step) in enumerate(zip(table["index"], table["failed_step"], strict=True), 1) if step < 0]
 
-    moved_most = sorted(finished, key=lambda pair: -abs(table["difference"].iloc[pair[0] - 1]))[:check_replicas]
+    norms = [_norms(problem, model, examples, mask) for examples in (problem.train, problem.test)]
+    slopes = [_slope(replicas, 0, problem.train)]
+    for row, i in left:
+        norms.append(_norms(problem, replicas.parameters(row), problem.train.take(slice(i, i + 1)), mask))
+        slopes.append(_slope(replicas, row, problem.train.without(i)))
+    largest = torch.cat(norms).max(0).values
+    slope = torch.stack(slopes).max(0).values
+    losses = [problem.losses(model, examples).detach().double() for examples in (problem.train, problem.test)]
+    every = torch.cat([*(loss.cpu() for loss in losses), torch.tensor(finished["loss_left_out"].tolist(), dtype=torch.float64)])
+
+    moved_most = sorted(left, key=lambda pair: -abs(table["difference"].iloc[pair[0] - 1]))[:check_replicas]
     places = [(model, problem.train)]
     for row, i in moved_most:
         places += [(at, problem.train.without(i)) for at in (model, replicas.parameters(row))]
-    everything = _least([Curvature(problem, at, examples) for at, examples in places])
+    everything = _least(Curvature(problem, at, examples) for at, examples in places)
     everywhere = mask.count == mask.total
-    tuned = everything if everywhere else _least([Curvature(problem, at, examples, mask) for at, examples in places])
-
-    ridge = replicas.algorithm.ridge_for(replicas.masks[0])
-    mean = torch.cat(list(per_example_gradients(problem, model, problem.train, mask))).double().mean(0)
-    gradient = mean + 2 * ridge * (mask.gather(model) - mask.gather(replicas.start)).double()
-    changes = None
-    if tuned.converged and tuned.value + 2 * ridge > 0:
+    tuned = everything if everywhere else _least(Curvature(problem, at, examples, mask) for at, examples in places)
+    notes, changes = [], None
+    for name, eigenvalue in (("Λ_min", everything), ("Λ_min(H_II)", tuned)):
+        if not eigenvalue.converged:
+            notes.append(f"{name} is unknown: Lanczos did not converge in {eigenvalue.products} products")
+    if tuned.converged and tuned.lower + 2 * ridge <= 0:
+        notes.append(f"no middle step: Λ_min(H_II) + 2λ = {tuned.value + 2 * ridge:.3g} ± {tuned.residual:.2g} is not positive")
+    elif tuned.converged:
         try:
             changes = first_order_changes(Curvature(problem, model, problem.train, mask), ridge, table["index"].tolist())
-        except StabilityError:  # so close to singular that conjugate gradients say otherwise than Lanczos
-            changes = None
+        except StabilityError as error:
+            notes.append(f"no middle step: {error}")
     return Constants(
         lipschitz=float(largest[0]),
         tuned_lipschitz=float(largest[1]),
         least_eigenvalue=everything,
         tuned_least_eigenvalue=tuned,
         replicas_checked=len(moved_most),
-        gradient_norm=float(gradient.norm()),
-        loss_bound=max(*(loss.max().item() for loss in losses), table["loss_left_out"].max()),
-        empirical_risk=losses[0].mean().item(),
+        gradient_norm=float(slope[0]),
+        tuned_gradient_norm=float(slope[1]),
+        loss_bound=float(every.max()),
+        least_loss=float(every.min()),
+        empirical_risk=min(losses[0].mean().item(), float(every.max())),  # a mean of equal losses may round above them
         first_order=changes,
+        notes=tuple(notes),
     )
 
 
 def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: float = 0.1) -> dict[str, Bound]:
-    """Every bound that the measured constants give, by name; those whose eigenvalue did not converge are missing.
+    """Every bound that the measured constants give, by name. Missing are those whose eigenvalue is unknown
+    (``constants.notes`` tells), and those on the expected loss where some loss is negative or none positive.
 
     ``theorem_1``, ``theorem_1_sharp``, ``hard_mask``, ``hard_mask_sharp`` and ``first_order`` bound β₂ (or stand for it);
     ``theorem_2``, ``theorem_2_measured`` (fed with the measured β₁ and β₂) and ``uniform_measured`` (Bousquet &
-    Elisseeff's Theorem 12, fed with the largest difference found) bound the expected loss.
+    Elisseeff's Theorem 12, fed with the largest difference found) bound the expected loss. Λ_min enters from below,
+    less its residual.
 
     Args:
         estimate: what was measured.
@@ -128,31 +154,42 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
         >>> problem = linear_regression([[1.0], [2.0], [2.0]], [0.0, 2.0, 1.0]).problem
         >>> estimate = leave_one_out.measure(problem, Minimisation(selectors.FullTuning(), ridge=0.5, tolerance=1e-9))
         >>> found = measured_bounds(estimate, measure_constants(estimate, check_replicas=3))
-        >>> found["theorem_1"].applies, estimate.value < found["theorem_1_sharp"].value < found["theorem_1"].value
-        (True, True)
+        >>> found["theorem_1"].state, estimate.value < found["theorem_1_sharp"].value < found["theorem_1"].value
+        ('vacuous', True)
     """
+    check_delta(delta)
     algorithm, selected, n = estimate.replicas.algorithm, estimate.replicas.masks[0], estimate.n
     ridge, p = algorithm.ridge_for(selected), algorithm.sparsity_for(selected)
+    bounded = constants.least_loss >= 0 and constants.loss_bound > 0
     risk = (constants.loss_bound, delta, constants.empirical_risk)
     found: dict[str, Bound] = {}
 
-    def checks(eigenvalue: Eigenvalue) -> Checks:
-        changes = int(estimate.per_example["mask_changes"].max())
-        return Checks(ridge, constants.gradient_norm, changes, eigenvalue.residual, constants.loss_bound)
+    def checks(eigenvalue: Eigenvalue, gradient_norm: float) -> Checks:
+        return Checks(
+            ridge=ridge,
+            gradient_norm=gradient_norm,
+            mask_changes=int(estimate.per_example["mask_changes"].max()),
+            replicas_checked=constants.replicas_checked,
+            residual=2 * eigenvalue.residual,
+            loss_bound=constants.loss_bound if bounded else None,
+        )
 
     if (least := constants.least_eigenvalue).converged:
-        first = (constants.lipschitz, least.value, p, n)
-        found["theorem_1"] = bounds.pointwise_hypothesis_stability(*first, checks=checks(least))
-        found["theorem_1_sharp"] = bounds.pointwise_hypothesis_stability(*first, sharp=True, checks=checks(least))
-        found["theorem_2"] = bounds.generalization(*first, *risk, checks=checks(least))
+        first, known = (constants.lipschitz, least.lower, p, n), checks(least, constants.gradient_norm)
+        found["theorem_1"] = bounds.pointwise_hypothesis_stability(*first, checks=known)
+        found["theorem_1_sharp"] = bounds.pointwise_hypothesis_stability(*first, sharp=True, checks=known)
+        if bounded:
+            found["theorem_2"] = bounds.generalization(*first, *risk, checks=known)
     if (tuned := constants.tuned_least_eigenvalue).converged:
-        hard = (constants.tuned_lipschitz, tuned.value, ridge, n)
-        found["hard_mask"] = bounds.hard_mask_stability(*hard, checks=checks(tuned))
-        found["hard_mask_sharp"] = bounds.hard_mask_stability(*hard, sharp=True, checks=checks(tuned))
+        hard, known = (constants.tuned_lipschitz, tuned.lower, ridge, n), checks(tuned, constants.tuned_gradient_norm)
+        found["hard_mask"] = bounds.hard_mask_stability(*hard, checks=known)
+        found["hard_mask_sharp"] = bounds.hard_mask_stability(*hard, sharp=True, checks=known)
     if constants.first_order is not None:
-        found["first_order"] = bounds.first_order_stability(constants.first_order.tolist(), constants.loss_bound)
-    found["theorem_2_measured"] = bounds.generalization_from_stability(estimate.hypothesis.value, estimate.value, n, *risk)
-    found["uniform_measured"] = bounds.generalization_from_uniform_stability(estimate.maximum, n, *risk)
+        largest = constants.loss_bound if bounded else None
+        found["first_order"] = bounds.first_order_stability(constants.first_order.tolist(), largest)
+    if bounded:
+        found["theorem_2_measured"] = bounds.generalization_from_stability(estimate.hypothesis.value, estimate.value, n, *risk)
+        found["uniform_measured"] = bounds.generalization_from_uniform_stability(estimate.maximum, n, *risk)
     return found
 
 
@@ -164,8 +201,29 @@ def _norms(problem: Problem, parameters: Parameters, examples: Examples, mask: M
     return torch.cat([torch.stack([block.norm(dim=1), block[:, mine].norm(dim=1)], 1) for block in gradients])
 
 
-def _least(matrices: list[Curvature]) -> Eigenvalue:
-    """The least of their least eigenvalues; not converged where any is not."""
-    found = [least_eigenvalue(matrix) for matrix in matrices]
-    lost = [eigenvalue for eigenvalue in found if not eigenvalue.converged]
-    return lost[0] if lost else min(found, key=lambda eigenvalue: eigenvalue.value)
+def _slope(replicas: Replicas, row: int, examples: Examples) -> Tensor:
+    """‖∇F‖₂ at one replica over all parameters and over those that it tuned, F on ``examples`` with its ridge: (2,)."""
+    problem, algorithm, parameters = replicas.problem, replicas.algorithm, replicas.parameters(row)
+    mine = algorithm.tunable(problem, replicas.masks[row])
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+    loss = problem.losses(leaves, examples).mean()
+    gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    ridge = algorithm.ridge_for(replicas.masks[row])
+    slope = {
+        name: gradient.double() + 2 * ridge * (parameters[name] - replicas.start[name]).double()
+        for (name, gradient) in zip(leaves, gradients, strict=True)
+    }
+    return torch.stack([torch.cat([part.flatten() for part in slope.values()]).norm(), mine.gather(slope).norm()])
+
+
+def _least(matrices: Iterable[Curvature]) -> Eigenvalue:
+    """The least of their least eigenvalues, one matrix at a time; not converged where any is not."""
+    least: Eigenvalue | None = None
+    for matrix in matrices:
+        found = least_eigenvalue(matrix)
+        if not found.converged:
+            return found
+        if least is None or found.lower < least.lower:
+            least = found
+    assert least is not None
+    return least

@@ -1,13 +1,13 @@
 """Second derivatives by products alone: the Hessian or Gauss–Newton matrix, its extreme eigenvalues, diagonal, inverse.
 
-Everything after :class:`Curvature` works on any :class:`SymmetricMatrix`. Products run in the parameters' precision and
-are summed over examples in float64; what is made of them (Lanczos, conjugate gradients, means) is float64.
+Everything after :class:`Curvature` works on any :class:`SymmetricMatrix`. Products run in the parameters' precision,
+blocks of examples are added in float64, and what is made of them (Lanczos, conjugate gradients, means) is float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -18,8 +18,8 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from stability.errors import StabilityError, UsageError
-from stability.gradients import blocks, per_example_gradients
+from stability.errors import UsageError
+from stability.gradients import blocks
 from stability.masks import Mask, Parameters
 from stability.problem import Examples, Problem, generator
 
@@ -29,10 +29,8 @@ __all__ = [
     "Eigenvalue",
     "SymmetricMatrix",
     "diagonal",
-    "first_order_changes",
     "greatest_eigenvalue",
     "least_eigenvalue",
-    "solve",
 ]
 
 _PROBES_AT_ONCE = 16
@@ -67,7 +65,7 @@ class Curvature:
         memory_budget: bytes for one block of examples; an eighth of what is free by default.
 
     Raises:
-        UsageError: an unknown kind, no examples.
+        UsageError: an unknown kind, no examples, a mask that is empty or does not fit the parameters.
 
     Example:
         >>> from stability.solvable import linear_regression
@@ -78,9 +76,9 @@ class Curvature:
     """
 
     problem: Problem
-    parameters: Parameters
+    parameters: Parameters = field(repr=False)
     examples: Examples
-    mask: Mask | None = None
+    mask: Mask | None = field(default=None, repr=False)
     kind: Literal["hessian", "gauss_newton"] = "hessian"
     memory_budget: int | None = None
 
@@ -89,6 +87,11 @@ class Curvature:
             raise UsageError(f"unknown kind of curvature {self.kind!r}: use 'hessian' or 'gauss_newton'")
         if len(self.examples) == 0:
             raise UsageError("the curvature of no examples: give at least 1")
+        if self.mask is not None:
+            shapes = {name: tuple(tensor.shape) for name, tensor in self.parameters.items()}
+            odd = [name for name in self.mask.indices if self.mask.shapes[name] != shapes.get(name)]
+            if odd or self.mask.count == 0:
+                raise UsageError(f"the mask selects nothing of the parameters, or tensors that differ: {', '.join(odd) or 'empty'}")
 
     @cached_property
     def coordinates(self) -> Mask:
@@ -109,10 +112,10 @@ class Curvature:
         if vectors.ndim != 2 or vectors.shape[1] != self.size:
             raise UsageError(f"vectors have shape {tuple(vectors.shape)}: (s, k) with k = {self.size} expected")
         rows = vectors.to(self._values)
-        total = torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
+        result = torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
         for multiply in self._multipliers():
-            total += torch.cat([multiply(part) for part in rows.split(_PROBES_AT_ONCE)]).detach()
-        return (total / len(self.examples)).cpu()
+            result += torch.cat([multiply(part) for part in rows.split(_PROBES_AT_ONCE)]).detach()
+        return (result / len(self.examples)).cpu()
 
     @cached_property
     def _values(self) -> Tensor:
@@ -121,7 +124,15 @@ class Curvature:
     @cached_property
     def _blocks(self) -> list[Examples]:
         return list(
-            blocks(self.problem, self.parameters, self.examples, self.coordinates, self.memory_budget, copies=_PROBES_AT_ONCE)
+            blocks(
+                self.problem,
+                self.parameters,
+                self.examples,
+                self.coordinates,
+                self.memory_budget,
+                copies=_PROBES_AT_ONCE,
+                at_most=len(self.examples),
+            )
         )
 
     @cached_property
@@ -185,6 +196,11 @@ class Eigenvalue:
     products: int
     converged: bool
 
+    @property
+    def lower(self) -> float:
+        """``value − residual``: what a bound that needs Λ_min from below takes, since a Ritz value lies above it."""
+        return self.value - self.residual
+
 
 def least_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30) -> Eigenvalue:
     """Λ_min by implicitly restarted Lanczos (Lehoucq & Sorensen 1996; scipy's ``eigsh``).
@@ -198,6 +214,9 @@ def least_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_resta
 
     Returns:
         An :class:`Eigenvalue` whose ``converged`` is to be looked at: no convergence is no exception.
+
+    Raises:
+        UsageError: a tolerance that is not positive, or no restarts.
 
     Example:
         >>> from stability.solvable import linear_regression
@@ -222,6 +241,8 @@ def greatest_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_re
 
 def _extreme(matrix: SymmetricMatrix, sign: float, tolerance: float, max_restarts: int) -> Eigenvalue:
     """The least eigenvalue of sign · matrix, times sign."""
+    if not tolerance > 0 or max_restarts < 1:
+        raise UsageError(f"tolerance = {tolerance}, max_restarts = {max_restarts}: use a positive number and at least 1")
     k, products = matrix.size, 0
 
     def apply(vector: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -291,106 +312,15 @@ def diagonal(matrix: SymmetricMatrix, probes: int = 100, seed: int = 0) -> Diago
     if probes < 2:
         raise UsageError(f"probes = {probes}: use at least 2, so that the estimate has a standard error")
     draw = generator(seed, "probes")
-    total, squares = torch.zeros(2, matrix.size, dtype=torch.float64)
+    near: Tensor | float = 0.0  # the first probe's terms: squares of what is left do not cancel
+    sums, squares = torch.zeros(2, matrix.size, dtype=torch.float64)
     for done in range(0, probes, _PROBES_AT_ONCE):
         shape = (min(_PROBES_AT_ONCE, probes - done), matrix.size)
         z = torch.randint(0, 2, shape, generator=draw).double() * 2 - 1
         terms = z * matrix.product(z)
-        total += terms.sum(0)
-        squares += (terms**2).sum(0)
-    mean = total / probes
+        near = terms[0] if done == 0 else near
+        sums += (terms - near).sum(0)
+        squares += ((terms - near) ** 2).sum(0)
+    mean = sums / probes
     variance = ((squares - probes * mean**2) / (probes - 1)).clamp_min(0)
-    return Diagonal(mean, (variance / probes).sqrt(), probes)
-
-
-def solve(matrix: SymmetricMatrix, vectors: Tensor, shift: float = 0.0, tolerance: float = 1e-6, max_steps: int = 1000) -> Tensor:
-    """(H + shift · I)⁻¹ v for each row v, by conjugate gradients for all rows at once (Hestenes & Stiefel 1952).
-
-    scipy's ``cg`` takes one v at a time, and products with many vectors at once are what is cheap here.
-
-    Args:
-        matrix: H, with H + shift · I positive definite.
-        vectors: (s, k).
-        shift: 2λ for a ridge λ‖θ − θ⁰‖².
-        tolerance: ‖residual‖ relative to ‖v‖.
-        max_steps: for each v.
-
-    Returns:
-        (s, k) float64 on the CPU.
-
-    Raises:
-        StabilityError: no convergence, or a direction along which H + shift · I is not positive.
-
-    Example:
-        >>> from stability.solvable import linear_regression
-        >>> p = linear_regression(np.eye(2), np.zeros(2)).problem
-        >>> solve(Curvature(p, p.pretrained, p.train), torch.ones(1, 2), shift=0.5)
-        tensor([[1., 1.]], dtype=torch.float64)
-    """
-    residual = vectors.double().cpu()
-    x, direction = torch.zeros_like(residual), residual
-    square = (residual**2).sum(1)
-    target = tolerance**2 * square
-    for _ in range(max_steps + 1):
-        rows = torch.nonzero(square > target).squeeze(1)  # those that are done cost no more products
-        if len(rows) == 0:
-            return x
-        d = direction[rows]
-        image = matrix.product(d) + shift * d
-        bend = (d * image).sum(1)
-        if not bool((bend > 0).all()):
-            raise StabilityError(
-                f"H + {shift:.4g} I is not positive definite: vᵀ(H + {shift:.4g} I)v/‖v‖² = "
-                f"{float((bend / (d**2).sum(1)).min()):.4g} for a v; use a larger ridge"
-            )
-        length = square[rows] / bend
-        x = x.index_add(0, rows, length[:, None] * d)
-        residual = residual.index_add(0, rows, -length[:, None] * image)
-        before, square = square, (residual**2).sum(1)
-        direction = direction.index_copy(0, rows, residual[rows] + (square[rows] / before[rows])[:, None] * d)
-    raise StabilityError(
-        f"conjugate gradients did not reach a relative residual of {tolerance:g} in {max_steps} steps for {len(rows)} of "
-        f"{len(vectors)} vectors: use a larger ridge or tolerance"
-    )
-
-
-def first_order_changes(
-    hessian: Curvature, ridge: float = 0.0, left_out: Sequence[int] | None = None, tolerance: float = 1e-4
-) -> Tensor:
-    """ℓ_i(A(Sⁱ)) − ℓ_i(A(S)) to first order, for many i at once, from A(S) alone: float64 (a,).
-
-    (g_i − ḡ)ᵀ (H_II + 2λI)⁻¹ g_i / (n − 1), with g_i = ∇_I ℓ_i, ḡ their mean: one Newton step from A(S), the minimiser
-    of L + λ‖θ − θ⁰‖² over I, towards that of the mean over the n − 1 examples that remain (Koh & Liang 2017's influence
-    on the own loss, for this normalisation). Exact to first order in what one example weighs; not an upper bound.
-
-    Args:
-        hessian: of the mean loss over S at A(S), restricted to I.
-        ridge: λ.
-        left_out: the a examples i; all n by default.
-        tolerance: of the conjugate gradients, and so about the relative error of the result.
-
-    Raises:
-        UsageError: fewer than 2 examples, or one left out that there is not.
-        StabilityError: H_II + 2λI is not positive definite, or conjugate gradients did not converge.
-
-    Example:
-        >>> from stability.solvable import linear_regression
-        >>> p = linear_regression(np.ones((2, 1)), np.array([0.0, 2.0])).problem
-        >>> first_order_changes(Curvature(p, {"weight": torch.ones(1, dtype=torch.float64)}, p.train))
-        tensor([1., 1.], dtype=torch.float64)
-    """
-    n = len(hessian.examples)
-    if n < 2:
-        raise UsageError(f"n = {n}: leaving one out needs n ≥ 2")
-    chosen = torch.arange(n) if left_out is None else torch.as_tensor(left_out, dtype=torch.int64)
-    if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < n:
-        raise UsageError(f"left_out = {chosen.tolist()}: use indices of the n = {n} examples, 0 to {n - 1}")
-
-    def gradients(examples: Examples) -> Iterator[Tensor]:
-        at = (hessian.problem, hessian.parameters, examples, hessian.coordinates, hessian.memory_budget)
-        return (block.double().cpu() for block in per_example_gradients(*at))
-
-    mean = torch.stack([block.sum(0) for block in gradients(hessian.examples)]).sum(0) / n
-    some = hessian.examples.take(chosen)
-    parts = [((block - mean) * solve(hessian, block, 2 * ridge, tolerance)).sum(1) for block in gradients(some)]
-    return torch.cat(parts) / (n - 1)
+    return Diagonal(near + mean, (variance / probes).sqrt(), probes)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
+from stability.errors import UsageError
 from stability.machine import free_memory, kept_for_backward
 from stability.masks import Mask, Parameters
 from stability.problem import Examples, Problem
 
-__all__ = ["blocks", "gauss_newton_diagonals", "gradient_norms", "per_example_gradients", "per_example_jacobians"]
+__all__ = ["blocks", "gauss_newton_diagonals", "gradient_norms", "per_example_gradients", "per_example_jacobians", "total"]
 
 
 def per_example_gradients(
@@ -143,6 +144,14 @@ def gradient_norms(
     return torch.cat([part.double().norm(dim=1) for part in parts])
 
 
+def total(parts: Iterator[Tensor]) -> Tensor:
+    """The sum over all examples of all blocks, one block at a time: float64 (k,)."""
+    result = torch.zeros((), dtype=torch.float64)
+    for part in parts:
+        result = result.to(part.device) + part.double().sum(0)
+    return result
+
+
 def blocks(
     problem: Problem,
     parameters: Parameters,
@@ -150,19 +159,25 @@ def blocks(
     mask: Mask,
     memory_budget: int | None = None,
     copies: int = 1,
+    at_most: int = 256,
 ) -> Iterator[Examples]:
     """``examples`` in blocks small enough that a derivative of each example fits in ``memory_budget`` bytes.
 
     An example is reckoned to take, ``copies`` times, four times what its forward pass keeps for the backward pass
-    (measured), and four vectors in the size of the masked tensors.
+    (measured), and four vectors in the size of the masked tensors; ``at_most`` examples at once.
+
+    Raises:
+        UsageError: no examples.
     """
+    if len(examples) == 0:
+        raise UsageError("derivatives of no examples: give at least 1")
     leaves = {n: t.detach().requires_grad_(n in mask.indices) for n, t in parameters.items()}
     forward: Callable[[int], object] = lambda size: problem.losses(leaves, examples.take(slice(0, size)))  # noqa: E731
     kept = kept_for_backward(partial(forward, 2)) - kept_for_backward(partial(forward, 1)) if len(examples) > 1 else 0
     first = next(iter(parameters.values()))
     masked = sum(parameters[name].numel() for name in mask.indices)
     each = 4 * copies * (max(kept, 0) + masked * first.element_size())
-    budget = memory_budget or free_memory(first.device) // 8
-    size = int(max(1, min(256, budget // max(each, 1))))
+    budget = free_memory(first.device) // 8 if memory_budget is None else memory_budget
+    size = int(max(1, min(at_most, budget // max(each, 1))))
     for start in range(0, len(examples), size):
         yield examples.take(slice(start, start + size))

@@ -13,6 +13,7 @@ __all__ = ["Minimum", "minimise"]
 
 _SUFFICIENT = 1e-4  # of the decrease that the slope promises: Armijo's condition (Nocedal & Wright 2006, section 3.1)
 _HALVINGS = 40
+_PATIENCE = 20  # steps without progress after which a row's precision is used up
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +36,8 @@ def minimise(
 ) -> Minimum:
     """Minimise F_1 … F_r, each by L-BFGS (Nocedal & Wright 2006, algorithm 7.5) with its own backtracking line search.
 
-    A row stops once ‖∇F‖₂ ≤ tolerance, once it is not finite, or once no step along its direction and none along its
-    gradient decreases it: the precision is then used up.
+    A row stops once ‖∇F‖₂ ≤ tolerance, once it is not finite, or once its precision is used up: no step along its
+    direction and none along its gradient decreases it, or for 20 steps neither F nor ‖∇F‖ fell.
 
     Args:
         objective: (r, K) → F (r,) and ∇F (r, K); one row's results depend on that row alone.
@@ -60,6 +61,8 @@ def minimise(
     stuck = ~torch.isfinite(value)
     steep = torch.zeros_like(stuck)  # rows that go along the gradient, for their direction failed
     slack = 8 * torch.finfo(values.dtype).eps  # a decrease below it is rounding
+    idle = torch.zeros_like(value, dtype=torch.int64)
+    least = gradient.norm(dim=1)
 
     for _ in range(max_steps):
         norms = gradient.norm(dim=1)
@@ -91,6 +94,10 @@ def minimise(
         steep = waiting
         pairs.append(_pair(moved - values, moved_gradient - gradient))
         steps = steps + (active & ~waiting)
+        norms = moved_gradient.norm(dim=1)
+        progress = (moved_value < value - slack * value.abs()) | (norms < 0.9 * least)
+        idle, least = torch.where(progress, 0, idle + 1), torch.minimum(least, norms)
+        stuck = stuck | (idle >= _PATIENCE)
         values, value, gradient = moved, moved_value, moved_gradient
     return Minimum(values, gradient.norm(dim=1), steps)
 

@@ -169,8 +169,9 @@ def measure(
         raise StabilityError(f"A(S) {algorithm.failure(int(replicas.failed_step[0]))}")
     alone = train(problem, algorithm, masks=[full_mask], replica_batch=1, reverse_batches=True, progress=progress)
     floor = (alone.losses(problem.train).double().cpu()[0] - losses[0]).abs().mean().item()
-    if not math.isfinite(floor):
-        raise StabilityError(f"the run that gives the noise floor {algorithm.failure(last)}")
+    if alone.failed_step[0] >= 0 or not math.isfinite(floor):
+        step = int(alone.failed_step[0]) if alone.failed_step[0] >= 0 else last
+        raise StabilityError(f"the run that gives the noise floor {algorithm.failure(step)}")
     table = _table(left_out, losses, replicas)
     ok = (table["failed_step"] < 0).to_numpy()
     if not ok.any():

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -61,7 +62,12 @@ def _styled(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], 
     @wraps(draw)
     def drawn(frame: pd.DataFrame) -> Figure:
         with plt.rc_context(_RC):
-            return draw(frame)
+            figure = draw(frame)
+            interactive = mpl.is_interactive()
+        # A notebook's backend turns interactive drawing on with the first figure. The context undoes that with the
+        # rest, and no later figure would be shown.
+        mpl.interactive(interactive)
+        return figure
 
     return drawn
 
@@ -94,7 +100,7 @@ def stability(frame: pd.DataFrame) -> Figure:
     for method, group in ok.groupby("method", sort=False):
         colour, marker, _ = _style(str(method))
         mine = bound[group.index]
-        holds = group["theorem_1_state"] == "applies"
+        holds = group["theorem_1_state"] == "not refuted"
         for chosen, fill in ((holds, colour), (~holds, "none")):
             ax.plot(
                 group["sparsity"][chosen] * shift[method],
@@ -109,7 +115,7 @@ def stability(frame: pd.DataFrame) -> Figure:
             )
         infinite = group["sparsity"][group["theorem_1_state"] == "infinite"].unique()
         ax.plot(infinite * shift[method], np.full(len(infinite), top * 0.75), marker="$\\uparrow$", ms=8, color=colour, ls="")
-    ax.set(xscale="log", yscale="log", xlabel=_P_LABEL, ylabel="loss difference [nats]", ylim=(floor, top))
+    ax.set(xscale="log", yscale="log", xlabel=_P_LABEL, ylabel=f"loss difference [{_unit(frame)}]", ylim=(floor, top))
     _percent(ax)
     extra = [
         Line2D(
@@ -125,7 +131,7 @@ def stability(frame: pd.DataFrame) -> Figure:
         ),
         Line2D([], [], color="0.3", marker="$\\uparrow$", ms=8, ls="", label="Theorem 1's bound infinite"),
     ]
-    if (ok["theorem_1_state"] == "applies").any():
+    if (ok["theorem_1_state"] == "not refuted").any():
         extra.insert(1, Line2D([], [], color="0.3", marker="o", ms=4, ls="", label="Theorem 1's bound, not refuted"))
     _legend(figure, summary, extra)
     return figure
@@ -137,13 +143,13 @@ def generalization(frame: pd.DataFrame) -> Figure:
     summary = summarise(frame)
     metric = str(frame["metric"].dropna().iloc[0])
     figure, axes = _figure(1, 3, (9.6, 3.5))
-    for ax, name, label in ((axes[0], "loss", "loss [nats]"), (axes[1], "metric", metric)):
+    for ax, name, label in ((axes[0], "loss", f"loss [{_unit(frame)}]"), (axes[1], "metric", metric)):
         for split, filled in (("test", True), ("train", False)):
             _lines(ax, summary, f"{split}_{name}", filled=filled)
         ax.set(xlabel="p", ylabel=label, title=f"{label.split(' ')[0]}: test (filled), train (hollow)")
     _lines(axes[2], summary, "gap")
     axes[2].axhline(0, color="0.7", lw=0.8, zorder=0)
-    axes[2].set(xlabel="p", ylabel="test loss − train loss [nats]", title="generalization gap")
+    axes[2].set(xlabel="p", ylabel=f"test loss − train loss [{_unit(frame)}]", title="generalization gap")
     for ax in axes:
         ax.set_xscale("log")
         _percent(ax)
@@ -190,7 +196,7 @@ def gap_against_stability(frame: pd.DataFrame) -> Figure:
         rho, p_value = stats.spearmanr(summary["stability"], summary["gap"])
         caution = f"p-value {p_value:.2g} as if independent; they share seeds"
         ax.set_title(f"{len(summary)} points, larger for larger p; Spearman ρ = {rho:.2f} ({caution})", fontsize=8)
-    ax.set(xlabel="measured stability $E_i|\\Delta\\ell_i|$ [nats]", ylabel="test loss − train loss [nats]")
+    ax.set(xlabel=f"measured stability $E_i|\\Delta\\ell_i|$ [{_unit(frame)}]", ylabel=f"test loss − train loss [{_unit(frame)}]")
     _legend(figure, summary)
     return figure
 
@@ -201,7 +207,8 @@ def bounds(frame: pd.DataFrame) -> Figure:
 
     A column for each method with several p. A bound is solid with filled marks where it is below the largest loss and no
     checked assumption failed. Otherwise it is dashed, its mark a cross (an assumption failed) or hollow (vacuous);
-    where it is infinite an arrow stands at the top edge, where it is unknown (no convergence) nothing.
+    where it is infinite an arrow stands at the top edge, where it is unknown (no convergence) nothing. The band is the
+    95 % interval over seeds, cut at a tenth of the mean; with a single seed there is none.
 
     Raises:
         StabilityError: no method with several p.
@@ -231,12 +238,11 @@ def bounds(frame: pd.DataFrame) -> Figure:
                 _bound_line(ax, p, y, list(group[f"{name}_state"]), _BOUNDS[name][1])
         for ax in (top, low):
             ax.set(xscale="logit" if method == "regularised" else "log", xlabel="p")
-            usual = [tick for tick in (0.01, 0.1, 0.5, 0.9, 0.99, 0.999) if p.min() <= tick <= p.max()]
-            ax.set_xticks(usual if method == "regularised" and len(p) > 6 else p)
+            ax.set_xticks(_apart(p, np.log(p / (1 - p)) if method == "regularised" else np.log(p)))
             ax.xaxis.set_minor_locator(NullLocator())
             ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:.2g} %"))
         top.set_title("all coordinates, ridge 1 − p" if method == "regularised" else f"hard mask: {_LABELS.get(method, method)}")
-    for row, label in ((0, "loss difference [nats]"), (1, "divided by the measured")):
+    for row, label in ((0, f"loss difference [{_unit(frame)}]"), (1, "divided by the measured")):
         mine = axes[row * len(swept) : (row + 1) * len(swept)]
         limits = [ax.get_ylim() for ax in mine]
         bottom, ceiling = min(low for low, _ in limits), max(high for _, high in limits)
@@ -253,8 +259,9 @@ def bounds(frame: pd.DataFrame) -> Figure:
         Line2D([], [], color="0.6", ls=":", label="largest loss: at or above it a bound is vacuous"),
         Line2D([], [], color="0.3", ls="--", marker="o", mfc="none", ms=4, label="vacuous (in some seed)"),
         Line2D([], [], color="0.3", ls="--", marker="x", ms=5, label="an assumption failed (in some seed)"),
-        Line2D([], [], color="0.3", ls="", marker="$\\uparrow$", ms=8, label="infinite"),
     ]
+    if any((summary[f"{name}_state"] == "infinite").any() for name in _BOUNDS):
+        handles.append(Line2D([], [], color="0.3", ls="", marker="$\\uparrow$", ms=8, label="infinite"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
@@ -269,13 +276,22 @@ _BOUNDS = {
 """What the figure of bounds draws: label and colour."""
 
 
+def _apart(p: np.ndarray, places: np.ndarray) -> list[float]:
+    """Those of ``p`` whose ticks do not touch: a seventh of the axis apart, the last one always."""
+    kept = [len(p) - 1]
+    for i in range(len(p) - 2, -1, -1):
+        if places[kept[-1]] - places[i] >= np.ptp(places) / 7:
+            kept.append(i)
+    return [float(p[i]) for i in kept]
+
+
 def _bound_line(ax: Axes, p: np.ndarray, values: np.ndarray, states: list[str], colour: str) -> None:
-    """Segment by segment: solid only between two points that apply."""
+    """Segment by segment: solid only between two points that are neither vacuous nor refuted."""
     for i in range(len(p) - 1):
         if np.isfinite(values[i : i + 2]).all():
-            solid = states[i] == states[i + 1] == "applies"
+            solid = states[i] == states[i + 1] == "not refuted"
             ax.plot(p[i : i + 2], values[i : i + 2], color=colour, ls="-" if solid else (0, (3, 2)), lw=1.3 if solid else 0.9)
-    marks = {"applies": ("o", colour), "vacuous": ("o", "white"), "assumption failed": ("x", colour)}
+    marks = {"not refuted": ("o", colour), "estimate": ("o", colour), "vacuous": ("o", "white"), "assumption failed": ("x", colour)}
     for state, (marker, fill) in marks.items():
         at = np.array([mine == state for mine in states]) & np.isfinite(values)
         ax.plot(p[at], values[at], color=colour, marker=marker, mfc=fill, ms=4, ls="")
@@ -342,6 +358,10 @@ def _lines(ax: Axes, summary: pd.DataFrame, column: str, *, filled: bool = True,
             group["sparsity"], group[column], error, color=colour, marker=marker, ls=dash,
             mfc=colour if filled else "white", capsize=2, elinewidth=0.8, lw=1.4 if filled else 0.9,
         )  # fmt: skip
+
+
+def _unit(frame: pd.DataFrame) -> str:
+    return str(frame["loss_unit"].dropna().iloc[0])
 
 
 def _percent(ax: Axes) -> None:

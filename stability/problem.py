@@ -33,6 +33,9 @@ def generator(seed: int, role: str) -> torch.Generator:
 class Examples:
     """Examples z = (x, y): inputs and labels whose first axis is the example.
 
+    Raises:
+        UsageError: inputs and labels of different lengths.
+
     Example:
         >>> examples = Examples({"x": torch.arange(6.0).reshape(3, 2)}, torch.tensor([0, 1, 1]))
         >>> len(examples), len(examples.without(0))
@@ -41,6 +44,15 @@ class Examples:
 
     inputs: Mapping[str, Tensor]
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.inputs.items():
+            if len(tensor) != len(self.labels):
+                raise UsageError(f"{len(tensor)} rows of {name!r} and {len(self.labels)} labels: one of each an example expected")
+
+    def __repr__(self) -> str:
+        shapes = {**{name: tuple(tensor.shape) for name, tensor in self.inputs.items()}, "labels": tuple(self.labels.shape)}
+        return f"Examples({shapes})"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,6 +86,7 @@ class Problem:
         test: held-out examples.
         metric: (logits (B, C), labels (B,)) → a number, larger is better.
         metric_name: what it is called.
+        loss_unit: of ℓ, for tables and figures; cross-entropy is in nats.
     """
 
     name: str
@@ -86,6 +99,14 @@ class Problem:
     test: Examples
     metric: Callable[[Tensor, Tensor], float]
     metric_name: str
+    loss_unit: str = "nats"
+
+    def __post_init__(self) -> None:
+        # dict(module.named_parameters()) is what one has at hand; nothing here differentiates by θ⁰ itself.
+        object.__setattr__(self, "pretrained", {name: tensor.detach() for name, tensor in self.pretrained.items()})
+
+    def __repr__(self) -> str:
+        return f"Problem({self.name!r}, n={self.n}, m={self.m}, {dict(self.settings)})"
 
     @property
     def n(self) -> int:

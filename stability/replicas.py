@@ -173,7 +173,7 @@ def plan_batch(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, me
     """How many of r replicas fit in ``memory_budget`` bytes at once, balanced so that the last batch is not a rest.
 
     One replica takes what a forward pass keeps for the backward pass (measured on one batch), as much again for the
-    backward pass itself, its copy and gradient of every masked tensor, and six vectors of K values.
+    backward pass itself, its copy and gradient of every masked tensor, and the algorithm's vectors of K values.
     """
     start = problem.start(algorithm.seed)
     first = next(iter(start.values()))
@@ -185,7 +185,7 @@ def plan_batch(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, me
         tensor.requires_grad_()
     kept = kept_for_backward(lambda: _batched(stack, problem.logits)(stack.tensors, batch.inputs))
     copies = sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
-    each = 2 * kept // rows + first.element_size() * (3 * copies + 6 * tunable.count)
+    each = 2 * kept // rows + first.element_size() * (3 * copies + algorithm.vectors * tunable.count)
     fits = max(1, min(r, budget // each))
     return math.ceil(r / math.ceil(r / fits))
 

@@ -129,8 +129,10 @@ class Solvable:
             UsageError: λ is not positive.
             StabilityError: Newton's method did not converge.
         """
-        full = self.losses(self.minimise(ridge, free=free))
         n = self.problem.n
+        if n < 2:
+            raise UsageError(f"n = {n}: leaving one out needs n ≥ 2")
+        full = self.losses(self.minimise(ridge, free=free))
         if self.kind == "squared":
             x = self.inputs if free is None else self.inputs[:, :, free]
             inverse = np.linalg.inv(np.einsum("ncd,nce->de", x, x) + 2 * ridge * (n - 1) * np.eye(x.shape[2]))
@@ -247,6 +249,7 @@ def _solvable(
         test=held_out,
         metric=_sign_accuracy if kind == "logistic" else _mean_square,
         metric_name="accuracy" if kind == "logistic" else "negative mean square",
+        loss_unit="nats" if kind == "logistic" else "squared error / 2",
     )
     return Solvable(problem, kind)
 

@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from stability.errors import StabilityError
 
 __all__ = ["Store", "key"]
 
-_FORMAT = 1
+_FORMAT = 2  # raise it with every change of what a record holds
 _SCHEMA = """
 CREATE TABLE study (format INTEGER NOT NULL, version TEXT NOT NULL, identity TEXT NOT NULL);
 CREATE TABLE cells (
@@ -122,7 +123,16 @@ class Store:
             )
         for name in sorted(wanted.keys() | self.identity.keys()):
             if wanted.get(name) != self.identity.get(name):
+                old, new = _first_difference(self.identity.get(name), wanted.get(name))
                 raise StabilityError(
-                    f"{self.path} was made with {name} = {self.identity.get(name)}, now it is {wanted.get(name)}: "
-                    "use another --store, or the settings that it was made with"
+                    f"{self.path} was made with {name} = {old}, now it is {new}: use another --store, or the settings that it "
+                    "was made with"
                 )
+
+
+def _first_difference(old: Any, new: Any) -> tuple[Any, Any]:
+    """Of two lists the first entries that differ, of anything else both."""
+    if isinstance(old, list) and isinstance(new, list):
+        pairs = list(zip_longest(old, new))
+        return next(pair for pair in pairs if pair[0] != pair[1])
+    return old, new

@@ -117,7 +117,7 @@ STUDIES = {
             *_hard(Random, _SWEPT, ridge=0.1, tolerance=1e-4),
             *_hard(SAM, _SWEPT, ridge=0.1, tolerance=1e-4),
         ),
-        tuple(range(5)),
+        tuple(range(3, 11)),  # 0 to 2 were a pilot
         {"n": 100},
         retrainings=20,
         check_replicas=2,
@@ -158,6 +158,7 @@ def _row(estimate: StabilityEstimate, constants: Constants) -> dict[str, Any]:
         "stability_interval": plain["interval"],
         "hypothesis_stability": estimate.hypothesis.value,
         "metric": problem.metric_name,
+        "loss_unit": problem.loss_unit,
         **{
             name: plain[name]
             for name in ("maximum", "noise_floor", "estimator", "n", "retrainings", "failed", "tunable", "total", "head")
@@ -170,7 +171,10 @@ def _row(estimate: StabilityEstimate, constants: Constants) -> dict[str, Any]:
     row |= {
         "gap": row["test_loss"] - row["train_loss"],
         "distance": float(estimate.per_example["distance"].mean()),
-        **{name: getattr(constants, name) for name in ("lipschitz", "tuned_lipschitz", "gradient_norm", "loss_bound")},
+        **{
+            name: getattr(constants, name)
+            for name in ("lipschitz", "tuned_lipschitz", "gradient_norm", "tuned_gradient_norm", "loss_bound", "replicas_checked")
+        },
     }
     for name in ("least_eigenvalue", "tuned_least_eigenvalue"):
         eigenvalue = getattr(constants, name)
@@ -186,7 +190,7 @@ def _bounds(estimate: StabilityEstimate, constants: Constants, delta: float) -> 
     for name, bound in measured_bounds(estimate, constants, delta).items():
         row |= {name: bound.to_dict()["value"], f"{name}_state": bound.state}
         failed[name] = [assumption.name for assumption in bound.assumptions if assumption.held is False]
-    return row | {"failed_assumptions": failed}
+    return row | {"failed_assumptions": failed, "notes": list(constants.notes)}
 
 
 def run(
@@ -295,7 +299,7 @@ BOUNDS = (
 )
 """Columns of :func:`stability.constants.measured_bounds`; each has a ``_state`` beside it."""
 
-_STATES = ("infinite", "assumption failed", "vacuous", "applies")  # the worst first
+_STATES = ("infinite", "assumption failed", "vacuous", "not refuted", "estimate")  # the worst first
 
 
 def _over_seeds(values: pd.Series[Any], states: pd.Series[Any]) -> tuple[float, str]:

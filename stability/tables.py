@@ -58,9 +58,10 @@ def render(frame: pd.DataFrame) -> str:
         table.to_string(index=False)
         + "".join(f"\nevery seed failed: {name}" for name in lost)
         + (
-            "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| in nats, interval over seeds, cut at 0; "
+            "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|, interval over seeds, cut at 0; "
             "± is one standard deviation over seeds.\n"
-            "p: fraction of pretrained parameters that may change (k of them); the new head is tunable besides.\n"
+            "p: fraction of pretrained parameters that may change (k of them); the new head is tunable besides. Of "
+            "'regularised' all may change, and p is 1 − λ.\n"
             "Theorem 1, hard mask: bounds on it; middle: what it is to first order. Theorem 2: bound on the test loss.\n"
             "*: an assumption failed in at least one seed (Λ_min < 0, trained without the ridge λ of the bound or not to its "
             "minimum, or another mask on Sⁱ).\n"

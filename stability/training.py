@@ -38,16 +38,26 @@ class Algorithm(ABC):
     @property
     def name(self) -> str:
         """For tables and figures: the selector's, but ``regularised`` where all may change and the ridge alone restrains."""
-        return "regularised" if isinstance(self.selector, FullTuning) and self.ridge not in (0, "paper") else self.selector.name
+        return "regularised" if self._relaxed else self.selector.name
+
+    @property
+    def _relaxed(self) -> bool:
+        """Whether it is E_M L_R itself, L + (1 − p)‖θ − θ⁰‖² over all coordinates, p = 1 − λ."""
+        return isinstance(self.selector, FullTuning) and self.ridge != "paper" and 0 < float(self.ridge) < 1
 
     @property
     def asked_sparsity(self) -> float | None:
         """p as asked for, before there is a mask; None where the selector's rule decides it."""
-        return 1.0 - float(self.ridge) if self.name == "regularised" else self.selector.sparsity
+        return 1.0 - float(self.ridge) if self._relaxed else self.selector.sparsity
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What defines the algorithm apart from its seed, as plain values: part of the identity of a result."""
+
+    @property
+    @abstractmethod
+    def vectors(self) -> int:
+        """How many vectors of its K tuned values one run holds at once, for the memory plan."""
 
     @abstractmethod
     def batches(self, n: int) -> Iterator[Tensor]:
@@ -62,12 +72,11 @@ class Algorithm(ABC):
         return 1.0 - mask.sparsity if self.ridge == "paper" else float(self.ridge)
 
     def sparsity_for(self, mask: Mask) -> float:
-        """The p that Theorem 1 speaks of: k/m; but where every coordinate may change at the price λ < 1, p = 1 − λ.
+        """The p that Theorem 1 speaks of: k/m; but with :class:`FullTuning` and 0 < λ < 1 it is 1 − λ.
 
         That is E_M L_R itself, the relaxation that the theorem is about: L + (1 − p)‖θ − θ⁰‖² over all coordinates.
         """
-        ridge = self.ridge_for(mask)
-        return 1.0 - ridge if mask.count == mask.total and 0 < ridge < 1 else mask.sparsity
+        return 1.0 - float(self.ridge) if self._relaxed else mask.sparsity
 
     def select(self, problem: Problem) -> Mask:
         """The coordinates that the selector lets change, over the pretrained tensors."""
@@ -137,6 +146,10 @@ class FineTuning(Algorithm):
     def settings(self) -> dict[str, Any]:
         return {**self._settings(), "betas": list(self.betas)}
 
+    @property
+    def vectors(self) -> int:
+        return 6  # values, gradient, two moments, two temporaries
+
     def failure(self, step: int) -> str:
         return f"diverged at step {step} with seed {self.seed}: use a smaller learning rate than {self.learning_rate:g}"
 
@@ -168,7 +181,7 @@ class Minimisation(Algorithm):
 
     Attributes:
         selector: which pretrained coordinates may change.
-        ridge: λ; ``paper`` stands for 1 − p with the p of the mask.
+        ridge: λ > 0; ``paper`` stands for 1 − p with the p of the mask, and so needs a mask.
         tolerance: of ‖∇F‖₂ over the tuned coordinates. Single precision reaches about 1e-5, double about 1e-10.
         max_steps: of L-BFGS.
         history: pairs that L-BFGS keeps.
@@ -196,14 +209,22 @@ class Minimisation(Algorithm):
         _check_whole(self, "max_steps", "history")
         _check_positive(self, "tolerance")
         _check_ridge(self.ridge)
+        if self.ridge == 0 or (self.ridge == "paper" and isinstance(self.selector, FullTuning)):
+            raise UsageError("λ = 0: there need be no minimum to find; use a positive ridge, for the paper's relaxation 1 − p")
 
     def settings(self) -> dict[str, Any]:
         return self._settings()
 
+    @property
+    def vectors(self) -> int:
+        return 2 * self.history + 8  # pairs; values, gradient, direction, trial and temporaries
+
     def failure(self, step: int) -> str:
+        if step == 0:
+            return f"could not start with seed {self.seed}: the loss or its gradient is not finite at θ⁰; look at the data"
         return (
-            f"did not reach ‖∇F‖ ≤ {self.tolerance:g} in {step} steps with seed {self.seed}: use a larger tolerance, ridge or "
-            f"max_steps = {self.max_steps}, or double precision"
+            f"did not reach ‖∇F‖ ≤ {self.tolerance:g} in {step} steps with seed {self.seed}: use a larger tolerance or ridge, "
+            f"more than max_steps = {self.max_steps}, or double precision"
         )
 
     def batches(self, n: int) -> Iterator[Tensor]:

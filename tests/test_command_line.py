@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from stability.store import Store, key
 from stability.study import Study, summarise
 from stability.training import FineTuning
 
+ROOT = Path(__file__).parents[1]
 SMALL = Study("small", "digits", tuple(FineTuning(s, steps=3) for s in (BitFit(), Random(0.02), Random(0.2))), (0, 1), {"n": 20}, 3)
 
 
@@ -69,6 +71,37 @@ def test_bounds_list_and_doctor_print_json(capsys: pytest.CaptureFixture[str]) -
     assert printed(capsys, "doctor", "--json")["threads"] >= 1
 
 
+def test_bounds_of_theorem_1_alone_and_small_negative_eigenvalues(capsys: pytest.CaptureFixture[str]) -> None:
+    result = printed(
+        capsys, *["bounds", "--lipschitz", "1", "--least-eigenvalue", "-1e-3", "--sparsity", "0.5", "--n", "100", "--json"]
+    )
+    assert result["stability"] == pytest.approx(2 / (0.999 * 100))
+    assert result["bounds"]["stability"]["state"] == "assumption failed"
+    assert "generalization" not in result
+
+
+def test_loo_minimises_and_prints_every_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "loo --problem linear --n 12 --selector full --ridge 0.3 --minimise 1e-8 --estimator exact --bounds --device cpu"
+    result = printed(capsys, *command.split(), "--check-replicas", "12", "--json")
+    assert result["bounds"]["theorem_1"]["terms"]["sparsity"] == pytest.approx(0.7)
+    assert all(bound["state"] != "assumption failed" for bound in result["bounds"].values())
+    assert result["test_metric"]["name"] == "negative mean square"
+    assert main(command.split()) == 0
+    text = capsys.readouterr().out
+    assert "squared error / 2" in text
+    assert "p of Theorem 1  0.7 = 1 − λ" in text
+    assert text.count("A minimises L + (1 − p)‖θ − θ⁰‖²") == 1  # each assumption once
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("figures/*.sqlite")), ids=lambda path: path.stem)
+def test_committed_results_are_whole_and_of_this_program(path: Path) -> None:
+    """What the figures were drawn from can be read, goes on being this study's, and lacks no cell."""
+    mine = study.STUDIES[path.stem]
+    store = Store(path, mine.identity(), metadata.version("stability"))
+    assert {key(study.cell_identity(cell)) for cell in mine.cells()} == store.finished()
+    assert len(summarise(study.table(store))) == len(mine.algorithms)
+
+
 def test_select_writes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mask.safetensors"
     assert main(["select", "--selector", "sam", "--sparsity", "0.01", "--out", str(path)]) == 0
@@ -89,6 +122,15 @@ def test_select_writes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("loo --selector full --estimator exact --retrainings 3", 2, "--estimator exact retrains all n = 100"),
         ("loo --selector full --learning-rate 1e9 --steps 20 --n 20 --device cpu", 1, "diverged at step"),
         ("loo --selector full --device tpu", 2, "unknown device 'tpu'"),
+        ("loo --selector full --minimise 1e-4", 2, "--minimise needs --ridge"),
+        ("loo --selector full --minimise 1e-4 --ridge 0", 2, "λ = 0"),
+        ("loo --selector full --minimise 1e-4 --ridge 0.5 --steps 3", 2, "--minimise takes no --steps"),
+        ("loo --selector full --curvature hutchinson", 2, "selector 'full' uses no curvature"),
+        ("loo --selector full --bounds --delta 2", 2, "δ = 2.0 is outside (0, 1)"),
+        ("loo --problem digits --data diabetes --selector full", 2, "problem 'digits' has no setting data"),
+        ("bounds --lipschitz 1 --least-eigenvalue 0 --sparsity 0.5 --n 9 --loss-bound 1", 2, "needs both --loss-bound"),
+        ("bounds --lipschitz 1 --least-eigenvalue -1e-3 --sparsity 0.5 --n 9 --ridge -1", 2, "ridge = -1.0"),
+        ("figures --store figures/digits.sqlite --out figures --only all", 2, "unknown figure 'all': there is stability"),
         ("run everything", 2, "unknown study 'everything': there is digits"),
         ("table --store absent.sqlite", 1, "there is no store absent.sqlite"),
         ("select --selector full --out no/such/folder/mask.safetensors", 1, "cannot write"),

@@ -12,8 +12,9 @@ from torch.autograd.functional import hessian as dense_hessian
 from torch.autograd.functional import jacobian as dense_jacobian
 
 from stability import Examples, Mask, Problem, StabilityError, UsageError
-from stability.curvature import Curvature, diagonal, first_order_changes, greatest_eigenvalue, least_eigenvalue, solve
+from stability.curvature import Curvature, diagonal, greatest_eigenvalue, least_eigenvalue
 from stability.gradients import gauss_newton_diagonals, gradient_norms, per_example_gradients, per_example_jacobians
+from stability.influence import first_order_changes, solve
 from stability.masks import top_k
 from stability.problem import generator
 from stability.problems import convex
@@ -115,7 +116,7 @@ def test_products_equal_dense_autodiff(kind: Any, mask: Mask, budget: int | None
 
 @pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-def test_single_precision_sums_in_double(device: str, kind: Any) -> None:
+def test_single_precision_agrees_with_double(device: str, kind: Any) -> None:
     problem = network(dtype=torch.float32).to(torch.device(device))
     product = Curvature(problem, problem.start(0), problem.train, None, kind).product(torch.eye(182, dtype=torch.float64))
     assert product.dtype == torch.float64
@@ -217,6 +218,13 @@ def test_hutchinson_is_exact_on_a_diagonal() -> None:
     assert (found.standard_error < 1e-7).all()
 
 
+def test_the_standard_error_survives_a_large_diagonal() -> None:
+    """Diagonal 1e6, a thousandth elsewhere: the spread of the terms is nine orders below them."""
+    matrix = torch.full((5, 5), 1e-3, dtype=torch.float64).fill_diagonal_(1e6)
+    found = diagonal(Dense(matrix), probes=400)
+    assert ((found.standard_error / (2e-3 / 20) - 1).abs() < 0.2).all()
+
+
 def test_conjugate_gradients_equal_a_dense_solve() -> None:
     matrix = with_spectrum(torch.linspace(-0.5, 40, 120))
     vectors = torch.randn(7, 120, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -225,6 +233,13 @@ def test_conjugate_gradients_equal_a_dense_solve() -> None:
     torch.testing.assert_close(found, torch.linalg.solve(matrix.matrix + torch.eye(120), vectors.T).T, rtol=0, atol=1e-9)
     with pytest.raises(StabilityError, match="not positive definite.*larger ridge"):
         solve(matrix, vectors, shift=0.1)
+
+    class Rounded(Dense):
+        def product(self, vectors: Tensor) -> Tensor:
+            return (vectors.float() @ self.matrix.float()).double()
+
+    with pytest.raises(StabilityError, match=r"relative residual .* instead of 1e-12: the precision of the products is used up"):
+        solve(Rounded(matrix.matrix), vectors, shift=1.0, tolerance=1e-12)
     with pytest.raises(StabilityError, match="did not reach a relative residual of 1e-12 in 2 steps for 6 of 7 vectors"):
         solve(matrix, vectors, shift=1.0, tolerance=1e-12, max_steps=2)
 
@@ -265,6 +280,14 @@ def test_first_order_is_first_order(kind: str) -> None:
         (lambda: Curvature(PROBLEM, START, PROBLEM.train, kind="fisher"), "unknown kind of curvature 'fisher'"),  # type: ignore[arg-type]
         (lambda: Curvature(PROBLEM, START, PROBLEM.train.take(slice(0, 0))), "of no examples"),
         (lambda: Curvature(PROBLEM, START, PROBLEM.train).product(torch.ones(182)), r"\(s, k\) with k = 182"),
+        (lambda: Curvature(PROBLEM, START, PROBLEM.train, Mask({"no": (2,)}, {"no": torch.arange(2)})), "tensors that differ: no"),
+        (lambda: Curvature(PROBLEM, START, PROBLEM.train, Mask({"one.bias": (10,)}, {})), "selects nothing"),
+        (lambda: least_eigenvalue(Dense(torch.eye(3)), tolerance=math.nan), "tolerance = nan"),
+        (lambda: least_eigenvalue(Dense(torch.eye(3)), max_restarts=0), "max_restarts = 0"),
+        (lambda: solve(Dense(torch.eye(3)), torch.ones(3)), r"\(s, k\) with k = 3"),
+        (lambda: solve(Dense(torch.eye(3)), torch.ones(1, 3), shift=math.nan), "shift = nan"),
+        (lambda: gradient_norms(PROBLEM, START, PROBLEM.train.take(slice(0, 0))), "of no examples"),
+        (lambda: first_order_changes(Curvature(PROBLEM, START, PROBLEM.train), 1.0, []), "left_out is empty"),
         (lambda: diagonal(Dense(torch.eye(3)), probes=1), "probes = 1"),
         (lambda: first_order_changes(Curvature(PROBLEM, START, PROBLEM.train.take(slice(0, 1)))), "n = 1"),
     ],

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from stability import Mask, Problem, UsageError
 from stability.lbfgs import minimise
-from stability.replicas import train
+from stability.replicas import plan_batch, train
 from stability.selectors import SAM, BitFit, FullTuning, Random
 from stability.training import FineTuning, Minimisation
 from tests.reference import call
+
+CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")])
 
 
 def rosenbrock(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +56,25 @@ def test_rows_that_cannot_go_on_stop_and_leave_the_others_alone() -> None:
     assert abs(found.values[2, 0]) < 1e-8
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-9), (torch.float64, 1e-18)])
+def test_a_row_whose_precision_is_used_up_stops(dtype: torch.dtype, tolerance: float) -> None:
+    scale, target = torch.tensor([1.0, 30.0], dtype=dtype), torch.tensor([[1.1, -2.3]], dtype=dtype)
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        return 3 + (0.5 * scale * (x - target) ** 2 + 0.1 * torch.cos(x)).sum(1), scale * (x - target) - 0.1 * torch.sin(x)
+
+    found = minimise(objective, torch.zeros(1, 2, dtype=dtype), tolerance, 1000)
+    assert found.steps[0] < 100
+    assert tolerance < found.gradient_norms[0] < 1e3 * torch.finfo(dtype).eps
+
+
+def test_the_memory_plan_knows_of_the_pairs(digits: Problem) -> None:
+    mask = Mask.full(digits.start(0))
+    short, long = (Minimisation(FullTuning(), ridge=0.5, history=history) for history in (1, 100))
+    budget = 64 << 20
+    assert plan_batch(digits, long, mask, 1000, budget) < plan_batch(digits, short, mask, 1000, budget) / 5
+
+
 def gradient_of_the_objective(problem: Problem, values: dict[str, Tensor], mask: Mask, ridge: float, weights: Tensor) -> Tensor:
     """By plain autodiff, over the mask."""
     from stability.problems.digits import _model
@@ -68,17 +89,19 @@ def gradient_of_the_objective(problem: Problem, values: dict[str, Tensor], mask:
     return mask.gather(grads)
 
 
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("selector", [FullTuning(), BitFit(), SAM(0.02)], ids=["full", "bitfit", "sam"])
-def test_digits_reach_the_stated_gradient_tolerance(selector: Any, digits: Problem) -> None:
+def test_digits_reach_the_stated_gradient_tolerance(selector: Any, device: str, digits: Problem) -> None:
     """The gradient of L + λ‖θ − θ⁰‖² is as small as promised at A(S) and at A(Sⁱ), by plain autodiff."""
     algorithm = Minimisation(selector, ridge=0.5, tolerance=1e-4)
     weights = torch.ones(2, digits.n)
     weights[1, 3] = 0
-    replicas = train(digits, algorithm, weights)
+    replicas = train(digits.to(torch.device(device)), algorithm, weights)
     assert (replicas.failed_step == -1).all()
     tunable = algorithm.tunable(digits, replicas.masks[0])
     for row in range(2):
-        gradient = gradient_of_the_objective(digits, replicas.parameters(row), tunable, 0.5, weights[row])
+        values = {name: tensor.cpu() for name, tensor in replicas.parameters(row).items()}
+        gradient = gradient_of_the_objective(digits, values, tunable, 0.5, weights[row])
         assert gradient.norm() <= 1.1e-4  # the tolerance and single precision
     replicas.delta(0)  # raises if anything outside the mask changed
 
@@ -110,6 +133,10 @@ def test_what_p_theorem_1_speaks_of(digits: Problem) -> None:
     assert (hard.name, hard.asked_sparsity) == ("random", 0.1)
     assert FineTuning(FullTuning()).sparsity_for(full) == 1
     assert FineTuning(FullTuning()).name == "full"
+    assert Minimisation(FullTuning(), ridge=2.0).sparsity_for(full) == 1
+    assert Minimisation(FullTuning(), ridge=2.0).asked_sparsity is None
+    everything = Minimisation(Random(1.0), ridge=0.1)
+    assert (everything.name, everything.sparsity_for(full)) == ("random", 1)
     paper = FineTuning(Random(0.1), ridge="paper")
     assert paper.ridge_for(some) == pytest.approx(1 - some.sparsity)
 
@@ -119,6 +146,8 @@ def test_what_p_theorem_1_speaks_of(digits: Problem) -> None:
     [
         ({"tolerance": 0}, "tolerance = 0: use a positive number"),
         ({"ridge": -1}, "ridge = -1"),
+        ({"ridge": 0}, "λ = 0"),
+        ({"ridge": "paper"}, "λ = 0.*1 − p"),
         ({"ridge": math.nan}, "ridge = nan"),
         ({"max_steps": 0}, "max_steps = 0"),
         ({"history": 1.5}, "history = 1.5"),
@@ -126,7 +155,7 @@ def test_what_p_theorem_1_speaks_of(digits: Problem) -> None:
 )
 def test_senseless_settings_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        dataclasses.replace(Minimisation(FullTuning()), **change)
+        dataclasses.replace(Minimisation(FullTuning(), ridge=0.5), **change)
 
 
 @pytest.mark.parametrize(("change", "message"), [({"betas": (0.9, 1.0)}, "betas"), ({"epsilon": 0}, "epsilon = 0")])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -20,6 +21,7 @@ LAYERS = [
     ["problem", "statistics", "lbfgs"],
     ["gradients"],
     ["bounds", "curvature", "solvable"],
+    ["influence"],
     ["problems", "selectors"],
     ["training"],
     ["replicas"],
@@ -78,3 +80,17 @@ def test_shipped_weights_can_be_made_again() -> None:
     assert set(parameters) == names
     assert stated > 0.95
     assert abs(accuracy - stated) <= 4 / 181
+
+
+def test_notebooks_are_committed_with_every_figure() -> None:
+    """A cell that draws shows what it drew, and no output names the machine it ran on."""
+    files = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert len(files) >= 2
+    drawn = 0
+    for path in files:
+        for cell in json.loads(path.read_text())["cells"]:
+            if cell["cell_type"] == "code" and re.match(r"plotting\.\w+\(", "".join(cell["source"])):
+                drawn += 1
+                assert any("image/png" in output.get("data", {}) for output in cell["outputs"]), f"{path.name}: {cell['source']}"
+            assert "site-packages" not in json.dumps(cell.get("outputs", []))
+    assert drawn >= 6

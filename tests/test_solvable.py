@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +13,10 @@ from scipy.optimize import minimize
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from stability import FineTuning, StabilityError, UsageError, leave_one_out, problems
+from stability import Examples, FineTuning, StabilityError, UsageError, leave_one_out, problems
 from stability.curvature import Curvature
 from stability.problems.convex import CONVEX
+from stability.replicas import train
 from stability.selectors import SAM, FullTuning, MagPruning, Random, Selector
 from stability.solvable import Solvable, linear_regression, logistic_regression, quadratic
 from stability.training import Minimisation
@@ -184,6 +186,8 @@ def test_scikit_learns_data_are_split_without_overlap(name: str, data: str, d: i
         (lambda: quadratic(-np.eye(2), np.ones((2, 2))), "least eigenvalue of the Hessian = -1"),
         (lambda: quadratic(np.eye(2), np.ones((2, 3))), r"centres \(2, 3\)"),
         (lambda: diabetes().minimise(0), "ridge λ = 0"),
+        (lambda: diabetes(1).leave_one_out(1), "n = 1"),
+        (lambda: Examples({"x": torch.ones(3, 2)}, torch.ones(2)), "3 rows of 'x' and 2 labels"),
         (lambda: problems.load("linear", data="houses"), "unknown data 'houses': use generated or diabetes"),
         (lambda: problems.load("linear", n=1), "n = 1 training examples of a pool of 750"),
         (lambda: problems.load("logistic", d=0), "d = 0"),
@@ -198,3 +202,27 @@ def test_bad_input_is_refused(call: Callable[[], object], message: str) -> None:
 def test_a_minimisation_that_stops_short_has_failed() -> None:
     with pytest.raises(StabilityError, match=r"A\(S\) did not reach ‖∇F‖ ≤ 1e-10 in 2 steps with seed 0: use a larger tol"):
         leave_one_out.measure(cancer().problem, Minimisation(FullTuning(), ridge=RIDGE, tolerance=1e-10, max_steps=2), device="cpu")
+
+
+def test_data_that_are_not_finite_are_named() -> None:
+    base = diabetes().problem
+    spoilt = dataclasses.replace(base, train=dataclasses.replace(base.train, labels=torch.full_like(base.train.labels, math.nan)))
+    with pytest.raises(StabilityError, match="could not start.*not finite at θ⁰"):
+        leave_one_out.measure(spoilt, minimising(FullTuning()), device="cpu")
+
+
+def test_parameters_may_come_straight_from_a_module() -> None:
+    base = diabetes().problem
+    weight = torch.nn.Parameter(base.pretrained["weight"].clone())
+    problem = dataclasses.replace(base, pretrained={"weight": weight})
+    assert leave_one_out.measure(problem, minimising(FullTuning()), 2, device="cpu").value > 0
+
+
+def test_a_noise_floor_run_that_failed_is_no_noise_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: Any, reverse_batches: bool = False, **more: Any) -> Any:
+        replicas = train(*arguments, reverse_batches=reverse_batches, **more)
+        return dataclasses.replace(replicas, failed_step=replicas.failed_step + 8) if reverse_batches else replicas
+
+    monkeypatch.setattr(leave_one_out, "train", failing)
+    with pytest.raises(StabilityError, match="the run that gives the noise floor did not reach .* in 7 steps"):
+        leave_one_out.measure(diabetes().problem, minimising(FullTuning()), 2, device="cpu")

@@ -11,7 +11,7 @@ from stability.errors import UsageError
 
 __all__ = ["Assumption", "Bound", "Checks", "State"]
 
-State = Literal["infinite", "assumption failed", "vacuous", "applies"]
+State = Literal["infinite", "assumption failed", "vacuous", "not refuted", "estimate"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Bound:
         assumptions: each with whether it held.
         reason: why the value is infinite, or empty.
         largest: what the bounded quantity cannot exceed anyhow; None where no range of the loss was given.
+        estimate: whether it only stands for the quantity, and does not bound it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Bound:
     assumptions: tuple[Assumption, ...]
     reason: str = ""
     largest: float | None = None
+    estimate: bool = False
 
     @property
     def applies(self) -> bool:
@@ -65,17 +67,23 @@ class Bound:
 
     @property
     def state(self) -> State:
-        """The first that is true of: ``infinite``, ``assumption failed``, ``vacuous``; else ``applies``."""
+        """The first that is true of ``infinite``, ``assumption failed``, ``estimate``, ``vacuous``; else ``not refuted``.
+
+        Not refuted is not proven: some assumptions cannot be checked (ρ over all of parameter space), others were not.
+        """
         if not math.isfinite(self.value):
             return "infinite"
         if not self.applies:
             return "assumption failed"
-        return "vacuous" if self.vacuous else "applies"
+        if self.estimate:
+            return "estimate"
+        return "vacuous" if self.vacuous else "not refuted"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; an infinite value becomes None, which JSON can hold."""
-        finite = self.value if math.isfinite(self.value) else None
-        return {**asdict(self), "value": finite, "applies": self.applies, "vacuous": self.vacuous, "state": self.state}
+        """As plain values; infinite numbers become None, which JSON can hold."""
+        plain = {**asdict(self), "applies": self.applies, "vacuous": self.vacuous, "state": self.state}
+        finite = {name: number if math.isfinite(number) else None for name, number in self.terms.items()}
+        return {**plain, "value": self.value if math.isfinite(self.value) else None, "terms": finite}
 
 
 @dataclass(frozen=True)
@@ -84,22 +92,37 @@ class Checks:
 
     Attributes:
         ridge: λ of the λ‖θ − θ⁰‖² that A minimised with.
-        gradient_norm: ‖∇F(A(S))‖₂ of the objective F that the theorem speaks of. A(S) counts as its minimiser where
-            this adds at most a hundredth to the bound: n‖∇F‖ ≤ ρ/100, since Theorem 1's proof then gives 2ρ(ρ + n‖∇F‖)/(μn).
+        gradient_norm: the largest ‖∇F‖₂ of the objective F that the theorem speaks of, at A(S) and, on Sⁱ, at A(Sⁱ).
+            With ε of it the proof gives ρ(cρ + 2ε)/μ in the place of cρ²/μ; both count as minimisers where that is at
+            most a hundredth more.
         mask_changes: the largest number of coordinates by which the mask chosen on an Sⁱ differs from that on S. The
             proofs compare minimisers over one and the same set.
+        replicas_checked: for how many i the curvature on Sⁱ was taken at A(S) and at A(Sⁱ) as well, Λ_min being the least.
         residual: of the computed Λ_min; within it the sign is not decided.
         loss_bound: C with 0 ≤ ℓ ≤ C, so that a loss difference above C is vacuous.
+
+    Raises:
+        UsageError: a number that is negative or not finite.
     """
 
     ridge: float | None = None
     gradient_norm: float | None = None
     mask_changes: int | None = None
+    replicas_checked: int = 0
     residual: float = 0.0
     loss_bound: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("ridge", "gradient_norm", "mask_changes", "replicas_checked", "residual", "loss_bound"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"{name} = {value}: use a finite number of at least 0")
+
 
 LIPSCHITZ = Assumption("loss is ρ-Lipschitz", None, "a measured ρ is the largest gradient seen, a lower estimate")
+
+
+SYMMETRIC = Assumption("A is symmetric in S", None, "a fixed order of batches is not, a full batch is")
 
 
 def at_most(loss_bound: float) -> Assumption:
@@ -122,14 +145,20 @@ def check_sparsity(sparsity: float) -> None:
 
 
 def check_n(n: int) -> None:
-    if n < 2:
+    if not n >= 2:
         raise UsageError(f"n = {n}: leaving one out needs n ≥ 2")
+    if n != int(n):
+        raise UsageError(f"n = {n}: use a whole number of examples")
+
+
+def check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise UsageError(f"δ = {delta} is outside (0, 1): it is the probability that the bound may fail")
 
 
 def check_risk(loss_bound: float, delta: float, empirical_risk: float) -> None:
     if not (math.isfinite(loss_bound) and loss_bound > 0):
         raise UsageError(f"loss bound C = {loss_bound}: use a finite positive number")
-    if not 0 < delta < 1:
-        raise UsageError(f"δ = {delta} is outside (0, 1): it is the probability that the bound may fail")
+    check_delta(delta)
     if not 0 <= empirical_risk <= loss_bound:
         raise UsageError(f"empirical risk = {empirical_risk} is outside [0, C] with C = {loss_bound}")

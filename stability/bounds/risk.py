@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from stability.bounds.base import Assumption, Bound, Checks, at_most, check_n, check_risk
+from stability.bounds.base import SYMMETRIC, Assumption, Bound, Checks, at_most, check_n, check_risk
 from stability.bounds.pointwise import pointwise_hypothesis_stability
 from stability.errors import UsageError
 
@@ -54,7 +54,7 @@ def generalization(
         terms={**first.terms, "loss_bound": loss_bound, "delta": delta, "empirical_risk": empirical_risk},
         equation="R̂ + sqrt((C² + 24 C ρ² / (Λ_min + 2 (1 − p))) / (2 n δ))",
         source="Fu et al. 2023, Theorem 2",
-        assumptions=(*first.assumptions, bound.assumptions[0]),
+        assumptions=(*first.assumptions, *bound.assumptions[:2]),
         reason=first.reason,
         largest=loss_bound,
     )
@@ -104,6 +104,7 @@ def generalization_from_stability(
         source="Bousquet & Elisseeff 2002, Theorem 11, with both stabilities apart",
         assumptions=(
             at_most(loss_bound),
+            SYMMETRIC,
             Assumption("β₁ and β₂ are expectations over S", None, "measured values stand for them"),
         ),
         reason="" if math.isfinite(value) else "a stability is infinite",
@@ -140,7 +141,11 @@ def generalization_from_uniform_stability(uniform: float, n: int, loss_bound: fl
         terms={"uniform": uniform, "n": n, "loss_bound": loss_bound, "delta": delta, "empirical_risk": empirical_risk},
         equation="R̂ + 2β + (4nβ + C) sqrt(ln(1/δ) / (2n))",
         source="Bousquet & Elisseeff 2002, Theorem 12",
-        assumptions=(at_most(loss_bound), Assumption("β is uniform over S, i and z", None, "one S gives a lower estimate")),
+        assumptions=(
+            at_most(loss_bound),
+            SYMMETRIC,
+            Assumption("β is uniform over S, i and z", None, "one S gives a lower estimate"),
+        ),
         reason="" if math.isfinite(value) else "the uniform stability is infinite",
         largest=loss_bound,
     )

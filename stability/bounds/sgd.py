@@ -41,7 +41,7 @@ def sgd_convex(lipschitz: float, smoothness: float, learning_rates: Sequence[flo
     steepest = float(rates.max(initial=0))
     return Bound(
         name="uniform stability in expectation",
-        value=2 * lipschitz**2 * float(rates.sum()) / n,
+        value=2 * lipschitz * lipschitz * float(rates.sum()) / n,
         terms={"lipschitz": lipschitz, "smoothness": smoothness, "sum of learning rates": float(rates.sum()), "n": n},
         equation="2 ρ² Σ_t α_t / n",
         source="Hardt, Recht & Singer 2016, Theorem 3.8",
@@ -80,10 +80,12 @@ def sgd_nonconvex(lipschitz: float, smoothness: float, rate_scale: float, steps:
     for name, number in (("rate scale c", rate_scale), ("loss bound C", loss_bound)):
         if not (math.isfinite(number) and number > 0):
             raise UsageError(f"{name} = {number}: use a finite positive number")
-    if steps < 1:
-        raise UsageError(f"steps T = {steps}: use at least 1")
+    if not (steps >= 1 and steps == int(steps)):
+        raise UsageError(f"steps T = {steps}: use a whole number of at least 1")
     bc = smoothness * rate_scale
-    value = (1 + 1 / bc) / (n - 1) * (2 * rate_scale * lipschitz**2 / loss_bound) ** (1 / (bc + 1)) * steps ** (bc / (bc + 1))
+    value = (
+        (1 + 1 / bc) / (n - 1) * (2 * rate_scale * lipschitz * lipschitz / loss_bound) ** (1 / (bc + 1)) * steps ** (bc / (bc + 1))
+    )
     return Bound(
         name="uniform stability in expectation",
         value=loss_bound * value,

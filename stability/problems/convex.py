@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
+from stability import solvable
 from stability.errors import UsageError
-from stability.solvable import Array, Solvable, linear_regression, logistic_regression, quadratic
+from stability.solvable import Array, Solvable
 
-__all__ = ["CONVEX", "linear", "logistic", "quadratics"]
+__all__ = ["CONVEX", "linear", "logistic", "quadratic"]
 
 _POOL = 1000  # generated examples
 _PRETRAINING = 1 / 4  # of the pool
@@ -73,7 +74,7 @@ def logistic(n: int = 100, seed: int = 0, data: str = "generated", d: int = 20) 
     return _split("logistic", x, y, n, seed, data)
 
 
-def quadratics(n: int = 100, seed: int = 0, d: int = 20, rotated: bool = False) -> Solvable:
+def quadratic(n: int = 100, seed: int = 0, d: int = 20, rotated: bool = False) -> Solvable:
     """Quadratic losses ½(θ − c_i)ᵀ H (θ − c_i) of one Hessian with eigenvalues 1, ½, …, 1/d and c_i ~ N(c, I).
 
     Args:
@@ -86,7 +87,7 @@ def quadratics(n: int = 100, seed: int = 0, d: int = 20, rotated: bool = False) 
         UsageError: n out of range.
 
     Example:
-        >>> quadratics(n=10, d=5).problem.m
+        >>> quadratic(n=10, d=5).problem.m
         5
     """
     _check_size(n, _POOL)
@@ -94,11 +95,11 @@ def quadratics(n: int = 100, seed: int = 0, d: int = 20, rotated: bool = False) 
     axes = np.linalg.qr(draw.standard_normal((d, d)))[0] if rotated else np.eye(d)
     hessian = (axes / np.arange(1, d + 1)) @ axes.T
     centres = draw.standard_normal(d) + draw.standard_normal((_POOL, d))
-    solvable = quadratic(hessian, centres[:n], 0.5 * draw.standard_normal(d), centres[n:])
-    return _named(solvable, "quadratic", {"n": n, "seed": seed, "d": d, "rotated": rotated})
+    made = solvable.quadratic(hessian, centres[:n], 0.5 * draw.standard_normal(d), centres[n:])
+    return _named(made, "quadratic", {"n": n, "seed": seed, "d": d, "rotated": rotated})
 
 
-CONVEX: dict[str, Callable[..., Solvable]] = {"linear": linear, "logistic": logistic, "quadratic": quadratics}
+CONVEX: dict[str, Callable[..., Solvable]] = {"linear": linear, "logistic": logistic, "quadratic": quadratic}
 """Maker of each solvable problem by its name."""
 
 
@@ -123,14 +124,14 @@ def _split(name: str, x: Array, y: Array, n: int, seed: int, data: str) -> Solva
     order = np.random.default_rng(seed).permutation(len(x))
     old, rest = np.split(order, [int(_PRETRAINING * len(x))])
     _check_size(n, len(rest))
-    make = linear_regression if name == "linear" else logistic_regression
+    make = solvable.linear_regression if name == "linear" else solvable.logistic_regression
     start = make(x[old], y[old]).minimise(ridge=0.1)
-    solvable = make(x[rest[:n]], y[rest[:n]], start, (x[rest[n:]], y[rest[n:]]))
-    return _named(solvable, name, {"data": data, "n": n, "d": x.shape[1], "seed": seed})
+    made = make(x[rest[:n]], y[rest[:n]], start, (x[rest[n:]], y[rest[n:]]))
+    return _named(made, name, {"data": data, "n": n, "d": x.shape[1], "seed": seed})
 
 
-def _named(solvable: Solvable, name: str, settings: dict[str, Any]) -> Solvable:
-    return replace(solvable, problem=replace(solvable.problem, name=name, settings=settings))
+def _named(made: Solvable, name: str, settings: dict[str, Any]) -> Solvable:
+    return replace(made, problem=replace(made.problem, name=name, settings=settings))
 
 
 def _check_size(n: int, pool: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -57,7 +57,7 @@ class FromScores(Selector):
     """A new selector from a score function; see :func:`from_scores`."""
 
     scores: ScoreFunction
-    sparsity: float
+    sparsity: float = field()
     scope: Scope = "global"
     label: str = ""
 

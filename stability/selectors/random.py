@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -24,7 +24,7 @@ class Random(Selector):
         264
     """
 
-    sparsity: float
+    sparsity: float = field()
     scope: Scope = "global"
 
     name: ClassVar[str] = "random"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -64,7 +64,7 @@ class MagPruning(Selector):
         264
     """
 
-    sparsity: float
+    sparsity: float = field()
     scope: Scope = "global"
 
     name: ClassVar[str] = "magnitude"

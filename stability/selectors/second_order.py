@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from stability.curvature import Curvature, diagonal
 from stability.errors import UsageError
-from stability.gradients import gauss_newton_diagonals, per_example_gradients
+from stability.gradients import gauss_newton_diagonals, per_example_gradients, total
 from stability.masks import Mask, Parameters, Scope, top_k
 from stability.problem import Problem
 from stability.selectors.base import Selector
@@ -33,7 +33,7 @@ class SAM(Selector):
     saddle-free Newton (Dauphin et al. 2014), but not less than ``floor`` times its mean over all coordinates. With
     ``floor=0`` it is Theorem 3's rule to the letter, with an endless one the paper's g².
 
-    When z_i is left out the choice is made anew; the gradients and the exact diagonal by subtraction: nL(θ) − ℓ_i(θ).
+    When z_i is left out the choice is made anew; the constant's from the same sum of gradients: nL(θ) − ℓ_i(θ).
 
     Attributes:
         sparsity: p ∈ (0, 1].
@@ -41,8 +41,9 @@ class SAM(Selector):
         curvature: ``constant`` for h = 1; ``gauss_newton`` for the exact diagonal of the Gauss–Newton matrix;
             ``hutchinson`` for that of the Hessian, estimated.
         probes: of Hutchinson's estimate.
-        floor: the least |h_j| that counts, as a multiple of mean |h|; finite and ≥ 0. The default is where, on
-            ``digits`` with 100 probes, the estimate's standard error lies: below it chance would choose.
+        floor: the least |h_j| that counts, as a multiple of mean |h|; finite and ≥ 0. By default 0 for the exact
+            diagonal, and 1 for Hutchinson's: with 100 probes its standard error on ``digits`` is about mean |h|, and
+            below it chance would choose.
 
     Raises:
         UsageError: a setting out of range.
@@ -53,18 +54,18 @@ class SAM(Selector):
         264
     """
 
-    sparsity: float
+    sparsity: float = field()
     scope: Scope = "global"
     curvature: Literal["constant", "gauss_newton", "hutchinson"] = "constant"
     probes: int = 100
-    floor: float = 1.0
+    floor: float | None = None
 
     uses_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.curvature not in ("constant", "gauss_newton", "hutchinson"):
             raise UsageError(f"unknown curvature {self.curvature!r}: use constant, gauss_newton or hutchinson")
-        if not (math.isfinite(self.floor) and self.floor >= 0):
+        if self.floor is not None and not (math.isfinite(self.floor) and self.floor >= 0):
             raise UsageError(f"floor = {self.floor}: use a finite number of at least 0")
         if self.curvature == "hutchinson" and self.probes < 2:
             raise UsageError(f"probes = {self.probes}: use at least 2")
@@ -73,45 +74,40 @@ class SAM(Selector):
     def name(self) -> str:  # type: ignore[override]
         return "sam" if self.curvature == "constant" else f"sam-{self.curvature}"
 
+    def settings(self) -> dict[str, Any]:
+        """Without those that the chosen ``curvature`` does not use."""
+        unused = {"constant": ("probes", "floor"), "gauss_newton": ("probes",), "hutchinson": ()}[self.curvature]
+        return {name: value for name, value in super().settings().items() if name not in unused}
+
     def select(self, problem: Problem, seed: int) -> Mask:
         start, mask = problem.start(seed), Mask.full(problem.pretrained)
-        gradient = _sum(per_example_gradients(problem, start, problem.train, mask))
+        gradient = total(per_example_gradients(problem, start, problem.train, mask))
         h: Tensor | None = None
         if self.curvature == "gauss_newton":
-            h = _sum(gauss_newton_diagonals(problem, start, problem.train, mask))
+            h = total(gauss_newton_diagonals(problem, start, problem.train, mask))
         elif self.curvature == "hutchinson":
             h = diagonal(Curvature(problem, start, problem.train, mask), self.probes, seed).value.to(gradient.device)
         return self._choose(problem, gradient, h)
 
     def select_each_left_out(self, problem: Problem, left_out: Sequence[int], seed: int) -> Iterator[Mask]:
-        if self.curvature == "hutchinson":
+        if self.curvature != "constant":  # h − h_i cancels where one example bends most
             yield from super().select_each_left_out(problem, left_out, seed)
             return
         start, mask = problem.start(seed), Mask.full(problem.pretrained)
-        gradient = _sum(per_example_gradients(problem, start, problem.train, mask))
-        h = _sum(gauss_newton_diagonals(problem, start, problem.train, mask)) if self.curvature == "gauss_newton" else None
+        gradient = total(per_example_gradients(problem, start, problem.train, mask))
         for i in left_out:
             one = problem.train.take(slice(i, i + 1))
-            without = gradient - _sum(per_example_gradients(problem, start, one, mask))
-            yield self._choose(problem, without, None if h is None else h - _sum(gauss_newton_diagonals(problem, start, one, mask)))
+            yield self._choose(problem, gradient - total(per_example_gradients(problem, start, one, mask)), None)
 
     def _choose(self, problem: Problem, gradient: Tensor, h: Tensor | None) -> Mask:
         """From sums over S: dividing both by n, or h by any constant, changes no order."""
         scores = gradient**2
         if h is not None:
-            sizes = h.abs()
-            least = self.floor * sizes.mean()
-            # Where gradient and curvature are both 0 nothing is gained: the score is 0, not 0/0.
-            scores = torch.where(scores > 0, scores / sizes.clamp_min(least.clamp_min(torch.finfo(torch.float64).tiny)), scores)
+            floor = self.floor if self.floor is not None else float(self.curvature == "hutchinson")
+            ratios = scores / h.abs().clamp_min(floor * h.abs().mean())
+            # Gradient and no curvature at all: first of all. Neither: nothing is gained, the score is 0 and not 0/0.
+            scores = torch.where(scores > 0, ratios.nan_to_num(posinf=torch.finfo(ratios.dtype).max), scores)
         return top_k(_named(scores, problem.pretrained), self.sparsity, self.scope)
-
-
-def _sum(blocks: Iterator[Tensor]) -> Tensor:
-    """The sum over all examples of all blocks, float64."""
-    total = torch.zeros((), dtype=torch.float64)
-    for block in blocks:
-        total = total.to(block.device) + block.double().sum(0)
-    return total
 
 
 def _named(vector: Tensor, like: Parameters) -> dict[str, Tensor]:
