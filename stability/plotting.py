@@ -219,6 +219,7 @@ def bounds(frame: pd.DataFrame) -> Figure:
         raise StabilityError("no method was measured at more than one p: there is no curve to draw")
     figure, axes = _figure(2, len(swept), (1.2 + 2.9 * len(swept), 5.6))
     plt.setp(axes, yscale="log")
+    drawn: set[str] = set()
     for column, (method, group) in enumerate(swept):
         top, low = axes[column], axes[column + len(swept)]
         same = np.allclose(group["hard_mask"], group["theorem_1"], equal_nan=True)  # every coordinate is tuned
@@ -232,6 +233,7 @@ def bounds(frame: pd.DataFrame) -> Figure:
         top.plot(p, measured, color="black", marker="o")
         top.plot(p, group["loss_bound"], color="0.6", ls=":", lw=1)
         low.axhline(1, color="black", lw=1)
+        drawn.update(name for name in shown if not group[f"{name}_state"].eq("unknown").all())
         for name in shown:
             values = group[name].to_numpy(dtype=float)
             for ax, y in ((top, values), (low, values / measured)):
@@ -240,12 +242,14 @@ def bounds(frame: pd.DataFrame) -> Figure:
             ax.set(xscale="logit" if method == "regularised" else "log", xlabel="p")
             ax.set_xticks(_apart(p, np.log(p / (1 - p)) if method == "regularised" else np.log(p)))
             ax.xaxis.set_minor_locator(NullLocator())
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:.2g} %"))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:.3g} %"))
         top.set_title("all coordinates, ridge 1 − p" if method == "regularised" else f"hard mask: {_LABELS.get(method, method)}")
     for row, label in ((0, f"loss difference [{_unit(frame)}]"), (1, "divided by the measured")):
         mine = axes[row * len(swept) : (row + 1) * len(swept)]
         limits = [ax.get_ylim() for ax in mine]
         bottom, ceiling = min(low for low, _ in limits), max(high for _, high in limits)
+        if any(line.get_gid() == "infinite" for ax in mine for line in ax.lines):
+            ceiling *= (ceiling / bottom) ** 0.2  # room for the arrows
         for ax, above in zip(mine, axes[: len(swept)], strict=True):
             ax.set(xlim=above.get_xlim(), ylim=(bottom, ceiling))
             arrows = [line for line in ax.lines if line.get_gid() == "infinite"]
@@ -255,7 +259,7 @@ def bounds(frame: pd.DataFrame) -> Figure:
         mine[0].set_ylabel(label)
     handles = [
         Line2D([], [], color="black", marker="o", label=f"measured, mean of {int(summary['seeds'].max())} seeds, 95 %"),
-        *(Line2D([], [], color=colour, marker="o", ms=4, label=label) for label, colour in _BOUNDS.values()),
+        *(Line2D([], [], color=_BOUNDS[name][1], marker="o", ms=4, label=_BOUNDS[name][0]) for name in _BOUNDS if name in drawn),
         Line2D([], [], color="0.6", ls=":", label="largest loss: at or above it a bound is vacuous"),
         Line2D([], [], color="0.3", ls="--", marker="o", mfc="none", ms=4, label="vacuous (in some seed)"),
         Line2D([], [], color="0.3", ls="--", marker="x", ms=5, label="an assumption failed (in some seed)"),
@@ -277,10 +281,10 @@ _BOUNDS = {
 
 
 def _apart(p: np.ndarray, places: np.ndarray) -> list[float]:
-    """Those of ``p`` whose ticks do not touch: a seventh of the axis apart, the last one always."""
+    """Those of ``p`` whose ticks do not touch: a sixth of the axis apart, the last one always."""
     kept = [len(p) - 1]
     for i in range(len(p) - 2, -1, -1):
-        if places[kept[-1]] - places[i] >= np.ptp(places) / 7:
+        if places[kept[-1]] - places[i] >= np.ptp(places) / 6:
             kept.append(i)
     return [float(p[i]) for i in kept]
 
@@ -289,7 +293,7 @@ def _bound_line(ax: Axes, p: np.ndarray, values: np.ndarray, states: list[str], 
     """Segment by segment: solid only between two points that are neither vacuous nor refuted."""
     for i in range(len(p) - 1):
         if np.isfinite(values[i : i + 2]).all():
-            solid = states[i] == states[i + 1] == "not refuted"
+            solid = {states[i], states[i + 1]} <= {"not refuted", "estimate"}
             ax.plot(p[i : i + 2], values[i : i + 2], color=colour, ls="-" if solid else (0, (3, 2)), lw=1.3 if solid else 0.9)
     marks = {"not refuted": ("o", colour), "estimate": ("o", colour), "vacuous": ("o", "white"), "assumption failed": ("x", colour)}
     for state, (marker, fill) in marks.items():
