@@ -230,6 +230,9 @@ def least_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_resta
 def greatest_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30) -> Eigenvalue:
     """Λ_max, as :func:`least_eigenvalue` finds Λ_min; of a Hessian it is the sharpness, and b where ℓ is b-smooth.
 
+    Raises:
+        UsageError: a tolerance that is not positive, or no restarts.
+
     Example:
         >>> from stability.solvable import linear_regression
         >>> p = linear_regression(np.eye(3) * [1.0, 2.0, 3.0], np.zeros(3)).problem

@@ -40,6 +40,9 @@ def per_example_gradients(
     Yields:
         (B, k) in the parameters' precision, in the order of ``examples``.
 
+    Raises:
+        UsageError: no examples.
+
     Example:
         >>> from stability.problems import load
         >>> problem = load("digits")
@@ -73,6 +76,9 @@ def per_example_jacobians(
 
     Yields:
         (B, C, k) in the parameters' precision, in the order of ``examples``.
+
+    Raises:
+        UsageError: no examples.
 
     Example:
         >>> from stability.problems import load
@@ -110,6 +116,9 @@ def gauss_newton_diagonals(
     Yields:
         (B, k) in the parameters' precision, in the order of ``examples``.
 
+    Raises:
+        UsageError: no examples.
+
     Example:
         >>> from stability.solvable import linear_regression
         >>> import numpy as np
@@ -134,6 +143,9 @@ def gradient_norms(
 
     The largest of them over the points at hand is the measured ρ: a lower estimate of the Lipschitz constant of ℓ.
 
+    Raises:
+        UsageError: no examples.
+
     Example:
         >>> from stability.problems import load
         >>> problem = load("digits", n=10)
@@ -145,7 +157,12 @@ def gradient_norms(
 
 
 def total(parts: Iterator[Tensor]) -> Tensor:
-    """The sum over all examples of all blocks, one block at a time: float64 (k,)."""
+    """The sum over all examples of all blocks (B, k), one block at a time: float64 (k,).
+
+    Example:
+        >>> total(iter([torch.ones(2, 3), torch.ones(1, 3)]))
+        tensor([3., 3., 3.], dtype=torch.float64)
+    """
     result = torch.zeros((), dtype=torch.float64)
     for part in parts:
         result = result.to(part.device) + part.double().sum(0)
@@ -168,6 +185,13 @@ def blocks(
 
     Raises:
         UsageError: no examples.
+
+    Example:
+        >>> from stability.problems import load
+        >>> problem = load("digits", n=10)
+        >>> start = problem.start(seed=0)
+        >>> [len(block) for block in blocks(problem, start, problem.train, Mask.full(start), at_most=4)]
+        [4, 4, 2]
     """
     if len(examples) == 0:
         raise UsageError("derivatives of no examples: give at least 1")

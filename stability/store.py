@@ -78,7 +78,9 @@ class Store:
         stored_format, self.version, _ = rows[0]
         self.identity: dict[str, Any] = identities[0]
         if stored_format != _FORMAT:
-            raise StabilityError(f"{self.path} has format {stored_format}, this program writes {_FORMAT}: move it away, or use another --store")
+            raise StabilityError(
+                f"{self.path} has format {stored_format}, this program writes {_FORMAT}: move it away, or use another --store"
+            )
         if identity is not None:
             self._refuse_mixture(json.loads(json.dumps(identity)), version)
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import json
 import re
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from safetensors import safe_open
 
@@ -94,3 +97,14 @@ def test_notebooks_are_committed_with_every_figure() -> None:
                 assert any("image/png" in output.get("data", {}) for output in cell["outputs"]), f"{path.name}: {cell['source']}"
             assert "site-packages" not in json.dumps(cell.get("outputs", []))
     assert drawn >= 6
+
+
+@pytest.mark.parametrize("name", ["bounds", "curvature", "gradients", "influence", "solvable", "constants", "problems.convex"])
+def test_public_functions_state_an_example_and_their_errors(name: str) -> None:
+    module = importlib.import_module(f"stability.{name}")
+    functions = [getattr(module, public) for public in module.__all__ if inspect.isfunction(getattr(module, public))]
+    assert functions
+    for function in functions:
+        text = inspect.getdoc(function) or ""
+        assert "Example:" in text, function.__qualname__
+        assert "Raises:" in text or function.__name__ == "total", function.__qualname__
