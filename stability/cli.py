@@ -134,7 +134,13 @@ def _loo(options: argparse.Namespace) -> None:
     problem = _problem(options)
     algorithm = _algorithm(options)
     retrainings = options.retrainings
-    check_delta(options.delta)
+    if not options.bounds and (options.check_replicas is not None or options.delta is not None):
+        raise UsageError("--check-replicas and --delta belong to --bounds: add it, or leave them out")
+    delta = 0.1 if options.delta is None else options.delta
+    check_delta(delta)
+    replicas_to_check = 2 if options.check_replicas is None else options.check_replicas
+    if replicas_to_check < 0:
+        raise UsageError(f"check_replicas = {replicas_to_check}: use at least 0")
     if options.estimator == "exact" and retrainings not in (None, problem.n):
         raise UsageError(f"--estimator exact retrains all n = {problem.n}: leave --retrainings {retrainings} out, or use sampled")
     if options.estimator == "sampled" and retrainings is None:
@@ -152,8 +158,8 @@ def _loo(options: argparse.Namespace) -> None:
     found: dict[str, bounds.Bound] = {}
     notes: tuple[str, ...] = ()
     if options.bounds:
-        constants = measure_constants(estimate, options.check_replicas)
-        found, notes = measured_bounds(estimate, constants, options.delta), constants.notes
+        constants = measure_constants(estimate, replicas_to_check)
+        found, notes = measured_bounds(estimate, constants, delta), constants.notes
     if options.json:
         what = {"problem": problem.name, "problem_settings": dict(problem.settings), "reselect": not options.keep_mask}
         how = {"algorithm": {**algorithm.settings(), "seed": algorithm.seed}}
@@ -185,7 +191,7 @@ def _loo(options: argparse.Namespace) -> None:
     if estimate.value <= estimate.noise_floor:
         print("\nThe value is not above its noise floor: it is not a result.")
     if found:
-        print(f"\nBounds from the constants measured on these runs (δ = {options.delta:g} for the expected loss):")
+        print(f"\nBounds from the constants measured on these runs (δ = {delta:g} for the expected loss):")
         _print_bounds(found)
         print("".join(f"  {note}\n" for note in notes), end="")
 
@@ -341,9 +347,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--bounds", action="store_true", help="measure the constants as well, and print every bound")
     sub.add_argument(
-        "--check-replicas", type=int, default=2, metavar="K", help="with --bounds: take the curvature at K of the A(Sⁱ) too"
+        "--check-replicas", type=int, metavar="K", help="with --bounds: take the curvature at K of the A(Sⁱ) too (by default 2)"
     )
-    sub.add_argument("--delta", type=float, default=0.1, help="δ of the bounds on the expected loss")
+    sub.add_argument("--delta", type=float, help="with --bounds: δ of those on the expected loss (by default 0.1)")
     sub.add_argument("--schedule", choices=("constant", "linear"), help="of the learning rate (by default constant)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     sub.add_argument("--threads", type=int, help="threads of this process (by default torch's choice)")

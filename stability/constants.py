@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from stability.bounds import Bound, Checks
 from stability.bounds.base import check_delta
 from stability.curvature import Curvature, Eigenvalue, least_eigenvalue
 from stability.errors import StabilityError, UsageError
-from stability.gradients import per_example_gradients
+from stability.gradients import per_example_gradients, total
 from stability.influence import first_order_changes
 from stability.leave_one_out import StabilityEstimate
 from stability.masks import Mask, Parameters
@@ -30,7 +31,7 @@ class Constants:
     Attributes:
         lipschitz: ρ, the largest ‖∇ℓ(θ, z)‖₂ over all parameters seen at A(S) on train and test examples and at each
             A(Sⁱ) on z_i. A lower estimate where a true Lipschitz constant covers all of parameter space; for a linear
-            model with squared or logistic loss it is exactly the constant that Theorem 1's proof needs.
+            model with squared or logistic loss, and every i left out, exactly the constant that Theorem 1's proof needs.
         tuned_lipschitz: ρ_I, the same over the tuned coordinates.
         least_eigenvalue: Λ_min of the Hessian of the mean loss over all parameters: the least of those taken.
         tuned_least_eigenvalue: Λ_min(H_II), the same over the tuned coordinates.
@@ -59,7 +60,7 @@ class Constants:
     notes: tuple[str, ...] = ()
 
 
-def measure_constants(estimate: StabilityEstimate, check_replicas: int = 0) -> Constants:
+def measure_constants(estimate: StabilityEstimate, check_replicas: int = 0, memory_budget: int | None = None) -> Constants:
     """ρ, Λ_min, C, R̂ and the rest, of the models behind a leave-one-out measurement.
 
     Args:
@@ -67,6 +68,7 @@ def measure_constants(estimate: StabilityEstimate, check_replicas: int = 0) -> C
         check_replicas: take the curvature on Sⁱ at A(S) and at A(Sⁱ) as well, for as many i, those that moved most, and
             use the least: Theorem 1 assumes that the curvature does not fall between A(S) and A(Sⁱ). More than were
             left out means all of them.
+        memory_budget: bytes for one block of examples; an eighth of what is free by default.
 
     Raises:
         UsageError: ``check_replicas`` is negative.
@@ -86,11 +88,11 @@ def measure_constants(estimate: StabilityEstimate, check_replicas: int = 0) -> C
     finished = table[table["failed_step"] < 0]
     left = [(row, int(i)) for row, (i, step) in enumerate(zip(table["index"], table["failed_step"], strict=True), 1) if step < 0]
 
-    norms = [_norms(problem, model, examples, mask) for examples in (problem.train, problem.test)]
-    slopes = [_slope(replicas, 0, problem.train)]
+    norms = [_norms(problem, model, examples, mask, memory_budget) for examples in (problem.train, problem.test)]
+    slopes = [_slope(replicas, 0, problem.train, memory_budget)]
     for row, i in left:
-        norms.append(_norms(problem, replicas.parameters(row), problem.train.take(slice(i, i + 1)), mask))
-        slopes.append(_slope(replicas, row, problem.train.without(i)))
+        norms.append(_norms(problem, replicas.parameters(row), problem.train.take(slice(i, i + 1)), mask, memory_budget))
+        slopes.append(_slope(replicas, row, problem.train.without(i), memory_budget))
     largest = torch.cat(norms).max(0).values
     slope = torch.stack(slopes).max(0).values
     losses = [problem.losses(model, examples).detach().double() for examples in (problem.train, problem.test)]
@@ -100,18 +102,21 @@ def measure_constants(estimate: StabilityEstimate, check_replicas: int = 0) -> C
     places = [(model, problem.train)]
     for row, i in moved_most:
         places += [(at, problem.train.without(i)) for at in (model, replicas.parameters(row))]
-    everything = _least(Curvature(problem, at, examples) for at, examples in places)
-    everywhere = mask.count == mask.total
-    tuned = everything if everywhere else _least(Curvature(problem, at, examples, mask) for at, examples in places)
+    matrices = (Curvature(problem, at, examples, memory_budget=memory_budget) for at, examples in places)
+    home, everything = _least(matrices)
+    tuned = everything
+    if mask.count < mask.total:
+        home, tuned = _least(Curvature(problem, at, examples, mask, memory_budget=memory_budget) for at, examples in places)
     notes, changes = [], None
     for name, eigenvalue in (("Λ_min", everything), ("Λ_min(H_II)", tuned)):
         if not eigenvalue.converged:
             notes.append(f"{name} is unknown: Lanczos did not converge in {eigenvalue.products} products")
-    if tuned.converged and tuned.lower + 2 * ridge <= 0:
-        notes.append(f"no middle step: Λ_min(H_II) + 2λ = {tuned.value + 2 * ridge:.3g} ± {tuned.residual:.2g} is not positive")
-    elif tuned.converged:
+    if home.converged and home.value + 2 * ridge <= 0:
+        notes.append(f"no middle step: Λ_min(H_II) + 2λ = {home.value + 2 * ridge:.3g} at A(S) is not positive")
+    elif home.converged:
         try:
-            changes = first_order_changes(Curvature(problem, model, problem.train, mask), ridge, table["index"].tolist())
+            hessian = Curvature(problem, model, problem.train, mask, memory_budget=memory_budget)
+            changes = first_order_changes(hessian, ridge, finished["index"].tolist())
         except StabilityError as error:
             notes.append(f"no middle step: {error}")
     return Constants(
@@ -170,60 +175,52 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
             gradient_norm=gradient_norm,
             mask_changes=int(estimate.per_example["mask_changes"].max()),
             replicas_checked=constants.replicas_checked,
-            residual=2 * eigenvalue.residual,
+            residual=eigenvalue.residual,
             loss_bound=constants.loss_bound if bounded else None,
         )
 
     if (least := constants.least_eigenvalue).converged:
-        first, known = (constants.lipschitz, least.lower, p, n), checks(least, constants.gradient_norm)
+        first, known = (constants.lipschitz, least.value, p, n), checks(least, constants.gradient_norm)
         found["theorem_1"] = bounds.pointwise_hypothesis_stability(*first, checks=known)
         found["theorem_1_sharp"] = bounds.pointwise_hypothesis_stability(*first, sharp=True, checks=known)
         if bounded:
             found["theorem_2"] = bounds.generalization(*first, *risk, checks=known)
     if (tuned := constants.tuned_least_eigenvalue).converged:
-        hard, known = (constants.tuned_lipschitz, tuned.lower, ridge, n), checks(tuned, constants.tuned_gradient_norm)
+        hard, known = (constants.tuned_lipschitz, tuned.value, ridge, n), checks(tuned, constants.tuned_gradient_norm)
         found["hard_mask"] = bounds.hard_mask_stability(*hard, checks=known)
         found["hard_mask_sharp"] = bounds.hard_mask_stability(*hard, sharp=True, checks=known)
     if constants.first_order is not None:
-        largest = constants.loss_bound if bounded else None
-        found["first_order"] = bounds.first_order_stability(constants.first_order.tolist(), largest)
+        known = dataclasses.replace(checks(tuned, constants.tuned_gradient_norm), residual=0.0)
+        found["first_order"] = bounds.first_order_stability(
+            constants.first_order.tolist(), lipschitz=constants.tuned_lipschitz, ridge=ridge, n=n, checks=known
+        )
     if bounded:
         found["theorem_2_measured"] = bounds.generalization_from_stability(estimate.hypothesis.value, estimate.value, n, *risk)
         found["uniform_measured"] = bounds.generalization_from_uniform_stability(estimate.maximum, n, *risk)
     return found
 
 
-def _norms(problem: Problem, parameters: Parameters, examples: Examples, mask: Mask) -> Tensor:
+def _norms(problem: Problem, parameters: Parameters, examples: Examples, mask: Mask, memory_budget: int | None) -> Tensor:
     """‖∇ℓ_i‖₂ over all parameters and over the mask's, (N, 2), from one pass."""
     everything = Mask.full(parameters)
     mine = everything.contains(mask).to(next(iter(parameters.values())).device)
-    gradients = (block.double() for block in per_example_gradients(problem, parameters, examples, everything))
+    gradients = (block.double() for block in per_example_gradients(problem, parameters, examples, everything, memory_budget))
     return torch.cat([torch.stack([block.norm(dim=1), block[:, mine].norm(dim=1)], 1) for block in gradients])
 
 
-def _slope(replicas: Replicas, row: int, examples: Examples) -> Tensor:
+def _slope(replicas: Replicas, row: int, examples: Examples, memory_budget: int | None) -> Tensor:
     """‖∇F‖₂ at one replica over all parameters and over those that it tuned, F on ``examples`` with its ridge: (2,)."""
     problem, algorithm, parameters = replicas.problem, replicas.algorithm, replicas.parameters(row)
-    mine = algorithm.tunable(problem, replicas.masks[row])
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-    loss = problem.losses(leaves, examples).mean()
-    gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    ridge = algorithm.ridge_for(replicas.masks[row])
-    slope = {
-        name: gradient.double() + 2 * ridge * (parameters[name] - replicas.start[name]).double()
-        for (name, gradient) in zip(leaves, gradients, strict=True)
-    }
-    return torch.stack([torch.cat([part.flatten() for part in slope.values()]).norm(), mine.gather(slope).norm()])
+    everything, selected = Mask.full(parameters), replicas.masks[row]
+    mean = total(per_example_gradients(problem, parameters, examples, everything, memory_budget)) / len(examples)
+    moved = (everything.gather(parameters) - everything.gather(replicas.start)).double()
+    slope = mean + 2 * algorithm.ridge_for(selected) * moved
+    mine = everything.contains(algorithm.tunable(problem, selected)).to(slope.device)
+    return torch.stack([slope.norm(), slope[mine].norm()])
 
 
-def _least(matrices: Iterable[Curvature]) -> Eigenvalue:
-    """The least of their least eigenvalues, one matrix at a time; not converged where any is not."""
-    least: Eigenvalue | None = None
-    for matrix in matrices:
-        found = least_eigenvalue(matrix)
-        if not found.converged:
-            return found
-        if least is None or found.lower < least.lower:
-            least = found
-    assert least is not None
-    return least
+def _least(matrices: Iterable[Curvature]) -> tuple[Eigenvalue, Eigenvalue]:
+    """The first one's least eigenvalue, and the least of all, not converged where any is not; one matrix at a time."""
+    found = [least_eigenvalue(matrix) for matrix in matrices]
+    lost = [eigenvalue for eigenvalue in found if not eigenvalue.converged]
+    return found[0], lost[0] if lost else min(found, key=lambda eigenvalue: eigenvalue.value - eigenvalue.residual)

@@ -1,7 +1,7 @@
-"""Second derivatives by products alone: the Hessian or Gauss–Newton matrix, its extreme eigenvalues, diagonal, inverse.
+"""Second derivatives by products alone: the Hessian or Gauss–Newton matrix, its extreme eigenvalues and diagonal.
 
 Everything after :class:`Curvature` works on any :class:`SymmetricMatrix`. Products run in the parameters' precision,
-blocks of examples are added in float64, and what is made of them (Lanczos, conjugate gradients, means) is float64.
+blocks of examples are added in float64, and what is made of them (Lanczos, means) is float64.
 """
 
 from __future__ import annotations
@@ -195,11 +195,6 @@ class Eigenvalue:
     residual: float
     products: int
     converged: bool
-
-    @property
-    def lower(self) -> float:
-        """``value − residual``: what a bound that needs Λ_min from below takes, since a Ritz value lies above it."""
-        return self.value - self.residual
 
 
 def least_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30) -> Eigenvalue:

@@ -49,20 +49,24 @@ def solve(matrix: SymmetricMatrix, vectors: Tensor, shift: float = 0.0, toleranc
         raise UsageError(f"vectors have shape {tuple(vectors.shape)}: (s, k) with k = {matrix.size} expected")
     if not math.isfinite(shift):
         raise UsageError(f"shift = {shift}: use a finite number")
-    residual = vectors.double().cpu()
+    if not bool(torch.isfinite(vectors).all()):
+        raise UsageError("vectors: some entries are not finite")
+    sizes = vectors.double().cpu().norm(dim=1, keepdim=True)
+    residual = vectors.double().cpu() / torch.where(sizes > 0, sizes, 1.0)  # of unit norm, so that no square underflows
+    unit = residual
     x, direction = torch.zeros_like(residual), residual
     square = (residual**2).sum(1)
-    square_norm, target = square, tolerance**2 * square
+    target = tolerance**2 * square
     for _ in range(max_steps + 1):
         rows = torch.nonzero(square > target).squeeze(1)  # those that are done cost no more products
         if len(rows) == 0:
-            true = (vectors.double().cpu() - matrix.product(x) - shift * x).norm(dim=1)
-            worst = float((true / square_norm.sqrt().clamp_min(torch.finfo(torch.float64).tiny)).max())
-            if worst > 10 * tolerance:
+            worst = float((unit - matrix.product(x) - shift * x).norm(dim=1).max()) if len(x) else 0.0
+            if not worst <= 10 * tolerance:
                 raise StabilityError(
                     f"relative residual {worst:.2g} instead of {tolerance:g}: the precision of the products is used up"
                 )
-            return x
+            result: Tensor = sizes * x
+            return result
         d = direction[rows]
         image = matrix.product(d) + shift * d
         bend = (d * image).sum(1)

@@ -13,7 +13,7 @@ __all__ = ["Minimum", "minimise"]
 
 _SUFFICIENT = 1e-4  # of the decrease that the slope promises: Armijo's condition (Nocedal & Wright 2006, section 3.1)
 _HALVINGS = 40
-_PATIENCE = 20  # steps without progress after which a row's precision is used up
+_PATIENCE = 100  # steps without progress, taken together, after which a row's precision is used up
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,8 @@ def minimise(
     """Minimise F_1 … F_r, each by L-BFGS (Nocedal & Wright 2006, algorithm 7.5) with its own backtracking line search.
 
     A row stops once ‖∇F‖₂ ≤ tolerance, once it is not finite, or once its precision is used up: no step along its
-    direction and none along its gradient decreases it, or for 20 steps neither F nor ‖∇F‖ fell.
+    direction and none along its gradient decreases it, or in 100 steps together F fell by no more than rounding and ‖∇F‖
+    by less than a tenth.
 
     Args:
         objective: (r, K) → F (r,) and ∇F (r, K); one row's results depend on that row alone.
@@ -62,7 +63,7 @@ def minimise(
     steep = torch.zeros_like(stuck)  # rows that go along the gradient, for their direction failed
     slack = 8 * torch.finfo(values.dtype).eps  # a decrease below it is rounding
     idle = torch.zeros_like(value, dtype=torch.int64)
-    least = gradient.norm(dim=1)
+    lowest, least = value, gradient.norm(dim=1)  # when there was progress last
 
     for _ in range(max_steps):
         norms = gradient.norm(dim=1)
@@ -95,8 +96,9 @@ def minimise(
         pairs.append(_pair(moved - values, moved_gradient - gradient))
         steps = steps + (active & ~waiting)
         norms = moved_gradient.norm(dim=1)
-        progress = (moved_value < value - slack * value.abs()) | (norms < 0.9 * least)
-        idle, least = torch.where(progress, 0, idle + 1), torch.minimum(least, norms)
+        progress = (moved_value < lowest - slack * lowest.abs()) | (norms < 0.9 * least)
+        idle = torch.where(progress, 0, idle + 1)
+        lowest, least = torch.where(progress, moved_value, lowest), torch.where(progress, norms, least)
         stuck = stuck | (idle >= _PATIENCE)
         values, value, gradient = moved, moved_value, moved_gradient
     return Minimum(values, gradient.norm(dim=1), steps)

@@ -154,6 +154,8 @@ def train(
     if replica_batch is None:
         replica_batch = plan_batch(problem, algorithm, tunable, r, memory_budget)
     ridges = torch.tensor([[algorithm.ridge_for(mask)] for mask in masks], dtype=first.dtype, device=first.device)
+    if isinstance(algorithm, Minimisation) and not bool((ridges > 0).all()):
+        raise UsageError("λ = 0, for the mask selects everything and ridge='paper' is 1 − p: use a positive ridge")
     steps = algorithm.steps if isinstance(algorithm, FineTuning) else 1
     batches = [index.flip(0) if reverse_batches else index for index in islice(algorithm.batches(problem.n), steps)]
     values, failed = [], []

@@ -141,7 +141,7 @@ def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int |
     try:
         problem = problems.load(study.problem, **{**study.problem_settings, "seed": cell.seed})
         estimate = measure(problem, cell, study.retrainings, device=device, memory_budget=memory_budget)
-        constants = measure_constants(estimate, study.check_replicas)
+        constants = measure_constants(estimate, study.check_replicas, memory_budget)
         return {"status": "ok", **_row(estimate, constants), **_bounds(estimate, constants, study.delta)}
     except UsageError:
         raise

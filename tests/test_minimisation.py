@@ -64,8 +64,21 @@ def test_a_row_whose_precision_is_used_up_stops(dtype: torch.dtype, tolerance: f
         return 3 + (0.5 * scale * (x - target) ** 2 + 0.1 * torch.cos(x)).sum(1), scale * (x - target) - 0.1 * torch.sin(x)
 
     found = minimise(objective, torch.zeros(1, 2, dtype=dtype), tolerance, 1000)
-    assert found.steps[0] < 100
+    assert found.steps[0] < 200
     assert tolerance < found.gradient_norms[0] < 1e3 * torch.finfo(dtype).eps
+
+
+def test_slow_convergence_is_no_lack_of_precision() -> None:
+    """Condition 1e4 beside a large constant: a thousand steps, each with little progress, and the minimum in the end."""
+    scale = torch.logspace(-2, 2, 100, dtype=torch.float64)
+    target = torch.randn(1, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        return 1e3 + (0.5 * scale * (x - target) ** 2).sum(1), scale * (x - target)
+
+    found = minimise(objective, torch.zeros(1, 100, dtype=torch.float64), 1e-9, 5000)
+    assert found.gradient_norms[0] <= 1e-9
+    assert found.steps[0] > 300
 
 
 def test_the_memory_plan_knows_of_the_pairs(digits: Problem) -> None:

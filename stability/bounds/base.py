@@ -98,7 +98,7 @@ class Checks:
         mask_changes: the largest number of coordinates by which the mask chosen on an Sⁱ differs from that on S. The
             proofs compare minimisers over one and the same set.
         replicas_checked: for how many i the curvature on Sⁱ was taken at A(S) and at A(Sⁱ) as well, Λ_min being the least.
-        residual: of the computed Λ_min; within it the sign is not decided.
+        residual: of the computed Λ_min, which is taken off it; within it the sign is not decided.
         loss_bound: C with 0 ≤ ℓ ≤ C, so that a loss difference above C is vacuous.
 
     Raises:

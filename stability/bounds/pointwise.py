@@ -39,7 +39,8 @@ def pointwise_hypothesis_stability(
     Args:
         lipschitz: ρ ≥ 0, a Lipschitz constant of ℓ in θ, at least between A(S) and A(Sⁱ).
         least_eigenvalue: Λ_min of ∇²L, L without the regulariser. It may be negative; then the theorem does not apply
-            as printed, the formula is still evaluated while its denominator is positive, and the bound says both.
+            as printed, the formula is still evaluated while its denominator is positive, and the bound says both. What
+            enters is Λ_min less ``checks.residual``: a Ritz value lies above the eigenvalue.
         sparsity: p ∈ (0, 1].
         n: size of S, at least 2.
         mean_over: whether A(Sⁱ) minimises the mean over the n − 1 examples that ``remaining`` stands for, as printed
@@ -55,7 +56,7 @@ def pointwise_hypothesis_stability(
         0.02
     """
     check_sparsity(sparsity)
-    curvature = least_eigenvalue + 2 * (1 - sparsity)
+    curvature = least_eigenvalue - checks.residual + 2 * (1 - sparsity)
     factor, equation = _stability_form(n, mean_over, sharp)
     return _stability_bound(
         lipschitz,
@@ -110,7 +111,7 @@ def hard_mask_stability(
     """
     if not (math.isfinite(ridge) and ridge >= 0):
         raise UsageError(f"ridge λ = {ridge}: use a finite number of at least 0")
-    curvature = least_eigenvalue + 2 * ridge
+    curvature = least_eigenvalue - checks.residual + 2 * ridge
     factor, equation = _stability_form(n, mean_over, sharp)
     return _stability_bound(
         lipschitz,
@@ -127,15 +128,25 @@ def hard_mask_stability(
     )
 
 
-def first_order_stability(changes: Sequence[float], loss_bound: float | None = None) -> Bound:
+def first_order_stability(
+    changes: Sequence[float],
+    *,
+    lipschitz: float | None = None,
+    ridge: float | None = None,
+    n: int | None = None,
+    checks: Checks = _UNKNOWN,
+) -> Bound:
     """mean_i |(g_i − ḡ)ᵀ (H_II + 2λI)⁻¹ g_i| / (n − 1): the middle step, before the worst cases are taken.
 
     Replacing (H_II + 2λI)⁻¹ by 1/μ_I and every gradient by ρ_I turns it into :func:`hard_mask_stability`. It is what
     leave-one-out stability is to first order in the weight of one example, *not* an upper bound on it.
 
     Args:
-        changes: one for each example left out, from :func:`stability.curvature.first_order_changes`.
-        loss_bound: C, if known.
+        changes: one for each example left out, from :func:`stability.influence.first_order_changes`.
+        lipschitz: ρ_I; with ``ridge`` and ``n`` it is checked whether A(S) was at its minimum, as the step supposes.
+        ridge: λ.
+        n: size of S.
+        checks: what is known of the run.
 
     Raises:
         UsageError: no changes, or some not finite.
@@ -146,17 +157,24 @@ def first_order_stability(changes: Sequence[float], loss_bound: float | None = N
     """
     sizes = np.abs(np.asarray(changes, dtype=np.float64))
     if len(sizes) == 0 or not np.isfinite(sizes).all():
-        raise UsageError(
-            f"{len(sizes)} changes, {int((~np.isfinite(sizes)).sum())} not finite: use at least one, and finite numbers"
-        )
+        odd = int((~np.isfinite(sizes)).sum())
+        raise UsageError(f"{len(sizes)} changes, {odd} not finite: use at least one, and finite numbers")
+    minimises = []
+    if lipschitz is not None and ridge is not None and n is not None:
+        check_n(n)
+        minimises = [_minimises(lipschitz, ridge, "λ", 1 / (n - 1), math.inf, checks)]
     return Bound(
         name="pointwise hypothesis stability to first order",
         value=float(sizes.mean()),
         terms={"examples": len(sizes), "largest": float(sizes.max())},
         equation="mean_i |(g_i − ḡ)ᵀ (H_II + 2λI)⁻¹ g_i| / (n − 1)",
         source="Koh & Liang 2017; the proof of Fu et al. 2023, Theorem 1, before its worst cases",
-        assumptions=(Assumption("leaving one example out is a small change", None, "first order: no upper bound"),),
-        largest=loss_bound,
+        assumptions=(
+            Assumption("leaving one example out is a small change", None, "first order: no upper bound"),
+            _same_mask(checks),
+            *minimises,
+        ),
+        largest=checks.loss_bound,
         estimate=True,
     )
 
@@ -195,7 +213,7 @@ def _stability_bound(
         reason = f"the curvature μ = {curvature:.4g} is not positive: the regularised loss is not strongly convex"
     elif math.isinf(value):
         reason = "too large for a floating-point number"
-    sign = None if abs(least_eigenvalue) < checks.residual else least_eigenvalue >= 0
+    sign = None if -checks.residual <= least_eigenvalue < checks.residual else least_eigenvalue >= 0
     detail = f"Λ_min = {least_eigenvalue:.4g} ± {checks.residual:.2g}; μ = {curvature:.4g}, and the proof needs no more than μ > 0"
     return Bound(
         name="pointwise hypothesis stability",
@@ -211,16 +229,18 @@ def _stability_bound(
                 None,
                 f"looked at, at both ends, for {checks.replicas_checked} i (check_replicas)",
             ),
-            Assumption(
-                "the mask is the same on Sⁱ as on S",
-                None if checks.mask_changes is None else checks.mask_changes == 0,
-                "not stated" if checks.mask_changes is None else f"at most {checks.mask_changes} coordinates differ",
-            ),
+            _same_mask(checks),
             minimises,
         ),
         reason=reason,
         largest=checks.loss_bound,
     )
+
+
+def _same_mask(checks: Checks) -> Assumption:
+    changes = checks.mask_changes
+    detail = "not stated" if changes is None else f"at most {changes} coordinates differ"
+    return Assumption("the mask is the same on Sⁱ as on S", None if changes is None else changes == 0, detail)
 
 
 def _minimises(lipschitz: float, ridge: float, symbol: str, factor: float, curvature: float, checks: Checks) -> Assumption:
@@ -233,9 +253,9 @@ def _minimises(lipschitz: float, ridge: float, symbol: str, factor: float, curva
     if checks.gradient_norm is None:
         return Assumption(name, None, f"{detail}; ‖∇F‖ not measured")
     enough = factor * lipschitz / 200
-    detail = f"{detail}; ‖∇F‖ = {checks.gradient_norm:.2g}, small enough up to {enough:.2g}"
+    detail = f"{detail}; ‖∇F‖ = {checks.gradient_norm:.2g}, small enough up to {enough:.2g}, where it adds 1 %"
     if checks.gradient_norm > enough:
         return Assumption(name, False, detail)
-    if curvature <= checks.residual:
+    if curvature <= 0:
         return Assumption(name, None, f"{detail}: stationary, but μ = {curvature:.4g} does not tell that it is a minimum")
     return Assumption(name, True, f"{detail}; a minimum, at least a local one")

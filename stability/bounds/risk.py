@@ -88,7 +88,7 @@ def generalization_from_stability(
     for name, value in (("hypothesis stability β₁", hypothesis), ("pointwise hypothesis stability β₂", pointwise)):
         if not value >= 0:
             raise UsageError(f"{name} = {value}: use a number of at least 0")
-    value = empirical_risk + math.sqrt((loss_bound**2 + 6 * loss_bound * n * (hypothesis + pointwise)) / (2 * n * delta))
+    value = empirical_risk + math.sqrt((loss_bound * loss_bound + 6 * loss_bound * n * (hypothesis + pointwise)) / (2 * n * delta))
     return Bound(
         name="expected loss",
         value=value,

@@ -83,6 +83,8 @@ def sgd_nonconvex(lipschitz: float, smoothness: float, rate_scale: float, steps:
     if not (steps >= 1 and steps == int(steps)):
         raise UsageError(f"steps T = {steps}: use a whole number of at least 1")
     bc = smoothness * rate_scale
+    if not (math.isfinite(bc) and bc > 0):
+        raise UsageError(f"b c = {bc}: the smoothness {smoothness} and the rate scale {rate_scale} are too far from 1")
     value = (
         (1 + 1 / bc) / (n - 1) * (2 * rate_scale * lipschitz * lipschitz / loss_bound) ** (1 / (bc + 1)) * steps ** (bc / (bc + 1))
     )

@@ -77,7 +77,11 @@ class SAM(Selector):
     def settings(self) -> dict[str, Any]:
         """Without those that the chosen ``curvature`` does not use."""
         unused = {"constant": ("probes", "floor"), "gauss_newton": ("probes",), "hutchinson": ()}[self.curvature]
-        return {name: value for name, value in super().settings().items() if name not in unused}
+        return {name: value for name, value in {**super().settings(), "floor": self._floor}.items() if name not in unused}
+
+    @property
+    def _floor(self) -> float:
+        return float(self.curvature == "hutchinson") if self.floor is None else float(self.floor)
 
     def select(self, problem: Problem, seed: int) -> Mask:
         start, mask = problem.start(seed), Mask.full(problem.pretrained)
@@ -103,10 +107,10 @@ class SAM(Selector):
         """From sums over S: dividing both by n, or h by any constant, changes no order."""
         scores = gradient**2
         if h is not None:
-            floor = self.floor if self.floor is not None else float(self.curvature == "hutchinson")
-            ratios = scores / h.abs().clamp_min(floor * h.abs().mean())
-            # Gradient and no curvature at all: first of all. Neither: nothing is gained, the score is 0 and not 0/0.
-            scores = torch.where(scores > 0, ratios.nan_to_num(posinf=torch.finfo(ratios.dtype).max), scores)
+            ratios = scores / h.abs().clamp_min(self._floor * h.abs().mean())
+            # Gradient and no curvature at all: first of all, by gradient. Neither: nothing is gained, 0 and not 0/0.
+            ratios = torch.where(torch.isinf(ratios), torch.finfo(ratios.dtype).max * (scores / scores.max()), ratios)
+            scores = torch.where(scores > 0, ratios, scores)
         return top_k(_named(scores, problem.pretrained), self.sparsity, self.scope)
 
 
