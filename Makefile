@@ -24,9 +24,11 @@ types: $(READY)
 notebooks: $(READY)  ## run every notebook from top to bottom
 	$(BIN)/pytest --nbmake --override-ini addopts= --override-ini testpaths= notebooks
 
-theory: $(READY)  ## bounds against measured stability, convex (1 minute) and digits (20 minutes); tables and figures
-	$(BIN)/stability run theory-convex --store runs/theory-convex.sqlite --figures runs/figures
-	$(BIN)/stability run theory-digits --store runs/theory-digits.sqlite --figures runs/figures
+theory: $(READY)  ## bounds against measured stability, convex (1 minute) and digits (50 minutes on two cores)
+	$(BIN)/stability run theory-convex --store runs/theory-convex.sqlite
+	$(BIN)/stability figures --store runs/theory-convex.sqlite --out figures --only bounds
+	$(BIN)/stability run theory-digits --store runs/theory-digits.sqlite
+	$(BIN)/stability figures --store runs/theory-digits.sqlite --out figures --only bounds
 
 benchmark: $(READY)  ## against plain loops: replicas a minute, gradients, curvature; bounds on 5000 problems
 	$(BIN)/python -m benchmarks.replicas

@@ -226,7 +226,7 @@ def _print_bounds(found: Mapping[str, bounds.Bound]) -> None:
     """A line a bound, then each assumption once, with the bounds that make it."""
     made: dict[bounds.Assumption, list[str]] = {}
     for name, bound in found.items():
-        print(f"{name}: {bound.value:.6g} [{bound.state}]   {bound.equation}   ({bound.source})")
+        print(f"{name}: {bound}")
         if bound.reason:
             print(f"  {bound.reason}")
         for assumption in bound.assumptions:

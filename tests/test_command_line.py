@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stability import StabilityError, plotting, study
+from stability import StabilityError, plotting, study, tables
 from stability.cli import main
 from stability.masks import Mask
 from stability.selectors import BitFit, Random
@@ -261,6 +261,43 @@ def test_figures_show_the_numbers_of_the_table(small_store: Path, tmp_path: Path
     assert {path.name for path in tmp_path.iterdir()} == {f"small_{name}.{s}" for name in plotting.FIGURES for s in ("png", "pdf")}
     png = (tmp_path / "small_stability.png").read_bytes()
     assert key(SMALL.identity())[:12].encode() in png
+
+
+def test_figure_and_table_of_bounds_tell_their_states(small_store: Path) -> None:
+    """Solid and filled only what is neither vacuous nor refuted; an arrow for the infinite, nothing for the unknown."""
+    frame = study.table(Store(small_store))
+    random = frame["method"] == "random"
+    p_low = frame.loc[random, "sparsity"].min()
+    for name in study.BOUNDS:
+        frame[name], frame[f"{name}_state"] = None, None
+
+    def mark(rows: pd.Series[bool], name: str, value: float | None, state: str) -> None:
+        frame.loc[rows, name] = value
+        frame.loc[rows, f"{name}_state"] = state
+
+    mark(random, "theorem_1", 5.0, "not refuted")
+    mark(random, "first_order", 0.5, "estimate")
+    mark(random, "hard_mask", 7.0, "vacuous")
+    mark(random & (frame["sparsity"] == p_low), "hard_mask_sharp", 6.0, "assumption failed")
+    mark(random & (frame["sparsity"] > p_low), "hard_mask_sharp", None, "infinite")
+    figure = plotting.bounds(frame)
+    lines = {name: [x for x in figure.axes[0].lines if x.get_color() == colour] for name, (_, colour) in plotting._BOUNDS.items()}
+    assert {x.get_linestyle() for x in lines["theorem_1"]} == {"-", "None"}
+    assert {x.get_linestyle() for x in lines["first_order"]} == {"-", "None"}
+    assert {x.get_linestyle() for x in lines["hard_mask"]} == {"--", "None"}
+    hollow = [x for x in lines["hard_mask"] if len(np.asarray(x.get_xdata())) and x.get_marker() == "o"]
+    assert all(x.get_markerfacecolor() == "white" for x in hollow)
+    assert {x.get_marker() for x in lines["hard_mask_sharp"] if len(np.asarray(x.get_xdata()))} == {"x", "$\\uparrow$"}
+    ratio = [
+        np.asarray(x.get_ydata(), dtype=float) for x in figure.axes[1].lines if x.get_color() == plotting._BOUNDS["theorem_1"][1]
+    ]
+    measured = summarise(frame).query("method == 'random'")["stability"].to_numpy()
+    assert any(len(y) == 2 and np.allclose(y, 5.0 / measured) for y in ratio)
+    shown = tables.study_table(frame).query("method == 'random'").set_index("p")
+    assert list(shown["Theorem 1"]) == ["5", "5"]
+    assert list(shown["hard mask"]) == ["7 †", "7 †"]
+    with pytest.raises(StabilityError, match="more than one p"):
+        plotting.bounds(frame[~random])
 
 
 def test_table_as_text_and_json(small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:

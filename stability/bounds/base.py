@@ -55,6 +55,9 @@ class Bound:
     largest: float | None = None
     estimate: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.value:.6g} [{self.state}]   {self.equation}   ({self.source})"
+
     @property
     def applies(self) -> bool:
         """Whether no assumption is known to have failed and the value is finite."""
