@@ -20,45 +20,14 @@ from stability.bounds.base import check_delta
 from stability.constants import measure_constants, measured_bounds
 from stability.errors import StabilityError, UsageError
 from stability.leave_one_out import measure
+from stability.naming import SELECTORS, announced, selector_named
 from stability.problems import PROBLEMS
-from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random, Selector
+from stability.selectors import Selector
 from stability.store import Store
 from stability.study import STUDIES, run, table
 from stability.training import FineTuning, Minimisation
 
-__all__ = ["SELECTORS", "main", "selector_named"]
-
-SELECTORS: dict[str, Callable[..., Selector]] = {
-    "full": FullTuning,
-    "random": Random,
-    "bitfit": BitFit,
-    "magnitude": MagPruning,
-    "sam": SAM,
-}
-"""Selectors by name."""
-
-_DECIDES = ("full", "bitfit")  # the rule itself fixes p
-
-
-def selector_named(name: str, sparsity: float | None, scope: str = "global", curvature: str | None = None) -> Selector:
-    """The selector called ``name``; ``curvature`` is SAM's.
-
-    Raises:
-        UsageError: an unknown name, a sparsity that is missing, or one given to a rule that fixes its own; a curvature for
-            another than SAM.
-    """
-    if name not in SELECTORS:
-        raise UsageError(f"unknown selector {name!r}: there is {', '.join(SELECTORS)}")
-    if curvature is not None and name != "sam":
-        raise UsageError(f"selector {name!r} uses no curvature: leave --curvature {curvature} out, or use sam")
-    if name in _DECIDES:
-        if sparsity is not None and not (name == "full" and sparsity == 1):
-            raise UsageError(f"selector {name!r} decides itself how many parameters it tunes: leave --sparsity {sparsity} out")
-        return SELECTORS[name]()
-    if sparsity is None:
-        raise UsageError(f"selector {name!r} needs --sparsity P, the fraction of parameters that may change, e.g. 0.05")
-    more = {} if curvature is None else {"curvature": curvature}
-    return SELECTORS[name](sparsity=sparsity, scope=scope, **more)
+__all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -238,7 +207,7 @@ def _print_bounds(found: Mapping[str, bounds.Bound]) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    names = {"problems": list(PROBLEMS), "selectors": list(SELECTORS), "studies": list(STUDIES)}
+    names = {"problems": list(PROBLEMS), "selectors": [*SELECTORS, *sorted(announced())], "studies": list(STUDIES)}
     if options.json:
         _print_json(names)
         return
@@ -256,7 +225,7 @@ def _doctor(options: argparse.Namespace) -> None:
 
 
 def _selector(options: argparse.Namespace) -> Selector:
-    return selector_named(options.selector, options.sparsity, options.scope, options.curvature)
+    return selector_named(options.selector, options.sparsity, scope=options.scope, curvature=options.curvature)
 
 
 def _problem(options: argparse.Namespace) -> Any:
@@ -384,10 +353,10 @@ def _add_selection(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--problem", default="digits", help="name of the problem")
     sub.add_argument("--n", type=int, help="training examples (by default the problem's own number)")
     sub.add_argument("--data", help="of the problems linear and logistic: generated, diabetes, breast_cancer")
-    sub.add_argument("--selector", required=True, help="name of the selector, see 'stability list'")
+    sub.add_argument("--selector", required=True, help="its name, see 'stability list', or module:name for your own")
     sub.add_argument("--sparsity", type=float, metavar="P", help="fraction of pretrained parameters that may change, in (0, 1]")
     sub.add_argument(
-        "--scope", choices=("global", "tensor"), default="global", help="compete over all parameters, or within each tensor"
+        "--scope", choices=("global", "tensor"), help="compete over all parameters (the default), or within each tensor"
     )
     sub.add_argument(
         "--curvature",

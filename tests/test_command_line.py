@@ -125,7 +125,7 @@ def test_select_writes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("loo --selector full --minimise 1e-4", 2, "--minimise needs --ridge"),
         ("loo --selector full --minimise 1e-4 --ridge 0", 2, "λ = 0"),
         ("loo --selector full --minimise 1e-4 --ridge 0.5 --steps 3", 2, "--minimise takes no --steps"),
-        ("loo --selector full --curvature hutchinson", 2, "selector 'full' uses no curvature"),
+        ("loo --selector full --curvature hutchinson", 2, "selector 'full' has no curvature"),
         ("loo --selector full --bounds --delta 2", 2, "δ = 2.0 is outside (0, 1)"),
         ("loo --problem digits --data diabetes --selector full", 2, "problem 'digits' has no setting data"),
         ("bounds --lipschitz 1 --least-eigenvalue 0 --sparsity 0.5 --n 9 --loss-bound 1", 2, "needs both --loss-bound"),

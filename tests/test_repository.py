@@ -26,6 +26,7 @@ LAYERS = [
     ["bounds", "curvature", "solvable"],
     ["influence"],
     ["problems", "selectors"],
+    ["naming"],
     ["training"],
     ["replicas"],
     ["leave_one_out", "store"],

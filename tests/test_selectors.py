@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from stability import Problem, UsageError, problems
-from stability.cli import SELECTORS
 from stability.masks import count_for
+from stability.naming import SELECTORS
 from stability.problem import generator
 from stability.problems.digits import _model
 from stability.replicas import train

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -9,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from stability.errors import UsageError
 from stability.masks import Mask, Parameters, Scope, top_k
 from stability.problem import Problem, generator
 
@@ -67,8 +70,18 @@ class FromScores(Selector):
     def name(self) -> str:  # type: ignore[override]
         return self.label or self.scores.__name__
 
+    def settings(self) -> dict[str, Any]:
+        """With a digest of the function's text, so that results of a function never pass for those of its next version."""
+        try:
+            text = inspect.getsource(self.scores)
+        except (OSError, TypeError):  # typed into an interpreter, or not written in Python
+            text = ""
+        return {**super().settings(), "text": hashlib.sha256(text.encode()).hexdigest()[:12]}
+
     def select(self, problem: Problem, seed: int) -> Mask:
-        return top_k(self.scores(problem, generator(seed, "selection")), self.sparsity, self.scope)
+        scores = self.scores(problem, generator(seed, "selection"))
+        _check_scores(self.name, scores, problem.pretrained)
+        return top_k({name: scores[name] for name in problem.pretrained}, self.sparsity, self.scope)
 
 
 def from_scores(scores: ScoreFunction, sparsity: float, scope: Scope = "global", name: str = "") -> FromScores:
@@ -81,6 +94,10 @@ def from_scores(scores: ScoreFunction, sparsity: float, scope: Scope = "global",
         scope: compete over all parameters (``global``) or within each tensor (``tensor``).
         name: for tables and figures; the function's own name by default.
 
+    Raises:
+        UsageError: on selecting: scores whose names or shapes are not those of ``problem.pretrained``, that are not finite,
+            or all equal, which leaves nothing to choose by.
+
     Example:
         >>> from stability.problems import load
         >>> def smallest(problem, generator):
@@ -89,3 +106,18 @@ def from_scores(scores: ScoreFunction, sparsity: float, scope: Scope = "global",
         264
     """
     return FromScores(scores, sparsity, scope, name)
+
+
+def _check_scores(name: str, scores: Parameters, pretrained: Parameters) -> None:
+    missing, unknown = sorted(pretrained.keys() - scores.keys()), sorted(scores.keys() - pretrained.keys())
+    if missing or unknown:
+        parts = [f"{what}: {', '.join(names[:3])}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
+        raise UsageError(f"scores of {name!r} must be named as problem.pretrained; {'; '.join(parts)}")
+    for tensor, score in scores.items():
+        if score.shape != pretrained[tensor].shape:
+            raise UsageError(
+                f"scores of {name!r} for {tensor!r} have shape {tuple(score.shape)}: that of the parameter, "
+                f"{tuple(pretrained[tensor].shape)}, expected"
+            )
+    if len({float(end) for score in scores.values() if score.numel() for end in (score.min(), score.max())}) == 1:
+        raise UsageError(f"scores of {name!r} are all equal: there is nothing to choose by; 'random' chooses by chance")

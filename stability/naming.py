@@ -1,0 +1,101 @@
+"""Names → selectors: the built-in ones, those that installed packages announce, and ``module:name``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+from stability.errors import UsageError
+from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random, Selector, from_scores
+
+__all__ = ["ENTRY_POINTS", "SELECTORS", "announced", "selector_named"]
+
+SELECTORS: dict[str, Callable[..., Selector]] = {
+    "full": FullTuning,
+    "random": Random,
+    "bitfit": BitFit,
+    "magnitude": MagPruning,
+    "sam": SAM,
+}
+"""The built-in selectors by name."""
+
+ENTRY_POINTS = "stability.selectors"
+"""Group of the entry points by which a package announces selectors of its own."""
+
+
+def announced() -> dict[str, metadata.EntryPoint]:
+    """What installed packages announce under ``[project.entry-points."stability.selectors"]``, by name."""
+    return {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def selector_named(name: str, sparsity: float | None = None, **options: Any) -> Selector:
+    """The selector called ``name``, with its p and its options.
+
+    Args:
+        name: a built-in name; one that a package announces; or ``module:name``, where the module is looked for in the
+            current folder first, and the name stands for a function (problem, generator) → scores, a :class:`Selector`
+            class, or a selector.
+        sparsity: p; needed unless the selector's rule decides it.
+        options: such as ``scope`` and ``curvature``; None stands for not given.
+
+    Raises:
+        UsageError: an unknown name, a module or object that is not there or is no selector, a p that is missing or
+            one too many, an option that the selector does not have.
+
+    Example:
+        >>> selector_named("sam", 0.05).settings()["name"]
+        'sam'
+    """
+    found: Any = SELECTORS.get(name) or _find(name)
+    given = {option: value for option, value in {"sparsity": sparsity, **options}.items() if value is not None}
+    if isinstance(found, Selector):
+        if given:
+            raise UsageError(f"{name!r} is a selector with its settings made: leave {', '.join(given)} out")
+        return found
+    if inspect.isclass(found) and not issubclass(found, Selector):
+        raise UsageError(f"{name!r} is {found!r}: give a function (problem, generator) → scores, or a Selector")
+    made: Callable[..., Selector] = found if inspect.isclass(found) or name in SELECTORS else partial(from_scores, found)
+    known = inspect.signature(made).parameters
+    if "sparsity" not in known:
+        if found is FullTuning and sparsity == 1:
+            del given["sparsity"]
+        if "sparsity" in given:
+            raise UsageError(f"selector {name!r} decides itself how many parameters it tunes: leave --sparsity {sparsity} out")
+    elif sparsity is None and known["sparsity"].default is inspect.Parameter.empty:
+        raise UsageError(f"selector {name!r} needs --sparsity P, the fraction of parameters that may change, e.g. 0.05")
+    if odd := sorted(given.keys() - known.keys()):
+        raise UsageError(f"selector {name!r} has no {', '.join(odd)}: leave it out; there is {', '.join(known)}")
+    return made(**given)
+
+
+def _find(name: str) -> Any:
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        entries = announced()
+        if name not in entries:
+            names = ", ".join([*SELECTORS, *sorted(entries)])
+            raise UsageError(f"unknown selector {name!r}: there is {names}, and module:name for one of your own")
+        return _callable(name, entries[name].load())
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the console script, unlike python -m, does not look into the current folder
+    try:
+        holder = importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"selector {name!r}: cannot import module {module!r}: {error}; is it in this folder, or installed?"
+        ) from error
+    if not hasattr(holder, attribute):
+        known = [own for own, value in vars(holder).items() if callable(value) and not own.startswith("_")]
+        raise UsageError(f"selector {name!r}: module {module!r} has no {attribute!r}; there is {', '.join(known) or 'nothing'}")
+    return _callable(name, getattr(holder, attribute))
+
+
+def _callable(name: str, found: Any) -> Any:
+    if not (callable(found) or isinstance(found, Selector)):
+        raise UsageError(f"{name!r} is {found!r}: give a function (problem, generator) → scores, or a Selector")
+    return found
