@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from os import PathLike
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stability.errors import StabilityError, UsageError
+from stability.packing import pack, unpack
 
 __all__ = ["Mask", "Parameters", "Scope", "SparseDelta", "count_for", "fingerprint", "top_k"]
 
@@ -180,8 +182,8 @@ class Mask:
         return placed
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the mask as safetensors: one index tensor a masked tensor, shapes in the metadata."""
-        _save(path, {f"index.{n}": i for n, i in self.indices.items()}, {"kind": "mask", "shapes": json.dumps(self.shapes)})
+        """Write the mask as safetensors: its indices packed (:mod:`stability.packing`), the shapes in the metadata."""
+        _save(path, {"indices": self._packed()}, {"kind": "mask", "shapes": json.dumps(self.shapes)})
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Mask:
@@ -192,6 +194,12 @@ class Mask:
         """
         tensors, metadata = _load(path, "mask")
         return _mask_from(path, tensors, metadata)
+
+    def _packed(self) -> Tensor:
+        """The indices over all tensors, one after the other in the order of ``shapes``, packed."""
+        starts = dict(zip(self.shapes, accumulate(map(math.prod, self.shapes.values()), initial=0), strict=False))
+        parts = [index + starts[name] for name, index in self.indices.items()]
+        return pack(torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64), self.total)
 
 
 def top_k(scores: Parameters, sparsity: float, scope: Scope = "global") -> Mask:
@@ -310,11 +318,23 @@ class SparseDelta:
         """θ − θ⁰ on the mask, (k,)."""
         return self.values - self.mask.gather(pretrained)
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write mask, values and head as safetensors, with the identity of θ⁰ in the metadata."""
-        tensors = {f"index.{n}": i for n, i in self.mask.indices.items()}
-        tensors |= {"values": self.values.cpu().contiguous()} | {f"head.{n}": t.cpu().contiguous() for n, t in self.head.items()}
-        _save(path, tensors, {"kind": "sparse delta", "shapes": json.dumps(self.mask.shapes), "base": self.base})
+    def save(self, path: str | PathLike[str], dtype: torch.dtype | None = None) -> None:
+        """Write mask, values and head as safetensors, with the identity of θ⁰ in the metadata.
+
+        Args:
+            path: the file.
+            dtype: to round the masked values to, such as ``torch.bfloat16``; by default they are kept exactly. At a density
+                of 0.5 % an entry takes 5.2 bytes in single precision, 3.2 in 16 bits.
+
+        Raises:
+            StabilityError: the file cannot be written.
+        """
+        values = self.values.cpu().contiguous()
+        tensors = {"indices": self.mask._packed(), "values": values if dtype is None else values.to(dtype)}
+        tensors |= {f"head.{n}": t.cpu().contiguous() for n, t in self.head.items()}
+        kept = str(values.dtype).removeprefix("torch.")
+        metadata = {"kind": "sparse delta", "shapes": json.dumps(self.mask.shapes), "base": self.base, "dtype": kept}
+        _save(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> SparseDelta:
@@ -329,7 +349,8 @@ class SparseDelta:
         if len(values) != mask.count:
             raise StabilityError(f"{path} is damaged: {len(values)} values for k = {mask.count} coordinates; write it again")
         head = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
-        return cls(mask, values, metadata["base"], head)
+        dtype = getattr(torch, metadata.get("dtype", ""), values.dtype)
+        return cls(mask, values.to(dtype), metadata["base"], head)
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -358,6 +379,11 @@ def _load(path: str | PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict
 def _mask_from(path: str | PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Mask:
     try:
         shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
-        return Mask(shapes, {n.removeprefix("index."): t for n, t in tensors.items() if n.startswith("index.")})
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        ends = list(accumulate(sizes))
+        packed = unpack(tensors["indices"], ends[-1] if ends else 0)
+        parts = torch.tensor_split(packed, torch.searchsorted(packed, torch.tensor(ends[:-1], dtype=torch.int64)))
+        indices = {n: part - (end - size) for n, part, end, size in zip(shapes, parts, ends, sizes, strict=True) if len(part)}
+        return Mask(shapes, indices)
     except (KeyError, TypeError, ValueError) as error:
         raise StabilityError(f"{path} is damaged: {error}; write it again") from error

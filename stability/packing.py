@@ -1,0 +1,91 @@
+"""Sorted indices in few bytes: Elias–Fano coding, a bitmap, or nothing where all are there, whichever is least."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["pack", "unpack"]
+
+_ALL, _BITMAP, _ELIAS_FANO = range(3)
+_HEADER = struct.Struct("<BBQ")  # coding, low bits an index, count
+
+
+def pack(indices: Tensor, size: int) -> Tensor:
+    """k distinct ascending integers of [0, size) as bytes: uint8.
+
+    Elias–Fano (Elias 1974; Fano 1971) keeps the lowest ⌊log₂(size/k)⌋ bits of each as they are and the rest as the gaps
+    of a bitmap: at most 2 + log₂(size/k) bits an index, while no code of random sets goes below log₂(size/k) + 1.44 (for
+    small k/size). From k/size of about a third on a bitmap is shorter. Ten bytes of header come on top.
+
+    Args:
+        indices: (k,) int64.
+        size: of the set that they are from.
+
+    Example:
+        >>> len(pack(torch.arange(0, 1_000_000, 200), 1_000_000)) / 5000  # bytes an index, at a density of 0.5 %
+        1.1974
+    """
+    index: NDArray[np.int64] = indices.numpy()
+    count = len(index)
+    if count == size:
+        return _bytes(_HEADER.pack(_ALL, 0, count))
+    low = max(0, (size // max(count, 1)).bit_length() - 1)
+    high = np.zeros(count + (size >> low) + 1, dtype=bool)
+    high[(index >> low) + np.arange(count)] = True
+    lows = ((index[:, None] >> np.arange(low)) & 1).astype(bool)
+    fano = np.packbits(high).tobytes() + np.packbits(lows).tobytes()
+    if len(fano) <= (size + 7) // 8:
+        return _bytes(_HEADER.pack(_ELIAS_FANO, low, count) + fano)
+    bitmap = np.zeros(size, dtype=bool)
+    bitmap[index] = True
+    return _bytes(_HEADER.pack(_BITMAP, 0, count) + np.packbits(bitmap).tobytes())
+
+
+def unpack(code: Tensor, size: int) -> Tensor:
+    """The integers that :func:`pack` packed, ascending: (k,) int64.
+
+    Raises:
+        ValueError: the bytes are damaged, or of a set of another size.
+
+    Example:
+        >>> unpack(pack(torch.tensor([2, 3, 7]), 10), 10)
+        tensor([2, 3, 7])
+    """
+    raw = code.numpy().tobytes()
+    if len(raw) < _HEADER.size:
+        raise ValueError(f"{len(raw)} bytes of packed indices: at least {_HEADER.size} expected")
+    coding, low, count = _HEADER.unpack_from(raw)
+    body = np.frombuffer(raw, dtype=np.uint8, offset=_HEADER.size)
+    if count > size or low > 62 or coding not in (_ALL, _BITMAP, _ELIAS_FANO):
+        raise ValueError(f"packed indices of coding {coding} with {count} of {size} and {low} low bits make no sense")
+    if coding == _ALL:
+        index = np.arange(count)
+    elif coding == _BITMAP:
+        index = np.flatnonzero(np.unpackbits(_exactly(body, size), count=size))
+    else:
+        length = int(count) + (size >> low) + 1
+        split = (length + 7) // 8
+        _exactly(body, 8 * split + 8 * ((count * low + 7) // 8))
+        places = np.flatnonzero(np.unpackbits(body[:split], count=length))
+        if len(places) != count:
+            raise ValueError(f"{len(places)} packed indices where {count} were announced")
+        lows = np.unpackbits(body[split:], count=count * low).reshape(count, low).astype(np.int64)
+        index = ((places - np.arange(count)) << low) + (lows << np.arange(low)).sum(1)
+    if len(index) != count or (count and not (index[-1] < size and (np.diff(index) > 0).all())):
+        raise ValueError(f"{len(index)} packed indices, not {count} ascending ones below {size}")
+    return torch.from_numpy(index.astype(np.int64))
+
+
+def _exactly(body: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    if len(body) != (bits + 7) // 8:
+        raise ValueError(f"{len(body)} bytes of packed indices where {(bits + 7) // 8} belong")
+    return body
+
+
+def _bytes(raw: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
