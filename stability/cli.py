@@ -157,6 +157,8 @@ def _loo(options: argparse.Namespace) -> None:
     if estimate.failed:
         which = ", ".join(f"example {i} at step {step}" for i, step in estimate.failed.items())
         print(f"\nFailed with seed {algorithm.seed} and left out of every average: {which}.")
+    if estimate.retrainings == 1 < estimate.n:
+        print("\nOne retraining tells nothing of the spread: the interval has no upper end. Use --retrainings 10 or more.")
     if estimate.value <= estimate.noise_floor:
         print("\nThe value is not above its noise floor: it is not a result.")
     if found:

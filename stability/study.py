@@ -238,6 +238,7 @@ def _compute(study: Study, cells: list[Cell], device: str, workers: int) -> Iter
         for cell in cells:
             yield cell, run_cell(study, cell, device)
         return
+    others = set(multiprocessing.active_children())  # the caller's own, which are none of our business
     # Forking a process that has used its thread pools can hang, so each worker starts afresh.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
@@ -255,7 +256,7 @@ def _compute(study: Study, cells: list[Cell], device: str, workers: int) -> Iter
         executor.shutdown()
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
+        for child in set(multiprocessing.active_children()) - others:
             child.terminate()
         raise
 
