@@ -243,7 +243,7 @@ def bounds(frame: pd.DataFrame) -> Figure:
             ax.set(xscale="logit" if method == "regularised" else "log", xlabel="p")
             ax.set_xticks(_apart(p, np.log(p / (1 - p)) if method == "regularised" else np.log(p)))
             ax.xaxis.set_minor_locator(NullLocator())
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:.3g} %"))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:{'.3g' if p > 0.95 else '.2g'}} %"))
         top.set_title("all coordinates, ridge 1 − p" if method == "regularised" else f"hard mask: {_LABELS.get(method, method)}")
     for row, label in ((0, f"loss difference [{_unit(frame)}]"), (1, "divided by the measured")):
         mine = axes[row * len(swept) : (row + 1) * len(swept)]
