@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any
 
 from stability.errors import UsageError
-from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random, Selector, from_scores
+from stability.selectors import SAM, BitFit, Fisher, FullTuning, MagPruning, Random, Selector, from_scores
 
 __all__ = ["ENTRY_POINTS", "SELECTORS", "announced", "selector_named"]
 
@@ -21,6 +21,7 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "bitfit": BitFit,
     "magnitude": MagPruning,
     "sam": SAM,
+    "fisher": Fisher,
 }
 """The built-in selectors by name."""
 

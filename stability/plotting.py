@@ -31,6 +31,7 @@ _STYLES = {
     "random": ("#0072B2", "o", "-"),
     "magnitude": ("#E69F00", "s", (0, (5, 1.5))),
     "sam": ("#009E73", "^", (0, (1, 1))),
+    "fisher": ("#D55E00", "v", (0, (3, 1, 1, 1))),
     "regularised": ("#56B4E9", "h", "-."),
 }
 _SPARE = [("#D55E00", "v", "-."), ("#56B4E9", "P", (0, (3, 1, 1, 1))), ("#7F7F7F", "X", (0, (7, 2)))]
@@ -40,6 +41,7 @@ _LABELS = {
     "random": "random",
     "magnitude": "magnitude",
     "sam": "SAM",
+    "fisher": "Fisher",
     "regularised": "all, ridge 1 − p",
 }
 _P_LABEL = "p, fraction of pretrained parameters that may change"

@@ -65,7 +65,7 @@ def test_bounds_list_and_doctor_print_json(capsys: pytest.CaptureFixture[str]) -
     assert result["generalization"] == pytest.approx(0.2 + ((1 + 24) / 20) ** 0.5)
     assert printed(capsys, *command.format(1).split())["stability"] is None
     names = printed(capsys, "list", "--json")
-    assert names["selectors"] == ["full", "random", "bitfit", "magnitude", "sam"]
+    assert names["selectors"] == ["full", "random", "bitfit", "magnitude", "sam", "fisher"]
     assert {"digits"} <= set(names["problems"])
     assert {"digits"} <= set(names["studies"])
     assert printed(capsys, "doctor", "--json")["threads"] >= 1
@@ -116,7 +116,7 @@ def test_select_writes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("loo --selector random --sparsity 1e-9", 2, "selects nothing"),
         ("loo --selector random", 2, "needs --sparsity"),
         ("loo --selector bitfit --sparsity 0.1", 2, "decides itself"),
-        ("loo --selector best --sparsity 0.1", 2, "unknown selector 'best': there is full, random, bitfit, magnitude, sam"),
+        ("loo --selector best --sparsity 0.1", 2, "unknown selector 'best': there is full, random, bitfit, magnitude, sam, fisher"),
         ("loo --problem letters --selector full", 2, "unknown problem 'letters'"),
         ("loo --selector full --n 1", 2, "n = 1"),
         ("loo --selector full --estimator exact --retrainings 3", 2, "--estimator exact retrains all n = 100"),

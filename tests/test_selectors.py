@@ -16,7 +16,7 @@ from stability.naming import SELECTORS
 from stability.problem import generator
 from stability.problems.digits import _model
 from stability.replicas import train
-from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random, Selector, from_scores
+from stability.selectors import SAM, BitFit, Fisher, FullTuning, MagPruning, Random, Selector, from_scores
 from stability.solvable import quadratic
 from stability.training import FineTuning
 from tests.reference import call, top_k_by_sorting
@@ -31,7 +31,7 @@ def shifted_magnitude(problem: Problem, draw: torch.Generator) -> dict[str, Tens
 EVERY: list[Selector] = [
     FullTuning(),
     BitFit(),
-    *(kind(sparsity=0.03, scope=scope) for kind in (Random, MagPruning, SAM) for scope in ("global", "tensor")),
+    *(kind(sparsity=0.03, scope=scope) for kind in (Random, MagPruning, SAM, Fisher) for scope in ("global", "tensor")),
     from_scores(shifted_magnitude, 0.03),
     SAM(0.03, curvature="gauss_newton"),
     SAM(0.03, curvature="hutchinson", probes=4),
@@ -107,7 +107,7 @@ def test_law_of_leaving_out(selector: Selector, digits: Problem) -> None:
         assert selector.uses_data or mask.equals(selector.select(digits, seed=3))
 
 
-@pytest.mark.parametrize("kind", [Random, MagPruning, SAM])
+@pytest.mark.parametrize("kind", [Random, MagPruning, SAM, Fisher])
 def test_p_of_one_is_full_tuning(kind: type[Random], digits: Problem) -> None:
     assert kind(sparsity=1.0).select(digits, seed=0).equals(FullTuning().select(digits, seed=0))
 
@@ -125,6 +125,24 @@ def test_sam_takes_the_largest_squared_gradients_of_the_whole_of_s(digits: Probl
     expected = top_k_by_sorting(flat.numpy(), mask.count)
     # The reference sums in single precision: only a coordinate at the threshold may differ.
     assert len(chosen & expected) >= mask.count - 1
+
+
+def test_fisher_takes_the_largest_mean_squared_gradients_one_example_at_a_time(digits: Problem) -> None:
+    start, squares = digits.start(3), None
+    for i in range(digits.n):
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
+        one = digits.train.take(slice(i, i + 1))
+        torch.nn.functional.cross_entropy(call(_model(), leaves, one.inputs["pixel_values"]), one.labels).backward()
+        square = torch.cat([leaves[name].grad.double().flatten() for name in digits.pretrained]) ** 2  # type: ignore[union-attr]
+        squares = square if squares is None else squares + square
+    assert squares is not None
+    mask = Fisher(0.01).select(digits, seed=3)
+    ends = itertools.accumulate((t.numel() for t in digits.pretrained.values()), initial=0)
+    offsets = dict(zip(digits.pretrained, ends, strict=False))
+    chosen = {offsets[name] + int(i) for name, index in mask.indices.items() for i in index}
+    # The reference rounds otherwise in single precision: only coordinates at the threshold may differ.
+    assert len(chosen & top_k_by_sorting(squares.numpy(), mask.count)) >= mask.count - 1
+    assert not mask.equals(SAM(0.01).select(digits, seed=3))
 
 
 def decrease(gradient: Tensor, hessian: Tensor, chosen: Sequence[int]) -> float:

@@ -17,7 +17,7 @@ from stability.masks import Mask, Parameters, Scope, top_k
 from stability.problem import Problem
 from stability.selectors.base import Selector
 
-__all__ = ["SAM"]
+__all__ = ["SAM", "Fisher"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,32 @@ class SAM(Selector):
             ratios = torch.where(torch.isinf(ratios), torch.finfo(ratios.dtype).max * (scores / scores.max()), ratios)
             scores = torch.where(scores > 0, ratios, scores)
         return top_k(_named(scores, problem.pretrained), self.sparsity, self.scope)
+
+
+@dataclass(frozen=True)
+class Fisher(Selector):
+    """The ⌊pm⌋ coordinates of largest mean_i (∂ℓ_i/∂θ_j)², the diagonal of the *empirical* Fisher matrix at θ⁰.
+
+    FISH masks (Sung, Nair & Raffel 2021), with the labels of S in the place of the model's own; Xu et al. 2021 choose
+    child networks by it. SAM squares the mean of the gradients, this is the mean of their squares: examples that pull
+    against each other count here and cancel there. Sums over S are taken in float64.
+
+    Example:
+        >>> from stability.problems import load
+        >>> Fisher(sparsity=0.01).select(load("digits"), seed=0).count
+        264
+    """
+
+    sparsity: float = field()
+    scope: Scope = "global"
+
+    name: ClassVar[str] = "fisher"
+    uses_data: ClassVar[bool] = True
+
+    def select(self, problem: Problem, seed: int) -> Mask:
+        start, mask = problem.start(seed), Mask.full(problem.pretrained)
+        blocks = per_example_gradients(problem, start, problem.train, mask)
+        return top_k(_named(total(block.double() ** 2 for block in blocks), problem.pretrained), self.sparsity, self.scope)
 
 
 def _named(vector: Tensor, like: Parameters) -> dict[str, Tensor]:
