@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from benchmarks.replicas import seconds
 from stability import FineTuning, Problem, machine, problems
 from stability.curvature import Curvature, Eigenvalue, diagonal, greatest_eigenvalue, least_eigenvalue
 from stability.gradients import gradient_norms
@@ -34,19 +34,10 @@ from stability.training import Minimisation
 T = TypeVar("T")
 
 
-def seconds(function: Callable[[], T], device: torch.device) -> tuple[float, T]:
-    """Wall-clock time of a call, after a first one to warm up, with the device's queue empty."""
-
-    def synchronise() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    function()
-    synchronise()
-    began = time.perf_counter()
-    result = function()
-    synchronise()
-    return time.perf_counter() - began, result
+def warm_seconds(work: Callable[[], T]) -> tuple[float, T]:
+    """Wall-clock time of a call, after a first one to warm up."""
+    work()
+    return seconds(work)
 
 
 def plain_norms(problem: Problem, parameters: Parameters, examples: Examples) -> Tensor:
@@ -87,12 +78,12 @@ def main() -> None:
     vector = torch.randn(1, hessian.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     times: dict[str, float] = {}
 
-    times["gradient norms of 1000 examples"], norms = seconds(lambda: gradient_norms(problem, tuned, examples), device)
-    times["gradient norms of 1000 examples, plain loop"], plain = seconds(lambda: plain_norms(problem, tuned, examples), device)
-    times["Hessian product"], product = seconds(lambda: hessian.product(vector), device)
-    times["Hessian product, 16 at once, each"] = seconds(lambda: hessian.product(vector.expand(16, -1)), device)[0] / 16
+    times["gradient norms of 1000 examples"], norms = warm_seconds(lambda: gradient_norms(problem, tuned, examples))
+    times["gradient norms of 1000 examples, plain loop"], plain = warm_seconds(lambda: plain_norms(problem, tuned, examples))
+    times["Hessian product"], product = warm_seconds(lambda: hessian.product(vector))
+    times["Hessian product, 16 at once, each"] = warm_seconds(lambda: hessian.product(vector.expand(16, -1)))[0] / 16
     as_float = vector[0].float().to(device)
-    times["Hessian product, plain"], reference = seconds(lambda: plain_product(problem, tuned, as_float), device)
+    times["Hessian product, plain"], reference = warm_seconds(lambda: plain_product(problem, tuned, as_float))
     eigenvalues: dict[str, Eigenvalue] = {}
     for kind in ("hessian", "gauss_newton"):
         for name, find in (("least", least_eigenvalue), ("greatest", greatest_eigenvalue)):
@@ -101,11 +92,11 @@ def main() -> None:
                 found: Eigenvalue = find(dataclasses.replace(hessian, kind=kind))  # anew: nothing is kept from before
                 return found
 
-            times[f"{name} eigenvalue, {kind}"], eigenvalues[f"{name}, {kind}"] = seconds(eigenvalue, device)
-    times["diagonal of the Hessian, 100 probes"], _ = seconds(lambda: diagonal(hessian), device)
+            times[f"{name} eigenvalue, {kind}"], eigenvalues[f"{name}, {kind}"] = warm_seconds(eigenvalue)
+    times["diagonal of the Hessian, 100 probes"], _ = warm_seconds(lambda: diagonal(hessian))
     minimum = train(problem, Minimisation(FullTuning(), ridge=0.9, tolerance=1e-4)).parameters(0)
     at_minimum = Curvature(problem, minimum, problem.train)
-    times["middle step, 100 examples, λ = 0.9"], _ = seconds(lambda: first_order_changes(at_minimum, 0.9), device)
+    times["middle step, 100 examples, λ = 0.9"], _ = warm_seconds(lambda: first_order_changes(at_minimum, 0.9))
 
     result: dict[str, Any] = {
         "problem": f"digits, {hessian.size} parameters, n = {problem.n}",

@@ -161,7 +161,7 @@ def _loo(options: argparse.Namespace) -> None:
         print("\nOne retraining tells nothing of the spread: the interval has no upper end. Use --retrainings 10 or more.")
     if estimate.value <= estimate.noise_floor:
         print("\nThe value is not above its noise floor: it is not a result.")
-    if found:
+    if options.bounds:
         print(f"\nBounds from the constants measured on these runs (δ = {delta:g} for the expected loss):")
         _print_bounds(found)
         print("".join(f"  {note}\n" for note in notes), end="")

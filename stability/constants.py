@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -169,30 +168,33 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
     risk = (constants.loss_bound, delta, constants.empirical_risk)
     found: dict[str, Bound] = {}
 
-    def checks(eigenvalue: Eigenvalue, gradient_norm: float) -> Checks:
+    def checks(gradient_norm: float, residual: float = 0.0) -> Checks:
         return Checks(
             ridge=ridge,
             gradient_norm=gradient_norm,
             mask_changes=int(estimate.per_example["mask_changes"].max()),
             replicas_checked=constants.replicas_checked,
-            residual=eigenvalue.residual,
+            residual=residual,
             loss_bound=constants.loss_bound if bounded else None,
         )
 
     if (least := constants.least_eigenvalue).converged:
-        first, known = (constants.lipschitz, least.value, p, n), checks(least, constants.gradient_norm)
+        first, known = (constants.lipschitz, least.value, p, n), checks(constants.gradient_norm, least.residual)
         found["theorem_1"] = bounds.pointwise_hypothesis_stability(*first, checks=known)
         found["theorem_1_sharp"] = bounds.pointwise_hypothesis_stability(*first, sharp=True, checks=known)
         if bounded:
             found["theorem_2"] = bounds.generalization(*first, *risk, checks=known)
     if (tuned := constants.tuned_least_eigenvalue).converged:
-        hard, known = (constants.tuned_lipschitz, tuned.value, ridge, n), checks(tuned, constants.tuned_gradient_norm)
+        hard, known = (constants.tuned_lipschitz, tuned.value, ridge, n), checks(constants.tuned_gradient_norm, tuned.residual)
         found["hard_mask"] = bounds.hard_mask_stability(*hard, checks=known)
         found["hard_mask_sharp"] = bounds.hard_mask_stability(*hard, sharp=True, checks=known)
     if constants.first_order is not None:
-        known = dataclasses.replace(checks(tuned, constants.tuned_gradient_norm), residual=0.0)
         found["first_order"] = bounds.first_order_stability(
-            constants.first_order.tolist(), lipschitz=constants.tuned_lipschitz, ridge=ridge, n=n, checks=known
+            constants.first_order.tolist(),
+            lipschitz=constants.tuned_lipschitz,
+            ridge=ridge,
+            n=n,
+            checks=checks(constants.tuned_gradient_norm),
         )
     if bounded:
         found["theorem_2_measured"] = bounds.generalization_from_stability(estimate.hypothesis.value, estimate.value, n, *risk)

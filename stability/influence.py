@@ -39,7 +39,6 @@ def solve(matrix: SymmetricMatrix, vectors: Tensor, shift: float = 0.0, toleranc
 
     Example:
         >>> import numpy as np
-        >>> import numpy as np
         >>> from stability.solvable import linear_regression
         >>> p = linear_regression(np.eye(2), np.zeros(2)).problem
         >>> solve(Curvature(p, p.pretrained, p.train), torch.ones(1, 2), shift=0.5)
@@ -107,7 +106,6 @@ def first_order_changes(
         StabilityError: H_II + 2λI is not positive definite, or conjugate gradients did not converge.
 
     Example:
-        >>> import numpy as np
         >>> import numpy as np
         >>> from stability.solvable import linear_regression
         >>> p = linear_regression(np.ones((2, 1)), np.array([0.0, 2.0])).problem

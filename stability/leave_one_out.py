@@ -162,16 +162,15 @@ def measure(
     losses = replicas.losses(problem.train).double().cpu()
     held_out = replicas.losses(problem.test).double().cpu()
     finite = torch.isfinite(losses).all(1) & torch.isfinite(held_out).all(1)
-    last = algorithm.steps if isinstance(algorithm, FineTuning) else algorithm.max_steps
-    failed_step = torch.where((replicas.failed_step < 0) & ~finite, last, replicas.failed_step)
+    failed_step = torch.where((replicas.failed_step < 0) & ~finite, algorithm.most_steps, replicas.failed_step)
     replicas = dataclasses.replace(replicas, failed_step=failed_step)
     if replicas.failed_step[0] >= 0:
         raise StabilityError(f"A(S) {algorithm.failure(int(replicas.failed_step[0]))}")
     alone = train(problem, algorithm, masks=[full_mask], replica_batch=1, reverse_batches=True, progress=progress)
     floor = (alone.losses(problem.train).double().cpu()[0] - losses[0]).abs().mean().item()
     if alone.failed_step[0] >= 0 or not math.isfinite(floor):
-        step = int(alone.failed_step[0]) if alone.failed_step[0] >= 0 else last
-        raise StabilityError(f"the run that gives the noise floor {algorithm.failure(step)}")
+        step = int(alone.failed_step[0])
+        raise StabilityError(f"the run that gives the noise floor {algorithm.failure(step if step >= 0 else algorithm.most_steps)}")
     table = _table(left_out, losses, replicas)
     ok = (table["failed_step"] < 0).to_numpy()
     if not ok.any():

@@ -58,9 +58,7 @@ def selector_named(name: str, sparsity: float | None = None, **options: Any) -> 
         if given:
             raise UsageError(f"{name!r} is a selector with its settings made: leave {', '.join(given)} out")
         return found
-    if inspect.isclass(found) and not issubclass(found, Selector):
-        raise UsageError(f"{name!r} is {found!r}: give a function (problem, generator) → scores, or a Selector")
-    made: Callable[..., Selector] = found if inspect.isclass(found) or name in SELECTORS else partial(from_scores, found)
+    made: Any = found if inspect.isclass(found) else partial(from_scores, found)
     known = inspect.signature(made).parameters
     if "sparsity" not in known:
         if found is FullTuning and sparsity == 1:
@@ -71,7 +69,8 @@ def selector_named(name: str, sparsity: float | None = None, **options: Any) -> 
         raise UsageError(f"selector {name!r} needs --sparsity P, the fraction of parameters that may change, e.g. 0.05")
     if odd := sorted(given.keys() - known.keys()):
         raise UsageError(f"selector {name!r} has no {', '.join(odd)}: leave it out; there is {', '.join(known)}")
-    return made(**given)
+    result: Selector = made(**given)
+    return result
 
 
 def _find(name: str) -> Any:
@@ -81,7 +80,7 @@ def _find(name: str) -> Any:
         if name not in entries:
             names = ", ".join([*SELECTORS, *sorted(entries)])
             raise UsageError(f"unknown selector {name!r}: there is {names}, and module:name for one of your own")
-        return _callable(name, entries[name].load())
+        return _checked(name, entries[name].load())
     if "" not in sys.path:
         sys.path.insert(0, "")  # the console script, unlike python -m, does not look into the current folder
     try:
@@ -93,10 +92,11 @@ def _find(name: str) -> Any:
     if not hasattr(holder, attribute):
         known = [own for own, value in vars(holder).items() if callable(value) and not own.startswith("_")]
         raise UsageError(f"selector {name!r}: module {module!r} has no {attribute!r}; there is {', '.join(known) or 'nothing'}")
-    return _callable(name, getattr(holder, attribute))
+    return _checked(name, getattr(holder, attribute))
 
 
-def _callable(name: str, found: Any) -> Any:
-    if not (callable(found) or isinstance(found, Selector)):
+def _checked(name: str, found: Any) -> Any:
+    fits = issubclass(found, Selector) if inspect.isclass(found) else callable(found) or isinstance(found, Selector)
+    if not fits:
         raise UsageError(f"{name!r} is {found!r}: give a function (problem, generator) → scores, or a Selector")
     return found

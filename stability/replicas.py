@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -156,8 +155,7 @@ def train(
     ridges = torch.tensor([[algorithm.ridge_for(mask)] for mask in masks], dtype=first.dtype, device=first.device)
     if isinstance(algorithm, Minimisation) and not bool((ridges > 0).all()):
         raise UsageError("λ = 0, for the mask selects everything and ridge='paper' is 1 − p: use a positive ridge")
-    steps = algorithm.steps if isinstance(algorithm, FineTuning) else 1
-    batches = [index.flip(0) if reverse_batches else index for index in islice(algorithm.batches(problem.n), steps)]
+    batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.n)]
     values, failed = [], []
     for rows in _chunks(r, replica_batch):
         mine = None if activity is None else activity[rows]

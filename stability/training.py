@@ -50,9 +50,15 @@ class Algorithm(ABC):
         """p as asked for, before there is a mask; None where the selector's rule decides it."""
         return 1.0 - float(self.ridge) if self._relaxed else self.selector.sparsity
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What defines the algorithm apart from its seed, as plain values: part of the identity of a result."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("selector", "seed")}  # type: ignore[arg-type]
+        return {"kind": type(self).__name__, "selector": self.selector.settings(), **own}
+
+    @property
+    @abstractmethod
+    def most_steps(self) -> int:
+        """How many steps a run takes at most."""
 
     @property
     @abstractmethod
@@ -61,7 +67,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def batches(self, n: int) -> Iterator[Tensor]:
-        """The indices of each step's examples, the same for every replica: int64 (b,)."""
+        """The indices of the examples that steps take, the same for every replica: int64 (b,) each."""
 
     @abstractmethod
     def failure(self, step: int) -> str:
@@ -85,10 +91,6 @@ class Algorithm(ABC):
     def tunable(self, problem: Problem, selected: Mask) -> Mask:
         """The selected coordinates and the whole of the new head."""
         return selected.union(Mask.full(problem.head(self.seed)))
-
-    def _settings(self) -> dict[str, Any]:
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("selector", "seed")}  # type: ignore[arg-type]
-        return {"kind": type(self).__name__, "selector": self.selector.settings(), **own}
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,9 @@ class FineTuning(Algorithm):
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"betas = {self.betas}: use two numbers in [0, 1)")
 
-    def settings(self) -> dict[str, Any]:
-        return {**self._settings(), "betas": list(self.betas)}
+    @property
+    def most_steps(self) -> int:
+        return self.steps
 
     @property
     def vectors(self) -> int:
@@ -212,8 +215,9 @@ class Minimisation(Algorithm):
         if self.ridge == 0 or (self.ridge == "paper" and isinstance(self.selector, FullTuning)):
             raise UsageError("λ = 0: there need be no minimum to find; use a positive ridge, for the paper's relaxation 1 − p")
 
-    def settings(self) -> dict[str, Any]:
-        return self._settings()
+    @property
+    def most_steps(self) -> int:
+        return self.max_steps
 
     @property
     def vectors(self) -> int:
@@ -228,9 +232,8 @@ class Minimisation(Algorithm):
         )
 
     def batches(self, n: int) -> Iterator[Tensor]:
-        """The whole of S, again and again."""
-        while True:
-            yield torch.arange(n)
+        """The whole of S, once: every step takes it."""
+        yield torch.arange(n)
 
 
 def _check_whole(algorithm: Algorithm, *names: str) -> None:

@@ -18,8 +18,7 @@ from stability.influence import first_order_changes, solve
 from stability.masks import top_k
 from stability.problem import generator
 from stability.problems import convex
-
-CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")])
+from tests.reference import CUDA
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float64) -> Problem:

@@ -13,9 +13,7 @@ from stability.lbfgs import minimise
 from stability.replicas import plan_batch, train
 from stability.selectors import SAM, BitFit, FullTuning, Random
 from stability.training import FineTuning, Minimisation
-from tests.reference import call
-
-CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")])
+from tests.reference import CUDA, call
 
 
 def rosenbrock(x: Tensor) -> tuple[Tensor, Tensor]:

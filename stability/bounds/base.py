@@ -122,8 +122,9 @@ class Checks:
                 raise UsageError(f"{name} = {value}: use a finite number of at least 0")
 
 
-LIPSCHITZ = Assumption("loss is ρ-Lipschitz", None, "a measured ρ is the largest gradient seen, a lower estimate")
+UNKNOWN = Checks()
 
+LIPSCHITZ = Assumption("loss is ρ-Lipschitz", None, "a measured ρ is the largest gradient seen, a lower estimate")
 
 SYMMETRIC = Assumption("A is symmetric in S", None, "a fixed order of batches is not, a full batch is")
 

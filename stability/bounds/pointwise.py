@@ -8,12 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from stability.bounds.base import LIPSCHITZ, Assumption, Bound, Checks, check_lipschitz, check_n, check_sparsity
+from stability.bounds.base import LIPSCHITZ, UNKNOWN, Assumption, Bound, Checks, check_lipschitz, check_n, check_sparsity
 from stability.errors import UsageError
 
 __all__ = ["first_order_stability", "hard_mask_stability", "pointwise_hypothesis_stability"]
-
-_UNKNOWN = Checks()
 
 
 def pointwise_hypothesis_stability(
@@ -24,7 +22,7 @@ def pointwise_hypothesis_stability(
     *,
     mean_over: Literal["remaining", "all"] = "remaining",
     sharp: bool = False,
-    checks: Checks = _UNKNOWN,
+    checks: Checks = UNKNOWN,
 ) -> Bound:
     """E_{S,i} |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| ≤ 2ρ² / ((Λ_min + 2(1 − p)) n): Fu et al. 2023, Theorem 1.
 
@@ -82,7 +80,7 @@ def hard_mask_stability(
     *,
     mean_over: Literal["remaining", "all"] = "remaining",
     sharp: bool = False,
-    checks: Checks = _UNKNOWN,
+    checks: Checks = UNKNOWN,
 ) -> Bound:
     """E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| ≤ 2ρ_I² / ((Λ_min(H_II) + 2λ) n), for the mask I that is really trained.
 
@@ -134,7 +132,7 @@ def first_order_stability(
     lipschitz: float | None = None,
     ridge: float | None = None,
     n: int | None = None,
-    checks: Checks = _UNKNOWN,
+    checks: Checks = UNKNOWN,
 ) -> Bound:
     """mean_i |(g_i − ḡ)ᵀ (H_II + 2λI)⁻¹ g_i| / (n − 1): the middle step, before the worst cases are taken.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from stability.bounds.base import SYMMETRIC, Assumption, Bound, Checks, at_most, check_n, check_risk
+from stability.bounds.base import SYMMETRIC, UNKNOWN, Assumption, Bound, Checks, at_most, check_n, check_risk
 from stability.bounds.pointwise import pointwise_hypothesis_stability
 from stability.errors import UsageError
 
 __all__ = ["generalization", "generalization_from_stability", "generalization_from_uniform_stability"]
-
-_UNKNOWN = Checks()
 
 
 def generalization(
@@ -22,7 +21,7 @@ def generalization(
     delta: float,
     empirical_risk: float,
     *,
-    checks: Checks = _UNKNOWN,
+    checks: Checks = UNKNOWN,
 ) -> Bound:
     """R ≤ R̂ + sqrt((C² + 24 C ρ² / (Λ_min + 2(1 − p))) / (2 n δ)) with probability 1 − δ: Fu et al. 2023, Theorem 2.
 
@@ -48,15 +47,13 @@ def generalization(
     """
     first = pointwise_hypothesis_stability(lipschitz, least_eigenvalue, sparsity, n, checks=checks)
     bound = generalization_from_stability(first.value, first.value, n, loss_bound, delta, empirical_risk)
-    return Bound(
-        name=bound.name,
-        value=bound.value,
+    return replace(
+        bound,
         terms={**first.terms, "loss_bound": loss_bound, "delta": delta, "empirical_risk": empirical_risk},
         equation="R̂ + sqrt((C² + 24 C ρ² / (Λ_min + 2 (1 − p))) / (2 n δ))",
         source="Fu et al. 2023, Theorem 2",
         assumptions=(*first.assumptions, *bound.assumptions[:2]),
         reason=first.reason,
-        largest=loss_bound,
     )
 
 

@@ -99,9 +99,10 @@ class SAM(Selector):
             return
         start, mask = problem.start(seed), Mask.full(problem.pretrained)
         gradient = total(per_example_gradients(problem, start, problem.train, mask))
-        for i in left_out:
-            one = problem.train.take(slice(i, i + 1))
-            yield self._choose(problem, gradient - total(per_example_gradients(problem, start, one, mask)), None)
+        chosen = problem.train.take(torch.as_tensor(left_out, dtype=torch.int64))
+        for block in per_example_gradients(problem, start, chosen, mask):
+            for one in block:
+                yield self._choose(problem, gradient - one.double(), None)
 
     def _choose(self, problem: Problem, gradient: Tensor, h: Tensor | None) -> Mask:
         """From sums over S: dividing both by n, or h by any constant, changes no order."""
