@@ -197,7 +197,7 @@ def gap_against_stability(frame: pd.DataFrame) -> Figure:
     if len(summary) > 2:
         rho, p_value = stats.spearmanr(summary["stability"], summary["gap"])
         caution = f"p-value {p_value:.2g} as if independent; they share seeds"
-        ax.set_title(f"{len(summary)} points, larger for larger p; Spearman ρ = {rho:.2f} ({caution})", fontsize=8)
+        ax.set_title(f"{len(summary)} points, larger for larger p; Spearman ρ = {rho:.2f}\n({caution})", fontsize=8)
     ax.set(xlabel=f"measured stability $E_i|\\Delta\\ell_i|$ [{_unit(frame)}]", ylabel=f"test loss − train loss [{_unit(frame)}]")
     _legend(figure, summary)
     return figure
