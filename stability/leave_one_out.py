@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stability.errors import StabilityError, UsageError
 from stability.machine import resolve_device
+from stability.masks import Mask
 from stability.problem import Problem, generator
 from stability.replicas import Progress, Replicas, train
 from stability.statistics import Estimate, mean_of_population
@@ -44,7 +45,7 @@ class StabilityEstimate:
         retrainings: how many i were left out.
         failed: those that diverged or stopped short of their tolerance, as {i: step}; they enter no average.
         tunable: k, selected coordinates of the pretrained model.
-        total: m, pretrained coordinates; p = k/m.
+        total: m, coordinates of the pretrained model, of its equivalent where modules were inserted; p = k/m.
         head: coordinates of the new head, all tunable.
         seconds: wall-clock time of selection, training and evaluation.
         per_example: a row for each i left out: index, loss_full, loss_left_out, difference (left out − full),
@@ -148,12 +149,15 @@ def measure(
     if not 1 <= count <= n:
         raise UsageError(f"retrainings = {count} is outside 1..n with n = {n}")
     left_out = torch.randperm(n, generator=generator(algorithm.seed, "plan"))[:count].sort().values
-    problem = problem.to(resolve_device(device))
     selector, seed = algorithm.selector, algorithm.seed
-    full_mask = algorithm.select(problem)
-    masks = [full_mask] * (count + 1)
-    if reselect and selector.uses_data:
-        masks = [full_mask, *selector.select_each_left_out(problem, left_out.tolist(), seed)]
+    if selector.moving and not reselect:
+        raise UsageError(f"{selector.name} finds its mask while it trains: there is none of S to keep; leave reselect=False out")
+    problem = algorithm.equivalent(problem.to(resolve_device(device)))
+    masks: list[Mask] | None = None
+    if not selector.moving:
+        masks = [algorithm.select(problem)] * (count + 1)
+        if reselect and selector.uses_data:
+            masks = [masks[0], *selector.select_each_left_out(problem, left_out.tolist(), seed)]
     weights = torch.ones(count + 1, n)
     weights[torch.arange(1, count + 1), left_out] = 0
     replicas = train(
@@ -166,7 +170,7 @@ def measure(
     replicas = dataclasses.replace(replicas, failed_step=failed_step)
     if replicas.failed_step[0] >= 0:
         raise StabilityError(f"A(S) {algorithm.failure(int(replicas.failed_step[0]))}")
-    alone = train(problem, algorithm, masks=[full_mask], replica_batch=1, reverse_batches=True, progress=progress)
+    alone = train(problem, algorithm, masks=masks and masks[:1], replica_batch=1, reverse_batches=True, progress=progress)
     floor = (alone.losses(problem.train).double().cpu()[0] - losses[0]).abs().mean().item()
     if alone.failed_step[0] >= 0 or not math.isfinite(floor):
         step = int(alone.failed_step[0])
@@ -187,7 +191,7 @@ def measure(
         n=n,
         retrainings=count,
         failed={int(row["index"]): int(row["failed_step"]) for _, row in table[~ok].iterrows()},
-        tunable=full_mask.count,
+        tunable=replicas.masks[0].count,
         total=problem.m,
         head=sum(tensor.numel() for tensor in problem.head(seed).values()),
         seconds=time.perf_counter() - began,

@@ -1,4 +1,4 @@
-"""Which coordinates may change: :class:`Mask`, the exact top-k that makes one, and the sparse delta.
+"""Which coordinates may change: :class:`Mask`; and what they became: :class:`SparseDelta`.
 
 A *p-sparse fine-tuned model* (Fu et al. 2023, Definition 1) differs from the pretrained θ⁰ ∈ R^m in at most pm
 coordinates; a :class:`Mask` names those that may differ, a :class:`SparseDelta` holds what they became.
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from os import PathLike
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,39 +23,10 @@ from torch import Tensor
 from stability.errors import StabilityError, UsageError
 from stability.packing import pack, unpack
 
-__all__ = ["Mask", "Parameters", "Scope", "SparseDelta", "count_for", "fingerprint", "top_k"]
+__all__ = ["Mask", "Parameters", "SparseDelta", "fingerprint"]
 
 Parameters: TypeAlias = Mapping[str, Tensor]
 """Named tensors: a model is a function of these."""
-
-Scope: TypeAlias = Literal["global", "tensor"]
-"""Where a selection competes: over all parameters at once (the paper's theory), or within each tensor (its code)."""
-
-
-def count_for(sparsity: float, m: int) -> int:
-    """⌊pm⌋, the number of coordinates that may change; p is taken to mean the number that rounding it came from.
-
-    So 0.29 of 100 is 29, and k/m of m is k, though both products are a little less in floating point.
-
-    Args:
-        sparsity: p ∈ (0, 1], the fraction that *may* change: small p means very sparse.
-        m: number of coordinates to choose from.
-
-    Raises:
-        UsageError: p outside (0, 1], or ⌊pm⌋ = 0.
-
-    Example:
-        >>> count_for(0.29, 100)
-        29
-    """
-    if not (isinstance(sparsity, (int, float)) and 0 < sparsity <= 1):
-        raise UsageError(f"sparsity p = {sparsity} is outside (0, 1]: p is the fraction of parameters that may change")
-    k = _floor(sparsity, m)
-    if k == 0:
-        raise UsageError(
-            f"sparsity p = {sparsity} selects nothing of m = {m} coordinates (pm = {sparsity * m:.3g} < 1): use p ≥ {1 / m:.3g}"
-        )
-    return k
 
 
 def fingerprint(parameters: Parameters) -> str:
@@ -105,11 +76,22 @@ class Mask:
         object.__setattr__(self, "shapes", {n: tuple(s) for n, s in self.shapes.items()})
         object.__setattr__(self, "indices", ordered)
 
+    def __repr__(self) -> str:
+        return f"Mask(k={self.count}, m={self.total})"
+
     @classmethod
     def full(cls, parameters: Parameters) -> Mask:
         """Every coordinate of every tensor."""
         shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
         return cls(shapes, {name: torch.arange(math.prod(shape)) for name, shape in shapes.items()})
+
+    @classmethod
+    def at(cls, shapes: Mapping[str, tuple[int, ...]], places: Tensor) -> Mask:
+        """The coordinates at ``places``, ascending, counted through all tensors one after the other in their order."""
+        ends = list(accumulate(map(math.prod, shapes.values())))
+        parts = torch.tensor_split(places, torch.searchsorted(places, torch.tensor(ends[:-1], dtype=torch.int64)))
+        starts = [0, *ends[:-1]]
+        return cls(shapes, {name: part - start for name, part, start in zip(shapes, parts, starts, strict=True)})
 
     @property
     def count(self) -> int:
@@ -200,59 +182,6 @@ class Mask:
         starts = dict(zip(self.shapes, accumulate(map(math.prod, self.shapes.values()), initial=0), strict=False))
         parts = [index + starts[name] for name, index in self.indices.items()]
         return pack(torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64), self.total)
-
-
-def top_k(scores: Parameters, sparsity: float, scope: Scope = "global") -> Mask:
-    """The coordinates of highest score, exactly ⌊pm⌋ of them; among equal scores those that come first.
-
-    Args:
-        scores: one finite score a coordinate, in the shapes of the parameters.
-        sparsity: p ∈ (0, 1].
-        scope: ``global`` takes ⌊pm⌋ over all tensors at once; ``tensor`` takes ⌊p·m_t⌋ within each tensor t.
-
-    Raises:
-        UsageError: p outside (0, 1], nothing selected, an unknown scope, or scores that are not finite.
-
-    Example:
-        >>> top_k({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([3.0, 2.0])}, 0.5).indices
-        {'a': tensor([0]), 'b': tensor([0])}
-    """
-    for name, score in scores.items():
-        bad = int((~torch.isfinite(score)).sum())
-        if bad:
-            raise UsageError(f"scores of {name!r}: {bad} of {score.numel()} are not finite, so they have no order")
-    shapes = {name: tuple(score.shape) for name, score in scores.items()}
-    flat = {name: score.detach().reshape(-1).cpu() for name, score in scores.items()}
-    if scope == "global":
-        chosen = _largest(torch.cat(list(flat.values())), count_for(sparsity, sum(map(len, flat.values()))))
-        ends = torch.tensor([len(score) for score in flat.values()]).cumsum(0)
-        cuts = torch.searchsorted(chosen, ends)
-        parts = torch.tensor_split(chosen, cuts[:-1])
-        return Mask(shapes, {n: part - (end - len(flat[n])) for n, part, end in zip(flat, parts, ends, strict=True)})
-    if scope == "tensor":
-        total = sum(map(len, flat.values()))
-        count_for(sparsity, total)
-        counts = {n: _floor(sparsity, len(s)) for n, s in flat.items()}
-        if not any(counts.values()):
-            raise UsageError(f"sparsity p = {sparsity} selects nothing within any single tensor: use a larger p or scope='global'")
-        return Mask(shapes, {n: _largest(s, counts[n]) for n, s in flat.items() if counts[n]})
-    raise UsageError(f"unknown scope {scope!r}: use 'global' or 'tensor'")
-
-
-def _floor(sparsity: float, m: int) -> int:
-    return math.floor(sparsity * m * (1 + 2**-50))
-
-
-def _largest(scores: Tensor, k: int) -> Tensor:
-    """Ascending indices of the k largest, ties by index: above the k-th value all, at it the first ones."""
-    if k == len(scores):
-        return torch.arange(k)
-    threshold = torch.topk(scores, k, sorted=True).values[-1]
-    above = torch.nonzero(scores > threshold).squeeze(1)
-    ties = torch.nonzero(scores == threshold).squeeze(1)[: k - len(above)]
-    chosen = torch.cat([above, ties]).sort().values
-    assert len(chosen) == k
-    return chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,11 +308,6 @@ def _load(path: str | PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict
 def _mask_from(path: str | PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Mask:
     try:
         shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
-        sizes = [math.prod(shape) for shape in shapes.values()]
-        ends = list(accumulate(sizes))
-        packed = unpack(tensors["indices"], ends[-1] if ends else 0)
-        parts = torch.tensor_split(packed, torch.searchsorted(packed, torch.tensor(ends[:-1], dtype=torch.int64)))
-        indices = {n: part - (end - size) for n, part, end, size in zip(shapes, parts, ends, sizes, strict=True) if len(part)}
-        return Mask(shapes, indices)
+        return Mask.at(shapes, unpack(tensors["indices"], sum(map(math.prod, shapes.values()))))
     except (KeyError, TypeError, ValueError) as error:
         raise StabilityError(f"{path} is damaged: {error}; write it again") from error

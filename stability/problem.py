@@ -1,19 +1,21 @@
-"""What is to be learned: :class:`Problem`, its :class:`Examples`, and one random generator a role."""
+"""What is to be learned: :class:`Problem`, its :class:`Examples`, its model, and one random generator a role."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from stability.errors import UsageError
-from stability.masks import Parameters
+from stability.masks import Mask, Parameters
 
-__all__ = ["Examples", "Problem", "generator"]
+__all__ = ["Examples", "Insertion", "ModuleLogits", "Problem", "generator"]
 
 
 def generator(seed: int, role: str) -> torch.Generator:
@@ -72,6 +74,57 @@ class Examples:
 
 
 @dataclass(frozen=True, eq=False)
+class ModuleLogits:
+    """The logits of a torch module as a pure function of its parameters: what :attr:`Problem.logits` may be.
+
+    A method that inserts modules (Adapter, LoRA) needs this form; a bare function leaves it nothing to insert into.
+
+    Attributes:
+        module: the structure, in evaluation mode; its parameters' values are never read and may be on the meta device.
+            Called as ``module(**inputs)``; what it returns has ``logits`` (B, C).
+        names: the module's own name of each parameter that is called otherwise in the problem.
+
+    Example:
+        >>> from stability.problems import load
+        >>> problem = load("digits")
+        >>> problem.logits(problem.start(seed=0), problem.train.inputs).shape
+        torch.Size([100, 5])
+    """
+
+    module: nn.Module
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, parameters: Parameters, inputs: Mapping[str, Tensor]) -> Tensor:
+        own = {self.names.get(name, name): tensor for name, tensor in parameters.items()}
+        output: Any = functional_call(self.module, own, (), dict(inputs))
+        logits: Tensor = output.logits
+        return logits
+
+    def to(self, device: torch.device) -> ModuleLogits:
+        """With the module's buffers on ``device``; a copy, where they are elsewhere now."""
+        if all(buffer.device == device for buffer in self.module.buffers()):
+            return self
+        module = copy.deepcopy(self.module)
+        for owner in module.modules():
+            for name, buffer in owner.named_buffers(recurse=False):
+                setattr(owner, name, buffer.to(device))
+        return replace(self, module=module)
+
+
+@dataclass(frozen=True, eq=False)
+class Insertion:
+    """That a problem is the *equivalent problem* (Fu et al. 2023, Definition 2) of another: same outputs, more parameters.
+
+    Attributes:
+        by: settings and seed of the method that inserted modules, as plain values.
+        tunable: the coordinates that the method trains.
+    """
+
+    by: Mapping[str, Any]
+    tunable: Mask
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """A pretrained model, seen as a function of its parameters, and the data to fine-tune it on.
 
@@ -80,13 +133,15 @@ class Problem:
         settings: what defines it, as plain values: with ``name`` the identity under which results are kept.
         pretrained: θ⁰, the m parameters that sparsity counts. Never changed.
         new_head: generator → tensors that θ⁰ lacks (empty for none). Always tunable, counted apart.
-        logits: (parameters, inputs) → (B, C). Pure, and fit for ``torch.func.vmap`` over the parameters.
+        logits: (parameters, inputs) → (B, C). Pure, and fit for ``torch.func.vmap`` over the parameters. A
+            :class:`ModuleLogits` where the model is a torch module.
         loss: (logits (B, C), labels (B,)) → (B,), ℓ of each example.
         train: S, n examples.
         test: held-out examples.
         metric: (logits (B, C), labels (B,)) → a number, larger is better.
         metric_name: what it is called.
         loss_unit: of ℓ, for tables and figures; cross-entropy is in nats.
+        insertion: what made this problem from another with fewer parameters; None for a problem as it was loaded.
     """
 
     name: str
@@ -100,6 +155,7 @@ class Problem:
     metric: Callable[[Tensor, Tensor], float]
     metric_name: str
     loss_unit: str = "nats"
+    insertion: Insertion | None = None
 
     def __post_init__(self) -> None:
         # dict(module.named_parameters()) is what one has at hand; nothing here differentiates by θ⁰ itself.
@@ -115,7 +171,7 @@ class Problem:
 
     @property
     def m(self) -> int:
-        """Number of pretrained parameters, the head not counted."""
+        """Number of pretrained parameters, inserted ones with them, the head not counted."""
         return sum(tensor.numel() for tensor in self.pretrained.values())
 
     def head(self, seed: int) -> dict[str, Tensor]:
@@ -138,4 +194,5 @@ class Problem:
     def to(self, device: torch.device) -> Problem:
         """The same problem on another device; nothing is copied where it is there already."""
         pretrained = {name: tensor.to(device) for name, tensor in self.pretrained.items()}
-        return replace(self, pretrained=pretrained, train=self.train.to(device), test=self.test.to(device))
+        logits = self.logits.to(device) if isinstance(self.logits, ModuleLogits) else self.logits
+        return replace(self, pretrained=pretrained, logits=logits, train=self.train.to(device), test=self.test.to(device))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from stability.errors import UsageError
 from stability.lbfgs import minimise
 from stability.machine import free_memory, kept_for_backward
 from stability.masks import Mask, Parameters, SparseDelta
-from stability.problem import Examples, Problem
+from stability.objective import Objective, Stack, batched
+from stability.problem import Examples, Problem, generator
+from stability.selectors import Course, Run
 from stability.training import AdamW, Algorithm, FineTuning, Minimisation
 
 __all__ = ["DIVERGED", "Replicas", "plan_batch", "train"]
@@ -45,6 +48,9 @@ class Replicas:
         masks: each row's selected coordinates of the pretrained tensors.
         failed_step: (r,) the step at which a row diverged, or stopped short of its tolerance; −1 where it did not fail.
         replica_batch: how many went at once.
+        batch_losses: (t, r) each step's loss on its batch, before the step; without the ridge. Empty for a minimisation.
+        mask_changes: (t, r) how many coordinates entered the mask in each step; the first mask counts in full, one that
+            does not move counts nothing.
     """
 
     problem: Problem
@@ -55,6 +61,8 @@ class Replicas:
     masks: Sequence[Mask]
     failed_step: Tensor
     replica_batch: int
+    batch_losses: Tensor
+    mask_changes: Tensor
 
     def __len__(self) -> int:
         return len(self.values)
@@ -87,8 +95,8 @@ class Replicas:
         return distances
 
     def _logits(self, at: slice, examples: Examples) -> Tensor:
-        stack = _Stack(self.start, self.tunable, self.values[at])
-        return _batched(stack, self.problem.logits)(stack.tensors, examples.inputs)
+        stack = Stack(self.start, self.tunable, self.values[at])
+        return batched(stack, self.problem.logits)(stack.tensors, examples.inputs)
 
 
 def train(
@@ -124,6 +132,7 @@ def train(
         >>> replicas.values.shape
         torch.Size([1, 1093])
     """
+    problem = algorithm.equivalent(problem)
     start = problem.start(algorithm.seed)
     first = next(iter(start.values()))
     if weights is None:
@@ -131,18 +140,8 @@ def train(
     if weights.ndim != 2 or weights.shape[1] != problem.n:
         raise UsageError(f"weights have shape {tuple(weights.shape)}: (r, n) with n = {problem.n} expected")
     weights = weights.to(first)
-    r = len(weights)
-    masks = [algorithm.select(problem)] if masks is None else list(masks)
-    if len(masks) == 1:
-        masks = masks * r
-    if len(masks) != r:
-        raise UsageError(f"{len(masks)} masks for r = {r} replicas: give one for each, or one for all")
-    shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
+    masks = _one_each(problem, algorithm, len(weights), masks)
     distinct = list({id(mask): mask for mask in masks}.values())
-    for mask in distinct:
-        if dict(mask.shapes) != shapes:
-            odd = sorted(n for n in mask.shapes.keys() | shapes.keys() if mask.shapes.get(n) != shapes.get(n))
-            raise UsageError(f"the mask does not fit the pretrained parameters: names or shapes differ for {', '.join(odd[:3])}")
     selected = distinct[0]
     for mask in distinct[1:]:
         selected = selected.union(mask)
@@ -151,22 +150,50 @@ def train(
     if any(mask.count != selected.count for mask in masks):
         activity = torch.stack([tunable.contains(algorithm.tunable(problem, mask)) for mask in masks]).to(first.device)
     if replica_batch is None:
-        replica_batch = plan_batch(problem, algorithm, tunable, r, memory_budget)
+        replica_batch = plan_batch(problem, algorithm, tunable, len(weights), memory_budget)
     ridges = torch.tensor([[algorithm.ridge_for(mask)] for mask in masks], dtype=first.dtype, device=first.device)
     if isinstance(algorithm, Minimisation) and not bool((ridges > 0).all()):
         raise UsageError("λ = 0, for the mask selects everything and ridge='paper' is 1 − p: use a positive ridge")
     batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.n)]
-    values, failed = [], []
-    for rows in _chunks(r, replica_batch):
+    parts = []
+    for rows in _chunks(len(weights), replica_batch):
         mine = None if activity is None else activity[rows]
-        objective = _Objective(problem, start, tunable, weights[rows], ridges[rows], mine)
+        objective = Objective(problem, start, tunable, weights[rows], ridges[rows], mine)
         if isinstance(algorithm, FineTuning):
-            value, failure = _fine_tune(objective, algorithm, batches, mine, progress)
+            parts.append(_fine_tune(objective, algorithm, batches, mine, progress))
         else:
-            value, failure = _minimise(objective, algorithm, batches[0], progress)
-        values.append(value)
-        failed.append(failure)
-    return Replicas(problem, algorithm, start, tunable, torch.cat(values), masks, torch.cat(failed).cpu(), replica_batch)
+            parts.append(_minimise(objective, algorithm, batches[0], progress))
+    if algorithm.selector.moving:
+        masks = [mask for part in parts for mask in part.masks]
+    return Replicas(
+        problem,
+        algorithm,
+        start,
+        tunable,
+        torch.cat([part.values for part in parts]),
+        masks,
+        torch.cat([part.failed_step for part in parts]).cpu(),
+        replica_batch,
+        torch.cat([part.batch_losses for part in parts], dim=1).cpu(),
+        torch.cat([part.mask_changes for part in parts], dim=1).cpu(),
+    )
+
+
+def _one_each(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] | None) -> list[Mask]:
+    """A mask for each of r replicas, checked against the problem."""
+    if masks is not None and algorithm.selector.moving:
+        raise UsageError(f"{algorithm.selector.name} finds its masks while it trains: leave masks out")
+    masks = [algorithm.select(problem)] if masks is None else list(masks)
+    if len(masks) == 1:
+        masks = masks * r
+    if len(masks) != r:
+        raise UsageError(f"{len(masks)} masks for r = {r} replicas: give one for each, or one for all")
+    shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
+    for mask in {id(mask): mask for mask in masks}.values():
+        if dict(mask.shapes) != shapes:
+            odd = sorted(n for n in mask.shapes.keys() | shapes.keys() if mask.shapes.get(n) != shapes.get(n))
+            raise UsageError(f"the mask does not fit the pretrained parameters: names or shapes differ for {', '.join(odd[:3])}")
+    return masks
 
 
 def plan_batch(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_budget: int | None = None) -> int:
@@ -180,130 +207,92 @@ def plan_batch(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, me
     budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
     batch = problem.train.take(next(algorithm.batches(problem.n)))
     rows = min(r, 2)
-    stack = _Stack(start, tunable, tunable.gather(start).expand(rows, -1))
+    stack = Stack(start, tunable, tunable.gather(start).expand(rows, -1))
     for tensor in stack.tensors.values():
         tensor.requires_grad_()
-    kept = kept_for_backward(lambda: _batched(stack, problem.logits)(stack.tensors, batch.inputs))
+    kept = kept_for_backward(lambda: batched(stack, problem.logits)(stack.tensors, batch.inputs))
     copies = sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
     each = 2 * kept // rows + first.element_size() * (3 * copies + algorithm.vectors * tunable.count)
     fits = max(1, min(r, budget // each))
     return math.ceil(r / math.ceil(r / fits))
 
 
-class _Stack:
-    """The masked tensors of r replicas, (r, *shape) each; the others are shared."""
-
-    def __init__(self, start: Parameters, tunable: Mask, values: Tensor) -> None:
-        r = len(values)
-        self.shared = {name: tensor for name, tensor in start.items() if name not in tunable.indices}
-        self.tensors: dict[str, Tensor] = {}
-        self._places: list[tuple[Tensor, Tensor | None, slice]] = []
-        for name, index, where in tunable.slices():
-            tensor = start[name]
-            whole = len(index) == tensor.numel()
-            # A clone even for r = 1, where .contiguous() would hand back θ⁰ itself.
-            self.tensors[name] = tensor.detach().expand(r, *tensor.shape).clone(memory_format=torch.contiguous_format)
-            self._places.append((self.tensors[name].view(r, -1), None if whole else index.to(tensor.device), where))
-        self.write(values)
-
-    def write(self, values: Tensor) -> None:
-        """Set the tuned coordinates to ``values`` (r, K); nothing else is touched."""
-        for flat, index, where in self._places:
-            if index is None:
-                flat.copy_(values[:, where])
-            else:
-                flat.index_copy_(1, index, values[:, where])
-
-    def read(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The tuned coordinates of tensors shaped as mine, (r, K)."""
-        parts = [
-            tensor.flatten(1) if index is None else tensor.flatten(1).index_select(1, index)
-            for tensor, (_, index, _) in zip(tensors, self._places, strict=True)
-        ]
-        return torch.cat(parts, dim=1)
-
-
-def _batched(stack: _Stack, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``function(parameters, *data)`` for every replica at once: takes the stacked tensors and the shared data."""
-
-    def one(mine: Parameters, *data: object) -> Tensor:
-        return function({**stack.shared, **mine}, *data)
-
-    # The shared data enter by closure: vmap then treats them as constants, whatever container they come in.
-    def batched(tensors: Parameters, *data: object) -> Tensor:
-        result: Tensor = vmap(lambda mine: one(mine, *data))(tensors)
-        return result
-
-    return batched
-
-
 def _chunks(r: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, r)) for i in range(0, r, size)]
 
 
-class _Objective:
-    """The objective of one batch of replicas and its gradient by their tuned values."""
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """What came of one batch of r replicas; as in :class:`Replicas`."""
 
-    def __init__(
-        self, problem: Problem, start: Parameters, tunable: Mask, weights: Tensor, ridges: Tensor, activity: Tensor | None
-    ):
-        self.origin = tunable.gather(start)
-        self._problem, self._weights, self._ridges, self._activity = problem, weights, ridges, activity
-        self._stack = _Stack(start, tunable, self.origin.expand(len(weights), -1))
-        self._leaves = list(self._stack.tensors.values())
-        for leaf in self._leaves:
-            leaf.requires_grad_()
-        self._ridged = bool((ridges > 0).any())
+    values: Tensor
+    failed_step: Tensor
+    batch_losses: Tensor
+    mask_changes: Tensor
+    masks: Sequence[Mask] = ()
 
-    def start(self) -> Tensor:
-        """(r, K)."""
-        return self.origin.expand(len(self._weights), -1).clone()
 
-    def __call__(self, values: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K)."""
-        with torch.no_grad():
-            self._stack.write(values)
-        batch, weight = self._problem.train.take(index), self._weights[:, index]
-        losses = _batched(self._stack, self._problem.losses)(self._stack.tensors, batch)
-        mass = weight.sum(1)
-        # A batch whose every example is left out has no loss and no gradient; the moments still move the values.
-        loss = (losses * weight).sum(1) / torch.where(mass > 0, mass, torch.ones_like(mass))
-        gradient = self._stack.read(torch.autograd.grad(loss.sum(), self._leaves, materialize_grads=True))
-        penalty = torch.zeros_like(loss).detach()
-        if self._ridged:
-            moved = values - self.origin
-            penalty = self._ridges[:, 0] * (moved**2).sum(1)
-            gradient = gradient + 2 * self._ridges * moved
-        if self._activity is not None:
-            gradient = gradient * self._activity
-        return loss.detach(), penalty, gradient
+class _Fixed(Course):
+    """A mask that does not move: one AdamW over the tuned values, in each row over its own."""
+
+    def __init__(self, run: Run, activity: Tensor | None) -> None:
+        self._values, self._activity = run.start(), activity
+        self._optimizer = run.optimizer(self._values)
+
+    def point(self) -> Tensor:
+        return self._values
+
+    def step(self, gradient: Tensor) -> None:
+        updated = self._optimizer.update(self._values, gradient)
+        self._values = updated if self._activity is None else torch.where(self._activity, updated, self._values)
+
+    def final(self) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("the masks are those that it was given")
 
 
 def _fine_tune(
-    objective: _Objective, algorithm: FineTuning, batches: Sequence[Tensor], activity: Tensor | None, progress: Progress | None
-) -> tuple[Tensor, Tensor]:
-    """One batch of replicas from start to end: their values (r, K) and failed steps (r,)."""
-    values = objective.start()
-    optimizer = AdamW(algorithm, values)
-    failed = torch.full((len(values),), -1, device=values.device)
+    objective: Objective, algorithm: FineTuning, batches: Sequence[Tensor], activity: Tensor | None, progress: Progress | None
+) -> _Trained:
+    """One batch of replicas from start to end."""
+    origin, selector, shapes = objective.origin, algorithm.selector, objective.shapes
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    draws = generator(algorithm.seed, "selection")
+    run = Run(origin, objective.rows, sizes, algorithm.steps, partial(AdamW, algorithm), draws)
+    course = selector.begin(run) if selector.moving else _Fixed(run, activity)
+    failed = torch.full((run.rows,), -1, device=origin.device)
     limit = torch.zeros(())
+    losses, changes = [], []
     for step, index in enumerate(batches):
-        loss, _, gradient = objective(values, index.to(values.device))
+        loss, _, gradient = objective(course.point(), index.to(origin.device))
         if step == 0:
             limit = DIVERGED * loss.clamp_min(1.0)
         failed = torch.where((failed < 0) & ~(loss <= limit), step, failed)
-        updated = optimizer.update(values, gradient)
-        values = updated if activity is None else torch.where(activity, updated, values)
+        before = course.mask
+        course.step(gradient)
+        losses.append(loss)
+        changes.append(_entered(before, course.mask, run.rows))
         if progress is not None:
-            progress(len(values))
+            progress(run.rows)
+    values, masks = course.point(), []
+    if selector.moving:
+        before = course.mask
+        values, chosen = course.final()
+        changes[-1] = changes[-1] + _entered(before, course.mask, run.rows)
+        values = torch.where(run.with_head(chosen).bool(), values, origin)
+        masks = [Mask.at(shapes, torch.nonzero(row).squeeze(1)) for row in chosen.cpu()]
     failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.steps, failed)
-    return values, failed
+    return _Trained(values, failed, torch.stack(losses), torch.stack(changes).to(failed), masks)
 
 
-def _minimise(
-    objective: _Objective, algorithm: Minimisation, everything: Tensor, progress: Progress | None
-) -> tuple[Tensor, Tensor]:
-    """One batch of replicas to the minimum: their values (r, K), and (r,) the steps of those that did not get there."""
+def _entered(before: Tensor | None, now: Tensor | None, rows: int) -> Tensor:
+    """How many coordinates of each row's mask it did not have before, (r,)."""
+    if now is None or now is before:
+        return torch.zeros(rows, dtype=torch.int64)
+    return (now if before is None else now & ~before).sum(1).cpu()
+
+
+def _minimise(objective: Objective, algorithm: Minimisation, everything: Tensor, progress: Progress | None) -> _Trained:
+    """One batch of replicas to the minimum; the failed step is where one stopped that did not get there."""
     start = objective.start()
     everything = everything.to(start.device)
 
@@ -315,4 +304,5 @@ def _minimise(
 
     found = minimise(whole, start, algorithm.tolerance, algorithm.max_steps, algorithm.history)
     reached = found.gradient_norms <= algorithm.tolerance
-    return found.values, torch.where(reached, -1, found.steps)
+    none = torch.empty(0, len(start))
+    return _Trained(found.values, torch.where(reached, -1, found.steps), none, none.long())

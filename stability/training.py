@@ -84,8 +84,12 @@ class Algorithm(ABC):
         """
         return 1.0 - float(self.ridge) if self._relaxed else mask.sparsity
 
+    def equivalent(self, problem: Problem) -> Problem:
+        """The problem that is trained: with the modules that the selector inserts, where it does."""
+        return self.selector.equivalent(problem, self.seed)
+
     def select(self, problem: Problem) -> Mask:
-        """The coordinates that the selector lets change, over the pretrained tensors."""
+        """The coordinates that the selector lets change, over the pretrained tensors; of a moving one, that may be chosen."""
         return self.selector.select(problem, self.seed)
 
     def tunable(self, problem: Problem, selected: Mask) -> Mask:
@@ -142,6 +146,8 @@ class FineTuning(Algorithm):
             raise UsageError(f"unknown schedule {self.schedule!r}: use constant or linear")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UsageError(f"weight_decay = {self.weight_decay}: use a number of at least 0")
+        if self.ridge == "paper" and self.selector.moving:
+            raise UsageError(f"ridge = 'paper' is 1 − p of the mask, and {self.selector.name} has none yet: give λ as a number")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"betas = {self.betas}: use two numbers in [0, 1)")
 
@@ -209,6 +215,8 @@ class Minimisation(Algorithm):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.selector.moving:
+            raise UsageError(f"{self.selector.name} moves its mask while it trains, step by step: use FineTuning")
         _check_whole(self, "max_steps", "history")
         _check_positive(self, "tolerance")
         _check_ridge(self.ridge)

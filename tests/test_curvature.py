@@ -12,10 +12,10 @@ from torch.autograd.functional import hessian as dense_hessian
 from torch.autograd.functional import jacobian as dense_jacobian
 
 from stability import Examples, Mask, Problem, StabilityError, UsageError
+from stability.choosing import top_k
 from stability.curvature import Curvature, diagonal, greatest_eigenvalue, least_eigenvalue
 from stability.gradients import gauss_newton_diagonals, gradient_norms, per_example_gradients, per_example_jacobians
 from stability.influence import first_order_changes, solve
-from stability.masks import top_k
 from stability.problem import generator
 from stability.problems import convex
 from tests.reference import CUDA

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stability import Problem, UsageError, problems
-from stability.masks import count_for
+from stability.choosing import count_for
 from stability.naming import SELECTORS
 from stability.problem import generator
 from stability.problems.digits import _model

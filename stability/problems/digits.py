@@ -7,23 +7,20 @@ transformers, 4 × 4 patches, three layers of width 32, pretrained on the digits
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from transformers import ViTConfig, ViTForImageClassification
 
 from stability.errors import UsageError
 from stability.masks import Parameters
-from stability.problem import Examples, Problem, generator
+from stability.problem import Examples, ModuleLogits, Problem, generator
 
 __all__ = ["WEIGHTS", "load", "pretrain", "write_weights"]
 
@@ -59,7 +56,7 @@ def load(n: int = 100, seed: int = 0) -> Problem:
         settings={"n": n, "seed": seed},
         pretrained=_shipped(),
         new_head=_new_head,
-        logits=partial(_logits, _model()),
+        logits=ModuleLogits(_model()),
         loss=_cross_entropy,
         train=examples.take(order[:n]),
         test=examples.take(order[n:]),
@@ -143,12 +140,6 @@ def _model() -> ViTForImageClassification:
 def _shipped() -> Parameters:
     with safe_open(WEIGHTS, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-
-
-def _logits(model: ViTForImageClassification, parameters: Parameters, inputs: Mapping[str, Tensor]) -> Tensor:
-    output: Any = functional_call(model, dict(parameters), (), dict(inputs))
-    logits: Tensor = output.logits
-    return logits
 
 
 def _new_head(draw: torch.Generator) -> Parameters:

@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from stability.choosing import Scope, top_k
 from stability.errors import UsageError
-from stability.masks import Mask, Parameters, Scope, top_k
+from stability.masks import Mask, Parameters
 from stability.problem import Problem, generator
+from stability.selectors.course import Course, Run
 
 __all__ = ["FromScores", "ScoreFunction", "Selector", "from_scores"]
 
@@ -25,19 +27,32 @@ class Selector(ABC):
     example out then selects anew. :meth:`select_each_left_out` does that by calling ``select`` on every Sⁱ; override
     it only with something faster that gives the same masks.
 
+    One that inserts modules writes :meth:`equivalent`; see :class:`stability.selectors.Inserted`. One whose mask moves
+    while A trains is ``moving``, writes :meth:`begin`, and lets ``select`` give the coordinates that may move at all.
+
     Attributes:
         name: for tables, figures and the command line.
         uses_data: whether the choice depends on S.
+        moving: whether the mask is known only after training.
         sparsity: p asked for, or None where the rule itself decides how many.
     """
 
     name: ClassVar[str]
     uses_data: ClassVar[bool] = False
+    moving: ClassVar[bool] = False
     sparsity: float | None = None
 
     @abstractmethod
     def select(self, problem: Problem, seed: int) -> Mask:
         """The mask over ``problem.pretrained``; every random choice comes from ``generator(seed, "selection")``."""
+
+    def equivalent(self, problem: Problem, seed: int) -> Problem:
+        """The problem that is trained: ``problem`` itself, or its equivalent with modules inserted. Idempotent."""
+        return problem
+
+    def begin(self, run: Run) -> Course:
+        """The start of r replicas of a moving method."""
+        raise NotImplementedError(f"{self.name} has a fixed mask")
 
     def settings(self) -> dict[str, Any]:
         """What defines the selector, as plain values: part of the identity of a result."""

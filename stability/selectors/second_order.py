@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from stability.choosing import Scope, top_k
 from stability.curvature import Curvature, diagonal
 from stability.errors import UsageError
 from stability.gradients import gauss_newton_diagonals, per_example_gradients, total
-from stability.masks import Mask, Parameters, Scope, top_k
+from stability.masks import Mask, Parameters
 from stability.problem import Problem
 from stability.selectors.base import Selector
 

@@ -1,0 +1,112 @@
+"""The objective of many replicas at once and its gradient by their tuned values, through ``torch.func.vmap``.
+
+Of the model's tensors only those with tuned coordinates are copied for each replica; all others enter unbatched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from stability.masks import Mask, Parameters
+from stability.problem import Problem
+
+__all__ = ["Objective", "Stack", "batched"]
+
+
+class Stack:
+    """The masked tensors of r replicas, (r, *shape) each; the others are shared."""
+
+    def __init__(self, start: Parameters, tunable: Mask, values: Tensor) -> None:
+        r = len(values)
+        self.shared = {name: tensor for name, tensor in start.items() if name not in tunable.indices}
+        self.tensors: dict[str, Tensor] = {}
+        self._places: list[tuple[Tensor, Tensor | None, slice]] = []
+        for name, index, where in tunable.slices():
+            tensor = start[name]
+            whole = len(index) == tensor.numel()
+            # A clone even for r = 1, where .contiguous() would hand back θ⁰ itself.
+            self.tensors[name] = tensor.detach().expand(r, *tensor.shape).clone(memory_format=torch.contiguous_format)
+            self._places.append((self.tensors[name].view(r, -1), None if whole else index.to(tensor.device), where))
+        self.write(values)
+
+    def write(self, values: Tensor) -> None:
+        """Set the tuned coordinates to ``values`` (r, K); nothing else is touched."""
+        for flat, index, where in self._places:
+            if index is None:
+                flat.copy_(values[:, where])
+            else:
+                flat.index_copy_(1, index, values[:, where])
+
+    def read(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The tuned coordinates of tensors shaped as mine, (r, K)."""
+        parts = [
+            tensor.flatten(1) if index is None else tensor.flatten(1).index_select(1, index)
+            for tensor, (_, index, _) in zip(tensors, self._places, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
+
+
+def batched(stack: Stack, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``function(parameters, *data)`` for every replica at once: takes the stacked tensors and the shared data."""
+
+    def one(mine: Parameters, *data: object) -> Tensor:
+        return function({**stack.shared, **mine}, *data)
+
+    # The shared data enter by closure: vmap then treats them as constants, whatever container they come in.
+    def every(tensors: Parameters, *data: object) -> Tensor:
+        result: Tensor = vmap(lambda mine: one(mine, *data))(tensors)
+        return result
+
+    return every
+
+
+class Objective:
+    """The objective of one batch of replicas and its gradient by their tuned values."""
+
+    def __init__(
+        self, problem: Problem, start: Parameters, tunable: Mask, weights: Tensor, ridges: Tensor, activity: Tensor | None
+    ):
+        self.origin = tunable.gather(start)
+        self._problem, self._weights, self._ridges, self._activity = problem, weights, ridges, activity
+        self._stack = Stack(start, tunable, self.origin.expand(len(weights), -1))
+        self._leaves = list(self._stack.tensors.values())
+        for leaf in self._leaves:
+            leaf.requires_grad_()
+        self._ridged = bool((ridges > 0).any())
+
+    @property
+    def rows(self) -> int:
+        """r."""
+        return len(self._weights)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the pretrained tensors, in their order."""
+        return {name: tuple(tensor.shape) for name, tensor in self._problem.pretrained.items()}
+
+    def start(self) -> Tensor:
+        """(r, K)."""
+        return self.origin.expand(self.rows, -1).clone()
+
+    def __call__(self, values: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K)."""
+        with torch.no_grad():
+            self._stack.write(values)
+        batch, weight = self._problem.train.take(index), self._weights[:, index]
+        losses = batched(self._stack, self._problem.losses)(self._stack.tensors, batch)
+        mass = weight.sum(1)
+        # A batch whose every example is left out has no loss and no gradient; the moments still move the values.
+        loss = (losses * weight).sum(1) / torch.where(mass > 0, mass, torch.ones_like(mass))
+        gradient = self._stack.read(torch.autograd.grad(loss.sum(), self._leaves, materialize_grads=True))
+        penalty = torch.zeros_like(loss).detach()
+        if self._ridged:
+            moved = values - self.origin
+            penalty = self._ridges[:, 0] * (moved**2).sum(1)
+            gradient = gradient + 2 * self._ridges * moved
+        if self._activity is not None:
+            gradient = gradient * self._activity
+        return loss.detach(), penalty, gradient

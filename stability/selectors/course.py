@@ -1,0 +1,156 @@
+"""Methods whose mask moves while A trains: the small interface that they write, and what the engine lends them.
+
+The engine asks a :class:`Course` where to take the loss, tells it the gradient there, again and again, and in the end
+asks for values and mask. A selector with a fixed mask needs none of this.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stability.choosing import Scope, top_k_of_rows
+from stability.errors import UsageError
+
+__all__ = ["Course", "Optimizer", "Projected", "Run", "check_burn_in"]
+
+
+class Optimizer(Protocol):
+    """AdamW with its moments, as the algorithm has it."""
+
+    def update(self, values: Tensor, gradient: Tensor) -> Tensor:
+        """The values after one step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What the engine lends for one batch of r replicas.
+
+    Attributes:
+        origin: (K,) θ⁰ on the m pretrained coordinates, then the head at its start.
+        rows: r.
+        sizes: how many coordinates each pretrained tensor has; they add up to m.
+        steps: how many steps there will be.
+        optimizer: makes an :class:`Optimizer` for (r, ·) values, its moments at 0.
+        draws: of everything random. Draw once for all rows: the replicas are paired.
+    """
+
+    origin: Tensor
+    rows: int
+    sizes: Sequence[int]
+    steps: int
+    optimizer: Callable[[Tensor], Optimizer]
+    draws: torch.Generator
+
+    @property
+    def m(self) -> int:
+        """Number of pretrained coordinates."""
+        return sum(self.sizes)
+
+    def start(self) -> Tensor:
+        """Where every replica starts, (r, K)."""
+        return self.origin.expand(self.rows, -1).clone()
+
+    def uniform(self) -> Tensor:
+        """m draws from [0, 1), the same on every device."""
+        return torch.rand(self.m, generator=self.draws, dtype=torch.float64).to(self.origin)
+
+    def with_head(self, gates: Tensor) -> Tensor:
+        """(·, m) gates of the pretrained coordinates → (·, K), the head's all 1."""
+        return torch.nn.functional.pad(gates.to(self.origin), (0, len(self.origin) - self.m), value=1.0)
+
+
+class Course(ABC):
+    """r replicas on their way, in the state of one method.
+
+    Attributes:
+        mask: bool (r, m), the hard mask that holds now; None while there is none. A new one is a new tensor: the
+            engine counts a change where it is another object than before.
+    """
+
+    mask: Tensor | None = None
+
+    @abstractmethod
+    def point(self) -> Tensor:
+        """The parameters at which the next loss and its gradient are taken, (r, K); at first θ⁰ and the head's start."""
+
+    @abstractmethod
+    def step(self, gradient: Tensor) -> None:
+        """Take one step, given the gradient of the objective at :meth:`point`, (r, K)."""
+
+    @abstractmethod
+    def final(self) -> tuple[Tensor, Tensor]:
+        """The trained values (r, K) and the final mask, bool (r, m). Outside it the engine puts θ⁰ back."""
+
+
+class Projected(Course):
+    """Full steps, projected now and then: the k coordinates of highest score stay, the others return to θ⁰.
+
+    Args:
+        run: what the engine lends.
+        score: (values (r, m), θ⁰ (m,)) → (r, m).
+        sparsity: p of the mask.
+        scope: of the competition.
+        every: project after so many steps, again and again; None: not until ``burn_in`` or the end.
+        burn_in: after so many steps project for the last time, and train that mask alone from then on; None: project
+            for the last time at the end.
+        reset: at ``burn_in`` the kept coordinates and the head return to their start as well.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        score: Callable[[Tensor, Tensor], Tensor],
+        sparsity: float,
+        scope: Scope = "global",
+        every: int | None = None,
+        burn_in: int | None = None,
+        reset: bool = False,
+    ) -> None:
+        self._run, self._score, self._sparsity, self._scope = run, score, sparsity, scope
+        self._every, self._burn_in, self._reset = every, burn_in, reset
+        self._values = run.start()
+        self._optimizer = run.optimizer(self._values)
+        self._step = 0
+        self._open: Tensor | None = None  # which of K may change, once that is settled
+
+    def point(self) -> Tensor:
+        return self._values
+
+    def step(self, gradient: Tensor) -> None:
+        updated = self._optimizer.update(self._values, gradient if self._open is None else gradient * self._open)
+        self._values = updated if self._open is None else torch.where(self._open, updated, self._values)
+        self._step += 1
+        if self._step == self._burn_in:
+            mask = self._project()
+            self._open = self._run.with_head(mask).bool()
+            if self._reset:
+                self._values = self._run.start()
+                self._optimizer = self._run.optimizer(self._values)
+        elif self._open is None and self._every is not None and self._step % self._every == 0:
+            self._project()
+
+    def final(self) -> tuple[Tensor, Tensor]:
+        mask = self._project() if self._open is None or self.mask is None else self.mask
+        return self._values, mask
+
+    def _project(self) -> Tensor:
+        m, origin = self._run.m, self._run.origin
+        self.mask = top_k_of_rows(self._score(self._values[:, :m], origin[:m]), self._run.sizes, self._sparsity, self._scope)
+        self._values = torch.where(self._run.with_head(self.mask).bool(), self._values, origin)
+        return self.mask
+
+
+def check_burn_in(name: str, burn_in: int, steps: int) -> None:
+    """That a burn-in leaves steps to train the mask.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if burn_in >= steps:
+        raise UsageError(f"{name}: burn_in = {burn_in} of {steps} steps leaves none to train the mask: use fewer, or more steps")

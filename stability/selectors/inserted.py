@@ -1,0 +1,325 @@
+"""Methods that insert modules: Adapter, LoRA, any configuration of peft.
+
+Each maps the problem to its *equivalent problem* (Fu et al. 2023, Definition 2: same outputs, more parameters, the new
+ones starting at no effect) and then selects what it inserted. Training, replicas, bounds and files see an ordinary
+problem; p is trained / all, in the equivalent model.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from stability.errors import UsageError
+from stability.masks import Mask, Parameters
+from stability.problem import Insertion, ModuleLogits, Problem, generator
+from stability.selectors.base import Selector
+
+__all__ = ["Adapter", "Inserted", "LoRA", "Peft"]
+
+_OTHERS = "full, random, magnitude, sam and childpruning apply to any model"
+_ATTENTION_OUTPUT = r"attention\.output\.dense|(attention|attn|self_attn)\.(o_proj|out_proj|out_lin|c_proj|Wo)"
+_FEED_FORWARD_OUTPUT = r"(?<!attention)\.output\.dense|(mlp|ffn)\.(fc2|down_proj|c_proj|lin2|Wo)"
+_QUERY_AND_VALUE = r"query|value|q_proj|v_proj|query_proj|value_proj|q_lin|v_lin|c_attn|Wqkv"
+
+
+class Inserted(Selector):
+    """A method that inserts modules into the model and trains those; it writes :meth:`insert`."""
+
+    @abstractmethod
+    def insert(self, module: nn.Module) -> nn.Module:
+        """``module`` with the method's modules inserted, in place; random starts come from torch's global generator,
+        which is seeded. What is left with ``requires_grad`` is what the method trains.
+
+        Raises:
+            UsageError: there is nothing to insert into.
+        """
+
+    def changed(self, module: nn.Module) -> dict[str, Tensor]:
+        """Where the method only changes coordinates of tensors that are there: their flat indices by the tensors' names
+        in ``module``, after :meth:`insert`. Empty where it adds tensors.
+        """
+        return {}
+
+    def equivalent(self, problem: Problem, seed: int) -> Problem:
+        """The problem with the modules inserted; ``problem`` itself where they are in it already.
+
+        Pretrained tensors keep their names. One that the new model does not use any more, for a copy stands in its place,
+        is left out, so that what a method *changes* counts once.
+
+        Raises:
+            UsageError: the model is no torch module, there is nothing to insert into, the outputs at the start are not
+                the pretrained model's, or the new model cannot be batched over replicas.
+        """
+        by = {**self.settings(), "seed": seed}
+        if problem.insertion is not None:
+            if problem.insertion.by == by:
+                return problem
+            raise UsageError(f"{self.name}: {problem.insertion.by['name']} has inserted modules already: load the problem anew")
+        if not isinstance(problem.logits, ModuleLogits):
+            raise UsageError(
+                f"{self.name} inserts modules into a torch module, and the model of {problem.name!r} is a function: {_OTHERS}"
+            )
+        start, own_name = problem.start(seed), problem.logits.names
+        module = copy.deepcopy(problem.logits.module)
+        old = {own_name.get(name, name): nn.Parameter(t.detach().cpu().clone(), requires_grad=False) for name, t in start.items()}
+        _refill(module, lambda name, _: old[name])
+        with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator(seed, "selection"))))
+            module = self.insert(module).eval()
+        known = {id(old[own_name.get(name, name)]): name for name in start}
+        if indices := self.changed(module):
+            parameters = dict(module.named_parameters())
+            shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
+            mask = Mask(shapes, {known[id(parameters[name])]: index for name, index in indices.items()})
+            return replace(problem, insertion=Insertion(by, mask))
+        return self._equivalent(problem, module, start, known, by)
+
+    def _equivalent(
+        self, problem: Problem, module: nn.Module, start: Parameters, known: Mapping[int, str], by: Mapping[str, Any]
+    ) -> Problem:
+        like = next(iter(problem.pretrained.values()))
+        own_name, pretrained, trained = {}, {}, []
+        for own, parameter in module.named_parameters():
+            name = known.get(id(parameter), own)
+            own_name[name] = own
+            if id(parameter) not in known:
+                pretrained[name] = parameter.detach().to(like)
+            elif name in problem.pretrained:
+                pretrained[name] = problem.pretrained[name]
+            if parameter.requires_grad and name in pretrained:
+                trained.append(name)
+        _refill(module, lambda _, parameter: nn.Parameter(parameter.to("meta"), requires_grad=False))
+        logits = ModuleLogits(module, {name: own for name, own in own_name.items() if name != own}).to(like.device)
+        head = {name: tensor for name, tensor in start.items() if name not in problem.pretrained}
+        sample = problem.train.take(slice(0, 2)).inputs
+        wanted = problem.logits(start, sample)
+        try:
+            found = _through_vmap(logits, {**pretrained, **head}, trained, sample)
+        except Exception as error:  # whatever it is, the engine could not run this model
+            raise UsageError(
+                f"{self.name} cannot be trained here, its layers do not batch over replicas: {str(error)[:200]}"
+            ) from error
+        if not trained or float((found - wanted).abs().max()) > 1e-5 * max(1.0, float(wanted.abs().max())):
+            raise UsageError(
+                f"{self.name} is no equivalent model (Definition 2): at the start its logits differ by up to "
+                f"{float((found - wanted).abs().max()):.2g}, and it trains {len(trained)} tensors; start it at no effect"
+            )
+        replaced = _used(problem.logits, start, sample) - _used(logits, {**pretrained, **head}, sample)
+        pretrained = {name: tensor for name, tensor in pretrained.items() if name not in replaced}
+        shapes = {name: tuple(tensor.shape) for name, tensor in pretrained.items()}
+        mask = Mask(shapes, {name: torch.arange(pretrained[name].numel()) for name in trained})
+        return replace(problem, pretrained=pretrained, logits=logits, insertion=Insertion(by, mask))
+
+    def select(self, problem: Problem, seed: int) -> Mask:
+        insertion = self.equivalent(problem, seed).insertion
+        assert insertion is not None
+        return insertion.tunable
+
+
+def _refill(module: nn.Module, value: Callable[[str, nn.Parameter], nn.Parameter]) -> None:
+    """Put ``value(name, parameter)`` in the place of every parameter; tied ones stay tied."""
+    new = {id(parameter): value(name, parameter) for name, parameter in module.named_parameters()}
+    for owner in list(module.modules()):
+        for leaf, parameter in list(owner.named_parameters(recurse=False)):
+            owner.register_parameter(leaf, new[id(parameter)])
+
+
+def _through_vmap(logits: ModuleLogits, parameters: Parameters, trained: list[str], inputs: Mapping[str, Tensor]) -> Tensor:
+    """The logits, by the way that the engine takes: batched over two replicas, and differentiated."""
+    stacked = {name: parameters[name].expand(2, *parameters[name].shape).clone().requires_grad_() for name in trained}
+    found: Tensor = vmap(lambda mine: logits({**parameters, **mine}, inputs))(stacked)
+    torch.autograd.grad(found.sum(), list(stacked.values()), allow_unused=True)
+    return found[1].detach()
+
+
+def _used(logits: Callable[..., Tensor], parameters: Parameters, inputs: Mapping[str, Tensor]) -> set[str]:
+    """The names of the parameters that the logits depend on."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+    slopes = torch.autograd.grad(logits(leaves, inputs).sum(), list(leaves.values()), allow_unused=True)
+    return {name for name, slope in zip(leaves, slopes, strict=True) if slope is not None}
+
+
+@dataclass(frozen=True)
+class Adapter(Inserted):
+    """Bottlenecks x + U · GELU(D x + d) + u after the attention and feed-forward blocks of every layer, inside their residual
+    branches (Houlsby et al. 2019; ``places="feed_forward"``: Pfeiffer et al. 2021, behind the feed-forward block alone).
+
+    U = 0 and u = 0 at the start, so that the first outputs are the pretrained model's; D starts as torch's linear layers
+    do. Only the bottlenecks are trained (and the new head): k = 2 · width · features + width + features for each.
+
+    Attributes:
+        width: of the bottleneck.
+        places: ``both`` blocks, or ``feed_forward`` alone.
+
+    Raises:
+        UsageError: width below 1 or unknown places; on selecting: the model has no such blocks.
+
+    Example:
+        >>> from stability.problems import load
+        >>> Adapter(width=4).select(load("digits"), seed=0)
+        Mask(k=1752, m=28184)
+    """
+
+    width: int = 8
+    places: Literal["both", "feed_forward"] = "both"
+
+    name: ClassVar[str] = "adapter"
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise UsageError(f"width = {self.width}: use at least 1")
+        if self.places not in ("both", "feed_forward"):
+            raise UsageError(f"unknown places {self.places!r}: use both or feed_forward")
+
+    def insert(self, module: nn.Module) -> nn.Module:
+        pattern = _FEED_FORWARD_OUTPUT if self.places == "feed_forward" else f"{_ATTENTION_OUTPUT}|{_FEED_FORWARD_OUTPUT}"
+        found = [name for name, _ in module.named_modules() if re.search(f"({pattern})$", name)]
+        if not found:
+            raise UsageError(
+                f"adapter goes behind attention and feed-forward blocks, and {type(module).__name__} has none that is known by "
+                f"name (such as attention.output.dense or mlp.fc2): {_OTHERS}"
+            )
+        for name in found:
+            owner, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(owner), leaf, _Bottleneck(module.get_submodule(name), self.width))
+        return module
+
+
+class _Bottleneck(nn.Module):
+    def __init__(self, base_layer: nn.Module, width: int) -> None:
+        super().__init__()
+        features = int(base_layer.bias.numel()) if isinstance(base_layer.bias, Tensor) else int(base_layer.out_features)  # type: ignore[arg-type]
+        self.base_layer = base_layer
+        self.down, self.up = nn.Linear(features, width), nn.Linear(width, features)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, *args: Any) -> Tensor:
+        x: Tensor = self.base_layer(*args)
+        result: Tensor = x + self.up(nn.functional.gelu(self.down(x)))
+        return result
+
+
+@dataclass(frozen=True)
+class LoRA(Inserted):
+    """W x + (alpha / rank) · B A x beside the query and value matrices, through ``peft`` (Hu et al. 2022).
+
+    B = 0 at the start. Only A and B are trained (and the new head).
+
+    Attributes:
+        rank: of the product.
+        alpha: of the scale alpha / rank; by default 2 · rank.
+        targets: a regular expression for whole names of the modules; by default the query and value matrices.
+
+    Raises:
+        UsageError: rank below 1; on selecting: peft is not installed, or no module's name matches.
+
+    Example:
+        >>> from stability.problems import load
+        >>> LoRA(rank=2).select(load("digits"), seed=0)
+        Mask(k=768, m=27200)
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    targets: str = rf".*\.({_QUERY_AND_VALUE})"
+
+    name: ClassVar[str] = "lora"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UsageError(f"rank = {self.rank}: use at least 1")
+
+    def insert(self, module: nn.Module) -> nn.Module:
+        alpha: Any = 2 * self.rank if self.alpha is None else self.alpha
+        return _inject(self.name, _peft(self.name).LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=self.targets), module)
+
+
+@dataclass(frozen=True)
+class Peft(Inserted):
+    """Any configuration of ``peft`` that inserts layers: ``Peft(IA3Config(target_modules=…, feedforward_modules=…))``.
+
+    What peft would train is trained, with the new head; dropout is off and nothing that a method does between steps
+    (AdaLoRA's change of ranks) is done. A SHiRA configuration adds no tensor here: it is a mask over the matrices
+    that it names, trained like any other. Prompts and prefixes are not layers, and are refused.
+
+    Attributes:
+        config: the configuration; with ``target_modules`` where peft does not know the model.
+
+    Raises:
+        UsageError: on selecting: ``peft`` is not installed, no module matches, the configuration does not start at the
+            pretrained model's outputs, or its layers cannot be batched.
+
+    Example:
+        >>> import peft
+        >>> from stability.problems import load
+        >>> Peft(peft.LNTuningConfig(target_modules=["layernorm_before", "layernorm_after"])).select(load("digits"), seed=0)
+        Mask(k=384, m=26432)
+    """
+
+    config: Any
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"peft-{self.config.peft_type.value.lower().replace('_', '-')}"
+
+    def settings(self) -> dict[str, Any]:
+        """With the configuration's own, those that are set."""
+        return {"name": self.name, "config": {k: _plain(v) for k, v in self.config.to_dict().items() if v is not None}}
+
+    def insert(self, module: nn.Module) -> nn.Module:
+        return _inject(self.name, self.config, module)
+
+    def changed(self, module: nn.Module) -> dict[str, Tensor]:
+        found = {}
+        for name, layer in module.named_modules():
+            if places := getattr(layer, "shira_indices", None):
+                rows, columns = next(iter(places.values())).long()
+                found[f"{name}.base_layer.weight"] = (rows * layer.base_layer.weight.shape[1] + columns).sort().values
+        return found
+
+
+def _peft(name: str) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise UsageError(f"{name} needs the package peft: pip install 'stability[peft]'; {_OTHERS}") from error
+    return peft
+
+
+def _inject(name: str, config: Any, module: nn.Module) -> nn.Module:
+    """``module`` with peft's layers of ``config``, inside peft's tuner, which some methods' layers share tensors with."""
+    tuners = _peft(name).PEFT_TYPE_TO_TUNER_MAPPING
+    if config.is_prompt_learning or config.peft_type not in tuners:
+        raise UsageError(
+            f"{name} adds prompts or prefixes, not layers: use a configuration that inserts layers, or adapter or lora"
+        )
+    try:
+        with warnings.catch_warnings():
+            # peft warns of the very layers that LN-tuning is for; whether the result is right is checked by its outputs.
+            warnings.filterwarnings("ignore", "Unsupported layer type")
+            # A copy of the configuration: peft writes what it found into it.
+            tuner: nn.Module = tuners[config.peft_type](module, copy.deepcopy(config), "default")
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, NotImplementedError) as error:
+        kinds = sorted({own.rpartition(".")[2] for own, part in module.named_modules() if isinstance(part, nn.Linear)})
+        raise UsageError(f"{name}: peft refuses: {error}; this model's linear layers are called {', '.join(kinds)}") from error
+    return tuner
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it, whatever the order of a set."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(mine) for key, mine in value.items()}
+    return value if isinstance(value, (str, int, float, bool, list, tuple)) or value is None else str(value)
