@@ -22,6 +22,7 @@ from stability.errors import StabilityError, UsageError
 from stability.leave_one_out import measure
 from stability.naming import SELECTORS, announced, selector_named
 from stability.problems import PROBLEMS
+from stability.replicas import train
 from stability.selectors import Selector
 from stability.store import Store
 from stability.study import STUDIES, run, table
@@ -168,7 +169,11 @@ def _loo(options: argparse.Namespace) -> None:
 
 
 def _select(options: argparse.Namespace) -> None:
-    mask = _selector(options).select(_problem(options), options.seed)
+    selector, problem = _selector(options), _problem(options)
+    if selector.moving:
+        mask = train(problem, FineTuning(selector, seed=options.seed)).masks[0]
+    else:
+        mask = selector.select(problem, options.seed)
     mask.save(options.out)
     print(f"{options.out}: k = {mask.count} of m = {mask.total} coordinates, p = {mask.sparsity:.4g}")
 
@@ -227,7 +232,10 @@ def _doctor(options: argparse.Namespace) -> None:
 
 
 def _selector(options: argparse.Namespace) -> Selector:
-    return selector_named(options.selector, options.sparsity, scope=options.scope, curvature=options.curvature)
+    named = {"scope": options.scope, "curvature": options.curvature}
+    if twice := sorted(name for name, _ in options.option if named.get(name) is not None):
+        raise UsageError(f"{', '.join(twice)} is given twice: leave --option {twice[0]}=… out")
+    return selector_named(options.selector, options.sparsity, **{**named, **dict(options.option)})
 
 
 def _problem(options: argparse.Namespace) -> Any:
@@ -271,6 +279,16 @@ def _ridge(text: str) -> float | str:
         return text if text == "paper" else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'paper'") from None
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value  # a word
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -364,5 +382,13 @@ def _add_selection(sub: argparse.ArgumentParser) -> None:
         "--curvature",
         choices=("constant", "gauss_newton", "hutchinson"),
         help="of sam: where h of its score |g²/h| is from (by default constant)",
+    )
+    sub.add_argument(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any setting of the selector, such as rank=4 or burn_in=50; as often as you like",
     )
     sub.add_argument("--seed", type=int, default=0, help="of S, the head's start, the order and the selection")

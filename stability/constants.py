@@ -13,7 +13,7 @@ from stability.bounds import Bound, Checks
 from stability.bounds.base import check_delta
 from stability.curvature import Curvature, Eigenvalue, least_eigenvalue
 from stability.errors import StabilityError, UsageError
-from stability.gradients import per_example_gradients, total
+from stability.gradients import mean_gradient, per_example_gradients
 from stability.influence import first_order_changes
 from stability.leave_one_out import StabilityEstimate
 from stability.masks import Mask, Parameters
@@ -214,7 +214,7 @@ def _slope(replicas: Replicas, row: int, examples: Examples, memory_budget: int 
     """‖∇F‖₂ at one replica over all parameters and over those that it tuned, F on ``examples`` with its ridge: (2,)."""
     problem, algorithm, parameters = replicas.problem, replicas.algorithm, replicas.parameters(row)
     everything, selected = Mask.full(parameters), replicas.masks[row]
-    mean = total(per_example_gradients(problem, parameters, examples, everything, memory_budget)) / len(examples)
+    mean = mean_gradient(problem, parameters, examples, memory_budget)
     moved = (everything.gather(parameters) - everything.gather(replicas.start)).double()
     slope = mean + 2 * algorithm.ridge_for(selected) * moved
     mine = everything.contains(algorithm.tunable(problem, selected)).to(slope.device)

@@ -18,7 +18,15 @@ from stability.machine import free_memory, kept_for_backward
 from stability.masks import Mask, Parameters
 from stability.problem import Examples, Problem
 
-__all__ = ["blocks", "gauss_newton_diagonals", "gradient_norms", "per_example_gradients", "per_example_jacobians", "total"]
+__all__ = [
+    "blocks",
+    "gauss_newton_diagonals",
+    "gradient_norms",
+    "mean_gradient",
+    "per_example_gradients",
+    "per_example_jacobians",
+    "total",
+]
 
 
 def per_example_gradients(
@@ -154,6 +162,31 @@ def gradient_norms(
     """
     parts = per_example_gradients(problem, parameters, examples, mask, memory_budget)
     return torch.cat([part.double().norm(dim=1) for part in parts])
+
+
+def mean_gradient(problem: Problem, parameters: Parameters, examples: Examples, memory_budget: int | None = None) -> Tensor:
+    """∇L = mean_i ∇ℓ_i over all coordinates, the head's included: float64 (K,), one backward pass a block of examples.
+
+    Args as for :func:`per_example_gradients`.
+
+    Raises:
+        UsageError: no examples.
+
+    Example:
+        >>> from stability.problems import load
+        >>> problem = load("digits", n=10)
+        >>> start = problem.start(seed=0)
+        >>> found = mean_gradient(problem, start, problem.train)
+        >>> torch.allclose(found, total(per_example_gradients(problem, start, problem.train)) / 10, atol=1e-6)
+        True
+    """
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+    slope = torch.zeros((), dtype=torch.float64)
+    for block in blocks(problem, parameters, examples, Mask.full(parameters), memory_budget):
+        loss = problem.losses(leaves, block).sum()
+        parts = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        slope = slope.to(loss.device) + torch.cat([part.reshape(-1) for part in parts]).double()
+    return slope / len(examples)
 
 
 def total(parts: Iterator[Tensor]) -> Tensor:

@@ -11,19 +11,41 @@ from importlib import metadata
 from typing import Any
 
 from stability.errors import UsageError
-from stability.selectors import SAM, BitFit, Fisher, FullTuning, MagPruning, Random, Selector, from_scores
+from stability.selectors import (
+    SAM,
+    Adapter,
+    BitFit,
+    ChildPruning,
+    DiffPruning,
+    Fisher,
+    FullTuning,
+    LoRA,
+    MagPruning,
+    Mixout,
+    MixoutReset,
+    Peft,
+    Random,
+    Selector,
+    from_scores,
+)
 
 __all__ = ["ENTRY_POINTS", "SELECTORS", "announced", "selector_named"]
 
 SELECTORS: dict[str, Callable[..., Selector]] = {
     "full": FullTuning,
     "random": Random,
+    "mixout": Mixout,
     "bitfit": BitFit,
     "magnitude": MagPruning,
+    "adapter": Adapter,
+    "lora": LoRA,
+    "diffpruning": DiffPruning,
+    "childpruning": ChildPruning,
     "sam": SAM,
+    "mixout-reset": MixoutReset,
     "fisher": Fisher,
 }
-"""The built-in selectors by name."""
+"""The built-in selectors by name: the ten of Fu et al. 2023, Table 1, in its order, and then those beside it."""
 
 ENTRY_POINTS = "stability.selectors"
 """Group of the entry points by which a package announces selectors of its own."""
@@ -40,13 +62,13 @@ def selector_named(name: str, sparsity: float | None = None, **options: Any) -> 
     Args:
         name: a built-in name; one that a package announces; or ``module:name``, where the module is looked for in the
             current folder first, and the name stands for a function (problem, generator) → scores, a :class:`Selector`
-            class, or a selector.
+            class, a selector, or a configuration of peft (``peft:IA3Config``, or one of yours).
         sparsity: p; needed unless the selector's rule decides it.
-        options: such as ``scope`` and ``curvature``; None stands for not given.
+        options: such as ``scope``, ``rank``, or what a configuration of peft takes; None stands for not given.
 
     Raises:
         UsageError: an unknown name, a module or object that is not there or is no selector, a p that is missing or
-            one too many, an option that the selector does not have.
+            one too many, an option that the selector does not have or cannot take.
 
     Example:
         >>> selector_named("sam", 0.05).settings()["name"]
@@ -64,13 +86,19 @@ def selector_named(name: str, sparsity: float | None = None, **options: Any) -> 
         if found is FullTuning and sparsity == 1:
             del given["sparsity"]
         if "sparsity" in given:
-            raise UsageError(f"selector {name!r} decides itself how many parameters it tunes: leave --sparsity {sparsity} out")
+            raise UsageError(
+                f"selector {name!r} decides itself how many parameters it tunes: leave --sparsity {sparsity} out"
+                + (f"; it has --option {', '.join(known)}" if known else "")
+            )
     elif sparsity is None and known["sparsity"].default is inspect.Parameter.empty:
         raise UsageError(f"selector {name!r} needs --sparsity P, the fraction of parameters that may change, e.g. 0.05")
     if odd := sorted(given.keys() - known.keys()):
-        raise UsageError(f"selector {name!r} has no {', '.join(odd)}: leave it out; there is {', '.join(known)}")
-    result: Selector = made(**given)
-    return result
+        raise UsageError(f"selector {name!r} has no {', '.join(odd)}: leave it out; there is {', '.join(known) or 'none'}")
+    try:
+        result = made(**given)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"selector {name!r} cannot be made with {given}: {error}") from error
+    return result if isinstance(result, Selector) else Peft(result)
 
 
 def _find(name: str) -> Any:
@@ -96,6 +124,8 @@ def _find(name: str) -> Any:
 
 
 def _checked(name: str, found: Any) -> Any:
+    if hasattr(found, "peft_type") or (inspect.isclass(found) and "PeftConfig" in {base.__name__ for base in found.__mro__}):
+        return found if inspect.isclass(found) else Peft(found)
     fits = issubclass(found, Selector) if inspect.isclass(found) else callable(found) or isinstance(found, Selector)
     if not fits:
         raise UsageError(f"{name!r} is {found!r}: give a function (problem, generator) → scores, or a Selector")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.func import functional_call
 from stability.errors import UsageError
 from stability.masks import Mask, Parameters
 
-__all__ = ["Examples", "Insertion", "ModuleLogits", "Problem", "generator"]
+__all__ = ["Examples", "Insertion", "ModuleLogits", "Problem", "generator", "shuffled_batches"]
 
 
 def generator(seed: int, role: str) -> torch.Generator:
@@ -29,6 +29,26 @@ def generator(seed: int, role: str) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{role}:{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def shuffled_batches(n: int, batch_size: int, count: int, draw: torch.Generator) -> Iterator[Tensor]:
+    """``count`` batches of indices of n examples, int64 (b,) each; S is shuffled anew whenever it is used up.
+
+    With a ``batch_size`` of n or more each batch is the whole of S, in order.
+
+    Example:
+        >>> [len(batch) for batch in shuffled_batches(n=6, batch_size=4, count=3, draw=generator(0, "order"))]
+        [4, 4, 4]
+    """
+    if batch_size >= n:
+        yield from (torch.arange(n) for _ in range(count))
+        return
+    waiting = torch.empty(0, dtype=torch.int64)
+    for _ in range(count):
+        while len(waiting) < batch_size:
+            waiting = torch.cat([waiting, torch.randperm(n, generator=draw)])
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]
 
 
 @dataclass(frozen=True, eq=False)

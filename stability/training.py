@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stability.errors import UsageError
 from stability.masks import Mask
-from stability.problem import Problem, generator
+from stability.problem import Problem, generator, shuffled_batches
 from stability.selectors import FullTuning, Selector
 
 __all__ = ["AdamW", "Algorithm", "FineTuning", "Minimisation"]
@@ -164,16 +164,7 @@ class FineTuning(Algorithm):
 
     def batches(self, n: int) -> Iterator[Tensor]:
         """As many as ``steps``."""
-        if self.batch_size >= n:
-            yield from (torch.arange(n) for _ in range(self.steps))
-            return
-        draw = generator(self.seed, "order")
-        waiting = torch.empty(0, dtype=torch.int64)
-        for _ in range(self.steps):
-            while len(waiting) < self.batch_size:
-                waiting = torch.cat([waiting, torch.randperm(n, generator=draw)])
-            yield waiting[: self.batch_size]
-            waiting = waiting[self.batch_size :]
+        return shuffled_batches(n, self.batch_size, self.steps, generator(self.seed, "order"))
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step 0, 1, …"""

@@ -30,8 +30,8 @@ class ChildPruning(Selector):
     Attributes:
         sparsity: p ∈ (0, 1].
         scope: compete over all parameters (``global``) or within each tensor (``tensor``).
-        every: steps between projections. With 1 and AdamW, whose first step moves all coordinates by the same amount, the
-            first mask is a matter of rounding.
+        every: steps between projections. With 1 the first mask is a matter of rounding, for AdamW's first step moves every
+            coordinate by the same amount; the noise floor shows it.
         burn_in: the step from which on the mask is fixed; None for never.
         reset: at ``burn_in`` return to θ⁰ and train the mask from there.
 
@@ -46,7 +46,7 @@ class ChildPruning(Selector):
 
     sparsity: float = field()
     scope: Scope = "global"
-    every: int = 10
+    every: int = 2
     burn_in: int | None = None
     reset: bool = False
 

@@ -15,7 +15,7 @@ from stability.curvature import Curvature, diagonal
 from stability.errors import UsageError
 from stability.gradients import gauss_newton_diagonals, per_example_gradients, total
 from stability.masks import Mask, Parameters
-from stability.problem import Problem
+from stability.problem import Problem, generator, shuffled_batches
 from stability.selectors.base import Selector
 
 __all__ = ["SAM", "Fisher"]
@@ -36,11 +36,16 @@ class SAM(Selector):
 
     When z_i is left out the choice is made anew; the constant's from the same sum of gradients: nL(θ) − ℓ_i(θ).
 
+    The code of Fu et al. sums the gradients of 600 mini-batches instead of S's: ``batches=600, batch_size=16``. Where the
+    batches take every example equally often the masks are the same; dropout, which is on in that code, is off here.
+
     Attributes:
         sparsity: p ∈ (0, 1].
         scope: compete over all parameters (``global``) or within each tensor (``tensor``).
         curvature: ``constant`` for h = 1; ``gauss_newton`` for the exact diagonal of the Gauss–Newton matrix;
             ``hutchinson`` for that of the Hessian, estimated.
+        batches: sum the mean gradients of so many mini-batches of shuffled S; None for the whole of S, once.
+        batch_size: examples in each of them.
         probes: of Hutchinson's estimate.
         floor: the least |h_j| that counts, as a multiple of mean |h|; finite and ≥ 0. By default 0 for the exact
             diagonal, and 1 for Hutchinson's: with 100 probes its standard error on ``digits`` is about mean |h|, and
@@ -60,6 +65,8 @@ class SAM(Selector):
     curvature: Literal["constant", "gauss_newton", "hutchinson"] = "constant"
     probes: int = 100
     floor: float | None = None
+    batches: int | None = None
+    batch_size: int = 16
 
     uses_data: ClassVar[bool] = True
 
@@ -70,14 +77,17 @@ class SAM(Selector):
             raise UsageError(f"floor = {self.floor}: use a finite number of at least 0")
         if self.curvature == "hutchinson" and self.probes < 2:
             raise UsageError(f"probes = {self.probes}: use at least 2")
+        if self.batches is not None and min(self.batches, self.batch_size) < 1:
+            raise UsageError(f"batches = {self.batches} of batch_size = {self.batch_size}: use at least 1 of at least 1")
 
     @property
     def name(self) -> str:  # type: ignore[override]
         return "sam" if self.curvature == "constant" else f"sam-{self.curvature}"
 
     def settings(self) -> dict[str, Any]:
-        """Without those that the chosen ``curvature`` does not use."""
+        """Without those that are not used."""
         unused = {"constant": ("probes", "floor"), "gauss_newton": ("probes",), "hutchinson": ()}[self.curvature]
+        unused += () if self.batches else ("batches", "batch_size")
         return {name: value for name, value in {**super().settings(), "floor": self._floor}.items() if name not in unused}
 
     @property
@@ -86,7 +96,8 @@ class SAM(Selector):
 
     def select(self, problem: Problem, seed: int) -> Mask:
         start, mask = problem.start(seed), Mask.full(problem.pretrained)
-        gradient = total(per_example_gradients(problem, start, problem.train, mask))
+        parts = per_example_gradients(problem, start, problem.train, mask)
+        gradient = total(parts if self.batches is None else _weighted(parts, self._shares(problem.n, seed)))
         h: Tensor | None = None
         if self.curvature == "gauss_newton":
             h = total(gauss_newton_diagonals(problem, start, problem.train, mask))
@@ -95,7 +106,7 @@ class SAM(Selector):
         return self._choose(problem, gradient, h)
 
     def select_each_left_out(self, problem: Problem, left_out: Sequence[int], seed: int) -> Iterator[Mask]:
-        if self.curvature != "constant":  # h − h_i cancels where one example bends most
+        if self.curvature != "constant" or self.batches:  # h − h_i cancels where one example bends most; batches change
             yield from super().select_each_left_out(problem, left_out, seed)
             return
         start, mask = problem.start(seed), Mask.full(problem.pretrained)
@@ -104,6 +115,13 @@ class SAM(Selector):
         for block in per_example_gradients(problem, start, chosen, mask):
             for one in block:
                 yield self._choose(problem, gradient - one.double(), None)
+
+    def _shares(self, n: int, seed: int) -> Tensor:
+        """What each example counts in the sum of the batches' mean gradients: float64 (n,)."""
+        shares = torch.zeros(n, dtype=torch.float64)
+        for batch in shuffled_batches(n, self.batch_size, self.batches or 0, generator(seed, "selection")):
+            shares[batch] += 1 / len(batch)
+        return shares
 
     def _choose(self, problem: Problem, gradient: Tensor, h: Tensor | None) -> Mask:
         """From sums over S: dividing both by n, or h by any constant, changes no order."""
@@ -140,6 +158,12 @@ class Fisher(Selector):
         start, mask = problem.start(seed), Mask.full(problem.pretrained)
         blocks = per_example_gradients(problem, start, problem.train, mask)
         return top_k(_named(total(block.double() ** 2 for block in blocks), problem.pretrained), self.sparsity, self.scope)
+
+
+def _weighted(parts: Iterator[Tensor], shares: Tensor) -> Iterator[Tensor]:
+    for part in parts:
+        mine, shares = shares[: len(part)], shares[len(part) :]
+        yield part.double() * mine.to(part.device).unsqueeze(1)
 
 
 def _named(vector: Tensor, like: Parameters) -> dict[str, Tensor]:
