@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from stability import __version__, bounds, machine, problems
+from stability import bounds, machine, problems
+from stability.arguments import parser
 from stability.bounds.base import check_delta
 from stability.constants import measure_constants, measured_bounds
 from stability.errors import StabilityError, UsageError
@@ -25,7 +25,9 @@ from stability.problems import PROBLEMS
 from stability.replicas import train
 from stability.selectors import Selector
 from stability.store import Store
-from stability.study import STUDIES, run, table
+from stability.studies import STUDIES
+from stability.study import run
+from stability.summary import table
 from stability.training import FineTuning, Minimisation
 
 __all__ = ["main"]
@@ -33,13 +35,13 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         if getattr(options, "threads", None) is not None:
             if options.threads < 1:
                 raise UsageError(f"threads = {options.threads}: use at least 1")
             torch.set_num_threads(options.threads)
-        result: int = options.command(options) or 0
+        _COMMANDS[options.command](options)
     except StabilityError as error:
         print(f"stability: {error}", file=sys.stderr)
         return error.exit_code
@@ -49,13 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stability: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
         return 130
-    return result
+    return 0
 
 
 def _run(options: argparse.Namespace) -> None:
     if options.study not in STUDIES:
         raise UsageError(f"unknown study {options.study!r}: there is {', '.join(STUDIES)}")
     study = STUDIES[options.study]
+    if options.add:
+        sparsities = options.sparsities or [None]
+        study = study.with_selectors(*(selector_named(name, p) for name in options.add for p in sparsities))
+    elif options.sparsities:
+        raise UsageError("--sparsities belong to --add SELECTOR: add it, or leave them out")
     store = options.store or Path("runs") / f"{study.name}.sqlite"
     with tqdm(unit="cell", desc=study.name, disable=None) as bar:
 
@@ -63,7 +70,9 @@ def _run(options: argparse.Namespace) -> None:
             bar.total = total
             bar.update(done)
 
-        frame = run(study, store, device=options.device, workers=options.workers, on_start=start, on_cell=bar.update)
+        frame = run(
+            study, store, reuse=options.reuse, device=options.device, workers=options.workers, on_start=start, on_cell=bar.update
+        )
     _show_table(frame)
     print(f"\nresults: {store}")
     if options.figures is not None:
@@ -87,7 +96,7 @@ def _draw(frame: pd.DataFrame, folder: Path, only: str | None = None) -> None:
 def _table(options: argparse.Namespace) -> None:
     frame = table(Store(options.store))
     if options.json:
-        from stability.study import summarise
+        from stability.summary import summarise
 
         _print_json([_plain(row) for row in summarise(frame).to_dict("records")])
     else:
@@ -274,121 +283,13 @@ def _plain(row: Any) -> Any:
     return None if isinstance(row, float) and not math.isfinite(row) else row
 
 
-def _ridge(text: str) -> float | str:
-    try:
-        return text if text == "paper" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'paper'") from None
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value  # a word
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells a default only where there is one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="stability", description="Sparse fine-tuning and its leave-one-out stability, measured.")
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(
-        name: str, function: Callable[[argparse.Namespace], None], text: str, with_json: bool = False
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
-        sub.set_defaults(command=function)
-        # Before Python 3.14 argparse takes -1e-3 for an option; a negative Λ_min is usual and often small.
-        sub._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
-        if with_json:
-            sub.add_argument("--json", action="store_true", help="one JSON value on standard output and nothing else")
-        return sub
-
-    sub = command("run", _run, "Run a study, or go on with one; print its table.")
-    sub.add_argument("study", metavar="STUDY", help="name of the study, see 'stability list'")
-    sub.add_argument("--store", type=Path, help="SQLite file of results (by default runs/STUDY.sqlite)")
-    sub.add_argument("--figures", type=Path, metavar="DIR", help="draw the figures into this folder")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    sub.add_argument("--workers", type=int, help="processes of one thread each (by default one a core, one on CUDA)")
-
-    sub = command("loo", _loo, "Measure the leave-one-out stability of one selector.", with_json=True)
-    _add_selection(sub)
-    sub.add_argument(
-        "--estimator", choices=("exact", "sampled"), default="sampled", help="leave out every example, or a random sample"
-    )
-    sub.add_argument("--retrainings", type=int, help="how many examples a sample leaves out (by default 20)")
-    sub.add_argument("--keep-mask", action="store_true", help="keep S's mask instead of selecting anew without the example")
-    for name, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("weight-decay", float)):
-        sub.add_argument(f"--{name}", type=kind, help=f"by default {getattr(FineTuning, name.replace('-', '_'))}")
-    sub.add_argument("--ridge", type=_ridge, help="λ of λ‖θ − θ⁰‖², or 'paper' for 1 − p (by default 0)")
-    sub.add_argument(
-        "--minimise", type=float, metavar="TOL", help="no AdamW: minimise the loss with its ridge by L-BFGS until ‖∇F‖ ≤ TOL"
-    )
-    sub.add_argument("--bounds", action="store_true", help="measure the constants as well, and print every bound")
-    sub.add_argument(
-        "--check-replicas", type=int, metavar="K", help="with --bounds: take the curvature at K of the A(Sⁱ) too (by default 2)"
-    )
-    sub.add_argument("--delta", type=float, help="with --bounds: δ of those on the expected loss (by default 0.1)")
-    sub.add_argument("--schedule", choices=("constant", "linear"), help="of the learning rate (by default constant)")
-    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    sub.add_argument("--threads", type=int, help="threads of this process (by default torch's choice)")
-
-    sub = command("select", _select, "Choose a mask and save it.")
-    _add_selection(sub)
-    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
-
-    sub = command("bounds", _bounds, "Theorem 1 for given constants; with C and R̂ also Theorem 2.", with_json=True)
-    for name, symbol in {"lipschitz": "ρ", "least-eigenvalue": "Λ_min", "sparsity": "p"}.items():
-        sub.add_argument(f"--{name}", type=float, required=True, help=symbol)
-    sub.add_argument("--n", type=int, required=True, help="size of S")
-    sub.add_argument("--ridge", type=float, help="the λ that A was trained with, to be compared with 1 − p")
-    sub.add_argument("--loss-bound", type=float, help="C, the largest loss")
-    sub.add_argument("--empirical-risk", type=float, help="R̂, the mean training loss")
-    sub.add_argument("--delta", type=float, default=0.1, help="δ, the probability that the bound on the expected loss may fail")
-
-    sub = command("figures", _figures, "Draw the figures of a store.")
-    sub.add_argument("--store", type=Path, required=True)
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
-    sub.add_argument("--only", metavar="NAME", help="a single figure: stability, generalization, four_panels, ... (by default all)")
-
-    sub = command("table", _table, "Print the table of a store.", with_json=True)
-    sub.add_argument("--store", type=Path, required=True)
-
-    command("list", _list, "Name the problems, selectors and studies.", with_json=True)
-    command("doctor", _doctor, "Versions, devices and threads of this machine.", with_json=True)
-    return parser
-
-
-def _add_selection(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--problem", default="digits", help="name of the problem")
-    sub.add_argument("--n", type=int, help="training examples (by default the problem's own number)")
-    sub.add_argument("--data", help="of the problems linear and logistic: generated, diabetes, breast_cancer")
-    sub.add_argument("--selector", required=True, help="its name, see 'stability list', or module:name for your own")
-    sub.add_argument("--sparsity", type=float, metavar="P", help="fraction of pretrained parameters that may change, in (0, 1]")
-    sub.add_argument(
-        "--scope", choices=("global", "tensor"), help="compete over all parameters (the default), or within each tensor"
-    )
-    sub.add_argument(
-        "--curvature",
-        choices=("constant", "gauss_newton", "hutchinson"),
-        help="of sam: where h of its score |g²/h| is from (by default constant)",
-    )
-    sub.add_argument(
-        "--option",
-        type=_option,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any setting of the selector, such as rank=4 or burn_in=50; as often as you like",
-    )
-    sub.add_argument("--seed", type=int, default=0, help="of S, the head's start, the order and the selection")
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "run": _run,
+    "loo": _loo,
+    "select": _select,
+    "bounds": _bounds,
+    "figures": _figures,
+    "table": _table,
+    "list": _list,
+    "doctor": _doctor,
+}

@@ -51,6 +51,7 @@ class Replicas:
         batch_losses: (t, r) each step's loss on its batch, before the step; without the ridge. Empty for a minimisation.
         mask_changes: (t, r) how many coordinates entered the mask in each step; the first mask counts in full, one that
             does not move counts nothing.
+        relaxed: (t,) whether the step's loss was taken with soft or random gates instead of a mask.
     """
 
     problem: Problem
@@ -63,6 +64,7 @@ class Replicas:
     replica_batch: int
     batch_losses: Tensor
     mask_changes: Tensor
+    relaxed: Tensor
 
     def __len__(self) -> int:
         return len(self.values)
@@ -176,6 +178,7 @@ def train(
         replica_batch,
         torch.cat([part.batch_losses for part in parts], dim=1).cpu(),
         torch.cat([part.mask_changes for part in parts], dim=1).cpu(),
+        parts[0].relaxed,
     )
 
 
@@ -229,6 +232,7 @@ class _Trained:
     failed_step: Tensor
     batch_losses: Tensor
     mask_changes: Tensor
+    relaxed: Tensor
     masks: Sequence[Mask] = ()
 
 
@@ -261,13 +265,14 @@ def _fine_tune(
     course = selector.begin(run) if selector.moving else _Fixed(run, activity)
     failed = torch.full((run.rows,), -1, device=origin.device)
     limit = torch.zeros(())
-    losses, changes = [], []
+    losses, changes, relaxed = [], [], []
     for step, index in enumerate(batches):
         loss, _, gradient = objective(course.point(), index.to(origin.device))
         if step == 0:
             limit = DIVERGED * loss.clamp_min(1.0)
         failed = torch.where((failed < 0) & ~(loss <= limit), step, failed)
         before = course.mask
+        relaxed.append(course.relaxed)
         course.step(gradient)
         losses.append(loss)
         changes.append(_entered(before, course.mask, run.rows))
@@ -281,7 +286,7 @@ def _fine_tune(
         values = torch.where(run.with_head(chosen).bool(), values, origin)
         masks = [Mask.at(shapes, torch.nonzero(row).squeeze(1)) for row in chosen.cpu()]
     failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.steps, failed)
-    return _Trained(values, failed, torch.stack(losses), torch.stack(changes).to(failed), masks)
+    return _Trained(values, failed, torch.stack(losses), torch.stack(changes), torch.tensor(relaxed), masks)
 
 
 def _entered(before: Tensor | None, now: Tensor | None, rows: int) -> Tensor:
@@ -305,4 +310,4 @@ def _minimise(objective: Objective, algorithm: Minimisation, everything: Tensor,
     found = minimise(whole, start, algorithm.tolerance, algorithm.max_steps, algorithm.history)
     reached = found.gradient_norms <= algorithm.tolerance
     none = torch.empty(0, len(start))
-    return _Trained(found.values, torch.where(reached, -1, found.steps), none, none.long())
+    return _Trained(found.values, torch.where(reached, -1, found.steps), none, none.long(), none.bool()[:, 0])

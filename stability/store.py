@@ -16,7 +16,7 @@ from stability.errors import StabilityError
 
 __all__ = ["Store", "key"]
 
-_FORMAT = 2  # raise it with every change of what a record holds
+_FORMAT = 3  # raise it with every change of what a record holds
 _SCHEMA = """
 CREATE TABLE study (format INTEGER NOT NULL, version TEXT NOT NULL, identity TEXT NOT NULL);
 CREATE TABLE cells (
@@ -97,9 +97,13 @@ class Store:
 
     def records(self) -> list[dict[str, Any]]:
         """Every finished cell, identity and record in one dictionary, in the order they were finished."""
+        return [{**identity, **record} for identity, record in self.cells()]
+
+    def cells(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Identity and record of every finished cell, in the order they were finished."""
         with self._connection() as connection:
             rows = connection.execute("SELECT identity, record FROM cells ORDER BY rowid").fetchall()
-            return [{**json.loads(identity), **json.loads(record)} for identity, record in rows]
+            return [(json.loads(identity), json.loads(record)) for identity, record in rows]
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -14,7 +16,6 @@ from itertools import islice
 from os import PathLike
 from typing import Any, TypeAlias
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -23,14 +24,12 @@ from stability.constants import Constants, measure_constants, measured_bounds
 from stability.errors import StabilityError, UsageError
 from stability.leave_one_out import StabilityEstimate, measure
 from stability.machine import cores, free_memory, resolve_device
-from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random
-from stability.statistics import mean_over_seeds
+from stability.selectors import Selector
 from stability.store import Store, key
+from stability.summary import BOUNDS, table
 from stability.training import FineTuning, Minimisation
 
-__all__ = ["BOUNDS", "STUDIES", "Cell", "Study", "run", "run_cell", "summarise", "table"]
-
-_SWEPT = (0.003, 0.01, 0.03, 0.1, 0.3)
+__all__ = ["Cell", "Study", "run", "run_cell"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,24 @@ class Study:
             "delta": self.delta,
         }
 
+    def with_selectors(self, *selectors: Selector) -> Study:
+        """The same study with further selectors, trained as its last algorithm trains; cells it has already may be reused.
+
+        Raises:
+            UsageError: no selector.
+
+        Example:
+            >>> from stability.selectors import SAM, BitFit
+            >>> study = Study("mine", "digits", (FineTuning(BitFit()),), seeds=(0,))
+            >>> study.with_selectors(SAM(0.1), SAM(0.2)).name
+            'mine+sam'
+        """
+        if not selectors:
+            raise UsageError("there is no selector to add: give at least one")
+        names = dict.fromkeys(selector.name for selector in selectors)
+        added = tuple(replace(self.algorithms[-1], selector=selector) for selector in selectors)
+        return replace(self, name="+".join([self.name, *names]), algorithms=(*self.algorithms, *added))
+
     def cells(self) -> list[Cell]:
         """Seed by seed, so that an interrupted study holds whole curves."""
         return [replace(algorithm, seed=seed) for seed in self.seeds for algorithm in self.algorithms]
@@ -77,55 +94,6 @@ class Study:
 
 Cell: TypeAlias = FineTuning | Minimisation
 """One algorithm with its seed."""
-
-
-def _digits(name: str, sparsities: tuple[float, ...], seeds: int, steps: int, retrainings: int) -> Study:
-    swept = tuple(kind(p) for kind in (Random, MagPruning, SAM) for p in sparsities)
-    algorithms = tuple(FineTuning(selector, steps=steps) for selector in (FullTuning(), BitFit(), *swept))
-    return Study(name, "digits", algorithms, tuple(range(seeds)), {"n": 100}, retrainings)
-
-
-def _relaxed(sparsities: tuple[float, ...], tolerance: float) -> tuple[Minimisation, ...]:
-    """E_M L_R, the objective of Theorem 1, at each p."""
-    return tuple(Minimisation(FullTuning(), ridge=round(1 - p, 6), tolerance=tolerance) for p in sparsities)
-
-
-def _hard(kind: type[Random | SAM], sparsities: tuple[float, ...], ridge: float, tolerance: float) -> tuple[Minimisation, ...]:
-    return tuple(Minimisation(kind(p), ridge=ridge, tolerance=tolerance) for p in sparsities)
-
-
-STUDIES = {
-    "digits": _digits("digits", _SWEPT, seeds=5, steps=100, retrainings=20),
-    "digits-quick": _digits("digits-quick", (0.01, 0.1), seeds=2, steps=20, retrainings=4),
-    "theory-convex": Study(
-        "theory-convex",
-        "logistic",
-        (
-            *_relaxed((0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 0.997), tolerance=1e-9),
-            *_hard(Random, (0.1, 0.2, 0.4, 0.7, 0.9), ridge=0.01, tolerance=1e-9),
-            *_hard(SAM, (0.1, 0.2, 0.4, 0.7, 0.9), ridge=0.01, tolerance=1e-9),
-        ),
-        tuple(range(5)),
-        {"data": "breast_cancer", "n": 100},
-        check_replicas=100,
-    ),
-    "theory-digits": Study(
-        "theory-digits",
-        "digits",
-        (
-            *_relaxed((0.1, 0.3, 0.5, 0.7, 0.9), tolerance=1e-4),
-            *_hard(Random, _SWEPT, ridge=0.1, tolerance=1e-4),
-            *_hard(SAM, _SWEPT, ridge=0.1, tolerance=1e-4),
-        ),
-        tuple(range(3, 11)),  # 0 to 2 were a pilot
-        {"n": 100},
-        retrainings=20,
-        check_replicas=2,
-    ),
-}
-"""Studies by name. ``digits-quick`` shows the machinery in seconds; nothing should be concluded from it. The theory
-studies measure the very minimisers that the bounds speak of: ``regularised`` is L + (1 − p)‖θ − θ⁰‖² over all
-coordinates, the others are hard masks with one small ridge for every p."""
 
 
 def cell_identity(cell: Cell) -> dict[str, Any]:
@@ -168,6 +136,12 @@ def _row(estimate: StabilityEstimate, constants: Constants) -> dict[str, Any]:
         logits = replicas.logits(examples)[0]
         row[f"{split}_loss"] = problem.loss(logits, examples.labels).double().mean().item()
         row[f"{split}_metric"] = problem.metric(logits, examples.labels)
+    if len(replicas.batch_losses):
+        row["history"] = {
+            "loss": [float(f"{loss:.4g}") for loss in replicas.batch_losses[:, 0].tolist()],
+            "mask_changes": {str(step): int(count) for step, count in enumerate(replicas.mask_changes[:, 0].tolist()) if count},
+            "relaxed": torch.nonzero(replicas.relaxed).squeeze(1).tolist(),
+        }
     row |= {
         "gap": row["test_loss"] - row["train_loss"],
         "distance": float(estimate.per_example["distance"].mean()),
@@ -197,6 +171,7 @@ def run(
     study: Study,
     store: str | PathLike[str],
     *,
+    reuse: str | PathLike[str] | None = None,
     device: str = "auto",
     workers: int | None = None,
     on_start: Callable[[int, int], object] = lambda done, total: None,
@@ -209,28 +184,55 @@ def run(
     Args:
         study: what to measure.
         store: the SQLite file, made where it is missing.
+        reuse: the file of another study that measured the same way: its cells that are this study's too are taken over.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        workers: processes of one thread each; by default one a core on the CPU and one on CUDA. One worker runs
-            in this process, with the threads it has.
+        workers: processes of one thread each; by default one a core on the CPU, and one on CUDA or where a selector's
+            function was typed into a notebook, which no other process knows. One worker runs in this process, with the
+            threads it has.
         on_start: called once with the number of finished cells and of all cells.
         on_cell: called after each cell.
 
     Raises:
-        StabilityError: the store holds another study, is damaged, or cannot be written.
+        StabilityError: the store holds another study, is damaged, or cannot be written; or ``reuse`` measured otherwise.
         UsageError: a setting out of range, or CUDA asked for and absent.
     """
     place = resolve_device(device)
     if workers is not None and workers < 1:
         raise UsageError(f"workers = {workers}: use at least 1")
     ledger = Store(store, study.identity(), metadata.version("stability"))
+    if reuse is not None:
+        _take_over(Store(reuse), study, ledger)
     done, cells = ledger.finished(), study.cells()
     waiting = [cell for cell in cells if key(cell_identity(cell)) not in done]
     on_start(len(cells) - len(waiting), len(cells))
-    count = min(workers or (1 if place.type == "cuda" else cores()), max(1, len(waiting)))
+    one = place.type == "cuda" or any(_only_here(cell.selector) for cell in waiting)
+    count = min(workers or (1 if one else cores()), max(1, len(waiting)))
     for cell, record in _compute(study, waiting, str(place), count):
         ledger.add(cell_identity(cell), record)
         on_cell()
     return table(ledger)
+
+
+def _take_over(other: Store, study: Study, ledger: Store) -> None:
+    """Copy into ``ledger`` the cells of ``other`` that belong to ``study``."""
+    wanted, own = {key(cell_identity(cell)) for cell in study.cells()}, json.loads(json.dumps(study.identity()))
+    if other.version != ledger.version:
+        raise StabilityError(f"{other.path} was made by version {other.version}, this is {ledger.version}: nothing can be reused")
+    for name in own.keys() - {"study", "algorithms", "seeds"}:
+        if other.identity.get(name) != own[name]:
+            raise StabilityError(
+                f"{other.path} was measured with {name} = {other.identity.get(name)}, this study with {own[name]}: "
+                "its cells cannot be reused"
+            )
+    for identity, record in other.cells():
+        if key(identity) in wanted:
+            ledger.add(identity, record)
+
+
+def _only_here(selector: Selector) -> bool:
+    """Whether the selector's function or class lives in an interactive session: another process could not import it."""
+    home = getattr(selector, "scores", type(selector)).__module__
+    return home == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
 
 
 def _compute(study: Study, cells: list[Cell], device: str, workers: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
@@ -273,90 +275,3 @@ def _start_worker() -> None:
             os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-
-
-def table(store: Store) -> pd.DataFrame:
-    """The finished cells, one row each: ``method`` (the algorithm's name), ``seed`` and what :func:`run_cell` measured."""
-    rows = []
-    for record in store.records():
-        record.pop("per_example", None)
-        rows.append({"algorithm": key(record.pop("algorithm"))[:12], "sparsity": record.pop("asked_sparsity"), **record})
-    frame = pd.DataFrame(rows)
-    frame.attrs.update(
-        study=store.identity["study"], identity=key(store.identity)[:12], n=store.identity["problem_settings"].get("n")
-    )
-    return frame
-
-
-BOUNDS = (
-    "theorem_1",
-    "theorem_1_sharp",
-    "hard_mask",
-    "hard_mask_sharp",
-    "first_order",
-    "theorem_2",
-    "theorem_2_measured",
-    "uniform_measured",
-)
-"""Columns of :func:`stability.constants.measured_bounds`; each has a ``_state`` beside it."""
-
-_STATES = ("infinite", "assumption failed", "vacuous", "not refuted", "estimate")  # the worst first
-
-
-def _over_seeds(values: pd.Series[Any], states: pd.Series[Any]) -> tuple[float, str]:
-    """Mean and worst state; infinite where one seed's is, NaN and ``unknown`` where one has none."""
-    if states.isna().any():
-        return np.nan, "unknown"
-    worst = min(states, key=_STATES.index)
-    return (np.inf if worst == "infinite" else float(values.astype(float).mean())), worst
-
-
-_SUMMARISED = (
-    "stability",
-    "hypothesis_stability",
-    "gap",
-    "train_loss",
-    "test_loss",
-    "train_metric",
-    "test_metric",
-    "noise_floor",
-    "distance",
-    "loss_bound",
-    "gradient_norm",
-)
-
-
-def summarise(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each method and sparsity: mean and standard deviation (n − 1) over the seeds that finished.
-
-    ``stability_low`` and ``stability_high`` are the 95 % interval of E_{S,i}, a t interval over seeds: each seed draws
-    its own S, and its estimate is unbiased for that S. ``seeds`` counts the cells averaged, ``failed`` those that were
-    not because they diverged; ``failed_replicas`` counts diverged left-out runs, which enter no average.
-    """
-    if frame.empty:
-        raise StabilityError("the store holds no finished cell yet: run the study again, it goes on where it was")
-    rows = []
-    ok = frame[frame["status"] == "ok"]
-    bad = frame[frame["status"] != "ok"]
-    if ok.empty:
-        raise StabilityError(f"all {len(bad)} finished cells failed; the first: {bad.iloc[0]['reason']}")
-    for algorithm, group in ok.groupby("algorithm", sort=False):
-        first = group.iloc[0]
-        row: dict[str, Any] = {"method": first["method"], "sparsity": group["sparsity"].mean(), "tunable": int(first["tunable"])}
-        row["failed"] = int((bad["algorithm"] == algorithm).sum())
-        row |= {"head": int(group["head"].iloc[0]), "seeds": len(group), "failed_replicas": int(group["failed"].map(len).sum())}
-        for name in _SUMMARISED:
-            row[name] = group[name].mean()
-            row[f"{name}_std"] = group[name].std(ddof=1) if len(group) > 1 else np.nan
-        for name in ("stability", "gap"):
-            row[f"{name}_low"], row[f"{name}_high"] = mean_over_seeds(group[name].to_numpy()).interval
-        for name in BOUNDS:
-            row[name], row[f"{name}_state"] = _over_seeds(group[name], group[f"{name}_state"])
-        rows.append(row)
-    order = {method: place for place, method in enumerate(frame["method"].unique())}
-    rows.sort(key=lambda row: (order[row["method"]], row["sparsity"]))
-    summary = pd.DataFrame(rows)
-    lost = bad[~bad["algorithm"].isin(ok["algorithm"])]
-    summary.attrs["all_failed"] = [f"{m} at p = {p}" for m, p in lost[["method", "sparsity"]].drop_duplicates().to_numpy()]
-    summary.attrs.update(frame.attrs)
-    return summary

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from stability.study import summarise
+from stability.summary import summarise
 
 __all__ = ["render", "study_table"]
 
@@ -25,6 +25,7 @@ def study_table(frame: pd.DataFrame) -> pd.DataFrame:
             "method": summary["method"],
             "p": summary["sparsity"].map("{:.4f}".format),
             "k": summary["tunable"],
+            "m": summary["total"],
             "head": summary["head"],
             "seeds": [
                 f"{ok}" + (f" (+{bad} failed)" if bad else "") for ok, bad in zip(summary["seeds"], summary["failed"], strict=True)
@@ -44,6 +45,7 @@ def study_table(frame: pd.DataFrame) -> pd.DataFrame:
                 for name, title in _BOUNDS.items()
             },
             "failed replicas": summary["failed_replicas"],
+            "seconds": summary["seconds"].map("{:.1f}".format),
         }
     )
     table.attrs["all_failed"] = summary.attrs.get("all_failed", [])
@@ -60,8 +62,9 @@ def render(frame: pd.DataFrame) -> str:
         + (
             "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|, interval over seeds, cut at 0; "
             "± is one standard deviation over seeds.\n"
-            "p: fraction of pretrained parameters that may change (k of them); the new head is tunable besides. Of "
-            "'regularised' all may change, and p is 1 − λ.\n"
+            "p: fraction of the m pretrained parameters that may change (k of them), m with the inserted ones where a method "
+            "inserts modules; the new head is tunable besides. Of 'regularised' all may change, and p is 1 − λ.\n"
+            "seconds: a seed's selections, trainings and evaluations, in one process.\n"
             "Theorem 1, hard mask: bounds on it; middle: what it is to first order. Theorem 2: bound on the test loss.\n"
             "*: an assumption failed in at least one seed (Λ_min < 0, trained without the ridge λ of the bound or not to its "
             "minimum, or another mask on Sⁱ).\n"

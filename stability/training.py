@@ -255,10 +255,14 @@ def _check_ridge(ridge: float | str) -> None:
 
 
 class AdamW:
-    """AdamW's moments for values of any shape, a row a replica; the arithmetic of ``torch.optim.AdamW``."""
+    """AdamW's moments for values of any shape, a row a replica; the arithmetic of ``torch.optim.AdamW``.
 
-    def __init__(self, algorithm: FineTuning, values: Tensor) -> None:
+    ``decay=False`` leaves weight decay out, for values that are no parameters of the model.
+    """
+
+    def __init__(self, algorithm: FineTuning, values: Tensor, decay: bool = True) -> None:
         self._algorithm = algorithm
+        self._decay = algorithm.weight_decay if decay else 0.0
         self._first = torch.zeros_like(values)
         self._second = torch.zeros_like(values)
         self._step = 0
@@ -271,5 +275,5 @@ class AdamW:
         self._first.lerp_(gradient, 1 - beta1)
         self._second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         scale = self._second.sqrt().div_(math.sqrt(1 - beta2**self._step)).add_(a.epsilon)
-        decayed = values * (1 - rate * a.weight_decay)
+        decayed = values * (1 - rate * self._decay)
         return decayed.addcdiv_(self._first, scale, value=-rate / (1 - beta1**self._step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+
+from stability import Problem
 
 CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")])
 """A value of ``device`` that is left out where there is none."""
@@ -58,3 +61,26 @@ def top_k_by_sorting(scores: np.ndarray, k: int) -> set[int]:
 def call(model: torch.nn.Module, parameters: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
     output: Any = functional_call(model, dict(parameters), (pixels,))
     return output.logits  # type: ignore[no-any-return]
+
+
+def leaving_out(n: int, *left_out: int) -> Tensor:
+    """Weights of A(S) and of one replica for each example left out."""
+    weights = torch.ones(1 + len(left_out), n)
+    for row, i in enumerate(left_out, 1):
+        weights[row, i] = 0
+    return weights
+
+
+def as_double(problem: Problem) -> Problem:
+    """The same problem in float64."""
+
+    def examples(some: Any) -> Any:
+        return dataclasses.replace(some, inputs={n: t.double() for n, t in some.inputs.items()})
+
+    return dataclasses.replace(
+        problem,
+        pretrained={n: t.double() for n, t in problem.pretrained.items()},
+        new_head=lambda draw: {n: t.double() for n, t in problem.new_head(draw).items()},
+        train=examples(problem.train),
+        test=examples(problem.test),
+    )

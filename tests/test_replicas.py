@@ -14,18 +14,11 @@ from stability.masks import Mask
 from stability.problems import digits as digits_module
 from stability.replicas import plan_batch, train
 from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random
-from tests.reference import call, plain_loop
+from tests.reference import as_double, call, leaving_out, plain_loop
 
 each = pytest.mark.parametrize(
     "selector", [FullTuning(), Random(0.05), BitFit(), MagPruning(0.05), SAM(0.05)], ids=lambda s: s.name
 )
-
-
-def leaving_out(n: int, *left_out: int) -> torch.Tensor:
-    weights = torch.ones(1 + len(left_out), n)
-    for row, i in enumerate(left_out, 1):
-        weights[row, i] = 0
-    return weights
 
 
 def model_of(problem: Problem, algorithm: FineTuning) -> torch.nn.Module:
@@ -180,16 +173,3 @@ def test_cuda_agrees_with_the_cpu(selector: selectors.Selector, digits: Problem)
     here = train(double, algorithm, weights).values
     there = train(double.to(torch.device("cuda")), algorithm, weights).values.cpu()
     torch.testing.assert_close(there, here, rtol=0, atol=1e-8)
-
-
-def as_double(problem: Problem) -> Problem:
-    def examples(some: Any) -> Any:
-        return dataclasses.replace(some, inputs={n: t.double() for n, t in some.inputs.items()})
-
-    return dataclasses.replace(
-        problem,
-        pretrained={n: t.double() for n, t in problem.pretrained.items()},
-        new_head=lambda draw: {n: t.double() for n, t in problem.new_head(draw).items()},
-        train=examples(problem.train),
-        test=examples(problem.test),
-    )

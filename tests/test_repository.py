@@ -33,8 +33,11 @@ LAYERS = [
     ["replicas"],
     ["leave_one_out", "store"],
     ["constants"],
+    ["summary"],
     ["study"],
+    ["studies"],
     ["plotting", "tables"],
+    ["arguments"],
     ["cli"],
     ["__main__"],
 ]

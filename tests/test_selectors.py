@@ -12,104 +12,12 @@ from torch import Tensor
 
 from stability import Problem, UsageError, problems
 from stability.choosing import count_for
-from stability.naming import SELECTORS
 from stability.problem import generator
 from stability.problems.digits import _model
-from stability.replicas import train
-from stability.selectors import SAM, BitFit, Fisher, FullTuning, MagPruning, Random, Selector, from_scores
+from stability.selectors import SAM, BitFit, Fisher, Random, from_scores
 from stability.solvable import quadratic
-from stability.training import FineTuning
 from tests.reference import call, top_k_by_sorting
-
-
-def shifted_magnitude(problem: Problem, draw: torch.Generator) -> dict[str, Tensor]:
-    """A user's own data-using score, to hold it to the laws as well."""
-    shift = float(problem.train.inputs["pixel_values"].mean())
-    return {name: (tensor - shift).abs() for name, tensor in problem.pretrained.items()}
-
-
-EVERY: list[Selector] = [
-    FullTuning(),
-    BitFit(),
-    *(kind(sparsity=0.03, scope=scope) for kind in (Random, MagPruning, SAM, Fisher) for scope in ("global", "tensor")),
-    from_scores(shifted_magnitude, 0.03),
-    SAM(0.03, curvature="gauss_newton"),
-    SAM(0.03, curvature="hutchinson", probes=4),
-]
-each = pytest.mark.parametrize("selector", EVERY, ids=lambda s: f"{s.name}-{getattr(s, 'scope', '')}")
-
-
-def test_every_selector_of_the_command_line_is_held_to_the_laws() -> None:
-    assert {type(selector) for selector in EVERY} >= set(SELECTORS.values())
-
-
-@each
-def test_law_of_the_count(selector: Selector, digits: Problem) -> None:
-    mask = selector.select(digits, seed=3)
-    if isinstance(selector, FullTuning):
-        expected = digits.m
-    elif isinstance(selector, BitFit):
-        expected = sum(t.numel() for n, t in digits.pretrained.items() if n.endswith(".bias"))
-    elif getattr(selector, "scope", "") == "tensor":
-        expected = sum(int(0.03 * t.numel() + 1e-9) for t in digits.pretrained.values())
-    else:
-        expected = count_for(0.03, digits.m)
-    assert mask.count == expected
-    assert mask.total == digits.m
-
-
-@each
-def test_law_of_the_seed(selector: Selector, digits: Problem) -> None:
-    torch.manual_seed(1)
-    first = selector.select(digits, seed=3)
-    torch.manual_seed(2)  # the global generator must not matter
-    assert selector.select(digits, seed=3).equals(first)
-
-
-@each
-def test_law_of_frozen_bits(selector: Selector, digits: Problem) -> None:
-    """Outside the mask not one bit changes, whatever the weight decay; and θ⁰ itself is never written."""
-    before = {name: tensor.clone() for name, tensor in digits.pretrained.items()}
-    replicas = train(digits, FineTuning(selector, steps=4, weight_decay=0.5, learning_rate=0.01, seed=3))
-    tuned = replicas.parameters(0)
-    replicas.delta(0)  # raises if anything outside the mask changed
-    moved = sum(int((tuned[name] != before[name]).sum()) for name in before)
-    assert 0.9 * replicas.masks[0].count <= moved <= replicas.masks[0].count
-    assert all(torch.equal(digits.pretrained[name], before[name]) for name in before)
-
-
-@each
-def test_law_of_renaming(selector: Selector, digits: Problem) -> None:
-    """Renaming the parameters and reversing their order only permutes the mask."""
-    if isinstance(selector, Random) or selector.name == "sam-hutchinson":
-        pytest.skip("draws follow the order of the parameters")
-
-    def old(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name.removeprefix("my."): tensor for name, tensor in parameters.items()}
-
-    renamed = dataclasses.replace(
-        digits,
-        pretrained={f"my.{name}": tensor for name, tensor in reversed(list(digits.pretrained.items()))},
-        logits=lambda parameters, inputs: digits.logits(old(parameters), inputs),
-    )
-    there = {n.removeprefix("my."): i for n, i in selector.select(renamed, seed=3).indices.items()}
-    here = selector.select(digits, seed=3).indices
-    assert there.keys() == here.keys()
-    assert all(torch.equal(index, there[name]) for name, index in here.items())
-
-
-@each
-def test_law_of_leaving_out(selector: Selector, digits: Problem) -> None:
-    """The masks chosen for many left-out examples are those chosen on each Sⁱ."""
-    masks = list(selector.select_each_left_out(digits, [0, 5, 23], seed=3))
-    for i, mask in zip([0, 5, 23], masks, strict=True):
-        assert mask.equals(selector.select(digits.without(i), seed=3))
-        assert selector.uses_data or mask.equals(selector.select(digits, seed=3))
-
-
-@pytest.mark.parametrize("kind", [Random, MagPruning, SAM, Fisher])
-def test_p_of_one_is_full_tuning(kind: type[Random], digits: Problem) -> None:
-    assert kind(sparsity=1.0).select(digits, seed=0).equals(FullTuning().select(digits, seed=0))
+from tests.test_laws import shifted_magnitude
 
 
 def test_sam_takes_the_largest_squared_gradients_of_the_whole_of_s(digits: Problem) -> None:
@@ -243,7 +151,7 @@ def test_settings_identify_a_selector() -> None:
     assert SAM(0.1, curvature="gauss_newton").settings()["name"] == "sam-gauss_newton"
     mine = from_scores(shifted_magnitude, 0.03, name="mine").settings()
     assert mine["name"] == "mine"
-    assert mine["scores"] == "tests.test_selectors:shifted_magnitude"
+    assert mine["scores"] == "tests.test_laws:shifted_magnitude"
 
 
 def test_generators_of_different_roles_are_apart() -> None:

@@ -20,6 +20,13 @@ from stability.errors import UsageError
 __all__ = ["Course", "Optimizer", "Projected", "Run", "check_burn_in"]
 
 
+class MakeOptimizer(Protocol):
+    """Starts an :class:`Optimizer` with its moments at 0."""
+
+    def __call__(self, values: Tensor, decay: bool = True) -> Optimizer:
+        """For values of the shape of ``values``; without weight decay where they are no parameters of the model."""
+
+
 class Optimizer(Protocol):
     """AdamW with its moments, as the algorithm has it."""
 
@@ -36,7 +43,7 @@ class Run:
         rows: r.
         sizes: how many coordinates each pretrained tensor has; they add up to m.
         steps: how many steps there will be.
-        optimizer: makes an :class:`Optimizer` for (r, ·) values, its moments at 0.
+        optimizer: makes the algorithm's AdamW for (r, ·) values.
         draws: of everything random. Draw once for all rows: the replicas are paired.
     """
 
@@ -44,7 +51,7 @@ class Run:
     rows: int
     sizes: Sequence[int]
     steps: int
-    optimizer: Callable[[Tensor], Optimizer]
+    optimizer: MakeOptimizer
     draws: torch.Generator
 
     @property
@@ -69,11 +76,13 @@ class Course(ABC):
     """r replicas on their way, in the state of one method.
 
     Attributes:
-        mask: bool (r, m), the hard mask that holds now; None while there is none. A new one is a new tensor: the
-            engine counts a change where it is another object than before.
+        mask: bool (r, m), the last hard mask; None before there is one. A new one is a new tensor: the engine counts
+            what entered it where it is another object than before.
+        relaxed: whether the loss is taken with soft or random gates instead of that mask.
     """
 
     mask: Tensor | None = None
+    relaxed: bool = False
 
     @abstractmethod
     def point(self) -> Tensor:

@@ -33,7 +33,13 @@ _QUERY_AND_VALUE = r"query|value|q_proj|v_proj|query_proj|value_proj|q_lin|v_lin
 
 
 class Inserted(Selector):
-    """A method that inserts modules into the model and trains those; it writes :meth:`insert`."""
+    """A method that inserts modules into the model and trains those; it writes :meth:`insert`.
+
+    Attributes:
+        wrapper: what :meth:`insert` puts before every name; the inserted parameters are called without it.
+    """
+
+    wrapper: ClassVar[str] = ""
 
     @abstractmethod
     def insert(self, module: nn.Module) -> nn.Module:
@@ -90,7 +96,7 @@ class Inserted(Selector):
         like = next(iter(problem.pretrained.values()))
         own_name, pretrained, trained = {}, {}, []
         for own, parameter in module.named_parameters():
-            name = known.get(id(parameter), own)
+            name = known.get(id(parameter), own.removeprefix(self.wrapper))
             own_name[name] = own
             if id(parameter) not in known:
                 pretrained[name] = parameter.detach().to(like)
@@ -235,6 +241,7 @@ class LoRA(Inserted):
     targets: str = rf".*\.({_QUERY_AND_VALUE})"
 
     name: ClassVar[str] = "lora"
+    wrapper: ClassVar[str] = "model."
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -268,6 +275,8 @@ class Peft(Inserted):
     """
 
     config: Any
+
+    wrapper: ClassVar[str] = "model."
 
     @property
     def name(self) -> str:  # type: ignore[override]

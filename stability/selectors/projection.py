@@ -136,13 +136,13 @@ class _Gated(Course):
         self._run, self._method = run, method
         self._values = run.start()
         self._alpha = torch.full((run.rows, run.m), method.gate_start).to(run.origin)
-        self._optimizer, self._alpha_optimizer = run.optimizer(self._values), run.optimizer(self._alpha)
+        self._optimizer, self._alpha_optimizer = run.optimizer(self._values), run.optimizer(self._alpha, decay=False)
         self._step = 0
         self._gates = self._slopes = run.origin
 
     def point(self) -> Tensor:
         low, high = self._method.stretch
-        if not self._relaxed:
+        if not self.relaxed:
             return self._values
         draw = self._run.uniform().clamp(1e-6, 1 - 1e-6)
         s = torch.sigmoid(torch.logit(draw) + self._alpha)
@@ -153,7 +153,7 @@ class _Gated(Course):
 
     def step(self, gradient: Tensor) -> None:
         m, method = self._run.m, self._method
-        if self._relaxed:
+        if self.relaxed:
             moved = (self._values - self._run.origin)[:, :m]
             opened = torch.sigmoid(self._alpha - math.log(-method.stretch[0] / method.stretch[1]))
             slope = gradient[:, :m] * moved * self._slopes + method.l0 / m * opened * (1 - opened)
@@ -167,7 +167,7 @@ class _Gated(Course):
             self._project()
 
     def final(self) -> tuple[Tensor, Tensor]:
-        mask = self._project() if self._relaxed or self.mask is None else self.mask
+        mask = self._project() if self.relaxed or self.mask is None else self.mask
         return self._values, mask
 
     @property
@@ -176,7 +176,7 @@ class _Gated(Course):
         return self._step % self._method.every if self._method.every else self._step
 
     @property
-    def _relaxed(self) -> bool:
+    def relaxed(self) -> bool:  # type: ignore[override]
         return self._place < self._method.burn_in
 
     def _project(self) -> Tensor:

@@ -1,0 +1,138 @@
+"""The arguments of the command line: names, types and help; :mod:`stability.cli` acts on them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from stability import __version__
+from stability.training import FineTuning
+
+__all__ = ["parser"]
+
+
+def _ridge(text: str) -> float | str:
+    try:
+        return text if text == "paper" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'paper'") from None
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value  # a word
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells a default only where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of every command; the one asked for is ``options.command``, by its name."""
+    result = argparse.ArgumentParser(prog="stability", description="Sparse fine-tuning and its leave-one-out stability, measured.")
+    result.add_argument("--version", action="version", version=__version__)
+    commands = result.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, with_json: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
+        sub.set_defaults(command=name)
+        # Before Python 3.14 argparse takes -1e-3 for an option; a negative Λ_min is usual and often small.
+        sub._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+        if with_json:
+            sub.add_argument("--json", action="store_true", help="one JSON value on standard output and nothing else")
+        return sub
+
+    sub = command("run", "Run a study, or go on with one; print its table.")
+    sub.add_argument("study", metavar="STUDY", help="name of the study, see 'stability list'")
+    sub.add_argument("--store", type=Path, help="SQLite file of results (by default runs/STUDY.sqlite)")
+    sub.add_argument("--figures", type=Path, metavar="DIR", help="draw the figures into this folder")
+    sub.add_argument(
+        "--add", nargs="+", default=[], metavar="SELECTOR", help="further selectors, module:name for your own; see --sparsities"
+    )
+    sub.add_argument("--sparsities", nargs="+", type=float, default=[], metavar="P", help="add each of them at every such p")
+    sub.add_argument("--reuse", type=Path, metavar="FILE", help="take over what this store of a like study has finished")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    sub.add_argument("--workers", type=int, help="processes of one thread each (by default one a core, one on CUDA)")
+
+    sub = command("loo", "Measure the leave-one-out stability of one selector.", with_json=True)
+    _add_selection(sub)
+    sub.add_argument(
+        "--estimator", choices=("exact", "sampled"), default="sampled", help="leave out every example, or a random sample"
+    )
+    sub.add_argument("--retrainings", type=int, help="how many examples a sample leaves out (by default 20)")
+    sub.add_argument("--keep-mask", action="store_true", help="keep S's mask instead of selecting anew without the example")
+    for name, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("weight-decay", float)):
+        sub.add_argument(f"--{name}", type=kind, help=f"by default {getattr(FineTuning, name.replace('-', '_'))}")
+    sub.add_argument("--ridge", type=_ridge, help="λ of λ‖θ − θ⁰‖², or 'paper' for 1 − p (by default 0)")
+    sub.add_argument(
+        "--minimise", type=float, metavar="TOL", help="no AdamW: minimise the loss with its ridge by L-BFGS until ‖∇F‖ ≤ TOL"
+    )
+    sub.add_argument("--bounds", action="store_true", help="measure the constants as well, and print every bound")
+    sub.add_argument(
+        "--check-replicas", type=int, metavar="K", help="with --bounds: take the curvature at K of the A(Sⁱ) too (by default 2)"
+    )
+    sub.add_argument("--delta", type=float, help="with --bounds: δ of those on the expected loss (by default 0.1)")
+    sub.add_argument("--schedule", choices=("constant", "linear"), help="of the learning rate (by default constant)")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    sub.add_argument("--threads", type=int, help="threads of this process (by default torch's choice)")
+
+    sub = command("select", "Choose a mask and save it.")
+    _add_selection(sub)
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
+
+    sub = command("bounds", "Theorem 1 for given constants; with C and R̂ also Theorem 2.", with_json=True)
+    for name, symbol in {"lipschitz": "ρ", "least-eigenvalue": "Λ_min", "sparsity": "p"}.items():
+        sub.add_argument(f"--{name}", type=float, required=True, help=symbol)
+    sub.add_argument("--n", type=int, required=True, help="size of S")
+    sub.add_argument("--ridge", type=float, help="the λ that A was trained with, to be compared with 1 − p")
+    sub.add_argument("--loss-bound", type=float, help="C, the largest loss")
+    sub.add_argument("--empirical-risk", type=float, help="R̂, the mean training loss")
+    sub.add_argument("--delta", type=float, default=0.1, help="δ, the probability that the bound on the expected loss may fail")
+
+    sub = command("figures", "Draw the figures of a store.")
+    sub.add_argument("--store", type=Path, required=True)
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--only", metavar="NAME", help="a single figure: stability, generalization, four_panels, ... (by default all)")
+
+    sub = command("table", "Print the table of a store.", with_json=True)
+    sub.add_argument("--store", type=Path, required=True)
+
+    command("list", "Name the problems, selectors and studies.", with_json=True)
+    command("doctor", "Versions, devices and threads of this machine.", with_json=True)
+    return result
+
+
+def _add_selection(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--problem", default="digits", help="name of the problem")
+    sub.add_argument("--n", type=int, help="training examples (by default the problem's own number)")
+    sub.add_argument("--data", help="of the problems linear and logistic: generated, diabetes, breast_cancer")
+    sub.add_argument("--selector", required=True, help="its name, see 'stability list', or module:name for your own")
+    sub.add_argument("--sparsity", type=float, metavar="P", help="fraction of pretrained parameters that may change, in (0, 1]")
+    sub.add_argument(
+        "--scope", choices=("global", "tensor"), help="compete over all parameters (the default), or within each tensor"
+    )
+    sub.add_argument(
+        "--curvature",
+        choices=("constant", "gauss_newton", "hutchinson"),
+        help="of sam: where h of its score |g²/h| is from (by default constant)",
+    )
+    sub.add_argument(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any setting of the selector, such as rank=4 or burn_in=50; as often as you like",
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of S, the head's start, the order and the selection")

@@ -1,0 +1,74 @@
+"""Loss against step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from stability.plotting.style import LABELS, NothingToDrawError, new_figure, style_of, styled, unit
+
+__all__ = ["projection_discontinuity"]
+
+_LONG = 1000  # from so many steps on, points too dense for a line of full width
+
+
+@styled
+def projection_discontinuity(frame: pd.DataFrame) -> Figure:
+    """(f) Batch loss of A(S) against the step, a panel for each method whose mask changes while it trains.
+
+    Beside it, grey, is the curve of a method with a fixed mask at the same p: SAM's where the study has it. Ticks at the
+    top stand where coordinates entered the mask; shaded are the steps whose loss is taken with soft or random gates.
+    Of several seeds the first is drawn.
+
+    Raises:
+        NothingToDrawError: no method changed its mask between two steps of its own, or none kept one.
+    """
+    ok = frame[frame["status"] == "ok"]
+    ok = ok[ok["history"].notna()] if "history" in ok else ok.iloc[:0]
+    first = ok.sort_values("seed", kind="stable").drop_duplicates("algorithm")
+    changes = first["history"].map(lambda history: len(history["mask_changes"]))
+    steps = first["history"].map(lambda history: len(history["loss"]))
+    # Ticks that stand one beside the other are no discontinuities to be seen: from a tenth of the steps on.
+    moving = first[(changes > 1) & (changes < steps / 10)]
+    fixed = first[(changes == 0) & ~first["history"].map(lambda history: bool(history["relaxed"]))]
+    if moving.empty or fixed.empty:
+        raise NothingToDrawError("no method here changes its mask now and then beside one that keeps it: see study 'discontinuity'")
+    rows = [(row, _beside(row, fixed)) for _, row in moving.iterrows()]
+    figure, axes = new_figure(1, len(rows), (1.2 + 4.2 * len(rows), 3.6))
+    for ax, (row, beside) in zip(axes, rows, strict=True):
+        for one, colour in ((beside, "0.6"), (row, style_of(str(row["method"]))[0])):
+            loss = np.asarray(one["history"]["loss"])
+            ax.plot(
+                np.arange(len(loss)),
+                loss,
+                color=colour,
+                lw=0.5 if len(loss) > _LONG else 1.0,
+                label=LABELS.get(one["method"], one["method"]),
+            )
+        history = row["history"]
+        for start, end in _stretches(history["relaxed"]):
+            ax.axvspan(start, end, color="0.9", lw=0, zorder=0)
+        entered = np.array([int(step) for step in history["mask_changes"]]) + 1
+        ax.plot(entered, np.full(len(entered), 1.0), "|", color="black", ms=8, transform=ax.get_xaxis_transform(), clip_on=False)
+        title = f"{LABELS.get(row['method'], row['method'])}, p = {100 * row['sparsity']:.2g} %"
+        ax.set(yscale="log", xlabel="step", ylabel=f"loss of the batch [{unit(frame)}]", title=title)
+        ax.legend(loc="lower left")
+    return figure
+
+
+def _beside(row: Any, fixed: pd.DataFrame) -> Any:
+    """The row of a fixed mask to compare with: SAM's before others, of the nearest p."""
+    order = fixed.assign(other=fixed["method"] != "sam", apart=np.log(fixed["sparsity"] / row["sparsity"]).abs())
+    return fixed.loc[order.sort_values(["other", "apart"]).index[0]]
+
+
+def _stretches(steps: list[int]) -> list[tuple[int, int]]:
+    """Ascending steps → [from, to) of every unbroken run."""
+    at = np.asarray(steps, dtype=int)
+    if not len(at):
+        return []
+    parts = np.split(at, np.flatnonzero(np.diff(at) > 1) + 1)
+    return [(int(part[0]), int(part[-1]) + 1) for part in parts]

@@ -1,0 +1,129 @@
+"""What all figures share: colours, labels, axes, legends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from stability.errors import StabilityError
+
+__all__ = ["LABELS", "P_LABEL", "NothingToDrawError", "legend", "lines", "new_figure", "percent", "style_of", "styled", "unit"]
+
+
+class NothingToDrawError(StabilityError):
+    """The study holds nothing of what a figure is about."""
+
+
+# Okabe & Ito's colours, safe for colour-blind readers; marker and dash tell the methods apart in grey.
+_STYLES = {
+    "full": ("#000000", "*", "-"),
+    "random": ("#0072B2", "o", "-"),
+    "mixout": ("#7F7F7F", "X", "-"),
+    "mixout-reset": ("#7F7F7F", "x", (0, (7, 2))),
+    "bitfit": ("#CC79A7", "D", "-"),
+    "magnitude": ("#E69F00", "s", (0, (5, 1.5))),
+    "magnitude-trained": ("#E69F00", "d", (0, (1, 2))),
+    "adapter": ("#8B5A2B", "p", "-"),
+    "lora": ("#F0B800", "P", "-."),
+    "diffpruning": ("#D55E00", "v", "-"),
+    "childpruning": ("#56B4E9", "<", (0, (3, 1, 1, 1))),
+    "sam": ("#009E73", "^", (0, (1, 1))),
+    "fisher": ("#882255", ">", (0, (3, 1, 1, 1))),
+    "regularised": ("#56B4E9", "h", "-."),
+}
+_SPARE = [("#882255", "8", "-."), ("#44AA99", "H", (0, (3, 1, 1, 1))), ("#332288", "4", (0, (7, 2)))]
+LABELS = {
+    "full": "full tuning",
+    "random": "random",
+    "mixout": "Mixout",
+    "mixout-reset": "Mixout, reset",
+    "bitfit": "BitFit",
+    "magnitude": "magnitude",
+    "magnitude-trained": "magnitude, trained",
+    "adapter": "Adapter",
+    "lora": "LoRA",
+    "diffpruning": "DiffPruning",
+    "childpruning": "ChildPruning",
+    "sam": "SAM",
+    "fisher": "Fisher",
+    "regularised": "all, ridge 1 − p",
+}
+P_LABEL = "p, fraction of pretrained parameters that may change"
+_RC: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.markersize": 5,
+    "lines.linewidth": 1.4,
+    "pdf.fonttype": 42,
+}
+
+
+def styled(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
+    """Draw with the toolkit's style and leave the caller's alone."""
+
+    @wraps(draw)
+    def drawn(frame: pd.DataFrame) -> Figure:
+        with plt.rc_context(_RC):
+            figure = draw(frame)
+            interactive = mpl.is_interactive()
+        # A notebook's backend turns interactive drawing on with the first figure. The context undoes that with the
+        # rest, and no later figure would be shown.
+        mpl.interactive(interactive)
+        return figure
+
+    return drawn
+
+
+def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure and its axes, row by row."""
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    return figure, list(axes.flat)
+
+
+def style_of(method: str) -> tuple[Any, Any, Any]:
+    """Colour, marker and dash of a method."""
+    # A method that is not the paper's gets a spare style by its name, the same in every figure.
+    return _STYLES.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
+
+
+def lines(ax: Axes, summary: pd.DataFrame, column: str, *, filled: bool = True, spread: bool = True) -> None:
+    """A line a method over p, with ± one standard deviation over seeds."""
+    for method, group in summary.groupby("method", sort=False):
+        colour, marker, dash = style_of(str(method))
+        error = group[f"{column}_std"].fillna(0) if spread else None
+        ax.errorbar(
+            group["sparsity"], group[column], error, color=colour, marker=marker, ls=dash,
+            mfc=colour if filled else "white", capsize=2, elinewidth=0.8, lw=1.4 if filled else 0.9,
+        )  # fmt: skip
+
+
+def unit(frame: pd.DataFrame) -> str:
+    """Of ℓ."""
+    return str(frame["loss_unit"].dropna().iloc[0])
+
+
+def percent(ax: Axes) -> None:
+    """p as a percentage."""
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:g} %"))
+
+
+def legend(figure: Figure, summary: pd.DataFrame, extra: list[Line2D] | None = None) -> None:
+    """Below the axes, so that it can never cover data."""
+    handles = []
+    for method in summary["method"].unique():
+        colour, marker, dash = style_of(str(method))
+        handles.append(Line2D([], [], color=colour, marker=marker, ls=dash, label=LABELS.get(method, method)))
+    figure.legend(handles=handles + (extra or []), loc="outside lower center", ncols=5 if not extra else 2)

@@ -1,0 +1,145 @@
+"""Figures over p: stability, generalization, the paper's panels, gap against stability."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy import stats
+
+from stability.plotting.style import P_LABEL, legend, lines, new_figure, percent, style_of, styled, unit
+from stability.summary import summarise
+
+__all__ = ["four_panels", "gap_against_stability", "generalization", "stability"]
+
+
+@styled
+def stability(frame: pd.DataFrame) -> Figure:
+    """(a) Measured leave-one-out stability against p with 95 % intervals over seeds, and Theorem 1's bound.
+
+    Both axes are logarithmic. The bound has one mark a seed, filled only where it is less than the largest loss and no
+    checked assumption failed; an infinite bound is an arrow at the top edge. Swept methods stand a little apart along p,
+    so that none hides another.
+    """
+    summary = summarise(frame)
+    figure, axes = new_figure(1, 1, (6.4, 5.0))
+    ax = axes[0]
+    lows = summary["stability_low"].where(np.isfinite(summary["stability_low"]) & (summary["stability_low"] > 0))
+    floor = 10 ** math.floor(math.log10(pd.concat([lows, summary["stability"]]).min() * 0.5))
+    swept = [method for method, group in summary.groupby("method", sort=False) if len(group) > 1]
+    shift = dict.fromkeys(summary["method"], 1.0) | {method: 1.05 ** (i - (len(swept) - 1) / 2) for i, method in enumerate(swept)}
+    for method, group in summary.groupby("method", sort=False):
+        colour, marker, dash = style_of(str(method))
+        p = group["sparsity"] * shift[method]
+        y = group["stability"].to_numpy()
+        low = np.maximum(np.nan_to_num(group["stability_low"].to_numpy(), neginf=0), floor)
+        high = np.where(np.isfinite(group["stability_high"]), group["stability_high"], y)
+        ax.errorbar(p, y, [y - low, high - y], color=colour, marker=marker, ls=dash, capsize=2, elinewidth=0.9)
+    ok = frame[frame["status"] == "ok"]
+    bound = pd.to_numeric(ok["theorem_1"])
+    top = 10 ** math.ceil(math.log10(max(bound.max(), summary["stability"].max()) * 3)) if bound.notna().any() else 1e3
+    for method, group in ok.groupby("method", sort=False):
+        colour, marker, _ = style_of(str(method))
+        mine = bound[group.index]
+        holds = group["theorem_1_state"] == "not refuted"
+        for chosen, fill in ((holds, colour), (~holds, "none")):
+            ax.plot(
+                group["sparsity"][chosen] * shift[method],
+                mine[chosen],
+                marker,
+                ms=4,
+                mfc=fill,
+                mec=colour,
+                mew=0.8,
+                ls="",
+                alpha=0.9,
+            )
+        infinite = group["sparsity"][group["theorem_1_state"] == "infinite"].unique()
+        ax.plot(infinite * shift[method], np.full(len(infinite), top * 0.75), marker="$\\uparrow$", ms=8, color=colour, ls="")
+    ax.set(xscale="log", yscale="log", xlabel=P_LABEL, ylabel=f"loss difference [{unit(frame)}]", ylim=(floor, top))
+    percent(ax)
+    extra = [
+        Line2D(
+            [],
+            [],
+            color="0.3",
+            marker="o",
+            ls="-",
+            label=f"measured $E_i|\\Delta\\ell_i|$, mean of {int(summary['seeds'].max())} seeds, 95 %",
+        ),
+        Line2D(
+            [], [], color="0.3", marker="o", mfc="none", ms=4, ls="", label="Theorem 1's bound, vacuous or an assumption failed"
+        ),
+        Line2D([], [], color="0.3", marker="$\\uparrow$", ms=8, ls="", label="Theorem 1's bound infinite"),
+    ]
+    if (ok["theorem_1_state"] == "not refuted").any():
+        extra.insert(1, Line2D([], [], color="0.3", marker="o", ms=4, ls="", label="Theorem 1's bound, not refuted"))
+    legend(figure, summary, extra)
+    return figure
+
+
+@styled
+def generalization(frame: pd.DataFrame) -> Figure:
+    """(b) Train and test loss, metric, and generalization gap against p: mean and ± one standard deviation over seeds."""
+    summary = summarise(frame)
+    metric = str(frame["metric"].dropna().iloc[0])
+    figure, axes = new_figure(1, 3, (9.6, 3.5))
+    for ax, name, label in ((axes[0], "loss", f"loss [{unit(frame)}]"), (axes[1], "metric", metric)):
+        for split, filled in (("test", True), ("train", False)):
+            lines(ax, summary, f"{split}_{name}", filled=filled)
+        ax.set(xlabel="p", ylabel=label, title=f"{label.split(' ')[0]}: test (filled), train (hollow)")
+    lines(axes[2], summary, "gap")
+    axes[2].axhline(0, color="0.7", lw=0.8, zorder=0)
+    axes[2].set(xlabel="p", ylabel=f"test loss − train loss [{unit(frame)}]", title="generalization gap")
+    for ax in axes:
+        ax.set_xscale("log")
+        percent(ax)
+    legend(figure, summary)
+    return figure
+
+
+@styled
+def four_panels(frame: pd.DataFrame) -> Figure:
+    """(c) The paper's panels, for every method: mean and standard deviation over seeds of the test and train metric."""
+    summary = summarise(frame)
+    metric = str(frame["metric"].dropna().iloc[0])
+    figure, axes = new_figure(2, 2, (7.2, 5.4))
+    panels = (
+        ("test_metric", "test mean"),
+        ("test_metric_std", "test std"),
+        ("train_metric", "train mean"),
+        ("train_metric_std", "train std"),
+    )
+    for ax, (column, title) in zip(axes, panels, strict=True):
+        lines(ax, summary, column, spread=False)
+        ax.set(xscale="log", xlabel="p", ylabel=metric, title=title)
+        percent(ax)
+    legend(figure, summary)
+    return figure
+
+
+@styled
+def gap_against_stability(frame: pd.DataFrame) -> Figure:
+    """(d) Generalization gap against measured stability, a point for each method and p, both with 95 % intervals."""
+    summary = summarise(frame)
+    figure, axes = new_figure(1, 1, (5.6, 4.2))
+    ax = axes[0]
+    for method, group in summary.groupby("method", sort=False):
+        colour, marker, _ = style_of(str(method))
+        sizes = 22 + 60 * (np.log10(group["sparsity"]) + 3).clip(lower=0) / 3
+        ax.scatter(group["stability"], group["gap"], s=sizes, color=colour, marker=marker, alpha=0.85, lw=0, zorder=3)
+        for _, point in group.iterrows():
+            across, up = ([point[f"{name}_low"], point[f"{name}_high"]] for name in ("stability", "gap"))
+            if np.isfinite([across, up]).all():
+                ax.plot(np.maximum(across, 0), [point["gap"]] * 2, color=colour, lw=0.6, alpha=0.45)
+                ax.plot([point["stability"]] * 2, up, color=colour, lw=0.6, alpha=0.45)
+    if len(summary) > 2:
+        rho, p_value = stats.spearmanr(summary["stability"], summary["gap"])
+        caution = f"p-value {p_value:.2g} as if independent; they share seeds"
+        ax.set_title(f"{len(summary)} points, larger for larger p; Spearman ρ = {rho:.2f}\n({caution})", fontsize=8)
+    ax.set(xlabel=f"measured stability $E_i|\\Delta\\ell_i|$ [{unit(frame)}]", ylabel=f"test loss − train loss [{unit(frame)}]")
+    legend(figure, summary)
+    return figure

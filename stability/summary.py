@@ -1,0 +1,102 @@
+"""Stored cells → one tidy table, and its summary over seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stability.errors import StabilityError
+from stability.statistics import mean_over_seeds
+from stability.store import Store, key
+
+__all__ = ["BOUNDS", "summarise", "table"]
+
+
+def table(store: Store) -> pd.DataFrame:
+    """The finished cells, one row each: ``method`` (the algorithm's name), ``seed`` and what :func:`run_cell` measured."""
+    rows = []
+    for record in store.records():
+        record.pop("per_example", None)
+        rows.append({"algorithm": key(record.pop("algorithm"))[:12], "sparsity": record.pop("asked_sparsity"), **record})
+    frame = pd.DataFrame(rows)
+    frame.attrs.update(
+        study=store.identity["study"], identity=key(store.identity)[:12], n=store.identity["problem_settings"].get("n")
+    )
+    return frame
+
+
+BOUNDS = (
+    "theorem_1",
+    "theorem_1_sharp",
+    "hard_mask",
+    "hard_mask_sharp",
+    "first_order",
+    "theorem_2",
+    "theorem_2_measured",
+    "uniform_measured",
+)
+"""Columns of :func:`stability.constants.measured_bounds`; each has a ``_state`` beside it."""
+
+_STATES = ("infinite", "assumption failed", "vacuous", "not refuted", "estimate")  # the worst first
+
+
+def _over_seeds(values: pd.Series[Any], states: pd.Series[Any]) -> tuple[float, str]:
+    """Mean and worst state; infinite where one seed's is, NaN and ``unknown`` where one has none."""
+    if states.isna().any():
+        return np.nan, "unknown"
+    worst = min(states, key=_STATES.index)
+    return (np.inf if worst == "infinite" else float(values.astype(float).mean())), worst
+
+
+_SUMMARISED = (
+    "stability",
+    "hypothesis_stability",
+    "gap",
+    "train_loss",
+    "test_loss",
+    "train_metric",
+    "test_metric",
+    "noise_floor",
+    "distance",
+    "loss_bound",
+    "gradient_norm",
+)
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each method and sparsity: mean and standard deviation (n − 1) over the seeds that finished.
+
+    ``stability_low`` and ``stability_high`` are the 95 % interval of E_{S,i}, a t interval over seeds: each seed draws
+    its own S, and its estimate is unbiased for that S. ``seeds`` counts the cells averaged, ``failed`` those that were
+    not because they diverged; ``failed_replicas`` counts diverged left-out runs, which enter no average.
+    """
+    if frame.empty:
+        raise StabilityError("the store holds no finished cell yet: run the study again, it goes on where it was")
+    rows = []
+    ok = frame[frame["status"] == "ok"]
+    bad = frame[frame["status"] != "ok"]
+    if ok.empty:
+        raise StabilityError(f"all {len(bad)} finished cells failed; the first: {bad.iloc[0]['reason']}")
+    for algorithm, group in ok.groupby("algorithm", sort=False):
+        first = group.iloc[0]
+        row: dict[str, Any] = {"method": first["method"], "sparsity": group["sparsity"].mean()}
+        row |= {"tunable": int(first["tunable"]), "total": int(first["total"]), "seconds": group["seconds"].mean()}
+        row["failed"] = int((bad["algorithm"] == algorithm).sum())
+        row |= {"head": int(group["head"].iloc[0]), "seeds": len(group), "failed_replicas": int(group["failed"].map(len).sum())}
+        for name in _SUMMARISED:
+            row[name] = group[name].mean()
+            row[f"{name}_std"] = group[name].std(ddof=1) if len(group) > 1 else np.nan
+        for name in ("stability", "gap"):
+            row[f"{name}_low"], row[f"{name}_high"] = mean_over_seeds(group[name].to_numpy()).interval
+        for name in BOUNDS:
+            row[name], row[f"{name}_state"] = _over_seeds(group[name], group[f"{name}_state"])
+        rows.append(row)
+    order = {method: place for place, method in enumerate(frame["method"].unique())}
+    rows.sort(key=lambda row: (order[row["method"]], row["sparsity"]))
+    summary = pd.DataFrame(rows)
+    lost = bad[~bad["algorithm"].isin(ok["algorithm"])]
+    summary.attrs["all_failed"] = [f"{m} at p = {p}" for m, p in lost[["method", "sparsity"]].drop_duplicates().to_numpy()]
+    summary.attrs.update(frame.attrs)
+    return summary
