@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run quick theory test lint types notebooks benchmark cuda weights clean
+.PHONY: run quick theory discontinuity test lint types notebooks benchmark cuda weights clean
 
 run: $(READY)  ## the main job: the study `digits`, its table, and its figures in figures/
 	$(BIN)/stability run digits --store runs/digits.sqlite --figures figures
@@ -30,10 +30,15 @@ theory: $(READY)  ## bounds against measured stability, convex (1 minute) and di
 	$(BIN)/stability run theory-digits --store runs/theory-digits.sqlite
 	$(BIN)/stability figures --store runs/theory-digits.sqlite --out figures --only bounds
 
-benchmark: $(READY)  ## against plain loops: replicas a minute, gradients, curvature; bounds on 5000 problems
+discontinuity: $(READY)  ## loss against step where masks change, 5000 steps (6 minutes on two cores)
+	$(BIN)/stability run discontinuity --store runs/discontinuity.sqlite
+	$(BIN)/stability figures --store runs/discontinuity.sqlite --out figures --only projection_discontinuity
+
+benchmark: $(READY)  ## replicas, gradients and curvature against plain loops; bounds on 5000 problems; bytes of files
 	$(BIN)/python -m benchmarks.replicas
 	$(BIN)/python -m benchmarks.curvature
 	$(BIN)/python -m benchmarks.bounds
+	$(BIN)/python -m benchmarks.files
 
 cuda:  ## on a machine with a GPU and the packages installed: the CUDA tests, then the benchmarks there
 	$(PYTHON) -m pytest -m cuda tests

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from stability.errors import UsageError
@@ -109,8 +110,8 @@ def _find(name: str) -> Any:
             names = ", ".join([*SELECTORS, *sorted(entries)])
             raise UsageError(f"unknown selector {name!r}: there is {names}, and module:name for one of your own")
         return _checked(name, entries[name].load())
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the console script, unlike python -m, does not look into the current folder
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # the console script, unlike python -m, does not look there; nor do worker processes
     try:
         holder = importlib.import_module(module)
     except ImportError as error:

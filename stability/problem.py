@@ -194,12 +194,12 @@ class Problem:
         """Number of pretrained parameters, inserted ones with them, the head not counted."""
         return sum(tensor.numel() for tensor in self.pretrained.values())
 
-    def head(self, seed: int) -> dict[str, Tensor]:
+    def head(self, seed: int = 0) -> dict[str, Tensor]:
         """The new head at its start."""
         device = next(iter(self.pretrained.values())).device
         return {name: tensor.to(device) for name, tensor in self.new_head(generator(seed, "head")).items()}
 
-    def start(self, seed: int) -> dict[str, Tensor]:
+    def start(self, seed: int = 0) -> dict[str, Tensor]:
         """Where training starts: θ⁰ and the new head."""
         return {**self.pretrained, **self.head(seed)}
 

@@ -15,9 +15,12 @@ __all__ = ["BOUNDS", "summarise", "table"]
 
 
 def table(store: Store) -> pd.DataFrame:
-    """The finished cells, one row each: ``method`` (the algorithm's name), ``seed`` and what :func:`run_cell` measured."""
+    """The finished cells, one row each: ``method`` (the algorithm's name), ``seed`` and what
+    :func:`stability.study.run_cell` measured, in the study's order.
+    """
+    order = {key(algorithm): place for place, algorithm in enumerate(store.identity["algorithms"])}
     rows = []
-    for record in store.records():
+    for record in sorted(store.records(), key=lambda record: (record["seed"], order[key(record["algorithm"])])):
         record.pop("per_example", None)
         rows.append({"algorithm": key(record.pop("algorithm"))[:12], "sparsity": record.pop("asked_sparsity"), **record})
     frame = pd.DataFrame(rows)

@@ -13,7 +13,7 @@ from stability.cli import main
 from stability.masks import Mask
 from stability.naming import SELECTORS, selector_named
 from stability.problem import generator
-from stability.selectors import BitFit, FromScores, FullTuning, Random, Selector, from_scores
+from stability.selectors import BitFit, FromScores, FullTuning, LoRA, Peft, Random, Selector, from_scores
 
 MODULE = """
 import torch
@@ -53,9 +53,21 @@ def test_built_in_names_give_their_selectors() -> None:
     assert selector_named("full", 1) == FullTuning()
     assert selector_named("bitfit") == BitFit()
     assert selector_named("random", 0.1, scope="tensor") == Random(0.1, "tensor")
-    assert [type(selector_named(name, None if name in ("full", "bitfit") else 0.1)) for name in SELECTORS] == list(
-        SELECTORS.values()
-    )
+    unswept = ("full", "bitfit", "mixout", "adapter", "lora")
+    made = [selector_named(name, None if name in unswept else 0.1) for name in SELECTORS]
+    assert [type(selector) for selector in made] == list(SELECTORS.values())
+    assert [selector.name for selector in made] == list(SELECTORS)
+    assert selector_named("lora", rank=2) == LoRA(rank=2)
+
+
+def test_configurations_of_peft_are_selectors(digits: Problem) -> None:
+    """A class of peft's with its options, and one that a user has made."""
+    by_class = selector_named("peft:IA3Config", target_modules=["v_proj", "fc2"], feedforward_modules=["fc2"])
+    assert isinstance(by_class, Peft)
+    assert by_class.name == "peft-ia3"
+    assert by_class.select(digits, 0).count == 3 * (32 + 64)
+    with pytest.raises(UsageError, match=r"selector 'peft:IA3Config' has no rank"):
+        selector_named("peft:IA3Config", rank=2)
 
 
 def test_functions_classes_and_instances_of_a_module(mine: str, digits: Problem) -> None:

@@ -21,7 +21,7 @@ LAYERS = [
     ["errors"],
     ["machine", "packing"],
     ["masks"],
-    ["choosing"],
+    ["choosing", "shira"],
     ["problem", "statistics", "lbfgs"],
     ["gradients"],
     ["bounds", "curvature", "solvable"],
@@ -65,7 +65,11 @@ def test_files_stay_short() -> None:
 def test_environment_and_project_name_the_same_packages() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = {*project["dependencies"], *extras["notebooks"], *extras["dev"], f"python{project['requires-python']}"}
+    wanted = {
+        *project["dependencies"],
+        *(name for extra in extras.values() for name in extra),
+        f"python{project['requires-python']}",
+    }
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     found = {entry.replace("pytorch", "torch") for entry in conda if isinstance(entry, str) and entry != "pip"}
     assert {w.lower() for w in wanted} == {f.lower() for f in found}
@@ -75,7 +79,7 @@ def test_every_dependency_has_its_version_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {re.split("==", line)[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
     extras = project["optional-dependencies"]
-    for requirement in (*project["dependencies"], *extras["notebooks"], *extras["dev"]):
+    for requirement in (*project["dependencies"], *(name for extra in extras.values() for name in extra)):
         assert re.split("[><=]", requirement)[0].lower() in pinned
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
 
@@ -105,7 +109,9 @@ def test_notebooks_are_committed_with_every_figure() -> None:
     assert drawn >= 6
 
 
-@pytest.mark.parametrize("name", ["bounds", "curvature", "gradients", "influence", "solvable", "constants", "problems.convex"])
+@pytest.mark.parametrize(
+    "name", ["bounds", "curvature", "gradients", "influence", "solvable", "constants", "problems.convex", "choosing", "shira"]
+)
 def test_public_functions_state_an_example_and_their_errors(name: str) -> None:
     module = importlib.import_module(f"stability.{name}")
     functions = [getattr(module, public) for public in module.__all__ if inspect.isfunction(getattr(module, public))]

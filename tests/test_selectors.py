@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from stability import Problem, UsageError, problems
 from stability.choosing import count_for
-from stability.problem import generator
+from stability.problem import generator, shuffled_batches
 from stability.problems.digits import _model
 from stability.selectors import SAM, BitFit, Fisher, Random, from_scores
 from stability.solvable import quadratic
@@ -121,6 +122,7 @@ def test_negative_curvature_counts_by_its_size_and_little_of_it_by_the_floor() -
         (lambda: SAM(0.1, floor=-1), "floor = -1"),
         (lambda: SAM(0.1, floor=float("inf")), "floor = inf"),
         (lambda: SAM(0.1, curvature="hutchinson", probes=1), "probes = 1"),
+        (lambda: SAM(0.1, batches=0), "batches = 0 of batch_size = 16"),
     ],
 )
 def test_senseless_settings_of_sam_are_refused(make: Callable[[], SAM], message: str) -> None:
@@ -143,6 +145,36 @@ def test_bitfit_without_biases_names_what_is_missing(digits: Problem) -> None:
     unbiased = {name: tensor for name, tensor in digits.pretrained.items() if not name.endswith("bias")}
     with pytest.raises(UsageError, match="bitfit tunes biases.*has none"):
         BitFit().select(dataclasses.replace(digits, pretrained=unbiased), seed=0)
+
+
+def test_a_score_function_sees_where_training_starts(digits: Problem) -> None:
+    """``problem.start()`` is the start of A with its seed, the new head with it."""
+    seen = []
+
+    def scores(problem: Problem, draw: torch.Generator) -> dict[str, Tensor]:
+        seen.append(problem.start()["classifier.weight"])
+        return {name: tensor.abs() for name, tensor in problem.pretrained.items()}
+
+    from_scores(scores, 0.1).select(digits, seed=7)
+    assert torch.equal(seen[0], digits.start(7)["classifier.weight"])
+
+
+def test_sam_over_mini_batches_is_their_summed_gradients(digits: Problem) -> None:
+    """Σ_b mean gradient of batch b, by autograd; over batches that take every example equally often it is the paper's rule."""
+    selector = SAM(0.02, batches=5, batch_size=7)
+    start = {name: tensor.double().requires_grad_() for name, tensor in digits.start(3).items()}
+    model = copy.deepcopy(_model()).to_empty(device="cpu").double()
+    for batch in shuffled_batches(digits.n, 7, 5, generator(3, "selection")):
+        logits = call(model, start, digits.train.inputs["pixel_values"][batch].double())
+        torch.nn.functional.cross_entropy(logits, digits.train.labels[batch]).backward()
+    flat = torch.cat([start[name].grad.flatten() for name in digits.pretrained]) ** 2  # type: ignore[union-attr]
+    mask = selector.select(digits, seed=3)
+    ends = itertools.accumulate((t.numel() for t in digits.pretrained.values()), initial=0)
+    offsets = dict(zip(digits.pretrained, ends, strict=False))
+    chosen = {offsets[name] + int(i) for name, index in mask.indices.items() for i in index}
+    assert len(chosen & top_k_by_sorting(flat.numpy(), mask.count)) >= mask.count - 1  # in single precision one may differ
+    assert not mask.equals(SAM(0.02).select(digits, seed=3))
+    assert SAM(0.02, batches=8, batch_size=6).select(digits, seed=3).equals(SAM(0.02).select(digits, seed=3))
 
 
 def test_settings_identify_a_selector() -> None:

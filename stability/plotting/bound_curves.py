@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -32,12 +34,17 @@ def bounds(frame: pd.DataFrame) -> Figure:
     swept = [(str(method), group) for method, group in summary.groupby("method", sort=False) if len(group) > 1]
     if not swept:
         raise NothingToDrawError("no method was measured at more than one p: there is no curve to draw")
-    figure, axes = new_figure(2, len(swept), (1.2 + 2.9 * len(swept), 5.6))
+    columns = min(len(swept), 4)
+    blocks = math.ceil(len(swept) / columns)
+    figure, axes = new_figure(2 * blocks, columns, (1.2 + 2.9 * columns, 0.4 + 5.2 * blocks))
     plt.setp(axes, yscale="log")
+    pairs = [(axes[i], axes[i + columns]) for block in range(blocks) for i in range(2 * block * columns, (2 * block + 1) * columns)]
+    for ax in (ax for pair in pairs[len(swept) :] for ax in pair):
+        ax.remove()
+    pairs = pairs[: len(swept)]
     drawn: set[str] = set()
-    for column, (method, group) in enumerate(swept):
-        top, low = axes[column], axes[column + len(swept)]
-        same = np.allclose(group["hard_mask"], group["theorem_1"], equal_nan=True)  # every coordinate is tuned
+    for (top, low), (method, group) in zip(pairs, swept, strict=True):
+        same = bool((group["tunable"] == group["total"]).all())  # every coordinate is tuned
         shown = [name for name in DRAWN if not (same and name.startswith("hard_mask"))]
         shown = [name for name in shown if same or name != "theorem_1_sharp"]
         p = group["sparsity"].to_numpy()
@@ -59,18 +66,19 @@ def bounds(frame: pd.DataFrame) -> Figure:
             ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:{'.3g' if p > 0.95 else '.2g'}} %"))
         top.set_title("all coordinates, ridge 1 − p" if method == "regularised" else f"hard mask: {LABELS.get(method, method)}")
     for row, label in ((0, f"loss difference [{unit(frame)}]"), (1, "divided by the measured")):
-        mine = axes[row * len(swept) : (row + 1) * len(swept)]
+        mine = [pair[row] for pair in pairs]
         limits = [ax.get_ylim() for ax in mine]
         bottom, ceiling = min(low for low, _ in limits), max(high for _, high in limits)
         if any(line.get_gid() == "infinite" for ax in mine for line in ax.lines):
             ceiling *= (ceiling / bottom) ** 0.2  # room for the arrows
-        for ax, above in zip(mine, axes[: len(swept)], strict=True):
+        for ax, (above, _) in zip(mine, pairs, strict=True):
             ax.set(xlim=above.get_xlim(), ylim=(bottom, ceiling))
             arrows = [line for line in ax.lines if line.get_gid() == "infinite"]
             for place, line in enumerate(arrows):  # they wait for the limits, and stand one below the other
                 height = (ceiling / bottom) ** (0.97 - 0.06 * place)
                 line.set_ydata(np.full(np.size(line.get_xdata()), bottom * height))
-        mine[0].set_ylabel(label)
+        for ax in mine[::columns]:
+            ax.set_ylabel(label)
     handles = [
         Line2D([], [], color="black", marker="o", label=f"measured, mean of {int(summary['seeds'].max())} seeds, 95 %"),
         *(Line2D([], [], color=DRAWN[name][1], marker="o", ms=4, label=DRAWN[name][0]) for name in DRAWN if name in drawn),

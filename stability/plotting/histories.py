@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from stability.plotting.style import LABELS, NothingToDrawError, new_figure, style_of, styled, unit
 
@@ -54,8 +55,14 @@ def projection_discontinuity(frame: pd.DataFrame) -> Figure:
         entered = np.array([int(step) for step in history["mask_changes"]]) + 1
         ax.plot(entered, np.full(len(entered), 1.0), "|", color="black", ms=8, transform=ax.get_xaxis_transform(), clip_on=False)
         title = f"{LABELS.get(row['method'], row['method'])}, p = {100 * row['sparsity']:.2g} %"
-        ax.set(yscale="log", xlabel="step", ylabel=f"loss of the batch [{unit(frame)}]", title=title)
-        ax.legend(loc="lower left")
+        ax.set(yscale="log", xlabel="step", ylabel=f"loss of the batch [{unit(frame)}]")
+        ax.set_title(title, pad=10)
+    named = {one["method"]: style_of(str(one["method"]))[0] for one, _ in rows} | {rows[0][1]["method"]: "0.6"}
+    handles = [Line2D([], [], color=colour, label=LABELS.get(method, method)) for method, colour in named.items()]
+    handles.append(Line2D([], [], color="black", marker="|", ls="", ms=8, label="coordinates enter the mask"))
+    if any(row["history"]["relaxed"] for row, _ in rows):
+        handles.append(Line2D([], [], color="0.85", lw=6, label="gates relaxed, at random"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 

@@ -28,7 +28,7 @@ _STYLES = {
     "full": ("#000000", "*", "-"),
     "random": ("#0072B2", "o", "-"),
     "mixout": ("#7F7F7F", "X", "-"),
-    "mixout-reset": ("#7F7F7F", "x", (0, (7, 2))),
+    "mixout-reset": ("#7F7F7F", "h", (0, (7, 2))),
     "bitfit": ("#CC79A7", "D", "-"),
     "magnitude": ("#E69F00", "s", (0, (5, 1.5))),
     "magnitude-trained": ("#E69F00", "d", (0, (1, 2))),
@@ -87,9 +87,11 @@ def styled(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], F
     return drawn
 
 
-def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def new_figure(
+    rows: int, columns: int, size: tuple[float, float], heights: tuple[float, ...] | None = None
+) -> tuple[Figure, list[Axes]]:
     """A figure and its axes, row by row."""
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", height_ratios=heights)
     return figure, list(axes.flat)
 
 
@@ -126,4 +128,4 @@ def legend(figure: Figure, summary: pd.DataFrame, extra: list[Line2D] | None = N
     for method in summary["method"].unique():
         colour, marker, dash = style_of(str(method))
         handles.append(Line2D([], [], color=colour, marker=marker, ls=dash, label=LABELS.get(method, method)))
-    figure.legend(handles=handles + (extra or []), loc="outside lower center", ncols=5 if not extra else 2)
+    figure.legend(handles=handles + (extra or []), loc="outside lower center", ncols=5 if not extra else 3)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator
 from scipy import stats
 
 from stability.plotting.style import P_LABEL, legend, lines, new_figure, percent, style_of, styled, unit
@@ -18,67 +19,64 @@ __all__ = ["four_panels", "gap_against_stability", "generalization", "stability"
 
 @styled
 def stability(frame: pd.DataFrame) -> Figure:
-    """(a) Measured leave-one-out stability against p with 95 % intervals over seeds, and Theorem 1's bound.
+    """(a) Measured leave-one-out stability against p with 95 % intervals over seeds; above it Theorem 1's bound.
 
-    Both axes are logarithmic. The bound has one mark a seed, filled only where it is less than the largest loss and no
-    checked assumption failed; an infinite bound is an arrow at the top edge. Swept methods stand a little apart along p,
-    so that none hides another.
+    All axes are logarithmic. The bound has one mark a seed, filled only where it is less than the largest loss and no
+    checked assumption failed; an infinite bound is an arrow at the top edge. Methods stand a little apart along p, so that
+    none hides another. An interval that reaches below a third of the least value measured is cut there.
     """
     summary = summarise(frame)
-    figure, axes = new_figure(1, 1, (6.4, 5.0))
-    ax = axes[0]
-    lows = summary["stability_low"].where(np.isfinite(summary["stability_low"]) & (summary["stability_low"] > 0))
-    floor = 10 ** math.floor(math.log10(pd.concat([lows, summary["stability"]]).min() * 0.5))
-    swept = [method for method, group in summary.groupby("method", sort=False) if len(group) > 1]
-    shift = dict.fromkeys(summary["method"], 1.0) | {method: 1.05 ** (i - (len(swept) - 1) / 2) for i, method in enumerate(swept)}
+    figure, axes = new_figure(2, 1, (6.4, 6.4), heights=(1, 1.8))
+    above, ax = axes
+    shift = _side_by_side(summary)
+    floor = summary["stability"].min() / 3
     for method, group in summary.groupby("method", sort=False):
         colour, marker, dash = style_of(str(method))
-        p = group["sparsity"] * shift[method]
+        p = group["sparsity"] * shift[str(method)]
         y = group["stability"].to_numpy()
         low = np.maximum(np.nan_to_num(group["stability_low"].to_numpy(), neginf=0), floor)
         high = np.where(np.isfinite(group["stability_high"]), group["stability_high"], y)
-        ax.errorbar(p, y, [y - low, high - y], color=colour, marker=marker, ls=dash, capsize=2, elinewidth=0.9)
+        ax.errorbar(p, y, [y - low, high - y], color=colour, marker=marker, ls=dash, capsize=2, elinewidth=0.6, lw=1.2)
     ok = frame[frame["status"] == "ok"]
     bound = pd.to_numeric(ok["theorem_1"])
-    top = 10 ** math.ceil(math.log10(max(bound.max(), summary["stability"].max()) * 3)) if bound.notna().any() else 1e3
+    top = 10 ** math.ceil(math.log10(bound.max() * 3)) if bound.notna().any() else 1e3
     for method, group in ok.groupby("method", sort=False):
         colour, marker, _ = style_of(str(method))
-        mine = bound[group.index]
+        mine, p = bound[group.index], group["sparsity"] * shift[str(method)]
         holds = group["theorem_1_state"] == "not refuted"
         for chosen, fill in ((holds, colour), (~holds, "none")):
-            ax.plot(
-                group["sparsity"][chosen] * shift[method],
-                mine[chosen],
-                marker,
-                ms=4,
-                mfc=fill,
-                mec=colour,
-                mew=0.8,
-                ls="",
-                alpha=0.9,
-            )
-        infinite = group["sparsity"][group["theorem_1_state"] == "infinite"].unique()
-        ax.plot(infinite * shift[method], np.full(len(infinite), top * 0.75), marker="$\\uparrow$", ms=8, color=colour, ls="")
-    ax.set(xscale="log", yscale="log", xlabel=P_LABEL, ylabel=f"loss difference [{unit(frame)}]", ylim=(floor, top))
+            above.plot(p[chosen], mine[chosen], marker, ms=4, mfc=fill, mec=colour, mew=0.8, ls="", alpha=0.9)
+        infinite = p[group["theorem_1_state"] == "infinite"].unique()
+        above.plot(infinite, np.full(len(infinite), top * 0.6), marker="$\\uparrow$", ms=8, color=colour, ls="")
+    above.plot(summary["sparsity"], summary["loss_bound"], "_", color="0.6", ms=6)
+    above.set(xscale="log", yscale="log", ylabel=f"Theorem 1's bound [{unit(frame)}]", xticklabels=[])
+    above.set_ylim(top=top)
+    ax.set(xscale="log", yscale="log", xlabel=P_LABEL, ylabel=f"measured $E_i|\\Delta\\ell_i|$ [{unit(frame)}]")
+    ax.set_ylim(bottom=floor)
+    above.set_xlim(ax.get_xlim())
     percent(ax)
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    seeds = int(summary["seeds"].max())
     extra = [
-        Line2D(
-            [],
-            [],
-            color="0.3",
-            marker="o",
-            ls="-",
-            label=f"measured $E_i|\\Delta\\ell_i|$, mean of {int(summary['seeds'].max())} seeds, 95 %",
-        ),
-        Line2D(
-            [], [], color="0.3", marker="o", mfc="none", ms=4, ls="", label="Theorem 1's bound, vacuous or an assumption failed"
-        ),
-        Line2D([], [], color="0.3", marker="$\\uparrow$", ms=8, ls="", label="Theorem 1's bound infinite"),
+        Line2D([], [], color="0.3", marker="o", ls="-", label=f"measured, mean of {seeds} seeds, 95 %"),
+        Line2D([], [], color="0.3", marker="o", mfc="none", ms=4, ls="", label="bound, vacuous or an assumption failed"),
+        Line2D([], [], color="0.3", marker="$\\uparrow$", ms=8, ls="", label="bound infinite"),
+        Line2D([], [], color="0.6", marker="_", ms=6, ls="", label="largest loss: bounds above are vacuous"),
     ]
     if (ok["theorem_1_state"] == "not refuted").any():
-        extra.insert(1, Line2D([], [], color="0.3", marker="o", ms=4, ls="", label="Theorem 1's bound, not refuted"))
+        extra.insert(1, Line2D([], [], color="0.3", marker="o", ms=4, ls="", label="bound, not refuted"))
     legend(figure, summary, extra)
     return figure
+
+
+def _side_by_side(summary: pd.DataFrame) -> dict[str, float]:
+    """A factor for each method's p: the swept ones a little apart, and those with one p apart from others of that p."""
+    counts = summary.groupby("method", sort=False)["sparsity"].agg(["size", "first"])
+    groups = [list(counts.index[counts["size"] > 1])]
+    groups += [list(same.index) for _, same in counts[counts["size"] == 1].groupby("first")]
+    return {method: 1.04 ** (i - (len(group) - 1) / 2) for group in groups for i, method in enumerate(map(str, group))}
 
 
 @styled

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -94,7 +94,8 @@ class FromScores(Selector):
         return {**super().settings(), "text": hashlib.sha256(text.encode()).hexdigest()[:12]}
 
     def select(self, problem: Problem, seed: int) -> Mask:
-        scores = self.scores(problem, generator(seed, "selection"))
+        head = problem.head(seed)
+        scores = self.scores(replace(problem, new_head=lambda _: head), generator(seed, "selection"))
         _check_scores(self.name, scores, problem.pretrained)
         return top_k({name: scores[name] for name in problem.pretrained}, self.sparsity, self.scope)
 
@@ -104,7 +105,8 @@ def from_scores(scores: ScoreFunction, sparsity: float, scope: Scope = "global",
 
     Args:
         scores: (problem, generator) → scores named and shaped as ``problem.pretrained``. It sees S as
-            ``problem.train``; when z_i is left out it is called again with that example gone.
+            ``problem.train``, and where training starts as ``problem.start()``; when z_i is left out it is called again
+            with that example gone.
         sparsity: p ∈ (0, 1].
         scope: compete over all parameters (``global``) or within each tensor (``tensor``).
         name: for tables and figures; the function's own name by default.

@@ -120,7 +120,7 @@ class SAM(Selector):
         """What each example counts in the sum of the batches' mean gradients: float64 (n,)."""
         shares = torch.zeros(n, dtype=torch.float64)
         for batch in shuffled_batches(n, self.batch_size, self.batches or 0, generator(seed, "selection")):
-            shares[batch] += 1 / len(batch)
+            shares += torch.bincount(batch, minlength=n) / len(batch)  # an example may be in it twice
         return shares
 
     def _choose(self, problem: Problem, gradient: Tensor, h: Tensor | None) -> Mask:
