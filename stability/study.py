@@ -70,10 +70,10 @@ class Study:
         }
 
     def with_selectors(self, *selectors: Selector) -> Study:
-        """The same study with further selectors, trained as its last algorithm trains; cells it has already may be reused.
+        """The same study with further selectors, trained as its last algorithm trains; those that it has already are left out.
 
         Raises:
-            UsageError: no selector.
+            UsageError: no selector, or none that is new.
 
         Example:
             >>> from stability.selectors import SAM, BitFit
@@ -83,9 +83,13 @@ class Study:
         """
         if not selectors:
             raise UsageError("there is no selector to add: give at least one")
-        names = dict.fromkeys(selector.name for selector in selectors)
-        added = tuple(replace(self.algorithms[-1], selector=selector) for selector in selectors)
-        return replace(self, name="+".join([self.name, *names]), algorithms=(*self.algorithms, *added))
+        known = {key(algorithm.settings()) for algorithm in self.algorithms}
+        added = {key(made.settings()): made for made in (replace(self.algorithms[-1], selector=mine) for mine in selectors)}
+        new = [algorithm for name, algorithm in added.items() if name not in known]
+        if not new:
+            raise UsageError(f"study {self.name!r} has {', '.join(mine.name for mine in selectors)} with these settings already")
+        names = dict.fromkeys(algorithm.name for algorithm in new)
+        return replace(self, name="+".join([self.name, *names]), algorithms=(*self.algorithms, *new))
 
     def cells(self) -> list[Cell]:
         """Seed by seed, so that an interrupted study holds whole curves."""

@@ -157,7 +157,7 @@ class FineTuning(Algorithm):
 
     @property
     def vectors(self) -> int:
-        return 6  # values, gradient, two moments, two temporaries
+        return 6 + self.selector.vectors  # values, gradient, two moments, two temporaries
 
     def failure(self, step: int) -> str:
         return f"diverged at step {step} with seed {self.seed}: use a smaller learning rate than {self.learning_rate:g}"

@@ -331,6 +331,9 @@ def test_added_selectors_take_over_what_a_like_study_finished(small_store: Path,
     assert new["stability"].tolist() == old["stability"].tolist()
     with pytest.raises(StabilityError, match=r"measured with retrainings = 3, this study with 4: its cells cannot be reused"):
         study.run(dataclasses.replace(larger, retrainings=4), tmp_path / "other.sqlite", reuse=small_store, workers=1)
+    assert len(SMALL.with_selectors(BitFit(), SAM(0.1), SAM(0.1)).algorithms) == len(SMALL.algorithms) + 1
+    with pytest.raises(UsageError, match="'small' has bitfit with these settings already"):
+        SMALL.with_selectors(BitFit())
     with pytest.raises(UsageError, match="no selector to add"):
         SMALL.with_selectors()
 

@@ -34,12 +34,14 @@ class Selector(ABC):
         name: for tables, figures and the command line.
         uses_data: whether the choice depends on S.
         moving: whether the mask is known only after training.
+        vectors: how many vectors of all coordinates a moving method holds beside AdamW's for each replica, for the memory plan.
         sparsity: p asked for, or None where the rule itself decides how many.
     """
 
     name: ClassVar[str]
     uses_data: ClassVar[bool] = False
     moving: ClassVar[bool] = False
+    vectors: ClassVar[int] = 0
     sparsity: float | None = None
 
     @abstractmethod

@@ -53,6 +53,7 @@ class ChildPruning(Selector):
     name: ClassVar[str] = "childpruning"
     uses_data: ClassVar[bool] = True
     moving: ClassVar[bool] = True
+    vectors: ClassVar[int] = 3  # scores, mask and what ranks them
 
     def __post_init__(self) -> None:
         _check_steps(every=self.every, burn_in=self.burn_in)
@@ -111,6 +112,7 @@ class DiffPruning(Selector):
     name: ClassVar[str] = "diffpruning"
     uses_data: ClassVar[bool] = True
     moving: ClassVar[bool] = True
+    vectors: ClassVar[int] = 9  # gates with two moments, their slope and gradient, the point, and temporaries
 
     def __post_init__(self) -> None:
         _check_steps(burn_in=self.burn_in, every=self.every)
@@ -139,6 +141,7 @@ class _Gated(Course):
         self._optimizer, self._alpha_optimizer = run.optimizer(self._values), run.optimizer(self._alpha, decay=False)
         self._step = 0
         self._gates = self._slopes = run.origin
+        self._held: Tensor | None = None  # which of K may change while the mask is hard
 
     def point(self) -> Tensor:
         low, high = self._method.stretch
@@ -159,9 +162,8 @@ class _Gated(Course):
             slope = gradient[:, :m] * moved * self._slopes + method.l0 / m * opened * (1 - opened)
             self._alpha = self._alpha_optimizer.update(self._alpha, slope)
             self._values = self._optimizer.update(self._values, self._gates * gradient)
-        elif self.mask is not None:
-            held = self._run.with_head(self.mask).bool()
-            self._values = torch.where(held, self._optimizer.update(self._values, gradient * held), self._values)
+        elif self._held is not None:
+            self._values = torch.where(self._held, self._optimizer.update(self._values, gradient * self._held), self._values)
         self._step += 1
         if self._place == method.burn_in:
             self._project()
@@ -181,7 +183,8 @@ class _Gated(Course):
 
     def _project(self) -> Tensor:
         self.mask = top_k_of_rows(self._alpha, self._run.sizes, self._method.sparsity, self._method.scope)
-        self._values = torch.where(self._run.with_head(self.mask).bool(), self._values, self._run.origin)
+        self._held = self._run.with_head(self.mask).bool()
+        self._values = torch.where(self._held, self._values, self._run.origin)
         return self.mask
 
 

@@ -65,6 +65,7 @@ class Mixout(Selector):
 
     name: ClassVar[str] = "mixout"
     moving: ClassVar[bool] = True
+    vectors: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability < 1:
@@ -120,6 +121,7 @@ class MixoutReset(Selector):
 
     name: ClassVar[str] = "mixout-reset"
     moving: ClassVar[bool] = True
+    vectors: ClassVar[int] = 3
 
     def select(self, problem: Problem, seed: int) -> Mask:
         return Mask.full(problem.pretrained)

@@ -102,6 +102,10 @@ class MagPruning(Selector):
     def moving(self) -> bool:  # type: ignore[override]
         return bool(self.burn_in)
 
+    @property
+    def vectors(self) -> int:  # type: ignore[override]
+        return 3 if self.burn_in else 0
+
     def settings(self) -> dict[str, Any]:
         """Without those of the burn-in where there is none."""
         unused = () if self.burn_in else ("burn_in", "reset")
