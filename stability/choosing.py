@@ -86,7 +86,8 @@ def top_k_of_rows(scores: Tensor, sizes: Sequence[int], sparsity: float, scope: 
         tensor([[ True, False,  True, False]])
     """
     counts = counts_for(sparsity, sizes, scope)
-    scores = torch.where(torch.isnan(scores), -torch.inf, scores)
+    if scores.is_floating_point():
+        scores = torch.where(torch.isnan(scores), -torch.inf, scores)
     parts = scores.split(list(sizes), dim=1) if scope == "tensor" else [scores]
     return torch.cat([_largest(part, count) for part, count in zip(parts, counts, strict=True)], dim=1)
 

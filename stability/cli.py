@@ -180,7 +180,11 @@ def _loo(options: argparse.Namespace) -> None:
 def _select(options: argparse.Namespace) -> None:
     selector, problem = _selector(options), _problem(options)
     if selector.moving:
-        mask = train(problem, FineTuning(selector, seed=options.seed)).masks[0]
+        algorithm = FineTuning(selector, seed=options.seed)
+        replicas = train(problem, algorithm)
+        if (step := int(replicas.failed_step[0])) >= 0:
+            raise StabilityError(f"{selector.name} found no mask, for its training {algorithm.failure(step)}")
+        mask = replicas.masks[0]
     else:
         mask = selector.select(problem, options.seed)
     mask.save(options.out)

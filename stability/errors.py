@@ -1,8 +1,11 @@
-"""The two ways in which the toolkit refuses, each with the exit code that the command line gives it."""
+"""The two ways in which the toolkit refuses, each with the exit code that the command line gives it; and what it checks most."""
 
 from __future__ import annotations
 
-__all__ = ["StabilityError", "UsageError"]
+import math
+from numbers import Integral, Real
+
+__all__ = ["StabilityError", "UsageError", "check_flags", "check_number", "check_whole"]
 
 
 class StabilityError(RuntimeError):
@@ -18,3 +21,45 @@ class UsageError(StabilityError, ValueError):
     """
 
     exit_code = 2
+
+
+def check_whole(least: int, **values: object) -> None:
+    """That each value is a whole number of at least ``least``.
+
+    Raises:
+        UsageError: one is not.
+
+    Example:
+        >>> check_whole(1, steps=3)
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not (isinstance(value, Integral) and int(value) >= least):
+            raise UsageError(f"{name} = {value!r}: use a whole number of at least {least}")
+
+
+def check_number(least: float = -math.inf, **values: object) -> None:
+    """That each value is a finite number of at least ``least``.
+
+    Raises:
+        UsageError: one is not.
+
+    Example:
+        >>> check_number(0, weight_decay=0.1)
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not (isinstance(value, Real) and math.isfinite(value) and float(value) >= least):
+            raise UsageError(f"{name} = {value!r}: use a finite number" + (f" of at least {least}" if math.isfinite(least) else ""))
+
+
+def check_flags(**values: object) -> None:
+    """That each value is true or false, and not a word that stands for it.
+
+    Raises:
+        UsageError: one is not.
+
+    Example:
+        >>> check_flags(reset=False)
+    """
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} = {value!r}: use true or false")

@@ -147,7 +147,8 @@ class Mask:
 
     def gather(self, parameters: Parameters) -> Tensor:
         """The masked coordinates of ``parameters`` as one vector (k,)."""
-        return torch.cat([parameters[n].reshape(-1)[index.to(parameters[n].device)] for n, index in self.indices.items()])
+        parts = [parameters[n].reshape(-1)[index.to(parameters[n].device)] for n, index in self.indices.items()]
+        return torch.cat(parts) if parts else next(iter(parameters.values())).new_empty(0)
 
     def place(self, parameters: Parameters, values: Tensor) -> dict[str, Tensor]:
         """``parameters`` with the masked coordinates set to ``values`` (k,); tensors not masked are not copied."""

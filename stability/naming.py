@@ -57,7 +57,7 @@ def announced() -> dict[str, metadata.EntryPoint]:
     return {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
 
 
-def selector_named(name: str, sparsity: float | None = None, **options: Any) -> Selector:
+def selector_named(name: str, sparsity: float | None = None, /, **options: Any) -> Selector:
     """The selector called ``name``, with its p and its options.
 
     Args:
@@ -76,7 +76,15 @@ def selector_named(name: str, sparsity: float | None = None, **options: Any) -> 
         'sam'
     """
     found: Any = SELECTORS.get(name) or _find(name)
-    given = {option: value for option, value in {"sparsity": sparsity, **options}.items() if value is not None}
+    given = {option: value for option, value in options.items() if value is not None}
+    if sparsity is not None:
+        if "sparsity" in given:
+            raise UsageError(f"the sparsity of {name!r} is given twice, {sparsity} and {given['sparsity']}: leave one out")
+        if not (isinstance(found, Selector) or _of_selectors(found)):
+            raise UsageError(
+                f"{name!r} is a configuration of peft, which has its own measure of size: leave --sparsity {sparsity} out"
+            )
+        given["sparsity"] = sparsity
     if isinstance(found, Selector):
         if given:
             raise UsageError(f"{name!r} is a selector with its settings made: leave {', '.join(given)} out")
@@ -88,10 +96,10 @@ def selector_named(name: str, sparsity: float | None = None, **options: Any) -> 
             del given["sparsity"]
         if "sparsity" in given:
             raise UsageError(
-                f"selector {name!r} decides itself how many parameters it tunes: leave --sparsity {sparsity} out"
+                f"selector {name!r} decides itself how many parameters it tunes: leave --sparsity {given['sparsity']} out"
                 + (f"; it has --option {', '.join(known)}" if known else "")
             )
-    elif sparsity is None and known["sparsity"].default is inspect.Parameter.empty:
+    elif "sparsity" not in given and known["sparsity"].default is inspect.Parameter.empty:
         raise UsageError(f"selector {name!r} needs --sparsity P, the fraction of parameters that may change, e.g. 0.05")
     if odd := sorted(given.keys() - known.keys()):
         raise UsageError(f"selector {name!r} has no {', '.join(odd)}: leave it out; there is {', '.join(known) or 'none'}")
@@ -122,6 +130,11 @@ def _find(name: str) -> Any:
         known = [own for own, value in vars(holder).items() if callable(value) and not own.startswith("_")]
         raise UsageError(f"selector {name!r}: module {module!r} has no {attribute!r}; there is {', '.join(known) or 'nothing'}")
     return _checked(name, getattr(holder, attribute))
+
+
+def _of_selectors(found: Any) -> bool:
+    """Whether it is a selector's class or a score function, and no configuration of peft."""
+    return issubclass(found, Selector) if inspect.isclass(found) else callable(found)
 
 
 def _checked(name: str, found: Any) -> Any:

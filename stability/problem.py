@@ -122,7 +122,7 @@ class ModuleLogits:
 
     def to(self, device: torch.device) -> ModuleLogits:
         """With the module's buffers on ``device``; a copy, where they are elsewhere now."""
-        if all(buffer.device == device for buffer in self.module.buffers()):
+        if all(b.device.type == device.type and device.index in (None, b.device.index) for b in self.module.buffers()):
             return self
         module = copy.deepcopy(self.module)
         for owner in module.modules():

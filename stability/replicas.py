@@ -24,7 +24,7 @@ from stability.masks import Mask, Parameters, SparseDelta
 from stability.objective import Objective, Stack, batched
 from stability.problem import Examples, Problem, generator
 from stability.selectors import Course, Run
-from stability.training import AdamW, Algorithm, FineTuning, Minimisation
+from stability.training import AdamW, Algorithm, Clock, FineTuning, Minimisation
 
 __all__ = ["DIVERGED", "Replicas", "plan_batch", "train"]
 
@@ -250,8 +250,8 @@ class _Fixed(Course):
         updated = self._optimizer.update(self._values, gradient)
         self._values = updated if self._activity is None else torch.where(self._activity, updated, self._values)
 
-    def final(self) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("the masks are those that it was given")
+    def final(self) -> tuple[Tensor, Tensor | None]:
+        return self._values, None
 
 
 def _fine_tune(
@@ -261,12 +261,14 @@ def _fine_tune(
     origin, selector, shapes = objective.origin, algorithm.selector, objective.shapes
     sizes = [math.prod(shape) for shape in shapes.values()]
     draws = generator(algorithm.seed, "selection")
-    run = Run(origin, objective.rows, sizes, algorithm.steps, partial(AdamW, algorithm), draws)
+    clock = Clock()
+    run = Run(origin, objective.rows, sizes, algorithm.steps, partial(AdamW, algorithm, clock), draws)
     course = selector.begin(run) if selector.moving else _Fixed(run, activity)
     failed = torch.full((run.rows,), -1, device=origin.device)
     limit = torch.zeros(())
     losses, changes, relaxed = [], [], []
     for step, index in enumerate(batches):
+        clock.step = step
         loss, _, gradient = objective(course.point(), index.to(origin.device))
         if step == 0:
             limit = DIVERGED * loss.clamp_min(1.0)
@@ -278,13 +280,16 @@ def _fine_tune(
         changes.append(_entered(before, course.mask, run.rows))
         if progress is not None:
             progress(run.rows)
-    values, masks = course.point(), []
-    if selector.moving:
-        before = course.mask
-        values, chosen = course.final()
+    before, masks = course.mask, []
+    values, chosen = course.final()
+    if chosen is not None:
         changes[-1] = changes[-1] + _entered(before, course.mask, run.rows)
         values = torch.where(run.with_head(chosen).bool(), values, origin)
-        masks = [Mask.at(shapes, torch.nonzero(row).squeeze(1)) for row in chosen.cpu()]
+        first = Mask.at(shapes, torch.nonzero(chosen[0]).squeeze(1).cpu())
+        same = (chosen == chosen[0]).all(1).tolist()  # one object for all: of a dense mask each takes 8m bytes
+        masks = [
+            first if mine else Mask.at(shapes, torch.nonzero(row).squeeze(1).cpu()) for mine, row in zip(same, chosen, strict=True)
+        ]
     failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.steps, failed)
     return _Trained(values, failed, torch.stack(losses), torch.stack(changes), torch.tensor(relaxed), masks)
 

@@ -68,6 +68,8 @@ def export_shira(delta: SparseDelta, pretrained: Parameters, module: nn.Module, 
     except ImportError as error:
         raise UsageError(f"export_shira needs the package peft: pip install 'stability[peft]'; {_KEEP}") from error
     delta.apply(pretrained)  # refuses another θ⁰
+    if not delta.mask.count:
+        raise UsageError(f"SHiRA needs at least one changed coordinate, and the mask has k = 0; {_KEEP}")
     mask, r, saved = delta.mask, _least_r(delta.mask, module), _modules_of(delta.head, module)
     difference = delta.values.detach().cpu().double() - mask.gather(pretrained).detach().cpu()
     difference = difference.to(torch.promote_types(delta.values.dtype, torch.float32))

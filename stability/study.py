@@ -203,9 +203,11 @@ def run(
     place = resolve_device(device)
     if workers is not None and workers < 1:
         raise UsageError(f"workers = {workers}: use at least 1")
-    ledger = Store(store, study.identity(), metadata.version("stability"))
-    if reuse is not None:
-        _take_over(Store(reuse), study, ledger)
+    version = metadata.version("stability")
+    reused = [] if reuse is None else _cells_of(Store(reuse), study, version)
+    ledger = Store(store, study.identity(), version)
+    for identity, record in reused:
+        ledger.add(identity, record)
     done, cells = ledger.finished(), study.cells()
     waiting = [cell for cell in cells if key(cell_identity(cell)) not in done]
     on_start(len(cells) - len(waiting), len(cells))
@@ -217,20 +219,18 @@ def run(
     return table(ledger)
 
 
-def _take_over(other: Store, study: Study, ledger: Store) -> None:
-    """Copy into ``ledger`` the cells of ``other`` that belong to ``study``."""
+def _cells_of(other: Store, study: Study, version: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The finished cells of ``other`` that belong to ``study``."""
     wanted, own = {key(cell_identity(cell)) for cell in study.cells()}, json.loads(json.dumps(study.identity()))
-    if other.version != ledger.version:
-        raise StabilityError(f"{other.path} was made by version {other.version}, this is {ledger.version}: nothing can be reused")
+    if other.version != version:
+        raise StabilityError(f"{other.path} was made by version {other.version}, this is {version}: nothing can be reused")
     for name in own.keys() - {"study", "algorithms", "seeds"}:
         if other.identity.get(name) != own[name]:
             raise StabilityError(
                 f"{other.path} was measured with {name} = {other.identity.get(name)}, this study with {own[name]}: "
                 "its cells cannot be reused"
             )
-    for identity, record in other.cells():
-        if key(identity) in wanted:
-            ledger.add(identity, record)
+    return [(identity, record) for identity, record in other.cells() if key(identity) in wanted]
 
 
 def _only_here(selector: Selector) -> bool:

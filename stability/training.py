@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stability.errors import UsageError
+from stability.errors import UsageError, check_number, check_whole
 from stability.masks import Mask
 from stability.problem import Problem, generator, shuffled_batches
 from stability.selectors import FullTuning, Selector
 
-__all__ = ["AdamW", "Algorithm", "FineTuning", "Minimisation"]
+__all__ = ["AdamW", "Algorithm", "Clock", "FineTuning", "Minimisation"]
 
 
 class Algorithm(ABC):
@@ -139,13 +139,12 @@ class FineTuning(Algorithm):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_whole(self, "steps", "batch_size")
+        check_whole(1, steps=self.steps, batch_size=self.batch_size)
         _check_positive(self, "learning_rate", "epsilon")
         _check_ridge(self.ridge)
         if self.schedule not in ("constant", "linear"):
             raise UsageError(f"unknown schedule {self.schedule!r}: use constant or linear")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UsageError(f"weight_decay = {self.weight_decay}: use a number of at least 0")
+        check_number(0, weight_decay=self.weight_decay)
         if self.ridge == "paper" and self.selector.moving:
             raise UsageError(f"ridge = 'paper' is 1 − p of the mask, and {self.selector.name} has none yet: give λ as a number")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -208,7 +207,7 @@ class Minimisation(Algorithm):
     def __post_init__(self) -> None:
         if self.selector.moving:
             raise UsageError(f"{self.selector.name} moves its mask while it trains, step by step: use FineTuning")
-        _check_whole(self, "max_steps", "history")
+        check_whole(1, max_steps=self.max_steps, history=self.history)
         _check_positive(self, "tolerance")
         _check_ridge(self.ridge)
         if self.ridge == 0 or (self.ridge == "paper" and isinstance(self.selector, FullTuning)):
@@ -235,13 +234,6 @@ class Minimisation(Algorithm):
         yield torch.arange(n)
 
 
-def _check_whole(algorithm: Algorithm, *names: str) -> None:
-    for name in names:
-        value = getattr(algorithm, name)
-        if not (isinstance(value, int) and value >= 1):
-            raise UsageError(f"{name} = {value}: use a whole number of at least 1")
-
-
 def _check_positive(algorithm: Algorithm, *names: str) -> None:
     for name in names:
         value = getattr(algorithm, name)
@@ -254,14 +246,22 @@ def _check_ridge(ridge: float | str) -> None:
         raise UsageError(f"ridge = {ridge}: use a number of at least 0 or 'paper'")
 
 
+@dataclass
+class Clock:
+    """The step of a run, which several optimizers share: the schedule is the run's, whenever an optimizer started."""
+
+    step: int = 0
+
+
 class AdamW:
     """AdamW's moments for values of any shape, a row a replica; the arithmetic of ``torch.optim.AdamW``.
 
+    The learning rate is that of the clock's step, the correction of the moments counts this optimizer's own steps.
     ``decay=False`` leaves weight decay out, for values that are no parameters of the model.
     """
 
-    def __init__(self, algorithm: FineTuning, values: Tensor, decay: bool = True) -> None:
-        self._algorithm = algorithm
+    def __init__(self, algorithm: FineTuning, clock: Clock, values: Tensor, decay: bool = True) -> None:
+        self._algorithm, self._clock = algorithm, clock
         self._decay = algorithm.weight_decay if decay else 0.0
         self._first = torch.zeros_like(values)
         self._second = torch.zeros_like(values)
@@ -270,7 +270,7 @@ class AdamW:
     def update(self, values: Tensor, gradient: Tensor) -> Tensor:
         """The values after one step."""
         a, (beta1, beta2) = self._algorithm, self._algorithm.betas
-        rate = a.learning_rate_at(self._step)
+        rate = a.learning_rate_at(self._clock.step)
         self._step += 1
         self._first.lerp_(gradient, 1 - beta1)
         self._second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)

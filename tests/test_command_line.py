@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import sqlite3
@@ -15,12 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stability import StabilityError, UsageError, plotting, problems, study, tables
+from stability import StabilityError, plotting, study, tables
 from stability.cli import main
 from stability.masks import Mask
 from stability.plotting.bound_curves import DRAWN
-from stability.replicas import train
-from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, MagPruning, Random
+from stability.selectors import BitFit, Random
 from stability.store import Store, key
 from stability.studies import STUDIES
 from stability.study import Study
@@ -317,71 +315,6 @@ def test_figure_and_table_of_bounds_tell_their_states(small_store: Path) -> None
     assert list(shown["hard mask"]) == ["7 †", "7 †"]
     with pytest.raises(StabilityError, match="more than one p"):
         plotting.bounds(frame[~random])
-
-
-def test_added_selectors_take_over_what_a_like_study_finished(small_store: Path, tmp_path: Path) -> None:
-    larger = SMALL.with_selectors(MagPruning(0.02), ChildPruning(0.02))
-    assert larger.name == "small+magnitude+childpruning"
-    computed = []
-    path = tmp_path / "larger.sqlite"
-    frame = study.run(larger, path, reuse=small_store, device="cpu", workers=1, on_cell=lambda: computed.append(1))
-    assert len(computed) == 4
-    assert list(frame["method"].unique()) == ["bitfit", "random", "magnitude", "childpruning"]
-    old, new = table(Store(small_store)), frame[frame["method"].isin(["bitfit", "random"])]
-    assert new["stability"].tolist() == old["stability"].tolist()
-    with pytest.raises(StabilityError, match=r"measured with retrainings = 3, this study with 4: its cells cannot be reused"):
-        study.run(dataclasses.replace(larger, retrainings=4), tmp_path / "other.sqlite", reuse=small_store, workers=1)
-    assert len(SMALL.with_selectors(BitFit(), SAM(0.1), SAM(0.1)).algorithms) == len(SMALL.algorithms) + 1
-    with pytest.raises(UsageError, match="'small' has bitfit with these settings already"):
-        SMALL.with_selectors(BitFit())
-    with pytest.raises(UsageError, match="no selector to add"):
-        SMALL.with_selectors()
-
-
-def test_a_selector_of_one_s_own_gets_its_line_in_every_figure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """From a file in the current folder, through worker processes, beside the cells of a stored study."""
-    monkeypatch.chdir(tmp_path)
-    Path("my_method.py").write_text(
-        "def smallest(problem, generator):\n    return {name: -t.abs() for name, t in problem.pretrained.items()}\n"
-    )
-    monkeypatch.setitem(STUDIES, "small", SMALL)
-    assert main(["run", "small", "--store", "small.sqlite", "--workers", "1"]) == 0
-    command = "run small --add my_method:smallest --sparsities 0.02 0.1 --reuse small.sqlite --workers 2 --figures figures"
-    assert main(command.split()) == 0
-    printed = capsys.readouterr().out
-    assert "results: runs/small+smallest.sqlite" in printed
-    frame = table(Store("runs/small+smallest.sqlite"))
-    assert (frame["status"] == "ok").all()
-    assert len(frame[frame["method"] == "smallest"]) == 4
-    names = set(plotting.FIGURES) - {"projection_discontinuity"}
-    assert {path.stem for path in Path("figures").iterdir()} == {f"small+smallest_{name}" for name in names}
-    for name in ("stability", "generalization", "four_panels", "gap_against_stability"):
-        (legend,) = plotting.FIGURES[name](frame).legends
-        assert "smallest" in {text.get_text() for text in legend.get_texts()}
-    titles = {ax.get_title() for ax in plotting.bounds(frame).axes}
-    assert "hard mask: smallest" in titles
-
-
-def test_discontinuity_is_drawn_from_the_run(tmp_path: Path) -> None:
-    """The drawn losses are those that training recorded, the ticks where its mask changed, the shade where it was relaxed."""
-    moving = (DiffPruning(0.02, burn_in=4, every=12), SAM(0.02))
-    mine = dataclasses.replace(SMALL, name="moves", algorithms=tuple(FineTuning(s, steps=60) for s in moving), seeds=(0,))
-    frame = study.run(mine, tmp_path / "moves.sqlite", device="cpu", workers=1)
-    problem = problems.load("digits", n=20, seed=0)
-    found = train(problem, FineTuning(moving[0], steps=60, seed=0))
-    (ax,) = plotting.projection_discontinuity(frame).axes
-    drawn = [np.asarray(line.get_ydata(), dtype=float) for line in ax.lines if len(np.asarray(line.get_ydata())) == 60]
-    assert len(drawn) == 2
-    np.testing.assert_allclose(drawn[1], found.batch_losses[:, 0], rtol=1e-3, atol=1e-6)
-    (ticks,) = [line for line in ax.lines if line.get_marker() == "|"]
-    assert np.asarray(ticks.get_xdata()).tolist() == [4, 16, 28, 40, 52]
-    assert [int(step) + 1 for step in frame.iloc[0]["history"]["mask_changes"]] == [4, 16, 28, 40, 52]
-    assert len(ax.patches) == 5
-    assert ax.get_yscale() == "log"
-    with pytest.raises(plotting.NothingToDrawError, match="see study 'discontinuity'"):
-        plotting.projection_discontinuity(frame[frame["method"] == "sam"])
 
 
 def test_table_as_text_and_json(small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from stability.problem import ModuleLogits
 from stability.problems import convex
 from stability.problems import digits as digits_module
 from stability.replicas import train
-from stability.selectors import Adapter, FullTuning, LoRA, Peft, Selector
+from stability.selectors import Adapter, FullTuning, Inserted, LoRA, Peft, Selector
 from tests.reference import as_double
 
 QV = ["q_proj", "v_proj"]
@@ -237,9 +237,10 @@ def test_tied_parameters_stay_tied(digits: Problem) -> None:
             self.o_proj = nn.Linear(4, 4, bias=False)
             self.attention = nn.ModuleDict({"o_proj": nn.Linear(4, 4, bias=False)})
             self.attention["o_proj"].weight = self.o_proj.weight
+            self.mlp = nn.ModuleDict({"fc2": nn.Linear(4, 4, bias=False)})
 
         def forward(self, x: Tensor) -> Any:
-            return type("Output", (), {"logits": self.attention["o_proj"](self.o_proj(x))})
+            return type("Output", (), {"logits": self.mlp["fc2"](self.attention["o_proj"](self.o_proj(x)))})
 
     module = Tied()
     examples = Examples({"x": torch.randn(3, 4, generator=torch.Generator().manual_seed(0))}, torch.tensor([0, 1, 2]))
@@ -247,7 +248,7 @@ def test_tied_parameters_stay_tied(digits: Problem) -> None:
     problem = dataclasses.replace(
         digits, pretrained=tied, new_head=lambda draw: {}, logits=ModuleLogits(module), train=examples, test=examples
     )
-    assert list(problem.pretrained) == ["o_proj.weight"]
+    assert list(problem.pretrained) == ["o_proj.weight", "mlp.fc2.weight"]
     equivalent = Adapter(width=1).equivalent(problem, seed=0)
     assert torch.equal(equivalent.logits(equivalent.pretrained, examples.inputs), problem.logits(tied, examples.inputs))
 
@@ -266,6 +267,7 @@ def test_a_bare_function_has_nowhere_to_insert() -> None:
         (Peft(peft.LoraConfig(target_modules=["nowhere"])), "peft-lora: peft refuses: .*nowhere.*classifier, fc1"),
         (Peft(peft.PrefixTuningConfig(num_virtual_tokens=2)), "peft-prefix-tuning adds prompts or prefixes"),
         (Peft(peft.LoraConfig(target_modules=QV, init_lora_weights=False)), r"no equivalent model \(Definition 2\)"),
+        (Peft(peft.LoraConfig(target_modules=QV, modules_to_save=["classifier"])), "the new head is always trained"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(selector: Selector, message: str, digits: Problem) -> None:
@@ -281,8 +283,78 @@ def test_a_model_without_attention_names_what_applies(digits: Problem) -> None:
         new_head=lambda draw: {},
         logits=ModuleLogits(module),
     )
-    with pytest.raises(UsageError, match="attention and feed-forward blocks, and Sequential has none.*full, random, magnitude"):
+    with pytest.raises(
+        UsageError, match="adapter goes behind the attention blocks, and Sequential has none.*full, random, magnitude"
+    ):
         Adapter().select(problem, seed=0)
+
+
+class Careless(Inserted):
+    """Inserts one module into the first layer."""
+
+    name = "careless"
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        self.kind = kind
+
+    def insert(self, module: nn.Module) -> nn.Module:
+        layer = module.get_submodule("vit.layers.0.mlp")
+        layer.fc2 = nn.Sequential(layer.get_submodule("fc2"), self.kind())
+        return module
+
+
+class NotANumber(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.g / self.g)
+
+
+class Frozen(NotANumber):
+    def __init__(self) -> None:
+        super().__init__()
+        self.g.requires_grad_(False)
+
+
+def test_a_start_that_is_not_a_number_and_a_frozen_insertion_are_refused(digits: Problem) -> None:
+    with pytest.raises(UsageError, match="careless is no equivalent model.*differ by up to nan"):
+        Careless(NotANumber).select(digits, seed=0)
+    with pytest.raises(UsageError, match="careless leaves nothing to train"):
+        Careless(Frozen).select(digits, seed=0)
+
+
+def test_a_tensor_read_past_autograd_stays_in_the_equivalent_model(digits: Problem) -> None:
+    """peft's HRA reads weight.data: no gradient says that the weight is used, only the outputs do."""
+    mask = Peft(peft.HRAConfig(target_modules=QV)).select(digits, seed=0)
+    assert (mask.count, mask.total) == (1536, digits.m + 1536)
+    train(digits, FineTuning(Peft(peft.HRAConfig(target_modules=QV)), steps=2, batch_size=8)).delta(0)
+
+
+def test_a_configuration_read_from_a_saved_adapter_is_trained_like_a_new_one(digits: Problem) -> None:
+    new, read = (peft.LoraConfig(r=2, target_modules=QV, inference_mode=mode) for mode in (False, True))
+    assert Peft(read).settings() == Peft(new).settings()
+    assert Peft(read).select(digits, seed=0).equals(Peft(new).select(digits, seed=0))
+
+
+def test_shira_s_own_random_mask_follows_the_seed(digits: Problem) -> None:
+    selector = Peft(peft.ShiraConfig(r=1, target_modules=QV))
+    assert selector.select(digits, seed=0).equals(selector.select(digits, seed=0))
+    assert not selector.select(digits, seed=0).equals(selector.select(digits, seed=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("selector", [LoRA(rank=2), Adapter(width=2)], ids=lambda s: s.name)
+def test_models_in_16_bits_have_equivalents(selector: Selector, dtype: torch.dtype, digits: Problem) -> None:
+    pixels = {"pixel_values": digits.train.inputs["pixel_values"].to(dtype)}
+    half = dataclasses.replace(
+        digits,
+        pretrained={name: tensor.to(dtype) for name, tensor in digits.pretrained.items()},
+        new_head=lambda draw: {name: tensor.to(dtype) for name, tensor in digits.new_head(draw).items()},
+        train=dataclasses.replace(digits.train, inputs=pixels),
+    )
+    assert selector.select(half, seed=0).count == selector.select(digits, seed=0).count
 
 
 def test_modules_are_inserted_once(digits: Problem) -> None:

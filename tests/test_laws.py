@@ -56,7 +56,7 @@ EVERY: list[Selector] = [
     *(ChildPruning(P, scope=scope) for scope in ("global", "tensor")),
     *(ChildPruning(P, burn_in=4, reset=reset) for reset in (False, True)),
     *(DiffPruning(P, scope=scope, burn_in=3) for scope in ("global", "tensor")),
-    DiffPruning(P, burn_in=1, every=3),
+    DiffPruning(P, burn_in=2, every=4),
     from_scores(shifted_magnitude, P),
     SAM(P, curvature="gauss_newton"),
     SAM(P, curvature="hutchinson", probes=4),
@@ -166,7 +166,9 @@ def test_law_of_renaming(selector: Selector, digits: Problem) -> None:
 
 @each
 def test_law_of_leaving_out(selector: Selector, digits: Problem) -> None:
-    """The masks chosen for many left-out examples are those chosen on each Sⁱ."""
+    """The masks chosen for many left-out examples are those chosen on each Sⁱ, and S's where the data do not count."""
+    if isinstance(selector, SAM) and selector.batches:
+        pytest.skip("its mini-batches are those of S without the example, not drawn anew")
     if isinstance(selector, Inserted):
         digits = selector.equivalent(digits, seed=3)
     masks = list(selector.select_each_left_out(digits, [0, 5, 23], seed=3))
@@ -211,7 +213,7 @@ def test_law_of_the_file(selector: Selector, digits: Problem, tmp_path: Path) ->
 
 @each
 def test_law_of_leave_one_out(selector: Selector, digits: Problem) -> None:
-    """Every method goes through the measurement, with its noise floor and its count; a replica is a run without z_i."""
+    """Every method goes through the measurement, with its noise floor and its count."""
     small = dataclasses.replace(digits, test=digits.test.take(slice(0, 32)))
     estimate = measure(small, algorithm(selector), retrainings=3)
     assert estimate.value > 0

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stability import FineTuning, Problem, UsageError
+from stability.masks import Mask
 from stability.problem import generator
 from stability.problems.digits import _model
 from stability.replicas import Replicas, train
-from stability.selectors import ChildPruning, DiffPruning, MagPruning, Mixout, MixoutReset, Run, Selector
-from stability.training import AdamW
+from stability.selectors import ChildPruning, Course, DiffPruning, MagPruning, Mixout, MixoutReset, Run, Selector
+from stability.training import AdamW, Clock
 from tests.reference import as_double, call, leaving_out, top_k_by_sorting
 
 P, STEPS, LEFT_OUT = 0.02, 12, 5
@@ -26,9 +27,10 @@ RATE, DECAY = 0.01, 0.1
 
 
 class Plain:
-    """One run on the digits with example 5 left out: θ as one flat vector, the head at its end."""
+    """One run on the digits, whole or with example 5 left out: θ as one flat vector, the head at its end."""
 
-    def __init__(self, digits: Problem, algorithm: FineTuning) -> None:
+    def __init__(self, digits: Problem, algorithm: FineTuning, left_out: int | None) -> None:
+        self.left_out = left_out
         start = digits.start(algorithm.seed)
         self.shapes = {name: tensor.shape for name, tensor in start.items()}
         self.origin = torch.cat([tensor.flatten() for tensor in start.values()])
@@ -41,7 +43,7 @@ class Plain:
         parts = flat.split([math.prod(shape) for shape in self.shapes.values()])
         parameters = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
         batch = self.batches[step]
-        keep = batch[batch != LEFT_OUT]
+        keep = batch if self.left_out is None else batch[batch != self.left_out]
         loss = cross_entropy(call(_model(), parameters, self.data.inputs["pixel_values"][keep]), self.data.labels[keep])
         self.losses.append(loss.item())
         return loss
@@ -66,6 +68,13 @@ def adamw(*tensors: Tensor) -> torch.optim.AdamW:
     return torch.optim.AdamW(tensors, lr=RATE, weight_decay=DECAY)
 
 
+def at(step: int, *optimizers: torch.optim.AdamW) -> None:
+    """The linear schedule, for every optimizer by the step of the run."""
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
+        optimizer.zero_grad()
+
+
 def masked_step(plain: Plain, flat: Tensor, optimizer: torch.optim.AdamW, mask: Tensor) -> None:
     assert flat.grad is not None
     flat.grad *= plain.with_head(mask)
@@ -73,18 +82,21 @@ def masked_step(plain: Plain, flat: Tensor, optimizer: torch.optim.AdamW, mask: 
     plain.projected(flat, mask)
 
 
-def run(selector: Selector, digits: Problem) -> tuple[Replicas, Plain]:
-    algorithm = FineTuning(selector, steps=STEPS, batch_size=7, learning_rate=RATE, weight_decay=DECAY, seed=1)
-    return train(digits, algorithm, leaving_out(digits.n, LEFT_OUT)), Plain(digits, algorithm)
+def run(selector: Selector, digits: Problem, row: int) -> tuple[Replicas, Plain]:
+    algorithm = FineTuning(selector, steps=STEPS, batch_size=7, learning_rate=RATE, weight_decay=DECAY, schedule="linear", seed=1)
+    return train(digits, algorithm, leaving_out(digits.n, LEFT_OUT)), Plain(digits, algorithm, LEFT_OUT if row else None)
 
 
-def agree(replicas: Replicas, plain: Plain, values: Tensor, mask: Tensor) -> None:
-    found = replicas.masks[1]
+each_row = pytest.mark.parametrize("row", [0, 1], ids=["whole", "left-out"])
+
+
+def agree(replicas: Replicas, row: int, plain: Plain, values: Tensor, mask: Tensor) -> None:
+    found = replicas.masks[row]
     places = torch.cat([index + start for index, start in zip(found.indices.values(), starts(plain, found.indices), strict=True)])
     assert torch.equal(places, torch.nonzero(mask).squeeze(1))
     # AdamW divides by √v + 1e-8, which magnifies rounding where the true gradient is zero.
-    torch.testing.assert_close(replicas.values[1], values.detach(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(replicas.batch_losses[:, 1].tolist(), plain.losses, rtol=0, atol=1e-7)
+    torch.testing.assert_close(replicas.values[row], values.detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(replicas.batch_losses[:, row].tolist(), plain.losses, rtol=0, atol=1e-7)
 
 
 def starts(plain: Plain, names: Any) -> list[int]:
@@ -93,20 +105,21 @@ def starts(plain: Plain, names: Any) -> list[int]:
     return [int(every[name]) for name in names]
 
 
-def test_mixout_is_lee_s_formula_through_autograd(digits: Problem) -> None:
+@each_row
+def test_mixout_is_lee_s_formula_through_autograd(row: int, digits: Problem) -> None:
     """θ_mixed = (bθ⁰ + (1 − b)θ − qθ⁰)/(1 − q), as Lee, Cho & Kang write it; b = 1 with probability q."""
     digits = as_double(digits)
-    replicas, plain = run(Mixout(0.6), digits)
+    replicas, plain = run(Mixout(0.7), digits, row)
     theta = plain.origin.clone().requires_grad_()
     optimizer = adamw(theta)
     for step in range(STEPS):
-        back = 1 - plain.with_head(plain.uniform() >= 0.6)
-        mixed = (back * plain.origin + (1 - back) * theta - 0.6 * plain.origin) / (1 - 0.6)
+        back = 1 - plain.with_head(plain.uniform() >= 0.7)
+        mixed = (back * plain.origin + (1 - back) * theta - 0.7 * plain.origin) / (1 - 0.7)
         head = torch.arange(len(theta)) >= plain.m
-        optimizer.zero_grad()
+        at(step, optimizer)
         plain.loss(torch.where(head, theta, mixed), step).backward()
         optimizer.step()
-    agree(replicas, plain, theta, torch.ones(plain.m, dtype=torch.bool))
+    agree(replicas, row, plain, theta, torch.ones(plain.m, dtype=torch.bool))
     assert replicas.relaxed.all()
     assert not replicas.mask_changes.any()
 
@@ -121,18 +134,19 @@ def test_mixout_s_expectation_is_theta() -> None:
     assert ((drawn.mean(0) - theta).abs() < 5 * error).all()
 
 
-def test_mixout_reset_is_full_tuning_with_a_random_rest_put_back(digits: Problem) -> None:
+@each_row
+def test_mixout_reset_is_full_tuning_with_a_random_rest_put_back(row: int, digits: Problem) -> None:
     digits = as_double(digits)
-    replicas, plain = run(MixoutReset(P), digits)
+    replicas, plain = run(MixoutReset(P), digits, row)
     mask = plain.best(plain.uniform())
     theta = plain.origin.clone().requires_grad_()
     optimizer = adamw(theta)
     for step in range(STEPS):
-        optimizer.zero_grad()
+        at(step, optimizer)
         plain.loss(theta, step).backward()
         optimizer.step()
     plain.projected(theta, mask)
-    agree(replicas, plain, theta, mask)
+    agree(replicas, row, plain, theta, mask)
     assert replicas.masks[0].equals(replicas.masks[1])
     assert replicas.mask_changes[-1].tolist() == [plain.k, plain.k]
 
@@ -145,6 +159,7 @@ def score_magnitude(theta: Tensor, origin: Tensor) -> Tensor:
     return theta.abs()
 
 
+@each_row
 @pytest.mark.parametrize(
     ("selector", "score", "every", "burn_in", "reset"),
     [
@@ -163,17 +178,18 @@ def test_projection_is_a_loop_that_sorts_and_puts_back(
     every: int | None,
     burn_in: int | None,
     reset: bool,
+    row: int,
     digits: Problem,
 ) -> None:
     digits = as_double(digits)
-    replicas, plain = run(selector, digits)
+    replicas, plain = run(selector, digits, row)
     theta = plain.origin.clone().requires_grad_()
     optimizer = adamw(theta)
     last: Tensor | None = None
     fixed = False
     entered = []
     for step in range(STEPS):
-        optimizer.zero_grad()
+        at(step, optimizer)
         plain.loss(theta, step).backward()
         before, entered_now = last, 0
         if fixed:
@@ -193,18 +209,19 @@ def test_projection_is_a_loop_that_sorts_and_puts_back(
                     optimizer = adamw(theta)
         entered.append(entered_now)
     assert last is not None
-    agree(replicas, plain, theta, last)
-    assert replicas.mask_changes[:, 1].tolist() == entered
+    agree(replicas, row, plain, theta, last)
+    assert replicas.mask_changes[:, row].tolist() == entered
     assert not replicas.relaxed.any()
 
 
+@each_row
 @pytest.mark.parametrize(("burn_in", "every"), [(5, None), (2, 4), (3, 9)])
-def test_diffpruning_s_slopes_are_autograd_s(burn_in: int, every: int | None, digits: Problem) -> None:
+def test_diffpruning_s_slopes_are_autograd_s(burn_in: int, every: int | None, row: int, digits: Problem) -> None:
     """Hard-concrete gates, the L0 term and the difference, all differentiated by autograd, with the same uniform draws."""
     digits = as_double(digits)
     low, high, l0 = -0.7, 1.4, 3.0
     selector = DiffPruning(P, burn_in=burn_in, every=every, l0=l0, stretch=(low, high), gate_start=0.3)
-    replicas, plain = run(selector, digits)
+    replicas, plain = run(selector, digits, row)
     theta = plain.origin.clone().requires_grad_()
     alpha = torch.full((plain.m,), 0.3, dtype=torch.float64, requires_grad=True)
     optimizer, gate_optimizer = adamw(theta), torch.optim.AdamW([alpha], lr=RATE, weight_decay=0.0)
@@ -213,8 +230,7 @@ def test_diffpruning_s_slopes_are_autograd_s(burn_in: int, every: int | None, di
     for step in range(STEPS):
         place = step % every if every else step
         relaxed.append(place < burn_in)
-        optimizer.zero_grad()
-        gate_optimizer.zero_grad()
+        at(step, optimizer, gate_optimizer)
         if place >= burn_in:
             plain.loss(theta, step).backward()
             masked_step(plain, theta, optimizer, mask)
@@ -233,13 +249,13 @@ def test_diffpruning_s_slopes_are_autograd_s(burn_in: int, every: int | None, di
     if relaxed[-1] and (STEPS % every if every else STEPS) != burn_in:
         mask = plain.best(alpha)
         plain.projected(theta, mask)
-    agree(replicas, plain, theta, mask)
+    agree(replicas, row, plain, theta, mask)
     assert replicas.relaxed.tolist() == relaxed
 
 
 def _run(origin: Tensor, m: int) -> Run:
     algorithm = FineTuning(Mixout(), steps=4)
-    return Run(origin, 1, [m], 4, partial(AdamW, algorithm), generator(0, "selection"))
+    return Run(origin, 1, [m], 4, partial(AdamW, algorithm, Clock()), generator(0, "selection"))
 
 
 @pytest.mark.parametrize(
@@ -249,10 +265,14 @@ def _run(origin: Tensor, m: int) -> Run:
         (lambda: Mixout(-0.1), "probability = -0.1"),
         (lambda: MagPruning(0.1, burn_in=-1), "burn_in = -1"),
         (lambda: MagPruning(0.1, reset=True), "burn_in is 0"),
-        (lambda: ChildPruning(0.1, every=0), "every = 0: use at least 1 step"),
+        (lambda: ChildPruning(0.1, every=0), "every = 0: use a whole number of at least 1"),
         (lambda: ChildPruning(0.1, burn_in=0), "burn_in = 0"),
         (lambda: ChildPruning(0.1, reset=True), "and there is none"),
-        (lambda: DiffPruning(0.1, burn_in=0), "burn_in = 0"),
+        (lambda: ChildPruning(0.1, burn_in=2.5), "burn_in = 2.5: use a whole number"),  # type: ignore[arg-type]
+        (lambda: ChildPruning(0.1, burn_in=5, reset="False"), "reset = 'False': use true or false"),  # type: ignore[arg-type]
+        (lambda: Mixout("much"), "probability = 'much': use a finite number"),  # type: ignore[arg-type]
+        (lambda: DiffPruning(0.1, burn_in=1), "burn_in = 1: use a whole number of at least 2"),
+        (lambda: DiffPruning(0.1, gate_start=float("nan")), "gate_start = nan"),
         (lambda: DiffPruning(0.1, burn_in=5, every=5), "every = 5 steps the mask relaxes for burn_in = 5"),
         (lambda: DiffPruning(0.1, l0=-1), "l0 = -1"),
         (lambda: DiffPruning(0.1, stretch=(0.0, 1.5)), "stretch = "),
@@ -291,3 +311,42 @@ def test_a_projection_after_adamw_s_first_step_is_partly_rounding_s(digits: Prob
 
     assert sum(changed_by_rounding(1, seed) for seed in range(3)) > 0.01 * 3 * P * digits.m
     assert sum(changed_by_rounding(2, seed) for seed in range(3)) == 0
+
+
+class Careless(Course):
+    """A user's course: one sign step on everything, and at the end a mask that it never minded."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._values = run, run.start()
+
+    def point(self) -> Tensor:
+        return self._values
+
+    def step(self, gradient: Tensor) -> None:
+        self._values = self._values - 0.01 * gradient.sign()
+
+    def final(self) -> tuple[Tensor, Tensor]:
+        mask = torch.zeros(self._run.rows, self._run.m, dtype=torch.bool)
+        mask[:, 10:30] = True
+        return self._values, mask
+
+
+class Own(Selector):
+    name = "own"
+    moving = True
+
+    def select(self, problem: Problem, seed: int) -> Mask:
+        return Mask.full(problem.pretrained)
+
+    def begin(self, run: Run) -> Course:
+        return Careless(run)
+
+
+def test_the_engine_puts_back_what_a_course_of_one_s_own_leaves(digits: Problem) -> None:
+    replicas = train(digits, FineTuning(Own(), steps=2, batch_size=8), leaving_out(digits.n, 3))
+    assert replicas.masks[0] is replicas.masks[1]
+    assert replicas.masks[0].count == 20
+    for row in (0, 1):
+        replicas.delta(row)  # raises if anything outside the mask differs from θ⁰
+        assert (replicas.values[row, 10:30] != replicas.tunable.gather(replicas.start)[10:30]).any()
+    assert (replicas.values[:, digits.m :] != replicas.tunable.gather(replicas.start)[digits.m :]).any()  # the head stays trained

@@ -13,7 +13,7 @@ from stability.cli import main
 from stability.masks import Mask
 from stability.naming import SELECTORS, selector_named
 from stability.problem import generator
-from stability.selectors import BitFit, FromScores, FullTuning, LoRA, Peft, Random, Selector, from_scores
+from stability.selectors import SAM, BitFit, FromScores, FullTuning, LoRA, Peft, Random, Selector, from_scores
 
 MODULE = """
 import torch
@@ -66,6 +66,11 @@ def test_configurations_of_peft_are_selectors(digits: Problem) -> None:
     assert isinstance(by_class, Peft)
     assert by_class.name == "peft-ia3"
     assert by_class.select(digits, 0).count == 3 * (32 + 64)
+    with pytest.raises(UsageError, match=r"'peft:SupertuningConfig' is a configuration of peft.*leave --sparsity 0.05 out"):
+        selector_named("peft:SupertuningConfig", 0.05)
+    with pytest.raises(UsageError, match=r"sparsity of 'sam' is given twice, 0.1 and 0.2"):
+        selector_named("sam", 0.1, sparsity=0.2)
+    assert selector_named("sam", sparsity=0.2) == SAM(0.2)
     with pytest.raises(UsageError, match=r"selector 'peft:IA3Config' has no rank"):
         selector_named("peft:IA3Config", rank=2)
 

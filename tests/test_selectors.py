@@ -122,7 +122,7 @@ def test_negative_curvature_counts_by_its_size_and_little_of_it_by_the_floor() -
         (lambda: SAM(0.1, floor=-1), "floor = -1"),
         (lambda: SAM(0.1, floor=float("inf")), "floor = inf"),
         (lambda: SAM(0.1, curvature="hutchinson", probes=1), "probes = 1"),
-        (lambda: SAM(0.1, batches=0), "batches = 0 of batch_size = 16"),
+        (lambda: SAM(0.1, batches=0), "batches = 0: use a whole number of at least 1"),
     ],
 )
 def test_senseless_settings_of_sam_are_refused(make: Callable[[], SAM], message: str) -> None:
@@ -174,6 +174,16 @@ def test_sam_over_mini_batches_is_their_summed_gradients(digits: Problem) -> Non
     chosen = {offsets[name] + int(i) for name, index in mask.indices.items() for i in index}
     assert len(chosen & top_k_by_sorting(flat.numpy(), mask.count)) >= mask.count - 1  # in single precision one may differ
     assert not mask.equals(SAM(0.02).select(digits, seed=3))
+    left_out = 4
+    paired = {name: tensor.detach().double().requires_grad_() for name, tensor in digits.start(3).items()}
+    for batch in shuffled_batches(digits.n, 7, 5, generator(3, "selection")):
+        kept = batch[batch != left_out]
+        logits = call(model, paired, digits.train.inputs["pixel_values"][kept].double())
+        torch.nn.functional.cross_entropy(logits, digits.train.labels[kept]).backward()
+    flat = torch.cat([paired[name].grad.flatten() for name in digits.pretrained]) ** 2  # type: ignore[union-attr]
+    (without,) = selector.select_each_left_out(digits, [left_out], seed=3)
+    chosen = {offsets[name] + int(i) for name, index in without.indices.items() for i in index}
+    assert len(chosen & top_k_by_sorting(flat.numpy(), mask.count)) >= mask.count - 1
     assert SAM(0.02, batches=8, batch_size=6).select(digits, seed=3).equals(SAM(0.02).select(digits, seed=3))
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from stability.plotting.style import LABELS, NothingToDrawError, new_figure, style_of, styled, unit
+from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, styles, unit
 
 __all__ = ["projection_discontinuity"]
 
@@ -18,14 +18,15 @@ _LONG = 1000  # from so many steps on, points too dense for a line of full width
 
 @styled
 def projection_discontinuity(frame: pd.DataFrame) -> Figure:
-    """(f) Batch loss of A(S) against the step, a panel for each method whose mask changes while it trains.
+    """(f) Batch loss of A(S) against the step, a panel for each method whose mask changes now and then while it trains: twice
+    at least, and in fewer than a tenth of the steps.
 
     Beside it, grey, is the curve of a method with a fixed mask at the same p: SAM's where the study has it. Ticks at the
     top stand where coordinates entered the mask; shaded are the steps whose loss is taken with soft or random gates.
     Of several seeds the first is drawn.
 
     Raises:
-        NothingToDrawError: no method changed its mask between two steps of its own, or none kept one.
+        NothingToDrawError: no mask changes so, or there is no method with a fixed one beside it.
     """
     ok = frame[frame["status"] == "ok"]
     ok = ok[ok["history"].notna()] if "history" in ok else ok.iloc[:0]
@@ -38,9 +39,10 @@ def projection_discontinuity(frame: pd.DataFrame) -> Figure:
     if moving.empty or fixed.empty:
         raise NothingToDrawError("no method here changes its mask now and then beside one that keeps it: see study 'discontinuity'")
     rows = [(row, _beside(row, fixed)) for _, row in moving.iterrows()]
+    style = styles(frame["method"])
     figure, axes = new_figure(1, len(rows), (1.2 + 4.2 * len(rows), 3.6))
     for ax, (row, beside) in zip(axes, rows, strict=True):
-        for one, colour in ((beside, "0.6"), (row, style_of(str(row["method"]))[0])):
+        for one, colour in ((beside, "0.6"), (row, style[str(row["method"])][0])):
             loss = np.asarray(one["history"]["loss"])
             ax.plot(
                 np.arange(len(loss)),
@@ -57,9 +59,7 @@ def projection_discontinuity(frame: pd.DataFrame) -> Figure:
         title = f"{LABELS.get(row['method'], row['method'])}, p = {100 * row['sparsity']:.2g} %"
         ax.set(yscale="log", xlabel="step", ylabel=f"loss of the batch [{unit(frame)}]")
         ax.set_title(title, pad=10)
-    named = {one["method"]: style_of(str(one["method"]))[0] for one, _ in rows} | {rows[0][1]["method"]: "0.6"}
-    handles = [Line2D([], [], color=colour, label=LABELS.get(method, method)) for method, colour in named.items()]
-    handles.append(Line2D([], [], color="black", marker="|", ls="", ms=8, label="coordinates enter the mask"))
+    handles = [Line2D([], [], color="black", marker="|", ls="", ms=8, label="coordinates enter the mask")]
     if any(row["history"]["relaxed"] for row, _ in rows):
         handles.append(Line2D([], [], color="0.85", lw=6, label="gates relaxed, at random"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))

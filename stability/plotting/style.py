@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter
 
 from stability.errors import StabilityError
 
-__all__ = ["LABELS", "P_LABEL", "NothingToDrawError", "legend", "lines", "new_figure", "percent", "style_of", "styled", "unit"]
+__all__ = ["LABELS", "P_LABEL", "NothingToDrawError", "legend", "lines", "new_figure", "percent", "styled", "styles", "unit"]
 
 
 class NothingToDrawError(StabilityError):
@@ -40,7 +40,14 @@ _STYLES = {
     "fisher": ("#882255", ">", (0, (3, 1, 1, 1))),
     "regularised": ("#56B4E9", "h", "-."),
 }
-_SPARE = [("#882255", "8", "-."), ("#332288", "H", (0, (3, 1, 1, 1))), ("#AA4499", "4", (0, (7, 2)))]
+_SPARE = [
+    ("#882255", "8", "-."),
+    ("#332288", "H", (0, (3, 1, 1, 1))),
+    ("#AA4499", "d", (0, (7, 2))),
+    ("#117733", ">", "-"),
+    ("#661100", "*", (0, (1, 1))),
+    ("#6699CC", "D", (0, (5, 1.5))),
+]
 LABELS = {
     "full": "full tuning",
     "random": "random",
@@ -95,16 +102,18 @@ def new_figure(
     return figure, list(axes.flat)
 
 
-def style_of(method: str) -> tuple[Any, Any, Any]:
-    """Colour, marker and dash of a method."""
-    # A method that is not the paper's gets a spare style by its name, the same in every figure.
-    return _STYLES.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
+def styles(methods: Iterable[Any]) -> dict[str, tuple[Any, Any, Any]]:
+    """Colour, marker and dash of each method; those that are not the toolkit's take the spare ones in turn."""
+    own = [str(method) for method in dict.fromkeys(methods) if method not in _STYLES]
+    spare = {method: _SPARE[place % len(_SPARE)] for place, method in enumerate(own)}
+    return {str(method): _STYLES.get(str(method)) or spare[str(method)] for method in methods}
 
 
 def lines(ax: Axes, summary: pd.DataFrame, column: str, *, filled: bool = True, spread: bool = True) -> None:
     """A line a method over p, with ± one standard deviation over seeds."""
+    style = styles(summary["method"])
     for method, group in summary.groupby("method", sort=False):
-        colour, marker, dash = style_of(str(method))
+        colour, marker, dash = style[str(method)]
         error = group[f"{column}_std"].fillna(0) if spread else None
         ax.errorbar(
             group["sparsity"], group[column], error, color=colour, marker=marker, ls=dash,
@@ -125,7 +134,8 @@ def percent(ax: Axes) -> None:
 def legend(figure: Figure, summary: pd.DataFrame, extra: list[Line2D] | None = None) -> None:
     """Below the axes, so that it can never cover data."""
     handles = []
+    style = styles(summary["method"])
     for method in summary["method"].unique():
-        colour, marker, dash = style_of(str(method))
+        colour, marker, dash = style[str(method)]
         handles.append(Line2D([], [], color=colour, marker=marker, ls=dash, label=LABELS.get(method, method)))
     figure.legend(handles=handles + (extra or []), loc="outside lower center", ncols=5 if not extra else 3)

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 from scipy import stats
 
-from stability.plotting.style import P_LABEL, legend, lines, new_figure, percent, style_of, styled, unit
+from stability.plotting.style import P_LABEL, legend, lines, new_figure, percent, styled, styles, unit
 from stability.summary import summarise
 
 __all__ = ["four_panels", "gap_against_stability", "generalization", "stability"]
@@ -28,10 +28,10 @@ def stability(frame: pd.DataFrame) -> Figure:
     summary = summarise(frame)
     figure, axes = new_figure(2, 1, (6.4, 6.4), heights=(1, 1.8))
     above, ax = axes
-    shift = _side_by_side(summary)
+    shift, style = _side_by_side(summary), styles(summary["method"])
     floor = summary["stability"].min() / 3
     for method, group in summary.groupby("method", sort=False):
-        colour, marker, dash = style_of(str(method))
+        colour, marker, dash = style[str(method)]
         p = group["sparsity"] * shift[str(method)]
         y = group["stability"].to_numpy()
         low = np.maximum(np.nan_to_num(group["stability_low"].to_numpy(), neginf=0), floor)
@@ -41,7 +41,7 @@ def stability(frame: pd.DataFrame) -> Figure:
     bound = pd.to_numeric(ok["theorem_1"])
     top = 10 ** math.ceil(math.log10(bound.max() * 3)) if bound.notna().any() else 1e3
     for method, group in ok.groupby("method", sort=False):
-        colour, marker, _ = style_of(str(method))
+        colour, marker, _ = style[str(method)]
         mine, p = bound[group.index], group["sparsity"] * shift[str(method)]
         holds = group["theorem_1_state"] == "not refuted"
         for chosen, fill in ((holds, colour), (~holds, "none")):
@@ -124,9 +124,9 @@ def gap_against_stability(frame: pd.DataFrame) -> Figure:
     """(d) Generalization gap against measured stability, a point for each method and p, both with 95 % intervals."""
     summary = summarise(frame)
     figure, axes = new_figure(1, 1, (5.6, 4.2))
-    ax = axes[0]
+    ax, style = axes[0], styles(summary["method"])
     for method, group in summary.groupby("method", sort=False):
-        colour, marker, _ = style_of(str(method))
+        colour, marker, _ = style[str(method)]
         sizes = 22 + 60 * (np.log10(group["sparsity"]) + 3).clip(lower=0) / 3
         ax.scatter(group["stability"], group["gap"], s=sizes, color=colour, marker=marker, alpha=0.85, lw=0, zorder=3)
         for _, point in group.iterrows():

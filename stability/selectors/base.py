@@ -25,7 +25,7 @@ class Selector(ABC):
 
     A selector writes :meth:`select`. One whose choice depends on the training data sets ``uses_data``: leaving an
     example out then selects anew. :meth:`select_each_left_out` does that by calling ``select`` on every Sⁱ; override
-    it only with something faster that gives the same masks.
+    it with something faster that gives the same masks, or to pair what is drawn for Sⁱ with what was drawn for S.
 
     One that inserts modules writes :meth:`equivalent`; see :class:`stability.selectors.Inserted`. One whose mask moves
     while A trains is ``moving``, writes :meth:`begin`, and lets ``select`` give the coordinates that may move at all.

@@ -64,8 +64,8 @@ class Run:
         return self.origin.expand(self.rows, -1).clone()
 
     def uniform(self) -> Tensor:
-        """m draws from [0, 1), the same on every device."""
-        return torch.rand(self.m, generator=self.draws, dtype=torch.float64).to(self.origin)
+        """m draws from [0, 1) in double precision, the same on every device."""
+        return torch.rand(self.m, generator=self.draws, dtype=torch.float64).to(self.origin.device)
 
     def with_head(self, gates: Tensor) -> Tensor:
         """(·, m) gates of the pretrained coordinates → (·, K), the head's all 1."""
@@ -93,8 +93,10 @@ class Course(ABC):
         """Take one step, given the gradient of the objective at :meth:`point`, (r, K)."""
 
     @abstractmethod
-    def final(self) -> tuple[Tensor, Tensor]:
-        """The trained values (r, K) and the final mask, bool (r, m). Outside it the engine puts θ⁰ back."""
+    def final(self) -> tuple[Tensor, Tensor | None]:
+        """The trained values (r, K) and the final mask, bool (r, m): outside it the engine puts θ⁰ back. None for a mask
+        that was there before.
+        """
 
 
 class Projected(Course):
@@ -132,7 +134,7 @@ class Projected(Course):
         return self._values
 
     def step(self, gradient: Tensor) -> None:
-        updated = self._optimizer.update(self._values, gradient if self._open is None else gradient * self._open)
+        updated = self._optimizer.update(self._values, gradient)
         self._values = updated if self._open is None else torch.where(self._open, updated, self._values)
         self._step += 1
         if self._step == self._burn_in:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from stability.errors import UsageError
+from stability.errors import UsageError, check_number, check_whole
 from stability.masks import Mask, Parameters
 from stability.problem import Insertion, ModuleLogits, Problem, generator
 from stability.selectors.base import Selector
@@ -27,8 +27,8 @@ from stability.selectors.base import Selector
 __all__ = ["Adapter", "Inserted", "LoRA", "Peft"]
 
 _OTHERS = "full, random, magnitude, sam and childpruning apply to any model"
-_ATTENTION_OUTPUT = r"attention\.output\.dense|(attention|attn|self_attn)\.(o_proj|out_proj|out_lin|c_proj|Wo)"
-_FEED_FORWARD_OUTPUT = r"(?<!attention)\.output\.dense|(mlp|ffn)\.(fc2|down_proj|c_proj|lin2|Wo)"
+_ATTENTION_OUTPUT = r"attention\.output\.dense|(attention|attn|self_attn)\.(o_proj|out_proj|out_lin|c_proj|Wo|o)"
+_FEED_FORWARD_OUTPUT = r"(?<!attention)\.output\.dense|(mlp|ffn)\.(fc2|down_proj|c_proj|lin2|Wo)|layers\.\d+\.fc2"
 _QUERY_AND_VALUE = r"query|value|q_proj|v_proj|query_proj|value_proj|q_lin|v_lin|c_attn|Wqkv"
 
 
@@ -77,10 +77,13 @@ class Inserted(Selector):
             )
         start, own_name = problem.start(seed), problem.logits.names
         module = copy.deepcopy(problem.logits.module)
+        if odd := {name for name, _ in module.named_parameters()} - {own_name.get(name, name) for name in start}:
+            raise UsageError(f"{self.name}: the module has parameters that the problem lacks: {', '.join(sorted(odd)[:3])}")
         old = {own_name.get(name, name): nn.Parameter(t.detach().cpu().clone(), requires_grad=False) for name, t in start.items()}
         _refill(module, lambda name, _: old[name])
         with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator(seed, "selection"))))
+            # That of the CPU alone: torch.manual_seed would change CUDA's as well, which nothing puts back.
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator(seed, "selection"))))
             module = self.insert(module).eval()
         known = {id(old[own_name.get(name, name)]): name for name in start}
         if indices := self.changed(module):
@@ -104,27 +107,33 @@ class Inserted(Selector):
                 pretrained[name] = problem.pretrained[name]
             if parameter.requires_grad and name in pretrained:
                 trained.append(name)
+        if not trained:
+            raise UsageError(f"{self.name} leaves nothing to train: every parameter that it inserts is frozen")
         _refill(module, lambda _, parameter: nn.Parameter(parameter.to("meta"), requires_grad=False))
         logits = ModuleLogits(module, {name: own for name, own in own_name.items() if name != own}).to(like.device)
         head = {name: tensor for name, tensor in start.items() if name not in problem.pretrained}
         sample = problem.train.take(slice(0, 2)).inputs
-        wanted = problem.logits(start, sample)
         try:
-            found = _through_vmap(logits, {**pretrained, **head}, trained, sample)
+            replaced = _used(problem.logits, start, sample) - _used(logits, {**pretrained, **head}, sample)
+            without = {name: tensor for name, tensor in pretrained.items() if name not in replaced}
+            wanted = problem.logits(start, sample)
+            found = _through_vmap(logits, {**without, **head}, trained, sample)
+            if not _equal(found, wanted):  # a layer may read a tensor's values past autograd's back
+                without, found = pretrained, _through_vmap(logits, {**pretrained, **head}, trained, sample)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever it is, the engine could not run this model
             raise UsageError(
                 f"{self.name} cannot be trained here, its layers do not batch over replicas: {str(error)[:200]}"
             ) from error
-        if not trained or float((found - wanted).abs().max()) > 1e-5 * max(1.0, float(wanted.abs().max())):
+        if not _equal(found, wanted):
             raise UsageError(
                 f"{self.name} is no equivalent model (Definition 2): at the start its logits differ by up to "
-                f"{float((found - wanted).abs().max()):.2g}, and it trains {len(trained)} tensors; start it at no effect"
+                f"{float((found - wanted).abs().max()):.2g} from the pretrained model's; start it at no effect"
             )
-        replaced = _used(problem.logits, start, sample) - _used(logits, {**pretrained, **head}, sample)
-        pretrained = {name: tensor for name, tensor in pretrained.items() if name not in replaced}
-        shapes = {name: tuple(tensor.shape) for name, tensor in pretrained.items()}
-        mask = Mask(shapes, {name: torch.arange(pretrained[name].numel()) for name in trained})
-        return replace(problem, pretrained=pretrained, logits=logits, insertion=Insertion(by, mask))
+        shapes = {name: tuple(tensor.shape) for name, tensor in without.items()}
+        mask = Mask(shapes, {name: torch.arange(without[name].numel()) for name in trained})
+        return replace(problem, pretrained=without, logits=logits, insertion=Insertion(by, mask))
 
     def select(self, problem: Problem, seed: int) -> Mask:
         insertion = self.equivalent(problem, seed).insertion
@@ -146,6 +155,12 @@ def _through_vmap(logits: ModuleLogits, parameters: Parameters, trained: list[st
     found: Tensor = vmap(lambda mine: logits({**parameters, **mine}, inputs))(stacked)
     torch.autograd.grad(found.sum(), list(stacked.values()), allow_unused=True)
     return found[1].detach()
+
+
+def _equal(found: Tensor, wanted: Tensor) -> bool:
+    """Up to rounding in another order of operations."""
+    tolerance = max(1e-5, 4 * torch.finfo(wanted.dtype).eps) * max(1.0, float(wanted.abs().max()))
+    return float((found - wanted).abs().max()) <= tolerance
 
 
 def _used(logits: Callable[..., Tensor], parameters: Parameters, inputs: Mapping[str, Tensor]) -> set[str]:
@@ -182,19 +197,23 @@ class Adapter(Inserted):
     name: ClassVar[str] = "adapter"
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UsageError(f"width = {self.width}: use at least 1")
+        check_whole(1, width=self.width)
         if self.places not in ("both", "feed_forward"):
             raise UsageError(f"unknown places {self.places!r}: use both or feed_forward")
 
     def insert(self, module: nn.Module) -> nn.Module:
-        pattern = _FEED_FORWARD_OUTPUT if self.places == "feed_forward" else f"{_ATTENTION_OUTPUT}|{_FEED_FORWARD_OUTPUT}"
-        found = [name for name, _ in module.named_modules() if re.search(f"({pattern})$", name)]
-        if not found:
-            raise UsageError(
-                f"adapter goes behind attention and feed-forward blocks, and {type(module).__name__} has none that is known by "
-                f"name (such as attention.output.dense or mlp.fc2): {_OTHERS}"
-            )
+        kinds = {"attention": _ATTENTION_OUTPUT, "feed-forward": _FEED_FORWARD_OUTPUT}
+        if self.places == "feed_forward":
+            del kinds["attention"]
+        found = []
+        for kind, pattern in kinds.items():
+            mine = [name for name, _ in module.named_modules() if re.search(f"({pattern})$", name)]
+            if not mine:
+                raise UsageError(
+                    f"adapter goes behind the {kind} blocks, and {type(module).__name__} has none that is known by name (such as "
+                    f"attention.output.dense or mlp.fc2): {_OTHERS}"
+                )
+            found += mine
         for name in found:
             owner, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(owner), leaf, _Bottleneck(module.get_submodule(name), self.width))
@@ -244,11 +263,19 @@ class LoRA(Inserted):
     wrapper: ClassVar[str] = "model."
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UsageError(f"rank = {self.rank}: use at least 1")
+        check_whole(1, rank=self.rank)
+        check_number(alpha=self._alpha)
+
+    @property
+    def _alpha(self) -> float:
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+    def settings(self) -> dict[str, Any]:
+        """With the alpha that is used."""
+        return {**super().settings(), "alpha": self._alpha}
 
     def insert(self, module: nn.Module) -> nn.Module:
-        alpha: Any = 2 * self.rank if self.alpha is None else self.alpha
+        alpha: Any = self._alpha
         return _inject(self.name, _peft(self.name).LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=self.targets), module)
 
 
@@ -284,7 +311,10 @@ class Peft(Inserted):
 
     def settings(self) -> dict[str, Any]:
         """With the configuration's own, those that are set."""
-        return {"name": self.name, "config": {k: _plain(v) for k, v in self.config.to_dict().items() if v is not None}}
+        own = {
+            k: _plain(v) for k, v in self.config.to_dict().items() if v is not None and k not in ("peft_version", "inference_mode")
+        }
+        return {"name": self.name, "config": own}
 
     def insert(self, module: nn.Module) -> nn.Module:
         return _inject(self.name, self.config, module)
@@ -309,6 +339,12 @@ def _peft(name: str) -> Any:
 def _inject(name: str, config: Any, module: nn.Module) -> nn.Module:
     """``module`` with peft's layers of ``config``, inside peft's tuner, which some methods' layers share tensors with."""
     tuners = _peft(name).PEFT_TYPE_TO_TUNER_MAPPING
+    config = copy.deepcopy(config)  # peft writes what it found into it
+    if getattr(config, "modules_to_save", None):
+        raise UsageError(f"{name}: modules_to_save = {config.modules_to_save}: leave it out, the new head is always trained")
+    config.inference_mode = False  # as a configuration read from a saved adapter has it, which is to be trained here
+    if getattr(config, "random_seed", 0) is None:
+        config.random_seed = int(torch.randint(2**31, ()))
     if config.is_prompt_learning or config.peft_type not in tuners:
         raise UsageError(
             f"{name} adds prompts or prefixes, not layers: use a configuration that inserts layers, or adapter or lora"
@@ -317,8 +353,7 @@ def _inject(name: str, config: Any, module: nn.Module) -> nn.Module:
         with warnings.catch_warnings():
             # peft warns of the very layers that LN-tuning is for; whether the result is right is checked by its outputs.
             warnings.filterwarnings("ignore", "Unsupported layer type")
-            # A copy of the configuration: peft writes what it found into it.
-            tuner: nn.Module = tuners[config.peft_type](module, copy.deepcopy(config), "default")
+            tuner: nn.Module = tuners[config.peft_type](module, config, "default")
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, NotImplementedError) as error:
         kinds = sorted({own.rpartition(".")[2] for own, part in module.named_modules() if isinstance(part, nn.Linear)})
         raise UsageError(f"{name}: peft refuses: {error}; this model's linear layers are called {', '.join(kinds)}") from error

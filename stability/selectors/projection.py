@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stability.choosing import Scope, top_k_of_rows
-from stability.errors import UsageError
+from stability.errors import UsageError, check_flags, check_number, check_whole
 from stability.masks import Mask
 from stability.problem import Problem
 from stability.selectors.base import Selector
@@ -56,7 +56,8 @@ class ChildPruning(Selector):
     vectors: ClassVar[int] = 3  # scores, mask and what ranks them
 
     def __post_init__(self) -> None:
-        _check_steps(every=self.every, burn_in=self.burn_in)
+        check_whole(1, every=self.every, **({} if self.burn_in is None else {"burn_in": self.burn_in}))
+        check_flags(reset=self.reset)
         if self.reset and self.burn_in is None:
             raise UsageError("reset returns to θ⁰ after the burn-in, and there is none: leave it out, or give a burn_in")
 
@@ -86,7 +87,7 @@ class DiffPruning(Selector):
     Attributes:
         sparsity: p ∈ (0, 1].
         scope: compete over all parameters (``global``) or within each tensor (``tensor``, as in the code of Fu et al.).
-        burn_in: relaxed steps before each projection.
+        burn_in: relaxed steps before each projection, at least 2: in the first w = 0, and all gates fare alike.
         every: relax again, and so project anew, every so many steps; None: only once.
         l0: weight of the gates' penalty.
         stretch: (l, r) with l < 0 and r > 1. Guo et al. take (−1.5, 1.5).
@@ -115,11 +116,11 @@ class DiffPruning(Selector):
     vectors: ClassVar[int] = 9  # gates with two moments, their slope and gradient, the point, and temporaries
 
     def __post_init__(self) -> None:
-        _check_steps(burn_in=self.burn_in, every=self.every)
+        check_whole(2, burn_in=self.burn_in, **({} if self.every is None else {"every": self.every}))
+        check_number(0, l0=self.l0)
+        check_number(gate_start=self.gate_start)
         if self.every is not None and self.every <= self.burn_in:
             raise UsageError(f"every = {self.every} steps the mask relaxes for burn_in = {self.burn_in}: use a larger every")
-        if not (math.isfinite(self.l0) and self.l0 >= 0):
-            raise UsageError(f"l0 = {self.l0}: use a number of at least 0")
         if len(self.stretch) != 2 or not self.stretch[0] < 0 < 1 < self.stretch[1]:
             raise UsageError(f"stretch = {self.stretch}: use (l, r) with l < 0 and r > 1, or no gate is ever quite shut or open")
 
@@ -147,7 +148,7 @@ class _Gated(Course):
         low, high = self._method.stretch
         if not self.relaxed:
             return self._values
-        draw = self._run.uniform().clamp(1e-6, 1 - 1e-6)
+        draw = self._run.uniform().to(self._alpha).clamp(1e-6, 1 - 1e-6)
         s = torch.sigmoid(torch.logit(draw) + self._alpha)
         stretched = s * (high - low) + low
         self._gates = self._run.with_head(stretched.clamp(0, 1))
@@ -186,9 +187,3 @@ class _Gated(Course):
         self._held = self._run.with_head(self.mask).bool()
         self._values = torch.where(self._held, self._values, self._run.origin)
         return self.mask
-
-
-def _check_steps(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise UsageError(f"{name} = {count}: use at least 1 step")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stability.choosing import Scope, top_k
-from stability.errors import UsageError
+from stability.errors import UsageError, check_number
 from stability.masks import Mask
 from stability.problem import Problem, generator
 from stability.selectors.base import Selector
@@ -68,6 +68,7 @@ class Mixout(Selector):
     vectors: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
+        check_number(probability=self.probability)
         if not 0 <= self.probability < 1:
             raise UsageError(f"mixout's probability = {self.probability} is outside [0, 1): it is that of going back to θ⁰")
 
@@ -88,8 +89,8 @@ class _Mixed(Course):
         self._gates = run.origin
 
     def point(self) -> Tensor:
-        keep = (self._run.uniform() >= self._probability) / (1 - self._probability)
-        self._gates = self._run.with_head(keep)
+        keep = (self._run.uniform() >= self._probability).to(self._values)
+        self._gates = self._run.with_head(keep / (1 - self._probability))
         return self._run.origin + self._gates * (self._values - self._run.origin)
 
     def step(self, gradient: Tensor) -> None:

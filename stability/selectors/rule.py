@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from stability.choosing import Scope, top_k
-from stability.errors import UsageError
+from stability.errors import UsageError, check_flags, check_whole
 from stability.masks import Mask
 from stability.problem import Problem
 from stability.selectors.base import Selector
@@ -85,8 +85,8 @@ class MagPruning(Selector):
     reset: bool = False
 
     def __post_init__(self) -> None:
-        if self.burn_in < 0:
-            raise UsageError(f"burn_in = {self.burn_in}: use at least 0")
+        check_whole(0, burn_in=self.burn_in)
+        check_flags(reset=self.reset)
         if self.reset and not self.burn_in:
             raise UsageError("reset returns to θ⁰ after the burn-in, and burn_in is 0: leave it out, or give a burn-in")
 

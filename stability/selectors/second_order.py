@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from stability.choosing import Scope, top_k
 from stability.curvature import Curvature, diagonal
-from stability.errors import UsageError
+from stability.errors import UsageError, check_number, check_whole
 from stability.gradients import gauss_newton_diagonals, per_example_gradients, total
 from stability.masks import Mask, Parameters
 from stability.problem import Problem, generator, shuffled_batches
@@ -34,7 +33,8 @@ class SAM(Selector):
     saddle-free Newton (Dauphin et al. 2014), but not less than ``floor`` times its mean over all coordinates. With
     ``floor=0`` it is Theorem 3's rule to the letter, with an endless one the paper's g².
 
-    When z_i is left out the choice is made anew; the constant's from the same sum of gradients: nL(θ) − ℓ_i(θ).
+    When z_i is left out the choice is made anew; the constant's from the same sum of gradients: nL(θ) − ℓ_i(θ). Mini-batches
+    stay those of S, paired like the steps of training: z_i is taken out of them, and their means run over what remains.
 
     The code of Fu et al. sums the gradients of 600 mini-batches instead of S's: ``batches=600, batch_size=16``. Where the
     batches take every example equally often the masks are the same; dropout, which is on in that code, is off here.
@@ -73,12 +73,9 @@ class SAM(Selector):
     def __post_init__(self) -> None:
         if self.curvature not in ("constant", "gauss_newton", "hutchinson"):
             raise UsageError(f"unknown curvature {self.curvature!r}: use constant, gauss_newton or hutchinson")
-        if self.floor is not None and not (math.isfinite(self.floor) and self.floor >= 0):
-            raise UsageError(f"floor = {self.floor}: use a finite number of at least 0")
-        if self.curvature == "hutchinson" and self.probes < 2:
-            raise UsageError(f"probes = {self.probes}: use at least 2")
-        if self.batches is not None and min(self.batches, self.batch_size) < 1:
-            raise UsageError(f"batches = {self.batches} of batch_size = {self.batch_size}: use at least 1 of at least 1")
+        check_number(0, floor=self._floor)
+        check_whole(2, probes=self.probes)
+        check_whole(1, batch_size=self.batch_size, **({} if self.batches is None else {"batches": self.batches}))
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -95,9 +92,11 @@ class SAM(Selector):
         return float(self.curvature == "hutchinson") if self.floor is None else float(self.floor)
 
     def select(self, problem: Problem, seed: int) -> Mask:
+        return self._select(problem, seed, self._shares(problem.n, seed))
+
+    def _select(self, problem: Problem, seed: int, shares: Tensor) -> Mask:
         start, mask = problem.start(seed), Mask.full(problem.pretrained)
-        parts = per_example_gradients(problem, start, problem.train, mask)
-        gradient = total(parts if self.batches is None else _weighted(parts, self._shares(problem.n, seed)))
+        gradient = total(_weighted(per_example_gradients(problem, start, problem.train, mask), shares))
         h: Tensor | None = None
         if self.curvature == "gauss_newton":
             h = total(gauss_newton_diagonals(problem, start, problem.train, mask))
@@ -106,8 +105,9 @@ class SAM(Selector):
         return self._choose(problem, gradient, h)
 
     def select_each_left_out(self, problem: Problem, left_out: Sequence[int], seed: int) -> Iterator[Mask]:
-        if self.curvature != "constant" or self.batches:  # h − h_i cancels where one example bends most; batches change
-            yield from super().select_each_left_out(problem, left_out, seed)
+        if self.curvature != "constant" or self.batches:  # h − h_i would cancel where one example bends most
+            for i in left_out:
+                yield self._select(problem.without(i), seed, self._shares(problem.n, seed, without=i))
             return
         start, mask = problem.start(seed), Mask.full(problem.pretrained)
         gradient = total(per_example_gradients(problem, start, problem.train, mask))
@@ -116,12 +116,13 @@ class SAM(Selector):
             for one in block:
                 yield self._choose(problem, gradient - one.double(), None)
 
-    def _shares(self, n: int, seed: int) -> Tensor:
-        """What each example counts in the sum of the batches' mean gradients: float64 (n,)."""
-        shares = torch.zeros(n, dtype=torch.float64)
+    def _shares(self, n: int, seed: int, without: int | None = None) -> Tensor:
+        """What each example that remains counts in the sum of the batches' mean gradients: float64 (n or n − 1,)."""
+        shares = torch.full((n,), float(self.batches is None), dtype=torch.float64)
         for batch in shuffled_batches(n, self.batch_size, self.batches or 0, generator(seed, "selection")):
-            shares += torch.bincount(batch, minlength=n) / len(batch)  # an example may be in it twice
-        return shares
+            kept = batch[batch != without] if without is not None else batch
+            shares += torch.bincount(kept, minlength=n) / max(1, len(kept))  # an example may be in it twice
+        return shares if without is None else torch.cat([shares[:without], shares[without + 1 :]])
 
     def _choose(self, problem: Problem, gradient: Tensor, h: Tensor | None) -> Mask:
         """From sums over S: dividing both by n, or h by any constant, changes no order."""
