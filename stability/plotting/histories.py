@@ -42,15 +42,12 @@ def projection_discontinuity(frame: pd.DataFrame) -> Figure:
     style = styles(frame["method"])
     figure, axes = new_figure(1, len(rows), (1.2 + 4.2 * len(rows), 3.6))
     for ax, (row, beside) in zip(axes, rows, strict=True):
+        both = []
         for one, colour in ((beside, "0.6"), (row, style[str(row["method"])][0])):
             loss = np.asarray(one["history"]["loss"])
-            ax.plot(
-                np.arange(len(loss)),
-                loss,
-                color=colour,
-                lw=0.5 if len(loss) > _LONG else 1.0,
-                label=LABELS.get(one["method"], one["method"]),
-            )
+            ax.plot(np.arange(len(loss)), loss, color=colour, lw=0.5 if len(loss) > _LONG else 1.0)
+            both.append(Line2D([], [], color=colour, label=LABELS.get(one["method"], one["method"])))
+        ax.legend(handles=both, loc="lower left")
         history = row["history"]
         for start, end in _stretches(history["relaxed"]):
             ax.axvspan(start, end, color="0.9", lw=0, zorder=0)
