@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stability import FineTuning, Problem, UsageError
-from stability.masks import Mask
 from stability.problem import generator
 from stability.problems.digits import _model
 from stability.replicas import Replicas, train
-from stability.selectors import ChildPruning, Course, DiffPruning, MagPruning, Mixout, MixoutReset, Run, Selector
+from stability.selectors import ChildPruning, Course, DiffPruning, MagPruning, Mixout, MixoutReset, Moving, Run, Selector
 from stability.training import AdamW, Clock
 from tests.reference import as_double, call, leaving_out, top_k_by_sorting
 
@@ -331,12 +330,8 @@ class Careless(Course):
         return self._values, mask
 
 
-class Own(Selector):
+class Own(Moving):
     name = "own"
-    moving = True
-
-    def select(self, problem: Problem, seed: int) -> Mask:
-        return Mask.full(problem.pretrained)
 
     def begin(self, run: Run) -> Course:
         return Careless(run)

@@ -1,6 +1,6 @@
 """Ways to choose the tunable parameters: one interface, :class:`Selector`, and the methods of the paper."""
 
-from stability.selectors.base import FromScores, ScoreFunction, Selector, from_scores
+from stability.selectors.base import FromScores, Moving, ScoreFunction, Selector, from_scores
 from stability.selectors.course import Course, Optimizer, Projected, Run
 from stability.selectors.inserted import Adapter, Inserted, LoRA, Peft
 from stability.selectors.projection import ChildPruning, DiffPruning
@@ -23,6 +23,7 @@ __all__ = [
     "MagPruning",
     "Mixout",
     "MixoutReset",
+    "Moving",
     "Optimizer",
     "Peft",
     "Projected",

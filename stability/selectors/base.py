@@ -17,7 +17,7 @@ from stability.masks import Mask, Parameters
 from stability.problem import Problem, generator
 from stability.selectors.course import Course, Run
 
-__all__ = ["FromScores", "ScoreFunction", "Selector", "from_scores"]
+__all__ = ["FromScores", "Moving", "ScoreFunction", "Selector", "from_scores"]
 
 
 class Selector(ABC):
@@ -27,8 +27,8 @@ class Selector(ABC):
     example out then selects anew. :meth:`select_each_left_out` does that by calling ``select`` on every Sⁱ; override
     it with something faster that gives the same masks, or to pair what is drawn for Sⁱ with what was drawn for S.
 
-    One that inserts modules writes :meth:`equivalent`; see :class:`stability.selectors.Inserted`. One whose mask moves
-    while A trains is ``moving``, writes :meth:`begin`, and lets ``select`` give the coordinates that may move at all.
+    One whose mask moves while A trains is a :class:`Moving` one; one that inserts modules a
+    :class:`stability.selectors.Inserted` one.
 
     Attributes:
         name: for tables, figures and the command line.
@@ -46,7 +46,9 @@ class Selector(ABC):
 
     @abstractmethod
     def select(self, problem: Problem, seed: int) -> Mask:
-        """The mask over ``problem.pretrained``; every random choice comes from ``generator(seed, "selection")``."""
+        """The mask over ``problem.pretrained``; every random choice comes from ``generator(seed, "selection")``. Of a moving
+        selector the coordinates that may enter it.
+        """
 
     def equivalent(self, problem: Problem, seed: int) -> Problem:
         """The problem that is trained: ``problem`` itself, or its equivalent with modules inserted. Idempotent."""
@@ -66,6 +68,31 @@ class Selector(ABC):
         """The mask chosen on S without z_i, for each i of ``left_out`` in turn."""
         for i in left_out:
             yield self.select(problem.without(i), seed)
+
+
+class Moving(Selector):
+    """A selector whose mask moves while A trains. It writes :meth:`begin`, the start; step and final mask are the
+    :class:`Course`'s that it gives, such as :class:`Projected`. Every replica finds its own mask.
+
+    Example:
+        >>> from stability import FineTuning, problems, replicas
+        >>> from stability.selectors import Projected
+        >>> class Salient(Moving):
+        ...     name, uses_data, sparsity = "salient", True, 0.01
+        ...
+        ...     def begin(self, run):  # the largest |θ · (θ − θ⁰)|, projected every 5 steps
+        ...         return Projected(run, lambda values, origin: (values * (values - origin)).abs(), self.sparsity, every=5)
+        >>> replicas.train(problems.load("digits"), FineTuning(Salient(), steps=6)).masks[0]
+        Mask(k=264, m=26432)
+    """
+
+    moving: ClassVar[bool] = True
+
+    def select(self, problem: Problem, seed: int) -> Mask:
+        return Mask.full(problem.pretrained)
+
+    @abstractmethod
+    def begin(self, run: Run) -> Course: ...
 
 
 ScoreFunction = Callable[[Problem, torch.Generator], Parameters]

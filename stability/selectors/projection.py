@@ -11,16 +11,14 @@ from torch import Tensor
 
 from stability.choosing import Scope, top_k_of_rows
 from stability.errors import UsageError, check_flags, check_number, check_whole
-from stability.masks import Mask
-from stability.problem import Problem
-from stability.selectors.base import Selector
+from stability.selectors.base import Moving
 from stability.selectors.course import Course, Projected, Run, check_burn_in
 
 __all__ = ["ChildPruning", "DiffPruning"]
 
 
 @dataclass(frozen=True)
-class ChildPruning(Selector):
+class ChildPruning(Moving):
     """The ⌊pm⌋ parameters that full steps move farthest, |θ − θ⁰| (Xu et al. 2021; Mostafa & Wang 2019; Fu et al. 2023,
     Table 1, *ChildPruning*).
 
@@ -52,7 +50,6 @@ class ChildPruning(Selector):
 
     name: ClassVar[str] = "childpruning"
     uses_data: ClassVar[bool] = True
-    moving: ClassVar[bool] = True
     vectors: ClassVar[int] = 3  # scores, mask and what ranks them
 
     def __post_init__(self) -> None:
@@ -60,9 +57,6 @@ class ChildPruning(Selector):
         check_flags(reset=self.reset)
         if self.reset and self.burn_in is None:
             raise UsageError("reset returns to θ⁰ after the burn-in, and there is none: leave it out, or give a burn_in")
-
-    def select(self, problem: Problem, seed: int) -> Mask:
-        return Mask.full(problem.pretrained)
 
     def begin(self, run: Run) -> Course:
         if self.burn_in is not None:
@@ -75,7 +69,7 @@ def _moved(values: Tensor, origin: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DiffPruning(Selector):
+class DiffPruning(Moving):
     """A mask of relaxed Bernoulli gates, trained with the difference, then projected to the ⌊pm⌋ likeliest
     (Guo, Rush & Kim 2021, sections 3.1 to 3.2; Louizos, Welling & Kingma 2018; Fu et al. 2023, Table 1, *DiffPruning*).
 
@@ -112,7 +106,6 @@ class DiffPruning(Selector):
 
     name: ClassVar[str] = "diffpruning"
     uses_data: ClassVar[bool] = True
-    moving: ClassVar[bool] = True
     vectors: ClassVar[int] = 9  # gates with two moments, their slope and gradient, the point, and temporaries
 
     def __post_init__(self) -> None:
@@ -123,9 +116,6 @@ class DiffPruning(Selector):
             raise UsageError(f"every = {self.every} steps the mask relaxes for burn_in = {self.burn_in}: use a larger every")
         if len(self.stretch) != 2 or not self.stretch[0] < 0 < 1 < self.stretch[1]:
             raise UsageError(f"stretch = {self.stretch}: use (l, r) with l < 0 and r > 1, or no gate is ever quite shut or open")
-
-    def select(self, problem: Problem, seed: int) -> Mask:
-        return Mask.full(problem.pretrained)
 
     def begin(self, run: Run) -> Course:
         check_burn_in(self.name, self.burn_in, run.steps)

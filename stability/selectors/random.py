@@ -12,7 +12,7 @@ from stability.choosing import Scope, top_k
 from stability.errors import UsageError, check_number
 from stability.masks import Mask
 from stability.problem import Problem, generator
-from stability.selectors.base import Selector
+from stability.selectors.base import Moving, Selector
 from stability.selectors.course import Course, Projected, Run
 
 __all__ = ["Mixout", "MixoutReset", "Random"]
@@ -41,7 +41,7 @@ class Random(Selector):
 
 
 @dataclass(frozen=True)
-class Mixout(Selector):
+class Mixout(Moving):
     """At every step each parameter is θ⁰'s with probability q (Lee, Cho & Kang 2020, *Mixout*, eq. 4 ff.).
 
     The loss and its gradient are taken at θ⁰ + b/(1 − q) · (θ − θ⁰), b_j ~ Bernoulli(1 − q) drawn anew for every
@@ -64,16 +64,12 @@ class Mixout(Selector):
     probability: float = 0.7
 
     name: ClassVar[str] = "mixout"
-    moving: ClassVar[bool] = True
     vectors: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         check_number(probability=self.probability)
         if not 0 <= self.probability < 1:
             raise UsageError(f"mixout's probability = {self.probability} is outside [0, 1): it is that of going back to θ⁰")
-
-    def select(self, problem: Problem, seed: int) -> Mask:
-        return Mask.full(problem.pretrained)
 
     def begin(self, run: Run) -> Course:
         return _Mixed(run, self.probability)
@@ -101,7 +97,7 @@ class _Mixed(Course):
 
 
 @dataclass(frozen=True)
-class MixoutReset(Selector):
+class MixoutReset(Moving):
     """Full fine-tuning, then all but ⌊pm⌋ randomly drawn coordinates go back to θ⁰ (Fu et al. 2023, Table 1, *Mixout*).
 
     What Fu et al. call Mixout "resets a portion of the fine-tuned parameters to the pretrained ones", and their code
@@ -121,11 +117,7 @@ class MixoutReset(Selector):
     scope: Scope = "global"
 
     name: ClassVar[str] = "mixout-reset"
-    moving: ClassVar[bool] = True
     vectors: ClassVar[int] = 3
-
-    def select(self, problem: Problem, seed: int) -> Mask:
-        return Mask.full(problem.pretrained)
 
     def begin(self, run: Run) -> Course:
         draws = run.uniform()
