@@ -12,10 +12,23 @@ from torch import Tensor
 from stability.errors import UsageError
 from stability.masks import Mask, Parameters
 
-__all__ = ["Scope", "count_for", "counts_for", "top_k", "top_k_of_rows"]
+__all__ = ["Scope", "check_sparsity", "count_for", "counts_for", "top_k", "top_k_of_rows"]
 
 Scope: TypeAlias = Literal["global", "tensor"]
 """Where a selection competes: over all parameters at once (the paper's theory), or within each tensor (its code)."""
+
+
+def check_sparsity(sparsity: float) -> None:
+    """That p ∈ (0, 1].
+
+    Raises:
+        UsageError: it is not.
+
+    Example:
+        >>> check_sparsity(0.05)
+    """
+    if isinstance(sparsity, bool) or not (isinstance(sparsity, (int, float)) and 0 < sparsity <= 1):
+        raise UsageError(f"sparsity p = {sparsity} is outside (0, 1]: p is the fraction of parameters that may change")
 
 
 def count_for(sparsity: float, m: int) -> int:
@@ -34,8 +47,7 @@ def count_for(sparsity: float, m: int) -> int:
         >>> count_for(0.29, 100)
         29
     """
-    if not (isinstance(sparsity, (int, float)) and 0 < sparsity <= 1):
-        raise UsageError(f"sparsity p = {sparsity} is outside (0, 1]: p is the fraction of parameters that may change")
+    check_sparsity(sparsity)
     k = _floor(sparsity, m)
     if k == 0:
         raise UsageError(

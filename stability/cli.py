@@ -60,9 +60,10 @@ def _run(options: argparse.Namespace) -> None:
     study = STUDIES[options.study]
     if options.add:
         sparsities = options.sparsities or [None]
-        study = study.with_selectors(*(selector_named(name, p) for name in options.add for p in sparsities))
-    elif options.sparsities:
-        raise UsageError("--sparsities belong to --add SELECTOR: add it, or leave them out")
+        own = dict(options.option)
+        study = study.with_selectors(*(selector_named(name, p, **own) for name in options.add for p in sparsities))
+    elif options.sparsities or options.option:
+        raise UsageError("--sparsities and --option belong to --add SELECTOR: add it, or leave them out")
     store = options.store or Path("runs") / f"{study.name}.sqlite"
     with tqdm(unit="cell", desc=study.name, disable=None) as bar:
 

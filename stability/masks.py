@@ -240,7 +240,8 @@ class SparseDelta:
         if found != self.base:
             raise StabilityError(
                 f"this delta belongs to the pretrained parameters {self.base[:12]}…, but was applied to {found[:12]}…: "
-                "load the model that it was trained from"
+                "load the model that it was trained from (of a method that inserts modules, "
+                "selector.equivalent(problem, seed).pretrained)"
             )
         return {**self.mask.place(pretrained, self.values), **self.head}
 
@@ -257,8 +258,11 @@ class SparseDelta:
                 of 0.5 % an entry takes 5.2 bytes in single precision, 3.2 in 16 bits.
 
         Raises:
+            UsageError: ``dtype`` is of whole numbers.
             StabilityError: the file cannot be written.
         """
+        if dtype is not None and not dtype.is_floating_point:
+            raise UsageError(f"dtype = {dtype} cannot hold the values of parameters: use torch.bfloat16 or torch.float16")
         values = self.values.cpu().contiguous()
         tensors = {"indices": self.mask._packed(), "values": values if dtype is None else values.to(dtype)}
         tensors |= {f"head.{n}": t.cpu().contiguous() for n, t in self.head.items()}

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from stability.choosing import check_sparsity
 from stability.errors import UsageError
 from stability.selectors import (
     SAM,
@@ -103,11 +104,13 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
         raise UsageError(f"selector {name!r} needs --sparsity P, the fraction of parameters that may change, e.g. 0.05")
     if odd := sorted(given.keys() - known.keys()):
         raise UsageError(f"selector {name!r} has no {', '.join(odd)}: leave it out; there is {', '.join(known) or 'none'}")
+    if "sparsity" in given:
+        check_sparsity(given["sparsity"])
     try:
         result = made(**given)
     except (TypeError, ValueError) as error:
         raise UsageError(f"selector {name!r} cannot be made with {given}: {error}") from error
-    return result if isinstance(result, Selector) else Peft(result)
+    return result if isinstance(result, Selector) else Peft(_checked(name, result).config)
 
 
 def _find(name: str) -> Any:
@@ -139,6 +142,8 @@ def _of_selectors(found: Any) -> bool:
 
 def _checked(name: str, found: Any) -> Any:
     if hasattr(found, "peft_type") or (inspect.isclass(found) and "PeftConfig" in {base.__name__ for base in found.__mro__}):
+        if getattr(found, "peft_type", None) is None and not inspect.isclass(found):
+            raise UsageError(f"{name!r} is a configuration of no method: use one of peft's methods, such as peft:LoraConfig")
         return found if inspect.isclass(found) else Peft(found)
     fits = issubclass(found, Selector) if inspect.isclass(found) else callable(found) or isinstance(found, Selector)
     if not fits:

@@ -81,7 +81,11 @@ class Store:
             raise StabilityError(
                 f"{self.path} has format {stored_format}, this program writes {_FORMAT}: move it away, or use another --store"
             )
-        if identity is not None:
+        if identity is not None and not self.finished():  # nothing is lost: a store whose study never got anywhere starts anew
+            with self._connection() as connection:
+                connection.execute("UPDATE study SET version = ?, identity = ?", (version, json.dumps(identity, sort_keys=True)))
+            self.version, self.identity = version, json.loads(json.dumps(identity))
+        elif identity is not None:
             self._refuse_mixture(json.loads(json.dumps(identity)), version)
 
     def finished(self) -> set[str]:

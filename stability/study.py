@@ -73,7 +73,7 @@ class Study:
         """The same study with further selectors, trained as its last algorithm trains; those that it has already are left out.
 
         Raises:
-            UsageError: no selector, or none that is new.
+            UsageError: no selector, none that is new, or two different ones of one name.
 
         Example:
             >>> from stability.selectors import SAM, BitFit
@@ -88,6 +88,13 @@ class Study:
         new = [algorithm for name, algorithm in added.items() if name not in known]
         if not new:
             raise UsageError(f"study {self.name!r} has {', '.join(mine.name for mine in selectors)} with these settings already")
+        kinds: dict[str, Any] = {}
+        for algorithm in (*self.algorithms, *new):
+            kind = getattr(algorithm.selector, "scores", type(algorithm.selector))
+            if kinds.setdefault(algorithm.name, kind) is not kind:
+                raise UsageError(
+                    f"two different selectors are called {algorithm.name!r}: no figure could tell them apart, rename one"
+                )
         names = dict.fromkeys(algorithm.name for algorithm in new)
         return replace(self, name="+".join([self.name, *names]), algorithms=(*self.algorithms, *new))
 
@@ -234,9 +241,10 @@ def _cells_of(other: Store, study: Study, version: str) -> list[tuple[dict[str, 
 
 
 def _only_here(selector: Selector) -> bool:
-    """Whether the selector's function or class lives in an interactive session: another process could not import it."""
-    home = getattr(selector, "scores", type(selector)).__module__
-    return home == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
+    """Whether the selector's function or class is inside another one or in an interactive session: no process could import it."""
+    made_of = getattr(selector, "scores", type(selector))
+    home = made_of.__module__
+    return "<" in made_of.__qualname__ or (home == "__main__" and not hasattr(sys.modules["__main__"], "__file__"))
 
 
 def _compute(study: Study, cells: list[Cell], device: str, workers: int) -> Iterator[tuple[Cell, dict[str, Any]]]:

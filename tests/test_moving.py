@@ -275,6 +275,7 @@ def _run(origin: Tensor, m: int) -> Run:
         (lambda: DiffPruning(0.1, burn_in=5, every=5), "every = 5 steps the mask relaxes for burn_in = 5"),
         (lambda: DiffPruning(0.1, l0=-1), "l0 = -1"),
         (lambda: DiffPruning(0.1, stretch=(0.0, 1.5)), "stretch = "),
+        (lambda: DiffPruning(0.1, stretch="(-1, 2)"), "give two numbers"),  # type: ignore[arg-type]
     ],
 )
 def test_senseless_settings_are_refused(make: Callable[[], Selector], message: str) -> None:

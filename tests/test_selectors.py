@@ -159,6 +159,36 @@ def test_a_score_function_sees_where_training_starts(digits: Problem) -> None:
     assert torch.equal(seen[0], digits.start(7)["classifier.weight"])
 
 
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (lambda problem, draw: None, "returned NoneType: a dictionary of real tensors"),
+        (
+            lambda problem, draw: {n: t.numpy() for n, t in problem.pretrained.items()},
+            "returned dict: a dictionary of real tensors",
+        ),
+        (lambda problem, draw: {n: t + 1j for n, t in problem.pretrained.items()}, "a dictionary of real tensors"),
+    ],
+)
+def test_what_is_no_scores_is_refused(scores: Any, message: str, digits: Problem) -> None:
+    with pytest.raises(UsageError, match=message):
+        from_scores(scores, 0.1, name="mine").select(digits, 0)
+
+
+def test_a_score_function_of_other_arguments_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'<lambda>' takes .problem, generator., and this one does not"):
+        from_scores(lambda problem: problem.pretrained, 0.1)  # type: ignore[arg-type, misc]
+
+
+def test_a_score_function_cannot_spoil_the_pretrained_model(digits: Problem) -> None:
+    def spoil(problem: Problem, draw: torch.Generator) -> dict[str, Tensor]:
+        return {name: tensor.mul_(0).add_(torch.rand(tensor.shape, generator=draw)) for name, tensor in problem.pretrained.items()}
+
+    before = {name: tensor.clone() for name, tensor in digits.pretrained.items()}
+    from_scores(spoil, 0.1).select(digits, 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in digits.pretrained.items())
+
+
 def test_sam_over_mini_batches_is_their_summed_gradients(digits: Problem) -> None:
     """Σ_b mean gradient of batch b, by autograd; over batches that take every example equally often it is the paper's rule."""
     selector = SAM(0.02, batches=5, batch_size=7)

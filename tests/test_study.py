@@ -79,13 +79,31 @@ def test_a_selector_of_one_s_own_gets_its_line_in_every_figure(
     assert "hard mask: smallest" in titles
 
 
+def test_two_methods_of_one_name_are_refused() -> None:
+    def bitfit(problem: Problem, draw: torch.Generator) -> dict[str, torch.Tensor]:
+        return dict(problem.pretrained)
+
+    with pytest.raises(UsageError, match="two different selectors are called 'bitfit'.*rename one"):
+        SMALL.with_selectors(from_scores(bitfit, 0.1))
+    assert study._only_here(from_scores(bitfit, 0.1))  # inside another function: nothing could import it
+
+
+def test_a_store_without_a_finished_cell_starts_anew(tmp_path: Path) -> None:
+    """A first run that was refused leaves no obstacle to the corrected one."""
+    Store(tmp_path / "mine.sqlite", dataclasses.replace(SMALL, retrainings=9).identity(), "0.0.1")
+    frame = study.run(SMALL, tmp_path / "mine.sqlite", device="cpu", workers=1)
+    assert len(frame) == len(SMALL.cells())
+    with pytest.raises(StabilityError, match="made with retrainings = 3, now it is 9"):
+        study.run(dataclasses.replace(SMALL, retrainings=9), tmp_path / "mine.sqlite", device="cpu", workers=1)
+
+
 def test_a_function_that_no_other_process_knows_is_measured_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a notebook: it lives in ``__main__``, which is no file."""
 
     def scores(problem: Problem, draw: torch.Generator) -> dict[str, torch.Tensor]:
         return {name: -tensor.abs() for name, tensor in problem.pretrained.items()}
 
-    scores.__module__ = "__main__"
+    scores.__module__, scores.__qualname__ = "__main__", "scores"
     selector = from_scores(scores, 0.1)
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     assert study._only_here(selector)

@@ -51,7 +51,13 @@ def stability(frame: pd.DataFrame) -> Figure:
     above.plot(summary["sparsity"], summary["loss_bound"], "_", color="0.6", ms=6)
     above.set(xscale="log", yscale="log", ylabel=f"Theorem 1's bound [{unit(frame)}]", xticklabels=[])
     above.set_ylim(top=top)
-    ax.set(xscale="log", yscale="log", xlabel=P_LABEL, ylabel=f"measured $E_i|\\Delta\\ell_i|$ [{unit(frame)}]")
+    label = f"{P_LABEL} (methods of the same p side by side)"
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel=label,
+        ylabel=f"measured $E_i|\\Delta\\ell_i|$ [{unit(frame)}]",
+    )
     ax.set_ylim(bottom=floor)
     above.set_xlim(ax.get_xlim())
     percent(ax)
@@ -72,11 +78,11 @@ def stability(frame: pd.DataFrame) -> Figure:
 
 
 def _side_by_side(summary: pd.DataFrame) -> dict[str, float]:
-    """A factor for each method's p: the swept ones a little apart, and those with one p apart from others of that p."""
-    counts = summary.groupby("method", sort=False)["sparsity"].agg(["size", "first"])
-    groups = [list(counts.index[counts["size"] > 1])]
-    groups += [list(same.index) for _, same in counts[counts["size"] == 1].groupby("first")]
-    return {method: 1.04 ** (i - (len(group) - 1) / 2) for group in groups for i, method in enumerate(map(str, group))}
+    """A factor for each method's p, so that those measured at the same p stand a little apart; 1 for one alone."""
+    together: dict[tuple[float, ...], list[str]] = {}
+    for method, group in summary.groupby("method", sort=False):
+        together.setdefault(tuple(group["sparsity"].round(3)), []).append(str(method))
+    return {method: 1.04 ** (i - (len(group) - 1) / 2) for group in together.values() for i, method in enumerate(group)}
 
 
 @styled

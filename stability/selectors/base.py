@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
@@ -123,8 +123,9 @@ class FromScores(Selector):
         return {**super().settings(), "text": hashlib.sha256(text.encode()).hexdigest()[:12]}
 
     def select(self, problem: Problem, seed: int) -> Mask:
-        head = problem.head(seed)
-        scores = self.scores(replace(problem, new_head=lambda _: head), generator(seed, "selection"))
+        # Copies: a function may do with them what it likes, θ⁰ itself is shared by all runs.
+        head, copies = problem.head(seed), {name: tensor.clone() for name, tensor in problem.pretrained.items()}
+        scores = self.scores(replace(problem, pretrained=copies, new_head=lambda _: head), generator(seed, "selection"))
         _check_scores(self.name, scores, problem.pretrained)
         return top_k({name: scores[name] for name in problem.pretrained}, self.sparsity, self.scope)
 
@@ -141,8 +142,9 @@ def from_scores(scores: ScoreFunction, sparsity: float, scope: Scope = "global",
         name: for tables and figures; the function's own name by default.
 
     Raises:
-        UsageError: on selecting: scores whose names or shapes are not those of ``problem.pretrained``, that are not finite,
-            or all equal, which leaves nothing to choose by.
+        UsageError: a function of other arguments; on selecting: scores that are no dictionary of real tensors, whose names or
+            shapes are not those of ``problem.pretrained``, that are not finite, or all equal, which leaves nothing to
+            choose by.
 
     Example:
         >>> from stability.problems import load
@@ -151,10 +153,20 @@ def from_scores(scores: ScoreFunction, sparsity: float, scope: Scope = "global",
         >>> from_scores(smallest, sparsity=0.01).select(load("digits"), seed=0).count
         264
     """
+    try:
+        inspect.signature(scores).bind(None, None)
+    except TypeError as error:
+        raise UsageError(
+            f"the score function {scores.__name__!r} takes (problem, generator), and this one does not: {error}"
+        ) from error
     return FromScores(scores, sparsity, scope, name)
 
 
 def _check_scores(name: str, scores: Parameters, pretrained: Parameters) -> None:
+    if not (isinstance(scores, Mapping) and all(isinstance(t, torch.Tensor) and not t.is_complex() for t in scores.values())):
+        raise UsageError(
+            f"{name!r} returned {type(scores).__name__}: a dictionary of real tensors named as problem.pretrained expected"
+        )
     missing, unknown = sorted(pretrained.keys() - scores.keys()), sorted(scores.keys() - pretrained.keys())
     if missing or unknown:
         parts = [f"{what}: {', '.join(names[:3])}" for what, names in (("missing", missing), ("unknown", unknown)) if names]

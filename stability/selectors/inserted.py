@@ -354,7 +354,7 @@ def _inject(name: str, config: Any, module: nn.Module) -> nn.Module:
             # peft warns of the very layers that LN-tuning is for; whether the result is right is checked by its outputs.
             warnings.filterwarnings("ignore", "Unsupported layer type")
             tuner: nn.Module = tuners[config.peft_type](module, config, "default")
-    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, NotImplementedError, re.error) as error:
         kinds = sorted({own.rpartition(".")[2] for own, part in module.named_modules() if isinstance(part, nn.Linear)})
         raise UsageError(f"{name}: peft refuses: {error}; this model's linear layers are called {', '.join(kinds)}") from error
     return tuner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -114,7 +115,10 @@ class DiffPruning(Moving):
         check_number(gate_start=self.gate_start)
         if self.every is not None and self.every <= self.burn_in:
             raise UsageError(f"every = {self.every} steps the mask relaxes for burn_in = {self.burn_in}: use a larger every")
-        if len(self.stretch) != 2 or not self.stretch[0] < 0 < 1 < self.stretch[1]:
+        if isinstance(self.stretch, str) or not isinstance(self.stretch, Sequence) or len(self.stretch) != 2:
+            raise UsageError(f"stretch = {self.stretch!r}: give two numbers, on the command line as [-1.5,1.5]")
+        check_number(l=self.stretch[0], r=self.stretch[1])
+        if not self.stretch[0] < 0 < 1 < self.stretch[1]:
             raise UsageError(f"stretch = {self.stretch}: use (l, r) with l < 0 and r > 1, or no gate is ever quite shut or open")
 
     def begin(self, run: Run) -> Course:
