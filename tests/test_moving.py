@@ -346,3 +346,11 @@ def test_the_engine_puts_back_what_a_course_of_one_s_own_leaves(digits: Problem)
         replicas.delta(row)  # raises if anything outside the mask differs from θ⁰
         assert (replicas.values[row, 10:30] != replicas.tunable.gather(replicas.start)[10:30]).any()
     assert (replicas.values[:, digits.m :] != replicas.tunable.gather(replicas.start)[digits.m :]).any()  # the head stays trained
+
+
+def test_a_method_that_begins_must_say_that_it_moves() -> None:
+    with pytest.raises(UsageError, match="Forgetful writes begin.*derive it from Moving"):
+
+        class Forgetful(Selector):
+            def begin(self, run: Run) -> Course:
+                return Careless(run)

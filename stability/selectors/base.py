@@ -44,6 +44,10 @@ class Selector(ABC):
     vectors: ClassVar[int] = 0
     sparsity: float | None = None
 
+    def __init_subclass__(cls) -> None:
+        if "begin" in vars(cls) and cls.moving is False:
+            raise UsageError(f"{cls.__name__} writes begin, so that its mask moves while A trains: derive it from Moving")
+
     @abstractmethod
     def select(self, problem: Problem, seed: int) -> Mask:
         """The mask over ``problem.pretrained``; every random choice comes from ``generator(seed, "selection")``. Of a moving
