@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from numbers import Integral, Real
 
-__all__ = ["StabilityError", "UsageError", "check_flags", "check_number", "check_whole"]
+__all__ = ["StabilityError", "UsageError", "check_flags", "check_number", "check_positive", "check_whole"]
 
 
 class StabilityError(RuntimeError):
@@ -49,6 +49,20 @@ def check_number(least: float = -math.inf, **values: object) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not (isinstance(value, Real) and math.isfinite(value) and float(value) >= least):
             raise UsageError(f"{name} = {value!r}: use a finite number" + (f" of at least {least}" if math.isfinite(least) else ""))
+
+
+def check_positive(**values: object) -> None:
+    """That each value is a finite number above 0.
+
+    Raises:
+        UsageError: one is not.
+
+    Example:
+        >>> check_positive(learning_rate=3e-3)
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not (isinstance(value, Real) and math.isfinite(value) and float(value) > 0):
+            raise UsageError(f"{name} = {value!r}: use a positive number")
 
 
 def check_flags(**values: object) -> None:

@@ -181,12 +181,12 @@ def mean_gradient(problem: Problem, parameters: Parameters, examples: Examples, 
         True
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-    slope = torch.zeros((), dtype=torch.float64)
-    for block in blocks(problem, parameters, examples, Mask.full(parameters), memory_budget):
-        loss = problem.losses(leaves, block).sum()
-        parts = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        slope = slope.to(loss.device) + torch.cat([part.reshape(-1) for part in parts]).double()
-    return slope / len(examples)
+
+    def summed(block: Examples) -> Tensor:
+        parts = torch.autograd.grad(problem.losses(leaves, block).sum(), list(leaves.values()), materialize_grads=True)
+        return torch.cat([part.reshape(-1) for part in parts]).unsqueeze(0)
+
+    return total(map(summed, blocks(problem, parameters, examples, Mask.full(parameters), memory_budget))) / len(examples)
 
 
 def total(parts: Iterator[Tensor]) -> Tensor:

@@ -110,7 +110,7 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
         result = made(**given)
     except (TypeError, ValueError) as error:
         raise UsageError(f"selector {name!r} cannot be made with {given}: {error}") from error
-    return result if isinstance(result, Selector) else Peft(_checked(name, result).config)
+    return result if isinstance(result, Selector) else Peft(result)
 
 
 def _find(name: str) -> Any:
@@ -142,8 +142,6 @@ def _of_selectors(found: Any) -> bool:
 
 def _checked(name: str, found: Any) -> Any:
     if hasattr(found, "peft_type") or (inspect.isclass(found) and "PeftConfig" in {base.__name__ for base in found.__mro__}):
-        if getattr(found, "peft_type", None) is None and not inspect.isclass(found):
-            raise UsageError(f"{name!r} is a configuration of no method: use one of peft's methods, such as peft:LoraConfig")
         return found if inspect.isclass(found) else Peft(found)
     fits = issubclass(found, Selector) if inspect.isclass(found) else callable(found) or isinstance(found, Selector)
     if not fits:

@@ -284,7 +284,7 @@ def _fine_tune(
     values, chosen = course.final()
     if chosen is not None:
         changes[-1] = changes[-1] + _entered(before, course.mask, run.rows)
-        values = torch.where(run.with_head(chosen).bool(), values, origin)
+        values = run.put_back(values, chosen)
         first = Mask.at(shapes, torch.nonzero(chosen[0]).squeeze(1).cpu())
         same = (chosen == chosen[0]).all(1).tolist()  # one object for all: of a dense mask each takes 8m bytes
         masks = [

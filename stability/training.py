@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stability.errors import UsageError, check_number, check_whole
+from stability.errors import UsageError, check_number, check_positive, check_whole
 from stability.masks import Mask
 from stability.problem import Problem, generator, shuffled_batches
 from stability.selectors import FullTuning, Selector
@@ -140,7 +140,7 @@ class FineTuning(Algorithm):
 
     def __post_init__(self) -> None:
         check_whole(1, steps=self.steps, batch_size=self.batch_size)
-        _check_positive(self, "learning_rate", "epsilon")
+        check_positive(learning_rate=self.learning_rate, epsilon=self.epsilon)
         _check_ridge(self.ridge)
         if self.schedule not in ("constant", "linear"):
             raise UsageError(f"unknown schedule {self.schedule!r}: use constant or linear")
@@ -208,7 +208,7 @@ class Minimisation(Algorithm):
         if self.selector.moving:
             raise UsageError(f"{self.selector.name} moves its mask while it trains, step by step: use FineTuning")
         check_whole(1, max_steps=self.max_steps, history=self.history)
-        _check_positive(self, "tolerance")
+        check_positive(tolerance=self.tolerance)
         _check_ridge(self.ridge)
         if self.ridge == 0 or (self.ridge == "paper" and isinstance(self.selector, FullTuning)):
             raise UsageError("λ = 0: there need be no minimum to find; use a positive ridge, for the paper's relaxation 1 − p")
@@ -232,13 +232,6 @@ class Minimisation(Algorithm):
     def batches(self, n: int) -> Iterator[Tensor]:
         """The whole of S, once: every step takes it."""
         yield torch.arange(n)
-
-
-def _check_positive(algorithm: Algorithm, *names: str) -> None:
-    for name in names:
-        value = getattr(algorithm, name)
-        if not (math.isfinite(value) and value > 0):
-            raise UsageError(f"{name} = {value}: use a positive number")
 
 
 def _check_ridge(ridge: float | str) -> None:

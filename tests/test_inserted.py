@@ -379,6 +379,8 @@ def test_without_peft_the_remedy_is_named(digits: Problem, monkeypatch: pytest.M
         (lambda: Adapter(width=0), "width = 0"),
         (lambda: Adapter(places="attention"), "unknown places 'attention'"),  # type: ignore[arg-type]
         (lambda: LoRA(rank=0), "rank = 0"),
+        (lambda: Peft("LoraConfig"), "'LoraConfig' is a configuration of no method"),
+        (lambda: Peft(peft.PeftConfig()), "is a configuration of no method: use one of peft's methods"),
     ],
 )
 def test_senseless_settings_are_refused(make: Callable[[], Selector], message: str) -> None:

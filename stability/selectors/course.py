@@ -71,6 +71,14 @@ class Run:
         """(·, m) gates of the pretrained coordinates → (·, K), the head's all 1."""
         return torch.nn.functional.pad(gates.to(self.origin), (0, len(self.origin) - self.m), value=1.0)
 
+    def held(self, mask: Tensor) -> Tensor:
+        """(r, m) bool of the pretrained coordinates → (r, K), the head's all true: what may differ from the start."""
+        return torch.nn.functional.pad(mask, (0, len(self.origin) - self.m), value=True)
+
+    def put_back(self, values: Tensor, mask: Tensor) -> Tensor:
+        """(r, K) ``values``, all outside ``mask`` (r, m) at θ⁰ again."""
+        return torch.where(self.held(mask), values, self.origin)
+
 
 class Course(ABC):
     """r replicas on their way, in the state of one method.
@@ -138,8 +146,7 @@ class Projected(Course):
         self._values = updated if self._open is None else torch.where(self._open, updated, self._values)
         self._step += 1
         if self._step == self._burn_in:
-            mask = self._project()
-            self._open = self._run.with_head(mask).bool()
+            self._open = self._run.held(self._project())
             if self._reset:
                 self._values = self._run.start()
                 self._optimizer = self._run.optimizer(self._values)
@@ -153,7 +160,7 @@ class Projected(Course):
     def _project(self) -> Tensor:
         m, origin = self._run.m, self._run.origin
         self.mask = top_k_of_rows(self._score(self._values[:, :m], origin[:m]), self._run.sizes, self._sparsity, self._scope)
-        self._values = torch.where(self._run.with_head(self.mask).bool(), self._values, origin)
+        self._values = self._run.put_back(self._values, self.mask)
         return self.mask
 
 

@@ -305,6 +305,10 @@ class Peft(Inserted):
 
     wrapper: ClassVar[str] = "model."
 
+    def __post_init__(self) -> None:
+        if getattr(self.config, "peft_type", None) is None:
+            raise UsageError(f"{self.config!r} is a configuration of no method: use one of peft's methods, such as peft:LoraConfig")
+
     @property
     def name(self) -> str:  # type: ignore[override]
         return f"peft-{self.config.peft_type.value.lower().replace('_', '-')}"

@@ -178,6 +178,6 @@ class _Gated(Course):
 
     def _project(self) -> Tensor:
         self.mask = top_k_of_rows(self._alpha, self._run.sizes, self._method.sparsity, self._method.scope)
-        self._held = self._run.with_head(self.mask).bool()
-        self._values = torch.where(self._held, self._values, self._run.origin)
+        self._held = self._run.held(self.mask)
+        self._values = self._run.put_back(self._values, self.mask)
         return self.mask

@@ -94,9 +94,10 @@ class SAM(Selector):
     def select(self, problem: Problem, seed: int) -> Mask:
         return self._select(problem, seed, self._shares(problem.n, seed))
 
-    def _select(self, problem: Problem, seed: int, shares: Tensor) -> Mask:
+    def _select(self, problem: Problem, seed: int, shares: Tensor | None) -> Mask:
         start, mask = problem.start(seed), Mask.full(problem.pretrained)
-        gradient = total(_weighted(per_example_gradients(problem, start, problem.train, mask), shares))
+        parts = per_example_gradients(problem, start, problem.train, mask)
+        gradient = total(parts if shares is None else _weighted(parts, shares))
         h: Tensor | None = None
         if self.curvature == "gauss_newton":
             h = total(gauss_newton_diagonals(problem, start, problem.train, mask))
@@ -116,10 +117,14 @@ class SAM(Selector):
             for one in block:
                 yield self._choose(problem, gradient - one.double(), None)
 
-    def _shares(self, n: int, seed: int, without: int | None = None) -> Tensor:
-        """What each example that remains counts in the sum of the batches' mean gradients: float64 (n or n − 1,)."""
-        shares = torch.full((n,), float(self.batches is None), dtype=torch.float64)
-        for batch in shuffled_batches(n, self.batch_size, self.batches or 0, generator(seed, "selection")):
+    def _shares(self, n: int, seed: int, without: int | None = None) -> Tensor | None:
+        """What each example that remains counts in the sum of the batches' mean gradients: float64 (n or n − 1,). None for
+        the whole of S, where all count alike.
+        """
+        if self.batches is None:
+            return None
+        shares = torch.zeros(n, dtype=torch.float64)
+        for batch in shuffled_batches(n, self.batch_size, self.batches, generator(seed, "selection")):
             kept = batch[batch != without] if without is not None else batch
             shares += torch.bincount(kept, minlength=n) / max(1, len(kept))  # an example may be in it twice
         return shares if without is None else torch.cat([shares[:without], shares[without + 1 :]])
