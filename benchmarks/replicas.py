@@ -50,7 +50,7 @@ def plain_loop(left_out: list[int], steps: int, device: str) -> list[float]:
     original = ViTForImageClassification(_config())
     original.load_state_dict(start)
     pixels, labels = problem.train.inputs["pixel_values"].to(place), problem.train.labels.to(place)
-    batches = [batch.to(place) for batch in algorithm.batches(problem.n)]
+    batches = [batch.to(place) for batch in algorithm.batches(problem.train)]
     losses = []
     for i in left_out:
         model = copy.deepcopy(original).to(place).eval()

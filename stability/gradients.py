@@ -186,7 +186,8 @@ def mean_gradient(problem: Problem, parameters: Parameters, examples: Examples, 
         parts = torch.autograd.grad(problem.losses(leaves, block).sum(), list(leaves.values()), materialize_grads=True)
         return torch.cat([part.reshape(-1) for part in parts]).unsqueeze(0)
 
-    return total(map(summed, blocks(problem, parameters, examples, Mask.full(parameters), memory_budget))) / len(examples)
+    parts = blocks(problem, parameters, examples, Mask.full(parameters), memory_budget, vectors=0)
+    return total(map(summed, parts)) / len(examples)
 
 
 def total(parts: Iterator[Tensor]) -> Tensor:
@@ -209,12 +210,14 @@ def blocks(
     mask: Mask,
     memory_budget: int | None = None,
     copies: int = 1,
+    vectors: int = 1,
     at_most: int = 256,
 ) -> Iterator[Examples]:
     """``examples`` in blocks small enough that a derivative of each example fits in ``memory_budget`` bytes.
 
     An example is reckoned to take, ``copies`` times, four times what its forward pass keeps for the backward pass
-    (measured), and four vectors in the size of the masked tensors; ``at_most`` examples at once.
+    (measured on the longest), and four ``vectors`` in the size of the masked tensors, 0 where the examples share one gradient;
+    ``at_most`` examples at once.
 
     Raises:
         UsageError: no examples.
@@ -229,11 +232,12 @@ def blocks(
     if len(examples) == 0:
         raise UsageError("derivatives of no examples: give at least 1")
     leaves = {n: t.detach().requires_grad_(n in mask.indices) for n, t in parameters.items()}
-    forward: Callable[[int], object] = lambda size: problem.losses(leaves, examples.take(slice(0, size)))  # noqa: E731
+    longest = torch.arange(len(examples)) if examples.lengths is None else examples.lengths.argsort(descending=True)
+    forward: Callable[[int], object] = lambda size: problem.losses(leaves, examples.take(longest[:size]))  # noqa: E731
     kept = kept_for_backward(partial(forward, 2)) - kept_for_backward(partial(forward, 1)) if len(examples) > 1 else 0
     first = next(iter(parameters.values()))
     masked = sum(parameters[name].numel() for name in mask.indices)
-    each = 4 * copies * (max(kept, 0) + masked * first.element_size())
+    each = 4 * copies * (max(kept, 0) + vectors * masked * first.element_size())
     budget = free_memory(first.device) // 8 if memory_budget is None else memory_budget
     size = int(max(1, min(at_most, budget // max(each, 1))))
     for start in range(0, len(examples), size):

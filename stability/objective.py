@@ -6,11 +6,13 @@ Of the model's tensors only those with tuned coordinates are copied for each rep
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from stability.dropout import Dropout
 from stability.masks import Mask, Parameters
 from stability.problem import Problem
 
@@ -50,15 +52,18 @@ class Stack:
         return torch.cat(parts, dim=1)
 
 
-def batched(stack: Stack, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``function(parameters, *data)`` for every replica at once: takes the stacked tensors and the shared data."""
+def batched(stack: Stack, function: Callable[..., Tensor], randomness: str = "error") -> Callable[..., Tensor]:
+    """``function(parameters, *data)`` for every replica at once: takes the stacked tensors and the shared data.
+
+    ``randomness`` is ``torch.func.vmap``'s: ``same`` draws once for all replicas, by default drawing is an error.
+    """
 
     def one(mine: Parameters, *data: object) -> Tensor:
         return function({**stack.shared, **mine}, *data)
 
     # The shared data enter by closure: vmap then treats them as constants, whatever container they come in.
     def every(tensors: Parameters, *data: object) -> Tensor:
-        result: Tensor = vmap(lambda mine: one(mine, *data))(tensors)
+        result: Tensor = vmap(lambda mine: one(mine, *data), randomness=randomness)(tensors)
         return result
 
     return every
@@ -68,8 +73,14 @@ class Objective:
     """The objective of one batch of replicas and its gradient by their tuned values."""
 
     def __init__(
-        self, problem: Problem, start: Parameters, tunable: Mask, weights: Tensor, ridges: Tensor, activity: Tensor | None
-    ):
+        self,
+        problem: Problem,
+        start: Parameters,
+        tunable: Mask,
+        weights: Tensor,
+        ridges: Tensor,
+        activity: Tensor | None,
+    ) -> None:
         self.origin = tunable.gather(start)
         self._problem, self._weights, self._ridges, self._activity = problem, weights, ridges, activity
         self._stack = Stack(start, tunable, self.origin.expand(len(weights), -1))
@@ -92,12 +103,16 @@ class Objective:
         """(r, K)."""
         return self.origin.expand(self.rows, -1).clone()
 
-    def __call__(self, values: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K)."""
+    def __call__(self, values: Tensor, index: Tensor, dropout: Dropout | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K).
+
+        With ``dropout`` the model is to be in training mode: :attr:`ModuleLogits.while_training`.
+        """
         with torch.no_grad():
             self._stack.write(values)
-        batch, weight = self._problem.train.take(index), self._weights[:, index]
-        losses = batched(self._stack, self._problem.losses)(self._stack.tensors, batch)
+        batch, weight = self._problem.train.take(index), self._weights[:, index.to(self._weights.device)]
+        with nullcontext() if dropout is None else dropout:
+            losses = batched(self._stack, self._problem.losses, "error" if dropout is None else "same")(self._stack.tensors, batch)
         mass = weight.sum(1)
         # A batch whose every example is left out has no loss and no gradient; the moments still move the values.
         loss = (losses * weight).sum(1) / torch.where(mass > 0, mass, torch.ones_like(mass))

@@ -6,20 +6,22 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from stability.attention import Attention
 from stability.errors import UsageError
 from stability.masks import Mask, Parameters
 
-__all__ = ["Examples", "Insertion", "ModuleLogits", "Problem", "generator", "shuffled_batches"]
+__all__ = ["Examples", "Insertion", "ModuleLogits", "Problem", "generator", "refill", "shuffled_batches", "without_values"]
 
 
-def generator(seed: int, role: str) -> torch.Generator:
-    """A CPU generator for one role (``head``, ``order``, ``selection``, ``plan``), never the global one.
+def generator(seed: int, role: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for one role (``head``, ``order``, ``selection``, ``plan``, ``dropout``), never the global one.
 
     The state depends on both, so that changing how many numbers one role draws leaves the others alone.
 
@@ -28,35 +30,54 @@ def generator(seed: int, role: str) -> torch.Generator:
         True
     """
     digest = hashlib.sha256(f"{role}:{seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-def shuffled_batches(n: int, batch_size: int, count: int, draw: torch.Generator) -> Iterator[Tensor]:
+def shuffled_batches(n: int, batch_size: int, count: int, draw: torch.Generator, lengths: Tensor | None = None) -> Iterator[Tensor]:
     """``count`` batches of indices of n examples, int64 (b,) each; S is shuffled anew whenever it is used up.
 
-    With a ``batch_size`` of n or more each batch is the whole of S, in order.
+    With a ``batch_size`` of n or more each batch is the whole of S, in order. Where examples have ``lengths`` (n,), those of
+    like length go together, so that little is padded: the shuffled examples are taken ⌊n/b⌋ batches at a time, ordered by
+    length times a random factor in [0.8, 1.25], cut into batches, and the batches come in random order. Each example still
+    comes once in a pass over S.
 
     Example:
         >>> [len(batch) for batch in shuffled_batches(n=6, batch_size=4, count=3, draw=generator(0, "order"))]
         [4, 4, 4]
+        >>> lengths = torch.tensor([9, 3, 50, 48])
+        >>> [sorted(lengths[batch].tolist()) for batch in shuffled_batches(4, 2, 2, generator(0, "order"), lengths)]
+        [[48, 50], [3, 9]]
     """
     if batch_size >= n:
         yield from (torch.arange(n) for _ in range(count))
         return
     waiting = torch.empty(0, dtype=torch.int64)
-    for _ in range(count):
-        while len(waiting) < batch_size:
+    at_once = batch_size * (1 if lengths is None else n // batch_size)
+    while count > 0:
+        while len(waiting) < at_once:
             waiting = torch.cat([waiting, torch.randperm(n, generator=draw)])
-        yield waiting[:batch_size]
-        waiting = waiting[batch_size:]
+        chosen, waiting = waiting[:at_once], waiting[at_once:]
+        if lengths is not None:
+            factors = 1.25 ** (2 * torch.rand(at_once, generator=draw) - 1)
+            chosen = chosen[(lengths[chosen] * factors).argsort()].view(-1, batch_size)
+            chosen = chosen[torch.randperm(len(chosen), generator=draw)].view(-1)
+        batches = chosen.split(batch_size)[:count]
+        yield from batches
+        count -= len(batches)
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Examples z = (x, y): inputs and labels whose first axis is the example.
 
+    Attributes:
+        inputs: what the model is called with, each (N, …).
+        labels: (N,).
+        lengths: for sequences, how many places along the inputs' last axis each example fills, int64 (N,) on the CPU; the
+            rest is padding, and :meth:`take` cuts off what no example taken needs. None: every axis is as it is.
+
     Raises:
-        UsageError: inputs and labels of different lengths.
+        UsageError: inputs, labels and lengths of different numbers.
 
     Example:
         >>> examples = Examples({"x": torch.arange(6.0).reshape(3, 2)}, torch.tensor([0, 1, 1]))
@@ -66,9 +87,11 @@ class Examples:
 
     inputs: Mapping[str, Tensor]
     labels: Tensor
+    lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name, tensor in self.inputs.items():
+        counted = {**self.inputs, **({} if self.lengths is None else {"lengths": self.lengths})}
+        for name, tensor in counted.items():
             if len(tensor) != len(self.labels):
                 raise UsageError(f"{len(tensor)} rows of {name!r} and {len(self.labels)} labels: one of each an example expected")
 
@@ -80,8 +103,32 @@ class Examples:
         return len(self.labels)
 
     def take(self, index: Tensor | slice) -> Examples:
-        """The examples at ``index``, in that order."""
-        return Examples({name: tensor[index] for name, tensor in self.inputs.items()}, self.labels[index])
+        """The examples at ``index``, in that order, without padding that none of them needs."""
+        there = index if isinstance(index, slice) else index.to(self.labels.device)
+        inputs = {name: tensor[there] for name, tensor in self.inputs.items()}
+        if self.lengths is None:
+            return Examples(inputs, self.labels[there])
+        longest, mine = self.longest(index), self.lengths[index if isinstance(index, slice) else index.cpu()]
+        return Examples({name: tensor[..., :longest] for name, tensor in inputs.items()}, self.labels[there], mine)
+
+    def longest(self, index: Tensor | slice) -> int:
+        """How many places along the last axis the examples at ``index`` need; 1 for what is no sequence."""
+        if self.lengths is None or not len(mine := self.lengths[index if isinstance(index, slice) else index.cpu()]):
+            return 1
+        return int(mine.max())
+
+    def blocks(self, most: int = 256, places: int = 1 << 13) -> Iterator[tuple[Tensor, Examples]]:
+        """All examples in blocks for evaluation, each with its indices: ``most`` at once, sequences by length and no more than
+        ``places`` tokens, padding counted, unless one alone has more.
+        """
+        order = torch.arange(len(self)) if self.lengths is None else self.lengths.argsort(stable=True)
+        while len(order):
+            size = most
+            if self.lengths is not None:
+                ends = self.lengths[order[:most]] * torch.arange(1, min(most, len(order)) + 1)
+                size = max(1, int((ends <= places).sum()))
+            yield order[:size], self.take(order[:size])
+            order = order[size:]
 
     def without(self, i: int) -> Examples:
         """S without z_i (Sⁱ in the paper)."""
@@ -90,7 +137,20 @@ class Examples:
         return self.take(torch.cat([torch.arange(i), torch.arange(i + 1, len(self))]))
 
     def to(self, device: torch.device) -> Examples:
-        return Examples({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.labels.to(device))
+        return Examples({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.labels.to(device), self.lengths)
+
+
+def refill(module: nn.Module, value: Callable[[str, nn.Parameter], nn.Parameter]) -> None:
+    """Put ``value(name, parameter)`` in the place of every parameter; tied ones stay tied."""
+    new = {id(parameter): value(name, parameter) for name, parameter in module.named_parameters()}
+    for owner in list(module.modules()):
+        for leaf, parameter in list(owner.named_parameters(recurse=False)):
+            owner.register_parameter(leaf, new[id(parameter)])
+
+
+def without_values(_: str, parameter: nn.Parameter) -> nn.Parameter:
+    """For :func:`refill`: the parameter's shape alone."""
+    return nn.Parameter(parameter.to("meta"), requires_grad=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +163,9 @@ class ModuleLogits:
         module: the structure, in evaluation mode; its parameters' values are never read and may be on the meta device.
             Called as ``module(**inputs)``; what it returns has ``logits`` (B, C).
         names: the module's own name of each parameter that is called otherwise in the problem.
+        attention: the form in which the module takes an attention mask.
+        choices: whether an example is a choice among c sequences: inputs (B, c, T), each sequence scored alone by a
+            module of one logit, its scores the example's logits (B, c).
 
     Example:
         >>> from stability.problems import load
@@ -113,12 +176,21 @@ class ModuleLogits:
 
     module: nn.Module
     names: Mapping[str, str] = field(default_factory=dict)
+    attention: Attention = field(default_factory=Attention)
+    choices: bool = False
 
     def __call__(self, parameters: Parameters, inputs: Mapping[str, Tensor]) -> Tensor:
         own = {self.names.get(name, name): tensor for name, tensor in parameters.items()}
-        output: Any = functional_call(self.module, own, (), dict(inputs))
+        each = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()} if self.choices else inputs
+        prepared = self.attention.prepare(each, next(iter(parameters.values())).dtype)
+        output: Any = functional_call(self.module, own, (), prepared)
         logits: Tensor = output.logits
-        return logits
+        return logits.reshape(len(next(iter(inputs.values()))), -1) if self.choices else logits
+
+    @cached_property
+    def while_training(self) -> ModuleLogits:
+        """The same in training mode, in which dropout is on; its draws are those of :class:`stability.dropout.Dropout`."""
+        return replace(self, module=copy.deepcopy(self.module).train())
 
     def to(self, device: torch.device) -> ModuleLogits:
         """With the module's buffers on ``device``; a copy, where they are elsewhere now."""
@@ -160,7 +232,9 @@ class Problem:
         test: held-out examples.
         metric: (logits (B, C), labels (B,)) → a number, larger is better.
         metric_name: what it is called.
+        validation: examples to choose settings by, where the data set them apart.
         loss_unit: of ℓ, for tables and figures; cross-entropy is in nats.
+        notes: what should be known of the data, a sentence each: texts that were cut, labels that a split lacks.
         insertion: what made this problem from another with fewer parameters; None for a problem as it was loaded.
     """
 
@@ -174,7 +248,9 @@ class Problem:
     test: Examples
     metric: Callable[[Tensor, Tensor], float]
     metric_name: str
+    validation: Examples | None = None
     loss_unit: str = "nats"
+    notes: tuple[str, ...] = ()
     insertion: Insertion | None = None
 
     def __post_init__(self) -> None:
@@ -215,4 +291,11 @@ class Problem:
         """The same problem on another device; nothing is copied where it is there already."""
         pretrained = {name: tensor.to(device) for name, tensor in self.pretrained.items()}
         logits = self.logits.to(device) if isinstance(self.logits, ModuleLogits) else self.logits
-        return replace(self, pretrained=pretrained, logits=logits, train=self.train.to(device), test=self.test.to(device))
+        return replace(
+            self,
+            pretrained=pretrained,
+            logits=logits,
+            train=self.train.to(device),
+            test=self.test.to(device),
+            validation=None if self.validation is None else self.validation.to(device),
+        )

@@ -77,14 +77,15 @@ class Replicas:
         """What training changed in one replica, ready to be saved."""
         return SparseDelta.between(self.problem.pretrained, self.parameters(row), self.masks[row])
 
-    def logits(self, examples: Examples, block: int = 256) -> Tensor:
-        """(r, N, C), computed ``block`` examples of a replica batch at a time."""
+    def logits(self, examples: Examples) -> Tensor:
+        """(r, N, C), computed for a block of examples and a batch of replicas at a time."""
+        blocks = list(examples.blocks())
+        back = torch.cat([index for index, _ in blocks]).argsort().to(self.values.device)
         with torch.no_grad():
             rows = [
-                torch.cat([self._logits(at, examples.take(slice(i, i + block))) for i in range(0, len(examples), block)], dim=1)
-                for at in _chunks(len(self), self.replica_batch)
+                torch.cat([self._logits(at, block) for _, block in blocks], dim=1) for at in _chunks(len(self), self.replica_batch)
             ]
-        return torch.cat(rows)
+        return torch.cat(rows)[:, back]
 
     def losses(self, examples: Examples) -> Tensor:
         """ℓ of each example under each replica, (r, N)."""
@@ -156,13 +157,14 @@ def train(
     ridges = torch.tensor([[algorithm.ridge_for(mask)] for mask in masks], dtype=first.dtype, device=first.device)
     if isinstance(algorithm, Minimisation) and not bool((ridges > 0).all()):
         raise UsageError("λ = 0, for the mask selects everything and ridge='paper' is 1 − p: use a positive ridge")
-    batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.n)]
+    batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.train)]
+    seen = algorithm.training_form(problem) if isinstance(algorithm, FineTuning) else problem
     parts = []
     for rows in _chunks(len(weights), replica_batch):
         mine = None if activity is None else activity[rows]
-        objective = Objective(problem, start, tunable, weights[rows], ridges[rows], mine)
+        objective = Objective(seen, start, tunable, weights[rows], ridges[rows], mine)
         if isinstance(algorithm, FineTuning):
-            parts.append(_fine_tune(objective, algorithm, batches, mine, progress))
+            parts.append(_fine_tune(objective, algorithm, batches, reverse_batches, mine, progress))
         else:
             parts.append(_minimise(objective, algorithm, batches[0], progress))
     if algorithm.selector.moving:
@@ -208,7 +210,8 @@ def plan_batch(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, me
     start = problem.start(algorithm.seed)
     first = next(iter(start.values()))
     budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
-    batch = problem.train.take(next(algorithm.batches(problem.n)))
+    longest = max(algorithm.batches(problem.train), key=lambda index: len(index) * problem.train.longest(index))
+    batch = problem.train.take(longest)
     rows = min(r, 2)
     stack = Stack(start, tunable, tunable.gather(start).expand(rows, -1))
     for tensor in stack.tensors.values():
@@ -255,7 +258,12 @@ class _Fixed(Course):
 
 
 def _fine_tune(
-    objective: Objective, algorithm: FineTuning, batches: Sequence[Tensor], activity: Tensor | None, progress: Progress | None
+    objective: Objective,
+    algorithm: FineTuning,
+    batches: Sequence[Tensor],
+    reverse: bool,
+    activity: Tensor | None,
+    progress: Progress | None,
 ) -> _Trained:
     """One batch of replicas from start to end."""
     origin, selector, shapes = objective.origin, algorithm.selector, objective.shapes
@@ -269,9 +277,12 @@ def _fine_tune(
     losses, changes, relaxed = [], [], []
     for step, index in enumerate(batches):
         clock.step = step
-        loss, _, gradient = objective(course.point(), index.to(origin.device))
+        dropout = algorithm.dropout_at(step, origin.device, reverse)
+        loss, _, gradient = objective(course.point(), index, dropout)
         if step == 0:
             limit = DIVERGED * loss.clamp_min(1.0)
+            if dropout is not None and not dropout.used:
+                raise UsageError("dropout = True: this model drops nothing out, its dropout probabilities are 0; leave it off")
         failed = torch.where((failed < 0) & ~(loss <= limit), step, failed)
         before = course.mask
         relaxed.append(course.relaxed)
@@ -304,7 +315,6 @@ def _entered(before: Tensor | None, now: Tensor | None, rows: int) -> Tensor:
 def _minimise(objective: Objective, algorithm: Minimisation, everything: Tensor, progress: Progress | None) -> _Trained:
     """One batch of replicas to the minimum; the failed step is where one stopped that did not get there."""
     start = objective.start()
-    everything = everything.to(start.device)
 
     def whole(values: Tensor) -> tuple[Tensor, Tensor]:
         loss, penalty, gradient = objective(values, everything)

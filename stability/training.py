@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from stability.errors import UsageError, check_number, check_positive, check_whole
+from stability.dropout import Dropout
+from stability.errors import UsageError, check_flags, check_number, check_positive, check_whole
 from stability.masks import Mask
-from stability.problem import Problem, generator, shuffled_batches
+from stability.problem import Examples, ModuleLogits, Problem, generator, shuffled_batches
 from stability.selectors import FullTuning, Selector
 
 __all__ = ["AdamW", "Algorithm", "Clock", "FineTuning", "Minimisation"]
@@ -66,8 +67,8 @@ class Algorithm(ABC):
         """How many vectors of its K tuned values one run holds at once, for the memory plan."""
 
     @abstractmethod
-    def batches(self, n: int) -> Iterator[Tensor]:
-        """The indices of the examples that steps take, the same for every replica: int64 (b,) each."""
+    def batches(self, examples: Examples) -> Iterator[Tensor]:
+        """The indices of the ``examples`` that steps take, the same for every replica: int64 (b,) each."""
 
     @abstractmethod
     def failure(self, step: int) -> str:
@@ -115,15 +116,18 @@ class FineTuning(Algorithm):
         betas: of AdamW.
         epsilon: of AdamW.
         ridge: λ; ``paper`` stands for 1 − p with the p of the mask.
+        dropout: whether the model's own dropout is on while A trains. Off, the default, training sees the function that is
+            evaluated. Its draws come from the seed, and paired replicas share them. Selection never has dropout.
         seed: starts the head, orders the examples, and is handed to the selector; each has its own generator.
 
     Raises:
         UsageError: a number outside its range.
 
     Example:
+        >>> from stability.problems import load
         >>> from stability.selectors import Random
         >>> algorithm = FineTuning(Random(sparsity=0.05), steps=3, batch_size=4)
-        >>> [len(batch) for batch in algorithm.batches(n=6)]
+        >>> [len(batch) for batch in algorithm.batches(load("digits").train)]
         [4, 4, 4]
     """
 
@@ -136,6 +140,7 @@ class FineTuning(Algorithm):
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
     ridge: float | Literal["paper"] = 0.0
+    dropout: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -145,6 +150,7 @@ class FineTuning(Algorithm):
         if self.schedule not in ("constant", "linear"):
             raise UsageError(f"unknown schedule {self.schedule!r}: use constant or linear")
         check_number(0, weight_decay=self.weight_decay)
+        check_flags(dropout=self.dropout)
         if self.ridge == "paper" and self.selector.moving:
             raise UsageError(f"ridge = 'paper' is 1 − p of the mask, and {self.selector.name} has none yet: give λ as a number")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
@@ -158,12 +164,33 @@ class FineTuning(Algorithm):
     def vectors(self) -> int:
         return 6 + self.selector.vectors  # values, gradient, two moments, two temporaries
 
+    def settings(self) -> dict[str, Any]:
+        """Dropout is named where it is on: most models here have none."""
+        return {name: value for name, value in super().settings().items() if name != "dropout" or value}
+
+    def training_form(self, problem: Problem) -> Problem:
+        """``problem`` as the steps see it: with its model in training mode where ``dropout`` asks for it.
+
+        Raises:
+            UsageError: there is no module that could drop anything out.
+        """
+        if not self.dropout:
+            return problem
+        if not isinstance(problem.logits, ModuleLogits):
+            raise UsageError(f"dropout = True: the model of {problem.name!r} is a function and no torch module; leave it off")
+        return replace(problem, logits=problem.logits.while_training)
+
+    def dropout_at(self, step: int, device: torch.device, reverse: bool = False) -> Dropout | None:
+        """What draws in this step; ``reverse`` where the batch's examples come in reverse order."""
+        return Dropout(generator(self.seed, f"dropout {step}", device), reverse) if self.dropout else None
+
     def failure(self, step: int) -> str:
         return f"diverged at step {step} with seed {self.seed}: use a smaller learning rate than {self.learning_rate:g}"
 
-    def batches(self, n: int) -> Iterator[Tensor]:
-        """As many as ``steps``."""
-        return shuffled_batches(n, self.batch_size, self.steps, generator(self.seed, "order"))
+    def batches(self, examples: Examples) -> Iterator[Tensor]:
+        """As many as ``steps``; sequences of like length go together (:func:`stability.problem.shuffled_batches`)."""
+        order = generator(self.seed, "order")
+        return shuffled_batches(len(examples), self.batch_size, self.steps, order, examples.lengths)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step 0, 1, …"""
@@ -229,9 +256,9 @@ class Minimisation(Algorithm):
             f"more than max_steps = {self.max_steps}, or double precision"
         )
 
-    def batches(self, n: int) -> Iterator[Tensor]:
+    def batches(self, examples: Examples) -> Iterator[Tensor]:
         """The whole of S, once: every step takes it."""
-        yield torch.arange(n)
+        yield torch.arange(len(examples))
 
 
 def _check_ridge(ridge: float | str) -> None:

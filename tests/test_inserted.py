@@ -96,7 +96,7 @@ def test_training_is_what_training_peft_s_own_model_is(config: Any, digits: Prob
     count = sum(p.numel() for n, p in own.items() if p.requires_grad and "classifier" not in n)
     assert replicas.masks[0].count == count
     optimizer = torch.optim.AdamW([p for p in own.values() if p.requires_grad], lr=0.01, weight_decay=0.0)
-    for batch in algorithm.batches(digits.n):
+    for batch in algorithm.batches(digits.train):
         optimizer.zero_grad()
         cross_entropy(model(digits.train.inputs["pixel_values"][batch]).logits, digits.train.labels[batch]).backward()
         optimizer.step()

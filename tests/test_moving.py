@@ -34,7 +34,7 @@ class Plain:
         self.shapes = {name: tensor.shape for name, tensor in start.items()}
         self.origin = torch.cat([tensor.flatten() for tensor in start.values()])
         self.m, self.k = digits.m, int(P * digits.m)
-        self.data, self.batches = digits.train, list(algorithm.batches(digits.n))
+        self.data, self.batches = digits.train, list(algorithm.batches(digits.train))
         self.draws = generator(algorithm.seed, "selection")
         self.losses: list[float] = []
 

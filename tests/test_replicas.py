@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import ViTForImageClassification
 
-from stability import FineTuning, Problem, UsageError, selectors
+from stability import FineTuning, Problem, UsageError, problems, selectors
 from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.problems import digits as digits_module
@@ -44,7 +44,7 @@ def test_a_replica_is_the_plain_loop_without_its_example(selector: selectors.Sel
             digits.train.inputs["pixel_values"],
             digits.train.labels,
             masks,
-            list(algorithm.batches(digits.n)),
+            list(algorithm.batches(digits.train)),
             left_out,
             learning_rate=1e-3,
             weight_decay=0.1,
@@ -101,8 +101,8 @@ def test_a_batch_with_nothing_left_has_no_gradient(digits: Problem) -> None:
 def test_a_diverging_replica_is_marked_with_its_step_and_spares_the_others(digits: Problem) -> None:
     algorithm = FineTuning(BitFit(), steps=4, batch_size=8)
     weights = torch.ones(2, digits.n)
-    first = next(algorithm.batches(digits.n))
-    rest = [int(i) for i in list(algorithm.batches(digits.n))[2] if i not in first]
+    first = next(algorithm.batches(digits.train))
+    rest = [int(i) for i in list(algorithm.batches(digits.train))[2] if i not in first]
     weights[1, rest[0]] = float("nan")
     failed = train(digits, algorithm, weights).failed_step.tolist()
     assert failed[0] == -1
@@ -130,7 +130,7 @@ def test_same_seed_same_result_whatever_the_global_generator(digits: Problem) ->
 
 
 def test_every_example_is_used_equally_often() -> None:
-    batches = torch.cat(list(FineTuning(FullTuning(), steps=15, batch_size=4).batches(20)))
+    batches = torch.cat(list(FineTuning(FullTuning(), steps=15, batch_size=4).batches(problems.load("digits", n=20).train)))
     assert torch.bincount(batches).tolist() == [3] * 20
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # The order of ideas is the order of imports: a module imports only from rows above its own.
 LAYERS = [
     ["errors"],
-    ["machine", "packing"],
+    ["attention", "dropout", "machine", "packing"],
     ["masks"],
     ["choosing", "shira"],
     ["problem", "statistics", "lbfgs"],

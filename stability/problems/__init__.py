@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from stability.errors import UsageError
 from stability.problem import Examples, Problem
-from stability.problems import digits
+from stability.problems import digits, texts
 from stability.problems.convex import CONVEX
 from stability.solvable import Solvable
 
-__all__ = ["PROBLEMS", "Examples", "Problem", "load"]
+__all__ = ["PROBLEMS", "Examples", "Problem", "identity", "load"]
 
 PROBLEMS: dict[str, Callable[..., Problem | Solvable]] = {"digits": digits.load, **CONVEX}
-"""Loader of each problem by its name."""
+"""Loader of each problem that comes with the toolkit, by its name."""
 
 
 def load(name: str, **settings: Any) -> Problem:
-    """The problem called ``name``; ``settings`` go to its loader: n and seed, and those of :mod:`stability.problems.convex`.
+    """A problem that comes with the toolkit, by its name, or texts with a pretrained language model.
+
+    Args:
+        name: one of :data:`PROBLEMS`; or a folder or file of texts, or a task of the hub such as ``glue/rte``, with
+            ``model=`` a folder or a name on the hub: see :func:`stability.problems.texts.load`.
+        settings: for the loader: n and seed, and its own.
 
     Raises:
         UsageError: an unknown name or setting, or a value that the problem refuses.
@@ -28,11 +34,35 @@ def load(name: str, **settings: Any) -> Problem:
         >>> load("digits", n=40, seed=1).n
         40
     """
-    if name not in PROBLEMS:
-        raise UsageError(f"unknown problem {name!r}: there is {', '.join(sorted(PROBLEMS))}")
-    loader = PROBLEMS[name]
-    known = inspect.signature(loader).parameters
-    if odd := sorted(settings.keys() - known.keys()):
+    own = name in PROBLEMS
+    if not own and name not in texts.HUB and not Path(name).exists():
+        raise UsageError(
+            f"unknown problem {name!r}: there is {', '.join(sorted(PROBLEMS))}, on the hub {', '.join(texts.HUB)}, "
+            "or any folder or file of texts, and that path does not exist"
+        )
+    loader = PROBLEMS[name] if own else texts.load
+    known = [setting for setting in inspect.signature(loader).parameters if setting != "data" or own]
+    if odd := sorted(settings.keys() - set(known)):
         raise UsageError(f"problem {name!r} has no setting {', '.join(odd)}: there is {', '.join(known)}")
-    found = loader(**settings)
+    if not own and "model" not in settings:
+        raise UsageError(f"problem {name!r} needs a pretrained model: give model=…, a folder or a name on the hub")
+    found = loader(**settings) if own else loader(data=name, **settings)
     return found.problem if isinstance(found, Solvable) else found
+
+
+def identity(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What defines a problem whatever its seed: name and settings, for texts with the *content* of data and model in the
+    place of their paths, so that results go on from a copy and never from other data of the same name.
+
+    Raises:
+        UsageError: as for :func:`load`.
+
+    Example:
+        >>> identity("digits", {"n": 40})
+        {'problem': 'digits', 'problem_settings': {'n': 40}}
+    """
+    if name in PROBLEMS:
+        return {"problem": name, "problem_settings": dict(settings)}
+    problem = load(name, **settings)
+    found = {key: list(value) if isinstance(value, tuple) else value for key, value in problem.settings.items() if key != "seed"}
+    return {"problem": problem.name, "problem_settings": found}

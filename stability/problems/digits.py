@@ -21,6 +21,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from stability.errors import UsageError
 from stability.masks import Parameters
 from stability.problem import Examples, ModuleLogits, Problem, generator
+from stability.problems.metrics import accuracy, cross_entropies
 
 __all__ = ["WEIGHTS", "load", "pretrain", "write_weights"]
 
@@ -57,10 +58,10 @@ def load(n: int = 100, seed: int = 0) -> Problem:
         pretrained=_shipped(),
         new_head=_new_head,
         logits=ModuleLogits(_model()),
-        loss=_cross_entropy,
+        loss=cross_entropies,
         train=examples.take(order[:n]),
         test=examples.take(order[n:]),
-        metric=_accuracy,
+        metric=accuracy,
         metric_name="accuracy",
     )
 
@@ -89,8 +90,8 @@ def pretrain(seed: int = 0, steps: int = 600) -> tuple[dict[str, Tensor], float]
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        accuracy = _accuracy(model.eval()(**test.inputs).logits, test.labels)
-    return {name: p.detach().clone() for name, p in model.named_parameters() if not name.startswith("classifier.")}, accuracy
+        reached = accuracy(model.eval()(**test.inputs).logits, test.labels)
+    return {name: p.detach().clone() for name, p in model.named_parameters() if not name.startswith("classifier.")}, reached
 
 
 def write_weights(file: Path = WEIGHTS) -> None:
@@ -148,11 +149,3 @@ def _new_head(draw: torch.Generator) -> Parameters:
         "classifier.weight": 0.02 * torch.randn(CLASSES, width, generator=draw),
         "classifier.bias": torch.zeros(CLASSES),
     }
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(logits, labels, reduction="none")
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(-1) == labels).double().mean().item()

@@ -21,7 +21,7 @@ from torch.func import vmap
 
 from stability.errors import UsageError, check_number, check_whole
 from stability.masks import Mask, Parameters
-from stability.problem import Insertion, ModuleLogits, Problem, generator
+from stability.problem import Insertion, ModuleLogits, Problem, generator, refill, without_values
 from stability.selectors.base import Selector
 
 __all__ = ["Adapter", "Inserted", "LoRA", "Peft"]
@@ -80,7 +80,7 @@ class Inserted(Selector):
         if odd := {name for name, _ in module.named_parameters()} - {own_name.get(name, name) for name in start}:
             raise UsageError(f"{self.name}: the module has parameters that the problem lacks: {', '.join(sorted(odd)[:3])}")
         old = {own_name.get(name, name): nn.Parameter(t.detach().cpu().clone(), requires_grad=False) for name, t in start.items()}
-        _refill(module, lambda name, _: old[name])
+        refill(module, lambda name, _: old[name])
         with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
             # That of the CPU alone: torch.manual_seed would change CUDA's as well, which nothing puts back.
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator(seed, "selection"))))
@@ -109,8 +109,10 @@ class Inserted(Selector):
                 trained.append(name)
         if not trained:
             raise UsageError(f"{self.name} leaves nothing to train: every parameter that it inserts is frozen")
-        _refill(module, lambda _, parameter: nn.Parameter(parameter.to("meta"), requires_grad=False))
-        logits = ModuleLogits(module, {name: own for name, own in own_name.items() if name != own}).to(like.device)
+        refill(module, without_values)
+        assert isinstance(problem.logits, ModuleLogits)
+        names = {name: own for name, own in own_name.items() if name != own}
+        logits = replace(problem.logits, module=module, names=names).to(like.device)
         head = {name: tensor for name, tensor in start.items() if name not in problem.pretrained}
         sample = problem.train.take(slice(0, 2)).inputs
         try:
@@ -139,14 +141,6 @@ class Inserted(Selector):
         insertion = self.equivalent(problem, seed).insertion
         assert insertion is not None
         return insertion.tunable
-
-
-def _refill(module: nn.Module, value: Callable[[str, nn.Parameter], nn.Parameter]) -> None:
-    """Put ``value(name, parameter)`` in the place of every parameter; tied ones stay tied."""
-    new = {id(parameter): value(name, parameter) for name, parameter in module.named_parameters()}
-    for owner in list(module.modules()):
-        for leaf, parameter in list(owner.named_parameters(recurse=False)):
-            owner.register_parameter(leaf, new[id(parameter)])
 
 
 def _through_vmap(logits: ModuleLogits, parameters: Parameters, trained: list[str], inputs: Mapping[str, Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from stability.choosing import Scope, top_k
 from stability.curvature import Curvature, diagonal
 from stability.errors import UsageError, check_number, check_whole
-from stability.gradients import gauss_newton_diagonals, per_example_gradients, total
+from stability.gradients import gauss_newton_diagonals, mean_gradient, per_example_gradients, total
 from stability.masks import Mask, Parameters
 from stability.problem import Problem, generator, shuffled_batches
 from stability.selectors.base import Selector
@@ -96,8 +96,10 @@ class SAM(Selector):
 
     def _select(self, problem: Problem, seed: int, shares: Tensor | None) -> Mask:
         start, mask = problem.start(seed), Mask.full(problem.pretrained)
-        parts = per_example_gradients(problem, start, problem.train, mask)
-        gradient = total(parts if shares is None else _weighted(parts, shares))
+        if shares is None:
+            gradient = self._sum(problem, seed)
+        else:
+            gradient = total(_weighted(per_example_gradients(problem, start, problem.train, mask), shares))
         h: Tensor | None = None
         if self.curvature == "gauss_newton":
             h = total(gauss_newton_diagonals(problem, start, problem.train, mask))
@@ -110,12 +112,16 @@ class SAM(Selector):
             for i in left_out:
                 yield self._select(problem.without(i), seed, self._shares(problem.n, seed, without=i))
             return
-        start, mask = problem.start(seed), Mask.full(problem.pretrained)
-        gradient = total(per_example_gradients(problem, start, problem.train, mask))
+        start, mask, gradient = problem.start(seed), Mask.full(problem.pretrained), self._sum(problem, seed)
         chosen = problem.train.take(torch.as_tensor(left_out, dtype=torch.int64))
         for block in per_example_gradients(problem, start, chosen, mask):
             for one in block:
                 yield self._choose(problem, gradient - one.double(), None)
+
+    def _sum(self, problem: Problem, seed: int) -> Tensor:
+        """Σ_i ∇ℓ_i at the start over the pretrained coordinates, (m,)."""
+        mean = mean_gradient(problem, problem.start(seed), problem.train)
+        return problem.n * mean[: problem.m]
 
     def _shares(self, n: int, seed: int, without: int | None = None) -> Tensor | None:
         """What each example that remains counts in the sum of the batches' mean gradients: float64 (n or n − 1,). None for

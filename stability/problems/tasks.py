@@ -1,0 +1,266 @@
+"""What is in a row: the texts that a sequence classifier reads, and a label. The seven tasks of the paper, and any other.
+
+The tasks are those of GLUE (Wang et al. 2018) and SuperGLUE (Wang et al. 2019) with the paper's metrics:
+
+| task | texts | label | metric |
+| --- | --- | --- | --- |
+| cola | a sentence | acceptable or not | Matthews's correlation |
+| mrpc | two sentences | paraphrases or not | mean of accuracy and F1 |
+| stsb | two sentences | similarity, 0 to 5 | mean of Pearson's and Spearman's correlation |
+| rte, cb | premise, hypothesis | entailment or not; entailment, contradiction, neutral | accuracy |
+| copa | premise and the question in words, one of two choices | which choice | accuracy |
+| wsc | a text, the same with its pronoun replaced by a noun phrase | whether they mean the same | accuracy |
+
+COPA is a choice: each choice is paired with the premise and scored alone by a classifier with one logit, and the two
+scores are the example's logits. WSC becomes entailment between two texts, as in GLUE's WNLI.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from stability.errors import UsageError
+from stability.problems.reading import Row
+
+__all__ = ["TASKS", "Labels", "Sequences", "Task", "labels_of", "task_for", "texts_of"]
+
+Sequences: TypeAlias = list[tuple[str, ...]]
+"""Of one example: a text or a pair of texts for each sequence that the model reads, one but for a choice."""
+
+_TEXT_COLUMNS = (
+    ("text",),
+    ("sentence",),
+    ("text_a", "text_b"),
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+)
+_MOST_INTEGERS = 20  # more different whole numbers than these are quantities, not names of classes
+
+
+@dataclass(frozen=True)
+class Task:
+    """A known task.
+
+    Attributes:
+        hub: repository and configuration on the Hugging Face hub.
+        metric: as :data:`stability.problems.metrics.METRICS` calls it.
+        classes: of each class the values that stand for it, the positive class last; None: the label is a number.
+        columns: those that tell the task by themselves; empty where others have the same.
+        sequences: row → its texts; None: the usual columns.
+    """
+
+    hub: tuple[str, str]
+    metric: str
+    classes: tuple[tuple[str, ...], ...] | None
+    columns: tuple[str, ...] = ()
+    sequences: Callable[[Row], Sequences] | None = None
+
+
+def _copa(row: Row) -> Sequences:
+    question = _text(row, "question")
+    if question not in ("cause", "effect"):
+        raise UsageError(f"{row.place}: question = {question!r}: cause or effect expected")
+    premise = f"{_text(row, 'premise')} {'What was the cause?' if question == 'cause' else 'What happened as a result?'}"
+    return [(premise, _text(row, choice)) for choice in ("choice1", "choice2")]
+
+
+def _wsc(row: Row) -> Sequences:
+    target = row.values.get("target", row.values)  # nested in SuperGLUE's own files, flat on the hub
+    flat = Row(dict(target), row.place) if isinstance(target, Mapping) else row
+    text, noun, pronoun = _text(row, "text"), _text(flat, "span1_text"), _text(flat, "span2_text")
+    words, index = text.split(), flat.values.get("span2_index")
+    places = [i for i, word in enumerate(words) if re.sub(r"^\W+|\W+$", "", word).lower() == pronoun.lower()]
+    if not isinstance(index, int) or not places:
+        raise UsageError(f"{row.place}: the pronoun span2_text = {pronoun!r} is no word of the text, or span2_index no number")
+    place = min(places, key=lambda i: abs(i - index))
+    words[place] = re.sub(re.escape(pronoun), lambda _: noun, words[place], flags=re.IGNORECASE)
+    return [(text, " ".join(words))]
+
+
+TASKS: dict[str, Task] = {
+    "cola": Task(("nyu-mll/glue", "cola"), "Matthews", (("0", "unacceptable"), ("1", "acceptable"))),
+    "stsb": Task(("nyu-mll/glue", "stsb"), "mean of Pearson and Spearman", None),
+    "mrpc": Task(("nyu-mll/glue", "mrpc"), "mean of accuracy and F1", (("0", "not_equivalent"), ("1", "equivalent"))),
+    "rte": Task(("nyu-mll/glue", "rte"), "accuracy", (("entailment",), ("not_entailment",))),
+    "cb": Task(("aps/super_glue", "cb"), "accuracy", (("contradiction",), ("entailment",), ("neutral",))),
+    "copa": Task(
+        ("aps/super_glue", "copa"),
+        "accuracy",
+        (("0", "choice1"), ("1", "choice2")),
+        ("premise", "choice1", "choice2", "question"),
+        _copa,
+    ),
+    "wsc": Task(("aps/super_glue", "wsc"), "accuracy", (("false", "0"), ("true", "1")), ("text", "target"), _wsc),
+}
+"""The seven tasks by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The labels of a split as numbers.
+
+    Attributes:
+        values: (N,) int64 classes, or float32 numbers.
+        classes: their names, by index; None for numbers.
+    """
+
+    values: Tensor
+    classes: tuple[str, ...] | None
+
+
+def task_for(name: str, columns: Sequence[str], asked: str | None = None) -> Task | None:
+    """The known task: the one asked for, else the one that the columns tell, else that of this name. None: another.
+
+    Raises:
+        UsageError: the one asked for is unknown.
+
+    Example:
+        >>> task_for("mine", ["premise", "choice1", "choice2", "question", "label"]) is TASKS["copa"]
+        True
+    """
+    if asked is not None:
+        if asked not in TASKS:
+            raise UsageError(f"unknown task {asked!r}: there is {', '.join(TASKS)}")
+        return TASKS[asked]
+    for task in TASKS.values():
+        if task.columns and set(task.columns) <= set(columns):
+            return task
+    return TASKS.get(name)
+
+
+def texts_of(rows: Sequence[Row], task: Task | None, columns: Sequence[str] | None = None) -> list[Sequences]:
+    """The texts of each row.
+
+    Args:
+        rows: of one split.
+        task: a known one, or None.
+        columns: the one or two columns that hold the texts; by default the usual ones (text; text_a, text_b; …).
+
+    Raises:
+        UsageError: columns are missing, or hold something that is no text.
+
+    Example:
+        >>> texts_of([Row({"premise": "It rains.", "hypothesis": "It is wet."}, "line 1")], None)
+        [[('It rains.', 'It is wet.')]]
+    """
+    if columns is None and task is not None and task.sequences is not None:
+        return [task.sequences(row) for row in rows]
+    if columns is None:
+        there = rows[0].values
+        columns = next((names for names in _TEXT_COLUMNS if all(name in there for name in names)), None)
+        if columns is None:
+            usual = "; ".join(", ".join(names) for names in _TEXT_COLUMNS)
+            raise UsageError(
+                f"{rows[0].place}: no column of texts among {', '.join(map(str, there))}: call them {usual}; "
+                "or name yours: text='…' in Python, --text COLUMN [COLUMN] on the command line"
+            )
+    if len(columns) not in (1, 2):
+        raise UsageError(f"{len(columns)} columns of texts ({', '.join(columns)}): a sequence classifier takes one or two")
+    return [[tuple(_text(row, name) for name in columns)] for row in rows]
+
+
+def labels_of(
+    splits: Mapping[str, Sequence[Row]], column: str, task: Task | None, kind: Literal["classes", "numbers"] | None = None
+) -> tuple[dict[str, Labels], list[str]]:
+    """The labels of every split, coded alike, and notes on what a split lacks.
+
+    The classes are those of the training split, in alphabetical order (in the task's where it is known). Labels of an
+    unknown task are classes where they are words, truth values or at most 20 different whole numbers, and numbers
+    otherwise; ``kind`` decides for itself.
+
+    Raises:
+        UsageError: the column is missing, holds neither classes nor numbers, or a class that the training split lacks.
+
+    Example:
+        >>> rows = [Row({"label": "yes"}, "line 1"), Row({"label": "no"}, "line 2")]
+        >>> labels_of({"train": rows}, "label", None)[0]["train"].values
+        tensor([1, 0])
+    """
+    texts = {split: [_label(row, column) for row in rows] for split, rows in splits.items()}
+    if kind is None and task is not None:
+        kind = "numbers" if task.classes is None else "classes"
+    kind = kind or _kind(texts["train"], splits["train"][0].place, column)
+    if kind not in ("classes", "numbers"):
+        raise UsageError(f"labels of kind {kind!r}: use 'classes' or 'numbers'")
+    if kind == "numbers":
+        pairs = {split: zip(rows, texts[split], strict=True) for split, rows in splits.items()}
+        values = {split: [_number(row, text, column) for row, text in mine] for split, mine in pairs.items()}
+        return {split: Labels(torch.tensor(mine, dtype=torch.float32), None) for split, mine in values.items()}, []
+    known = task.classes if task is not None and task.classes is not None else None
+    groups = known or tuple((name,) for name in sorted(set(texts["train"])))
+    code = {name: index for index, names in enumerate(groups) for name in names}
+    classes, notes, labels = tuple(names[0] for names in groups), [], {}
+    for split, rows in splits.items():
+        for row, text in zip(rows, texts[split], strict=True):
+            if text not in code:
+                raise UsageError(
+                    f"{row.place}: {column} = {text!r} is no class {'of this task' if known else 'of the training split'}: "
+                    f"{', '.join(code)}"
+                )
+        labels[split] = Labels(torch.tensor([code[text] for text in texts[split]]), classes)
+        counts = Counter(labels[split].values.tolist())
+        if absent := [name for index, name in enumerate(classes) if not counts[index]]:
+            notes.append(f"the {split} split has no example of {', '.join(absent)}")
+    if len(set(labels["train"].values.tolist())) < 2:
+        raise UsageError(f"the training split has one class alone, {texts['train'][0]!r}: there is nothing to tell apart")
+    return labels, notes
+
+
+def _text(row: Row, column: str) -> str:
+    if column not in row.values:
+        raise UsageError(f"{row.place}: no column {column!r}, there is {', '.join(map(str, row.values))}")
+    value = row.values[column]
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"{row.place}: {column} = {value!r} is no text")
+    return value
+
+
+def _label(row: Row, column: str) -> str:
+    if column not in row.values:
+        raise UsageError(
+            f"{row.place}: no column {column!r} of labels, there is {', '.join(map(str, row.values))}; "
+            "name yours: label='…' in Python, --label COLUMN on the command line"
+        )
+    value = row.values[column]
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, (str, int, float)) or not str(value).strip():
+        raise UsageError(f"{row.place}: {column} = {value!r} is neither a class nor a number")
+    return str(value).strip()
+
+
+def _kind(texts: Sequence[str], place: str, column: str) -> Literal["classes", "numbers"]:
+    distinct = set(texts)
+    if all(_float(text) is not None for text in distinct):
+        whole = all(re.fullmatch(r"[-+]?\d+", text) for text in distinct)
+        return "classes" if whole and len(distinct) <= _MOST_INTEGERS else "numbers"
+    if len(distinct) > max(2, len(texts) // 2):
+        raise UsageError(
+            f"{place.partition(', line')[0]}: {column} has {len(distinct)} different texts in {len(texts)} examples: neither "
+            "classes nor numbers; name the column of labels, or say that they are classes"
+        )
+    return "classes"
+
+
+def _number(row: Row, text: str, column: str) -> float:
+    value = _float(text)
+    if value is None or not math.isfinite(value):
+        raise UsageError(f"{row.place}: {column} = {text!r} is no finite number")
+    return value
+
+
+def _float(text: Any) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

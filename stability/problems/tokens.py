@@ -1,0 +1,110 @@
+"""Texts → token ids, padded on the right, kept in a cache under their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stability.problems.tasks import Sequences
+
+__all__ = ["Tokens", "cache_folder", "cached_tokens", "tokenize"]
+
+_FORMAT = 1  # raise it with every change of what a cached file holds
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """N tokenised examples.
+
+    Attributes:
+        inputs: int64 (N, T) each, or (N, c, T) for a choice among c sequences; T is the longest example's.
+        lengths: (N,) tokens of each example, of its longest sequence for a choice.
+        cut: how many examples were longer than allowed.
+    """
+
+    inputs: dict[str, Tensor]
+    lengths: Tensor
+    cut: int
+
+
+def cache_folder() -> Path:
+    """Where tokenised data are kept: $STABILITY_CACHE, else $XDG_CACHE_HOME/stability, else ~/.cache/stability."""
+    own, user = os.environ.get("STABILITY_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else (Path(user) if user else Path.home() / ".cache") / "stability"
+
+
+def cached_tokens(tokenizer: Any, examples: Sequence[Sequences], max_length: int) -> Tokens:
+    """What :func:`tokenize` gives, or what the same texts and the same tokenizer gave before."""
+    file = cache_folder() / "tokens" / f"{_key(tokenizer, examples, max_length)}.safetensors"
+    try:
+        with safe_open(file, framework="pt") as cached:
+            tensors = {name: cached.get_tensor(name) for name in cached.keys()}  # noqa: SIM118 - not a dict
+            return Tokens(tensors, tensors.pop("lengths"), int(cached.metadata()["cut"]))
+    except (OSError, SafetensorError, KeyError, TypeError):  # absent or damaged: made again
+        tokens = tokenize(tokenizer, examples, max_length)
+    _keep(file, tokens)
+    return tokens
+
+
+def _key(tokenizer: Any, examples: Sequence[Sequences], max_length: int) -> str:
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    rules = fast.to_str() if fast is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    how = [_FORMAT, type(tokenizer).__name__, repr(tokenizer), rules, max_length]
+    return hashlib.sha256(json.dumps([how, examples]).encode()).hexdigest()
+
+
+def tokenize(tokenizer: Any, examples: Sequence[Sequences], max_length: int) -> Tokens:
+    """Tokenise ``examples``.
+
+    A sequence of more than ``max_length`` tokens loses the end of its longer text until it fits.
+
+    Args:
+        tokenizer: of transformers.
+        examples: of each its sequences, the same number in all.
+        max_length: in tokens, special ones included.
+    """
+    flat = [texts for sequences in examples for texts in sequences]
+    encoded = [_encode(tokenizer, texts, max_length) for texts in flat]
+    choices = len(examples[0])
+    sizes = torch.tensor([len(one["input_ids"]) for one, _ in encoded]).view(-1, choices)
+    longest = int(sizes.max())
+    fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    inputs = {
+        name: torch.tensor([one[name] + [fill.get(name, 0)] * (longest - len(one[name])) for one, _ in encoded])
+        for name in encoded[0][0]
+    }
+    shape = (len(examples), longest) if choices == 1 else (len(examples), choices, longest)
+    cut = torch.tensor([was_cut for _, was_cut in encoded]).view(-1, choices).any(1)
+    return Tokens({name: tensor.view(shape) for name, tensor in inputs.items()}, sizes.max(1).values, int(cut.sum()))
+
+
+def _encode(tokenizer: Any, texts: tuple[str, ...], max_length: int) -> tuple[dict[str, list[int]], bool]:
+    one = tokenizer(*texts, return_attention_mask=True, verbose=False)
+    too_long = len(one["input_ids"]) > max_length
+    if too_long:
+        one = tokenizer(*texts, return_attention_mask=True, truncation="longest_first", max_length=max_length)
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in one]
+    return {name: list(one[name]) for name in names}, too_long
+
+
+def _keep(file: Path, tokens: Tokens) -> None:
+    """Whole or not at all; a cache that cannot be written is none."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            fresh = Path(folder) / file.name
+            save_file({**tokens.inputs, "lengths": tokens.lengths}, fresh, {"cut": str(tokens.cut)})
+            fresh.replace(file)
+    except (OSError, SafetensorError):
+        return
