@@ -11,7 +11,13 @@ from typing import Any
 from stability import __version__
 from stability.training import FineTuning
 
-__all__ = ["parser"]
+__all__ = ["TEXT_TRAINING", "TRAINING", "parser"]
+
+TRAINING = ("steps", "batch_size", "learning_rate", "weight_decay", "schedule", "dropout")
+"""Settings of FineTuning that have an option of the same name."""
+
+TEXT_TRAINING = {"batch_size": 16, "learning_rate": 5e-4, "schedule": "linear"}
+"""How texts are trained by default; Fu et al. 2023 take batches of 16 as well, 1e-4 and at least 20 000 steps."""
 
 
 def _ridge(text: str) -> float | str:
@@ -54,14 +60,25 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("run", "Run a study, or go on with one; print its table.")
-    sub.add_argument("study", metavar="STUDY", help="name of the study, see 'stability list'")
+    sub.add_argument("study", metavar="STUDY", help="name of the study, see 'stability list'; with --problem a name of your own")
     sub.add_argument("--store", type=Path, help="SQLite file of results (by default runs/STUDY.sqlite)")
     sub.add_argument("--figures", type=Path, metavar="DIR", help="draw the figures into this folder")
     sub.add_argument(
-        "--add", nargs="+", default=[], metavar="SELECTOR", help="further selectors, module:name for your own; see --sparsities"
+        "--selectors",
+        "--add",
+        dest="selectors",
+        nargs="+",
+        default=[],
+        metavar="SELECTOR",
+        help="with --problem the selectors, otherwise further ones; module:name for your own",
     )
     _add_option(sub)
-    sub.add_argument("--sparsities", nargs="+", type=float, default=[], metavar="P", help="add each of them at every such p")
+    sub.add_argument("--sparsities", nargs="+", type=float, default=[], metavar="P", help="take each of them at every such p")
+    sub.add_argument("--problem", help="a study of your own: folder or file of texts, glue/rte, …, or a name of 'stability list'")
+    _add_problem(sub)
+    sub.add_argument("--seeds", type=int, help="with --problem: seeds 0, 1, …, each with its own S and start (by default 3)")
+    sub.add_argument("--retrainings", type=int, help="with --problem: examples left out in each cell (by default 10)")
+    _add_training(sub)
     sub.add_argument("--reuse", type=Path, metavar="FILE", help="take over what this store of a like study has finished")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     sub.add_argument("--workers", type=int, help="processes of one thread each (by default one a core, one on CUDA)")
@@ -73,8 +90,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--retrainings", type=int, help="how many examples a sample leaves out (by default 20)")
     sub.add_argument("--keep-mask", action="store_true", help="keep S's mask instead of selecting anew without the example")
-    for name, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("weight-decay", float)):
-        sub.add_argument(f"--{name}", type=kind, help=f"by default {getattr(FineTuning, name.replace('-', '_'))}")
+    _add_training(sub)
     sub.add_argument("--ridge", type=_ridge, help="λ of λ‖θ − θ⁰‖², or 'paper' for 1 − p (by default 0)")
     sub.add_argument(
         "--minimise", type=float, metavar="TOL", help="no AdamW: minimise the loss with its ridge by L-BFGS until ‖∇F‖ ≤ TOL"
@@ -84,12 +100,12 @@ def parser() -> argparse.ArgumentParser:
         "--check-replicas", type=int, metavar="K", help="with --bounds: take the curvature at K of the A(Sⁱ) too (by default 2)"
     )
     sub.add_argument("--delta", type=float, help="with --bounds: δ of those on the expected loss (by default 0.1)")
-    sub.add_argument("--schedule", choices=("constant", "linear"), help="of the learning rate (by default constant)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     sub.add_argument("--threads", type=int, help="threads of this process (by default torch's choice)")
 
-    sub = command("select", "Choose a mask and save it; a mask that training finds after 150 steps, FineTuning's default.")
+    sub = command("select", "Choose a mask and save it; one that training finds, after that training.")
     _add_selection(sub)
+    _add_training(sub)
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
 
     sub = command("bounds", "Theorem 1 for given constants; with C and R̂ also Theorem 2.", with_json=True)
@@ -125,10 +141,33 @@ def _add_option(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_selection(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--problem", default="digits", help="name of the problem")
+def _add_problem(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--n", type=int, help="training examples (by default the problem's own number)")
+    sub.add_argument("--model", help="of texts: a folder, or a name on the Hugging Face hub, of a pretrained model")
+    sub.add_argument("--max-length", type=int, help="of texts: cut to so many tokens (by default 256)")
+    sub.add_argument("--text", nargs="+", metavar="COLUMN", help="of texts: the one or two columns (by default the usual names)")
+    sub.add_argument("--label", metavar="COLUMN", help="of texts: the column of labels (by default label)")
+    sub.add_argument("--labels", choices=("classes", "numbers"), help="of texts: what labels are (by default what they look like)")
+    sub.add_argument("--task", help="of texts: the known task whose form and metric they have (cola, stsb, mrpc, …)")
     sub.add_argument("--data", help="of the problems linear and logistic: generated, diabetes, breast_cancer")
+
+
+def _add_training(sub: argparse.ArgumentParser) -> None:
+    for name, kind in (("steps", int), ("batch-size", int), ("learning-rate", float), ("weight-decay", float)):
+        field = name.replace("-", "_")
+        texts = f", of texts {TEXT_TRAINING[field]}" if field in TEXT_TRAINING else ""
+        sub.add_argument(f"--{name}", type=kind, help=f"by default {getattr(FineTuning, field)}{texts}")
+    sub.add_argument(
+        "--schedule", choices=("constant", "linear"), help="of the learning rate (by default constant, of texts linear)"
+    )
+    sub.add_argument("--dropout", action="store_true", default=None, help="the model's own dropout is on while it trains")
+
+
+def _add_selection(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--problem", default="digits", help="its name; or a folder or file of texts, or glue/rte, super_glue/cb, …, with --model"
+    )
+    _add_problem(sub)
     sub.add_argument("--selector", required=True, help="its name, see 'stability list', or module:name for your own")
     sub.add_argument("--sparsity", type=float, metavar="P", help="fraction of pretrained parameters that may change, in (0, 1]")
     sub.add_argument(

@@ -65,5 +65,7 @@ class Attention:
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    # The least finite number and not −∞: a row without any visible key must not become NaN.
-    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)
+    # The least finite number and not −∞: a row without any visible key must not become NaN; nor where a model takes its
+    # softmax in single precision whatever the rest is in.
+    least = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, least)

@@ -15,18 +15,19 @@ import torch
 from tqdm import tqdm
 
 from stability import bounds, machine, problems
-from stability.arguments import parser
+from stability.arguments import TEXT_TRAINING, TRAINING, parser
 from stability.bounds.base import check_delta
 from stability.constants import measure_constants, measured_bounds
-from stability.errors import StabilityError, UsageError
+from stability.errors import StabilityError, UsageError, check_whole
 from stability.leave_one_out import measure
-from stability.naming import SELECTORS, announced, selector_named
-from stability.problems import PROBLEMS
-from stability.replicas import train
+from stability.naming import SELECTORS, announced, selector_named, selectors_named
+from stability.problems import PROBLEMS, Problem
+from stability.problems.texts import HUB
+from stability.replicas import Replicas, train
 from stability.selectors import Selector
 from stability.store import Store
 from stability.studies import STUDIES
-from stability.study import run
+from stability.study import Study, run
 from stability.summary import table
 from stability.training import FineTuning, Minimisation
 
@@ -55,15 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.study not in STUDIES:
-        raise UsageError(f"unknown study {options.study!r}: there is {', '.join(STUDIES)}")
-    study = STUDIES[options.study]
-    if options.add:
-        sparsities = options.sparsities or [None]
-        own = dict(options.option)
-        study = study.with_selectors(*(selector_named(name, p, **own) for name in options.add for p in sparsities))
-    elif options.sparsities or options.option:
-        raise UsageError("--sparsities and --option belong to --add SELECTOR: add it, or leave them out")
+    study = _study(options)
     store = options.store or Path("runs") / f"{study.name}.sqlite"
     with tqdm(unit="cell", desc=study.name, disable=None) as bar:
 
@@ -78,6 +71,30 @@ def _run(options: argparse.Namespace) -> None:
     print(f"\nresults: {store}")
     if options.figures is not None:
         _draw(frame, options.figures)
+
+
+def _study(options: argparse.Namespace) -> Study:
+    """The one that comes with the toolkit, with further selectors; or one of the user's own, on ``--problem``."""
+    selectors = selectors_named(options.selectors, options.sparsities, **dict(options.option))
+    if not selectors and (options.sparsities or options.option):
+        raise UsageError("--sparsities and --option belong to --selectors SELECTOR …: add them, or leave these out")
+    if options.problem is not None:
+        if options.study in STUDIES:
+            raise UsageError(f"study {options.study!r} has its own problem: give your study another name")
+        if not selectors:
+            raise UsageError("a study of --problem needs --selectors: full sam, with --sparsities 0.005, for example")
+        algorithms = tuple(FineTuning(selector, **_training(options)) for selector in selectors)
+        seeds = 3 if options.seeds is None else options.seeds
+        check_whole(1, seeds=seeds)
+        count = 10 if options.retrainings is None else options.retrainings
+        return Study(options.study, options.problem, algorithms, tuple(range(seeds)), _problem_settings(options), count)
+    if options.study not in STUDIES:
+        raise UsageError(f"unknown study {options.study!r}: there is {', '.join(STUDIES)}; for one of your own give --problem")
+    own = {"seeds": options.seeds, "retrainings": options.retrainings, **_training(options), **_problem_settings(options)}
+    if given := [name for name, value in own.items() if value is not None]:
+        raise UsageError(f"--{given[0].replace('_', '-')} belongs to --problem: study {options.study!r} has its own")
+    study = STUDIES[options.study]
+    return study.with_selectors(*selectors) if selectors else study
 
 
 def _figures(options: argparse.Namespace) -> None:
@@ -133,8 +150,7 @@ def _loo(options: argparse.Namespace) -> None:
         estimate = measure(
             problem, algorithm, retrainings, reselect=not options.keep_mask, device=options.device, progress=bar.update
         )
-    logits = estimate.replicas.logits(problem.test.to(estimate.replicas.values.device))[0].cpu()
-    metric = problem.metric(logits, problem.test.labels)
+    metrics = _metrics(problem, estimate.replicas)
     found: dict[str, bounds.Bound] = {}
     notes: tuple[str, ...] = ()
     if options.bounds:
@@ -143,7 +159,8 @@ def _loo(options: argparse.Namespace) -> None:
     if options.json:
         what = {"problem": problem.name, "problem_settings": dict(problem.settings), "reselect": not options.keep_mask}
         how = {"algorithm": {**algorithm.settings(), "seed": algorithm.seed}}
-        more: dict[str, Any] = {"test_metric": {"name": problem.metric_name, "value": metric}}
+        more: dict[str, Any] = {"test_metric": {"name": problem.metric_name, "value": metrics["test"]}}
+        more["metrics"] = metrics
         if options.bounds:
             more |= {"bounds": {name: bound.to_dict() for name, bound in found.items()}, "notes": list(notes)}
         _print_json({**what, **how, **_plain(estimate.to_dict()), **_plain(more)})
@@ -157,7 +174,7 @@ def _loo(options: argparse.Namespace) -> None:
         "at fresh points": f"{estimate.hypothesis.value:.4g}",
         "largest |Δℓ_i|": f"{estimate.maximum:.4g}",
         "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {estimate.sparsity:.4g}), head {estimate.head}",
-        f"test {problem.metric_name}": f"{metric:.4f}",
+        problem.metric_name: ", ".join(f"{split} {value:.4f}" for split, value in metrics.items()),
         "seconds": f"{estimate.seconds:.1f}",
     }
     if (p := algorithm.sparsity_for(estimate.replicas.masks[0])) != estimate.sparsity:
@@ -178,10 +195,24 @@ def _loo(options: argparse.Namespace) -> None:
         print("".join(f"  {note}\n" for note in notes), end="")
 
 
+def _metrics(problem: Problem, replicas: Replicas) -> dict[str, float]:
+    """Of A(S) on every split; and on the test split of the class that is commonest in S, whatever the input."""
+    splits = {"test": problem.test, "validation": problem.validation, "train": problem.train}
+    found = {
+        name: problem.metric(replicas.logits(examples.to(replicas.values.device))[0].cpu(), examples.labels)
+        for name, examples in splits.items()
+        if examples is not None
+    }
+    if not problem.train.labels.is_floating_point():
+        counts = torch.bincount(problem.train.labels)
+        found["commonest class"] = problem.metric(counts.expand(len(problem.test), -1), problem.test.labels)
+    return found
+
+
 def _select(options: argparse.Namespace) -> None:
     selector, problem = _selector(options), _problem(options)
     if selector.moving:
-        algorithm = FineTuning(selector, seed=options.seed)
+        algorithm = FineTuning(selector, seed=options.seed, **_training(options))
         replicas = train(problem, algorithm)
         if (step := int(replicas.failed_step[0])) >= 0:
             raise StabilityError(f"{selector.name} found no mask, for its training {algorithm.failure(step)}")
@@ -228,7 +259,7 @@ def _print_bounds(found: Mapping[str, bounds.Bound]) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    names = {"problems": list(PROBLEMS), "selectors": [*SELECTORS, *sorted(announced())], "studies": list(STUDIES)}
+    names = {"problems": [*PROBLEMS, *HUB], "selectors": [*SELECTORS, *sorted(announced())], "studies": list(STUDIES)}
     if options.json:
         _print_json(names)
         return
@@ -252,22 +283,30 @@ def _selector(options: argparse.Namespace) -> Selector:
     return selector_named(options.selector, options.sparsity, **{**named, **dict(options.option)})
 
 
-def _problem(options: argparse.Namespace) -> Any:
-    given = {"n": options.n, "data": options.data}
-    settings = {"seed": options.seed} | {name: value for name, value in given.items() if value is not None}
-    return problems.load(options.problem, **settings)
+def _problem(options: argparse.Namespace) -> Problem:
+    problem = problems.load(options.problem, seed=options.seed, **_problem_settings(options))
+    for note in problem.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return problem
+
+
+def _problem_settings(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("n", "model", "max_length", "text", "label", "labels", "task", "data")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _training(options: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for; the rest is the default of texts, where the problem is texts, and otherwise FineTuning's."""
+    given = {name: getattr(options, name) for name in TRAINING if getattr(options, name) is not None}
+    return given if options.problem is None or options.problem in PROBLEMS else {**TEXT_TRAINING, **given}
 
 
 def _algorithm(options: argparse.Namespace) -> FineTuning | Minimisation:
-    names = ("steps", "batch_size", "learning_rate", "weight_decay", "ridge", "schedule")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    selector = _selector(options)
+    selector, ridge = _selector(options), options.ridge
     if options.minimise is None:
-        return FineTuning(selector, seed=options.seed, **given)
-    ridge = given.pop("ridge", None)
-    if given:
-        odd = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise UsageError(f"--minimise takes no {odd}: L-BFGS has no such setting")
+        return FineTuning(selector, seed=options.seed, **_training(options), **({} if ridge is None else {"ridge": ridge}))
+    if odd := [f"--{name.replace('_', '-')}" for name in TRAINING if getattr(options, name) is not None]:
+        raise UsageError(f"--minimise takes no {', '.join(odd)}: L-BFGS has no such setting")
     if ridge is None:
         raise UsageError("--minimise needs --ridge λ (or 'paper'), so that there is a minimum to find")
     return Minimisation(selector, ridge=ridge, tolerance=options.minimise, seed=options.seed)

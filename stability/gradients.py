@@ -182,12 +182,16 @@ def mean_gradient(problem: Problem, parameters: Parameters, examples: Examples, 
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
 
-    def summed(block: Examples) -> Tensor:
+    first = next(iter(parameters.values()))
+    result = torch.zeros(sum(leaf.numel() for leaf in leaves.values()), dtype=torch.float64, device=first.device)
+    sums = result.split([leaf.numel() for leaf in leaves.values()])
+    size = _block_size(problem, parameters, examples, Mask.full(parameters), memory_budget, copies=1, vectors=0)
+    places = size * examples.longest(slice(None))
+    for _, block in examples.blocks(min(size, 256), min(places, 2048)):
         parts = torch.autograd.grad(problem.losses(leaves, block).sum(), list(leaves.values()), materialize_grads=True)
-        return torch.cat([part.reshape(-1) for part in parts]).unsqueeze(0)
-
-    parts = blocks(problem, parameters, examples, Mask.full(parameters), memory_budget, vectors=0)
-    return total(map(summed, parts)) / len(examples)
+        for mine, part in zip(sums, parts, strict=True):
+            mine.add_(part.reshape(-1))
+    return result / len(examples)
 
 
 def total(parts: Iterator[Tensor]) -> Tensor:
@@ -199,7 +203,8 @@ def total(parts: Iterator[Tensor]) -> Tensor:
     """
     result = torch.zeros((), dtype=torch.float64)
     for part in parts:
-        result = result.to(part.device) + part.double().sum(0)
+        summed = part.sum(0, dtype=torch.float64)
+        result = summed if result.ndim == 0 else result.add_(summed)
     return result
 
 
@@ -210,14 +215,12 @@ def blocks(
     mask: Mask,
     memory_budget: int | None = None,
     copies: int = 1,
-    vectors: int = 1,
     at_most: int = 256,
 ) -> Iterator[Examples]:
-    """``examples`` in blocks small enough that a derivative of each example fits in ``memory_budget`` bytes.
+    """``examples`` in order, in blocks small enough that a derivative of each example fits in ``memory_budget`` bytes.
 
     An example is reckoned to take, ``copies`` times, four times what its forward pass keeps for the backward pass
-    (measured on the longest), and four ``vectors`` in the size of the masked tensors, 0 where the examples share one gradient;
-    ``at_most`` examples at once.
+    (measured on the longest), and four vectors in the size of the masked tensors; ``at_most`` examples at once.
 
     Raises:
         UsageError: no examples.
@@ -229,6 +232,21 @@ def blocks(
         >>> [len(block) for block in blocks(problem, start, problem.train, Mask.full(start), at_most=4)]
         [4, 4, 2]
     """
+    size = min(at_most, _block_size(problem, parameters, examples, mask, memory_budget, copies))
+    for start in range(0, len(examples), size):
+        yield examples.take(slice(start, start + size))
+
+
+def _block_size(
+    problem: Problem,
+    parameters: Parameters,
+    examples: Examples,
+    mask: Mask,
+    memory_budget: int | None,
+    copies: int,
+    vectors: int = 1,
+) -> int:
+    """How many examples fit; with ``vectors=0`` they share one gradient."""
     if len(examples) == 0:
         raise UsageError("derivatives of no examples: give at least 1")
     leaves = {n: t.detach().requires_grad_(n in mask.indices) for n, t in parameters.items()}
@@ -239,6 +257,4 @@ def blocks(
     masked = sum(parameters[name].numel() for name in mask.indices)
     each = 4 * copies * (max(kept, 0) + vectors * masked * first.element_size())
     budget = free_memory(first.device) // 8 if memory_budget is None else memory_budget
-    size = int(max(1, min(at_most, budget // max(each, 1))))
-    for start in range(0, len(examples), size):
-        yield examples.take(slice(start, start + size))
+    return int(max(1, budget // max(each, 1)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +31,7 @@ from stability.selectors import (
     from_scores,
 )
 
-__all__ = ["ENTRY_POINTS", "SELECTORS", "announced", "selector_named"]
+__all__ = ["ENTRY_POINTS", "SELECTORS", "announced", "selector_named", "selectors_named"]
 
 SELECTORS: dict[str, Callable[..., Selector]] = {
     "full": FullTuning,
@@ -111,6 +111,24 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
     except (TypeError, ValueError) as error:
         raise UsageError(f"selector {name!r} cannot be made with {given}: {error}") from error
     return result if isinstance(result, Selector) else Peft(result)
+
+
+def selectors_named(names: Sequence[str], sparsities: Sequence[float], /, **options: Any) -> list[Selector]:
+    """Every selector of ``names`` at every p of ``sparsities``; one whose rule decides how many it tunes, once.
+
+    Raises:
+        UsageError: as for :func:`selector_named`.
+
+    Example:
+        >>> [(selector.name, selector.sparsity) for selector in selectors_named(["full", "sam"], [0.01, 0.1])]
+        [('full', None), ('sam', 0.01), ('sam', 0.1)]
+    """
+    found = []
+    for name in names:
+        kind = SELECTORS.get(name) or _find(name)
+        ruled = isinstance(kind, Selector) or (inspect.isclass(kind) and "sparsity" not in inspect.signature(kind).parameters)
+        found += [selector_named(name, p, **options) for p in ([None] if ruled or not sparsities else sparsities)]
+    return found
 
 
 def _find(name: str) -> Any:

@@ -117,7 +117,7 @@ class Examples:
             return 1
         return int(mine.max())
 
-    def blocks(self, most: int = 256, places: int = 1 << 13) -> Iterator[tuple[Tensor, Examples]]:
+    def blocks(self, most: int = 256, places: int = 2048) -> Iterator[tuple[Tensor, Examples]]:
         """All examples in blocks for evaluation, each with its indices: ``most`` at once, sequences by length and no more than
         ``places`` tokens, padding counted, unless one alone has more.
         """

@@ -31,6 +31,8 @@ __all__ = ["DIVERGED", "Replicas", "plan_batch", "train"]
 DIVERGED = 1e4
 """A replica has diverged when its batch loss is not finite or exceeds this many times max(1, its first batch loss)."""
 
+_CACHED = 1 << 29  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
+
 Progress = Callable[[int], object]
 """Called with the number of replica-steps just done."""
 
@@ -205,21 +207,22 @@ def plan_batch(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, me
     """How many of r replicas fit in ``memory_budget`` bytes at once, balanced so that the last batch is not a rest.
 
     One replica takes what a forward pass keeps for the backward pass (measured on one batch), as much again for the
-    backward pass itself, its copy and gradient of every masked tensor, and the algorithm's vectors of K values.
+    backward pass itself, its copy and gradient of every masked tensor, and the algorithm's vectors of K values. On a CPU
+    many at once save nothing but Python's dispatch, and lose where their activations leave the caches.
     """
     start = problem.start(algorithm.seed)
     first = next(iter(start.values()))
     budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
     longest = max(algorithm.batches(problem.train), key=lambda index: len(index) * problem.train.longest(index))
     batch = problem.train.take(longest)
-    rows = min(r, 2)
-    stack = Stack(start, tunable, tunable.gather(start).expand(rows, -1))
+    stack = Stack(start, tunable, tunable.gather(start).unsqueeze(0))
     for tensor in stack.tensors.values():
         tensor.requires_grad_()
     kept = kept_for_backward(lambda: batched(stack, problem.logits)(stack.tensors, batch.inputs))
+    at_once = _CACHED // max(kept, 1) if first.device.type == "cpu" else r
     copies = sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
-    each = 2 * kept // rows + first.element_size() * (3 * copies + algorithm.vectors * tunable.count)
-    fits = max(1, min(r, budget // each))
+    each = 2 * kept + first.element_size() * (3 * copies + algorithm.vectors * tunable.count)
+    fits = max(1, min(r, at_once, budget // each))
     return math.ceil(r / math.ceil(r / fits))
 
 

@@ -38,7 +38,7 @@ class Study:
 
     Attributes:
         name: of the study.
-        problem: name of the problem; each seed draws its own S.
+        problem: name of the problem, or path of texts; each seed draws its own S.
         algorithms: each with its selector; their own seeds are replaced.
         seeds: of S, of the head's start, of the order of examples and of selection alike.
         problem_settings: further settings of the problem.
@@ -60,8 +60,7 @@ class Study:
         """What defines the study, as plain values."""
         return {
             "study": self.name,
-            "problem": self.problem,
-            "problem_settings": dict(self.problem_settings),
+            **problems.identity(self.problem, self.problem_settings),
             "algorithms": [algorithm.settings() for algorithm in self.algorithms],
             "seeds": list(self.seeds),
             "retrainings": self.retrainings,

@@ -75,7 +75,7 @@ def as_double(problem: Problem) -> Problem:
     """The same problem in float64."""
 
     def examples(some: Any) -> Any:
-        return dataclasses.replace(some, inputs={n: t.double() for n, t in some.inputs.items()})
+        return dataclasses.replace(some, inputs={n: t.double() if t.is_floating_point() else t for n, t in some.inputs.items()})
 
     return dataclasses.replace(
         problem,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -292,7 +293,7 @@ def _explained(model: str) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         folder = Path(model)
         if folder.is_dir():

@@ -1,0 +1,178 @@
+"""A pretrained language model on real tasks: what a step costs, what metrics training reaches, how stable it is.
+
+    python -m benchmarks.language --model FOLDER --data FOLDER [--parts steps tasks stability] [--device cpu] [--threads 2]
+
+FOLDER of data holds the tasks' folders (cb, rte, stsb). Each part writes benchmarks/results/language-PART-DEVICE.json.
+
+- ``steps``: fine-tuning on CB with SAM at p = 0.005, by this engine; by a plain loop (transformers' own model and
+  attention kernel, batches in random order padded to their longest text, dense gradients times the mask, ``torch.optim.AdamW``
+  over every parameter); and by the same loop on the engine's batches, whose trained logits are compared.
+- ``tasks``: metrics of full tuning and of SAM at p = 0.005 on CB, RTE and STS-B, with the paper's splits.
+- ``stability``: sampled leave-one-out of both on CB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from stability import FineTuning, Problem, leave_one_out, machine, problems
+from stability.masks import Mask
+from stability.problem import generator, shuffled_batches
+from stability.replicas import train
+from stability.selectors import SAM, FullTuning, Selector
+
+SPARSITY = 0.005
+RESULTS = Path(__file__).parent / "results"
+STEPS = {"cb": 150, "rte": 420, "stsb": 640}  # 10, 3 and 2 passes
+RATES = {"full": 1e-4, "sam": 1e-3}
+
+
+def algorithm(selector: Selector, steps: int) -> FineTuning:
+    return FineTuning(selector, steps=steps, batch_size=16, learning_rate=RATES[selector.name], schedule="linear")
+
+
+def plain_loop(
+    model_folder: str, problem: Problem, tuning: FineTuning, tunable: Mask, batches: list[Tensor]
+) -> tuple[float, Tensor]:
+    """Seconds of training, and the logits of the test texts after it."""
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder, num_labels=len(problem.settings["classes"]))
+    model.load_state_dict(problem.start(tuning.seed), strict=False)
+    model.to(problem.train.labels.device).eval()  # dropout off, as in the engine
+    masks = {name: torch.zeros(p.shape, device=p.device) for name, p in model.named_parameters()}
+    for name, index in tunable.indices.items():
+        masks[name].view(-1)[index.to(masks[name].device)] = 1.0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=tuning.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, tuning.steps)
+
+    def step(index: Tensor) -> None:
+        batch = problem.train.take(index)
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(**batch.inputs).logits, batch.labels)
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            parameter.grad.mul_(masks[name])
+        optimizer.step()
+
+    began = time.perf_counter()
+    for index in batches:
+        step(index)
+        schedule.step()
+    synchronize()
+    seconds = time.perf_counter() - began
+    with torch.no_grad():
+        logits = [(index, model(**block.inputs).logits) for index, block in problem.test.blocks()]
+    order = torch.cat([index for index, _ in logits]).argsort()
+    return seconds, torch.cat([part for _, part in logits])[order.to(logits[0][1].device)]
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measure_steps(model: str, data: Path, device: torch.device, count: int) -> dict[str, Any]:
+    problem = problems.load(str(data / "cb"), model=model).to(device)
+    tuning = algorithm(SAM(SPARSITY), count)
+    began = time.perf_counter()
+    mask = tuning.select(problem)
+    synchronize()
+    selection = time.perf_counter() - began
+    tunable = tuning.tunable(problem, mask)
+    own = list(tuning.batches(problem.train))
+    shuffled = list(shuffled_batches(problem.n, tuning.batch_size, count, generator(0, "order")))
+    train(problem, algorithm(SAM(SPARSITY), 1), masks=[mask])  # warm
+    began = time.perf_counter()
+    replicas = train(problem, tuning, masks=[mask], replica_batch=1)
+    synchronize()
+    seconds = {"engine": time.perf_counter() - began}
+    seconds["plain_loop"], _ = plain_loop(model, problem, tuning, tunable, shuffled)
+    seconds["plain_loop_same_batches"], logits = plain_loop(model, problem, tuning, tunable, own)
+    found = replicas.logits(problem.test)[0]
+    places = {
+        name: sum(len(b) * problem.train.longest(b) for b in batches) for name, batches in (("own", own), ("random", shuffled))
+    }
+    return {
+        "problem": repr(problem),
+        "k": mask.count,
+        "tensors_with_masked_coordinates": len(mask.indices),
+        "steps": count,
+        "seconds_of_selection": selection,
+        "seconds_a_step": {name: value / count for name, value in seconds.items()},
+        "ratios": {name: value / seconds["engine"] for name, value in seconds.items() if name != "engine"},
+        "tokens_a_step": {name: value / count for name, value in places.items()},
+        "largest_logit": float(logits.abs().max()),
+        "largest_logit_difference_same_batches": float((found - logits).abs().max()),
+    }
+
+
+def measure_tasks(model: str, data: Path, device: torch.device) -> list[dict[str, Any]]:
+    rows = []
+    for task, steps in STEPS.items():
+        problem = problems.load(str(data / task), model=model).to(device)
+        for selector in (FullTuning(), SAM(SPARSITY)):
+            tuning = algorithm(selector, steps)
+            began = time.perf_counter()
+            replicas = train(problem, tuning)
+            synchronize()
+            seconds = time.perf_counter() - began
+            row = {"task": task, "method": selector.name, "n": problem.n, "k": replicas.masks[0].count, "m": problem.m}
+            row |= {"steps": steps, "learning_rate": tuning.learning_rate, "seconds": seconds, "metric": problem.metric_name}
+            for split in ("train", "validation", "test"):
+                examples = getattr(problem, split)
+                logits = replicas.logits(examples)[0]
+                row[f"{split}_loss"] = problem.loss(logits, examples.labels).mean().item()
+                row[f"{split}_metric"] = problem.metric(logits, examples.labels)
+            if problem.settings["classes"]:
+                commonest = torch.bincount(problem.train.labels).expand(len(problem.test), -1)
+                row["commonest_class"] = problem.metric(commonest, problem.test.labels)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    return rows
+
+
+def measure_stability(model: str, data: Path, device: torch.device, retrainings: int) -> list[dict[str, Any]]:
+    problem = problems.load(str(data / "cb"), model=model, n=96)
+    rows = []
+    for selector in (SAM(SPARSITY), FullTuning()):
+        estimate = leave_one_out.measure(problem, algorithm(selector, 90), retrainings, device=device)
+        test = problem.test.to(estimate.replicas.values.device)
+        metric = problem.metric(estimate.replicas.logits(test)[0], test.labels)
+        rows.append({"method": selector.name, **estimate.to_dict(), "test_metric": metric})
+        print(selector.name, estimate, f"test {problem.metric_name} {metric:.3f}", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=("steps", "tasks", "stability"), default=["steps", "tasks", "stability"])
+    parser.add_argument("--steps", type=int, default=42, help="of the part steps: three passes over CB")
+    parser.add_argument("--retrainings", type=int, default=20)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = machine.resolve_device(options.device)
+    label = torch.cuda.get_device_name().lower().replace(" ", "-") if device.type == "cuda" else "cpu"
+    for part in options.parts:
+        if part == "steps":
+            found: Any = measure_steps(options.model, options.data, device, options.steps)
+        elif part == "tasks":
+            found = measure_tasks(options.model, options.data, device)
+        else:
+            found = measure_stability(options.model, options.data, device, options.retrainings)
+        result = {"model": Path(options.model).name, part: found, "machine": machine.report()}
+        (RESULTS / f"language-{part}-{label}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

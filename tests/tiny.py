@@ -1,0 +1,87 @@
+"""Tiny language models with random weights, and texts for them: what a hub would give, made on the spot."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+WORDS = (
+    *("the", "a", "cat", "dog", "bird", "sees", "hears", "likes", "big", "small", "red", "blue", "old", "new", "tree"),
+    *("house", "river", "and", "or", "not", "it", "runs", "sleeps", "well"),
+)
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+COMMON = {"vocab_size": len(SPECIAL) + len(WORDS), "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+SMALL = {**COMMON, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 64, "initializer_range": 0.3}
+MODERN = {"local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2}
+DISTIL = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "initializer_range": 0.3, "max_position_embeddings": 64}
+GPT = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.3, "bos_token_id": 2, "eos_token_id": 3}
+DEBERTA = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "type_vocab_size": 0}
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "bert": lambda: transformers.BertConfig(**SMALL),
+    "roberta": lambda: transformers.RobertaConfig(**{**SMALL, "max_position_embeddings": 65}),
+    "distilbert": lambda: transformers.DistilBertConfig(vocab_size=COMMON["vocab_size"], pad_token_id=0, **DISTIL),
+    "deberta-v2": lambda: transformers.DebertaV2Config(**SMALL, **DEBERTA),
+    "electra": lambda: transformers.ElectraConfig(**SMALL, embedding_size=16),
+    "modernbert": lambda: transformers.ModernBertConfig(**SMALL, **MODERN, eos_token_id=3),
+    "gpt2": lambda: transformers.GPT2Config(vocab_size=COMMON["vocab_size"], **GPT),
+}
+"""The configuration of each family."""
+
+
+def tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"unk_token": "[UNK]", "eos_token": "[SEP]", "model_max_length": 64}
+    inputs = ["input_ids", "attention_mask"]
+    if family != "gpt2":  # it has neither special tokens around a text nor one for padding
+        made.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    if family == "bert":
+        inputs.append("token_type_ids")
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_input_names=inputs, **names)
+
+
+def write_model(folder: Path, family: str = "bert", labels: int = 2, **settings: Any) -> Path:
+    """A model of ``family`` with ``labels`` labels and its tokenizer, as transformers saves them."""
+    config = FAMILIES[family]()
+    config.num_labels = labels
+    for name, value in settings.items():
+        setattr(config, name, value)
+    with torch.random.fork_rng():
+        torch.manual_seed(len(family))
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():  # biases and norms start at 0 and 1: then much would pass unseen
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    tokenizer(family).save_pretrained(folder)
+    return folder
+
+
+def sentence(draw: random.Random, most: int = 12) -> str:
+    return " ".join(draw.choices(WORDS, k=draw.randint(2, most)))
+
+
+def rows(count: int, seed: int = 0, most: int = 12) -> list[dict[str, Any]]:
+    """Pairs of sentences, labelled by whether the first says ``not``."""
+    draw = random.Random(seed)
+    made = [{"text_a": sentence(draw, most), "text_b": sentence(draw, most)} for _ in range(count)]
+    return [{**row, "label": "yes" if "not" in row["text_a"].split() else "no"} for row in made]
+
+
+def write_lines(path: Path, some: Sequence[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(json.dumps(row) for row in some), encoding="utf-8")
+    return path
