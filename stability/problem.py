@@ -38,8 +38,7 @@ def shuffled_batches(n: int, batch_size: int, count: int, draw: torch.Generator,
 
     With a ``batch_size`` of n or more each batch is the whole of S, in order. Where examples have ``lengths`` (n,), those of
     like length go together, so that little is padded: the shuffled examples are taken ⌊n/b⌋ batches at a time, ordered by
-    length times a random factor in [0.8, 1.25], cut into batches, and the batches come in random order. Each example still
-    comes once in a pass over S.
+    length times a random factor in [0.8, 1.25], cut into batches, and the batches come in random order.
 
     Example:
         >>> [len(batch) for batch in shuffled_batches(n=6, batch_size=4, count=3, draw=generator(0, "order"))]

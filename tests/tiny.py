@@ -85,3 +85,10 @@ def write_lines(path: Path, some: Sequence[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(json.dumps(row) for row in some), encoding="utf-8")
     return path
+
+
+def lines(folder: Path, **splits: Any) -> str:
+    """A folder of JSON lines, a file a split."""
+    for split, rows in splits.items():
+        write_lines(folder / f"{split}.jsonl", rows)
+    return str(folder)

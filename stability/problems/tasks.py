@@ -30,7 +30,7 @@ from torch import Tensor
 from stability.errors import UsageError
 from stability.problems.reading import Row
 
-__all__ = ["TASKS", "Labels", "Sequences", "Task", "labels_of", "task_for", "texts_of"]
+__all__ = ["TASKS", "Labels", "Sequences", "Task", "labels_of", "task_for", "text_columns", "texts_of"]
 
 Sequences: TypeAlias = list[tuple[str, ...]]
 """Of one example: a text or a pair of texts for each sequence that the model reads, one but for a choice."""
@@ -138,32 +138,45 @@ def task_for(name: str, columns: Sequence[str], asked: str | None = None) -> Tas
     return TASKS.get(name)
 
 
-def texts_of(rows: Sequence[Row], task: Task | None, columns: Sequence[str] | None = None) -> list[Sequences]:
+def text_columns(row: Row) -> tuple[str, ...]:
+    """The usual one or two columns of texts that ``row`` has: text; text_a and text_b; premise and hypothesis; ….
+
+    Raises:
+        UsageError: it has none of them.
+
+    Example:
+        >>> text_columns(Row({"premise": "It rains.", "hypothesis": "It is wet.", "label": "yes"}, "line 1"))
+        ('premise', 'hypothesis')
+    """
+    for names in _TEXT_COLUMNS:
+        if all(name in row.values for name in names):
+            return names
+    usual = "; ".join(", ".join(names) for names in _TEXT_COLUMNS)
+    raise UsageError(
+        f"{row.place}: no column of texts among {', '.join(map(str, row.values))}: call them {usual}; "
+        "or name yours: text='…' in Python, --text COLUMN [COLUMN] on the command line"
+    )
+
+
+def texts_of(rows: Sequence[Row], columns: Sequence[str] | None, task: Task | None = None) -> list[Sequences]:
     """The texts of each row.
 
     Args:
         rows: of one split.
-        task: a known one, or None.
-        columns: the one or two columns that hold the texts; by default the usual ones (text; text_a, text_b; …).
+        columns: the one or two columns that hold the texts; None: as the task has them.
+        task: a known one with a form of its own.
 
     Raises:
         UsageError: columns are missing, or hold something that is no text.
 
     Example:
-        >>> texts_of([Row({"premise": "It rains.", "hypothesis": "It is wet."}, "line 1")], None)
+        >>> texts_of([Row({"premise": "It rains.", "hypothesis": "It is wet."}, "line 1")], ["premise", "hypothesis"])
         [[('It rains.', 'It is wet.')]]
     """
-    if columns is None and task is not None and task.sequences is not None:
-        return [task.sequences(row) for row in rows]
     if columns is None:
-        there = rows[0].values
-        columns = next((names for names in _TEXT_COLUMNS if all(name in there for name in names)), None)
-        if columns is None:
-            usual = "; ".join(", ".join(names) for names in _TEXT_COLUMNS)
-            raise UsageError(
-                f"{rows[0].place}: no column of texts among {', '.join(map(str, there))}: call them {usual}; "
-                "or name yours: text='…' in Python, --text COLUMN [COLUMN] on the command line"
-            )
+        if task is None or task.sequences is None:
+            raise UsageError("texts of no columns: name one or two")
+        return [task.sequences(row) for row in rows]
     if len(columns) not in (1, 2):
         raise UsageError(f"{len(columns)} columns of texts ({', '.join(columns)}): a sequence classifier takes one or two")
     return [[tuple(_text(row, name) for name in columns)] for row in rows]

@@ -16,7 +16,7 @@ from stability.problem import Examples, Problem, generator
 from stability.problems.metrics import METRICS, cross_entropies, squared_errors
 from stability.problems.pretrained import load_pretrained
 from stability.problems.reading import Row, read_rows, split_files
-from stability.problems.tasks import TASKS, labels_of, task_for, texts_of
+from stability.problems.tasks import TASKS, labels_of, task_for, text_columns, texts_of
 from stability.problems.tokens import cached_tokens
 
 __all__ = ["HUB", "load"]
@@ -75,7 +75,9 @@ def load(
     columns = list(splits["train"][0].values)
     known = task_for(name, columns, task)
     names = [text] if isinstance(text, str) else text
-    examples = {split: texts_of(rows, known, names) for split, rows in splits.items()}
+    if names is None and (known is None or known.sequences is None):
+        names = text_columns(splits["train"][0])
+    examples = {split: texts_of(rows, names, known) for split, rows in splits.items()}
     coded, lacking = labels_of(splits, label, known, labels)
     classes, choices = coded["train"].classes, len(examples["train"][0]) > 1
     check_whole(2, n=len(coded["train"].values) if n is None else n)
@@ -101,7 +103,7 @@ def load(
             "n": len(made["train"]),
             "seed": seed,
             "max_length": pretrained.max_length,
-            "text": names,
+            "text": names and list(names),
             "label": label,
             "classes": classes,
         },
