@@ -160,7 +160,7 @@ def _loo(options: argparse.Namespace) -> None:
         what = {"problem": problem.name, "problem_settings": dict(problem.settings), "reselect": not options.keep_mask}
         how = {"algorithm": {**algorithm.settings(), "seed": algorithm.seed}}
         more: dict[str, Any] = {"test_metric": {"name": problem.metric_name, "value": metrics["test"]}}
-        more["metrics"] = metrics
+        more |= {"metrics": metrics, "data_notes": list(problem.notes)}
         if options.bounds:
             more |= {"bounds": {name: bound.to_dict() for name, bound in found.items()}, "notes": list(notes)}
         _print_json({**what, **how, **_plain(estimate.to_dict()), **_plain(more)})
@@ -175,6 +175,7 @@ def _loo(options: argparse.Namespace) -> None:
         "largest |Δℓ_i|": f"{estimate.maximum:.4g}",
         "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {estimate.sparsity:.4g}), head {estimate.head}",
         problem.metric_name: ", ".join(f"{split} {value:.4f}" for split, value in metrics.items()),
+        "trained": _described(algorithm),
         "seconds": f"{estimate.seconds:.1f}",
     }
     if (p := algorithm.sparsity_for(estimate.replicas.masks[0])) != estimate.sparsity:
@@ -193,6 +194,15 @@ def _loo(options: argparse.Namespace) -> None:
         print(f"\nBounds from the constants measured on these runs (δ = {delta:g} for the expected loss):")
         _print_bounds(found)
         print("".join(f"  {note}\n" for note in notes), end="")
+
+
+def _described(algorithm: FineTuning | Minimisation) -> str:
+    if isinstance(algorithm, Minimisation):
+        return f"to ‖∇F‖ ≤ {algorithm.tolerance:g}, λ = {algorithm.ridge}"
+    return (
+        f"{algorithm.steps} steps of {algorithm.batch_size}, learning rate {algorithm.learning_rate:g}, {algorithm.schedule}, "
+        f"dropout {'on' if algorithm.dropout else 'off'}"
+    )
 
 
 def _metrics(problem: Problem, replicas: Replicas) -> dict[str, float]:

@@ -20,6 +20,7 @@ from torch.func import grad, vjp, vmap
 
 from stability.errors import UsageError
 from stability.gradients import blocks
+from stability.machine import free_memory
 from stability.masks import Mask, Parameters
 from stability.problem import Examples, Problem, generator
 
@@ -113,7 +114,7 @@ class Curvature:
             raise UsageError(f"vectors have shape {tuple(vectors.shape)}: (s, k) with k = {self.size} expected")
         rows = vectors.to(self._values)
         result = torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
-        for multiply in self._multipliers():
+        for multiply in self._multipliers(min(_PROBES_AT_ONCE, len(rows))):
             result += torch.cat([multiply(part) for part in rows.split(_PROBES_AT_ONCE)]).detach()
         return (result / len(self.examples)).cpu()
 
@@ -122,29 +123,26 @@ class Curvature:
         return self.coordinates.gather(self.parameters).detach()
 
     @cached_property
-    def _blocks(self) -> list[Examples]:
-        return list(
-            blocks(
-                self.problem,
-                self.parameters,
-                self.examples,
-                self.coordinates,
-                self.memory_budget,
-                copies=_PROBES_AT_ONCE,
-                at_most=len(self.examples),
-            )
-        )
+    def _splits(self) -> dict[int, list[Examples]]:
+        return {}
+
+    def _blocks(self, vectors: int) -> list[Examples]:
+        """The examples in blocks that leave room for so many vectors at once."""
+        if vectors not in self._splits:
+            at = (self.problem, self.parameters, self.examples.by_length(), self.coordinates, self.memory_budget)
+            self._splits[vectors] = list(blocks(*at, copies=vectors, at_most=len(self.examples)))
+        return self._splits[vectors]
 
     @cached_property
     def _kept(self) -> Callable[[Tensor], Tensor]:
         return self._multiplier(self.examples)
 
-    def _multipliers(self) -> Iterator[Callable[[Tensor], Tensor]]:
+    def _multipliers(self, vectors: int) -> Iterator[Callable[[Tensor], Tensor]]:
         """One a block; a single block's derivative is kept, for it serves every product."""
-        if len(self._blocks) == 1:
+        if len(self._blocks(vectors)) == 1:
             yield self._kept
         else:
-            yield from map(self._multiplier, self._blocks)
+            yield from map(self._multiplier, self._blocks(vectors))
 
     def _multiplier(self, block: Examples) -> Callable[[Tensor], Tensor]:
         """(s, k) → (s, k), the *sum* over the block."""
@@ -197,7 +195,9 @@ class Eigenvalue:
     converged: bool
 
 
-def least_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30) -> Eigenvalue:
+def least_eigenvalue(
+    matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30, memory_budget: int | None = None
+) -> Eigenvalue:
     """Λ_min by implicitly restarted Lanczos (Lehoucq & Sorensen 1996; scipy's ``eigsh``).
 
     The start vector is fixed, so the same input gives the same answer. Up to 100 rows the whole matrix is made.
@@ -206,6 +206,8 @@ def least_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_resta
         matrix: of k rows.
         tolerance: accuracy asked of ARPACK, relative to |Λ_min| + ‖Hv‖/‖v‖ for a random v.
         max_restarts: of the recurrence, each about 20 products.
+        memory_budget: bytes for the basis of Lanczos, 20 vectors of k where they fit and as few as 4 where not, which takes
+            more restarts; a quarter of what is free by default.
 
     Returns:
         An :class:`Eigenvalue` whose ``converged`` is to be looked at: no convergence is no exception.
@@ -219,10 +221,12 @@ def least_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_resta
         >>> round(least_eigenvalue(Curvature(p, p.pretrained, p.train)).value, 4)
         0.3333
     """
-    return _extreme(matrix, 1.0, tolerance, max_restarts)
+    return _extreme(matrix, 1.0, tolerance, max_restarts, memory_budget)
 
 
-def greatest_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30) -> Eigenvalue:
+def greatest_eigenvalue(
+    matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30, memory_budget: int | None = None
+) -> Eigenvalue:
     """Λ_max, as :func:`least_eigenvalue` finds Λ_min; of a Hessian it is the sharpness, and b where ℓ is b-smooth.
 
     Raises:
@@ -234,10 +238,10 @@ def greatest_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_re
         >>> round(greatest_eigenvalue(Curvature(p, p.pretrained, p.train)).value, 4)
         3.0
     """
-    return _extreme(matrix, -1.0, tolerance, max_restarts)
+    return _extreme(matrix, -1.0, tolerance, max_restarts, memory_budget)
 
 
-def _extreme(matrix: SymmetricMatrix, sign: float, tolerance: float, max_restarts: int) -> Eigenvalue:
+def _extreme(matrix: SymmetricMatrix, sign: float, tolerance: float, max_restarts: int, memory_budget: int | None) -> Eigenvalue:
     """The least eigenvalue of sign · matrix, times sign."""
     if not tolerance > 0 or max_restarts < 1:
         raise UsageError(f"tolerance = {tolerance}, max_restarts = {max_restarts}: use a positive number and at least 1")
@@ -265,9 +269,11 @@ def _extreme(matrix: SymmetricMatrix, sign: float, tolerance: float, max_restart
     # ARPACK first multiplies its start vector by the operator, and so never sees an exact null space, which is where
     # Λ_min = 0 lives. A shift of the Hessian's own scale moves the null space away from zero.
     shift = float(np.linalg.norm(apply(start)) / np.linalg.norm(start)) or 1.0
+    budget = free_memory(torch.device("cpu")) // 4 if memory_budget is None else memory_budget
+    basis = int(min(20, max(4, budget // (8 * k) - 8)))  # ARPACK and its caller hold 8 vectors or so beside the basis
     operator = LinearOperator((k, k), matvec=lambda vector: apply(vector) - shift * vector.reshape(-1), dtype=np.float64)
     try:
-        values, vectors = eigsh(operator, k=1, which="SA", tol=tolerance, maxiter=max_restarts, ncv=20, v0=start)
+        values, vectors = eigsh(operator, k=1, which="SA", tol=tolerance, maxiter=max_restarts, ncv=basis, v0=start)
     except ArpackError:  # no convergence, or products that are not finite
         return Eigenvalue(failed, failed, products, converged=False)
     return found(float(values[0]) + shift, vectors[:, 0])

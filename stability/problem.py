@@ -110,6 +110,10 @@ class Examples:
         longest, mine = self.longest(index), self.lengths[index if isinstance(index, slice) else index.cpu()]
         return Examples({name: tensor[..., :longest] for name, tensor in inputs.items()}, self.labels[there], mine)
 
+    def by_length(self) -> Examples:
+        """Sequences from the shortest to the longest, for sums in blocks; others as they are."""
+        return self if self.lengths is None else self.take(self.lengths.argsort(stable=True))
+
     def longest(self, index: Tensor | slice) -> int:
         """How many places along the last axis the examples at ``index`` need; 1 for what is no sequence."""
         if self.lengths is None or not len(mine := self.lengths[index if isinstance(index, slice) else index.cpu()]):

@@ -8,6 +8,7 @@ import torch
 
 from stability import problems
 from stability.problem import Problem
+from tests import tiny
 
 mpl.use("Agg")
 torch.set_num_threads(1)  # one a worker: several workers with several threads each slow each other down many times
@@ -23,3 +24,19 @@ def digits() -> Problem:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is left in the user's cache, nor read from it."""
     os.environ["STABILITY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    """Pairs of sentences for a tiny BERT, of the same width and depth as the transformer of ``digits``."""
+    folder = tmp_path_factory.mktemp("pairs")
+    model = tiny.write_model(folder / "bert", hidden_size=32, num_hidden_layers=3)
+    data = tiny.lines(folder / "pairs", train=tiny.rows(24, most=20), test=tiny.rows(40, seed=1, most=20))
+    return problems.load(data, model=str(model))
+
+
+@pytest.fixture(params=["digits", "pairs"])
+def learned(request: pytest.FixtureRequest) -> Problem:
+    """Either: images or texts."""
+    problem: Problem = request.getfixturevalue(request.param)
+    return problem

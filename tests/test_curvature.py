@@ -107,7 +107,7 @@ def test_products_equal_dense_autodiff(kind: Any, mask: Mask, budget: int | None
     matrix = Curvature(PROBLEM, START, PROBLEM.train, mask, kind, budget)
     assert matrix.size == mask.count
     if budget == 1:
-        assert len(matrix._blocks) == len(PROBLEM.train)
+        assert len(matrix._blocks(1)) == len(PROBLEM.train)
     truth = dense(mask, kind)
     torch.testing.assert_close(matrix.product(torch.eye(mask.count, dtype=torch.float64)), truth, rtol=0, atol=1e-12)
     assert kind == "gauss_newton" or torch.linalg.eigvalsh(truth)[0] < -1e-3  # an indefinite one, else it tells little
