@@ -6,7 +6,7 @@ All are taken by the k coordinates of a mask (by every coordinate where none is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -185,7 +185,7 @@ def mean_gradient(problem: Problem, parameters: Parameters, examples: Examples, 
     first = next(iter(parameters.values()))
     result = torch.zeros(sum(leaf.numel() for leaf in leaves.values()), dtype=torch.float64, device=first.device)
     sums = result.split([leaf.numel() for leaf in leaves.values()])
-    size = _block_size(problem, parameters, examples, Mask.full(parameters), memory_budget, copies=1, vectors=0)
+    size = _block_size(problem, parameters, examples, list(parameters), memory_budget, copies=1, vectors=0)
     places = size * examples.longest(slice(None))
     for _, block in examples.blocks(min(size, 256), min(places, 2048)):
         parts = torch.autograd.grad(problem.losses(leaves, block).sum(), list(leaves.values()), materialize_grads=True)
@@ -232,7 +232,7 @@ def blocks(
         >>> [len(block) for block in blocks(problem, start, problem.train, Mask.full(start), at_most=4)]
         [4, 4, 2]
     """
-    size = min(at_most, _block_size(problem, parameters, examples, mask, memory_budget, copies))
+    size = min(at_most, _block_size(problem, parameters, examples, list(mask.indices), memory_budget, copies))
     for start in range(0, len(examples), size):
         yield examples.take(slice(start, start + size))
 
@@ -241,20 +241,20 @@ def _block_size(
     problem: Problem,
     parameters: Parameters,
     examples: Examples,
-    mask: Mask,
+    masked: Sequence[str],
     memory_budget: int | None,
     copies: int,
     vectors: int = 1,
 ) -> int:
-    """How many examples fit; with ``vectors=0`` they share one gradient."""
+    """How many examples fit where one differentiates by the ``masked`` tensors; with ``vectors=0`` they share one gradient."""
     if len(examples) == 0:
         raise UsageError("derivatives of no examples: give at least 1")
-    leaves = {n: t.detach().requires_grad_(n in mask.indices) for n, t in parameters.items()}
+    leaves = {n: t.detach().requires_grad_(n in masked) for n, t in parameters.items()}
     longest = torch.arange(len(examples)) if examples.lengths is None else examples.lengths.argsort(descending=True)
     forward: Callable[[int], object] = lambda size: problem.losses(leaves, examples.take(longest[:size]))  # noqa: E731
     kept = kept_for_backward(partial(forward, 2)) - kept_for_backward(partial(forward, 1)) if len(examples) > 1 else 0
     first = next(iter(parameters.values()))
-    masked = sum(parameters[name].numel() for name in mask.indices)
-    each = 4 * copies * (max(kept, 0) + vectors * masked * first.element_size())
+    entries = sum(parameters[name].numel() for name in masked)
+    each = 4 * copies * (max(kept, 0) + vectors * entries * first.element_size())
     budget = free_memory(first.device) // 8 if memory_budget is None else memory_budget
     return int(max(1, budget // max(each, 1)))

@@ -95,16 +95,13 @@ class SAM(Selector):
         return self._select(problem, seed, self._shares(problem.n, seed))
 
     def _select(self, problem: Problem, seed: int, shares: Tensor | None) -> Mask:
-        start, mask = problem.start(seed), Mask.full(problem.pretrained)
-        if shares is None:
-            gradient = self._sum(problem, seed)
-        else:
-            gradient = total(_weighted(per_example_gradients(problem, start, problem.train, mask), shares))
-        h: Tensor | None = None
-        if self.curvature == "gauss_newton":
-            h = total(gauss_newton_diagonals(problem, start, problem.train, mask))
-        elif self.curvature == "hutchinson":
-            h = diagonal(Curvature(problem, start, problem.train, mask), self.probes, seed).value.to(gradient.device)
+        gradient, h = self._sum(problem, seed, shares), None
+        if self.curvature != "constant":
+            at = (problem, problem.start(seed), problem.train, Mask.full(problem.pretrained))
+            if self.curvature == "gauss_newton":
+                h = total(gauss_newton_diagonals(*at))
+            else:
+                h = diagonal(Curvature(*at), self.probes, seed).value.to(gradient.device)
         return self._choose(problem, gradient, h)
 
     def select_each_left_out(self, problem: Problem, left_out: Sequence[int], seed: int) -> Iterator[Mask]:
@@ -118,10 +115,12 @@ class SAM(Selector):
             for one in block:
                 yield self._choose(problem, gradient - one.double(), None)
 
-    def _sum(self, problem: Problem, seed: int) -> Tensor:
-        """Σ_i ∇ℓ_i at the start over the pretrained coordinates, (m,)."""
-        mean = mean_gradient(problem, problem.start(seed), problem.train)
-        return problem.n * mean[: problem.m]
+    def _sum(self, problem: Problem, seed: int, shares: Tensor | None = None) -> Tensor:
+        """Σ_i ∇ℓ_i at the start over the pretrained coordinates, each counted by its share, (m,)."""
+        start = problem.start(seed)
+        if shares is None:
+            return problem.n * mean_gradient(problem, start, problem.train)[: problem.m]
+        return total(_weighted(per_example_gradients(problem, start, problem.train, Mask.full(problem.pretrained)), shares))
 
     def _shares(self, n: int, seed: int, without: int | None = None) -> Tensor | None:
         """What each example that remains counts in the sum of the batches' mean gradients: float64 (n or n − 1,). None for
