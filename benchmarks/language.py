@@ -28,6 +28,7 @@ from transformers import AutoModelForSequenceClassification
 from stability import FineTuning, Problem, leave_one_out, machine, problems
 from stability.masks import Mask
 from stability.problem import generator, shuffled_batches
+from stability.problems.metrics import commonest_class
 from stability.replicas import train
 from stability.selectors import SAM, FullTuning, Selector
 
@@ -132,9 +133,9 @@ def measure_tasks(model: str, data: Path, device: torch.device) -> list[dict[str
                 logits = replicas.logits(examples)[0]
                 row[f"{split}_loss"] = problem.loss(logits, examples.labels).mean().item()
                 row[f"{split}_metric"] = problem.metric(logits, examples.labels)
-            if problem.settings["classes"]:
-                commonest = torch.bincount(problem.train.labels).expand(len(problem.test), -1)
-                row["commonest_class"] = problem.metric(commonest, problem.test.labels)
+            if classes := problem.settings["classes"]:
+                constant = commonest_class(problem.train.labels, len(classes), len(problem.test))
+                row["commonest_class"] = problem.metric(constant, problem.test.labels.cpu())
             rows.append(row)
             print(json.dumps(row), flush=True)
     return rows
@@ -146,7 +147,7 @@ def measure_stability(model: str, data: Path, device: torch.device, retrainings:
     for selector in (SAM(SPARSITY), FullTuning()):
         estimate = leave_one_out.measure(problem, algorithm(selector, 90), retrainings, device=device)
         test = problem.test.to(estimate.replicas.values.device)
-        metric = problem.metric(estimate.replicas.logits(test)[0], test.labels)
+        metric = problem.metric(estimate.replicas.logits(test, slice(0, 1))[0], test.labels)
         rows.append({"method": selector.name, **estimate.to_dict(), "test_metric": metric})
         print(selector.name, estimate, f"test {problem.metric_name} {metric:.3f}", flush=True)
     return rows
@@ -180,7 +181,7 @@ def main() -> None:
             found = measure_tasks(options.model, options.data, device)
         else:
             found = measure_stability(options.model, options.data, device, options.retrainings)
-        result = {"model": Path(options.model).name, part: found, "machine": machine.report()}
+        result = {"model": "/".join(Path(options.model).parts[-2:]), part: found, "machine": machine.report()}
         (RESULTS / f"language-{part}-{label}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 

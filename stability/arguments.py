@@ -148,7 +148,8 @@ def _add_problem(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--text", nargs="+", metavar="COLUMN", help="of texts: the one or two columns (by default the usual names)")
     sub.add_argument("--label", metavar="COLUMN", help="of texts: the column of labels (by default label)")
     sub.add_argument("--labels", choices=("classes", "numbers"), help="of texts: what labels are (by default what they look like)")
-    sub.add_argument("--task", help="of texts: the known task whose form and metric they have (cola, stsb, mrpc, …)")
+    sub.add_argument("--task", help="of texts: the known task whose form and metric they have (cola, stsb, mrpc, …), or none")
+    sub.add_argument("--split-seed", type=int, help="of texts: draws what is held out for lack of a test split (by default 0)")
     sub.add_argument("--data", help="of the problems linear and logistic: generated, diabetes, breast_cancer")
 
 

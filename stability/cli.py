@@ -22,6 +22,7 @@ from stability.errors import StabilityError, UsageError, check_whole
 from stability.leave_one_out import measure
 from stability.naming import SELECTORS, announced, selector_named, selectors_named
 from stability.problems import PROBLEMS, Problem
+from stability.problems.metrics import commonest_class
 from stability.problems.texts import HUB
 from stability.replicas import Replicas, train
 from stability.selectors import Selector
@@ -86,6 +87,7 @@ def _study(options: argparse.Namespace) -> Study:
         algorithms = tuple(FineTuning(selector, **_training(options)) for selector in selectors)
         seeds = 3 if options.seeds is None else options.seeds
         check_whole(1, seeds=seeds)
+        _tell(problems.load(options.problem, **_problem_settings(options)))
         count = 10 if options.retrainings is None else options.retrainings
         return Study(options.study, options.problem, algorithms, tuple(range(seeds)), _problem_settings(options), count)
     if options.study not in STUDIES:
@@ -208,19 +210,19 @@ def _described(algorithm: FineTuning | Minimisation) -> str:
 def _metrics(problem: Problem, replicas: Replicas) -> dict[str, float]:
     """Of A(S) on every split; and on the test split of the class that is commonest in S, whatever the input."""
     splits = {"test": problem.test, "validation": problem.validation, "train": problem.train}
-    found = {
-        name: problem.metric(replicas.logits(examples.to(replicas.values.device))[0].cpu(), examples.labels)
-        for name, examples in splits.items()
-        if examples is not None
-    }
-    if not problem.train.labels.is_floating_point():
-        counts = torch.bincount(problem.train.labels)
-        found["commonest class"] = problem.metric(counts.expand(len(problem.test), -1), problem.test.labels)
+    device, first = replicas.values.device, slice(0, 1)
+    logits = {name: replicas.logits(some.to(device), first)[0].cpu() for name, some in splits.items() if some is not None}
+    found = {name: problem.metric(mine, getattr(problem, name).labels) for name, mine in logits.items()}
+    if not problem.train.labels.is_floating_point() and (outputs := logits["test"].shape[1]) > 1:
+        constant = commonest_class(problem.train.labels, outputs, len(problem.test))
+        found["commonest class"] = problem.metric(constant, problem.test.labels)
     return found
 
 
 def _select(options: argparse.Namespace) -> None:
     selector, problem = _selector(options), _problem(options)
+    if not selector.moving and (odd := [f"--{name.replace('_', '-')}" for name in TRAINING if getattr(options, name) is not None]):
+        raise UsageError(f"{selector.name} selects before training: leave {', '.join(odd)} out")
     if selector.moving:
         algorithm = FineTuning(selector, seed=options.seed, **_training(options))
         replicas = train(problem, algorithm)
@@ -295,13 +297,17 @@ def _selector(options: argparse.Namespace) -> Selector:
 
 def _problem(options: argparse.Namespace) -> Problem:
     problem = problems.load(options.problem, seed=options.seed, **_problem_settings(options))
-    for note in problem.notes:
-        print(f"note: {note}", file=sys.stderr)
+    _tell(problem)
     return problem
 
 
+def _tell(problem: Problem) -> None:
+    for note in problem.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
 def _problem_settings(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("n", "model", "max_length", "text", "label", "labels", "task", "data")
+    names = ("n", "model", "max_length", "text", "label", "labels", "task", "split_seed", "data")
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 

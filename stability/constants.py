@@ -102,11 +102,10 @@ def measure_constants(estimate: StabilityEstimate, check_replicas: int = 0, memo
     for row, i in moved_most:
         places += [(at, problem.train.without(i)) for at in (model, replicas.parameters(row))]
     matrices = (Curvature(problem, at, examples, memory_budget=memory_budget) for at, examples in places)
-    home, everything = _least(matrices, memory_budget)
+    home, everything = _least(matrices)
     tuned = everything
     if mask.count < mask.total:
-        parts = (Curvature(problem, at, examples, mask, memory_budget=memory_budget) for at, examples in places)
-        home, tuned = _least(parts, memory_budget)
+        home, tuned = _least(Curvature(problem, at, examples, mask, memory_budget=memory_budget) for at, examples in places)
     notes, changes = [], None
     for name, eigenvalue in (("Λ_min", everything), ("Λ_min(H_II)", tuned)):
         if not eigenvalue.converged:
@@ -222,8 +221,8 @@ def _slope(replicas: Replicas, row: int, examples: Examples, memory_budget: int 
     return torch.stack([slope.norm(), slope[mine].norm()])
 
 
-def _least(matrices: Iterable[Curvature], memory_budget: int | None) -> tuple[Eigenvalue, Eigenvalue]:
+def _least(matrices: Iterable[Curvature]) -> tuple[Eigenvalue, Eigenvalue]:
     """The first one's least eigenvalue, and the least of all, not converged where any is not; one matrix at a time."""
-    found = [least_eigenvalue(matrix, memory_budget=memory_budget) for matrix in matrices]
+    found = [least_eigenvalue(matrix) for matrix in matrices]
     lost = [eigenvalue for eigenvalue in found if not eigenvalue.converged]
     return found[0], lost[0] if lost else min(found, key=lambda eigenvalue: eigenvalue.value - eigenvalue.residual)

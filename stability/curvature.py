@@ -20,7 +20,6 @@ from torch.func import grad, vjp, vmap
 
 from stability.errors import UsageError
 from stability.gradients import blocks
-from stability.machine import free_memory
 from stability.masks import Mask, Parameters
 from stability.problem import Examples, Problem, generator
 
@@ -35,6 +34,7 @@ __all__ = [
 ]
 
 _PROBES_AT_ONCE = 16
+_BASIS = 1 << 30  # bytes of Lanczos's basis
 _DENSE = 100  # up to so many rows the whole matrix is cheaper than Lanczos, and exact
 
 
@@ -195,9 +195,7 @@ class Eigenvalue:
     converged: bool
 
 
-def least_eigenvalue(
-    matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30, memory_budget: int | None = None
-) -> Eigenvalue:
+def least_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30) -> Eigenvalue:
     """Λ_min by implicitly restarted Lanczos (Lehoucq & Sorensen 1996; scipy's ``eigsh``).
 
     The start vector is fixed, so the same input gives the same answer. Up to 100 rows the whole matrix is made.
@@ -205,9 +203,8 @@ def least_eigenvalue(
     Args:
         matrix: of k rows.
         tolerance: accuracy asked of ARPACK, relative to |Λ_min| + ‖Hv‖/‖v‖ for a random v.
-        max_restarts: of the recurrence, each about 20 products.
-        memory_budget: bytes for the basis of Lanczos, 20 vectors of k where they fit and as few as 4 where not, which takes
-            more restarts; a quarter of what is free by default.
+        max_restarts: of the recurrence, each about 20 products. The basis has 20 vectors; above k ≈ 6.7 million as many as take
+            one gigabyte, at least 4, and it is restarted the more often.
 
     Returns:
         An :class:`Eigenvalue` whose ``converged`` is to be looked at: no convergence is no exception.
@@ -221,12 +218,10 @@ def least_eigenvalue(
         >>> round(least_eigenvalue(Curvature(p, p.pretrained, p.train)).value, 4)
         0.3333
     """
-    return _extreme(matrix, 1.0, tolerance, max_restarts, memory_budget)
+    return _extreme(matrix, 1.0, tolerance, max_restarts)
 
 
-def greatest_eigenvalue(
-    matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30, memory_budget: int | None = None
-) -> Eigenvalue:
+def greatest_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30) -> Eigenvalue:
     """Λ_max, as :func:`least_eigenvalue` finds Λ_min; of a Hessian it is the sharpness, and b where ℓ is b-smooth.
 
     Raises:
@@ -238,10 +233,10 @@ def greatest_eigenvalue(
         >>> round(greatest_eigenvalue(Curvature(p, p.pretrained, p.train)).value, 4)
         3.0
     """
-    return _extreme(matrix, -1.0, tolerance, max_restarts, memory_budget)
+    return _extreme(matrix, -1.0, tolerance, max_restarts)
 
 
-def _extreme(matrix: SymmetricMatrix, sign: float, tolerance: float, max_restarts: int, memory_budget: int | None) -> Eigenvalue:
+def _extreme(matrix: SymmetricMatrix, sign: float, tolerance: float, max_restarts: int) -> Eigenvalue:
     """The least eigenvalue of sign · matrix, times sign."""
     if not tolerance > 0 or max_restarts < 1:
         raise UsageError(f"tolerance = {tolerance}, max_restarts = {max_restarts}: use a positive number and at least 1")
@@ -269,11 +264,11 @@ def _extreme(matrix: SymmetricMatrix, sign: float, tolerance: float, max_restart
     # ARPACK first multiplies its start vector by the operator, and so never sees an exact null space, which is where
     # Λ_min = 0 lives. A shift of the Hessian's own scale moves the null space away from zero.
     shift = float(np.linalg.norm(apply(start)) / np.linalg.norm(start)) or 1.0
-    budget = free_memory(torch.device("cpu")) // 4 if memory_budget is None else memory_budget
-    basis = int(min(20, max(4, budget // (8 * k) - 8)))  # ARPACK and its caller hold 8 vectors or so beside the basis
+    basis = min(20, max(4, _BASIS // (8 * k)))  # by k alone: what is free at the moment must not decide a result
+    restarts = max_restarts * 20 // basis
     operator = LinearOperator((k, k), matvec=lambda vector: apply(vector) - shift * vector.reshape(-1), dtype=np.float64)
     try:
-        values, vectors = eigsh(operator, k=1, which="SA", tol=tolerance, maxiter=max_restarts, ncv=basis, v0=start)
+        values, vectors = eigsh(operator, k=1, which="SA", tol=tolerance, maxiter=restarts, ncv=basis, v0=start)
     except ArpackError:  # no convergence, or products that are not finite
         return Eigenvalue(failed, failed, products, converged=False)
     return found(float(values[0]) + shift, vectors[:, 0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -23,13 +24,15 @@ class Dropout(TorchFunctionMode):
 
     Args:
         draws: the generator, on the device of the activations. CPU and CUDA draw different numbers.
-        reverse: the examples come in reverse order, and so must what is drawn for them.
+        reverse: (B, c) where the batch's B examples, of c sequences each, come in reverse order, and so must what is drawn for
+            them: for whatever has B·c rows.
 
     Attributes:
         used: whether anything was drawn yet.
 
     Raises:
-        UsageError: the model drops out inside a fused attention kernel, whose draws nobody else can make.
+        UsageError: the model drops out inside a fused attention kernel, whose draws nobody else can make; or, on leaving, it
+            drew something from torch's global generator instead.
 
     Example:
         >>> x = torch.ones(2, 3)
@@ -41,26 +44,38 @@ class Dropout(TorchFunctionMode):
         True
     """
 
-    def __init__(self, draws: torch.Generator, reverse: bool = False) -> None:
+    def __init__(self, draws: torch.Generator, reverse: tuple[int, int] | None = None) -> None:
         super().__init__()
         self._draws, self._reverse = draws, reverse
+        self._global = self._state()
         self.used = False
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if error[0] is None and not torch.equal(self._state(), self._global):
+            raise UsageError("dropout: this model draws from the global generator, not by plain dropout alone: leave it off")
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.nn.functional.dropout:
-            return self._dropout(kwargs.pop("input", None) if not args else args[0], *args[1:], **kwargs)
-        if func is torch.nn.functional.scaled_dot_product_attention and kwargs.get("dropout_p", 0.0) > 0:
-            raise UsageError("dropout: this model drops out inside a fused attention kernel, without a generator: leave it off")
+            return self._dropout(*args, **kwargs)
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            p = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
+            if p > 0:
+                raise UsageError("dropout: this model drops out inside a fused attention kernel, without a generator: leave it off")
         return func(*args, **kwargs)
+
+    def _state(self) -> Tensor:
+        device = self._draws.device
+        return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
     def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0:
             return x
         self.used = True
         kept = torch.rand(x.shape, generator=self._draws, device=x.device) >= p
-        if self._reverse:
-            kept = kept.flip(0)
-        return x * kept.to(x.dtype) / (1 - p)
+        if self._reverse is not None and len(x) == math.prod(self._reverse):
+            kept = kept.unflatten(0, self._reverse).flip(0).flatten(0, 1)
+        return x * kept.to(x.dtype) / (1 - p if p < 1 else 1)

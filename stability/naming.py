@@ -117,17 +117,20 @@ def selectors_named(names: Sequence[str], sparsities: Sequence[float], /, **opti
     """Every selector of ``names`` at every p of ``sparsities``; one whose rule decides how many it tunes, once.
 
     Raises:
-        UsageError: as for :func:`selector_named`.
+        UsageError: as for :func:`selector_named`, or sparsities that none of them takes.
 
     Example:
         >>> [(selector.name, selector.sparsity) for selector in selectors_named(["full", "sam"], [0.01, 0.1])]
         [('full', None), ('sam', 0.01), ('sam', 0.1)]
     """
-    found = []
+    found, swept = [], False
     for name in names:
         kind = SELECTORS.get(name) or _find(name)
         ruled = isinstance(kind, Selector) or (inspect.isclass(kind) and "sparsity" not in inspect.signature(kind).parameters)
+        swept = swept or not ruled
         found += [selector_named(name, p, **options) for p in ([None] if ruled or not sparsities else sparsities)]
+    if sparsities and names and not swept:
+        raise UsageError(f"{', '.join(names)} decide themselves how many parameters they tune: leave the sparsities out")
     return found
 
 

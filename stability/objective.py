@@ -14,7 +14,7 @@ from torch.func import vmap
 
 from stability.dropout import Dropout
 from stability.masks import Mask, Parameters
-from stability.problem import Problem
+from stability.problem import ModuleLogits, Problem
 
 __all__ = ["Objective", "Stack", "batched"]
 
@@ -98,6 +98,12 @@ class Objective:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the pretrained tensors, in their order."""
         return {name: tuple(tensor.shape) for name, tensor in self._problem.pretrained.items()}
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences make one example: 1, but for a choice."""
+        logits, inputs = self._problem.logits, self._problem.train.inputs
+        return next(iter(inputs.values())).shape[1] if isinstance(logits, ModuleLogits) and logits.choices else 1
 
     def start(self) -> Tensor:
         """(r, K)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,7 +35,8 @@ def generator(seed: int, role: str, device: torch.device | str = "cpu") -> torch
 
 
 def shuffled_batches(n: int, batch_size: int, count: int, draw: torch.Generator, lengths: Tensor | None = None) -> Iterator[Tensor]:
-    """``count`` batches of indices of n examples, int64 (b,) each; S is shuffled anew whenever it is used up.
+    """``count`` batches of indices of n examples, int64 (b,) each; S is shuffled anew whenever it is used up, and no example is
+    twice in a batch.
 
     With a ``batch_size`` of n or more each batch is the whole of S, in order. Where examples have ``lengths`` (n,), those of
     like length go together, so that little is padded: the shuffled examples are taken ⌊n/b⌋ batches at a time, ordered by
@@ -53,9 +55,12 @@ def shuffled_batches(n: int, batch_size: int, count: int, draw: torch.Generator,
     waiting = torch.empty(0, dtype=torch.int64)
     at_once = batch_size * (1 if lengths is None else n // batch_size)
     while count > 0:
-        while len(waiting) < at_once:
-            waiting = torch.cat([waiting, torch.randperm(n, generator=draw)])
         chosen, waiting = waiting[:at_once], waiting[at_once:]
+        if len(chosen) < at_once:
+            fresh = torch.randperm(n, generator=draw)
+            taken = (~torch.isin(fresh, chosen)).cumsum(0) <= at_once - len(chosen)
+            taken &= ~torch.isin(fresh, chosen)
+            chosen, waiting = torch.cat([chosen, fresh[taken]]), fresh[~taken]
         if lengths is not None:
             factors = 1.25 ** (2 * torch.rand(at_once, generator=draw) - 1)
             chosen = chosen[(lengths[chosen] * factors).argsort()].view(-1, batch_size)
@@ -128,7 +133,8 @@ class Examples:
         while len(order):
             size = most
             if self.lengths is not None:
-                ends = self.lengths[order[:most]] * torch.arange(1, min(most, len(order)) + 1)
+                sequences = math.prod(next(iter(self.inputs.values())).shape[1:-1])
+                ends = sequences * self.lengths[order[:most]] * torch.arange(1, min(most, len(order)) + 1)
                 size = max(1, int((ends <= places).sum()))
             yield order[:size], self.take(order[:size])
             order = order[size:]

@@ -79,15 +79,14 @@ class Replicas:
         """What training changed in one replica, ready to be saved."""
         return SparseDelta.between(self.problem.pretrained, self.parameters(row), self.masks[row])
 
-    def logits(self, examples: Examples) -> Tensor:
-        """(r, N, C), computed for a block of examples and a batch of replicas at a time."""
+    def logits(self, examples: Examples, rows: slice = slice(None)) -> Tensor:
+        """(r, N, C), or of some ``rows``, computed for a block of examples and a batch of replicas at a time."""
         blocks = list(examples.blocks())
         back = torch.cat([index for index, _ in blocks]).argsort().to(self.values.device)
         with torch.no_grad():
-            rows = [
-                torch.cat([self._logits(at, block) for _, block in blocks], dim=1) for at in _chunks(len(self), self.replica_batch)
-            ]
-        return torch.cat(rows)[:, back]
+            values = self.values[rows].split(self.replica_batch)
+            parts = [torch.cat([self._logits(mine, block) for _, block in blocks], dim=1) for mine in values]
+        return torch.cat(parts)[:, back]
 
     def losses(self, examples: Examples) -> Tensor:
         """ℓ of each example under each replica, (r, N)."""
@@ -96,11 +95,11 @@ class Replicas:
 
     def distances(self) -> Tensor:
         """‖θ_r − θ_0‖₂, each replica's distance from the first over all parameters: float64 (r,)."""
-        distances: Tensor = (self.values.double() - self.values[0].double()).norm(dim=1)
-        return distances
+        first = self.values[0].double()  # row by row: all at once would hold (r, K) twice more, in float64
+        return torch.stack([(row.double() - first).norm() for row in self.values])
 
-    def _logits(self, at: slice, examples: Examples) -> Tensor:
-        stack = Stack(self.start, self.tunable, self.values[at])
+    def _logits(self, values: Tensor, examples: Examples) -> Tensor:
+        stack = Stack(self.start, self.tunable, values)
         return batched(stack, self.problem.logits)(stack.tensors, examples.inputs)
 
 
@@ -280,7 +279,7 @@ def _fine_tune(
     losses, changes, relaxed = [], [], []
     for step, index in enumerate(batches):
         clock.step = step
-        dropout = algorithm.dropout_at(step, origin.device, reverse)
+        dropout = algorithm.dropout_at(step, origin.device, (len(index), objective.sequences) if reverse else None)
         loss, _, gradient = objective(course.point(), index, dropout)
         if step == 0:
             limit = DIVERGED * loss.clamp_min(1.0)

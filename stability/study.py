@@ -143,7 +143,7 @@ def _row(estimate: StabilityEstimate, constants: Constants) -> dict[str, Any]:
         },
     }
     for split, examples in (("train", problem.train), ("test", problem.test)):
-        logits = replicas.logits(examples)[0]
+        logits = replicas.logits(examples, slice(0, 1))[0]
         row[f"{split}_loss"] = problem.loss(logits, examples.labels).double().mean().item()
         row[f"{split}_metric"] = problem.metric(logits, examples.labels)
     if len(replicas.batch_losses):

@@ -180,8 +180,8 @@ class FineTuning(Algorithm):
             raise UsageError(f"dropout = True: the model of {problem.name!r} is a function and no torch module; leave it off")
         return replace(problem, logits=problem.logits.while_training)
 
-    def dropout_at(self, step: int, device: torch.device, reverse: bool = False) -> Dropout | None:
-        """What draws in this step; ``reverse`` where the batch's examples come in reverse order."""
+    def dropout_at(self, step: int, device: torch.device, reverse: tuple[int, int] | None = None) -> Dropout | None:
+        """What draws in this step; ``reverse`` as for :class:`stability.dropout.Dropout`."""
         return Dropout(generator(self.seed, f"dropout {step}", device), reverse) if self.dropout else None
 
     def failure(self, step: int) -> str:

@@ -297,13 +297,13 @@ def test_failed_replicas_and_unknown_eigenvalues_leave_the_rest(monkeypatch: pyt
     assert constants.replicas_checked == 9
     assert math.isfinite(constants.lipschitz + constants.gradient_norm + constants.loss_bound)
     unknown = Eigenvalue(math.nan, math.nan, 7, converged=False)
-    monkeypatch.setattr("stability.constants.least_eigenvalue", lambda matrix, **_: unknown)
+    monkeypatch.setattr("stability.constants.least_eigenvalue", lambda matrix: unknown)
     constants = measure_constants(estimate)
     assert "Λ_min is unknown: Lanczos did not converge in 7 products" in constants.notes
     assert set(measured_bounds(estimate, constants)) == {"theorem_2_measured", "uniform_measured"}
     first = Eigenvalue(0.1, 0.0, 1, converged=True)
     taken = iter([first, unknown, unknown])
-    monkeypatch.setattr("stability.constants.least_eigenvalue", lambda matrix, **_: next(taken))
+    monkeypatch.setattr("stability.constants.least_eigenvalue", lambda matrix: next(taken))
     constants = measure_constants(estimate, 1)  # known at A(S), and not on an Sⁱ
     assert set(measured_bounds(estimate, constants)) == {"first_order", "theorem_2_measured", "uniform_measured"}
     with pytest.raises(UsageError, match="check_replicas = -1"):

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import random
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tests import tiny
 from tests.tiny import lines
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+GOOD = tiny.rows(20)
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the seven tasks are not at {SHARED}")
 
 
@@ -52,7 +54,7 @@ def test_the_usual_columns_are_known_in_every_format(columns: tuple[str, ...], k
     assert (problem.name, problem.n, len(problem.test)) == ("mine", 16, 4)
     tokens_of = problem.train.inputs["input_ids"][0].tolist()
     assert tokens_of.count(3) == len(columns)  # [SEP] once behind each text
-    assert problem.settings["classes"] == ("no", "yes")
+    assert problem.settings["classes"] == ["no", "yes"]
 
 
 def test_columns_of_any_name_can_be_named(tmp_path: Path, model: str) -> None:
@@ -69,27 +71,27 @@ def test_columns_of_any_name_can_be_named(tmp_path: Path, model: str) -> None:
         ([True, False, True, True], ("false", "true")),
         ([1, 2, 3, 2], ("1", "2", "3")),
         (["1", "0", "1", "1"], ("0", "1")),
+        ([1.0, 0.0, 1.0], ("0", "1")),
+        (["1.0", "0.0", "1.0"], ("0", "1")),
         ([0.5, 1, 2, 3], None),
         (["0.5", "1", "2", "3"], None),
         ([*range(21)], None),
     ],
 )
 def test_labels_are_classes_or_numbers_by_their_looks(values: list[Any], classes: tuple[str, ...] | None) -> None:
-    coded, notes = labels_of({"train": [Row({"label": value}, "x") for value in values]}, "label", None)
-    assert coded["train"].classes == classes
+    coded, found = labels_of({"train": [Row({"label": value}, "x") for value in values]}, "label", None)
+    assert found == classes
     if classes is None:
-        assert coded["train"].values.tolist() == [float(value) for value in values]
+        assert coded["train"].tolist() == [float(value) for value in values]
     else:
-        assert [classes[i] for i in coded["train"].values] == [str(value).lower() for value in values]
-    assert notes == []
+        assert [classes[i] for i in coded["train"]] == [str(value).lower().removesuffix(".0") for value in values]
 
 
 def test_labels_that_look_like_classes_can_be_numbers() -> None:
     rows = {"train": [Row({"label": value}, "x") for value in (1, 2, 5)]}
-    assert labels_of(rows, "label", None, "numbers")[0]["train"].values.tolist() == [1.0, 2.0, 5.0]
-    assert labels_of({"train": [Row({"label": f"{v / 2}"}, "x") for v in (1, 2, 5)]}, "label", None, "classes")[0][
-        "train"
-    ].classes == ("0.5", "1.0", "2.5")
+    assert labels_of(rows, "label", None, "numbers")[0]["train"].tolist() == [1.0, 2.0, 5.0]
+    halves = {"train": [Row({"label": f"{value / 2}"}, "x") for value in (1, 2, 5)]}
+    assert labels_of(halves, "label", None, "classes")[1] == ("0.5", "1", "2.5")
 
 
 def test_copa_is_a_choice_and_wsc_an_entailment() -> None:
@@ -134,10 +136,8 @@ def test_the_seven_tasks_load_with_the_paper_s_metrics(task: str, model: str) ->
 @needs_data
 def test_cb_s_validation_split_has_no_contradiction_and_this_is_said(model: str) -> None:
     problem = problems.load(str(SHARED / "cb"), model=model, max_length=32)
-    assert problem.settings["classes"] == ("contradiction", "entailment", "neutral")
+    assert problem.settings["classes"] == ["contradiction", "entailment", "neutral"]
     assert "the validation split has no example of contradiction" in problem.notes
-    long = sum(len(texts[0]) > 0 for texts in texts_of(read_rows(SHARED / "cb" / "train.jsonl"), ["premise", "hypothesis"]))
-    assert long == 225
     cut = next(note for note in problem.notes if "of the train split" in note)
     assert cut.endswith("of 225 texts of the train split are cut to 32 tokens")
     assert int((problem.train.lengths == 32).sum()) >= int(cut.split()[0]) > 100  # type: ignore[union-attr]
@@ -166,8 +166,8 @@ HUB_ROWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", texts.HUB)
-def test_the_hub_s_form_of_each_task(name: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The features as the hub has them, whole-number labels with names among them; its test split is never touched."""
+def test_the_hub_s_form_of_each_task(name: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's tree of parquet files on the disk, whole-number labels with names; its test split is never touched."""
     task = texts.HUB[name]
     names = HUB_LABELS.get(task)
     values = [i % len(names) for i in range(30)] if names else [i / 6 for i in range(30)]
@@ -178,9 +178,15 @@ def test_the_hub_s_form_of_each_task(name: str, model: str, monkeypatch: pytest.
 
     asked = []
 
-    def load_dataset(repository: str, configuration: str, revision: str) -> Any:
-        asked.append((repository, configuration, revision))
-        return datasets.DatasetDict(train=split(values), validation=split(values[:10]), test=split([0 if names else 0.0] * 3))
+    for part, some in {"train": values, "validation": values[:10], "test": [0 if names else 0.0] * 3}.items():
+        (tmp_path / TASKS[task].hub[1] / part).mkdir(parents=True)
+        split(some).to_parquet(tmp_path / TASKS[task].hub[1] / part / "0000.parquet")
+    asked: list[tuple[str, str, str]] = []
+    plain = datasets.load_dataset
+
+    def load_dataset(repository: str, data_dir: str, revision: str) -> Any:
+        asked.append((repository, data_dir, revision))
+        return plain(str(tmp_path), data_dir=data_dir, cache_dir=str(tmp_path / "cache"))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     problem = problems.load(name, model=model)
@@ -221,7 +227,7 @@ def test_what_is_missing_is_held_out_at_random_and_said(tmp_path: Path, model: s
     assert torch.equal(ids[0], ids[1])
     assert ids[0].shape != ids[2].shape or not torch.equal(ids[0], ids[2])
     assert alone[0].notes == ("the test split is one in 5 of the training data, held out at random",)
-    assert alone[0].settings["data"] != alone[2].settings["data"]
+    assert alone[0].settings["tokens"] != alone[2].settings["tokens"]
 
 
 def test_the_seed_draws_s_and_the_whole_split_is_the_default(tmp_path: Path, model: str) -> None:
@@ -230,24 +236,66 @@ def test_the_seed_draws_s_and_the_whole_split_is_the_default(tmp_path: Path, mod
     drawn = [problems.load(folder, model=model, n=10, seed=seed) for seed in (0, 0, 1)]
     ids = [p.train.inputs["input_ids"].tolist() for p in drawn]
     assert ids[0] == ids[1] != ids[2]
-    assert [p.settings["data"] for p in drawn] == [drawn[0].settings["data"]] * 3
+    assert [p.settings["tokens"] for p in drawn] == [drawn[0].settings["tokens"]] * 3
 
 
-def test_the_identity_is_the_content_wherever_it_lies(tmp_path: Path, model: str) -> None:
+def test_the_identity_is_the_content_wherever_it_lies_and_whatever_it_is_called(tmp_path: Path, model: str) -> None:
     rows, more = tiny.rows(30), tiny.rows(5, 1)
     first = problems.identity(lines(tmp_path / "a" / "mine", train=rows, test=more), {"model": model, "n": 20})
-    copied = problems.identity(lines(tmp_path / "b" / "mine", train=rows, test=more), {"model": model, "n": 20})
-    changed = problems.identity(lines(tmp_path / "c" / "mine", train=rows, test=more[:-1]), {"model": model, "n": 20})
-    other = tiny.write_model(tmp_path / "d" / "bert", hidden_size=8)
-    remodelled = problems.identity(str(tmp_path / "a" / "mine"), {"model": str(other), "n": 20})
-    assert first == copied != changed
-    assert remodelled != first
     assert str(tmp_path) not in json.dumps(first)
+    assert "mine" not in json.dumps(first)
+    shutil.copytree(model, tmp_path / "copy")
+    (tmp_path / "table").mkdir()
+    for split, some in {"train": rows, "test": more}.items():
+        table(tmp_path / "table" / f"{split}.csv", [[*some[0]], *([*row.values()] for row in some)])
+    assert problems.identity(str(tmp_path / "table"), {"model": str(tmp_path / "copy"), "n": 20}) == first
+
+
+def test_the_identity_sees_whatever_changes_a_result(tmp_path: Path, model: str) -> None:
+    rows, more = tiny.rows(30), tiny.rows(5, 1)
+    data = lines(tmp_path / "mine", train=rows, test=more)
+    found = [problems.identity(data, {"model": model})]
+    found.append(problems.identity(lines(tmp_path / "fewer", train=rows, test=more[:-1]), {"model": model}))
+    found += [problems.identity(data, {"model": model, **other}) for other in ({"n": 20}, {"max_length": 8}, {"text": "text_b"})]
+    found.append(problems.identity(lines(tmp_path / "alone", train=rows), {"model": model}))
+    found.append(problems.identity(lines(tmp_path / "alone", train=rows), {"model": model, "split_seed": 1}))
+    changes: list[tuple[str, str, str]] = [
+        ("config.json", '"hidden_act": "gelu"', '"hidden_act": "relu"'),
+        ("config.json", '"hidden_dropout_prob": 0.1', '"hidden_dropout_prob": 0.2'),
+        ("tokenizer.json", '"dog": 7', '"dog": 6'),
+    ]
+    for number, (file, old, new) in enumerate(changes):
+        shutil.copytree(model, tmp_path / f"model{number}")
+        text = (tmp_path / f"model{number}" / file).read_text()
+        assert old in text
+        (tmp_path / f"model{number}" / file).write_text(text.replace(old, new).replace('"cat": 6', '"cat": 7'))
+        found.append(problems.identity(data, {"model": str(tmp_path / f"model{number}")}))
+    coded = [{**row, "label": int(row["label"] == "yes")} for row in rows]
+    classified = lines(tmp_path / "coded", train=coded, test=coded[:5])
+    found += [problems.identity(classified, {"model": model, "task": task}) for task in ("none", "cola", "mrpc")]
+    assert len({json.dumps(one, sort_keys=True) for one in found}) == len(found)
+
+
+def test_columns_that_only_resemble_a_task_are_no_task(tmp_path: Path, model: str) -> None:
+    rows = [["text", "target"], *([tiny.WORDS[i], "pos" if i % 2 else "neg"] for i in range(20))]
+    assert problems.load(table(tmp_path / "a.csv", rows), model=model, label="target").settings["classes"] == ["neg", "pos"]
+    named = lines(tmp_path / "cb", train=tiny.rows(20))
+    with pytest.raises(UsageError, match="is no class of this task"):
+        problems.load(named, model=model)
+    assert problems.load(named, model=model, task="none").metric_name == "accuracy"
+
+
+def test_a_class_that_chance_holds_out_whole_is_still_a_class(tmp_path: Path, model: str) -> None:
+    rows = [*({**row, "label": "no"} for row in tiny.rows(29)), {**GOOD[0], "label": "rare"}]
+    loaded = [problems.load(lines(tmp_path / "rare", train=rows), model=model, split_seed=seed) for seed in range(12)]
+    assert all(problem.settings["classes"] == ["no", "rare"] for problem in loaded)
+    lacking = ["the train split has no example of rare" in problem.notes for problem in loaded]
+    assert any(lacking)
+    assert not all(lacking)
 
 
 # What can be wrong
 
-GOOD = tiny.rows(20)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no column of texts": (
         {"train": [{"review": "a", "label": 1}] * 9},
@@ -270,18 +318,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an unknown label in test": (
         {"train": GOOD, "test": [GOOD[0], {**GOOD[0], "label": "perhaps"}]},
         {},
-        "test.jsonl, line 2: label = 'perhaps' is no class of the training split: no, yes",
+        "test.jsonl, line 2: label = 'perhaps' is no class of the training data: no, yes",
     ),
     "an unknown label of a task": (
         {"train": [*GOOD, {**GOOD[0], "label": "perhaps"}]},
         {"task": "rte"},
-        "is no class of this task: entailment, not_entailment",
+        r"is no class of this task \(task 'none' takes labels as they are\): entailment, not_entailment",
     ),
     "a number that is none": ({"train": [*GOOD, {**GOOD[0], "label": "x"}]}, {"labels": "numbers"}, "is no finite number"),
     "neither classes nor numbers": (
         {"train": [{"text": "a", "label": f"text {i}"} for i in range(10)]},
         {},
-        "label has 8 different texts in 8 examples: neither classes nor numbers",
+        "label has 10 different texts in 10 examples: neither classes nor numbers",
     ),
     "one class": ({"train": [{"text": "a", "label": "x"}] * 9, "test": [{"text": "a", "label": "x"}]}, {}, "one class alone, 'x'"),
     "an empty split": ({"train": GOOD, "test": []}, {}, "test.jsonl is empty: at least one example expected"),
@@ -294,6 +342,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an unknown task": ({"train": GOOD}, {"task": "qnli"}, "unknown task 'qnli': there is cola"),
     "an unknown kind": ({"train": GOOD}, {"labels": "stars"}, "labels of kind 'stars'"),
     "three columns": ({"train": GOOD}, {"text": ["text_a", "text_b", "label"]}, "3 columns of texts"),
+    "half a character": ({"train": [*GOOD, {**GOOD[0], "text_b": "a \ud83d"}]}, {}, "line 21: text_b holds half a character"),
+    "numbers of a task of classes": ({"train": GOOD}, {"task": "rte", "labels": "numbers"}, "those of this task are classes"),
     "an unknown setting": ({"train": GOOD}, {"rows": 3}, "has no setting rows: there is model, n, seed"),
     "a list": ({"train": [*GOOD, [1]]}, {}, "train.jsonl, line 21: list instead of an object"),
 }

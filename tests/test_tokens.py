@@ -69,6 +69,7 @@ def test_batches_of_like_length_use_every_example_equally_often_and_pad_little()
     plain = list(shuffled_batches(103, 10, 103, generator(0, "order")))
     padded, shuffled = (sum(int(lengths[b].max()) * len(b) for b in some) for some in (batches, plain))
     assert padded < 1.35 * 10 * int(lengths.sum()) < 0.75 * shuffled
+    assert all(len(set(batch.tolist())) == 10 for batch in [*batches, *plain])
     assert len({tuple(sorted(batch.tolist())) for batch in batches}) > 95  # another mixture in each pass
 
 

@@ -51,8 +51,8 @@ def load(name: str, **settings: Any) -> Problem:
 
 
 def identity(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What defines a problem whatever its seed: name and settings, for texts with the *content* of data and model in the
-    place of their paths, so that results go on from a copy and never from other data of the same name.
+    """What defines a problem whatever its seed: name and settings; of texts the *content* of data and model instead of names
+    and paths, so that results go on from a copy and never from other data of the same name.
 
     Raises:
         UsageError: as for :func:`load`.
@@ -64,5 +64,5 @@ def identity(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     if name in PROBLEMS:
         return {"problem": name, "problem_settings": dict(settings)}
     problem = load(name, **settings)
-    found = {key: list(value) if isinstance(value, tuple) else value for key, value in problem.settings.items() if key != "seed"}
-    return {"problem": problem.name, "problem_settings": found}
+    found = {key: value for key, value in problem.settings.items() if key not in ("seed", "model")}
+    return {"problem": "texts", "problem_settings": found}

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-__all__ = ["METRICS", "accuracy", "accuracy_and_f1", "cross_entropies", "matthews", "pearson_and_spearman", "squared_errors"]
+__all__ = [
+    "METRICS",
+    "accuracy",
+    "accuracy_and_f1",
+    "commonest_class",
+    "cross_entropies",
+    "matthews",
+    "pearson_and_spearman",
+    "squared_errors",
+]
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
@@ -44,6 +54,17 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
         0.5
     """
     return (logits.argmax(-1) == labels).double().mean().item()
+
+
+def commonest_class(labels: Tensor, outputs: int, count: int) -> Tensor:
+    """Logits (count, outputs) that name the commonest of ``labels`` whatever the input: what a metric is to be compared with.
+
+    Example:
+        >>> import torch
+        >>> commonest_class(torch.tensor([0, 1, 1]), outputs=3, count=1)
+        tensor([[1., 2., 0.]])
+    """
+    return torch.bincount(labels.cpu(), minlength=outputs).float().expand(count, -1)
 
 
 def matthews(logits: Tensor, labels: Tensor) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,11 +23,14 @@ from stability.attention import Attention
 from stability.errors import UsageError
 from stability.masks import Parameters, fingerprint
 from stability.problem import ModuleLogits, refill, without_values
-from stability.problems.tokens import tokenize
 
-__all__ = ["Pretrained", "load_pretrained"]
+__all__ = ["Pretrained", "agreeing", "load_pretrained"]
 
-_LOCAL = "without a network give a folder that holds config.json, model.safetensors and the tokenizer's files"
+_NAMES_IN_CONFIG = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id"}
+_LOCAL = (
+    "without a network (HF_HUB_OFFLINE=1 spares you the waiting) give a folder that holds config.json, model.safetensors and the "
+    "tokenizer's files"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,54 +38,53 @@ class Pretrained:
     """A pretrained model with a new head.
 
     Attributes:
-        name: the folder's own name, or the name on the hub.
-        parameters: θ⁰, what the checkpoint holds of the model but for its old classifier.
+        name: the last two parts of the folder's path, or the name on the hub.
+        parameters: θ⁰, what the checkpoint holds of the model but for the layer that gives the logits.
         new_head: generator → the tensors that θ⁰ lacks, initialised as transformers initialises them.
-        logits: the model as a function, with the attention mask in the form that agrees with the plain model.
+        network: transformers' module without its values, with the attention kernel that transformers chose.
         tokenizer: of transformers.
         max_length: the most tokens that the model can take.
         fingerprint: of θ⁰.
+        architecture: SHA-256 of the configuration, without names, paths and versions.
+        notes: what the checkpoint lacks, in words.
     """
 
     name: str
     parameters: Parameters
     new_head: Callable[[torch.Generator], Parameters]
-    logits: ModuleLogits
+    network: Any
     tokenizer: Any
     max_length: int
     fingerprint: str
+    architecture: str
+    notes: tuple[str, ...] = ()
 
 
-def load_pretrained(model: str | os.PathLike[str], outputs: int, max_length: int = 256) -> Pretrained:
+def load_pretrained(model: str | os.PathLike[str], outputs: int) -> Pretrained:
     """Load a model for sequence classification or regression from a folder or by its name on the Hugging Face hub.
 
     Weights are read from safetensors alone, in single precision, and no code that comes with a model is ever run. The head is
-    found generally: it is every parameter whose shape depends on the number of labels (the old classifier is never
-    kept), and every one that the checkpoint lacks. All others are θ⁰.
-
-    How the model takes its attention mask and which attention kernel it uses is found by comparison: logits and gradients of
-    a short and a long text, padded and batched over replicas and over examples, with those of the plain model that sees
-    each text alone. See :class:`stability.attention.Attention`.
+    found generally: it is every parameter whose shape depends on the number of labels (the layer that gives the
+    logits is never kept), and every one that the checkpoint lacks. All others are θ⁰, an old head's inner layers too.
 
     Args:
         model: folder, or name on the hub.
         outputs: number of logits.
-        max_length: the most tokens there will be; the comparison goes as far.
 
     Raises:
-        UsageError: there is no such model or it cannot be reached, it has no safetensors, no tokenizer or no classifier, or no
-            form of attention mask agrees with the plain model.
+        UsageError: there is no such model or it cannot be reached, it has no safetensors, no tokenizer or no classifier, or its
+            weights are not those of its configuration.
     """
     folder = Path(model)
     stamp = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.iterdir())) if folder.is_dir() else ()
-    return _load(str(model), outputs, max_length, stamp)
+    return _load(str(model), outputs, stamp)
 
 
 @lru_cache(maxsize=2)
-def _load(model: str, outputs: int, max_length: int, stamp: tuple[Any, ...]) -> Pretrained:
+def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
     import transformers
 
-    with _quiet(), _explained(model):
+    with _quiet(), _explained(model), torch.random.fork_rng(devices=[]):
         config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
         config.num_labels = outputs
         if getattr(config, "use_cache", False):
@@ -98,29 +102,36 @@ def _load(model: str, outputs: int, max_length: int, stamp: tuple[Any, ...]) -> 
             output_loading_info=True,
         )
         sized = [_shapes(config, count) for count in (outputs + 1, outputs + 2)]
-    network: nn.Module = loaded.eval()
+    network: Any = loaded.eval()
     own = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    missing = set(report["missing_keys"])
-    body = {name for name in own if name.startswith(f"{network.base_model_prefix}.")}
-    if body <= missing:
-        raise UsageError(f"{model}: its weights are of another architecture than its config.json says, none of them fits")
-    head = {name for name in own if name in missing or sized[0][name] != sized[1][name]}
-    shapes = {name: tuple(own[name].shape) for name in own if name in head}
-    refill(network, without_values)
-    pretrained = {name: tensor for name, tensor in own.items() if name not in head}
+    missing, last = set(report["missing_keys"]) & own.keys(), {name for name in own if sized[0][name] != sized[1][name]}
+    for name, *two in sorted(report["mismatched_keys"]):
+        if name in own and name not in last:
+            raise UsageError(f"{model}: {name} is {tuple(two[0])} in the weights, {tuple(two[1])} by config.json: mend one")
+    body = {name: tensor.numel() for name, tensor in own.items() if name.startswith(f"{network.base_model_prefix}.")}
+    lacking = sum(body[name] for name in missing if name in body)
+    if lacking > sum(body.values()) / 10:  # a pooler may be missing, layers may not
+        raise UsageError(
+            f"{model}: {lacking} of the {sum(body.values())} parameters that config.json tells of are not in the weights: these "
+            "are of another architecture"
+        )
+    shapes = {name: tuple(own[name].shape) for name in own if name in missing | last}
+    pretrained = {name: tensor for name, tensor in own.items() if name not in shapes}
     if odd := [name for name, tensor in pretrained.items() if not bool(torch.isfinite(tensor).all())]:
         raise UsageError(f"{model}: the weights of {odd[0]} are not all finite")
-    longest = min(max_length, _most_places(network, tokenizer))
-    start = {**own, **_new_head(network, shapes, torch.Generator().manual_seed(0))}
-    logits = _agreeing(model, network, start, _two_texts(tokenizer, longest))
+    refill(network, without_values)
+    kept = {name: value for name, value in config.to_dict().items() if name not in _NAMES_IN_CONFIG}
+    new = sorted(name for name in missing if name in body)
     return Pretrained(
-        name=Path(model).name if Path(model).is_dir() else model,
+        name="/".join(Path(model).resolve().parts[-2:]) if Path(model).is_dir() else model,
         parameters=pretrained,
-        new_head=lambda draw: _new_head(logits.module, shapes, draw),
-        logits=logits,
+        new_head=lambda draw: _new_head(network, shapes, draw),
+        network=network,
         tokenizer=tokenizer,
-        max_length=longest,
+        max_length=_most_places(network, tokenizer),
         fingerprint=fingerprint(pretrained),
+        architecture=hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest(),
+        notes=(f"the checkpoint lacks {', '.join(new)}: new, and tuned with the head",) if new else (),
     )
 
 
@@ -154,7 +165,8 @@ def _most_places(network: nn.Module, tokenizer: Any) -> int:
     """The longest sequence of tokens that the model has positions for."""
     most = min(int(tokenizer.model_max_length), 1 << 20)
     config: Any = network.config
-    if (places := getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)) is not None:
+    places = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 0
+    if places > 0:  # XLNet says −1 for no limit
         for name, part in network.named_modules():
             if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
                 places -= int(part.padding_idx) + 1  # RoBERTa counts from behind the padding's place
@@ -177,22 +189,33 @@ def _new_head(structure: nn.Module, shapes: Mapping[str, tuple[int, ...]], draw:
     return {name: parameter.detach() for name, parameter in fresh.named_parameters() if name in shapes}
 
 
-def _two_texts(tokenizer: Any, max_length: int) -> dict[str, Tensor]:
-    """A short text and one of ``max_length`` tokens, made of the vocabulary, padded: the inputs of the comparison."""
-    draw = torch.Generator().manual_seed(0)
-    words = tokenizer.decode(torch.randint(len(tokenizer), (2 * max_length,), generator=draw), skip_special_tokens=True).split()
-    return tokenize(tokenizer, [[(" ".join(words[:3]),)], [(" ".join(words),)]], max_length).inputs
+def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogits:
+    """The model as a function of its parameters, in the first form of attention mask and kernel that agrees with the plain model.
 
+    Compared are logits and gradients of ``inputs``, padded and batched over replicas and over examples, with those of
+    transformers' model with its own kernel that sees each sequence alone. A window that no text reaches is not looked at, so
+    give the shortest and the longest text that there are. See :class:`stability.attention.Attention`.
 
-def _agreeing(model: str, network: Any, start: Parameters, inputs: Mapping[str, Tensor]) -> ModuleLogits:
-    """The model as a function, in the first form that agrees with the plain model."""
+    Args:
+        pretrained: the model.
+        inputs: (N, T), or (N, c, T) for a choice among c sequences.
+
+    Raises:
+        UsageError: no form agrees, the logits are not finite, or the tokenizer knows more tokens than the model.
+    """
+    flat: dict[str, Tensor] = {name: tensor.reshape(-1, tensor.shape[-1]) for name, tensor in inputs.items()}
+    network, most = pretrained.network, int(flat["input_ids"].max())
+    if most >= (known := pretrained.network.get_input_embeddings().weight.shape[0]):
+        raise UsageError(f"{pretrained.name}: its tokenizer gives token {most}, and the model knows {known}: they are no pair")
+    start = {**pretrained.parameters, **pretrained.new_head(torch.Generator().manual_seed(0))}
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
-    alone = [{name: tensor[i : i + 1, :length] for name, tensor in inputs.items()} for i, length in enumerate(_lengths(inputs))]
+    lengths = flat["attention_mask"].sum(1).tolist()
+    alone = [{name: tensor[i : i + 1, :length] for name, tensor in flat.items()} for i, length in enumerate(lengths)]
     wanted = torch.cat([functional_call(network, leaves, (), one).logits for one in alone])
-    slopes = torch.autograd.grad(_weighted(wanted), list(leaves.values()), allow_unused=True)
+    slopes = dict(zip(leaves, torch.autograd.grad(_weighted(wanted), list(leaves.values()), allow_unused=True), strict=True))
     wanted = wanted.detach()
     if not bool(torch.isfinite(wanted).all()):
-        raise UsageError(f"{model}: the logits at the start are not finite; its weights are damaged")
+        raise UsageError(f"{pretrained.name}: the logits at the start are not finite; its weights are damaged")
     window = getattr(network.config, "sliding_window", None)
     forms = [Attention(additive=True), Attention(additive=True, causal=True), Attention()]
     if window is not None and "sliding_attention" in (getattr(network.config, "layer_types", None) or ()):
@@ -200,11 +223,11 @@ def _agreeing(model: str, network: Any, start: Parameters, inputs: Mapping[str, 
     reasons = []
     for kernel, attention in product(("eager", "sdpa"), forms):
         trial = copy.deepcopy(network)
-        with _quiet():
-            trial.set_attn_implementation(kernel)
         logits = ModuleLogits(trial, attention=attention)
         try:
-            reason = _difference(logits, leaves, inputs, wanted, dict(zip(leaves, slopes, strict=True)))
+            with _quiet():
+                trial.set_attn_implementation(kernel)
+            reason = _difference(logits, leaves, flat, wanted, slopes)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model does that vmap cannot
@@ -212,7 +235,9 @@ def _agreeing(model: str, network: Any, start: Parameters, inputs: Mapping[str, 
         if reason is None:
             return logits
         reasons.append(f"{kernel}, {attention}: {reason}")
-    raise UsageError(f"{model} cannot be batched: no form of attention mask agrees with the plain model. {'; '.join(reasons)}")
+    raise UsageError(
+        f"{pretrained.name} cannot be batched: no form of attention mask agrees with the plain model. {'; '.join(reasons)}"
+    )
 
 
 def _difference(
@@ -264,10 +289,6 @@ def _weights(logits: Tensor) -> Tensor:
 
 def _weighted(logits: Tensor) -> Tensor:
     return (logits * _weights(logits)).sum()
-
-
-def _lengths(inputs: Mapping[str, Tensor]) -> list[int]:
-    return [int(count) for count in inputs["attention_mask"].sum(1)]
 
 
 @contextlib.contextmanager

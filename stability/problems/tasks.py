@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -30,7 +29,7 @@ from torch import Tensor
 from stability.errors import UsageError
 from stability.problems.reading import Row
 
-__all__ = ["TASKS", "Labels", "Sequences", "Task", "labels_of", "task_for", "text_columns", "texts_of"]
+__all__ = ["TASKS", "Sequences", "Task", "labels_of", "task_for", "text_columns", "texts_of"]
 
 Sequences: TypeAlias = list[tuple[str, ...]]
 """Of one example: a text or a pair of texts for each sequence that the model reads, one but for a choice."""
@@ -55,7 +54,7 @@ class Task:
         hub: repository and configuration on the Hugging Face hub.
         metric: as :data:`stability.problems.metrics.METRICS` calls it.
         classes: of each class the values that stand for it, the positive class last; None: the label is a number.
-        columns: those that tell the task by themselves; empty where others have the same.
+        columns: those that tell the task by themselves, also inside another; empty where others have the same.
         sequences: row → its texts; None: the usual columns.
     """
 
@@ -100,40 +99,30 @@ TASKS: dict[str, Task] = {
         ("premise", "choice1", "choice2", "question"),
         _copa,
     ),
-    "wsc": Task(("aps/super_glue", "wsc"), "accuracy", (("false", "0"), ("true", "1")), ("text", "target"), _wsc),
+    "wsc": Task(("aps/super_glue", "wsc"), "accuracy", (("false", "0"), ("true", "1")), ("text", "span1_text", "span2_text"), _wsc),
 }
 """The seven tasks by name."""
 
 
-@dataclass(frozen=True, eq=False)
-class Labels:
-    """The labels of a split as numbers.
-
-    Attributes:
-        values: (N,) int64 classes, or float32 numbers.
-        classes: their names, by index; None for numbers.
-    """
-
-    values: Tensor
-    classes: tuple[str, ...] | None
-
-
-def task_for(name: str, columns: Sequence[str], asked: str | None = None) -> Task | None:
-    """The known task: the one asked for, else the one that the columns tell, else that of this name. None: another.
+def task_for(name: str, row: Row, asked: str | None = None) -> Task | None:
+    """The known task: the one asked for, else the one that the columns of ``row`` tell, else that of this name. None: another.
 
     Raises:
         UsageError: the one asked for is unknown.
 
     Example:
-        >>> task_for("mine", ["premise", "choice1", "choice2", "question", "label"]) is TASKS["copa"]
+        >>> row = Row({"premise": "…", "choice1": "…", "choice2": "…", "question": "cause", "label": 0}, "line 1")
+        >>> task_for("mine", row) is TASKS["copa"]
         True
     """
     if asked is not None:
-        if asked not in TASKS:
-            raise UsageError(f"unknown task {asked!r}: there is {', '.join(TASKS)}")
-        return TASKS[asked]
+        if asked not in (*TASKS, "none"):
+            raise UsageError(f"unknown task {asked!r}: there is {', '.join(TASKS)}, and none")
+        return TASKS.get(asked)
+    inner = (key for value in row.values.values() if isinstance(value, Mapping) for key in value)
+    columns = {*row.values, *inner}
     for task in TASKS.values():
-        if task.columns and set(task.columns) <= set(columns):
+        if task.columns and set(task.columns) <= columns:
             return task
     return TASKS.get(name)
 
@@ -184,49 +173,45 @@ def texts_of(rows: Sequence[Row], columns: Sequence[str] | None, task: Task | No
 
 def labels_of(
     splits: Mapping[str, Sequence[Row]], column: str, task: Task | None, kind: Literal["classes", "numbers"] | None = None
-) -> tuple[dict[str, Labels], list[str]]:
-    """The labels of every split, coded alike, and notes on what a split lacks.
+) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+    """The labels of every split, coded alike: (N,) int64 classes with their names, or float32 numbers and None.
 
-    The classes are those of the training split, in alphabetical order (in the task's where it is known). Labels of an
+    The classes are those of the training data, in alphabetical order (in the task's where it is known). Labels of an
     unknown task are classes where they are words, truth values or at most 20 different whole numbers, and numbers
     otherwise; ``kind`` decides for itself.
 
     Raises:
-        UsageError: the column is missing, holds neither classes nor numbers, or a class that the training split lacks.
+        UsageError: the column is missing, holds neither classes nor numbers, or a class that the training data lack; or the
+            task's labels are of another kind.
 
     Example:
-        >>> rows = [Row({"label": "yes"}, "line 1"), Row({"label": "no"}, "line 2")]
-        >>> labels_of({"train": rows}, "label", None)[0]["train"].values
-        tensor([1, 0])
+        >>> labels_of({"train": [Row({"label": "yes"}, "line 1"), Row({"label": "no"}, "line 2")]}, "label", None)
+        ({'train': tensor([1, 0])}, ('no', 'yes'))
     """
     texts = {split: [_label(row, column) for row in rows] for split, rows in splits.items()}
-    if kind is None and task is not None:
-        kind = "numbers" if task.classes is None else "classes"
-    kind = kind or _kind(texts["train"], splits["train"][0].place, column)
-    if kind not in ("classes", "numbers"):
+    if kind not in (None, "classes", "numbers"):
         raise UsageError(f"labels of kind {kind!r}: use 'classes' or 'numbers'")
-    if kind == "numbers":
+    if task is not None:
+        own: Literal["classes", "numbers"] = "numbers" if task.classes is None else "classes"
+        if kind not in (None, own):
+            raise UsageError(f"labels are to be {kind}, and those of this task are {own}: leave one out, or use task 'none'")
+        kind = own
+    if (kind or _kind(texts["train"], splits["train"][0].place, column)) == "numbers":
         pairs = {split: zip(rows, texts[split], strict=True) for split, rows in splits.items()}
-        values = {split: [_number(row, text, column) for row, text in mine] for split, mine in pairs.items()}
-        return {split: Labels(torch.tensor(mine, dtype=torch.float32), None) for split, mine in values.items()}, []
-    known = task.classes if task is not None and task.classes is not None else None
+        numbers = {split: [_number(row, text, column) for row, text in mine] for split, mine in pairs.items()}
+        return {split: torch.tensor(mine, dtype=torch.float32) for split, mine in numbers.items()}, None
+    known = None if task is None else task.classes
     groups = known or tuple((name,) for name in sorted(set(texts["train"])))
     code = {name: index for index, names in enumerate(groups) for name in names}
-    classes, notes, labels = tuple(names[0] for names in groups), [], {}
     for split, rows in splits.items():
         for row, text in zip(rows, texts[split], strict=True):
             if text not in code:
-                raise UsageError(
-                    f"{row.place}: {column} = {text!r} is no class {'of this task' if known else 'of the training split'}: "
-                    f"{', '.join(code)}"
-                )
-        labels[split] = Labels(torch.tensor([code[text] for text in texts[split]]), classes)
-        counts = Counter(labels[split].values.tolist())
-        if absent := [name for index, name in enumerate(classes) if not counts[index]]:
-            notes.append(f"the {split} split has no example of {', '.join(absent)}")
-    if len(set(labels["train"].values.tolist())) < 2:
-        raise UsageError(f"the training split has one class alone, {texts['train'][0]!r}: there is nothing to tell apart")
-    return labels, notes
+                whose = "of this task (task 'none' takes labels as they are)" if known else "of the training data"
+                raise UsageError(f"{row.place}: {column} = {text!r} is no class {whose}: {', '.join(code)}")
+    coded = {split: torch.tensor([code[text] for text in mine]) for split, mine in texts.items()}
+    if len(set(coded["train"].tolist())) < 2:
+        raise UsageError(f"the training data have one class alone, {texts['train'][0]!r}: there is nothing to tell apart")
+    return coded, tuple(names[0] for names in groups)
 
 
 def _text(row: Row, column: str) -> str:
@@ -235,6 +220,8 @@ def _text(row: Row, column: str) -> str:
     value = row.values[column]
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"{row.place}: {column} = {value!r} is no text")
+    if any("\ud800" <= sign <= "\udfff" for sign in value):  # half of a pair of JSON's \u escapes
+        raise UsageError(f"{row.place}: {column} holds half a character ({value!r}): write it anew")
     return value
 
 
@@ -249,13 +236,14 @@ def _label(row: Row, column: str) -> str:
         return str(value).lower()
     if not isinstance(value, (str, int, float)) or not str(value).strip():
         raise UsageError(f"{row.place}: {column} = {value!r} is neither a class nor a number")
-    return str(value).strip()
+    text = str(value).strip()
+    return str(int(float(text))) if re.fullmatch(r"[-+]?\d{1,15}(\.0*)?", text) else text  # 1, 1.0 and 01 are one label
 
 
 def _kind(texts: Sequence[str], place: str, column: str) -> Literal["classes", "numbers"]:
     distinct = set(texts)
     if all(_float(text) is not None for text in distinct):
-        whole = all(re.fullmatch(r"[-+]?\d+", text) for text in distinct)
+        whole = all(re.fullmatch(r"-?\d+", text) for text in distinct)
         return "classes" if whole and len(distinct) <= _MOST_INTEGERS else "numbers"
     if len(distinct) > max(2, len(texts) // 2):
         raise UsageError(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -12,9 +10,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from stability.errors import UsageError, check_whole
+from stability.masks import fingerprint
 from stability.problem import Examples, Problem, generator
 from stability.problems.metrics import METRICS, cross_entropies, squared_errors
-from stability.problems.pretrained import load_pretrained
+from stability.problems.pretrained import agreeing, load_pretrained
 from stability.problems.reading import Row, read_rows, split_files
 from stability.problems.tasks import TASKS, labels_of, task_for, text_columns, texts_of
 from stability.problems.tokens import cached_tokens
@@ -25,6 +24,8 @@ HUB = {f"{task.hub[0].rpartition('/')[2]}/{name}": name for name, task in TASKS.
 """The paper's tasks by the names under which the Hugging Face hub is asked for them: ``glue/rte``, ``super_glue/cb``, …"""
 
 Splits: TypeAlias = dict[str, list[Row]]
+Places: TypeAlias = dict[str, tuple[str, list[int]]]
+"""Of each split: which of the data's own splits its examples come from, and which of them they are."""
 
 
 def load(
@@ -48,7 +49,8 @@ def load(
     either a fifth of the training data is the test split. What is held out is drawn with ``split_seed``.
 
     ℓ is the cross-entropy in nats, for numbers the squared error (f − y)². The metric is the task's
-    (:mod:`stability.problems.tasks`), for other data accuracy or the mean of Pearson's and Spearman's correlation.
+    (:mod:`stability.problems.tasks`), for other data accuracy or the mean of Pearson's and Spearman's correlation. What
+    defines the problem is the *content* of texts, labels and model, wherever they lie and whatever they are called.
 
     Args:
         data: where the examples are.
@@ -56,7 +58,8 @@ def load(
         n: size of S, drawn at random from the training split without replacement; by default the whole split.
         seed: draws S.
         max_length: texts are cut to so many tokens, or to what the model can take.
-        task: one of the seven whose texts, labels and metric these are; by default the one whose name or columns they have.
+        task: one of the seven whose form, labels and metric these are, or ``none``; by default the one whose columns they
+            have or whose name the file or folder has.
         text: the column, or the two columns, of texts; by default text, text_a and text_b, premise and hypothesis, ….
         label: the column of labels.
         labels: whether they are ``classes`` or ``numbers``; by default what they look like.
@@ -71,45 +74,53 @@ def load(
         ...
         stability.errors.UsageError: there is no file or folder reviews.csv
     """
-    name, splits, notes = _held_out(*_read(data), split_seed)
-    columns = list(splits["train"][0].values)
-    known = task_for(name, columns, task)
-    names = [text] if isinstance(text, str) else text
-    if names is None and (known is None or known.sequences is None):
-        names = text_columns(splits["train"][0])
-    examples = {split: texts_of(rows, names, known) for split, rows in splits.items()}
-    coded, lacking = labels_of(splits, label, known, labels)
-    classes, choices = coded["train"].classes, len(examples["train"][0]) > 1
-    check_whole(2, n=len(coded["train"].values) if n is None else n)
-    if n is not None and n > len(splits["train"]):
-        raise UsageError(f"n = {n}: the training split has {len(splits['train'])} examples")
+    name, own = _read(data)
+    first = own["train"][0]
+    known = task_for(name, first, task)
+    columns = [text] if isinstance(text, str) else text
+    if columns is None and (known is None or known.sequences is None):
+        columns = text_columns(first)
+    sequences = {split: texts_of(rows, columns, known) for split, rows in own.items()}
+    values, classes = labels_of(own, label, known, labels)
+    places, notes = _held_out({split: len(rows) for split, rows in own.items()}, split_seed)
     check_whole(8, max_length=max_length)
-    pretrained = load_pretrained(model, 1 if choices or classes is None else len(classes), max_length)
+    size = len(places["train"][1])
+    check_whole(2, n=size if n is None else n)
+    if n is not None and n > size:
+        raise UsageError(f"n = {n}: the training split has {size} examples")
+    choices = len(sequences["train"][0]) > 1
+    pretrained = load_pretrained(model, 1 if choices or classes is None else len(classes))
+    longest = min(max_length, pretrained.max_length)
     made = {}
-    for split, sequences in examples.items():
-        tokens = cached_tokens(pretrained.tokenizer, sequences, pretrained.max_length)
-        made[split] = Examples(tokens.inputs, coded[split].values, tokens.lengths)
+    for split, (source, index) in places.items():
+        tokens = cached_tokens(pretrained.tokenizer, [sequences[source][i] for i in index], longest)
+        made[split] = Examples(tokens.inputs, values[source][index], tokens.lengths)
         if tokens.cut:
-            notes.append(f"{tokens.cut} of {len(sequences)} texts of the {split} split are cut to {pretrained.max_length} tokens")
-    if n is not None and n < len(made["train"]):
-        made["train"] = made["train"].take(torch.randperm(len(made["train"]), generator=generator(seed, "sample"))[:n])
+            notes.append(f"{tokens.cut} of {len(index)} texts of the {split} split are cut to {longest} tokens")
+        present = set() if classes is None else set(made[split].labels.tolist())
+        if absent := [kind for code, kind in enumerate(classes or ()) if code not in present]:
+            notes.append(f"the {split} split has no example of {', '.join(absent)}")
+    logits = agreeing(pretrained, _shortest_and_longest(made))
+    content = {f"{split} {name}": tensor for split, some in made.items() for name, tensor in some.inputs.items()}
+    content |= {f"{split} labels": some.labels for split, some in made.items()}
+    if n is not None and n < size:
+        made["train"] = made["train"].take(torch.randperm(size, generator=generator(seed, "sample"))[:n])
     metric = known.metric if known else "accuracy" if classes else "mean of Pearson and Spearman"
     return Problem(
         name=name,
         settings={
-            "data": _digest(splits),
             "model": pretrained.name,
-            "weights": pretrained.fingerprint[:16],
             "n": len(made["train"]),
             "seed": seed,
-            "max_length": pretrained.max_length,
-            "text": names and list(names),
-            "label": label,
-            "classes": classes,
+            "classes": classes and list(classes),
+            "metric": metric,
+            "tokens": fingerprint(content)[:16],
+            "weights": pretrained.fingerprint[:16],
+            "architecture": pretrained.architecture[:16],
         },
         pretrained=pretrained.parameters,
         new_head=pretrained.new_head,
-        logits=replace(pretrained.logits, choices=choices),
+        logits=replace(logits, choices=choices),
         loss=squared_errors if classes is None else cross_entropies,
         train=made["train"],
         test=made["test"],
@@ -117,12 +128,12 @@ def load(
         metric_name=metric,
         validation=made.get("validation"),
         loss_unit="squared error" if classes is None else "nats",
-        notes=(*notes, *lacking),
+        notes=(*notes, *pretrained.notes),
     )
 
 
 def _read(data: str) -> tuple[str, Splits]:
-    """Name and rows of every split."""
+    """Name and rows of every split that the data have."""
     path = Path(data)
     if path.exists() or data not in HUB:
         return path.resolve().stem, {split: read_rows(file) for split, file in split_files(path).items()}
@@ -133,46 +144,47 @@ def _from_hub(name: str) -> Splits:
     """The training and validation splits that the hub has; its test labels are not public."""
     try:
         from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise UsageError(f"{name} needs the package datasets: pip install 'stability[hub]'; or give a folder") from error
     repository, configuration = TASKS[name].hub
     try:
-        # The hub's own conversion: both repositories have it, and no code of theirs is run.
-        found = load_dataset(repository, configuration, revision="refs/convert/parquet")
+        # The hub's own conversion to parquet, a folder a configuration: both repositories have it, and no code of theirs runs.
+        found = load_dataset(repository, data_dir=configuration, revision="refs/convert/parquet")
         splits: Splits = {}
         for split in ("train", "validation"):
             names = getattr(found[split].features["label"], "names", None)
             rows = [{**row, "label": names[row["label"]].lower() if names else row["label"]} for row in found[split]]
             splits[split] = [Row(row, f"{repository}/{configuration}, {split} {i}") for i, row in enumerate(rows)]
         return splits
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"the hub did not give {repository}/{configuration}: {reason}; without a network give a folder of JSON lines"
+            f"the hub did not give {repository}/{configuration}: {reason}; without a network give a folder of JSON lines "
+            "(and HF_HUB_OFFLINE=1 spares you the waiting)"
         ) from error
 
 
-def _held_out(name: str, splits: Splits, split_seed: int) -> tuple[str, Splits, list[str]]:
-    """With a test split, and the paper's validation split where the data's own became the test."""
-    splits, notes = dict(splits), []
-    order = torch.randperm(len(splits["train"]), generator=generator(split_seed, "split")).tolist()
-    if "test" not in splits:
-        shares = {"validation": 10} if "validation" in splits else {"test": 5}
-        if "validation" in splits:
-            splits["test"] = splits.pop("validation")
-            notes.append("the test split is the data's own validation split")
-        for split, share in shares.items():
-            count = len(order) // share
-            if count == 0:
-                raise UsageError(f"{len(order)} training examples are too few to hold out one in {share}: give a test split")
-            held, order = order[:count], sorted(order[count:])
-            splits[split] = [splits["train"][i] for i in sorted(held)]
-            notes.append(f"the {split} split is one in {share} of the training data, held out at random")
-        splits["train"] = [splits["train"][i] for i in order]
-    return name, splits, notes
+def _held_out(sizes: Mapping[str, int], split_seed: int) -> tuple[Places, list[str]]:
+    """A test split for data that have none, and the paper's validation split where their own became the test."""
+    places: Places = {split: (split, list(range(size))) for split, size in sizes.items()}
+    if "test" in places:
+        return places, []
+    notes, split, share = [], "test", 5
+    if "validation" in places:
+        places["test"], split, share = places["validation"], "validation", 10
+        notes.append("the test split is the data's own validation split")
+    count = sizes["train"] // share
+    if count == 0:
+        raise UsageError(f"{sizes['train']} training examples are too few to hold out one in {share}: give a test split")
+    order = torch.randperm(sizes["train"], generator=generator(split_seed, "split"))
+    places[split] = ("train", order[:count].sort().values.tolist())
+    places["train"] = ("train", order[count:].sort().values.tolist())
+    return places, [*notes, f"the {split} split is one in {share} of the training data, held out at random"]
 
 
-def _digest(splits: Splits) -> str:
-    """Of the content of all splits, wherever they lie and in whatever format."""
-    content: Any = {split: [row.values for row in rows] for split, rows in splits.items()}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _shortest_and_longest(made: Mapping[str, Examples]) -> dict[str, Any]:
+    """Inputs of two examples, those of most and of least tokens in the split that has the longest of all."""
+    where = max(made.values(), key=lambda some: some.longest(slice(None)))
+    assert where.lengths is not None
+    return dict(where.take(where.lengths.argsort(stable=True)[[0, -1]]).inputs)

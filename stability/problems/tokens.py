@@ -46,11 +46,14 @@ def cache_folder() -> Path:
 
 def cached_tokens(tokenizer: Any, examples: Sequence[Sequences], max_length: int) -> Tokens:
     """What :func:`tokenize` gives, or what the same texts and the same tokenizer gave before."""
+    if getattr(tokenizer, "backend_tokenizer", None) is None:  # one whose rules are Python's: they cannot be told by content
+        return tokenize(tokenizer, examples, max_length)
     file = cache_folder() / "tokens" / f"{_key(tokenizer, examples, max_length)}.safetensors"
     try:
         with safe_open(file, framework="pt") as cached:
             tensors = {name: cached.get_tensor(name) for name in cached.keys()}  # noqa: SIM118 - not a dict
-            return Tokens(tensors, tensors.pop("lengths"), int(cached.metadata()["cut"]))
+            lengths = tensors.pop("lengths")
+            return Tokens(tensors, lengths, int(cached.metadata()["cut"]))
     except (OSError, SafetensorError, KeyError, TypeError):  # absent or damaged: made again
         tokens = tokenize(tokenizer, examples, max_length)
     _keep(file, tokens)
@@ -58,9 +61,9 @@ def cached_tokens(tokenizer: Any, examples: Sequence[Sequences], max_length: int
 
 
 def _key(tokenizer: Any, examples: Sequence[Sequences], max_length: int) -> str:
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    rules = fast.to_str() if fast is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    how = [_FORMAT, type(tokenizer).__name__, repr(tokenizer), rules, max_length]
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}  # left by earlier calls
+    padding = [tokenizer.pad_token_id, tokenizer.pad_token_type_id]
+    how = [_FORMAT, rules, tokenizer.model_input_names, tokenizer.truncation_side, padding, max_length]
     return hashlib.sha256(json.dumps([how, examples]).encode()).hexdigest()
 
 

@@ -277,9 +277,9 @@ class LoRA(Inserted):
 class Peft(Inserted):
     """Any configuration of ``peft`` that inserts layers: ``Peft(IA3Config(target_modules=…, feedforward_modules=…))``.
 
-    What peft would train is trained, with the new head; dropout is off and nothing that a method does between steps
-    (AdaLoRA's change of ranks) is done. A SHiRA configuration adds no tensor here: it is a mask over the matrices
-    that it names, trained like any other. Prompts and prefixes are not layers, and are refused.
+    What peft would train is trained, with the new head; its dropout is on where the algorithm's is, and nothing that a method
+    does between steps (AdaLoRA's change of ranks) is done. A SHiRA configuration adds no tensor here: it is a mask over the
+    matrices that it names, trained like any other. Prompts and prefixes are not layers, and are refused.
 
     Attributes:
         config: the configuration; with ``target_modules`` where peft does not know the model.
