@@ -122,7 +122,7 @@ def test_select_writes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("loo --selector random --sparsity 1e-9", 2, "selects nothing"),
         ("loo --selector random", 2, "needs --sparsity"),
         ("loo --selector bitfit --sparsity 0.1", 2, "decides itself"),
-        ("run digits-quick --sparsities 0.1", 2, "--sparsities and --option belong to --add SELECTOR"),
+        ("run digits-quick --sparsities 0.1", 2, "--sparsities and --option belong to --selectors"),
         ("run digits-quick --add nobody", 2, "unknown selector 'nobody'"),
         ("loo --selector lora --option rank=abc", 2, "selector 'lora' cannot be made with {'rank': 'abc'}"),
         ("loo --selector lora --option width=2", 2, "selector 'lora' has no width: leave it out; there is rank, alpha, targets"),

@@ -176,8 +176,6 @@ def test_the_hub_s_form_of_each_task(name: str, model: str, tmp_path: Path, monk
         made = datasets.Dataset.from_list([{**HUB_ROWS[task], "idx": i, "label": label} for i, label in enumerate(labels)])
         return made.cast_column("label", datasets.ClassLabel(names=names)) if names else made
 
-    asked = []
-
     for part, some in {"train": values, "validation": values[:10], "test": [0 if names else 0.0] * 3}.items():
         (tmp_path / TASKS[task].hub[1] / part).mkdir(parents=True)
         split(some).to_parquet(tmp_path / TASKS[task].hub[1] / part / "0000.parquet")
