@@ -11,7 +11,10 @@ from typing import Any
 from stability import __version__
 from stability.training import FineTuning
 
-__all__ = ["TEXT_TRAINING", "TRAINING", "parser"]
+__all__ = ["PROBLEM", "TEXT_TRAINING", "TRAINING", "parser"]
+
+PROBLEM = ("n", "model", "max_length", "text", "label", "labels", "task", "split_seed", "data")
+"""Settings of problems that have an option of the same name."""
 
 TRAINING = ("steps", "batch_size", "learning_rate", "weight_decay", "schedule", "dropout")
 """Settings of FineTuning that have an option of the same name."""
@@ -78,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
     _add_problem(sub)
     sub.add_argument("--seeds", type=int, help="with --problem: seeds 0, 1, …, each with its own S and start (by default 3)")
     sub.add_argument("--retrainings", type=int, help="with --problem: examples left out in each cell (by default 10)")
+    sub.add_argument(
+        "--check-replicas", type=int, metavar="K", help="with --problem: measure bounds too, with the curvature at K of the A(Sⁱ)"
+    )
     _add_training(sub)
     sub.add_argument("--reuse", type=Path, metavar="FILE", help="take over what this store of a like study has finished")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from stability import bounds, machine, problems
-from stability.arguments import TEXT_TRAINING, TRAINING, parser
+from stability.arguments import PROBLEM, TEXT_TRAINING, TRAINING, parser
 from stability.bounds.base import check_delta
 from stability.constants import measure_constants, measured_bounds
 from stability.errors import StabilityError, UsageError, check_whole
@@ -89,11 +89,12 @@ def _study(options: argparse.Namespace) -> Study:
         check_whole(1, seeds=seeds)
         _tell(problems.load(options.problem, **_problem_settings(options)))
         count = 10 if options.retrainings is None else options.retrainings
-        return Study(options.study, options.problem, algorithms, tuple(range(seeds)), _problem_settings(options), count)
+        settings = _problem_settings(options)
+        return Study(options.study, options.problem, algorithms, tuple(range(seeds)), settings, count, options.check_replicas)
     if options.study not in STUDIES:
         raise UsageError(f"unknown study {options.study!r}: there is {', '.join(STUDIES)}; for one of your own give --problem")
-    own = {"seeds": options.seeds, "retrainings": options.retrainings, **_training(options), **_problem_settings(options)}
-    if given := [name for name, value in own.items() if value is not None]:
+    own = ("seeds", "retrainings", "check_replicas", *TRAINING, *PROBLEM)
+    if given := [name for name in own if getattr(options, name) is not None]:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to --problem: study {options.study!r} has its own")
     study = STUDIES[options.study]
     return study.with_selectors(*selectors) if selectors else study
@@ -307,8 +308,7 @@ def _tell(problem: Problem) -> None:
 
 
 def _problem_settings(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("n", "model", "max_length", "text", "label", "labels", "task", "split_seed", "data")
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return {name: getattr(options, name) for name in PROBLEM if getattr(options, name) is not None}
 
 
 def _training(options: argparse.Namespace) -> dict[str, Any]:

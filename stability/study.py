@@ -43,7 +43,8 @@ class Study:
         seeds: of S, of the head's start, of the order of examples and of selection alike.
         problem_settings: further settings of the problem.
         retrainings: left-out examples a cell, drawn at random; None for all n.
-        check_replicas: as in :func:`stability.constants.measure_constants`.
+        check_replicas: as in :func:`stability.constants.measure_constants`; None measures no constants and no bounds, whose
+            eigenvalues cost a large model far more than its training.
         delta: δ of the bounds on the expected loss.
     """
 
@@ -53,7 +54,7 @@ class Study:
     seeds: tuple[int, ...]
     problem_settings: Mapping[str, Any] = field(default_factory=dict)
     retrainings: int | None = None
-    check_replicas: int = 0
+    check_replicas: int | None = 0
     delta: float = 0.1
 
     def identity(self) -> dict[str, Any]:
@@ -119,15 +120,28 @@ def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int |
     try:
         problem = problems.load(study.problem, **{**study.problem_settings, "seed": cell.seed})
         estimate = measure(problem, cell, study.retrainings, device=device, memory_budget=memory_budget)
+        row = {"status": "ok", **_row(estimate), **dict.fromkeys(_MEASURED)}
+        if study.check_replicas is None:
+            return row
         constants = measure_constants(estimate, study.check_replicas, memory_budget)
-        return {"status": "ok", **_row(estimate, constants), **_bounds(estimate, constants, study.delta)}
+        return row | _constants(constants) | _bounds(estimate, constants, study.delta)
     except UsageError:
         raise
     except StabilityError as error:
         return {"status": "failed", "reason": str(error)}
 
 
-def _row(estimate: StabilityEstimate, constants: Constants) -> dict[str, Any]:
+_CONSTANTS = ("lipschitz", "tuned_lipschitz", "gradient_norm", "tuned_gradient_norm", "loss_bound", "replicas_checked")
+_EIGENVALUES = ("least_eigenvalue", "tuned_least_eigenvalue")
+_MEASURED = (
+    *_CONSTANTS,
+    *(f"{name}{part}" for name in _EIGENVALUES for part in ("", "_residual")),
+    *(f"{name}{part}" for name in BOUNDS for part in ("", "_state")),
+)
+"""Columns of the constants and bounds, None where they were not measured."""
+
+
+def _row(estimate: StabilityEstimate) -> dict[str, Any]:
     replicas, problem = estimate.replicas, estimate.replicas.problem
     plain = estimate.to_dict()
     row: dict[str, Any] = {
@@ -152,24 +166,22 @@ def _row(estimate: StabilityEstimate, constants: Constants) -> dict[str, Any]:
             "mask_changes": {str(step): int(count) for step, count in enumerate(replicas.mask_changes[:, 0].tolist()) if count},
             "relaxed": torch.nonzero(replicas.relaxed).squeeze(1).tolist(),
         }
-    row |= {
-        "gap": row["test_loss"] - row["train_loss"],
-        "distance": float(estimate.per_example["distance"].mean()),
-        **{
-            name: getattr(constants, name)
-            for name in ("lipschitz", "tuned_lipschitz", "gradient_norm", "tuned_gradient_norm", "loss_bound", "replicas_checked")
-        },
-    }
-    for name in ("least_eigenvalue", "tuned_least_eigenvalue"):
-        eigenvalue = getattr(constants, name)
-        row[name] = eigenvalue.value if eigenvalue.converged else None
-        row[f"{name}_residual"] = eigenvalue.residual if eigenvalue.converged else None
+    row |= {"gap": row["test_loss"] - row["train_loss"], "distance": float(estimate.per_example["distance"].mean())}
     return row | {"seconds": estimate.seconds, "per_example": plain["per_example"]}
 
 
+def _constants(constants: Constants) -> dict[str, Any]:
+    """As they stand; of an eigenvalue that is unknown, nothing."""
+    row = {name: getattr(constants, name) for name in _CONSTANTS}
+    for name in _EIGENVALUES:
+        if (eigenvalue := getattr(constants, name)).converged:
+            row |= {name: eigenvalue.value, f"{name}_residual": eigenvalue.residual}
+    return row
+
+
 def _bounds(estimate: StabilityEstimate, constants: Constants, delta: float) -> dict[str, Any]:
-    """Of each bound its value (None where infinite or unknown) and state; and which assumptions of which failed."""
-    row: dict[str, Any] = {name: None for bound in BOUNDS for name in (bound, f"{bound}_state")}
+    """Of each bound its value (None where infinite) and state; and which assumptions of which failed."""
+    row: dict[str, Any] = {}
     failed = {}
     for name, bound in measured_bounds(estimate, constants, delta).items():
         row |= {name: bound.to_dict()["value"], f"{name}_state": bound.state}

@@ -89,8 +89,9 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         row["failed"] = int((bad["algorithm"] == algorithm).sum())
         row |= {"head": int(group["head"].iloc[0]), "seeds": len(group), "failed_replicas": int(group["failed"].map(len).sum())}
         for name in _SUMMARISED:
-            row[name] = group[name].mean()
-            row[f"{name}_std"] = group[name].std(ddof=1) if len(group) > 1 else np.nan
+            values = group[name].astype(float)  # None where a study measures no bounds
+            row[name] = values.mean()
+            row[f"{name}_std"] = values.std(ddof=1) if len(group) > 1 else np.nan
         for name in ("stability", "gap"):
             row[f"{name}_low"], row[f"{name}_high"] = mean_over_seeds(group[name].to_numpy()).interval
         for name in BOUNDS:
