@@ -122,12 +122,9 @@ def measure_tasks(model: str, data: Path, device: torch.device) -> list[dict[str
         problem = problems.load(str(data / task), model=model).to(device)
         for selector in (FullTuning(), SAM(SPARSITY)):
             tuning = algorithm(selector, steps)
-            began = time.perf_counter()
             replicas = train(problem, tuning)
-            synchronize()
-            seconds = time.perf_counter() - began
             row = {"task": task, "method": selector.name, "n": problem.n, "k": replicas.masks[0].count, "m": problem.m}
-            row |= {"steps": steps, "learning_rate": tuning.learning_rate, "seconds": seconds, "metric": problem.metric_name}
+            row |= {"steps": steps, "learning_rate": tuning.learning_rate, "metric": problem.metric_name}
             for split in ("train", "validation", "test"):
                 examples = getattr(problem, split)
                 logits = replicas.logits(examples)[0]

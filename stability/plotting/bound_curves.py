@@ -28,12 +28,14 @@ def bounds(frame: pd.DataFrame) -> Figure:
     95 % interval over seeds, cut at a tenth of the mean; with a single seed there is none.
 
     Raises:
-        NothingToDrawError: no method with several p.
+        NothingToDrawError: no method with several p, or a study that measured no bounds.
     """
     summary = summarise(frame)
     swept = [(str(method), group) for method, group in summary.groupby("method", sort=False) if len(group) > 1]
     if not swept:
         raise NothingToDrawError("no method was measured at more than one p: there is no curve to draw")
+    if all((summary[f"{name}_state"] == "unknown").all() for name in DRAWN):
+        raise NothingToDrawError("the study measured no bounds: run it with --check-replicas 0 or more")
     columns = min(len(swept), 4)
     blocks = math.ceil(len(swept) / columns)
     figure, axes = new_figure(2 * blocks, columns, (1.2 + 2.9 * columns, 0.4 + 5.2 * blocks))

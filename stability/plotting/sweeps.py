@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
@@ -19,15 +20,17 @@ __all__ = ["four_panels", "gap_against_stability", "generalization", "stability"
 
 @styled
 def stability(frame: pd.DataFrame) -> Figure:
-    """(a) Measured leave-one-out stability against p with 95 % intervals over seeds; above it Theorem 1's bound.
+    """(a) Measured leave-one-out stability against p with 95 % intervals over seeds; above it Theorem 1's bound, where measured.
 
     All axes are logarithmic. The bound has one mark a seed, filled only where it is less than the largest loss and no
     checked assumption failed; an infinite bound is an arrow at the top edge. Methods stand a little apart along p, so that
     none hides another. An interval that reaches below a third of the least value measured is cut there.
     """
     summary = summarise(frame)
-    figure, axes = new_figure(2, 1, (6.4, 6.4), heights=(1, 1.8))
-    above, ax = axes
+    ok = frame[frame["status"] == "ok"]
+    bounded = bool(ok["theorem_1_state"].notna().any())
+    figure, axes = new_figure(2, 1, (6.4, 6.4), heights=(1, 1.8)) if bounded else new_figure(1, 1, (6.4, 4.6))
+    ax = axes[-1]
     shift, style = _side_by_side(summary), styles(summary["method"])
     floor = summary["stability"].min() / 3
     for method, group in summary.groupby("method", sort=False):
@@ -37,7 +40,30 @@ def stability(frame: pd.DataFrame) -> Figure:
         low = np.maximum(np.nan_to_num(group["stability_low"].to_numpy(), neginf=0), floor)
         high = np.where(np.isfinite(group["stability_high"]), group["stability_high"], y)
         ax.errorbar(p, y, [y - low, high - y], color=colour, marker=marker, ls=dash, capsize=2, elinewidth=0.6, lw=1.2)
-    ok = frame[frame["status"] == "ok"]
+    label = f"{P_LABEL} (methods of the same p side by side)"
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel=label,
+        ylabel=f"measured $E_i|\\Delta\\ell_i|$ [{unit(frame)}]",
+    )
+    ax.set_ylim(bottom=floor)
+    percent(ax)
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    seeds = int(summary["seeds"].max())
+    extra = [Line2D([], [], color="0.3", marker="o", ls="-", label=f"measured, mean of {seeds} seeds, 95 %")]
+    if bounded:
+        axes[0].set_xlim(ax.get_xlim())
+        extra += _theorem_1(axes[0], ok, summary, shift)
+    legend(figure, summary, extra)
+    return figure
+
+
+def _theorem_1(above: Axes, ok: pd.DataFrame, summary: pd.DataFrame, shift: dict[str, float]) -> list[Line2D]:
+    """The bound of every cell, and what the legend says of it."""
+    style = styles(summary["method"])
     bound = pd.to_numeric(ok["theorem_1"])
     top = 10 ** math.ceil(math.log10(bound.max() * 3)) if bound.notna().any() else 1e3
     for method, group in ok.groupby("method", sort=False):
@@ -49,32 +75,16 @@ def stability(frame: pd.DataFrame) -> Figure:
         infinite = p[group["theorem_1_state"] == "infinite"].unique()
         above.plot(infinite, np.full(len(infinite), top * 0.6), marker="$\\uparrow$", ms=8, color=colour, ls="")
     above.plot(summary["sparsity"], summary["loss_bound"], "_", color="0.6", ms=6)
-    above.set(xscale="log", yscale="log", ylabel=f"Theorem 1's bound [{unit(frame)}]", xticklabels=[])
+    above.set(xscale="log", yscale="log", ylabel=f"Theorem 1's bound [{unit(ok)}]", xticklabels=[])
     above.set_ylim(top=top)
-    label = f"{P_LABEL} (methods of the same p side by side)"
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel=label,
-        ylabel=f"measured $E_i|\\Delta\\ell_i|$ [{unit(frame)}]",
-    )
-    ax.set_ylim(bottom=floor)
-    above.set_xlim(ax.get_xlim())
-    percent(ax)
-    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    ax.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    seeds = int(summary["seeds"].max())
     extra = [
-        Line2D([], [], color="0.3", marker="o", ls="-", label=f"measured, mean of {seeds} seeds, 95 %"),
         Line2D([], [], color="0.3", marker="o", mfc="none", ms=4, ls="", label="bound, vacuous or an assumption failed"),
         Line2D([], [], color="0.3", marker="$\\uparrow$", ms=8, ls="", label="bound infinite"),
         Line2D([], [], color="0.6", marker="_", ms=6, ls="", label="largest loss: bounds above are vacuous"),
     ]
     if (ok["theorem_1_state"] == "not refuted").any():
-        extra.insert(1, Line2D([], [], color="0.3", marker="o", ms=4, ls="", label="bound, not refuted"))
-    legend(figure, summary, extra)
-    return figure
+        extra.insert(0, Line2D([], [], color="0.3", marker="o", ms=4, ls="", label="bound, not refuted"))
+    return extra
 
 
 def _side_by_side(summary: pd.DataFrame) -> dict[str, float]:
