@@ -28,7 +28,7 @@ def check_sparsity(sparsity: float) -> None:
         >>> check_sparsity(0.05)
     """
     if isinstance(sparsity, bool) or not (isinstance(sparsity, (int, float)) and 0 < sparsity <= 1):
-        raise UsageError(f"sparsity p = {sparsity} is outside (0, 1]: p is the fraction of parameters that may change")
+        raise UsageError(f"sparsity p = {sparsity!r} is outside (0, 1]: p is the fraction of parameters that may change")
 
 
 def count_for(sparsity: float, m: int) -> int:

@@ -19,7 +19,7 @@ from stability.arguments import PROBLEM, TEXT_TRAINING, TRAINING, parser
 from stability.bounds.base import check_delta
 from stability.constants import measure_constants, measured_bounds
 from stability.errors import StabilityError, UsageError, check_whole
-from stability.leave_one_out import measure
+from stability.leave_one_out import StabilityEstimate, measure
 from stability.naming import SELECTORS, announced, selector_named, selectors_named
 from stability.problems import PROBLEMS, Problem
 from stability.problems.metrics import commonest_class
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"stability: {error}; what was finished is kept", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stability: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        kept = "; what was finished is kept, the same command goes on from there" if options.command == "run" else ""
+        print(f"stability: stopped{kept}", file=sys.stderr)
         return 130
     return 0
 
@@ -154,6 +155,8 @@ def _loo(options: argparse.Namespace) -> None:
             problem, algorithm, retrainings, reselect=not options.keep_mask, device=options.device, progress=bar.update
         )
     metrics = _metrics(problem, estimate.replicas)
+    if not options.json:
+        _show_estimate(problem, algorithm, estimate, metrics)
     found: dict[str, bounds.Bound] = {}
     notes: tuple[str, ...] = ()
     if options.bounds:
@@ -167,14 +170,22 @@ def _loo(options: argparse.Namespace) -> None:
         if options.bounds:
             more |= {"bounds": {name: bound.to_dict() for name, bound in found.items()}, "notes": list(notes)}
         _print_json({**what, **how, **_plain(estimate.to_dict()), **_plain(more)})
-        return
+    elif options.bounds:
+        print(f"\nBounds from the constants measured on these runs (δ = {delta:g} for the expected loss):")
+        _print_bounds(found)
+        print("".join(f"  {note}\n" for note in notes), end="")
+
+
+def _show_estimate(
+    problem: Problem, algorithm: FineTuning | Minimisation, estimate: StabilityEstimate, metrics: Mapping[str, float]
+) -> None:
     low, high = estimate.interval
     rows = {
         "stability E_i|Δℓ_i|": f"{estimate.value:.4g} {problem.loss_unit}",
         f"{estimate.pointwise.confidence:.0%} interval": "exact for this S and seed" if low == high else f"{low:.4g} … {high:.4g}",
         "noise floor": f"{estimate.noise_floor:.2g}",
         "estimator": f"{estimate.estimator}, {estimate.retrainings} of n = {estimate.n} left out, {len(estimate.failed)} failed",
-        "at fresh points": f"{estimate.hypothesis.value:.4g}",
+        "on the test split": f"{estimate.hypothesis.value:.4g}",
         "largest |Δℓ_i|": f"{estimate.maximum:.4g}",
         "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {estimate.sparsity:.4g}), head {estimate.head}",
         problem.metric_name: ", ".join(f"{split} {value:.4f}" for split, value in metrics.items()),
@@ -193,10 +204,6 @@ def _loo(options: argparse.Namespace) -> None:
         print("\nOne retraining tells nothing of the spread: the interval has no upper end. Use --retrainings 10 or more.")
     if estimate.value <= estimate.noise_floor:
         print("\nThe value is not above its noise floor: it is not a result.")
-    if options.bounds:
-        print(f"\nBounds from the constants measured on these runs (δ = {delta:g} for the expected loss):")
-        _print_bounds(found)
-        print("".join(f"  {note}\n" for note in notes), end="")
 
 
 def _described(algorithm: FineTuning | Minimisation) -> str:
@@ -216,7 +223,7 @@ def _metrics(problem: Problem, replicas: Replicas) -> dict[str, float]:
     found = {name: problem.metric(mine, getattr(problem, name).labels) for name, mine in logits.items()}
     if not problem.train.labels.is_floating_point() and (outputs := logits["test"].shape[1]) > 1:
         constant = commonest_class(problem.train.labels, outputs, len(problem.test))
-        found["commonest class"] = problem.metric(constant, problem.test.labels)
+        found["commonest class on test"] = problem.metric(constant, problem.test.labels)
     return found
 
 

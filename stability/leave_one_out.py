@@ -163,7 +163,8 @@ def measure(
     replicas = train(
         problem, algorithm, weights, masks, replica_batch=replica_batch, memory_budget=memory_budget, progress=progress
     )
-    losses = replicas.losses(problem.train).double().cpu()
+    whole = replicas.losses(problem.train, slice(0, 1))[0].double().cpu()
+    losses = replicas.losses(problem.train.take(left_out)).double().cpu()  # of each z_i under every replica
     held_out = replicas.losses(problem.test).double().cpu()
     finite = torch.isfinite(losses).all(1) & torch.isfinite(held_out).all(1)
     failed_step = torch.where((replicas.failed_step < 0) & ~finite, algorithm.most_steps, replicas.failed_step)
@@ -171,7 +172,7 @@ def measure(
     if replicas.failed_step[0] >= 0:
         raise StabilityError(f"A(S) {algorithm.failure(int(replicas.failed_step[0]))}")
     alone = train(problem, algorithm, masks=masks and masks[:1], replica_batch=1, reverse_batches=True, progress=progress)
-    floor = (alone.losses(problem.train).double().cpu()[0] - losses[0]).abs().mean().item()
+    floor = (alone.losses(problem.train).double().cpu()[0] - whole).abs().mean().item()
     if alone.failed_step[0] >= 0 or not math.isfinite(floor):
         step = int(alone.failed_step[0])
         raise StabilityError(f"the run that gives the noise floor {algorithm.failure(step if step >= 0 else algorithm.most_steps)}")
@@ -201,8 +202,7 @@ def measure(
 
 
 def _table(left_out: Tensor, losses: Tensor, replicas: Replicas) -> pd.DataFrame:
-    rows = torch.arange(1, len(losses))
-    full, left = losses[0, left_out], losses[rows, left_out]
+    full, left = losses[0], losses[1:].diagonal()
     failed = replicas.failed_step[1:].numpy()
     changes = [0 if mask is replicas.masks[0] else int((~replicas.masks[0].contains(mask)).sum()) for mask in replicas.masks[1:]]
     table = pd.DataFrame(

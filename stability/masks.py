@@ -211,6 +211,10 @@ class SparseDelta:
     base: str
     head: Parameters = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        head = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.head.items())
+        return f"SparseDelta({self.mask}, base={self.base[:12]}…, head: {head or 'none'})"
+
     @classmethod
     def between(cls, pretrained: Parameters, tuned: Parameters, mask: Mask) -> SparseDelta:
         """Read the delta off a tuned model.

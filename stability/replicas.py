@@ -88,9 +88,9 @@ class Replicas:
             parts = [torch.cat([self._logits(mine, block) for _, block in blocks], dim=1) for mine in values]
         return torch.cat(parts)[:, back]
 
-    def losses(self, examples: Examples) -> Tensor:
-        """ℓ of each example under each replica, (r, N)."""
-        losses: Tensor = vmap(self.problem.loss, in_dims=(0, None))(self.logits(examples), examples.labels)
+    def losses(self, examples: Examples, rows: slice = slice(None)) -> Tensor:
+        """ℓ of each example under each replica, (r, N), or under some ``rows``."""
+        losses: Tensor = vmap(self.problem.loss, in_dims=(0, None))(self.logits(examples, rows), examples.labels)
         return losses
 
     def distances(self) -> Tensor:

@@ -141,8 +141,10 @@ class Store:
 
 
 def _first_difference(old: Any, new: Any) -> tuple[Any, Any]:
-    """Of two lists the first entries that differ, of anything else both."""
+    """Of two lists the first entries that differ, of two settings what differs in them, of anything else both."""
     if isinstance(old, list) and isinstance(new, list):
-        pairs = list(zip_longest(old, new))
-        return next(pair for pair in pairs if pair[0] != pair[1])
+        return _first_difference(*next(pair for pair in zip_longest(old, new, fillvalue="nothing more") if pair[0] != pair[1]))
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}
     return old, new

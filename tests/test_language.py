@@ -50,16 +50,17 @@ def test_a_csv_of_two_columns_on_the_command_line(reviews: tuple[str, str], caps
     told = capsys.readouterr()
     assert "sampled, 3 of n = 20 left out" in told.out
     assert "accuracy  test 0." in told.out.replace("accuracy  test 1.", "accuracy  test 0.")
-    assert "commonest class" in told.out
+    assert "commonest class on test" in told.out
     assert "4 steps of 16, learning rate 0.0005, linear" in told.out
     assert "note: the test split is one in 5 of the training data" in told.err
     assert main([*command, "--json", "--bounds", "--check-replicas", "1"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["problem"], result["n"], result["head"]) == ("reviews", 20, 34)
-    assert set(result["metrics"]) == {"test", "train", "commonest class"}
+    assert set(result["metrics"]) == {"test", "train", "commonest class on test"}
     assert result["algorithm"]["learning_rate"] == 5e-4
     assert len(result["notes"]) + len(result["bounds"]) >= 8
-    assert result["data_notes"] == ["the test split is one in 5 of the training data, held out at random"]
+    assert result["data_notes"][0].startswith("32 train, 8 test examples; labels are 2 classes, in the training data bad ")
+    assert result["data_notes"][-1] == "the test split is one in 5 of the training data, held out at random"
 
 
 def test_training_options_and_dropout(reviews: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,11 +209,11 @@ def test_transformers_is_as_loud_as_before(models: Path, data: Path, capfd: pyte
 BAD: dict[str, tuple[Any, str]] = {
     "no folder": (
         lambda folder: shutil.rmtree(folder),
-        "is no folder here.*without a network .* give a folder",
+        "there is no folder",
     ),
     "no config": (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
     "no tokenizer": (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "has no tokenizer"),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights in safetensors, but nothing"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no weights: model.safetensors expected"),
     "pickle": (
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
         "no weights in safetensors, but pytorch_model.bin: pickled weights can run code and are refused",
@@ -227,6 +227,12 @@ BAD: dict[str, tuple[Any, str]] = {
         "of another architecture",
     ),
 }
+
+
+def test_a_name_on_the_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match="is no folder here.*without a network .* give a folder"):
+        load_pretrained("no/model", 2)
 
 
 @pytest.mark.parametrize("what", BAD)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import random
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from stability.problems import texts
 from stability.problems.reading import Row, read_rows
 from stability.problems.tasks import TASKS, labels_of, texts_of
 from tests import tiny
-from tests.tiny import lines
+from tests.tiny import lines, table
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 GOOD = tiny.rows(20)
@@ -30,12 +27,6 @@ needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the seven tasks ar
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny.write_model(tmp_path_factory.mktemp("models") / "bert"))
-
-
-def table(path: Path, rows: list[list[str]]) -> str:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows(rows)
-    return str(path)
 
 
 # Columns and labels
@@ -216,7 +207,11 @@ def test_without_the_hub_the_local_ways_are_named(model: str, monkeypatch: pytes
 def test_what_is_missing_is_held_out_at_random_and_said(tmp_path: Path, model: str) -> None:
     rows = tiny.rows(50)
     whole = problems.load(lines(tmp_path / "whole", train=rows, val=rows[:5], test=rows[:7]), model=model)
-    assert (whole.n, len(whole.test), whole.validation and len(whole.validation), whole.notes) == (50, 7, 5, ())
+    assert (whole.n, len(whole.test), whole.validation and len(whole.validation)) == (50, 7, 5)
+    yes = sum(row["label"] == "yes" for row in rows)
+    told = f"50 train, 5 validation, 7 test examples; labels are 2 classes, in the training data no {50 - yes}, yes {yes}"
+    leaked = ["5 of 5 examples of the validation split are", "7 of 7 examples of the test split are"]
+    assert whole.notes == (told, *(f"{note} training examples too" for note in leaked))
     paper = problems.load(lines(tmp_path / "paper", train=rows, dev=rows[:7]), model=model)
     assert (paper.n, len(paper.test), paper.validation and len(paper.validation)) == (45, 7, 5)
     alone = [problems.load(lines(tmp_path / "alone", train=rows), model=model, split_seed=seed) for seed in (0, 0, 1)]
@@ -224,7 +219,7 @@ def test_what_is_missing_is_held_out_at_random_and_said(tmp_path: Path, model: s
     ids = [p.test.inputs["input_ids"] for p in alone]
     assert torch.equal(ids[0], ids[1])
     assert ids[0].shape != ids[2].shape or not torch.equal(ids[0], ids[2])
-    assert alone[0].notes == ("the test split is one in 5 of the training data, held out at random",)
+    assert alone[0].notes[1:] == ("the test split is one in 5 of the training data, held out at random",)
     assert alone[0].settings["tokens"] != alone[2].settings["tokens"]
 
 
@@ -235,43 +230,6 @@ def test_the_seed_draws_s_and_the_whole_split_is_the_default(tmp_path: Path, mod
     ids = [p.train.inputs["input_ids"].tolist() for p in drawn]
     assert ids[0] == ids[1] != ids[2]
     assert [p.settings["tokens"] for p in drawn] == [drawn[0].settings["tokens"]] * 3
-
-
-def test_the_identity_is_the_content_wherever_it_lies_and_whatever_it_is_called(tmp_path: Path, model: str) -> None:
-    rows, more = tiny.rows(30), tiny.rows(5, 1)
-    first = problems.identity(lines(tmp_path / "a" / "mine", train=rows, test=more), {"model": model, "n": 20})
-    assert str(tmp_path) not in json.dumps(first)
-    assert "mine" not in json.dumps(first)
-    shutil.copytree(model, tmp_path / "copy")
-    (tmp_path / "table").mkdir()
-    for split, some in {"train": rows, "test": more}.items():
-        table(tmp_path / "table" / f"{split}.csv", [[*some[0]], *([*row.values()] for row in some)])
-    assert problems.identity(str(tmp_path / "table"), {"model": str(tmp_path / "copy"), "n": 20}) == first
-
-
-def test_the_identity_sees_whatever_changes_a_result(tmp_path: Path, model: str) -> None:
-    rows, more = tiny.rows(30), tiny.rows(5, 1)
-    data = lines(tmp_path / "mine", train=rows, test=more)
-    found = [problems.identity(data, {"model": model})]
-    found.append(problems.identity(lines(tmp_path / "fewer", train=rows, test=more[:-1]), {"model": model}))
-    found += [problems.identity(data, {"model": model, **other}) for other in ({"n": 20}, {"max_length": 8}, {"text": "text_b"})]
-    found.append(problems.identity(lines(tmp_path / "alone", train=rows), {"model": model}))
-    found.append(problems.identity(lines(tmp_path / "alone", train=rows), {"model": model, "split_seed": 1}))
-    changes: list[tuple[str, str, str]] = [
-        ("config.json", '"hidden_act": "gelu"', '"hidden_act": "relu"'),
-        ("config.json", '"hidden_dropout_prob": 0.1', '"hidden_dropout_prob": 0.2'),
-        ("tokenizer.json", '"dog": 7', '"dog": 6'),
-    ]
-    for number, (file, old, new) in enumerate(changes):
-        shutil.copytree(model, tmp_path / f"model{number}")
-        text = (tmp_path / f"model{number}" / file).read_text()
-        assert old in text
-        (tmp_path / f"model{number}" / file).write_text(text.replace(old, new).replace('"cat": 6', '"cat": 7'))
-        found.append(problems.identity(data, {"model": str(tmp_path / f"model{number}")}))
-    coded = [{**row, "label": int(row["label"] == "yes")} for row in rows]
-    classified = lines(tmp_path / "coded", train=coded, test=coded[:5])
-    found += [problems.identity(classified, {"model": model, "task": task}) for task in ("none", "cola", "mrpc")]
-    assert len({json.dumps(one, sort_keys=True) for one in found}) == len(found)
 
 
 def test_columns_that_only_resemble_a_task_are_no_task(tmp_path: Path, model: str) -> None:
@@ -298,7 +256,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no column of texts": (
         {"train": [{"review": "a", "label": 1}] * 9},
         {},
-        "line 1: no column of texts among review, label: call them text; .*--text COLUMN",
+        r"line 1: no column of texts among review, label \(of a table .*\): call them text; .*--text COLUMN",
     ),
     "no label": (
         {"train": [{"text": "a", "sentiment": 1}] * 9},
@@ -329,6 +287,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         "label has 10 different texts in 10 examples: neither classes nor numbers",
     ),
+    "numbers and words": ({"train": [{"text": "a", "label": v} for v in (1.5, 2.5, "n/a", 3.5)]}, {}, "has numbers and n/a: mend"),
+    "decimal commas": ({"train": [{"text": "a", "label": f"{i},5"} for i in range(9)]}, {}, "has decimal commas .0,5.: write 4.5"),
     "one class": ({"train": [{"text": "a", "label": "x"}] * 9, "test": [{"text": "a", "label": "x"}]}, {}, "one class alone, 'x'"),
     "an empty split": ({"train": GOOD, "test": []}, {}, "test.jsonl is empty: at least one example expected"),
     "no train": ({"test": GOOD}, {}, "has no training data: train.jsonl or train.csv expected, found test.jsonl"),
@@ -359,6 +319,7 @@ BYTES = {
     "val.jsonl": (b'{"text": "a", "label": 1}\n\n{"text": \n', "val.jsonl, line 3: no JSON"),
     "test.csv": (b"text,label\na,1\nb\n", r"test.csv, line 3: 1 fields, the header has 2 \(text, label\)"),
     "dev.csv": (b'text,label\n"a,1\n', "dev.csv, line 2: unexpected end of data"),
+    "valid.csv": (b"text;label\na;1\n", "valid.csv, line 1: separated by ';' as it seems: save it with commas"),
     "dev.tsv": (b"text\ttext\na\t1\n", "line 1: a column's name occurs twice in text, text"),
     "test.json": (b"", "test.json is empty"),
 }
@@ -388,7 +349,7 @@ def test_a_table_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
         (
             "nowhere/at/all",
             {"model": "x"},
-            "unknown problem 'nowhere/at/all': there is digits.*glue/cola.*that path does not exist",
+            "there is no file or folder 'nowhere/at/all'; .*digits.*glue/cola",
         ),
         (".", {}, "needs a pretrained model: give model="),
         (__file__, {"model": "x"}, "is neither JSON lines nor a table"),

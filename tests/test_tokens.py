@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from stability.problems import tokens
 from stability.problems.metrics import METRICS, cross_entropies, squared_errors
 from stability.problems.tokens import Tokens, cache_folder
 from tests import tiny
-from tests.tiny import lines
+from tests.tiny import lines, table
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +128,43 @@ def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert cache_folder() == tmp_path / "stability"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "stability"
+
+
+# Identity
+
+
+def test_the_identity_is_the_content_wherever_it_lies_and_whatever_it_is_called(tmp_path: Path, model: str) -> None:
+    rows, more = tiny.rows(30), tiny.rows(5, 1)
+    first = problems.identity(lines(tmp_path / "a" / "mine", train=rows, test=more), {"model": model, "n": 20})
+    assert str(tmp_path) not in json.dumps(first)
+    assert "mine" not in json.dumps(first)
+    shutil.copytree(model, tmp_path / "copy")
+    (tmp_path / "table").mkdir()
+    for split, some in {"train": rows, "test": more}.items():
+        table(tmp_path / "table" / f"{split}.csv", [[*some[0]], *([*row.values()] for row in some)])
+    assert problems.identity(str(tmp_path / "table"), {"model": str(tmp_path / "copy"), "n": 20}) == first
+
+
+def test_the_identity_sees_whatever_changes_a_result(tmp_path: Path, model: str) -> None:
+    rows, more = tiny.rows(30), tiny.rows(5, 1)
+    data = lines(tmp_path / "mine", train=rows, test=more)
+    found = [problems.identity(data, {"model": model})]
+    found.append(problems.identity(lines(tmp_path / "fewer", train=rows, test=more[:-1]), {"model": model}))
+    found += [problems.identity(data, {"model": model, **other}) for other in ({"n": 20}, {"max_length": 8}, {"text": "text_b"})]
+    found.append(problems.identity(lines(tmp_path / "alone", train=rows), {"model": model}))
+    found.append(problems.identity(lines(tmp_path / "alone", train=rows), {"model": model, "split_seed": 1}))
+    changes: list[tuple[str, str, str]] = [
+        ("config.json", '"hidden_act": "gelu"', '"hidden_act": "relu"'),
+        ("config.json", '"hidden_dropout_prob": 0.1', '"hidden_dropout_prob": 0.2'),
+        ("tokenizer.json", '"dog": 7', '"dog": 6'),
+    ]
+    for number, (file, old, new) in enumerate(changes):
+        shutil.copytree(model, tmp_path / f"model{number}")
+        text = (tmp_path / f"model{number}" / file).read_text()
+        assert old in text
+        (tmp_path / f"model{number}" / file).write_text(text.replace(old, new).replace('"cat": 6', '"cat": 7'))
+        found.append(problems.identity(data, {"model": str(tmp_path / f"model{number}")}))
+    coded = [{**row, "label": int(row["label"] == "yes")} for row in rows]
+    classified = lines(tmp_path / "coded", train=coded, test=coded[:5])
+    found += [problems.identity(classified, {"model": model, "task": task}) for task in ("none", "cola", "mrpc")]
+    assert len({json.dumps(one, sort_keys=True) for one in found}) == len(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -92,3 +93,9 @@ def lines(folder: Path, **splits: Any) -> str:
     for split, rows in splits.items():
         write_lines(folder / f"{split}.jsonl", rows)
     return str(folder)
+
+
+def table(path: Path, rows: list[list[str]]) -> str:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows(rows)
+    return str(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ PROBLEMS: dict[str, Callable[..., Problem | Solvable]] = {"digits": digits.load,
 """Loader of each problem that comes with the toolkit, by its name."""
 
 
-def load(name: str, **settings: Any) -> Problem:
+def load(name: str | PathLike[str], **settings: Any) -> Problem:
     """A problem that comes with the toolkit, by its name, or texts with a pretrained language model.
 
     Args:
@@ -34,18 +35,21 @@ def load(name: str, **settings: Any) -> Problem:
         >>> load("digits", n=40, seed=1).n
         40
     """
+    if not isinstance(name, (str, PathLike)):
+        raise UsageError(f"a problem is a name or a path, not {type(name).__name__}: write a table to a CSV file first")
+    name = str(name)
     own = name in PROBLEMS
     if not own and name not in texts.HUB and not Path(name).exists():
         raise UsageError(
-            f"unknown problem {name!r}: there is {', '.join(sorted(PROBLEMS))}, on the hub {', '.join(texts.HUB)}, "
-            "or any folder or file of texts, and that path does not exist"
+            f"there is no file or folder {name!r}; problems by name are {', '.join(sorted(PROBLEMS))}, on the hub "
+            f"{', '.join(texts.HUB)}"
         )
     loader = PROBLEMS[name] if own else texts.load
     known = [setting for setting in inspect.signature(loader).parameters if setting != "data" or own]
     if odd := sorted(settings.keys() - set(known)):
         raise UsageError(f"problem {name!r} has no setting {', '.join(odd)}: there is {', '.join(known)}")
     if not own and "model" not in settings:
-        raise UsageError(f"problem {name!r} needs a pretrained model: give model=…, a folder or a name on the hub")
+        raise UsageError(f"problem {name!r} needs a pretrained model: give model=… (--model), a folder or a name on the hub")
     found = loader(**settings) if own else loader(data=name, **settings)
     return found.problem if isinstance(found, Solvable) else found
 

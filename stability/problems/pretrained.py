@@ -76,6 +76,8 @@ def load_pretrained(model: str | os.PathLike[str], outputs: int) -> Pretrained:
             weights are not those of its configuration.
     """
     folder = Path(model)
+    if not folder.is_dir() and (str(model).startswith((".", "/", "~")) or str(model).count("/") > 1):  # no name on the hub
+        raise UsageError(f"there is no folder {model}")
     stamp = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.iterdir())) if folder.is_dir() else ()
     return _load(str(model), outputs, stamp)
 
@@ -321,7 +323,9 @@ def _explained(model: str) -> Iterator[None]:
             if not (folder / "config.json").exists():
                 raise UsageError(f"{model} is no model: it has no config.json; {_LOCAL}") from error
             if not list(folder.glob("*.safetensors*")):
-                kept = ", ".join(sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt"))) or "nothing"
+                kept = ", ".join(sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt")))
+                if not kept:
+                    raise UsageError(f"{model} has no weights: model.safetensors expected") from error
                 raise UsageError(
                     f"{model} has no weights in safetensors, but {kept}: pickled weights can run code and are refused; "
                     "convert them once with transformers (save_pretrained) where you trust them"

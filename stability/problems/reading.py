@@ -99,6 +99,8 @@ def _table(path: Path) -> Iterator[Row]:
     try:
         header = next(reader, [])
         names = [name.strip() for name in header]
+        if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), None)):
+            raise UsageError(f"{path}, line 1: separated by {other!r} as it seems: save it with commas, or with tabs as .tsv")
         if len(set(names)) < len(names):
             raise UsageError(f"{path}, line 1: a column's name occurs twice in {', '.join(names)}")
         for fields in reader:

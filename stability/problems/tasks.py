@@ -142,8 +142,8 @@ def text_columns(row: Row) -> tuple[str, ...]:
             return names
     usual = "; ".join(", ".join(names) for names in _TEXT_COLUMNS)
     raise UsageError(
-        f"{row.place}: no column of texts among {', '.join(map(str, row.values))}: call them {usual}; "
-        "or name yours: text='…' in Python, --text COLUMN [COLUMN] on the command line"
+        f"{row.place}: no column of texts among {', '.join(map(str, row.values))} (of a table its first line, the header): call "
+        f"them {usual}; or name yours: text='…' in Python, --text COLUMN [COLUMN] on the command line"
     )
 
 
@@ -242,7 +242,15 @@ def _label(row: Row, column: str) -> str:
 
 def _kind(texts: Sequence[str], place: str, column: str) -> Literal["classes", "numbers"]:
     distinct = set(texts)
-    if all(_float(text) is not None for text in distinct):
+    odd = sorted(text for text in distinct if _float(text) is None)
+    if any(re.fullmatch(r"-?\d+,\d+", text) for text in odd):
+        raise UsageError(f"{place.partition(', line')[0]}: {column} has decimal commas ({odd[0]}): write 4.5 for 4,5")
+    if 0 < len(odd) < len(distinct) / 2:
+        raise UsageError(
+            f"{place.partition(', line')[0]}: {column} has numbers and {', '.join(odd[:3])}: mend these rows, or "
+            "say that labels are classes (labels='classes', --labels classes)"
+        )
+    if not odd:
         whole = all(re.fullmatch(r"-?\d+", text) for text in distinct)
         return "classes" if whole and len(distinct) <= _MOST_INTEGERS else "numbers"
     if len(distinct) > max(2, len(texts) // 2):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 from stability.errors import UsageError, check_whole
 from stability.masks import fingerprint
@@ -15,7 +16,7 @@ from stability.problem import Examples, Problem, generator
 from stability.problems.metrics import METRICS, cross_entropies, squared_errors
 from stability.problems.pretrained import agreeing, load_pretrained
 from stability.problems.reading import Row, read_rows, split_files
-from stability.problems.tasks import TASKS, labels_of, task_for, text_columns, texts_of
+from stability.problems.tasks import TASKS, Sequences, labels_of, task_for, text_columns, texts_of
 from stability.problems.tokens import cached_tokens
 
 __all__ = ["HUB", "load"]
@@ -89,6 +90,7 @@ def load(
     if n is not None and n > size:
         raise UsageError(f"n = {n}: the training split has {size} examples")
     choices = len(sequences["train"][0]) > 1
+    notes = [_described(places, values, classes), *_repeated(places, sequences), *notes]
     pretrained = load_pretrained(model, 1 if choices or classes is None else len(classes))
     longest = min(max_length, pretrained.max_length)
     made = {}
@@ -181,6 +183,30 @@ def _held_out(sizes: Mapping[str, int], split_seed: int) -> tuple[Places, list[s
     places[split] = ("train", order[:count].sort().values.tolist())
     places["train"] = ("train", order[count:].sort().values.tolist())
     return places, [*notes, f"the {split} split is one in {share} of the training data, held out at random"]
+
+
+def _described(places: Places, values: Mapping[str, Tensor], classes: tuple[str, ...] | None) -> str:
+    """Sizes of the splits, and what their labels were taken for."""
+    sizes = ", ".join(f"{len(index)} {split}" for split, (_, index) in places.items())
+    own = values["train"]
+    if classes is None:
+        return f"{sizes} examples; labels are numbers, {float(own.min()):g} to {float(own.max()):g}"
+    counts = ", ".join(f"{name} {int((own == code).sum())}" for code, name in enumerate(classes))
+    return f"{sizes} examples; labels are {len(classes)} classes, in the training data {counts}"
+
+
+def _repeated(places: Places, sequences: Mapping[str, list[Sequences]]) -> list[str]:
+    """That a text stands twice: leaving one of two out changes little, and a test on training texts is none."""
+    texts = {split: [tuple(sequences[source][i]) for i in index] for split, (source, index) in places.items()}
+    known = set(texts["train"])
+    again = {"train": len(texts["train"]) - len(known)}
+    again |= {split: sum(one in known for one in mine) for split, mine in texts.items() if split != "train"}
+    return [
+        f"{again[split]} of {len(mine)} examples of the {split} split "
+        + ("repeat another of it" if split == "train" else "are training examples too")
+        for split, mine in texts.items()
+        if again[split]
+    ]
 
 
 def _shortest_and_longest(made: Mapping[str, Examples]) -> dict[str, Any]:
