@@ -44,6 +44,7 @@ class Pretrained:
         network: transformers' module without its values, with the attention kernel that transformers chose.
         tokenizer: of transformers.
         max_length: the most tokens that the model can take.
+        vocabulary: how many different tokens it knows.
         fingerprint: of θ⁰.
         architecture: SHA-256 of the configuration, without names, paths and versions.
         notes: what the checkpoint lacks, in words.
@@ -55,6 +56,7 @@ class Pretrained:
     network: Any
     tokenizer: Any
     max_length: int
+    vocabulary: int
     fingerprint: str
     architecture: str
     notes: tuple[str, ...] = ()
@@ -131,6 +133,7 @@ def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
         network=network,
         tokenizer=tokenizer,
         max_length=_most_places(network, tokenizer),
+        vocabulary=network.get_input_embeddings().weight.shape[0],
         fingerprint=fingerprint(pretrained),
         architecture=hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest(),
         notes=(f"the checkpoint lacks {', '.join(new)}: new, and tuned with the head",) if new else (),
@@ -203,12 +206,10 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
         inputs: (N, T), or (N, c, T) for a choice among c sequences.
 
     Raises:
-        UsageError: no form agrees, the logits are not finite, or the tokenizer knows more tokens than the model.
+        UsageError: no form agrees, or the logits are not finite.
     """
     flat: dict[str, Tensor] = {name: tensor.reshape(-1, tensor.shape[-1]) for name, tensor in inputs.items()}
-    network, most = pretrained.network, int(flat["input_ids"].max())
-    if most >= (known := pretrained.network.get_input_embeddings().weight.shape[0]):
-        raise UsageError(f"{pretrained.name}: its tokenizer gives token {most}, and the model knows {known}: they are no pair")
+    network = pretrained.network
     start = {**pretrained.parameters, **pretrained.new_head(torch.Generator().manual_seed(0))}
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
     lengths = flat["attention_mask"].sum(1).tolist()
@@ -257,7 +258,7 @@ def _difference(
     found: Tensor = vmap(lambda mine: logits(mine, inputs))(stacked)
     own = torch.autograd.grad(_weighted(found[1]), list(stacked.values()), allow_unused=True)
     size = max(float(slope.norm()) for slope in slopes.values() if slope is not None)
-    if not _close(found[1], wanted, float(wanted.norm())):
+    if not _same(found[1], wanted):
         return f"logits of replicas differ by {float((found[1] - wanted).abs().max()):.2g}"
     for (name, slope), mine in zip(slopes.items(), own, strict=True):
         if slope is not None and (mine is None or not _close(mine[1], slope, size)):
@@ -269,7 +270,7 @@ def _difference(
         return logits({**rest, **mine}, {name: tensor.unsqueeze(0) for name, tensor in each.items()})[0]
 
     singly: Tensor = vmap(one, in_dims=(None, 0))(thin, dict(inputs))
-    if not _close(singly, wanted, float(wanted.norm())):
+    if not _same(singly, wanted):
         return f"logits of examples differ by {float((singly - wanted).abs().max()):.2g}"
     weights = _weights(wanted)
     each = vmap(grad(lambda mine, one_input, weight: (one(mine, one_input) * weight).sum()), in_dims=(None, 0, 0))
@@ -280,8 +281,13 @@ def _difference(
     return None
 
 
+def _same(found: Tensor, wanted: Tensor) -> bool:
+    """Logits, to a tenth of a thousandth of their norm."""
+    return bool((found.detach() - wanted).norm() <= 1e-4 * wanted.norm())
+
+
 def _close(found: Tensor, wanted: Tensor, size: float) -> bool:
-    """To a thousandth of its norm, and a millionth of the largest norm, which rounding alone may cost."""
+    """A gradient, to a thousandth of its norm, and a millionth of the largest norm, which rounding alone may cost."""
     return bool((found.detach() - wanted).norm() <= 1e-3 * wanted.norm() + 1e-6 * size)
 
 

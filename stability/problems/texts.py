@@ -102,6 +102,11 @@ def load(
         present = set() if classes is None else set(made[split].labels.tolist())
         if absent := [kind for code, kind in enumerate(classes or ()) if code not in present]:
             notes.append(f"the {split} split has no example of {', '.join(absent)}")
+    most = max(int(some.inputs["input_ids"].max()) for some in made.values())
+    if most >= pretrained.vocabulary:
+        raise UsageError(
+            f"{model}: its tokenizer gives token {most}, and the model knows {pretrained.vocabulary}: they are no pair"
+        )
     logits = agreeing(pretrained, _shortest_and_longest(made))
     content = {f"{split} {name}": tensor for split, some in made.items() for name, tensor in some.inputs.items()}
     content |= {f"{split} labels": some.labels for split, some in made.items()}
