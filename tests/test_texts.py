@@ -349,7 +349,7 @@ def test_a_table_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
         (
             "nowhere/at/all",
             {"model": "x"},
-            "there is no file or folder 'nowhere/at/all'; .*digits.*glue/cola",
+            "unknown problem 'nowhere/at/all', and no file or folder is there: .*digits.*glue/cola",
         ),
         (".", {}, "needs a pretrained model: give model="),
         (__file__, {"model": "x"}, "is neither JSON lines nor a table"),

@@ -41,7 +41,7 @@ def load(name: str | PathLike[str], **settings: Any) -> Problem:
     own = name in PROBLEMS
     if not own and name not in texts.HUB and not Path(name).exists():
         raise UsageError(
-            f"there is no file or folder {name!r}; problems by name are {', '.join(sorted(PROBLEMS))}, on the hub "
+            f"unknown problem {name!r}, and no file or folder is there: there is {', '.join(sorted(PROBLEMS))}, on the hub "
             f"{', '.join(texts.HUB)}"
         )
     loader = PROBLEMS[name] if own else texts.load
