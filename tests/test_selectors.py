@@ -233,5 +233,5 @@ def test_generators_of_different_roles_are_apart() -> None:
 
 
 def test_unknown_problem_names_those_that_exist() -> None:
-    with pytest.raises(UsageError, match="unknown problem 'letters': there is digits"):
+    with pytest.raises(UsageError, match="unknown problem 'letters', and no file or folder is there: there is digits"):
         problems.load("letters")
