@@ -88,9 +88,9 @@ def _study(options: argparse.Namespace) -> Study:
         algorithms = tuple(FineTuning(selector, **_training(options)) for selector in selectors)
         seeds = 3 if options.seeds is None else options.seeds
         check_whole(1, seeds=seeds)
-        _tell(problems.load(options.problem, **_problem_settings(options)))
-        count = 10 if options.retrainings is None else options.retrainings
         settings = _problem_settings(options)
+        _tell(problems.load(options.problem, **settings))
+        count = 10 if options.retrainings is None else options.retrainings
         return Study(options.study, options.problem, algorithms, tuple(range(seeds)), settings, count, options.check_replicas)
     if options.study not in STUDIES:
         raise UsageError(f"unknown study {options.study!r}: there is {', '.join(STUDIES)}; for one of your own give --problem")

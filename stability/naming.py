@@ -90,7 +90,7 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
         if given:
             raise UsageError(f"{name!r} is a selector with its settings made: leave {', '.join(given)} out")
         return found
-    made: Any = found if inspect.isclass(found) else partial(from_scores, found)
+    made = _maker(found)
     known = inspect.signature(made).parameters
     if "sparsity" not in known:
         if found is FullTuning and sparsity == 1:
@@ -126,7 +126,7 @@ def selectors_named(names: Sequence[str], sparsities: Sequence[float], /, **opti
     found, swept = [], False
     for name in names:
         kind = SELECTORS.get(name) or _find(name)
-        ruled = isinstance(kind, Selector) or (inspect.isclass(kind) and "sparsity" not in inspect.signature(kind).parameters)
+        ruled = isinstance(kind, Selector) or "sparsity" not in inspect.signature(_maker(kind)).parameters
         swept = swept or not ruled
         found += [selector_named(name, p, **options) for p in ([None] if ruled or not sparsities else sparsities)]
     if sparsities and names and not swept:
@@ -154,6 +154,11 @@ def _find(name: str) -> Any:
         known = [own for own, value in vars(holder).items() if callable(value) and not own.startswith("_")]
         raise UsageError(f"selector {name!r}: module {module!r} has no {attribute!r}; there is {', '.join(known) or 'nothing'}")
     return _checked(name, getattr(holder, attribute))
+
+
+def _maker(found: Any) -> Callable[..., Any]:
+    """What is called with the settings: the class itself, or what makes a selector of a score function."""
+    return found if inspect.isclass(found) else partial(from_scores, found)
 
 
 def _of_selectors(found: Any) -> bool:

@@ -73,14 +73,8 @@ class Objective:
     """The objective of one batch of replicas and its gradient by their tuned values."""
 
     def __init__(
-        self,
-        problem: Problem,
-        start: Parameters,
-        tunable: Mask,
-        weights: Tensor,
-        ridges: Tensor,
-        activity: Tensor | None,
-    ) -> None:
+        self, problem: Problem, start: Parameters, tunable: Mask, weights: Tensor, ridges: Tensor, activity: Tensor | None
+    ):
         self.origin = tunable.gather(start)
         self._problem, self._weights, self._ridges, self._activity = problem, weights, ridges, activity
         self._stack = Stack(start, tunable, self.origin.expand(len(weights), -1))

@@ -58,8 +58,8 @@ def shuffled_batches(n: int, batch_size: int, count: int, draw: torch.Generator,
         chosen, waiting = waiting[:at_once], waiting[at_once:]
         if len(chosen) < at_once:
             fresh = torch.randperm(n, generator=draw)
-            taken = (~torch.isin(fresh, chosen)).cumsum(0) <= at_once - len(chosen)
-            taken &= ~torch.isin(fresh, chosen)
+            new = ~torch.isin(fresh, chosen)
+            taken = new & (new.cumsum(0) <= at_once - len(chosen))
             chosen, waiting = torch.cat([chosen, fresh[taken]]), fresh[~taken]
         if lengths is not None:
             factors = 1.25 ** (2 * torch.rand(at_once, generator=draw) - 1)

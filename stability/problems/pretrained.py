@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -48,6 +48,7 @@ class Pretrained:
         fingerprint: of θ⁰.
         architecture: SHA-256 of the configuration, without names, paths and versions.
         notes: what the checkpoint lacks, in words.
+        agreed: what :func:`agreeing` found, by the content of its inputs: every cell of a study asks for the same again.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Pretrained:
     fingerprint: str
     architecture: str
     notes: tuple[str, ...] = ()
+    agreed: dict[str, ModuleLogits] = field(default_factory=dict)
 
 
 def load_pretrained(model: str | os.PathLike[str], outputs: int) -> Pretrained:
@@ -209,6 +211,8 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
         UsageError: no form agrees, or the logits are not finite.
     """
     flat: dict[str, Tensor] = {name: tensor.reshape(-1, tensor.shape[-1]) for name, tensor in inputs.items()}
+    if (asked := fingerprint(inputs)) in pretrained.agreed:
+        return pretrained.agreed[asked]
     network = pretrained.network
     start = {**pretrained.parameters, **pretrained.new_head(torch.Generator().manual_seed(0))}
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
@@ -236,6 +240,7 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
         except Exception as error:  # whatever a model does that vmap cannot
             reason = str(error).partition("\n")[0][:120]
         if reason is None:
+            pretrained.agreed[asked] = logits
             return logits
         reasons.append(f"{kernel}, {attention}: {reason}")
     raise UsageError(
