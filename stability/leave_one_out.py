@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,90 +18,17 @@ import torch
 from torch import Tensor
 
 from stability.errors import StabilityError, UsageError
+from stability.estimate import StabilityEstimate, diagnosed
+from stability.estimators import Approximate, Estimator, Exact, Plan, Sampled
 from stability.machine import resolve_device
 from stability.masks import Mask
-from stability.problem import Problem, generator
+from stability.predictors import Linearised, OneStep, Prediction, Predictor
+from stability.problem import Problem
 from stability.replicas import Progress, Replicas, train
-from stability.statistics import Estimate, mean_of_population
+from stability.statistics import Estimate
 from stability.training import FineTuning, Minimisation
 
 __all__ = ["StabilityEstimate", "measure"]
-
-
-@dataclass(frozen=True, eq=False)
-class StabilityEstimate:
-    """What leaving one out did.
-
-    Attributes:
-        pointwise: β₂, pointwise hypothesis stability, with its interval.
-        hypothesis: β₁ = E_i |ℓ(A(Sⁱ), z) − ℓ(A(S), z)| averaged over the held-out z, with its interval over i.
-        maximum: the largest |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| found: a lower estimate of uniform stability.
-        noise_floor: mean_i |ℓ(A(S), z_i) − ℓ(A(S)', z_i)| between two runs that would agree in exact arithmetic: A(S)
-            trained among its replicas, and A(S)' trained alone with the examples of each batch in reverse order. It
-            is what rounding does, as on another device. A stability below it is not a result.
-        estimator: ``exact`` (every i) or ``sampled``.
-        n: size of S.
-        retrainings: how many i were left out.
-        failed: those that diverged or stopped short of their tolerance, as {i: step}; they enter no average.
-        tunable: k, selected coordinates of the pretrained model.
-        total: m, coordinates of the pretrained model, of its equivalent where modules were inserted; p = k/m.
-        head: coordinates of the new head, all tunable.
-        seconds: wall-clock time of selection, training and evaluation.
-        per_example: a row for each i left out: index, loss_full, loss_left_out, difference (left out − full),
-            distance ‖A(Sⁱ) − A(S)‖₂, mask_changes (coordinates of A(S)'s mask that Sⁱ's lacks), failed_step (−1: none).
-        replicas: the trained models, A(S) first.
-    """
-
-    pointwise: Estimate
-    hypothesis: Estimate
-    maximum: float
-    noise_floor: float
-    estimator: str
-    n: int
-    retrainings: int
-    failed: dict[int, int]
-    tunable: int
-    total: int
-    head: int
-    seconds: float
-    per_example: pd.DataFrame
-    replicas: Replicas
-
-    @property
-    def value(self) -> float:
-        """β₂."""
-        return self.pointwise.value
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Of β₂ on this S with this seed."""
-        return self.pointwise.interval
-
-    @property
-    def sparsity(self) -> float:
-        """p = k/m of A(S)."""
-        return self.tunable / self.total
-
-    def __repr__(self) -> str:
-        low, high = self.interval
-        return (
-            f"StabilityEstimate(value={self.value:.4g}, interval=({low:.4g}, {high:.4g}), {self.estimator}, "
-            f"{self.retrainings} of n={self.n}, failed={len(self.failed)}, noise_floor={self.noise_floor:.2g})"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values that JSON can hold (an unbounded end of an interval is None)."""
-        plain = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("replicas", "pointwise", "hypothesis")
-        }
-        return plain | {
-            "value": self.value,
-            "interval": _finite(self.interval),
-            "confidence": self.pointwise.confidence,
-            "hypothesis": {"value": self.hypothesis.value, "interval": _finite(self.hypothesis.interval)},
-            "failed": {str(i): step for i, step in self.failed.items()},
-            "per_example": self.per_example.astype(object).where(self.per_example.notna(), None).to_dict("records"),
-        }
 
 
 def measure(
@@ -110,6 +36,7 @@ def measure(
     algorithm: FineTuning | Minimisation,
     retrainings: int | None = None,
     *,
+    estimator: Estimator | None = None,
     reselect: bool = True,
     confidence: float = 0.95,
     device: str | torch.device = "auto",
@@ -117,21 +44,25 @@ def measure(
     memory_budget: int | None = None,
     progress: Progress | None = None,
 ) -> StabilityEstimate:
-    """Retrain without z_i, for every i or for a random sample of them, and compare the loss on z_i.
+    """Retrain without z_i, for every i or for some of them, and compare the loss on z_i.
+
+    A(S) is trained first, alone; from it a prediction of all n differences, where the estimator takes one; then examples are
+    left out, many replicas at once, until the estimator has enough.
 
     Args:
         problem: what to learn.
         algorithm: A, selector and seed included.
-        retrainings: how many i to leave out, drawn uniformly without replacement; all n by default.
+        retrainings: short for ``estimator=Sampled(retrainings)``; without either every i is left out.
+        estimator: one of :mod:`stability.estimators`: Exact, Sampled, Assisted, Approximate.
         reselect: choose the mask anew on Sⁱ where the selector uses data (it is part of A). False keeps S's mask.
-        confidence: of the intervals, which speak of the sampling of i alone; an exact measurement has none to speak of.
+        confidence: of the intervals, which speak of the choice of i alone; an exact measurement has none to speak of.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         replica_batch: as in :func:`stability.replicas.train`.
         memory_budget: as there.
-        progress: as there; the run that gives the noise floor is counted too.
+        progress: as there.
 
     Raises:
-        UsageError: n < 2, or retrainings outside 1..n.
+        UsageError: n < 2, retrainings outside 1..n, or both retrainings and an estimator.
         StabilityError: A(S) itself failed (diverged, or stopped short of its tolerance), or every replica did.
 
     Example:
@@ -140,85 +71,189 @@ def measure(
         >>> estimate = measure(load("digits", n=20), FineTuning(Random(sparsity=0.05), steps=3), retrainings=4)
         >>> estimate.retrainings, len(estimate.per_example), estimate.value > 0
         (4, 4, True)
+        >>> from stability.estimators import Assisted
+        >>> assisted = measure(load("digits", n=20), FineTuning(Random(sparsity=0.05), steps=3), estimator=Assisted(4))
+        >>> assisted.retrainings, len(assisted.prediction.table), assisted.diagnostics.correlation > 0.9
+        (4, 20, True)
     """
     began = time.perf_counter()
-    n = problem.n
+    n, seed = problem.n, algorithm.seed
     if n < 2:
         raise UsageError(f"n = {n} training examples: leaving one out needs n ≥ 2")
-    count = n if retrainings is None else retrainings
-    if not 1 <= count <= n:
-        raise UsageError(f"retrainings = {count} is outside 1..n with n = {n}")
-    left_out = torch.randperm(n, generator=generator(algorithm.seed, "plan"))[:count].sort().values
-    selector, seed = algorithm.selector, algorithm.seed
-    if selector.moving and not reselect:
-        raise UsageError(f"{selector.name} finds its mask while it trains: there is none of S to keep; leave reselect=False out")
+    if estimator is None:
+        estimator = Exact() if retrainings is None else Sampled(retrainings)
+    elif retrainings is not None:
+        raise UsageError(f"retrainings = {retrainings} and an estimator: say it to the estimator, {type(estimator).__name__}(…)")
+    estimator.check(n)
+    if algorithm.selector.moving and not reselect:
+        raise UsageError(
+            f"{algorithm.selector.name} finds its mask while it trains: there is none of S to keep; leave reselect=False out"
+        )
     problem = algorithm.equivalent(problem.to(resolve_device(device)))
-    masks: list[Mask] | None = None
-    if not selector.moving:
-        masks = [algorithm.select(problem)] * (count + 1)
-        if reselect and selector.uses_data:
-            masks = [masks[0], *selector.select_each_left_out(problem, left_out.tolist(), seed)]
-    weights = torch.ones(count + 1, n)
-    weights[torch.arange(1, count + 1), left_out] = 0
-    replicas = train(
-        problem, algorithm, weights, masks, replica_batch=replica_batch, memory_budget=memory_budget, progress=progress
-    )
-    whole = replicas.losses(problem.train, slice(0, 1))[0].double().cpu()
-    losses = replicas.losses(problem.train.take(left_out)).double().cpu()  # of each z_i under every replica
-    held_out = replicas.losses(problem.test).double().cpu()
-    finite = torch.isfinite(losses).all(1) & torch.isfinite(held_out).all(1)
-    failed_step = torch.where((replicas.failed_step < 0) & ~finite, algorithm.most_steps, replicas.failed_step)
-    replicas = dataclasses.replace(replicas, failed_step=failed_step)
-    if replicas.failed_step[0] >= 0:
-        raise StabilityError(f"A(S) {algorithm.failure(int(replicas.failed_step[0]))}")
-    alone = train(problem, algorithm, masks=masks and masks[:1], replica_batch=1, reverse_batches=True, progress=progress)
-    floor = (alone.losses(problem.train).double().cpu()[0] - whole).abs().mean().item()
-    if alone.failed_step[0] >= 0 or not math.isfinite(floor):
+    masks = _Masks(problem, algorithm, reselect)
+    predictor = _predictor(estimator, algorithm)
+    prediction = None
+    if predictor is None:
+        alone = train(problem, algorithm, masks=masks.of([]) or None, replica_batch=1, progress=progress)
+    else:
+        alone, prediction = predictor.predict(problem, algorithm, masks.of(range(n)) or None, progress)
+    whole = alone.losses(problem.train)[0].double().cpu()
+    if alone.failed_step[0] >= 0 or not bool(torch.isfinite(whole).all()):
         step = int(alone.failed_step[0])
-        raise StabilityError(f"the run that gives the noise floor {algorithm.failure(step if step >= 0 else algorithm.most_steps)}")
-    table = _table(left_out, losses, replicas)
-    ok = (table["failed_step"] < 0).to_numpy()
-    if not ok.any():
-        raise StabilityError(f"every one of {count} left-out replicas {algorithm.failure(int(replicas.failed_step.max()))}")
-    sizes = table["difference"].abs().to_numpy()
-    moved = (held_out[1:] - held_out[0]).abs().mean(1).numpy()
-    missing = int((~ok).sum())
-    return StabilityEstimate(
-        pointwise=mean_of_population(sizes[ok], n, confidence, missing),
-        hypothesis=mean_of_population(moved[ok], n, confidence, missing),
-        maximum=float(sizes[ok].max()),
-        noise_floor=floor,
-        estimator="exact" if count == n and not missing else "sampled",
-        n=n,
-        retrainings=count,
-        failed={int(row["index"]): int(row["failed_step"]) for _, row in table[~ok].iterrows()},
-        tunable=replicas.masks[0].count,
-        total=problem.m,
-        head=sum(tensor.numel() for tensor in problem.head(seed).values()),
-        seconds=time.perf_counter() - began,
-        per_example=table,
-        replicas=replicas,
-    )
+        raise StabilityError(f"A(S) {algorithm.failure(step if step >= 0 else algorithm.most_steps)}")
+    plan = estimator.plan(n, seed, prediction)
+    retrained = _Retrained(alone, estimator, plan, confidence)
+    done = 0
+    while count := estimator.more(n, done, retrained.mean() if done else None):
+        left_out = torch.as_tensor(plan.order[done : done + count])
+        weights = torch.ones(len(left_out) + (done == 0), n)
+        weights[torch.arange(len(weights) - len(left_out), len(weights)), left_out] = 0
+        rows = masks.of(left_out.tolist())[done > 0 :]  # A(S) itself goes first, once: what rounding alone does
+        part = train(
+            problem,
+            algorithm,
+            weights,
+            rows or None,
+            replica_batch=replica_batch,
+            memory_budget=memory_budget,
+            reverse_batches=True,
+            progress=progress,
+        )
+        retrained.add(part, left_out)
+        done += count
+    if isinstance(estimator, Approximate) and isinstance(predictor, OneStep) and done:
+        known = retrained.table[retrained.table["failed_step"] < 0]
+        prediction = predictor.foretell(alone, known["index"].tolist(), known["loss_left_out"].tolist())
+    return retrained.estimate(prediction, time.perf_counter() - began)
 
 
-def _table(left_out: Tensor, losses: Tensor, replicas: Replicas) -> pd.DataFrame:
-    full, left = losses[0], losses[1:].diagonal()
-    failed = replicas.failed_step[1:].numpy()
-    changes = [0 if mask is replicas.masks[0] else int((~replicas.masks[0].contains(mask)).sum()) for mask in replicas.masks[1:]]
-    table = pd.DataFrame(
-        {
-            "index": left_out.numpy(),
-            "loss_full": full.numpy(),
-            "loss_left_out": left.numpy(),
-            "difference": (left - full).numpy(),
-            "distance": replicas.distances()[1:].cpu().numpy(),
-            "mask_changes": changes,
-            "failed_step": failed,
-        }
-    )
-    table.loc[table["failed_step"] >= 0, ["loss_left_out", "difference", "distance"]] = np.nan
-    return table
+class _Masks:
+    """The mask of S and of each Sⁱ, selected when they are asked for; none where they move."""
+
+    def __init__(self, problem: Problem, algorithm: FineTuning | Minimisation, reselect: bool) -> None:
+        self._problem, self._algorithm = problem, algorithm
+        self._own = None if algorithm.selector.moving else algorithm.select(problem)
+        self._anew = reselect and algorithm.selector.uses_data
+
+    def of(self, left_out: Sequence[int]) -> list[Mask]:
+        """S's, then that of each Sⁱ."""
+        if self._own is None:
+            return []
+        if not self._anew or not left_out:
+            return [self._own] * (len(left_out) + 1)
+        return [self._own, *self._algorithm.selector.select_each_left_out(self._problem, left_out, self._algorithm.seed)]
 
 
-def _finite(interval: tuple[float, float]) -> list[float | None]:
-    return [end if math.isfinite(end) else None for end in interval]
+def _predictor(estimator: Estimator, algorithm: FineTuning | Minimisation) -> Predictor | None:
+    """The estimator's, or the one that suits the algorithm; None where nothing is to be predicted."""
+    if not estimator.predicts:
+        return None
+    return estimator.predictor or (Linearised() if isinstance(algorithm, FineTuning) else OneStep())
+
+
+class _Retrained:
+    """What came back so far."""
+
+    def __init__(self, alone: Replicas, estimator: Estimator, plan: Plan, confidence: float) -> None:
+        self._alone, self._estimator, self._plan, self._confidence = alone, estimator, plan, confidence
+        self._parts: list[Replicas] = []
+        self._held_out = torch.empty(0)  # losses on the test split under A(S)
+        self.table = pd.DataFrame(
+            {name: [] for name in ("index", "loss_full", "loss_left_out", "difference", "moved", "failed_step")}
+        )
+        self._noise_floor = math.nan
+
+    def add(self, part: Replicas, left_out: Tensor) -> None:
+        """The first part has A(S) itself as its row 0."""
+        problem, algorithm = part.problem, part.algorithm
+        rows = slice(len(part) - len(left_out), None)
+        if not self._parts:
+            self._full = part.losses(problem.train, slice(0, 1))[0].double().cpu()
+            self._held_out = part.losses(problem.test, slice(0, 1)).double().cpu()
+            apart = self._full - self._alone.losses(problem.train)[0].double().cpu()
+            self._noise_floor = apart.abs().mean().item()
+            if (step := int(part.failed_step[0])) >= 0 or not math.isfinite(self._noise_floor):
+                raise StabilityError(
+                    f"the run that gives the noise floor {algorithm.failure(step if step >= 0 else algorithm.most_steps)}"
+                )
+        mine = dataclasses.replace(part, values=part.values[rows])
+        losses = mine.own_losses(left_out).double().cpu()
+        moved = (mine.losses(problem.test).double().cpu() - self._held_out).abs().mean(1)
+        failed = part.failed_step[rows]
+        failed = torch.where((failed < 0) & ~(torch.isfinite(losses) & torch.isfinite(moved)), algorithm.most_steps, failed)
+        full = self._full[left_out]
+        self._parts.append(dataclasses.replace(part, failed_step=torch.cat([part.failed_step[: rows.start], failed])))
+        table = pd.DataFrame(
+            {
+                "index": left_out.numpy(),
+                "loss_full": full.numpy(),
+                "loss_left_out": losses.numpy(),
+                "difference": (losses - full).numpy(),
+                "moved": moved.numpy(),
+                "failed_step": failed.numpy(),
+            }
+        )
+        table.loc[table["failed_step"] >= 0, ["loss_left_out", "difference", "moved"]] = np.nan
+        self.table = table if len(self._parts) == 1 else pd.concat([self.table, table], ignore_index=True)
+
+    def mean(self, column: str = "difference", ratio: bool = False) -> Estimate:
+        """Of the sizes in a column."""
+        values = self.table[column].abs().to_numpy(dtype=np.float64)
+        if np.isnan(values).all():
+            return Estimate(math.nan, (math.nan, math.nan), self._confidence, 0, len(self._plan.order))
+        return self._plan.mean(values, self._confidence, ratio)
+
+    def estimate(self, prediction: Prediction | None, seconds: float) -> StabilityEstimate:
+        """Everything, at the end."""
+        estimator, alone, n = self._estimator, self._alone, len(self._plan.order)
+        replicas = Replicas.joined(self._parts) if self._parts else alone
+        table = self.table.copy()
+        table["distance"] = replicas.distances()[1:].cpu().numpy()
+        first = replicas.masks[0]
+        table["mask_changes"] = [0 if mask is first else int((~first.contains(mask)).sum()) for mask in replicas.masks[1:]]
+        bad = table["failed_step"] >= 0
+        table.loc[bad, "distance"] = np.nan
+        self.table = table
+        if len(table) and bad.all():
+            step = int(table["failed_step"].max())
+            raise StabilityError(f"every one of {len(table)} left-out replicas {alone.algorithm.failure(step)}")
+        pointwise = self.mean("difference")
+        if isinstance(estimator, Approximate) and prediction is not None:
+            value = float(np.mean(prediction.sizes))
+            pointwise = Estimate(value, (math.nan, math.nan), self._confidence, 0, n)
+        exact = pointwise.count == n
+        return StabilityEstimate(
+            pointwise=pointwise,
+            hypothesis=self.mean("moved", ratio=True),
+            distance=self.mean("distance", ratio=True).value,
+            maximum=float(table["difference"].abs().max()),
+            noise_floor=self._noise_floor,
+            estimator="exact" if exact else "sampled" if isinstance(estimator, Exact) else estimator.name,
+            status=self._status(pointwise, exact),
+            n=n,
+            retrainings=len(table),
+            failed={int(i): int(step) for i, step in table.loc[bad, ["index", "failed_step"]].to_numpy()},
+            tunable=first.count,
+            total=replicas.problem.m,
+            head=sum(tensor.numel() for tensor in replicas.problem.head(replicas.algorithm.seed).values()),
+            seconds=seconds,
+            per_example=table[list(_COLUMNS)],
+            prediction=prediction,
+            diagnostics=diagnosed(table, self._plan, pointwise, prediction),
+            notes=self._plan.notes,
+            replicas=replicas,
+        )
+
+    def _status(self, pointwise: Estimate, exact: bool) -> str:
+        tolerance = self._estimator.tolerance
+        if isinstance(self._estimator, Approximate):
+            return "approximate"
+        if exact:
+            return "exact"
+        if tolerance is None:
+            return "as asked"
+        return "within tolerance" if pointwise.relative_half_width <= tolerance else "tolerance not met"
+
+
+_FOUND = ("index", "loss_full", "loss_left_out", "difference", "moved", "failed_step")
+_COLUMNS = ("index", "loss_full", "loss_left_out", "difference", "distance", "mask_changes", "failed_step")

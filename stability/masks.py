@@ -138,6 +138,11 @@ class Mask:
         ]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
 
+    def part(self, places: Tensor) -> Mask:
+        """Those of my coordinates that are at ``places`` (ascending) of a k-vector."""
+        inside = {name: places[(places >= where.start) & (places < where.stop)] - where.start for name, _, where in self.slices()}
+        return Mask(self.shapes, {name: self.indices[name][mine] for name, mine in inside.items() if len(mine)})
+
     def slices(self) -> Iterator[tuple[str, Tensor, slice]]:
         """(tensor name, its flat indices, their place in a k-vector), in order."""
         start = 0

@@ -5,8 +5,10 @@ Of the model's tensors only those with tuned coordinates are copied for each rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from stability.dropout import Dropout
 from stability.masks import Mask, Parameters
 from stability.problem import ModuleLogits, Problem
 
-__all__ = ["Objective", "Stack", "batched"]
+__all__ = ["Descended", "Objective", "Some", "Stack", "Trajectory", "batched"]
 
 
 class Stack:
@@ -69,13 +71,81 @@ def batched(stack: Stack, function: Callable[..., Tensor], randomness: str = "er
     return every
 
 
+class Descended(Protocol):
+    """What replicas go down, step by step: the network's own :class:`Objective`, or its linearisation."""
+
+    @property
+    def origin(self) -> Tensor:
+        """(K,) where every replica starts."""
+
+    @property
+    def rows(self) -> int:
+        """r."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the pretrained tensors, in their order."""
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences make one example: 1, but for a choice."""
+
+    def __call__(self, values: Tensor, index: Tensor, dropout: Dropout | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Some:
+    """A random part of the K tuned coordinates: their places, ascending, and the inverse of each one's probability."""
+
+    indices: Tensor
+    scale: Tensor
+
+
+@dataclass(eq=False)
+class Trajectory:
+    """What one real run leaves behind, for its linearisation.
+
+    Attributes:
+        steps: the steps whose points are kept.
+        coordinates: of which the gradients are kept; of all by default.
+        points: for each of ``steps`` all values before it, (K,).
+        logits: of each step's batch, (b, C).
+        gradients: of each step's batch loss, without the ridge and before a mask, at ``coordinates``.
+    """
+
+    steps: frozenset[int]
+    coordinates: Some | None = None
+    points: dict[int, Tensor] = field(default_factory=dict)
+    logits: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+
+    def add(self, values: Tensor, logits: Tensor, gradient: Tensor) -> None:
+        """One more step of a single replica: values and gradient (1, K), logits (1, b, C)."""
+        if (step := len(self.gradients)) in self.steps:
+            self.points[step] = values[0].detach().clone()
+        self.logits.append(logits[0].detach())
+        self.gradients.append(gradient[0] if self.coordinates is None else gradient[0, self.coordinates.indices])
+
+
 class Objective:
-    """The objective of one batch of replicas and its gradient by their tuned values."""
+    """The objective of one batch of replicas and its gradient by their tuned values.
+
+    A ``trajectory`` is told of every step of a single replica.
+    """
 
     def __init__(
-        self, problem: Problem, start: Parameters, tunable: Mask, weights: Tensor, ridges: Tensor, activity: Tensor | None
+        self,
+        problem: Problem,
+        start: Parameters,
+        tunable: Mask,
+        weights: Tensor,
+        ridges: Tensor,
+        activity: Tensor | None,
+        trajectory: Trajectory | None = None,
     ):
         self.origin = tunable.gather(start)
+        self._trajectory = trajectory
         self._problem, self._weights, self._ridges, self._activity = problem, weights, ridges, activity
         self._stack = Stack(start, tunable, self.origin.expand(len(weights), -1))
         self._leaves = list(self._stack.tensors.values())
@@ -112,11 +182,16 @@ class Objective:
             self._stack.write(values)
         batch, weight = self._problem.train.take(index), self._weights[:, index.to(self._weights.device)]
         with nullcontext() if dropout is None else dropout:
-            losses = batched(self._stack, self._problem.losses, "error" if dropout is None else "same")(self._stack.tensors, batch)
+            # The logits first, so that a trajectory can have them.
+            answer = batched(self._stack, self._problem.logits, "error" if dropout is None else "same")
+            logits = answer(self._stack.tensors, batch.inputs)
+        losses: Tensor = vmap(self._problem.loss, in_dims=(0, None))(logits, batch.labels)
         mass = weight.sum(1)
         # A batch whose every example is left out has no loss and no gradient; the moments still move the values.
         loss = (losses * weight).sum(1) / torch.where(mass > 0, mass, torch.ones_like(mass))
         gradient = self._stack.read(torch.autograd.grad(loss.sum(), self._leaves, materialize_grads=True))
+        if self._trajectory is not None:
+            self._trajectory.add(values, logits, gradient)
         penalty = torch.zeros_like(loss).detach()
         if self._ridged:
             moved = values - self.origin

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,17 +21,18 @@ from stability.errors import UsageError
 from stability.lbfgs import minimise
 from stability.machine import free_memory, kept_for_backward
 from stability.masks import Mask, Parameters, SparseDelta
-from stability.objective import Objective, Stack, batched
+from stability.objective import Descended, Objective, Stack, Trajectory, batched
 from stability.problem import Examples, Problem, generator
 from stability.selectors import Course, Run
 from stability.training import AdamW, Algorithm, Clock, FineTuning, Minimisation
 
-__all__ = ["DIVERGED", "Replicas", "plan_batch", "train"]
+__all__ = ["DIVERGED", "Replicas", "Trained", "fine_tune", "plan_batch", "train"]
 
 DIVERGED = 1e4
 """A replica has diverged when its batch loss is not finite or exceeds this many times max(1, its first batch loss)."""
 
 _CACHED = 1 << 29  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
+_COPIED = 1 << 28  # bytes of copied tensors at once where each replica sees one example
 
 Progress = Callable[[int], object]
 """Called with the number of replica-steps just done."""
@@ -79,6 +80,29 @@ class Replicas:
         """What training changed in one replica, ready to be saved."""
         return SparseDelta.between(self.problem.pretrained, self.parameters(row), self.masks[row])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Replicas]) -> Replicas:
+        """The rows of all ``parts``, runs of one algorithm on one problem, whose masks may differ."""
+        first = parts[0]
+        tunable = first.tunable
+        for part in parts[1:]:
+            tunable = tunable.union(part.tunable)
+        origin = tunable.gather(first.start)
+        values = []
+        for part in parts:
+            mine = tunable.contains(part.tunable).to(origin.device)
+            values.append(origin.expand(len(part), -1).clone())
+            values[-1][:, mine] = part.values
+        return replace(
+            first,
+            tunable=tunable,
+            values=torch.cat(values),
+            masks=[mask for part in parts for mask in part.masks],
+            failed_step=torch.cat([part.failed_step for part in parts]),
+            batch_losses=torch.cat([part.batch_losses for part in parts], dim=1),
+            mask_changes=torch.cat([part.mask_changes for part in parts], dim=1),
+        )
+
     def logits(self, examples: Examples, rows: slice = slice(None)) -> Tensor:
         """(r, N, C), or of some ``rows``, computed for a block of examples and a batch of replicas at a time."""
         blocks = list(examples.blocks())
@@ -92,6 +116,24 @@ class Replicas:
         """ℓ of each example under each replica, (r, N), or under some ``rows``."""
         losses: Tensor = vmap(self.problem.loss, in_dims=(0, None))(self.logits(examples, rows), examples.labels)
         return losses
+
+    def own_losses(self, index: Tensor) -> Tensor:
+        """ℓ of one example under each replica, the r-th of ``index`` (r,) under the r-th: (r,)."""
+        copied = sum(self.start[name].numel() * self.start[name].element_size() for name in self.tunable.indices)
+        parts = []
+        with torch.no_grad():
+            for rows in torch.arange(len(self)).split(max(1, _COPIED // max(1, copied))):
+                stack = Stack(self.start, self.tunable, self.values[rows.to(self.values.device)])
+                block = self.problem.train.take(index[rows])
+                parts.append(self.problem.loss(self._own_logits(stack, block), block.labels))
+        return torch.cat(parts)
+
+    def _own_logits(self, stack: Stack, block: Examples) -> Tensor:
+        def one(mine: Parameters, inputs: Parameters) -> Tensor:
+            return self.problem.logits({**stack.shared, **mine}, {name: x.unsqueeze(0) for name, x in inputs.items()})[0]
+
+        logits: Tensor = vmap(one)(stack.tensors, dict(block.inputs))
+        return logits
 
     def distances(self) -> Tensor:
         """‖θ_r − θ_0‖₂, each replica's distance from the first over all parameters: float64 (r,)."""
@@ -112,6 +154,8 @@ def train(
     replica_batch: int | None = None,
     memory_budget: int | None = None,
     reverse_batches: bool = False,
+    hold: Mask | None = None,
+    trajectory: Trajectory | None = None,
     progress: Progress | None = None,
 ) -> Replicas:
     """Run the algorithm r times, once for each row of example weights, on the device that the problem is on.
@@ -124,6 +168,8 @@ def train(
         replica_batch: how many replicas go at once; planned from ``memory_budget`` by default.
         memory_budget: bytes; half of what is free by default.
         reverse_batches: take the examples within each batch in reverse order: the same algorithm, rounded differently.
+        hold: pretrained coordinates for which ``values`` has room beside those of the masks; no row changes them.
+        trajectory: is told of every step; of a single replica of :class:`FineTuning` only.
         progress: told how many replica-steps were done.
 
     Raises:
@@ -147,7 +193,7 @@ def train(
     masks = _one_each(problem, algorithm, len(weights), masks)
     distinct = list({id(mask): mask for mask in masks}.values())
     selected = distinct[0]
-    for mask in distinct[1:]:
+    for mask in [*distinct[1:], *([] if hold is None else [hold])]:
         selected = selected.union(mask)
     tunable = algorithm.tunable(problem, selected)
     activity = None
@@ -163,9 +209,9 @@ def train(
     parts = []
     for rows in _chunks(len(weights), replica_batch):
         mine = None if activity is None else activity[rows]
-        objective = Objective(seen, start, tunable, weights[rows], ridges[rows], mine)
+        objective = Objective(seen, start, tunable, weights[rows], ridges[rows], mine, trajectory)
         if isinstance(algorithm, FineTuning):
-            parts.append(_fine_tune(objective, algorithm, batches, reverse_batches, mine, progress))
+            parts.append(fine_tune(objective, algorithm, batches, reverse_batches, mine, progress))
         else:
             parts.append(_minimise(objective, algorithm, batches[0], progress))
     if algorithm.selector.moving:
@@ -230,7 +276,7 @@ def _chunks(r: int, size: int) -> list[slice]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Trained:
+class Trained:
     """What came of one batch of r replicas; as in :class:`Replicas`."""
 
     values: Tensor
@@ -259,15 +305,24 @@ class _Fixed(Course):
         return self._values, None
 
 
-def _fine_tune(
-    objective: Objective,
+def fine_tune(
+    objective: Descended,
     algorithm: FineTuning,
     batches: Sequence[Tensor],
-    reverse: bool,
-    activity: Tensor | None,
-    progress: Progress | None,
-) -> _Trained:
-    """One batch of replicas from start to end."""
+    reverse: bool = False,
+    activity: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """One batch of replicas from start to end, down the network's objective or its linearisation.
+
+    Args:
+        objective: gives losses and gradients.
+        algorithm: the definition of a run.
+        batches: the indices that each step takes.
+        reverse: whether each batch is in reverse order.
+        activity: (r, K) which coordinates each row may change; all by default. Of a fixed mask only.
+        progress: told how many replica-steps were done.
+    """
     origin, selector, shapes = objective.origin, algorithm.selector, objective.shapes
     sizes = [math.prod(shape) for shape in shapes.values()]
     draws = generator(algorithm.seed, "selection")
@@ -304,7 +359,7 @@ def _fine_tune(
             first if mine else Mask.at(shapes, torch.nonzero(row).squeeze(1).cpu()) for mine, row in zip(same, chosen, strict=True)
         ]
     failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.steps, failed)
-    return _Trained(values, failed, torch.stack(losses), torch.stack(changes), torch.tensor(relaxed), masks)
+    return Trained(values, failed, torch.stack(losses), torch.stack(changes), torch.tensor(relaxed), masks)
 
 
 def _entered(before: Tensor | None, now: Tensor | None, rows: int) -> Tensor:
@@ -314,7 +369,7 @@ def _entered(before: Tensor | None, now: Tensor | None, rows: int) -> Tensor:
     return (now if before is None else now & ~before).sum(1).cpu()
 
 
-def _minimise(objective: Objective, algorithm: Minimisation, everything: Tensor, progress: Progress | None) -> _Trained:
+def _minimise(objective: Objective, algorithm: Minimisation, everything: Tensor, progress: Progress | None) -> Trained:
     """One batch of replicas to the minimum; the failed step is where one stopped that did not get there."""
     start = objective.start()
 
@@ -327,4 +382,4 @@ def _minimise(objective: Objective, algorithm: Minimisation, everything: Tensor,
     found = minimise(whole, start, algorithm.tolerance, algorithm.max_steps, algorithm.history)
     reached = found.gradient_norms <= algorithm.tolerance
     none = torch.empty(0, len(start))
-    return _Trained(found.values, torch.where(reached, -1, found.steps), none, none.long(), none.bool()[:, 0])
+    return Trained(found.values, torch.where(reached, -1, found.steps), none, none.long(), none.bool()[:, 0])

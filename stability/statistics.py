@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from stability.errors import UsageError
 
-__all__ = ["Estimate", "mean_of_population", "mean_over_seeds"]
+__all__ = ["Estimate", "Shares", "draw", "mean_of_draws", "mean_of_population", "mean_over_seeds", "variance_shares"]
+
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Estimate:
         confidence: of the interval, e.g. 0.95.
         count: how many values were measured.
         population: of how many.
+        error: estimated standard error of the value; 0 where all was measured, NaN where nothing is known of it.
     """
 
     value: float
@@ -31,15 +34,23 @@ class Estimate:
     confidence: float
     count: int
     population: int
+    error: float = math.nan
+
+    @property
+    def relative_half_width(self) -> float:
+        """The farther end of the interval from the value, as a fraction of it."""
+        reach = max(self.interval[1] - self.value, self.value - self.interval[0])
+        return 0.0 if reach == 0 else reach / self.value if self.value > 0 else math.inf
 
 
 def mean_of_population(values: ArrayLike, population: int, confidence: float = 0.95, missing: int = 0) -> Estimate:
     """The mean of a finite population of non-negative values, from a simple random sample without replacement.
 
-    ȳ ± t_{a−1} · s/√a · √(1 − a/N), a values of N (Cochran 1977, eqs. 2.20 and 2.24), with two sure statements added:
-    the mean is at least Σy/N, because what was not sampled is not negative, and with a = N it is known exactly.
-    The t interval assumes a sample mean that is nearly normal. Leave-one-out differences are heavy-tailed: from few
-    values it covers less often than it says.
+    ȳ with the standard error s/√a · √(1 − a/N), a values of N (Cochran 1977, eqs. 2.20 and 2.24). The interval reaches as far
+    on either side as the farther of two: ȳ ± t_{a−1} standard errors, and Hall's (1992), which undoes the skewness of
+    the sample by a cubic. Leave-one-out differences are skewed, and from a few of them the first alone covers much less often
+    than it says. Two sure statements are added: the mean is at least Σy/N, because what was not sampled is not negative, and
+    with a = N it is known exactly. Values that are all equal say nothing of their spread: then there is no upper end.
 
     Args:
         values: the a measured values.
@@ -59,18 +70,70 @@ def mean_of_population(values: ArrayLike, population: int, confidence: float = 0
     a = len(y)
     if not 1 <= a + missing <= population or a == 0:
         raise UsageError(f"{a} measured and {missing} missing values of a population of {population}: at least 1 must be measured")
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence = {confidence} is outside (0, 1)")
-    value, sure = float(y.mean()), float(y.sum()) / population
-    if missing:
-        return Estimate(value, (sure, math.inf), confidence, a, population)
-    if a == population:
-        return Estimate(value, (value, value), confidence, a, population)
-    if a == 1:
-        return Estimate(value, (sure, math.inf), confidence, a, population)
-    error = float(y.std(ddof=1)) * math.sqrt((1 - a / population) / a)
-    half = float(stats.t.ppf((1 + confidence) / 2, a - 1)) * error
-    return Estimate(value, (max(value - half, sure), value + half), confidence, a, population)
+    scale = math.sqrt(max(0.0, 1 - a / population))
+    return _estimate(y, scale, float(y.sum()) / population, confidence, population, missing)
+
+
+def draw(sizes: ArrayLike, generator: np.random.Generator) -> NDArray[np.int64]:
+    """All N items in the order of successive draws without replacement, each with probability proportional to its size among
+    those that remain; the first a of them are a sample of a.
+
+    Raises:
+        UsageError: sizes that are not positive and finite.
+
+    Example:
+        >>> draw([1.0, 1e9], np.random.default_rng(0))
+        array([1, 0])
+    """
+    x = _sizes(sizes)
+    # Exponential clocks of rate x ring in just that order (Efraimidis & Spirakis 2006).
+    return np.argsort(generator.standard_exponential(len(x)) / x, kind="stable")
+
+
+def mean_of_draws(values: ArrayLike, drawn: ArrayLike, sizes: ArrayLike, confidence: float = 0.95, ratio: bool = False) -> Estimate:
+    """The mean of a finite population of non-negative values, from the first a of :func:`draw`.
+
+    Each draw gives an unbiased estimate of the mean, the r-th t_r = (Σ_{s<r} y_s + y_r · X_r / x_r) / N, where X_r is the
+    sum of the sizes that remain before it. They are uncorrelated, and so their mean is unbiased and s²/a, s² their sample
+    variance, an unbiased estimate of its variance, *whatever the sizes are worth* (Des Raj 1956). The nearer y is to
+    proportional to x, the smaller that variance. Where the mean of the t_r is less than the sure Σy/N, that is the value: it can
+    only be nearer. The interval is formed as :func:`mean_of_population` forms its own.
+
+    Args:
+        values: the a values in the order in which they were drawn; NaN where one could not be measured. The population
+            is then the one without it, and the upper end is unbounded.
+        drawn: which items they are.
+        sizes: (N,) of all items, as for :func:`draw`.
+        confidence: of the interval, in (0, 1).
+        ratio: divide by the same estimate of the mean of 1, 1. Consistent, not unbiased; better where y has little to do
+            with the sizes.
+
+    Raises:
+        UsageError: no value that is a number, an item drawn twice or unknown, sizes that are not positive and finite, or a
+            confidence outside (0, 1).
+
+    Example:
+        >>> mean_of_draws([6.0, 2.0], drawn=[0, 1], sizes=[3.0, 1.0, 1.0]).value
+        3.333...
+    """
+    x, y, index = _sizes(sizes), np.asarray(values, dtype=np.float64), np.asarray(drawn, dtype=np.int64)
+    if len(index) != len(y) or len(np.unique(index)) != len(index) or not np.isin(index, np.arange(len(x))).all():
+        raise UsageError(f"drawn = {index.tolist()} for {len(y)} values of {len(x)} items: name the item of each value, once")
+    known = ~np.isnan(y)
+    population, missing = len(x) - int((~known).sum()), int((~known).sum())
+    if not known.any():
+        raise UsageError(f"none of {len(y)} values could be measured: at least 1 must be")
+    total, y, x = x.sum() - x[index[~known]].sum(), y[known], x[index[known]]
+    sure = float(y.sum()) / (population + missing)
+    if len(y) == population:  # then the sizes no longer matter
+        return _estimate(y, 0.0, sure, confidence, population, missing)
+    if not ratio:
+        return _estimate(_each_draw(y, x, total, population), 1.0, sure, confidence, population, missing)
+    ones = _each_draw(np.ones_like(y), x, total, population)
+    value = _each_draw(y, x, total, population).mean() / ones.mean()
+    # To first order the ratio's error is that of the residuals' mean, which the value is added to.
+    residuals = _each_draw(y - value, x, total, population) / ones.mean()
+    return _estimate(residuals - residuals.mean() + value, 1.0, sure, confidence, population, missing)
 
 
 def mean_over_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:
@@ -86,5 +149,98 @@ def mean_over_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:
         raise UsageError("the mean over no runs: at least 1 is needed")
     if a == 1:
         return Estimate(float(x[0]), (-math.inf, math.inf), confidence, 1, 1)
-    half = float(stats.t.ppf((1 + confidence) / 2, a - 1)) * float(x.std(ddof=1)) / math.sqrt(a)
-    return Estimate(float(x.mean()), (float(x.mean()) - half, float(x.mean()) + half), confidence, a, a)
+    error = float(x.std(ddof=1)) / math.sqrt(a)
+    half = float(stats.t.ppf((1 + confidence) / 2, a - 1)) * error
+    return Estimate(float(x.mean()), (float(x.mean()) - half, float(x.mean()) + half), confidence, a, a, error)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Where the variance of a measured stability comes from; each as a variance of one cell, in the values' unit squared.
+
+    Attributes:
+        samples: between fresh training sets S.
+        seeds: between seeds of the algorithm on one S.
+        sampling: of retraining without some i instead of all.
+    """
+
+    samples: float
+    seeds: float
+    sampling: float
+
+    def fractions(self) -> dict[str, float]:
+        """Each as a fraction of the sum; NaN where nothing varied."""
+        parts = {"samples": self.samples, "seeds": self.seeds, "sampling": self.sampling}
+        total = sum(parts.values())
+        return {name: part / total if total > 0 else math.nan for name, part in parts.items()}
+
+
+def variance_shares(values: ArrayLike, errors: ArrayLike, confidence: float = 0.95) -> tuple[Estimate, Shares]:
+    """The mean over fresh training sets and seeds, and the share of each in the variance.
+
+    One-way analysis of variance with S as the random effect (Searle, Casella & McCulloch 1992, section 3.6): with a sets and b
+    seeds each, the mean square between the seeds of one S estimates σ²_seeds + σ²_sampling, that between sets b σ²_samples
+    more, and σ²_sampling is the mean square of the known ``errors``. An estimate below 0 is reported as 0. The interval is a t
+    interval over the a sets, whose means are independent.
+
+    Args:
+        values: (a, b) one stability for each S and seed.
+        errors: (a, b) their standard errors.
+        confidence: of the interval, in (0, 1).
+
+    Raises:
+        UsageError: fewer than 2 sets or 2 seeds, or shapes that differ.
+
+    Example:
+        >>> mean, shares = variance_shares([[1.0, 1.0], [3.0, 3.0]], [[0.0, 0.0], [0.0, 0.0]])
+        >>> mean.value, shares
+        (2.0, Shares(samples=2.0, seeds=0.0, sampling=0.0))
+    """
+    y, e = np.asarray(values, dtype=np.float64), np.asarray(errors, dtype=np.float64)
+    if y.ndim != 2 or y.shape != e.shape or min(y.shape) < 2:
+        raise UsageError(f"values {y.shape} and errors {e.shape}: (a, b) each, with at least 2 training sets and 2 seeds")
+    within = float(y.var(axis=1, ddof=1).mean())
+    between = float(y.mean(axis=1).var(ddof=1))
+    sampling = float((e**2).mean())
+    shares = Shares(max(0.0, between - within / y.shape[1]), max(0.0, within - sampling), sampling)
+    return mean_over_seeds(y.mean(axis=1), confidence), shares
+
+
+def _sizes(sizes: ArrayLike) -> Numbers:
+    x = np.asarray(sizes, dtype=np.float64)
+    if x.ndim != 1 or not len(x) or not bool((np.isfinite(x) & (x > 0)).all()):
+        raise UsageError("sizes: one positive finite number an item expected")
+    return x
+
+
+def _each_draw(y: Numbers, x: Numbers, total: float, population: int) -> Numbers:
+    """t_r of each draw."""
+    before: Numbers = np.cumsum(y) - y
+    return (before + y * (total - (np.cumsum(x) - x)) / x) / population
+
+
+def _estimate(parts: Numbers, scale: float, sure: float, confidence: float, population: int, missing: int) -> Estimate:
+    """Of the mean of ``parts``, each with as much say, whose standard error is ``scale`` · s/√a; never below ``sure``."""
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence = {confidence} is outside (0, 1)")
+    a, value = len(parts), float(parts.mean())
+    if missing:
+        return Estimate(value, (sure, math.inf), confidence, a, population + missing)
+    if scale == 0:
+        return Estimate(value, (value, value), confidence, a, population, 0.0)
+    spread = float(parts.std(ddof=1)) if a > 1 else 0.0
+    if spread <= 1e-12 * abs(value):
+        return Estimate(value, (sure, math.inf), confidence, a, population)
+    error, value = scale * spread / math.sqrt(a), max(value, sure)
+    t = float(stats.t.ppf((1 + confidence) / 2, a - 1))
+    skewness = float(stats.skew(parts)) / math.sqrt(a)
+    low, high = value - t * error, value + t * error
+    if abs(skewness) > 1e-6:  # else both are the same but for rounding
+        low = min(low, value - error * _unskewed(t, skewness))
+        high = max(high, value - error * _unskewed(-t, skewness))
+    return Estimate(value, (max(low, sure), high), confidence, a, population, error)
+
+
+def _unskewed(x: float, skewness: float) -> float:
+    """Inverse of T ↦ T + γT²/3 + γ²T³/27 + γ/6, which Hall's (1992) theorem makes nearly normal; γ is the skewness over √a."""
+    return 3 / skewness * (float(np.cbrt(1 + skewness * (x - skewness / 6))) - 1)

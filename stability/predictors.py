@@ -1,0 +1,162 @@
+"""What one trained model foretells of all n left-out ones: by linearised replicas, or by one Newton step."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stability.errors import UsageError, check_positive, check_whole
+from stability.linearised import losses_left_out, run_recorded
+from stability.masks import Mask
+from stability.one_step import OneStepModel
+from stability.problem import Problem
+from stability.replicas import Progress, Replicas, train
+from stability.training import FineTuning, Minimisation
+
+__all__ = ["Linearised", "OneStep", "Prediction", "Predictor"]
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What one trained model foretells of all n left-out ones.
+
+    Attributes:
+        table: a row for each i: index, loss_full, loss_left_out, difference (left out − full).
+        by: what predicted it, in words.
+        seconds: wall-clock time, without the training of A(S).
+    """
+
+    table: pd.DataFrame
+    by: str
+    seconds: float
+
+    @property
+    def sizes(self) -> Numbers:
+        """|Δ̂ℓ_i|, (n,)."""
+        return np.asarray(self.table["difference"].abs(), dtype=np.float64)
+
+
+class Predictor(ABC):
+    """Trains A(S) and foretells from it; frozen dataclasses, whose ``settings`` are part of the identity of a result."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """As plain values."""
+
+    @abstractmethod
+    def predict(
+        self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Sequence[Mask] | None, progress: Progress | None = None
+    ) -> tuple[Replicas, Prediction | None]:
+        """A(S), and what it foretells; None where A(S) itself failed.
+
+        Args:
+            problem: the one that is trained.
+            algorithm: A.
+            masks: S's, and one for each of the n Sⁱ where they are selected anew; None where they move.
+            progress: as in :func:`stability.replicas.train`.
+        """
+
+
+@dataclass(frozen=True)
+class Linearised(Predictor):
+    """Predict by linearised replicas (:mod:`stability.linearised`): FineTuning, every selector.
+
+    Attributes:
+        checkpoints: of the real run, at which Jacobians are taken; n·C backward passes each.
+        memory: bytes that Jacobians and replicas may take together. Where the Jacobians need more, part of the coordinates
+            is drawn at random: a setting, and not what is free, so that it changes no result unseen.
+    """
+
+    checkpoints: int = 5
+    memory: int = 2 << 30
+
+    def __post_init__(self) -> None:
+        check_whole(1, checkpoints=self.checkpoints, memory=self.memory)
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": "linearised", **dataclasses.asdict(self)}
+
+    def predict(
+        self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Sequence[Mask] | None, progress: Progress | None = None
+    ) -> tuple[Replicas, Prediction | None]:
+        """As :meth:`Predictor.predict`.
+
+        Raises:
+            UsageError: a minimisation, which has no steps to linearise.
+        """
+        if not isinstance(algorithm, FineTuning):
+            raise UsageError("Linearised follows the steps of FineTuning, and a minimisation has none: use OneStep")
+        hold = None
+        for mask in {id(mask): mask for mask in masks or ()}.values():
+            hold = mask if hold is None else hold.union(mask)
+        mine = None if masks is None else masks[0]
+        real, trajectory = run_recorded(problem, algorithm, mine, hold, self.checkpoints, self.memory, progress)
+        if real.failed_step[0] >= 0:
+            return real, None
+        began = time.perf_counter()
+        losses = losses_left_out(real, trajectory, real.masks if masks is None else masks, self.memory)
+        some = trajectory.coordinates
+        part = "" if some is None else f", {len(some.indices)} of {real.tunable.count} coordinates"
+        return real, _prediction(real, losses, f"linearised replicas, {self.checkpoints} checkpoints{part}", began)
+
+
+@dataclass(frozen=True)
+class OneStep(Predictor):
+    """Predict by one Newton step (:mod:`stability.one_step`): for minimisers, and roughly for runs that stopped early.
+
+    Attributes:
+        damping: λ; by default the algorithm's ridge, and where it has none 1/(learning rate · steps), which is right to
+            within orders of magnitude only: calibrate it (:class:`Approximate`).
+        memory: bytes that Jacobians may take at once.
+    """
+
+    damping: float | None = None
+    memory: int = 2 << 30
+
+    def __post_init__(self) -> None:
+        check_whole(1, memory=self.memory)
+        if self.damping is not None:
+            check_positive(damping=self.damping)
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": "one step", **dataclasses.asdict(self)}
+
+    def ridge(self, algorithm: FineTuning | Minimisation, mask: Mask) -> float:
+        """λ for this algorithm."""
+        if self.damping is not None:
+            return self.damping
+        if ridge := algorithm.ridge_for(mask):
+            return ridge
+        assert isinstance(algorithm, FineTuning)  # a minimisation always has a ridge
+        return 1 / (algorithm.learning_rate * algorithm.steps)
+
+    def predict(
+        self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Sequence[Mask] | None, progress: Progress | None = None
+    ) -> tuple[Replicas, Prediction | None]:
+        real = train(problem, algorithm, masks=masks and masks[:1], replica_batch=1, progress=progress)
+        return real, None if real.failed_step[0] >= 0 else self.foretell(real)
+
+    def foretell(self, real: Replicas, left_out: Sequence[int] = (), losses: Sequence[float] = ()) -> Prediction:
+        """From A(S), with the damping calibrated on ``left_out`` examples' ``losses`` without them, where there are any."""
+        began = time.perf_counter()
+        tunable = real.algorithm.tunable(real.problem, real.masks[0])
+        model = OneStepModel(real.problem, real.parameters(0), tunable, self.memory, real.algorithm.seed)
+        damping = model.calibrated(left_out, losses) if len(left_out) else self.ridge(real.algorithm, real.masks[0])
+        return _prediction(real, model.left_out(damping), f"one Newton step, {model.form}, λ = {damping:.3g}", began)
+
+
+def _prediction(real: Replicas, losses: Tensor, by: str, began: float) -> Prediction:
+    full = real.losses(real.problem.train)[0].double().cpu()
+    columns = {"index": range(len(full)), "loss_full": full, "loss_left_out": losses, "difference": losses - full}
+    return Prediction(pd.DataFrame(columns), by, time.perf_counter() - began)
