@@ -11,13 +11,17 @@ from typing import Any
 from stability import __version__
 from stability.training import FineTuning
 
-__all__ = ["PROBLEM", "TEXT_TRAINING", "TRAINING", "parser"]
+__all__ = ["ESTIMATORS", "PREDICTORS", "PROBLEM", "TEXT_TRAINING", "TRAINING", "parser"]
 
 PROBLEM = ("n", "model", "max_length", "text", "label", "labels", "task", "split_seed", "data")
 """Settings of problems that have an option of the same name."""
 
 TRAINING = ("steps", "batch_size", "learning_rate", "weight_decay", "schedule", "dropout")
 """Settings of FineTuning that have an option of the same name."""
+
+ESTIMATORS = ("exact", "sampled", "assisted", "approximate")
+
+PREDICTORS = ("linearised", "one-step")
 
 TEXT_TRAINING = {"batch_size": 16, "learning_rate": 5e-4, "schedule": "linear"}
 """How texts are trained by default; Fu et al. 2023 take batches of 16 as well, 1e-4 and at least 20 000 steps."""
@@ -80,7 +84,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--problem", help="a study of your own: folder or file of texts, glue/rte, …, or a name of 'stability list'")
     _add_problem(sub)
     sub.add_argument("--seeds", type=int, help="with --problem: seeds 0, 1, …, each with its own S and start (by default 3)")
-    sub.add_argument("--retrainings", type=int, help="with --problem: examples left out in each cell (by default 10)")
+    sub.add_argument(
+        "--samples", type=int, help="with --problem: training sets S, drawn apart from the seeds, each with all of them"
+    )
+    _add_estimator(sub, "with --problem: ")
     sub.add_argument(
         "--check-replicas", type=int, metavar="K", help="with --problem: measure bounds too, with the curvature at K of the A(Sⁱ)"
     )
@@ -91,10 +98,11 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("loo", "Measure the leave-one-out stability of one selector.", with_json=True)
     _add_selection(sub)
+    _add_estimator(sub)
+    sub.add_argument("--examples", type=int, default=0, metavar="K", help="name the K examples that carry most of the stability")
     sub.add_argument(
-        "--estimator", choices=("exact", "sampled"), default="sampled", help="leave out every example, or a random sample"
+        "--figures", type=Path, metavar="DIR", help="draw the examples' differences, and those that carry most of them"
     )
-    sub.add_argument("--retrainings", type=int, help="how many examples a sample leaves out (by default 20)")
     sub.add_argument("--keep-mask", action="store_true", help="keep S's mask instead of selecting anew without the example")
     _add_training(sub)
     sub.add_argument("--ridge", type=_ridge, help="λ of λ‖θ − θ⁰‖², or 'paper' for 1 − p (by default 0)")
@@ -134,6 +142,26 @@ def parser() -> argparse.ArgumentParser:
     command("list", "Name the problems, selectors and studies.", with_json=True)
     command("doctor", "Versions, devices and threads of this machine.", with_json=True)
     return result
+
+
+def _add_estimator(sub: argparse.ArgumentParser, when: str = "") -> None:
+    sub.add_argument(
+        "--estimator",
+        choices=ESTIMATORS,
+        help=f"{when}leave out every example; some, drawn at random; some, drawn by what one trained model predicts; or none, and "
+        "take the prediction (by default assisted)",
+    )
+    sub.add_argument(
+        "--retrainings", type=int, help=f"{when}at most so many examples are left out (by default 20, with a tolerance n)"
+    )
+    sub.add_argument(
+        "--tolerance", type=float, help=f"{when}go on until the interval reaches at most this fraction of the value to either side"
+    )
+    sub.add_argument(
+        "--predictor",
+        choices=PREDICTORS,
+        help=f"{when}linearised replicas, or one Newton step (by default what suits the training)",
+    )
 
 
 def _add_option(sub: argparse.ArgumentParser) -> None:

@@ -19,12 +19,15 @@ from stability.arguments import PROBLEM, TEXT_TRAINING, TRAINING, parser
 from stability.bounds.base import check_delta
 from stability.constants import measure_constants, measured_bounds
 from stability.errors import StabilityError, UsageError, check_whole
-from stability.leave_one_out import StabilityEstimate, measure
+from stability.estimate import StabilityEstimate
+from stability.estimators import Approximate, Assisted, Estimator, Exact, Sampled
+from stability.leave_one_out import measure
 from stability.naming import SELECTORS, announced, selector_named, selectors_named
+from stability.predictors import Linearised, OneStep
 from stability.problems import PROBLEMS, Problem
-from stability.problems.metrics import commonest_class
 from stability.problems.texts import HUB
-from stability.replicas import Replicas, train
+from stability.replicas import train
+from stability.report import metrics_of, named_examples, show_estimate, signed
 from stability.selectors import Selector
 from stability.store import Store
 from stability.studies import STUDIES
@@ -90,11 +93,14 @@ def _study(options: argparse.Namespace) -> Study:
         check_whole(1, seeds=seeds)
         settings = _problem_settings(options)
         _tell(problems.load(options.problem, **settings))
-        count = 10 if options.retrainings is None else options.retrainings
-        return Study(options.study, options.problem, algorithms, tuple(range(seeds)), settings, count, options.check_replicas)
+        samples = None if options.samples is None else tuple(range(options.samples))
+        if samples is not None:
+            check_whole(1, samples=options.samples)
+        more: dict[str, Any] = {"check_replicas": options.check_replicas, "estimator": _estimator(options), "samples": samples}
+        return Study(options.study, options.problem, algorithms, tuple(range(seeds)), settings, **more)
     if options.study not in STUDIES:
         raise UsageError(f"unknown study {options.study!r}: there is {', '.join(STUDIES)}; for one of your own give --problem")
-    own = ("seeds", "retrainings", "check_replicas", *TRAINING, *PROBLEM)
+    own = ("seeds", "samples", "estimator", "retrainings", "tolerance", "predictor", "check_replicas", *TRAINING, *PROBLEM)
     if given := [name for name in own if getattr(options, name) is not None]:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to --problem: study {options.study!r} has its own")
     study = STUDIES[options.study]
@@ -134,7 +140,12 @@ def _show_table(frame: pd.DataFrame) -> None:
 def _loo(options: argparse.Namespace) -> None:
     problem = _problem(options)
     algorithm = _algorithm(options)
-    retrainings = options.retrainings
+    estimator = _estimator(options)
+    estimator.check(problem.n)
+    if options.bounds and isinstance(estimator, Approximate):
+        raise UsageError("--bounds are measured at left-out replicas, and --estimator approximate trains none: use assisted")
+    if options.examples < 0:
+        raise UsageError(f"examples = {options.examples}: use at least 0")
     if not options.bounds and (options.check_replicas is not None or options.delta is not None):
         raise UsageError("--check-replicas and --delta belong to --bounds: add it, or leave them out")
     delta = 0.1 if options.delta is None else options.delta
@@ -142,21 +153,12 @@ def _loo(options: argparse.Namespace) -> None:
     replicas_to_check = 2 if options.check_replicas is None else options.check_replicas
     if replicas_to_check < 0:
         raise UsageError(f"check_replicas = {replicas_to_check}: use at least 0")
-    if options.estimator == "exact" and retrainings not in (None, problem.n):
-        raise UsageError(f"--estimator exact retrains all n = {problem.n}: leave --retrainings {retrainings} out, or use sampled")
-    if options.estimator == "sampled" and retrainings is None:
-        retrainings = min(20, problem.n)
-    if options.estimator == "exact":
-        retrainings = None
-    runs = (problem.n if retrainings is None else retrainings) + 2
-    steps = runs * algorithm.steps if isinstance(algorithm, FineTuning) else None
-    with tqdm(total=steps, unit="step", disable=True if options.json else None) as bar:
-        estimate = measure(
-            problem, algorithm, retrainings, reselect=not options.keep_mask, device=options.device, progress=bar.update
-        )
-    metrics = _metrics(problem, estimate.replicas)
+    how: dict[str, Any] = {"estimator": estimator, "reselect": not options.keep_mask, "device": options.device}
+    with tqdm(total=_steps(algorithm, estimator, problem.n), unit="step", disable=True if options.json else None) as bar:
+        estimate = measure(problem, algorithm, progress=bar.update, **how)
+    metrics = metrics_of(problem, estimate.replicas)
     if not options.json:
-        _show_estimate(problem, algorithm, estimate, metrics)
+        show_estimate(problem, algorithm, estimate, metrics)
     found: dict[str, bounds.Bound] = {}
     notes: tuple[str, ...] = ()
     if options.bounds:
@@ -164,67 +166,47 @@ def _loo(options: argparse.Namespace) -> None:
         found, notes = measured_bounds(estimate, constants, delta), constants.notes
     if options.json:
         what = {"problem": problem.name, "problem_settings": dict(problem.settings), "reselect": not options.keep_mask}
-        how = {"algorithm": {**algorithm.settings(), "seed": algorithm.seed}}
+        what |= {"algorithm": {**algorithm.settings(), "seed": algorithm.seed}, "asked": estimator.settings()}
         more: dict[str, Any] = {"test_metric": {"name": problem.metric_name, "value": metrics["test"]}}
         more |= {"metrics": metrics, "data_notes": list(problem.notes)}
         if options.bounds:
-            more |= {"bounds": {name: bound.to_dict() for name, bound in found.items()}, "notes": list(notes)}
-        _print_json({**what, **how, **_plain(estimate.to_dict()), **_plain(more)})
+            more |= {"bounds": {name: bound.to_dict() for name, bound in found.items()}, "notes": [*estimate.notes, *notes]}
+        if options.examples:
+            more["examples"] = named_examples(problem, estimate, options.examples)
+        _print_json({**what, **_plain(estimate.to_dict()), **_plain(more)})
     elif options.bounds:
         print(f"\nBounds from the constants measured on these runs (δ = {delta:g} for the expected loss):")
         _print_bounds(found)
         print("".join(f"  {note}\n" for note in notes), end="")
+    if options.examples and not options.json:
+        print(f"\nThe examples that carry most of it (share of Σ|Δℓ|), of {estimate.n}:")
+        for row in named_examples(problem, estimate, options.examples):
+            print(f"  {row['share']:4.0%}  Δℓ {signed(row['retrained'])} (predicted {signed(row['predicted'])})  {row['shown']}")
+    if options.figures is not None:
+        _draw_examples(problem, algorithm, estimate, options.figures, quiet=options.json)
 
 
-def _show_estimate(
-    problem: Problem, algorithm: FineTuning | Minimisation, estimate: StabilityEstimate, metrics: Mapping[str, float]
+def _steps(algorithm: FineTuning | Minimisation, estimator: Estimator, n: int) -> int | None:
+    """Of all replicas together, where that is known beforehand."""
+    if not isinstance(algorithm, FineTuning) or estimator.tolerance is not None:
+        return None
+    count = estimator.more(n, 0, None)
+    return (count + 1 + (count > 0)) * algorithm.steps
+
+
+def _draw_examples(
+    problem: Problem, algorithm: FineTuning | Minimisation, estimate: StabilityEstimate, folder: Path, quiet: bool
 ) -> None:
-    low, high = estimate.interval
-    rows = {
-        "stability E_i|Δℓ_i|": f"{estimate.value:.4g} {problem.loss_unit}",
-        f"{estimate.pointwise.confidence:.0%} interval": "exact for this S and seed" if low == high else f"{low:.4g} … {high:.4g}",
-        "noise floor": f"{estimate.noise_floor:.2g}",
-        "estimator": f"{estimate.estimator}, {estimate.retrainings} of n = {estimate.n} left out, {len(estimate.failed)} failed",
-        "on the test split": f"{estimate.hypothesis.value:.4g}",
-        "largest |Δℓ_i|": f"{estimate.maximum:.4g}",
-        "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {estimate.sparsity:.4g}), head {estimate.head}",
-        problem.metric_name: ", ".join(f"{split} {value:.4f}" for split, value in metrics.items()),
-        "trained": _described(algorithm),
-        "seconds": f"{estimate.seconds:.1f}",
-    }
-    if (p := algorithm.sparsity_for(estimate.replicas.masks[0])) != estimate.sparsity:
-        rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
-    width = max(map(len, rows))
-    for name, text in rows.items():
-        print(f"{name:>{width}}  {text}")
-    if estimate.failed:
-        which = ", ".join(f"example {i} at step {step}" for i, step in estimate.failed.items())
-        print(f"\nFailed with seed {algorithm.seed} and left out of every average: {which}.")
-    if estimate.retrainings == 1 < estimate.n:
-        print("\nOne retraining tells nothing of the spread: the interval has no upper end. Use --retrainings 10 or more.")
-    if estimate.value <= estimate.noise_floor:
-        print("\nThe value is not above its noise floor: it is not a result.")
+    import matplotlib as mpl
 
+    mpl.use("Agg")
+    from stability import plotting
 
-def _described(algorithm: FineTuning | Minimisation) -> str:
-    if isinstance(algorithm, Minimisation):
-        return f"to ‖∇F‖ ≤ {algorithm.tolerance:g}, λ = {algorithm.ridge}"
-    return (
-        f"{algorithm.steps} steps of {algorithm.batch_size}, learning rate {algorithm.learning_rate:g}, {algorithm.schedule}, "
-        f"dropout {'on' if algorithm.dropout else 'off'}"
-    )
-
-
-def _metrics(problem: Problem, replicas: Replicas) -> dict[str, float]:
-    """Of A(S) on every split; and on the test split of the class that is commonest in S, whatever the input."""
-    splits = {"test": problem.test, "validation": problem.validation, "train": problem.train}
-    device, first = replicas.values.device, slice(0, 1)
-    logits = {name: replicas.logits(some.to(device), first)[0].cpu() for name, some in splits.items() if some is not None}
-    found = {name: problem.metric(mine, getattr(problem, name).labels) for name, mine in logits.items()}
-    if not problem.train.labels.is_floating_point() and (outputs := logits["test"].shape[1]) > 1:
-        constant = commonest_class(problem.train.labels, outputs, len(problem.test))
-        found["commonest class on test"] = problem.metric(constant, problem.test.labels)
-    return found
+    name = f"{problem.name}_{algorithm.name}"
+    figures = {"differences": plotting.differences(estimate), "influential": plotting.influential(estimate)}
+    for path in plotting.save(figures, folder, name, f"{name}, seed {algorithm.seed}"):
+        if not quiet:
+            print(path)
 
 
 def _select(options: argparse.Namespace) -> None:
@@ -322,6 +304,20 @@ def _training(options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for; the rest is the default of texts, where the problem is texts, and otherwise FineTuning's."""
     given = {name: getattr(options, name) for name in TRAINING if getattr(options, name) is not None}
     return given if options.problem is None or options.problem in PROBLEMS else {**TEXT_TRAINING, **given}
+
+
+def _estimator(options: argparse.Namespace) -> Estimator:
+    kind = options.estimator or "assisted"
+    chosen = None if options.predictor is None else Linearised() if options.predictor == "linearised" else OneStep()
+    if chosen is not None and kind not in ("assisted", "approximate"):
+        raise UsageError(f"--predictor belongs to --estimator assisted or approximate: leave it out with {kind}")
+    if kind in ("exact", "approximate"):
+        if odd := [f"--{name}" for name in ("retrainings", "tolerance") if getattr(options, name) is not None]:
+            why = "leaves out every example" if kind == "exact" else "leaves out none"
+            raise UsageError(f"--estimator {kind} {why}: leave {', '.join(odd)} out, or use sampled or assisted")
+        return Exact() if kind == "exact" else Approximate(chosen)
+    asked = (options.retrainings, options.tolerance)
+    return Assisted(*asked, chosen) if kind == "assisted" else Sampled(*asked)
 
 
 def _algorithm(options: argparse.Namespace) -> FineTuning | Minimisation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -245,6 +245,7 @@ class Problem:
         loss_unit: of ℓ, for tables and figures; cross-entropy is in nats.
         notes: what should be known of the data, a sentence each: texts that were cut, labels that a split lacks.
         insertion: what made this problem from another with fewer parameters; None for a problem as it was loaded.
+        shown: what a person sees of the examples of ``train``: a text each, or images (n, height, width); None: nothing known.
     """
 
     name: str
@@ -261,6 +262,7 @@ class Problem:
     loss_unit: str = "nats"
     notes: tuple[str, ...] = ()
     insertion: Insertion | None = None
+    shown: Sequence[str] | Tensor | None = None
 
     def __post_init__(self) -> None:
         # dict(module.named_parameters()) is what one has at hand; nothing here differentiates by θ⁰ itself.
@@ -294,7 +296,7 @@ class Problem:
 
     def without(self, i: int) -> Problem:
         """The same problem on Sⁱ = S \\ z_i."""
-        return replace(self, train=self.train.without(i))
+        return replace(self, train=self.train.without(i), shown=None)
 
     def to(self, device: torch.device) -> Problem:
         """The same problem on another device; nothing is copied where it is there already."""

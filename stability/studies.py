@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stability.estimators import Assisted
 from stability.selectors import (
     SAM,
     Adapter,
@@ -30,7 +31,7 @@ def _digits(name: str, sparsities: tuple[float, ...], widths: tuple[int, ...], s
     swept = [kind(p) for kind in ranked for p in sparsities] + [DiffPruning(p, burn_in=steps // 2) for p in sparsities]
     inserted = [kind(width) for kind in (Adapter, LoRA) for width in widths]
     algorithms = tuple(FineTuning(selector, steps=steps) for selector in (*whole, *swept, *inserted))
-    return Study(name, "digits", algorithms, tuple(range(seeds)), {"n": 100}, retrainings)
+    return Study(name, "digits", algorithms, tuple(range(seeds)), {"n": 100}, estimator=Assisted(retrainings))
 
 
 def _relaxed(sparsities: tuple[float, ...], tolerance: float) -> tuple[Minimisation, ...]:

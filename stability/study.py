@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from itertools import islice
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any
 
 import pandas as pd
 import torch
@@ -22,6 +22,7 @@ import torch
 from stability import problems
 from stability.constants import Constants, measure_constants, measured_bounds
 from stability.errors import StabilityError, UsageError
+from stability.estimators import Estimator
 from stability.leave_one_out import StabilityEstimate, measure
 from stability.machine import cores, free_memory, resolve_device
 from stability.selectors import Selector
@@ -42,7 +43,10 @@ class Study:
         algorithms: each with its selector; their own seeds are replaced.
         seeds: of S, of the head's start, of the order of examples and of selection alike.
         problem_settings: further settings of the problem.
-        retrainings: left-out examples a cell, drawn at random; None for all n.
+        retrainings: left-out examples a cell, drawn at random; None for all n, or for what the estimator says.
+        estimator: how else stability is estimated.
+        samples: seeds of S alone, one cell for each of them and each seed: then the shares of S, seed and retrainings in the
+            variance can be told apart (:func:`stability.statistics.variance_shares`). None: each seed draws its own S.
         check_replicas: as in :func:`stability.constants.measure_constants`; None measures no constants and no bounds, whose
             eigenvalues cost a large model far more than its training.
         delta: δ of the bounds on the expected loss.
@@ -56,6 +60,8 @@ class Study:
     retrainings: int | None = None
     check_replicas: int | None = 0
     delta: float = 0.1
+    estimator: Estimator | None = None
+    samples: tuple[int, ...] | None = None
 
     def identity(self) -> dict[str, Any]:
         """What defines the study, as plain values."""
@@ -67,6 +73,8 @@ class Study:
             "retrainings": self.retrainings,
             "check_replicas": self.check_replicas,
             "delta": self.delta,
+            **({} if self.estimator is None else {"estimator": self.estimator.settings()}),
+            **({} if self.samples is None else {"samples": list(self.samples)}),
         }
 
     def with_selectors(self, *selectors: Selector) -> Study:
@@ -100,16 +108,32 @@ class Study:
 
     def cells(self) -> list[Cell]:
         """Seed by seed, so that an interrupted study holds whole curves."""
-        return [replace(algorithm, seed=seed) for seed in self.seeds for algorithm in self.algorithms]
+        return [
+            Cell(replace(algorithm, seed=seed), sample)
+            for sample in ((None,) if self.samples is None else self.samples)
+            for seed in self.seeds
+            for algorithm in self.algorithms
+        ]
 
 
-Cell: TypeAlias = FineTuning | Minimisation
-"""One algorithm with its seed."""
+@dataclass(frozen=True)
+class Cell:
+    """One algorithm with its seed, on one S.
+
+    Attributes:
+        algorithm: with its seed.
+        sample: the seed of S, where it is not the algorithm's.
+    """
+
+    algorithm: FineTuning | Minimisation
+    sample: int | None = None
 
 
 def cell_identity(cell: Cell) -> dict[str, Any]:
     """What defines a cell within its study."""
-    return {"method": cell.name, "asked_sparsity": cell.asked_sparsity, "algorithm": cell.settings(), "seed": cell.seed}
+    mine = cell.algorithm
+    own = {"method": mine.name, "asked_sparsity": mine.asked_sparsity, "algorithm": mine.settings(), "seed": mine.seed}
+    return own if cell.sample is None else {**own, "sample": cell.sample}
 
 
 def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int | None = None) -> dict[str, Any]:
@@ -118,8 +142,10 @@ def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int |
     A run that fails is recorded as failed with its reason, not raised and not averaged.
     """
     try:
-        problem = problems.load(study.problem, **{**study.problem_settings, "seed": cell.seed})
-        estimate = measure(problem, cell, study.retrainings, device=device, memory_budget=memory_budget)
+        drawn = cell.algorithm.seed if cell.sample is None else cell.sample
+        problem = problems.load(study.problem, **{**study.problem_settings, "seed": drawn})
+        how: dict[str, Any] = {"estimator": study.estimator, "device": device, "memory_budget": memory_budget}
+        estimate = measure(problem, cell.algorithm, study.retrainings, **how)
         row = {"status": "ok", **_row(estimate), **dict.fromkeys(_MEASURED)}
         if study.check_replicas is None:
             return row
@@ -148,7 +174,10 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
         "sparsity": replicas.algorithm.sparsity_for(replicas.masks[0]),
         "stability": estimate.value,
         "stability_interval": plain["interval"],
-        "hypothesis_stability": estimate.hypothesis.value,
+        "stability_error": plain["error"],
+        "estimate_status": estimate.status,
+        **plain["diagnostics"],
+        "hypothesis_stability": plain["hypothesis"]["value"],
         "metric": problem.metric_name,
         "loss_unit": problem.loss_unit,
         **{
@@ -166,8 +195,8 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
             "mask_changes": {str(step): int(count) for step, count in enumerate(replicas.mask_changes[:, 0].tolist()) if count},
             "relaxed": torch.nonzero(replicas.relaxed).squeeze(1).tolist(),
         }
-    row |= {"gap": row["test_loss"] - row["train_loss"], "distance": float(estimate.per_example["distance"].mean())}
-    return row | {"seconds": estimate.seconds, "per_example": plain["per_example"]}
+    row |= {"gap": row["test_loss"] - row["train_loss"], "distance": plain["distance"]}
+    return row | {"seconds": estimate.seconds, "per_example": plain["per_example"], "prediction": plain["prediction"]}
 
 
 def _constants(constants: Constants) -> dict[str, Any]:
@@ -229,7 +258,7 @@ def run(
     done, cells = ledger.finished(), study.cells()
     waiting = [cell for cell in cells if key(cell_identity(cell)) not in done]
     on_start(len(cells) - len(waiting), len(cells))
-    one = place.type == "cuda" or any(_only_here(cell.selector) for cell in waiting)
+    one = place.type == "cuda" or any(_only_here(cell.algorithm.selector) for cell in waiting)
     count = min(workers or (1 if one else cores()), max(1, len(waiting)))
     for cell, record in _compute(study, waiting, str(place), count):
         ledger.add(cell_identity(cell), record)

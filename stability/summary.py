@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stability.errors import StabilityError
-from stability.statistics import mean_over_seeds
+from stability.statistics import mean_over_seeds, variance_shares
 from stability.store import Store, key
 
 __all__ = ["BOUNDS", "summarise", "table"]
@@ -20,8 +20,10 @@ def table(store: Store) -> pd.DataFrame:
     """
     order = {key(algorithm): place for place, algorithm in enumerate(store.identity["algorithms"])}
     rows = []
-    for record in sorted(store.records(), key=lambda record: (record["seed"], order[key(record["algorithm"])])):
+    place = lambda record: (record.get("sample", 0), record["seed"], order[key(record["algorithm"])])  # noqa: E731
+    for record in sorted(store.records(), key=place):
         record.pop("per_example", None)
+        record.pop("prediction", None)
         rows.append({"algorithm": key(record.pop("algorithm"))[:12], "sparsity": record.pop("asked_sparsity"), **record})
     frame = pd.DataFrame(rows)
     frame.attrs.update(
@@ -68,12 +70,29 @@ _SUMMARISED = (
 )
 
 
+def _shares(group: pd.DataFrame) -> dict[str, float]:
+    """Of one algorithm's cells, where every S has every seed and every estimate its standard error."""
+    none = dict.fromkeys(("samples_share", "seeds_share", "sampling_share"), np.nan)
+    if "sample" not in group or min(group["sample"].nunique(), group["seed"].nunique()) < 2:
+        return none
+    values, errors = (
+        group.pivot(index="sample", columns="seed", values=name).astype(float) for name in ("stability", "stability_error")
+    )
+    if values.isna().any(axis=None) or errors.isna().any(axis=None):
+        return none
+    _, shares = variance_shares(values.to_numpy(), errors.to_numpy())
+    return {f"{name}_share": part for name, part in shares.fractions().items()}
+
+
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """A row for each method and sparsity: mean and standard deviation (n − 1) over the seeds that finished.
 
     ``stability_low`` and ``stability_high`` are the 95 % interval of E_{S,i}, a t interval over seeds: each seed draws
-    its own S, and its estimate is unbiased for that S. ``seeds`` counts the cells averaged, ``failed`` those that were
-    not because they diverged; ``failed_replicas`` counts diverged left-out runs, which enter no average.
+    its own S, and its estimate is unbiased for that S. Where the study draws S apart, it is one over the S, each averaged
+    over its seeds, and ``samples_share``, ``seeds_share`` and ``sampling_share`` are the shares of S, of the seeds and of
+    retraining without some i only in the variance of a cell; NaN elsewhere. ``retrainings`` is the mean over the cells.
+    ``seeds`` counts the cells averaged, ``failed`` those that were not because they diverged; ``failed_replicas`` counts
+    diverged left-out runs, which enter no average.
     """
     if frame.empty:
         raise StabilityError("the store holds no finished cell yet: run the study again, it goes on where it was")
@@ -92,8 +111,10 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
             values = group[name].astype(float)  # None where a study measures no bounds
             row[name] = values.mean()
             row[f"{name}_std"] = values.std(ddof=1) if len(group) > 1 else np.nan
+        means = group if "sample" not in group else group.groupby("sample")[["stability", "gap"]].mean()
         for name in ("stability", "gap"):
-            row[f"{name}_low"], row[f"{name}_high"] = mean_over_seeds(group[name].to_numpy()).interval
+            row[f"{name}_low"], row[f"{name}_high"] = mean_over_seeds(means[name].to_numpy(dtype=float)).interval
+        row |= _shares(group) | {"retrainings": group["retrainings"].mean(), "samples": len(means)}
         for name in BOUNDS:
             row[name], row[f"{name}_state"] = _over_seeds(group[name], group[f"{name}_state"])
         rows.append(row)

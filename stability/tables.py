@@ -39,6 +39,8 @@ def study_table(frame: pd.DataFrame) -> pd.DataFrame:
                 f"{max(low, 0):.3f} … {high:.3f}"
                 for low, high in zip(summary["stability_low"], summary["stability_high"], strict=True)
             ],
+            "left out": summary["retrainings"].map("{:.4g}".format),
+            **_varied(summary),
             "noise floor": summary["noise_floor"].map("{:.1e}".format),
             **{
                 title: [_bound(value, state) for value, state in zip(summary[name], summary[f"{name}_state"], strict=True)]
@@ -62,6 +64,8 @@ def render(frame: pd.DataFrame) -> str:
         + (
             "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|, interval over seeds, cut at 0; "
             "± is one standard deviation over seeds.\n"
+            "left out: retrainings a cell. of S, of seeds, of i: the share in a cell's variance of fresh training sets, of seeds "
+            "on one of them, and of not leaving out every i.\n"
             "p: fraction of the m pretrained parameters that may change (k of them), m with the inserted ones where a method "
             "inserts modules; the new head is tunable besides. Of 'regularised' all may change, and p is 1 − λ.\n"
             "seconds: a seed's selections, trainings and evaluations, in one process.\n"
@@ -71,6 +75,14 @@ def render(frame: pd.DataFrame) -> str:
             "†: vacuous in at least one seed, no less than the largest loss. ∞: no positive curvature. –: none."
         )
     )
+
+
+def _varied(summary: pd.DataFrame) -> dict[str, list[str]]:
+    """Where the variance comes from, if S was drawn apart from the seeds."""
+    if not summary["samples_share"].notna().any():
+        return {}
+    names = {"of S": "samples_share", "of seeds": "seeds_share", "of i": "sampling_share"}
+    return {title: ["–" if math.isnan(part) else f"{part:.0%}" for part in summary[name]] for title, name in names.items()}
 
 
 def _mean_std(summary: pd.DataFrame, name: str) -> list[str]:

@@ -40,7 +40,7 @@ LAYERS = [
     ["summary"],
     ["study"],
     ["studies"],
-    ["plotting", "tables"],
+    ["plotting", "report", "tables"],
     ["arguments"],
     ["cli"],
     ["__main__"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from stability.errors import StabilityError, UsageError
 from stability.plotting.bound_curves import bounds
+from stability.plotting.examples import differences, influential
 from stability.plotting.histories import projection_discontinuity
 from stability.plotting.style import NothingToDrawError
 from stability.plotting.sweeps import four_panels, gap_against_stability, generalization, stability
@@ -20,10 +21,13 @@ __all__ = [
     "FIGURES",
     "NothingToDrawError",
     "bounds",
+    "differences",
     "four_panels",
     "gap_against_stability",
     "generalization",
+    "influential",
     "projection_discontinuity",
+    "save",
     "save_all",
     "stability",
 ]
@@ -49,23 +53,33 @@ def save_all(frame: pd.DataFrame, folder: str | PathLike[str], only: str | None 
         StabilityError: the folder cannot be written.
     """
     study, identity = frame.attrs.get("study", "study"), frame.attrs.get("identity", "unknown")
-    note = f"study {study}, identity {identity}"
-    written = []
     if only is not None and only not in FIGURES:
         raise UsageError(f"unknown figure {only!r}: there is {', '.join(FIGURES)}")
+    figures = {}
+    for name, draw in FIGURES.items():
+        if only not in (None, name):
+            continue
+        try:
+            figures[name] = draw(frame)
+        except NothingToDrawError:
+            if only is None:
+                continue
+            raise
+    return save(figures, folder, study, f"study {study}, identity {identity}")
+
+
+def save(figures: Mapping[str, Figure], folder: str | PathLike[str], prefix: str, note: str) -> list[Path]:
+    """Write figures as ``prefix_name`` in PNG and PDF with ``note`` in their metadata, and close them.
+
+    Raises:
+        StabilityError: the folder cannot be written.
+    """
+    written = []
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, draw in FIGURES.items():
-            if only not in (None, name):
-                continue
-            try:
-                figure = draw(frame)
-            except NothingToDrawError:
-                if only is None:
-                    continue
-                raise
+        for name, figure in figures.items():
             for suffix, stamp in (("png", {"Description": note}), ("pdf", {"Subject": note, "CreationDate": None})):
-                path = Path(folder) / f"{study}_{name}.{suffix}"
+                path = Path(folder) / f"{prefix}_{name}.{suffix}"
                 figure.savefig(path, dpi=200, metadata=stamp)
                 written.append(path)
             plt.close(figure)

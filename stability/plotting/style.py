@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Any
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -78,13 +78,16 @@ _RC: Any = {
 }
 
 
-def styled(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
+Drawn = ParamSpec("Drawn")
+
+
+def styled(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
     """Draw with the toolkit's style and leave the caller's alone."""
 
     @wraps(draw)
-    def drawn(frame: pd.DataFrame) -> Figure:
+    def drawn(*what: Drawn.args, **how: Drawn.kwargs) -> Figure:
         with plt.rc_context(_RC):
-            figure = draw(frame)
+            figure = draw(*what, **how)
             interactive = mpl.is_interactive()
         # A notebook's backend turns interactive drawing on with the first figure. The context undoes that with the
         # rest, and no later figure would be shown.

@@ -110,8 +110,10 @@ def load(
     logits = agreeing(pretrained, _shortest_and_longest(made))
     content = {f"{split} {name}": tensor for split, some in made.items() for name, tensor in some.inputs.items()}
     content |= {f"{split} labels": some.labels for split, some in made.items()}
+    chosen = torch.arange(size)
     if n is not None and n < size:
-        made["train"] = made["train"].take(torch.randperm(size, generator=generator(seed, "sample"))[:n])
+        chosen = torch.randperm(size, generator=generator(seed, "sample"))[:n]
+        made["train"] = made["train"].take(chosen)
     metric = known.metric if known else "accuracy" if classes else "mean of Pearson and Spearman"
     return Problem(
         name=name,
@@ -136,6 +138,7 @@ def load(
         validation=made.get("validation"),
         loss_unit="squared error" if classes is None else "nats",
         notes=(*notes, *pretrained.notes),
+        shown=_shown(own, sequences, places["train"], chosen),
     )
 
 
@@ -212,6 +215,13 @@ def _repeated(places: Places, sequences: Mapping[str, list[Sequences]]) -> list[
         for split, mine in texts.items()
         if again[split]
     ]
+
+
+def _shown(own: Splits, sequences: Mapping[str, list[Sequences]], place: tuple[str, list[int]], chosen: torch.Tensor) -> list[str]:
+    """Of each training example where it was read and its texts; those of a choice are its alternatives."""
+    source, index = place
+    at = [index[i] for i in chosen.tolist()]
+    return [f"{own[source][i].place}: " + " / ".join(" ‖ ".join(texts) for texts in sequences[source][i]) for i in at]
 
 
 def _shortest_and_longest(made: Mapping[str, Examples]) -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""Figures of one estimate, example by example: which carry the stability, and whether they were foretold."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from stability.estimate import StabilityEstimate
+from stability.plotting.style import NothingToDrawError, new_figure, styled
+
+__all__ = ["differences", "influential"]
+
+Numbers = NDArray[np.float64]
+
+_PREDICTED, _RETRAINED = "#56B4E9", "#D55E00"
+
+
+@styled
+def differences(estimate: StabilityEstimate) -> Figure:
+    """(left) |Δℓ_i| of every example, sorted by its prediction: predicted and, where it was left out, retrained; the noise floor.
+    (right) retrained against predicted, with the line of equality.
+
+    Without a prediction the left panel alone, sorted by what was retrained.
+    """
+    table = estimate.examples()
+    predicted = table["predicted"].abs().to_numpy(dtype=float)
+    retrained = table["retrained"].abs().to_numpy(dtype=float)
+    foretold = bool(np.isfinite(predicted).any())
+    figure, axes = new_figure(1, 2, (7.2, 3.2)) if foretold else new_figure(1, 1, (4.4, 3.2))
+    order = np.argsort(-np.nan_to_num(predicted if foretold else retrained, nan=-1.0), kind="stable")
+    unit = estimate.replicas.problem.loss_unit
+    floor = _floor(predicted, retrained, estimate.noise_floor)
+    rank, ax = np.arange(1, len(table) + 1), axes[0]
+    if foretold:
+        ax.plot(rank, np.maximum(predicted[order], floor), ".", color=_PREDICTED, ms=4, label="predicted, all")
+    ax.plot(rank, np.maximum(retrained[order], floor), "o", mfc="none", color=_RETRAINED, ms=5, label="retrained")
+    if floor < estimate.noise_floor:
+        ax.axhline(estimate.noise_floor, color="0.5", lw=0.8, ls=":", label="noise floor")
+    ax.set(yscale="log", xlabel="examples, largest first", ylabel=f"$|\\Delta\\ell_i|$ [{unit}]")
+    ax.legend(loc="best")
+    if foretold:
+        _against(axes[1], np.maximum(predicted, floor), np.maximum(retrained, floor), unit)
+    return figure
+
+
+def _floor(predicted: Numbers, retrained: Numbers, noise: float) -> float:
+    """Where the axes are cut: below it a difference is rounding, or a millionth of the largest."""
+    known = np.concatenate([predicted[np.isfinite(predicted)], retrained[np.isfinite(retrained)]])
+    if not len(known) or not known.max() > 0:
+        raise NothingToDrawError("no example's loss changed when it was left out: there is nothing to draw")
+    return float(max(known[known > 0].min(), 1e-6 * known.max(), min(noise, known.max()) / 10 if np.isfinite(noise) else 0.0))
+
+
+def _against(ax: Axes, predicted: Numbers, retrained: Numbers, unit: str) -> None:
+    both = np.isfinite(predicted) & np.isfinite(retrained)
+    if both.any():
+        known = np.concatenate([predicted[both], retrained[both]])
+        ax.plot([known.min(), known.max()], [known.min(), known.max()], color="0.6", lw=0.8)
+        ax.plot(predicted[both], retrained[both], "o", mfc="none", color=_RETRAINED, ms=5)
+    else:
+        ax.text(0.5, 0.5, "none was retrained", ha="center", transform=ax.transAxes)
+    size = f"$|\\Delta\\ell_i|$ [{unit}]"
+    ax.set(xscale="log", yscale="log", xlabel=f"predicted {size}", ylabel=f"retrained {size}")
+
+
+@styled
+def influential(estimate: StabilityEstimate, count: int = 8) -> Figure:
+    """The examples that carry most of the stability, as images or texts, with their share of Σ|Δℓ|, their label and what leaving
+    them out does to their loss.
+
+    Raises:
+        NothingToDrawError: the problem does not know what its examples look like.
+    """
+    problem = estimate.replicas.problem
+    if problem.shown is None or len(problem.shown) != problem.n:
+        raise NothingToDrawError(f"problem {problem.name!r} does not say what its examples look like: set its shown")
+    rows = estimate.examples().head(count).to_dict("records")
+    classes = problem.settings.get("classes")
+    titles = []
+    for row in rows:
+        label = problem.train.labels[int(row["index"])].item()
+        known = row["retrained"] if np.isfinite(row["retrained"]) else row["predicted"]
+        name = classes[int(label)] if classes else f"label {label:g}"
+        how = "" if np.isfinite(row["retrained"]) else ", predicted"
+        titles.append(f"{name}: $\\Delta\\ell$ {known:+.2f}{how}, {row['share']:.0%}")
+    if isinstance(problem.shown, torch.Tensor):
+        columns = min(4, len(rows))
+        figure, axes = new_figure(-(-len(rows) // columns), columns, (1.8 * columns, 2.1 * -(-len(rows) // columns)))
+        for ax in axes:
+            ax.axis("off")
+        for ax, row, title in zip(axes, rows, titles, strict=False):
+            ax.imshow(problem.shown[int(row["index"])].cpu(), cmap="gray_r")
+            ax.set_title(title.replace(", ", "\n", 1), fontsize=8)
+        return figure
+    texts = [textwrap.fill(_cut(str(problem.shown[int(row["index"])])), 110) for row in rows]
+    heights = [text.count("\n") + 2.2 for text in texts]
+    figure, (ax,) = new_figure(1, 1, (7.2, 0.17 * sum(heights) + 0.2))
+    ax.axis("off")
+    ax.set(xlim=(0, 1), ylim=(sum(heights), 0))
+    top = 0.0
+    for text, title, height in zip(texts, titles, heights, strict=True):
+        ax.text(0, top, title, weight="bold", va="top", fontsize=8)
+        ax.text(0.01, top + 1, text.replace("$", r"\$"), va="top", fontsize=8)
+        top += height
+    return figure
+
+
+def _cut(text: str, most: int = 420) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
