@@ -245,6 +245,7 @@ class Problem:
         loss_unit: of ℓ, for tables and figures; cross-entropy is in nats.
         notes: what should be known of the data, a sentence each: texts that were cut, labels that a split lacks.
         insertion: what made this problem from another with fewer parameters; None for a problem as it was loaded.
+        classes: what the labels 0, 1, … are called; None: they are numbers, or have no names.
         shown: what a person sees of the examples of ``train``: a text each, or images (n, height, width); None: nothing known.
     """
 
@@ -262,6 +263,7 @@ class Problem:
     loss_unit: str = "nats"
     notes: tuple[str, ...] = ()
     insertion: Insertion | None = None
+    classes: tuple[str, ...] | None = None
     shown: Sequence[str] | Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -289,6 +291,11 @@ class Problem:
     def start(self, seed: int = 0) -> dict[str, Tensor]:
         """Where training starts: θ⁰ and the new head."""
         return {**self.pretrained, **self.head(seed)}
+
+    def label(self, i: int) -> str:
+        """Of the i-th training example, by its name where it has one."""
+        label = self.train.labels[i].item()
+        return f"label {label:g}" if self.classes is None else self.classes[int(label)]
 
     def losses(self, parameters: Parameters, examples: Examples) -> Tensor:
         """ℓ of each example, (B,)."""

@@ -108,15 +108,9 @@ def named_examples(problem: Problem, estimate: StabilityEstimate, count: int) ->
     rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in found]
     for row in rows:
         i = int(row["index"])
-        label = problem.train.labels[i].item()
         seen = problem.shown[i] if problem.shown is not None and not isinstance(problem.shown, torch.Tensor) else f"example {i}"
-        row["shown"] = f"{seen} [{_label(problem, label)}]"
+        row["shown"] = f"{seen} [{problem.label(i)}]"
     return rows
-
-
-def _label(problem: Problem, label: float) -> str:
-    classes = problem.settings.get("classes")
-    return str(classes[int(label)]) if classes else f"label {label:g}"
 
 
 def signed(value: float) -> str:

@@ -137,7 +137,11 @@ def test_select_writes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ),
         ("loo --problem letters --selector full", 2, "unknown problem 'letters'"),
         ("loo --selector full --n 1", 2, "n = 1"),
-        ("loo --selector full --estimator exact --retrainings 3", 2, "--estimator exact leaves out every example: leave --retrainings out"),
+        (
+            "loo --selector full --estimator exact --retrainings 3",
+            2,
+            "exact leaves out every example: leave --retrainings out",
+        ),
         ("loo --selector full --learning-rate 1e9 --steps 20 --n 20 --device cpu", 1, "diverged at step"),
         ("loo --selector full --device tpu", 2, "unknown device 'tpu'"),
         ("loo --selector full --minimise 1e-4", 2, "--minimise needs --ridge"),

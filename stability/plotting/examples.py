@@ -80,21 +80,18 @@ def influential(estimate: StabilityEstimate, count: int = 8) -> Figure:
     if problem.shown is None or len(problem.shown) != problem.n:
         raise NothingToDrawError(f"problem {problem.name!r} does not say what its examples look like: set its shown")
     rows = estimate.examples().head(count).to_dict("records")
-    classes = problem.settings.get("classes")
     titles = []
     for row in rows:
-        label = problem.train.labels[int(row["index"])].item()
         known = row["retrained"] if np.isfinite(row["retrained"]) else row["predicted"]
-        name = classes[int(label)] if classes else f"label {label:g}"
         how = "" if np.isfinite(row["retrained"]) else ", predicted"
-        titles.append(f"{name}: $\\Delta\\ell$ {known:+.2f}{how}, {row['share']:.0%}")
+        titles.append(f"{problem.label(int(row['index']))}: $\\Delta\\ell$ {known:+.2f}{how}, {row['share']:.0%}")
     if isinstance(problem.shown, torch.Tensor):
         columns = min(4, len(rows))
         figure, axes = new_figure(-(-len(rows) // columns), columns, (1.8 * columns, 2.1 * -(-len(rows) // columns)))
         for ax in axes:
             ax.axis("off")
         for ax, row, title in zip(axes, rows, titles, strict=False):
-            ax.imshow(problem.shown[int(row["index"])].cpu(), cmap="gray_r")
+            ax.imshow(problem.shown[int(row["index"])].cpu().numpy(), cmap="gray_r")
             ax.set_title(title.replace(", ", "\n", 1), fontsize=8)
         return figure
     texts = [textwrap.fill(_cut(str(problem.shown[int(row["index"])])), 110) for row in rows]

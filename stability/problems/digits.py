@@ -63,6 +63,7 @@ def load(n: int = 100, seed: int = 0) -> Problem:
         test=examples.take(order[n:]),
         metric=accuracy,
         metric_name="accuracy",
+        classes=tuple(str(digit) for digit in range(5, 10)),
         shown=examples.inputs["pixel_values"][order[:n], 0],
     )
 

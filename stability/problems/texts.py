@@ -138,6 +138,7 @@ def load(
         validation=made.get("validation"),
         loss_unit="squared error" if classes is None else "nats",
         notes=(*notes, *pretrained.notes),
+        classes=None if classes is None else tuple(classes),
         shown=_shown(own, sequences, places["train"], chosen),
     )
 
@@ -221,7 +222,7 @@ def _shown(own: Splits, sequences: Mapping[str, list[Sequences]], place: tuple[s
     """Of each training example where it was read and its texts; those of a choice are its alternatives."""
     source, index = place
     at = [index[i] for i in chosen.tolist()]
-    return [f"{own[source][i].place}: " + " / ".join(" ‖ ".join(texts) for texts in sequences[source][i]) for i in at]
+    return [f"{Path(own[source][i].place).name}: " + " / ".join(" ‖ ".join(texts) for texts in sequences[source][i]) for i in at]
 
 
 def _shortest_and_longest(made: Mapping[str, Examples]) -> dict[str, Any]:
