@@ -8,7 +8,7 @@ Each part writes benchmarks/results/assisted-PART-DEVICE.json.
 - ``digits``: for every method and p all n = 100 retrainings and the predictions of linearised replicas and of one Newton step;
   by 1 000 draws from what was retrained, the variance cut against plain sampling at 10 and 20 retrainings, and how often the
   95 % intervals hold the truth: plain, assisted, and each until ±10 %.
-- ``checkpoints``: how good the prediction is with 1 to 12 checkpoints, and what it costs.
+- ``checkpoints``: how good the prediction is with 1 to 20 checkpoints, and what it costs.
 - ``time``: ±10 % at 95 % end to end, against a plain loop of all retrainings.
 - ``population``: all-MiniLM-L6-v2 on CB, SAM at p = 0.005, every text left out once, the first in the order of the plan; it goes
   on where it was stopped.
@@ -165,13 +165,13 @@ def measure_checkpoints(device: str) -> list[dict[str, Any]]:
     for selector in (BitFit(), LoRA(4), *(kind(p) for kind in (Random, MagPruning, SAM) for p in (0.01, 0.1))):
         tuning = FineTuning(selector, steps=100)
         measured = leave_one_out.measure(problem, tuning, device=device).per_example["difference"].abs().to_numpy()
-        for count in (1, 2, 3, 5, 8, 12):
+        for count in (1, 2, 3, 5, 8, 12, 20):
             (told,) = predictions(problem, tuning, {"": Linearised(checkpoints=count)}, device).values()
             predicted = np.abs(told.pop("difference"))
             logs = float(np.corrcoef(np.log(predicted + 1e-3), np.log(measured + 1e-3))[0, 1])
             row = {"method": selector.name, "p": selector.sparsity, "checkpoints": count, "seconds": told["seconds"]}
             rows.append(row | agreement(predicted, measured) | {"pearson_of_logs": logs})
-        print(selector.name, selector.sparsity, [f"{row['pearson_of_logs']:.3f}" for row in rows[-6:]], flush=True)
+        print(selector.name, selector.sparsity, [f"{row['pearson_of_logs']:.3f}" for row in rows[-7:]], flush=True)
     return rows
 
 
@@ -240,8 +240,8 @@ def measure_language(model: str, data: Path, device: str, population: dict[str, 
     measured = np.abs([population["rows"][str(i)]["difference"] for i in index])
     seconds = float(np.median([row["seconds"] for row in population["rows"].values()]))
     found: dict[str, Any] = {"retrained": len(index), "of": problem.n, "seconds_a_retraining": seconds, "predictions": {}}
-    ways: dict[str, Predictor] = {f"linearised {count}": Linearised(checkpoints=count) for count in (2, 3, 5, 8)}
-    ways |= {f"one step {damping:g}": OneStep(damping=damping) for damping in (1e-3, 1e-2, 1e-1)}
+    ways: dict[str, Predictor] = {f"linearised {count}": Linearised(checkpoints=count) for count in (3, 5, 8)}
+    ways |= {f"one step {damping:g}": OneStep(damping=damping) for damping in (1e-2, 1e-1)}
     for name, way in ways.items():
         told = predictions(problem, tuning, {name: way}, device)[name]
         predicted = np.abs(told["difference"])[index]

@@ -23,7 +23,7 @@ from stability.estimate import StabilityEstimate
 from stability.estimators import Approximate, Assisted, Estimator, Exact, Sampled
 from stability.leave_one_out import measure
 from stability.naming import SELECTORS, announced, selector_named, selectors_named
-from stability.predictors import Linearised, OneStep
+from stability.predictors import Linearised, OneStep, Predictor
 from stability.problems import PROBLEMS, Problem
 from stability.problems.texts import HUB
 from stability.replicas import train
@@ -100,7 +100,18 @@ def _study(options: argparse.Namespace) -> Study:
         return Study(options.study, options.problem, algorithms, tuple(range(seeds)), settings, **more)
     if options.study not in STUDIES:
         raise UsageError(f"unknown study {options.study!r}: there is {', '.join(STUDIES)}; for one of your own give --problem")
-    own = ("seeds", "samples", "estimator", "retrainings", "tolerance", "predictor", "check_replicas", *TRAINING, *PROBLEM)
+    own = (
+        "seeds",
+        "samples",
+        "estimator",
+        "retrainings",
+        "tolerance",
+        "predictor",
+        "checkpoints",
+        "check_replicas",
+        *TRAINING,
+        *PROBLEM,
+    )
     if given := [name for name in own if getattr(options, name) is not None]:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to --problem: study {options.study!r} has its own")
     study = STUDIES[options.study]
@@ -308,9 +319,15 @@ def _training(options: argparse.Namespace) -> dict[str, Any]:
 
 def _estimator(options: argparse.Namespace) -> Estimator:
     kind = options.estimator or "assisted"
-    chosen = None if options.predictor is None else Linearised() if options.predictor == "linearised" else OneStep()
+    chosen: Predictor | None = (
+        None if options.predictor is None else Linearised() if options.predictor == "linearised" else OneStep()
+    )
+    if options.checkpoints is not None:
+        if isinstance(chosen, OneStep):
+            raise UsageError("--checkpoints are of linearised replicas: leave it out with --predictor one-step")
+        chosen = Linearised(options.checkpoints)
     if chosen is not None and kind not in ("assisted", "approximate"):
-        raise UsageError(f"--predictor belongs to --estimator assisted or approximate: leave it out with {kind}")
+        raise UsageError(f"--predictor and --checkpoints belong to --estimator assisted or approximate: leave it out with {kind}")
     if kind in ("exact", "approximate"):
         if odd := [f"--{name}" for name in ("retrainings", "tolerance") if getattr(options, name) is not None]:
             why = "leaves out every example" if kind == "exact" else "leaves out none"

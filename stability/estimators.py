@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from stability.errors import UsageError, check_positive, check_whole
-from stability.predictors import OneStep, Prediction, Predictor
+from stability.predictors import Linearised, OneStep, Prediction, Predictor
 from stability.problem import generator
 from stability.statistics import Estimate, draw, mean_of_draws, mean_of_population
 
@@ -22,6 +23,9 @@ __all__ = ["Approximate", "Assisted", "Estimator", "Exact", "Plan", "Sampled"]
 Numbers = NDArray[np.float64]
 
 _FIRST = 12  # retrainings before the first look at a tolerance
+
+DEFAULT: Mapping[str, type[Predictor]] = {"FineTuning": Linearised, "Minimisation": OneStep}
+"""The predictor of each kind of algorithm, where none is named."""
 
 POWER, FLOOR = 0.8, 0.05
 """Examples are drawn by |Δ̂ℓ|^0.8, plus a twentieth of its mean for all: a small prediction is wrong by a larger factor than a
@@ -56,8 +60,9 @@ class Estimator(ABC):
     def settings(self) -> dict[str, Any]:
         """As plain values."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        if "predictor" in own:
-            own["predictor"] = None if self.predictor is None else self.predictor.settings()
+        if self.predicts:  # the default ones by name, so that results of another default are never taken for these
+            chosen = {"every": self.predictor} if self.predictor else {kind: made() for kind, made in DEFAULT.items()}
+            own["predictor"] = {kind: predictor.settings() for kind, predictor in chosen.items()}
         return {"name": self.name, **own}
 
     @abstractmethod
@@ -192,3 +197,8 @@ class Approximate(Estimator):
 
     def more(self, n: int, done: int, found: Estimate | None) -> int:
         return self.calibration - done
+
+    def plan(self, n: int, seed: int, prediction: Prediction | None) -> Plan:
+        odd = 0 if prediction is None else n - int(np.isfinite(prediction.sizes).sum())
+        notes = (f"the prediction of {odd} of {n} examples is not finite: the mean is over the others",) if odd else ()
+        return dataclasses.replace(super().plan(n, seed, prediction), notes=notes)

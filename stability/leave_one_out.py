@@ -19,10 +19,10 @@ from torch import Tensor
 
 from stability.errors import StabilityError, UsageError
 from stability.estimate import StabilityEstimate, diagnosed
-from stability.estimators import Approximate, Estimator, Exact, Plan, Sampled
+from stability.estimators import DEFAULT, Approximate, Estimator, Exact, Plan, Sampled
 from stability.machine import resolve_device
 from stability.masks import Mask
-from stability.predictors import Linearised, OneStep, Prediction, Predictor
+from stability.predictors import OneStep, Prediction, Predictor
 from stability.problem import Problem
 from stability.replicas import Progress, Replicas, train
 from stability.statistics import Estimate
@@ -148,7 +148,7 @@ def _predictor(estimator: Estimator, algorithm: FineTuning | Minimisation) -> Pr
     """The estimator's, or the one that suits the algorithm; None where nothing is to be predicted."""
     if not estimator.predicts:
         return None
-    return estimator.predictor or (Linearised() if isinstance(algorithm, FineTuning) else OneStep())
+    return estimator.predictor or DEFAULT[type(algorithm).__name__]()
 
 
 class _Retrained:
@@ -158,9 +158,7 @@ class _Retrained:
         self._alone, self._estimator, self._plan, self._confidence = alone, estimator, plan, confidence
         self._parts: list[Replicas] = []
         self._held_out = torch.empty(0)  # losses on the test split under A(S)
-        self.table = pd.DataFrame(
-            {name: [] for name in ("index", "loss_full", "loss_left_out", "difference", "moved", "failed_step")}
-        )
+        self.table = pd.DataFrame({name: [] for name in _FOUND})
         self._noise_floor = math.nan
 
     def add(self, part: Replicas, left_out: Tensor) -> None:
@@ -219,8 +217,7 @@ class _Retrained:
             raise StabilityError(f"every one of {len(table)} left-out replicas {alone.algorithm.failure(step)}")
         pointwise = self.mean("difference")
         if isinstance(estimator, Approximate) and prediction is not None:
-            value = float(np.mean(prediction.sizes))
-            pointwise = Estimate(value, (math.nan, math.nan), self._confidence, 0, n)
+            pointwise = Estimate(prediction.mean, (math.nan, math.nan), self._confidence, 0, n)
         exact = pointwise.count == n
         return StabilityEstimate(
             pointwise=pointwise,

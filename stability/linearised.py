@@ -1,7 +1,7 @@
 """Linearised replicas: all n left-out runs of the same algorithm, in the tangent model along the one real run.
 
 The network is replaced by f(x; θ) ≈ f(x; θ_t) + J(x)(θ − θ_t), where θ_t is where the real run *is* in step t and J the Jacobian
-of the logits in the mask's subspace in the middle of the segment of that run in which t lies. Weights, batches, optimizer,
+of the logits in the mask's subspace at the last of a few checkpoints of that run before t. Weights, batches, optimizer,
 schedule and masks are the real replicas' own: :func:`stability.replicas.fine_tune` runs both. The softmax and the loss stay as
 they are, and so does early stopping; the replica from which nothing is left out is the real run exactly. No network is evaluated
 until the end, when each z_i is put once through the network at the parameters predicted without it.
@@ -182,9 +182,8 @@ class _Tangent:
 
 
 def _checkpoint(step: int, steps: int, checkpoints: int) -> int:
-    """In the middle of its segment, of as many equal ones as there are checkpoints: the step where J is taken for ``step``."""
-    segment = min(step * checkpoints // steps, checkpoints - 1)
-    return (2 * segment + 1) * steps // (2 * checkpoints)
+    """Where its segment begins, of as many equal ones as there are checkpoints: the step where J is taken for ``step``."""
+    return min(step * checkpoints // steps, checkpoints - 1) * steps // checkpoints
 
 
 def _some(problem: Problem, start: Parameters, tunable: Mask, count: int, seed: int) -> Some:

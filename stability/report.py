@@ -70,7 +70,7 @@ def _foretold(estimate: StabilityEstimate) -> dict[str, str]:
     if estimate.prediction is None:
         return {}
     found, foretold = estimate.diagnostics, estimate.prediction
-    rows = {"predicted": f"{float(foretold.sizes.mean()):.4g} by {foretold.by}, in {foretold.seconds:.1f} s"}
+    rows = {"predicted": f"{foretold.mean:.4g} by {foretold.by}, in {foretold.seconds:.1f} s"}
     if not math.isnan(found.correlation):
         worth = f"correlation {found.correlation:.2f}, of ranks {found.rank_correlation:.2f}"
         if not math.isnan(found.variance_cut):

@@ -66,7 +66,7 @@ def test_assisted_is_the_default_and_says_what_it_was_worth(tmp_path: Path, caps
     assert main([*SHORT, "--retrainings", "6", "--examples", "3", "--figures", str(tmp_path / "figures")]) == 0
     text = capsys.readouterr().out
     assert "assisted, 6 of n = 20 left out, 0 failed; as asked" in text
-    assert "by linearised replicas, 5 checkpoints" in text
+    assert "by linearised replicas, 12 checkpoints" in text
     assert "prediction against retraining  correlation 0." in text
     assert text.count("(predicted ") == 3
     names = {path.name for path in (tmp_path / "figures").iterdir()}
@@ -76,7 +76,7 @@ def test_assisted_is_the_default_and_says_what_it_was_worth(tmp_path: Path, caps
         "name": "assisted",
         "retrainings": None,
         "tolerance": 0.5,
-        "predictor": {"name": "one step", "damping": None, "memory": 2 << 30},
+        "predictor": {"every": {"name": "one step", "damping": None, "memory": 2 << 30}},
     }
     assert result["status"] in ("within tolerance", "exact")
     assert len(result["prediction"]["difference"]) == 20
@@ -186,7 +186,13 @@ def test_select_writes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[st
             "exact leaves out every example: leave --retrainings out",
         ),
         ("loo --selector full --estimator approximate --tolerance 0.1", 2, "approximate leaves out none: leave --tolerance out"),
-        ("loo --selector full --estimator sampled --predictor one-step", 2, "--predictor belongs to --estimator assisted"),
+        (
+            "loo --selector full --estimator sampled --predictor one-step",
+            2,
+            "--predictor and --checkpoints belong to --estimator assisted",
+        ),
+        ("loo --selector full --predictor one-step --checkpoints 3", 2, "--checkpoints are of linearised replicas"),
+        ("loo --selector full --checkpoints 0", 2, "checkpoints = 0"),
         ("loo --selector full --estimator approximate --bounds", 2, "--estimator approximate trains none: use assisted"),
         ("loo --selector full --tolerance -1", 2, "tolerance = -1"),
         ("loo --selector full --n 20 --retrainings 21", 2, "retrainings = 21 is outside 1..n with n = 20"),

@@ -48,7 +48,7 @@ def test_a_csv_of_two_columns_on_the_command_line(reviews: tuple[str, str], caps
     command = ["loo", "--problem", data, "--model", model, *own.split()]
     assert main(command) == 0
     told = capsys.readouterr()
-    assert "sampled, 3 of n = 20 left out" in told.out
+    assert "assisted, 3 of n = 20 left out" in told.out
     assert "accuracy  test 0." in told.out.replace("accuracy  test 1.", "accuracy  test 0.")
     assert "commonest class on test" in told.out
     assert "4 steps of 16, learning rate 0.0005, linear" in told.out

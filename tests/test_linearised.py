@@ -135,6 +135,11 @@ def test_a_replica_that_diverges_is_not_a_number(digits: Problem) -> None:
     assert plan.sizes is not None
     assert plan.sizes[3] == plan.sizes.max()
     assert plan.notes == ("the prediction of 1 examples is not finite: they were drawn as the largest",)
+    lost = dataclasses.replace(told, table=table)
+    assert lost.mean == pytest.approx(table["difference"].abs().mean())
+    assert Approximate().plan(24, 0, lost).notes == (
+        "the prediction of 1 of 24 examples is not finite: the mean is over the others",
+    )
 
 
 @pytest.mark.parametrize("device", [CUDA])
