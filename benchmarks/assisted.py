@@ -236,20 +236,28 @@ def measure_population(model: str, data: Path, device: str, path: Path, most: in
 
 def measure_language(model: str, data: Path, device: str, population: dict[str, Any]) -> dict[str, Any]:
     problem, tuning = language(model, data)
+    problem = problem.to(torch.device(device))
     index = np.array(sorted(int(i) for i in population["rows"]))
     measured = np.abs([population["rows"][str(i)]["difference"] for i in index])
-    seconds = float(np.median([row["seconds"] for row in population["rows"].values()]))
-    found: dict[str, Any] = {"retrained": len(index), "of": problem.n, "seconds_a_retraining": seconds, "predictions": {}}
+    own = tuning.select(problem)
+    began = time.perf_counter()
+    anew = [own, *tuning.selector.select_each_left_out(problem, range(problem.n), tuning.seed)]
+    found: dict[str, Any] = {"retrained": len(index), "of": problem.n, "seconds_of_96_selections": time.perf_counter() - began}
     ways: dict[str, Predictor] = {f"linearised {count}": Linearised(checkpoints=count) for count in (3, 5, 8)}
-    ways |= {f"one step {damping:g}": OneStep(damping=damping) for damping in (1e-2, 1e-1)}
+    ways |= {"linearised 5, S's mask": Linearised(5, reselect=False), "one step 0.01": OneStep(0.01), "one step 0.1": OneStep(0.1)}
+    found["predictions"] = {}
     for name, way in ways.items():
-        told = predictions(problem, tuning, {name: way}, device)[name]
-        predicted = np.abs(told["difference"])[index]
-        told |= agreement(predicted, measured) | {"retrainings_worth": told["seconds"] / seconds}
-        told["simulated"] = simulated(measured, predicted)
-        found["predictions"][name] = told
-        short = {key: value for key, value in told.items() if key not in ("difference", "simulated")}
-        print(name, short, told["simulated"]["assisted 10"], flush=True)
+        began = time.perf_counter()
+        _, foretold = way.predict(problem, tuning, lambda some: anew if len(some) else [own])
+        assert foretold is not None
+        run = time.perf_counter() - began - foretold.seconds
+        predicted = foretold.sizes[index]
+        told: dict[str, Any] = {"by": foretold.by, "seconds": foretold.seconds, "seconds_of_the_run": run}
+        told |= {"retrainings_worth": foretold.seconds / run, **agreement(predicted, measured)}
+        print(name, told, flush=True)
+        found["predictions"][name] = told | {"difference": numbers(foretold.table["difference"])}
+        found["predictions"][name]["simulated"] = simulated(measured, predicted)
+        print(found["predictions"][name]["simulated"]["assisted 10"], flush=True)
     losses = np.array(population["loss_full"])[index]
     found["predictions"]["training loss"] = agreement(losses, measured) | {"simulated": simulated(measured, losses)}
     return found

@@ -96,7 +96,7 @@ def measure(
     if predictor is None:
         alone = train(problem, algorithm, masks=masks.of([]) or None, replica_batch=1, progress=progress)
     else:
-        alone, prediction = predictor.predict(problem, algorithm, masks.of(range(n)) or None, progress)
+        alone, prediction = predictor.predict(problem, algorithm, masks.of, progress)
     whole = alone.losses(problem.train)[0].double().cpu()
     if alone.failed_step[0] >= 0 or not bool(torch.isfinite(whole).all()):
         step = int(alone.failed_step[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stability.errors import UsageError, check_positive, check_whole
+from stability.errors import UsageError, check_flags, check_positive, check_whole
 from stability.linearised import losses_left_out, run_recorded
 from stability.masks import Mask
 from stability.one_step import OneStepModel
@@ -25,6 +25,9 @@ from stability.training import FineTuning, Minimisation
 __all__ = ["Linearised", "OneStep", "Prediction", "Predictor"]
 
 Numbers = NDArray[np.float64]
+
+Masks = Callable[[Sequence[int]], list[Mask]]
+"""From some i to the mask of S and then that of each Sⁱ; to none where masks move while A trains."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +65,14 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(
-        self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Sequence[Mask] | None, progress: Progress | None = None
+        self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Masks, progress: Progress | None = None
     ) -> tuple[Replicas, Prediction | None]:
         """A(S), and what it foretells; None where A(S) itself failed.
 
         Args:
             problem: the one that is trained.
             algorithm: A.
-            masks: S's, and one for each of the n Sⁱ where they are selected anew; None where they move.
+            masks: gives S's mask and those of some Sⁱ; none where they move.
             progress: as in :func:`stability.replicas.train`.
         """
 
@@ -83,19 +86,24 @@ class Linearised(Predictor):
             Of a large model five cost less than a retraining, and twelve foretell little better where training is calm.
         memory: bytes that Jacobians and replicas may take together. Where the Jacobians need more, part of the coordinates
             is drawn at random: a setting, and not what is free, so that it changes no result unseen.
+        reselect: whether each linearised replica has the mask selected on its own Sⁱ, where A selects anew. False: S's mask
+            serves them all, which spares n selections from a large model and foretells a little worse; what is retrained
+            selects anew all the same.
     """
 
     checkpoints: int = 12
     memory: int = 2 << 30
+    reselect: bool = True
 
     def __post_init__(self) -> None:
         check_whole(1, checkpoints=self.checkpoints, memory=self.memory)
+        check_flags(reselect=self.reselect)
 
     def settings(self) -> dict[str, Any]:
         return {"name": "linearised", **dataclasses.asdict(self)}
 
     def predict(
-        self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Sequence[Mask] | None, progress: Progress | None = None
+        self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Masks, progress: Progress | None = None
     ) -> tuple[Replicas, Prediction | None]:
         """As :meth:`Predictor.predict`.
 
@@ -104,15 +112,16 @@ class Linearised(Predictor):
         """
         if not isinstance(algorithm, FineTuning):
             raise UsageError("Linearised follows the steps of FineTuning, and a minimisation has none: use OneStep")
+        own = masks(range(problem.n) if self.reselect else ())
         hold = None
-        for mask in {id(mask): mask for mask in masks or ()}.values():
+        for mask in {id(mask): mask for mask in own}.values():
             hold = mask if hold is None else hold.union(mask)
-        mine = None if masks is None else masks[0]
+        mine = own[0] if own else None
         real, trajectory = run_recorded(problem, algorithm, mine, hold, self.checkpoints, self.memory, progress)
         if real.failed_step[0] >= 0:
             return real, None
         began = time.perf_counter()
-        losses = losses_left_out(real, trajectory, real.masks if masks is None else masks, self.memory)
+        losses = losses_left_out(real, trajectory, own or real.masks, self.memory)
         some = trajectory.coordinates
         part = "" if some is None else f", {len(some.indices)} of {real.tunable.count} coordinates"
         return real, _prediction(real, losses, f"linearised replicas, {self.checkpoints} checkpoints{part}", began)
@@ -149,9 +158,9 @@ class OneStep(Predictor):
         return 1 / (algorithm.learning_rate * algorithm.steps)
 
     def predict(
-        self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Sequence[Mask] | None, progress: Progress | None = None
+        self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Masks, progress: Progress | None = None
     ) -> tuple[Replicas, Prediction | None]:
-        real = train(problem, algorithm, masks=masks and masks[:1], replica_batch=1, progress=progress)
+        real = train(problem, algorithm, masks=masks(()) or None, replica_batch=1, progress=progress)
         return real, None if real.failed_step[0] >= 0 else self.foretell(real)
 
     def foretell(self, real: Replicas, left_out: Sequence[int] = (), losses: Sequence[float] = ()) -> Prediction:

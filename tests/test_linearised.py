@@ -112,6 +112,17 @@ def test_coordinates_are_drawn_where_the_jacobians_do_not_fit(digits: Problem) -
     assert torch.isfinite(predicted(digits, moving, memory=2 * 24 * 5 * 4 * 6800)).all()
 
 
+def test_s_s_mask_may_serve_all_predictions(digits: Problem) -> None:
+    """No selection on Sⁱ but for what is retrained, which is what it was."""
+    tuning = FineTuning(SAM(0.02), steps=8, batch_size=8)
+    anew = leave_one_out.measure(digits, tuning, estimator=Assisted(24), device="cpu")
+    kept = leave_one_out.measure(digits, tuning, estimator=Assisted(24, predictor=Linearised(reselect=False)), device="cpu")
+    assert kept.value == pytest.approx(anew.value, abs=1e-6)
+    assert anew.prediction is not None
+    assert kept.prediction is not None
+    assert 0.5 < stats.spearmanr(anew.prediction.sizes, kept.prediction.sizes).statistic < 1
+
+
 def test_dropout_is_the_real_run_s(pairs: Problem) -> None:
     tuning = FineTuning(Random(0.05), steps=6, batch_size=8, dropout=True)
     mask = tuning.select(pairs)
