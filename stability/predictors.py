@@ -100,7 +100,8 @@ class Linearised(Predictor):
         check_flags(reselect=self.reselect)
 
     def settings(self) -> dict[str, Any]:
-        return {"name": "linearised", **dataclasses.asdict(self)}
+        """``reselect`` is named where it is off."""
+        return {"name": "linearised", **{name: value for name, value in dataclasses.asdict(self).items() if value is not True}}
 
     def predict(
         self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Masks, progress: Progress | None = None
