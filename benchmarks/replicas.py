@@ -33,13 +33,13 @@ SPARSITY = 0.05
 T = TypeVar("T")
 
 
-def setting(steps: int) -> tuple[Problem, FineTuning]:
-    return problems.load("digits"), FineTuning(SAM(SPARSITY), steps=steps)
+def setting(steps: int, n: int = 100) -> tuple[Problem, FineTuning]:
+    return problems.load("digits", n=n), FineTuning(SAM(SPARSITY), steps=steps)
 
 
-def plain_loop(left_out: list[int], steps: int, device: str) -> list[float]:
+def plain_loop(left_out: list[int], steps: int, device: str, n: int = 100) -> list[float]:
     """ℓ(A(Sⁱ), z_i) for each i (−1: the loss on example 0 of A(S)), one model at a time, as one would write it."""
-    problem, algorithm = setting(steps)
+    problem, algorithm = setting(steps, n)
     place = torch.device(device)
     tunable = algorithm.tunable(problem, algorithm.select(problem))
     start = problem.start(algorithm.seed)
