@@ -162,7 +162,7 @@ def _add_estimator(sub: argparse.ArgumentParser, when: str = "") -> None:
         choices=PREDICTORS,
         help=f"{when}linearised replicas, or one Newton step (by default what suits the training)",
     )
-    sub.add_argument("--checkpoints", type=int, help=f"{when}of linearised replicas (by default 12; 5 cost a large model less)")
+    sub.add_argument("--checkpoints", type=int, help=f"{when}of linearised replicas (by default 12; 3 do for a large model)")
 
 
 def _add_option(sub: argparse.ArgumentParser) -> None:

@@ -214,7 +214,12 @@ def _draw_examples(
     from stability import plotting
 
     name = f"{problem.name}_{algorithm.name}"
-    figures = {"differences": plotting.differences(estimate), "influential": plotting.influential(estimate)}
+    figures = {}
+    for kind, draw in (("differences", plotting.differences), ("influential", plotting.influential)):
+        try:
+            figures[kind] = draw(estimate)
+        except plotting.NothingToDrawError as error:
+            print(f"note: no figure {kind}: {error}", file=sys.stderr)
     for path in plotting.save(figures, folder, name, f"{name}, seed {algorithm.seed}"):
         if not quiet:
             print(path)

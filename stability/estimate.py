@@ -26,7 +26,8 @@ class Diagnostics:
     Attributes:
         correlation: Pearson's, of |Δℓ_i| predicted and retrained, over those retrained.
         rank_correlation: Spearman's of the same.
-        variance_cut: by how much the variance of the estimate is smaller than plain sampling's with as many retrainings.
+        variance_cut: by how much the variance of the estimate is smaller than plain sampling's with as many retrainings;
+            estimated from the same draws, and so too large where they missed what matters.
         effective_retrainings: how many plain sampling would need for the same variance.
     """
 

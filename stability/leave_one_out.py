@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from stability.errors import StabilityError, UsageError
-from stability.estimate import StabilityEstimate, diagnosed
-from stability.estimators import DEFAULT, Approximate, Estimator, Exact, Plan, Sampled
+from stability.estimate import Diagnostics, StabilityEstimate, diagnosed
+from stability.estimators import DEFAULT, POOR, Approximate, Estimator, Exact, Plan, Sampled
 from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.predictors import OneStep, Prediction, Predictor
@@ -219,6 +219,7 @@ class _Retrained:
         if isinstance(estimator, Approximate) and prediction is not None:
             pointwise = Estimate(prediction.mean, (math.nan, math.nan), self._confidence, 0, n)
         exact = pointwise.count == n
+        found = diagnosed(table, self._plan, pointwise, prediction)
         return StabilityEstimate(
             pointwise=pointwise,
             hypothesis=self.mean("moved", ratio=True),
@@ -236,10 +237,24 @@ class _Retrained:
             seconds=seconds,
             per_example=table[list(_COLUMNS)],
             prediction=prediction,
-            diagnostics=diagnosed(table, self._plan, pointwise, prediction),
-            notes=self._plan.notes,
+            diagnostics=found,
+            notes=(*self._plan.notes, *self._warnings(found, bool(bad.any()))),
             replicas=replicas,
         )
+
+    def _warnings(self, found: Diagnostics, failed: bool) -> list[str]:
+        """What makes the interval worth less than it looks."""
+        notes = []
+        if found.correlation < POOR and self._plan.sizes is not None and len(self.table) < len(self._plan.order):
+            notes.append(
+                f"prediction and retraining correlate {found.correlation:.2f} only: where examples that carry much are missed by "
+                "the prediction, the interval holds the truth less often than it says"
+            )
+        if failed and self._estimator.tolerance is not None:
+            notes.append(
+                "a replica failed: what it would have shown is unknown, so that there is no upper end and no tolerance is met"
+            )
+        return notes
 
     def _status(self, pointwise: Estimate, exact: bool) -> str:
         tolerance = self._estimator.tolerance

@@ -3,7 +3,8 @@
 The network is replaced by f(x; θ) ≈ f(x; θ_t) + J(x)(θ − θ_t), where θ_t is where the real run *is* in step t and J the Jacobian
 of the logits in the mask's subspace at the last of a few checkpoints of that run before t. Weights, batches, optimizer,
 schedule and masks are the real replicas' own: :func:`stability.replicas.fine_tune` runs both. The softmax and the loss stay as
-they are, and so does early stopping; the replica from which nothing is left out is the real run exactly. No network is evaluated
+they are, and so does early stopping; the replica from which nothing is left out is the real run exactly, unless memory has room
+for some coordinates only. No network is evaluated
 until the end, when each z_i is put once through the network at the parameters predicted without it.
 """
 
@@ -18,8 +19,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from stability.dropout import Dropout
-from stability.gradients import mean_gradient, per_example_jacobians
-from stability.masks import Mask, Parameters
+from stability.gradients import per_example_jacobians
+from stability.masks import Mask
 from stability.objective import Some, Trajectory
 from stability.problem import Problem, generator
 from stability.replicas import Progress, Replicas, fine_tune, train
@@ -55,7 +56,7 @@ def run_recorded(
     start = problem.start(algorithm.seed)
     logits = problem.logits(start, problem.train.take(slice(0, 1)).inputs)
     fit = memory // (2 * problem.n * logits.shape[1] * logits.element_size())
-    some = None if tunable.count <= fit else _some(problem, start, tunable, fit, algorithm.seed)
+    some = None if tunable.count <= fit else _some(problem, tunable, fit, algorithm.seed)
     steps = range(algorithm.steps)
     trajectory = Trajectory(frozenset(_checkpoint(t, len(steps), min(checkpoints, len(steps))) for t in steps), some)
     replicas = train(
@@ -97,8 +98,8 @@ def losses_left_out(real: Replicas, trajectory: Trajectory, masks: Sequence[Mask
         weights[torch.arange(1, len(weights)), left_out] = 0
         tangent.weights, tangent.step = weights, 0
         mine = None if activity is None else activity[torch.cat([torch.zeros(1, dtype=torch.int64), left_out + 1])]
-        values = fine_tune(tangent, algorithm, batches, activity=mine).values
-        found.append(tangent.losses(values, left_out))
+        run = fine_tune(tangent, algorithm, batches, activity=mine)
+        found.append(torch.where(run.failed_step[1:] < 0, tangent.losses(run.values, left_out), torch.nan))
     losses = torch.cat(found).double().cpu()
     return torch.where(torch.isfinite(losses), losses, torch.nan)
 
@@ -148,6 +149,7 @@ class _Tangent:
         slopes = torch.autograd.grad(loss.sum(), logits)[0].flatten(1)
         # What the real run's own gradient was, and what the replica's residuals differ from the real ones.
         gradient = self._trajectory.gradients[self.step] + (slopes - slopes[:1]) @ jacobian
+        gradient = torch.where(mass[:, None] > 0, gradient, 0.0)  # as for the real ones: of nothing there is no gradient
         if ridge := algorithm.ridge_for(self._real.masks[0]):
             gradient = gradient + 2 * ridge * (values - self.origin)
         self.step += 1
@@ -186,18 +188,14 @@ def _checkpoint(step: int, steps: int, checkpoints: int) -> int:
     return min(step * checkpoints // steps, checkpoints - 1) * steps // checkpoints
 
 
-def _some(problem: Problem, start: Parameters, tunable: Mask, count: int, seed: int) -> Some:
-    """``count`` of the tunable coordinates at random and the whole head, of those that any example depends on at the start."""
-    gradient = Mask.full(start).contains(tunable)
-    moves = (mean_gradient(problem, start, problem.train) != 0).cpu()[gradient]
-    head = problem.head(seed)
-    size = sum(tensor.numel() for tensor in head.values())
-    candidates = torch.nonzero(moves[: tunable.count - size]).squeeze(1)
-    order = torch.randperm(len(candidates), generator=generator(seed, "coordinates"))
-    chosen = candidates[order[: max(1, count - size)]].sort().values
-    scale = torch.ones(len(chosen) + size, dtype=gradient.new_zeros(0, dtype=torch.float32).dtype)
-    scale[: len(chosen)] = len(candidates) / len(chosen)
-    return Some(torch.cat([chosen, torch.arange(tunable.count - size, tunable.count)]), scale)
+def _some(problem: Problem, tunable: Mask, count: int, seed: int) -> Some:
+    """``count`` of the tunable coordinates at random, and the whole head."""
+    head = sum(tensor.numel() for tensor in problem.head(seed).values())
+    others = tunable.count - head
+    chosen = torch.randperm(others, generator=generator(seed, "coordinates"))[: max(1, count - head)].sort().values
+    scale = torch.ones(len(chosen) + head)
+    scale[: len(chosen)] = others / len(chosen)
+    return Some(torch.cat([chosen, torch.arange(others, tunable.count)]), scale)
 
 
 def _fine_tuning(real: Replicas) -> FineTuning:

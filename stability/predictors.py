@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stability.errors import UsageError, check_flags, check_positive, check_whole
+from stability.errors import StabilityError, UsageError, check_flags, check_positive, check_whole
 from stability.linearised import losses_left_out, run_recorded
 from stability.masks import Mask
 from stability.one_step import OneStepModel
@@ -37,7 +38,7 @@ class Prediction:
     Attributes:
         table: a row for each i: index, loss_full, loss_left_out, difference (left out − full).
         by: what predicted it, in words.
-        seconds: wall-clock time, without the training of A(S).
+        seconds: wall-clock time, without the training of A(S) and the selections of masks.
     """
 
     table: pd.DataFrame
@@ -83,7 +84,7 @@ class Linearised(Predictor):
 
     Attributes:
         checkpoints: of the real run, at which Jacobians are taken: n·C backward passes each, which small models hardly feel.
-            Of a large model five cost less than a retraining, and twelve foretell little better where training is calm.
+            Of a large model three cost about as much as a retraining, and foretell well where training is calm.
         memory: bytes that Jacobians and replicas may take together. Where the Jacobians need more, part of the coordinates
             is drawn at random: a setting, and not what is free, so that it changes no result unseen.
         reselect: whether each linearised replica has the mask selected on its own Sⁱ, where A selects anew. False: S's mask
@@ -101,7 +102,8 @@ class Linearised(Predictor):
 
     def settings(self) -> dict[str, Any]:
         """``reselect`` is named where it is off."""
-        return {"name": "linearised", **{name: value for name, value in dataclasses.asdict(self).items() if value is not True}}
+        own = {"name": "linearised", **dataclasses.asdict(self)}
+        return {name: value for name, value in own.items() if name != "reselect" or not value}
 
     def predict(
         self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Masks, progress: Progress | None = None
@@ -165,11 +167,18 @@ class OneStep(Predictor):
         return real, None if real.failed_step[0] >= 0 else self.foretell(real)
 
     def foretell(self, real: Replicas, left_out: Sequence[int] = (), losses: Sequence[float] = ()) -> Prediction:
-        """From A(S), with the damping calibrated on ``left_out`` examples' ``losses`` without them, where there are any."""
+        """From A(S), with the damping calibrated on ``left_out`` examples' ``losses`` without them, where there are any and the
+        algorithm has no ridge.
+        """
         began = time.perf_counter()
         tunable = real.algorithm.tunable(real.problem, real.masks[0])
-        model = OneStepModel(real.problem, real.parameters(0), tunable, self.memory, real.algorithm.seed)
-        damping = model.calibrated(left_out, losses) if len(left_out) else self.ridge(real.algorithm, real.masks[0])
+        known = self.ridge(real.algorithm, real.masks[0])
+        try:
+            model = OneStepModel(real.problem, real.parameters(0), tunable, self.memory, real.algorithm.seed)
+        except StabilityError as error:  # a prediction of no use, and not an end
+            return _prediction(real, torch.full((real.problem.n,), torch.nan, dtype=torch.float64), f"nothing: {error}", began)
+        free = len(left_out) > 0 and not real.algorithm.ridge_for(real.masks[0])
+        damping = model.calibrated(left_out, losses) if free else known
         return _prediction(real, model.left_out(damping), f"one Newton step, {model.form}, λ = {damping:.3g}", began)
 
 

@@ -84,6 +84,8 @@ class Replicas:
     def joined(cls, parts: Sequence[Replicas]) -> Replicas:
         """The rows of all ``parts``, runs of one algorithm on one problem, whose masks may differ."""
         first = parts[0]
+        if len(parts) == 1:
+            return first
         tunable = first.tunable
         for part in parts[1:]:
             tunable = tunable.union(part.tunable)

@@ -229,7 +229,7 @@ def _estimate(parts: Numbers, scale: float, sure: float, confidence: float, popu
     if scale == 0:
         return Estimate(value, (value, value), confidence, a, population, 0.0)
     spread = float(parts.std(ddof=1)) if a > 1 else 0.0
-    if spread <= 1e-12 * abs(value):
+    if spread <= 1e-6 * abs(value):  # equal in single precision
         return Estimate(value, (sure, math.inf), confidence, a, population)
     error, value = scale * spread / math.sqrt(a), max(value, sure)
     t = float(stats.t.ppf((1 + confidence) / 2, a - 1))

@@ -45,8 +45,9 @@ class Study:
         problem_settings: further settings of the problem.
         retrainings: left-out examples a cell, drawn at random; None for all n, or for what the estimator says.
         estimator: how else stability is estimated.
-        samples: seeds of S alone, one cell for each of them and each seed: then the shares of S, seed and retrainings in the
-            variance can be told apart (:func:`stability.statistics.variance_shares`). None: each seed draws its own S.
+        samples: seeds of S alone, each with as many seeds of the algorithm as there are, and these its own (0 and 1 for the
+            first S are 2 and 3 for the second): then the shares of S, seed and retrainings in the variance can be told
+            apart (:func:`stability.statistics.variance_shares`). None: each seed draws its own S.
         check_replicas: as in :func:`stability.constants.measure_constants`; None measures no constants and no bounds, whose
             eigenvalues cost a large model far more than its training.
         delta: δ of the bounds on the expected loss.
@@ -62,6 +63,10 @@ class Study:
     delta: float = 0.1
     estimator: Estimator | None = None
     samples: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.retrainings is not None and self.estimator is not None:
+            raise UsageError(f"study {self.name!r}: retrainings = {self.retrainings} and an estimator: say it to the estimator")
 
     def identity(self) -> dict[str, Any]:
         """What defines the study, as plain values."""
@@ -108,9 +113,13 @@ class Study:
 
     def cells(self) -> list[Cell]:
         """Seed by seed, so that an interrupted study holds whole curves."""
+        if self.samples is None:
+            return [Cell(replace(algorithm, seed=seed)) for seed in self.seeds for algorithm in self.algorithms]
+        # Each S has seeds of its own: a head's start common to all S would be mistaken for what they have in common.
+        apart = max(self.seeds) + 1
         return [
-            Cell(replace(algorithm, seed=seed), sample)
-            for sample in ((None,) if self.samples is None else self.samples)
+            Cell(replace(algorithm, seed=seed + place * apart), sample)
+            for place, sample in enumerate(self.samples)
             for seed in self.seeds
             for algorithm in self.algorithms
         ]
@@ -271,10 +280,11 @@ def _cells_of(other: Store, study: Study, version: str) -> list[tuple[dict[str, 
     wanted, own = {key(cell_identity(cell)) for cell in study.cells()}, json.loads(json.dumps(study.identity()))
     if other.version != version:
         raise StabilityError(f"{other.path} was made by version {other.version}, this is {version}: nothing can be reused")
-    for name in own.keys() - {"study", "algorithms", "seeds"}:
-        if other.identity.get(name) != own[name]:
+    # Seeds and samples are in the cells' own identity: a larger study may take over a smaller one's.
+    for name in (own.keys() | other.identity.keys()) - {"study", "algorithms", "seeds", "samples"}:
+        if other.identity.get(name) != own.get(name):
             raise StabilityError(
-                f"{other.path} was measured with {name} = {other.identity.get(name)}, this study with {own[name]}: "
+                f"{other.path} was measured with {name} = {other.identity.get(name)}, this study with {own.get(name)}: "
                 "its cells cannot be reused"
             )
     return [(identity, record) for identity, record in other.cells() if key(identity) in wanted]

@@ -75,8 +75,9 @@ def _shares(group: pd.DataFrame) -> dict[str, float]:
     none = dict.fromkeys(("samples_share", "seeds_share", "sampling_share"), np.nan)
     if "sample" not in group or min(group["sample"].nunique(), group["seed"].nunique()) < 2:
         return none
+    group = group.assign(place=group.groupby("sample")["seed"].rank())  # each S has seeds of its own
     values, errors = (
-        group.pivot(index="sample", columns="seed", values=name).astype(float) for name in ("stability", "stability_error")
+        group.pivot(index="sample", columns="place", values=name).astype(float) for name in ("stability", "stability_error")
     )
     if values.isna().any(axis=None) or errors.isna().any(axis=None):
         return none
