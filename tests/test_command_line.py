@@ -85,6 +85,14 @@ def test_assisted_is_the_default_and_says_what_it_was_worth(tmp_path: Path, caps
     assert result["diagnostics"].keys() == {"correlation", "rank_correlation", "variance_cut", "effective_retrainings"}
 
 
+def test_figures_that_cannot_be_drawn_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``linear`` does not say what its examples look like; their differences are drawn all the same."""
+    command = ["loo", "--problem", "linear", "--selector", "full", "--minimise", "1e-6", "--ridge", "0.1", "--n", "12"]
+    assert main([*command, "--retrainings", "4", "--device", "cpu", "--figures", str(tmp_path)]) == 0
+    assert "no figure influential: problem 'linear' does not say" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {f"linear_regularised_differences.{kind}" for kind in ("png", "pdf")}
+
+
 def test_approximate_has_no_interval_in_words_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SHORT, "--estimator", "approximate"]) == 0
     text = capsys.readouterr().out

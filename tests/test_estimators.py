@@ -13,10 +13,11 @@ import pytest
 import torch
 from scipy import stats
 
-from stability import FineTuning, Minimisation, Problem, UsageError, leave_one_out, plotting
+from stability import FineTuning, Minimisation, Problem, StabilityError, UsageError, leave_one_out, plotting, predictors
 from stability.estimate import StabilityEstimate
 from stability.estimators import Approximate, Assisted, Estimator, Exact, Sampled
 from stability.predictors import Linearised, OneStep, Prediction
+from stability.replicas import train
 from stability.selectors import SAM, ChildPruning, FullTuning
 from stability.solvable import linear_regression
 from stability.statistics import Estimate, mean_of_draws
@@ -39,8 +40,8 @@ def foretold(sizes: Any) -> Prediction:
     return Prediction(pd.DataFrame({"index": range(len(values)), "difference": values}), "a test", 0.0)
 
 
-def found(value: float, reach: float) -> Estimate:
-    return Estimate(value, (value - reach, value + reach), 0.95, 12, 100)
+def found(value: float, reach: float, count: int = 12) -> Estimate:
+    return Estimate(value, (value - reach, value + reach), 0.95, count, 100)
 
 
 def test_assisted_is_the_estimate_of_its_draws(assisted: StabilityEstimate, exact: StabilityEstimate) -> None:
@@ -119,15 +120,16 @@ def test_how_many_more() -> None:
     assert some.more(100, 12, found(1.0, 0.09)) == 0
     assert some.more(100, 12, found(1.0, 0.12)) == 4  # 0.8 · 1.44 · 12 is 13.8: at least four
     assert some.more(100, 12, found(1.0, 0.5)) == 12  # at most twice as many
-    assert some.more(100, 96, found(1.0, 0.5)) == 4
-    assert some.more(100, 100, found(1.0, 0.5)) == 0
+    assert some.more(100, 96, found(1.0, 0.5, 96)) == 4
+    assert some.more(100, 100, found(1.0, 0.5, 100)) == 0
     assert some.more(100, 12, found(0.0, 0.5)) == 12
     assert some.more(100, 12, Estimate(1.0, (0.5, math.inf), 0.95, 12, 100)) == 12
     assert Sampled(5).more(100, 0, None) == 5
     assert Sampled(5).more(100, 5, found(1.0, 9)) == 0
     assert Sampled().more(100, 0, None) == 20
     assert Exact().more(100, 0, None) == 100
-    assert Sampled(30, 0.1).more(100, 24, found(1.0, 0.5)) == 6
+    assert Sampled(30, 0.1).more(100, 24, found(1.0, 0.5, 24)) == 6
+    assert some.more(100, 12, found(1.0, 0.5, 11)) == 0  # one failed: no tolerance can be met any more
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,48 @@ def test_the_fallback_is_said_in_the_estimate(digits: Problem, monkeypatch: pyte
     assert math.isnan(estimate.diagnostics.correlation)
 
 
+def test_equal_in_single_precision_is_equal() -> None:
+    jitter = np.array([0.1, 0.1 + 7e-9, 0.1 - 7e-9])
+    assert Sampled(3).plan(24, 0, None).mean(jitter, 0.95).interval[1] == math.inf
+
+
+def test_a_failed_replica_ends_the_search_for_a_tolerance(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = int(Sampled(tolerance=0.1).plan(24, 0, None).order[0])
+
+    def poisoned(problem: Problem, algorithm: Any, weights: Any = None, *rest: Any, **more: Any) -> Any:
+        if weights is not None:
+            weights = weights.clone()
+            weights[weights[:, first] == 0] = float("nan")
+        return train(problem, algorithm, weights, *rest, **more)
+
+    monkeypatch.setattr(leave_one_out, "train", poisoned)
+    estimate = leave_one_out.measure(digits, TUNING, estimator=Sampled(tolerance=0.1), device="cpu")
+    assert (estimate.retrainings, estimate.status, estimate.interval[1]) == (12, "tolerance not met", math.inf)
+    assert estimate.notes[0].startswith("a replica failed")
+
+
+def test_a_poor_prediction_is_said(digits: Problem) -> None:
+    class Wrong(Linearised):
+        def predict(self, *what: Any, **how: Any) -> Any:
+            real, told = super().predict(*what, **how)
+            assert told is not None
+            return real, dataclasses.replace(told, table=told.table.assign(difference=1 / told.sizes))
+
+    estimate = leave_one_out.measure(digits, TUNING, estimator=Assisted(12, predictor=Wrong()), device="cpu")
+    assert "only: where examples that carry much are missed" in estimate.notes[0]
+
+
+def test_one_step_without_a_jacobian_falls_back(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __init__(self, *_: Any) -> None:
+            raise StabilityError("its logits are not finite")
+
+    monkeypatch.setattr(predictors, "OneStepModel", Broken)
+    estimate = leave_one_out.measure(digits, TUNING, estimator=Assisted(4, predictor=OneStep()), device="cpu")
+    assert estimate.notes[0] == "the prediction is not finite for 24 of 24 examples: examples were drawn uniformly"
+    assert estimate.interval[0] <= estimate.value
+
+
 def test_equal_differences_are_all_measured_before_anything_is_concluded() -> None:
     """Twelve examples at 0 and twelve at 2, symmetrical about the start: leaving out any of them does the same, and a sample of
     equal differences knows nothing of their spread: no upper end, and no tolerance met."""
@@ -181,6 +225,7 @@ def test_equal_differences_are_all_measured_before_anything_is_concluded() -> No
         (lambda: Linearised(checkpoints=0), "checkpoints = 0"),
         (lambda: Linearised(memory=0), "memory = 0"),
         (lambda: Approximate(calibration=-1), "calibration = -1"),
+        (lambda: Approximate(OneStep(damping=0.5), calibration=2), "damping = 0.5 and calibration = 2"),
         (lambda: Approximate(Linearised(), calibration=2), "calibration = 2 is of OneStep's damping"),
     ],
 )

@@ -64,6 +64,14 @@ def test_a_linear_model_is_retrained_exactly(kind: str, selector: Selector) -> N
     np.testing.assert_allclose(predicted(made.problem, tuning), exact["loss_left_out"], rtol=1e-8, atol=1e-12)
 
 
+def test_a_batch_of_nothing_has_no_gradient() -> None:
+    """One example a batch: the replica without it takes a step of AdamW's moments alone."""
+    made = linear_regression(X[:6], Y[:6], START)
+    tuning = FineTuning(FullTuning(), steps=12, batch_size=1, learning_rate=0.05)
+    exact = leave_one_out.measure(made.problem, tuning, device="cpu").per_example
+    np.testing.assert_allclose(predicted(made.problem, tuning), exact["loss_left_out"], rtol=1e-8, atol=1e-12)
+
+
 @pytest.mark.parametrize("selector", EVERY, ids=described)
 def test_without_anything_left_out_it_is_the_real_run(selector: Selector, learned: Problem) -> None:
     """Bit for bit, for every method: row 0 of the linearised replicas, and a row whose weights are all 1."""
