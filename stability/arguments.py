@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--sparsities", nargs="+", type=float, default=[], metavar="P", help="take each of them at every such p")
     sub.add_argument("--problem", help="a study of your own: folder or file of texts, glue/rte, …, or a name of 'stability list'")
     _add_problem(sub)
-    sub.add_argument("--seeds", type=int, help="with --problem: seeds 0, 1, …, each with its own S and start (by default 3)")
+    sub.add_argument("--seeds", type=int, help="with --problem: so many seeds, each with its own S (by default 3)")
     sub.add_argument(
         "--samples", type=int, help="with --problem: training sets S, drawn apart from the seeds, each with all of them"
     )

@@ -190,7 +190,7 @@ def _loo(options: argparse.Namespace) -> None:
         _print_bounds(found)
         print("".join(f"  {note}\n" for note in notes), end="")
     if options.examples and not options.json:
-        print(f"\nThe examples that carry most of it (share of Σ|Δℓ|), of {estimate.n}:")
+        print(f"\nThe examples that carry most of it (share; of what was not retrained, as predicted), of {estimate.n}:")
         for row in named_examples(problem, estimate, options.examples):
             print(f"  {row['share']:4.0%}  Δℓ {signed(row['retrained'])} (predicted {signed(row['predicted'])})  {row['shown']}")
     if options.figures is not None:

@@ -105,8 +105,8 @@ class StabilityEstimate:
 
     def examples(self) -> pd.DataFrame:
         """Every example of which something is known, the one that carries most of the stability first: index, loss_full,
-        predicted and retrained (Δℓ_i, NaN where there is none), and share, its part of Σ|Δℓ| as far as known, of the
-        retrained difference where there is one and of the predicted one elsewhere.
+        predicted and retrained (Δℓ_i, NaN where there is none), and share, |Δℓ_i| / (n β₂): of the retrained difference
+        where there is one, of the predicted one elsewhere, which may be too large or small by a factor.
         """
         table = self.per_example.set_index("index")[["loss_full", "difference"]].rename(columns={"difference": "retrained"})
         if self.prediction is None:
@@ -115,7 +115,7 @@ class StabilityEstimate:
             foretold = self.prediction.table.set_index("index")
             table = foretold[["loss_full"]].join(table[["retrained"]]).assign(predicted=foretold["difference"])
         known = table["retrained"].fillna(table["predicted"]).abs()
-        table = table.assign(share=known / known.sum()).loc[known.sort_values(ascending=False, kind="stable").index]
+        table = table.assign(share=known / (self.n * self.value)).loc[known.sort_values(ascending=False, kind="stable").index]
         return table.reset_index()[["index", "loss_full", "predicted", "retrained", "share"]]
 
     def __repr__(self) -> str:

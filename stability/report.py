@@ -25,12 +25,12 @@ def show_estimate(
     rows = {
         "stability E_i|Δℓ_i|": f"{estimate.value:.4g} {problem.loss_unit}",
         f"{estimate.pointwise.confidence:.0%} interval": _interval(low, high),
-        "noise floor": f"{estimate.noise_floor:.2g}",
+        "noise floor": _number(estimate.noise_floor, ".2g"),
         "estimator": f"{estimate.estimator}, {estimate.retrainings} of n = {estimate.n} left out, {len(estimate.failed)} failed"
         f"; {_STATUS.get(estimate.status, estimate.status)}",
         **_foretold(estimate),
-        "on the test split": f"{estimate.hypothesis.value:.4g}",
-        "largest |Δℓ_i|": f"{estimate.maximum:.4g}",
+        "on the test split": _number(estimate.hypothesis.value),
+        "largest |Δℓ_i|": _number(estimate.maximum),
         "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {estimate.sparsity:.4g}), head {estimate.head}",
         problem.metric_name: ", ".join(f"{split} {value:.4f}" for split, value in metrics.items()),
         "trained": _described(algorithm),
@@ -59,6 +59,10 @@ _STATUS = {
 }
 
 
+def _number(value: float, form: str = ".4g") -> str:
+    return "not measured" if math.isnan(value) else format(value, form)
+
+
 def _interval(low: float, high: float) -> str:
     if math.isnan(low):
         return "none"
@@ -74,9 +78,7 @@ def _foretold(estimate: StabilityEstimate) -> dict[str, str]:
     if not math.isnan(found.correlation):
         worth = f"correlation {found.correlation:.2f}, of ranks {found.rank_correlation:.2f}"
         if not math.isnan(found.variance_cut):
-            worth += (
-                f"; variance {found.variance_cut:.3g} × less than plain sampling's, worth {found.effective_retrainings:.0f} of it"
-            )
+            worth += f"; worth {found.effective_retrainings:.0f} plain retrainings (variance cut {found.variance_cut:.3g})"
         rows["prediction against retraining"] = worth
     return rows
 
