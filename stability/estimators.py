@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from stability.errors import UsageError, check_positive, check_whole
 from stability.predictors import Linearised, OneStep, Prediction, Predictor
 from stability.problem import generator
-from stability.statistics import Estimate, draw, mean_of_draws, mean_of_population
+from stability.statistics import Estimate, Numbers, draw, mean_of_draws, mean_of_population
 
 __all__ = ["Approximate", "Assisted", "Estimator", "Exact", "Plan", "Sampled"]
-
-Numbers = NDArray[np.float64]
 
 _FIRST = 12  # retrainings before the first look at a tolerance
 

@@ -25,6 +25,7 @@ __all__ = [
     "mean_gradient",
     "per_example_gradients",
     "per_example_jacobians",
+    "slopes_and_bends",
     "total",
 ]
 
@@ -126,6 +127,22 @@ def _one_by_one(problem: Problem, parameters: Parameters, examples: Examples, ma
         yield torch.stack(rows).unsqueeze(0)
 
 
+def slopes_and_bends(problem: Problem, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """∂ℓ/∂f (B, C) and ∂²ℓ/∂f² (B, C, C) of each example at its logits (B, C).
+
+    Example:
+        >>> from stability.solvable import linear_regression
+        >>> p = linear_regression([[1.0]], [2.0]).problem
+        >>> slopes_and_bends(p, torch.tensor([[5.0]]), torch.tensor([2.0]))
+        (tensor([[3.]]), tensor([[[1.]]]))
+    """
+
+    def one(logits: Tensor, label: Tensor) -> Tensor:
+        return problem.loss(logits.unsqueeze(0), label.unsqueeze(0))[0]
+
+    return vmap(jacrev(one))(logits, labels), vmap(jacrev(jacrev(one)))(logits, labels)
+
+
 def gauss_newton_diagonals(
     problem: Problem,
     parameters: Parameters,
@@ -154,12 +171,11 @@ def gauss_newton_diagonals(
         tensor([[1., 4.],
                 [9., 0.]], dtype=torch.float64)
     """
-    second = vmap(jacrev(jacrev(lambda f, y: problem.loss(f.unsqueeze(0), y.unsqueeze(0))[0])))
     start = 0
     for jacobian in per_example_jacobians(problem, parameters, examples, mask, memory_budget):
         block = examples.take(slice(start, start + len(jacobian)))
         start += len(jacobian)
-        bend = second(problem.logits(parameters, block.inputs).detach(), block.labels)
+        _, bend = slopes_and_bends(problem, problem.logits(parameters, block.inputs).detach(), block.labels)
         yield (torch.einsum("bce,bek->bck", bend, jacobian) * jacobian).sum(1)
 
 

@@ -102,7 +102,7 @@ def measure(
         step = int(alone.failed_step[0])
         raise StabilityError(f"A(S) {algorithm.failure(step if step >= 0 else algorithm.most_steps)}")
     plan = estimator.plan(n, seed, prediction)
-    retrained = _Retrained(alone, estimator, plan, confidence)
+    retrained = _Retrained(alone, whole, estimator, plan, confidence)
     done = 0
     while count := estimator.more(n, done, retrained.mean() if done else None):
         left_out = torch.as_tensor(plan.order[done : done + count])
@@ -154,7 +154,8 @@ def _predictor(estimator: Estimator, algorithm: FineTuning | Minimisation) -> Pr
 class _Retrained:
     """What came back so far."""
 
-    def __init__(self, alone: Replicas, estimator: Estimator, plan: Plan, confidence: float) -> None:
+    def __init__(self, alone: Replicas, whole: Tensor, estimator: Estimator, plan: Plan, confidence: float) -> None:
+        self._whole = whole  # losses on S of A(S) alone
         self._alone, self._estimator, self._plan, self._confidence = alone, estimator, plan, confidence
         self._parts: list[Replicas] = []
         self._held_out = torch.empty(0)  # losses on the test split under A(S)
@@ -168,8 +169,7 @@ class _Retrained:
         if not self._parts:
             self._full = part.losses(problem.train, slice(0, 1))[0].double().cpu()
             self._held_out = part.losses(problem.test, slice(0, 1)).double().cpu()
-            apart = self._full - self._alone.losses(problem.train)[0].double().cpu()
-            self._noise_floor = apart.abs().mean().item()
+            self._noise_floor = (self._full - self._whole).abs().mean().item()
             if (step := int(part.failed_step[0])) >= 0 or not math.isfinite(self._noise_floor):
                 raise StabilityError(
                     f"the run that gives the noise floor {algorithm.failure(step if step >= 0 else algorithm.most_steps)}"

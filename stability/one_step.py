@@ -9,10 +9,9 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
 
 from stability.errors import StabilityError, UsageError, check_positive
-from stability.gradients import per_example_jacobians
+from stability.gradients import per_example_jacobians, slopes_and_bends
 from stability.masks import Mask, Parameters
 from stability.problem import Problem, generator
 
@@ -74,12 +73,7 @@ class OneStepModel:
             logits = torch.cat([problem.logits(parameters, block.inputs) for _, block in blocks])
         self._logits = logits[back.to(logits.device)].double()
         self.losses = problem.loss(self._logits, self._labels).cpu()
-
-        def one(logits: Tensor, label: Tensor) -> Tensor:
-            return problem.loss(logits.unsqueeze(0), label.unsqueeze(0))[0]
-
-        self._residuals: Tensor = vmap(jacrev(one))(self._logits, self._labels)
-        self._bends: Tensor = vmap(jacrev(jacrev(one)))(self._logits, self._labels)
+        self._residuals, self._bends = slopes_and_bends(problem, self._logits, self._labels)
         n, classes = self._logits.shape
         k, rows = tunable.count, n * classes
         if min(k, rows) <= _LARGEST:

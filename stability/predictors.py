@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from stability.errors import StabilityError, UsageError, check_flags, check_positive, check_whole
@@ -21,11 +20,10 @@ from stability.masks import Mask
 from stability.one_step import OneStepModel
 from stability.problem import Problem
 from stability.replicas import Progress, Replicas, train
+from stability.statistics import Numbers
 from stability.training import FineTuning, Minimisation
 
 __all__ = ["Linearised", "OneStep", "Prediction", "Predictor"]
-
-Numbers = NDArray[np.float64]
 
 Masks = Callable[[Sequence[int]], list[Mask]]
 """From some i to the mask of S and then that of each Sⁱ; to none where masks move while A trains."""

@@ -11,7 +11,7 @@ from scipy import stats
 
 from stability.errors import UsageError
 
-__all__ = ["Estimate", "Shares", "draw", "mean_of_draws", "mean_of_population", "mean_over_seeds", "variance_shares"]
+__all__ = ["Estimate", "Numbers", "Shares", "draw", "mean_of_draws", "mean_of_population", "mean_over_seeds", "variance_shares"]
 
 Numbers = NDArray[np.float64]
 

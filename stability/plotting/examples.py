@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from stability.estimate import StabilityEstimate
 from stability.plotting.style import NothingToDrawError, new_figure, styled
+from stability.statistics import Numbers
 
 __all__ = ["differences", "influential"]
-
-Numbers = NDArray[np.float64]
 
 _PREDICTED, _RETRAINED = "#56B4E9", "#D55E00"
 
