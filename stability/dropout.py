@@ -20,7 +20,7 @@ class Dropout(TorchFunctionMode):
 
     An entry is kept with probability 1 − p and divided by it (Srivastava et al. 2014). In a batch of replicas every
     replica gets the very mask that it would get alone: paired runs share the randomness of the algorithm (Elisseeff, Evgeniou
-    & Pontil 2005), and how many go at once changes nothing.
+    & Pontil 2005), and how many go at once changes nothing. Entered again, it draws the same again.
 
     Args:
         draws: the generator, on the device of the activations. CPU and CUDA draw different numbers.
@@ -47,8 +47,14 @@ class Dropout(TorchFunctionMode):
     def __init__(self, draws: torch.Generator, reverse: tuple[int, int] | None = None) -> None:
         super().__init__()
         self._draws, self._reverse = draws, reverse
+        self._begin = draws.get_state()
         self._global = self._state()
         self.used = False
+
+    def __enter__(self) -> Dropout:
+        self._draws.set_state(self._begin)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]

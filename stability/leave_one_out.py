@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from stability.descent import Progress
 from stability.errors import StabilityError, UsageError
 from stability.estimate import Diagnostics, StabilityEstimate, diagnosed
 from stability.estimators import DEFAULT, POOR, Approximate, Estimator, Exact, Plan, Sampled
@@ -24,7 +25,7 @@ from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.predictors import OneStep, Prediction, Predictor
 from stability.problem import Problem
-from stability.replicas import Progress, Replicas, train
+from stability.replicas import Replicas, train
 from stability.statistics import Estimate
 from stability.training import FineTuning, Minimisation
 

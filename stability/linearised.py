@@ -2,7 +2,7 @@
 
 The network is replaced by f(x; θ) ≈ f(x; θ_t) + J(x)(θ − θ_t), where θ_t is where the real run *is* in step t and J the Jacobian
 of the logits in the mask's subspace at the last of a few checkpoints of that run before t. Weights, batches, optimizer,
-schedule and masks are the real replicas' own: :func:`stability.replicas.fine_tune` runs both. The softmax and the loss stay as
+schedule and masks are the real replicas' own: :func:`stability.descent.fine_tune` runs both. The softmax and the loss stay as
 they are, and so does early stopping; the replica from which nothing is left out is the real run exactly, unless memory has room
 for some coordinates only. No network is evaluated
 until the end, when each z_i is put once through the network at the parameters predicted without it.
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from stability.descent import Progress, fine_tune
 from stability.dropout import Dropout
 from stability.gradients import per_example_jacobians
 from stability.masks import Mask
-from stability.objective import Some, Trajectory
+from stability.objective import ALL, Some, Trajectory
 from stability.problem import Problem, generator
-from stability.replicas import Progress, Replicas, fine_tune, train
+from stability.replicas import Replicas, train
 from stability.training import FineTuning
 
 __all__ = ["losses_left_out", "run_recorded"]
@@ -135,7 +136,9 @@ class _Tangent:
         """Which of the coordinates at hand ``mask`` has."""
         return self._real.tunable.contains(mask)[self._places]
 
-    def __call__(self, values: Tensor, index: Tensor, dropout: Dropout | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
         problem, algorithm = self._real.problem, _fine_tuning(self._real)
         jacobian = self._jacobians()[index.to(values.device)].flatten(0, 1)  # (b C, K)
         recorded = self._trajectory.logits[self.step]

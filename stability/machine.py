@@ -12,7 +12,7 @@ import torch
 
 from stability.errors import UsageError
 
-__all__ = ["cores", "free_memory", "kept_for_backward", "report", "resolve_device"]
+__all__ = ["cores", "free_memory", "kept_for_backward", "out_of_memory", "report", "resolve_device"]
 
 _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "transformers", "safetensors", "scikit-learn")
 
@@ -54,6 +54,11 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on every system: a size that any machine has
         return 2 << 30
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it says that memory ran out, of a GPU or of this machine."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def kept_for_backward(forward: Callable[[], object]) -> int:

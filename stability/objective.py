@@ -1,13 +1,19 @@
 """The objective of many replicas at once and its gradient by their tuned values, through ``torch.func.vmap``.
 
-Of the model's tensors only those with tuned coordinates are copied for each replica; all others enter unbatched.
+Of the model's tensors only those with tuned coordinates are copied, and only for as many replicas as are computed at once; all
+others enter unbatched. Of a large masked matrix the gradient is taken at its masked coordinates alone
+(:mod:`stability.products`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import copy
+import gc
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -15,60 +21,97 @@ from torch import Tensor
 from torch.func import vmap
 
 from stability.dropout import Dropout
+from stability.errors import StabilityError
+from stability.machine import free_memory, out_of_memory
 from stability.masks import Mask, Parameters
-from stability.problem import ModuleLogits, Problem
+from stability.problem import Examples, ModuleLogits, Problem
+from stability.products import Products, Sites, worthwhile
+from stability.training import Precision
 
-__all__ = ["Descended", "Objective", "Some", "Stack", "Trajectory", "batched"]
+__all__ = ["ALL", "Descended", "Objective", "Some", "Stack", "Trajectory"]
+
+ALL = slice(None)
+"""All rows."""
 
 
 class Stack:
-    """The masked tensors of r replicas, (r, *shape) each; the others are shared."""
+    """The masked tensors of r replicas, (r, *shape) each; the others are shared.
 
-    def __init__(self, start: Parameters, tunable: Mask, values: Tensor) -> None:
+    Args:
+        start: θ⁰ and the head's start.
+        tunable: the K coordinates.
+        values: (r, K).
+        differentiable: whether :meth:`gradient` will be asked for.
+    """
+
+    def __init__(self, start: Parameters, tunable: Mask, values: Tensor, differentiable: bool = False) -> None:
         r = len(values)
         self.shared = {name: tensor for name, tensor in start.items() if name not in tunable.indices}
         self.tensors: dict[str, Tensor] = {}
-        self._places: list[tuple[Tensor, Tensor | None, slice]] = []
+        self._places: list[tuple[str, Tensor | None, slice]] = []
+        # What receives a matrix's gradient at its masked coordinates; its values are never read.
+        self._tuned: dict[str, Tensor] = {}
+        self._sites: dict[str, Sites] = {}
         for name, index, where in tunable.slices():
-            tensor = start[name]
+            tensor, there = start[name], index.to(start[name].device)
             whole = len(index) == tensor.numel()
             # A clone even for r = 1, where .contiguous() would hand back θ⁰ itself.
             self.tensors[name] = tensor.detach().expand(r, *tensor.shape).clone(memory_format=torch.contiguous_format)
-            self._places.append((self.tensors[name].view(r, -1), None if whole else index.to(tensor.device), where))
+            self._places.append((name, None if whole else there, where))
+            if differentiable and worthwhile(tuple(tensor.shape), len(index)):
+                self._sites[name] = Sites(there, (tensor.shape[0], tensor.shape[1]))
+                self._tuned[name] = tensor.new_zeros(r, len(index)).requires_grad_()
         self.write(values)
+        if differentiable:
+            for tensor in self.tensors.values():
+                tensor.requires_grad_()
+
+    def first(self, r: int) -> Stack:
+        """The first r of the replicas, in the same memory."""
+        if r == len(next(iter(self.tensors.values()))):
+            return self
+        fewer = copy.copy(self)
+        fewer.tensors = {name: tensor.detach()[:r].requires_grad_(tensor.requires_grad) for name, tensor in self.tensors.items()}
+        fewer._tuned = {name: tensor.detach()[:r].requires_grad_() for name, tensor in self._tuned.items()}
+        return fewer
 
     def write(self, values: Tensor) -> None:
         """Set the tuned coordinates to ``values`` (r, K); nothing else is touched."""
-        for flat, index, where in self._places:
-            if index is None:
-                flat.copy_(values[:, where])
-            else:
-                flat.index_copy_(1, index, values[:, where])
+        with torch.no_grad():
+            for name, index, where in self._places:
+                flat = self.tensors[name].view(len(values), -1)
+                if index is None:
+                    flat.copy_(values[:, where])
+                else:
+                    flat.index_copy_(1, index, values[:, where])
 
-    def read(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The tuned coordinates of tensors shaped as mine, (r, K)."""
-        parts = [
-            tensor.flatten(1) if index is None else tensor.flatten(1).index_select(1, index)
-            for tensor, (_, index, _) in zip(tensors, self._places, strict=True)
-        ]
-        return torch.cat(parts, dim=1)
+    def call(self, function: Callable[..., Tensor], *data: object, randomness: str = "error") -> Tensor:
+        """``function(parameters, *data)`` for every replica at once, the data shared.
 
+        ``randomness`` is ``torch.func.vmap``'s: ``same`` draws once for all replicas, by default drawing is an error.
+        """
 
-def batched(stack: Stack, function: Callable[..., Tensor], randomness: str = "error") -> Callable[..., Tensor]:
-    """``function(parameters, *data)`` for every replica at once: takes the stacked tensors and the shared data.
+        # The shared data enter by closure: vmap then treats them as constants, whatever container they come in.
+        def one(mine: Parameters, tuned: Parameters) -> Tensor:
+            with Products({id(mine[name]): (tensor, self._sites[name]) for name, tensor in tuned.items()}):
+                return function({**self.shared, **mine}, *data)
 
-    ``randomness`` is ``torch.func.vmap``'s: ``same`` draws once for all replicas, by default drawing is an error.
-    """
-
-    def one(mine: Parameters, *data: object) -> Tensor:
-        return function({**stack.shared, **mine}, *data)
-
-    # The shared data enter by closure: vmap then treats them as constants, whatever container they come in.
-    def every(tensors: Parameters, *data: object) -> Tensor:
-        result: Tensor = vmap(lambda mine: one(mine, *data), randomness=randomness)(tensors)
+        result: Tensor = vmap(one, randomness=randomness)(self.tensors, self._tuned)
         return result
 
-    return every
+    def gradient(self, loss: Tensor) -> Tensor:
+        """Of a sum over replicas of what :meth:`call` gave, by the tuned coordinates: (r, K)."""
+        leaves = [*self.tensors.values(), *self._tuned.values()]
+        found = list(torch.autograd.grad(loss, leaves, allow_unused=True))
+        sited = dict(zip(self._tuned, found[len(self.tensors) :], strict=True))
+        parts = []
+        for (name, index, where), dense in zip(self._places, found, strict=False):
+            own = sited.get(name)
+            if dense is not None:
+                rest = dense.flatten(1) if index is None else dense.flatten(1).index_select(1, index)
+                own = rest if own is None else own + rest
+            parts.append(loss.new_zeros(len(self.tensors[name]), where.stop - where.start) if own is None else own)
+        return torch.cat(parts, dim=1)
 
 
 class Descended(Protocol):
@@ -90,8 +133,13 @@ class Descended(Protocol):
     def sequences(self) -> int:
         """How many sequences make one example: 1, but for a choice."""
 
-    def __call__(self, values: Tensor, index: Tensor, dropout: Dropout | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K)."""
+    def __call__(
+        self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K).
+
+        ``values`` are those of some ``rows``, of all by default.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +177,18 @@ class Trajectory:
 
 
 class Objective:
-    """The objective of one batch of replicas and its gradient by their tuned values.
+    """The objective of one set of replicas and its gradient by their tuned values.
 
-    A ``trajectory`` is told of every step of a single replica.
+    Args:
+        problem: as the steps see it.
+        start: θ⁰ and the head's start.
+        tunable: the K coordinates.
+        weights: (r, n) of the examples.
+        ridges: (r, 1) λ.
+        activity: (r, K) which coordinates each row may change; None: all.
+        trajectory: is told of every step of a single replica.
+        at_once: how many replicas are computed at once; fewer from then on where memory runs out.
+        precision: of the network's products, as :class:`stability.training.FineTuning` has it.
     """
 
     def __init__(
@@ -141,16 +198,17 @@ class Objective:
         tunable: Mask,
         weights: Tensor,
         ridges: Tensor,
-        activity: Tensor | None,
+        activity: Tensor | None = None,
         trajectory: Trajectory | None = None,
+        at_once: int | None = None,
+        precision: Precision = "float32",
     ):
         self.origin = tunable.gather(start)
-        self._trajectory = trajectory
+        self._trajectory, self._precision = trajectory, precision
         self._problem, self._weights, self._ridges, self._activity = problem, weights, ridges, activity
-        self._stack = Stack(start, tunable, self.origin.expand(len(weights), -1))
-        self._leaves = list(self._stack.tensors.values())
-        for leaf in self._leaves:
-            leaf.requires_grad_()
+        self.at_once = min(len(weights), at_once or len(weights))
+        self._make = partial(Stack, start, tunable, differentiable=True)
+        self._stack = self._make(self.origin.expand(self.at_once, -1))
         self._ridged = bool((ridges > 0).any())
 
     @property
@@ -173,30 +231,100 @@ class Objective:
         """(r, K)."""
         return self.origin.expand(self.rows, -1).clone()
 
-    def __call__(self, values: Tensor, index: Tensor, dropout: Dropout | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K).
 
-        With ``dropout`` the model is to be in training mode: :attr:`ModuleLogits.while_training`.
+        ``values`` are those of some ``rows``, of all by default. With ``dropout`` the model is to be in training mode:
+        :attr:`ModuleLogits.while_training`.
+
+        Raises:
+            StabilityError: not even one replica fits into memory.
         """
-        with torch.no_grad():
-            self._stack.write(values)
-        batch, weight = self._problem.train.take(index), self._weights[:, index.to(self._weights.device)]
-        with nullcontext() if dropout is None else dropout:
-            # The logits first, so that a trajectory can have them.
-            answer = batched(self._stack, self._problem.logits, "error" if dropout is None else "same")
-            logits = answer(self._stack.tensors, batch.inputs)
-        losses: Tensor = vmap(self._problem.loss, in_dims=(0, None))(logits, batch.labels)
-        mass = weight.sum(1)
+        batch = self._problem.train.take(index)
+        # Block by block, sequences of like length together: less is padded, and a block's activations are gone before the next.
+        # With dropout at once, since its draws are of the whole batch.
+        blocks = [(torch.arange(len(batch)), batch)] if dropout is not None else list(batch.blocks(most=len(batch)))
+        weights = self._weights[rows][:, index.to(self._weights.device)]
+        mass = weights.sum(1, keepdim=True)
         # A batch whose every example is left out has no loss and no gradient; the moments still move the values.
-        loss = (losses * weight).sum(1) / torch.where(mass > 0, mass, torch.ones_like(mass))
-        gradient = self._stack.read(torch.autograd.grad(loss.sum(), self._leaves, materialize_grads=True))
-        if self._trajectory is not None:
-            self._trajectory.add(values, logits, gradient)
-        penalty = torch.zeros_like(loss).detach()
+        shares = weights / torch.where(mass > 0, mass, torch.ones_like(mass))
+        parts: list[tuple[Tensor, Tensor]] = []
+        done = 0
+        while done < len(values):
+            mine = slice(done, min(done + self.at_once, len(values)))
+            try:
+                parts.append(self._of(values[mine], blocks, shares[mine], dropout))
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            else:
+                done = mine.stop
+                continue
+            self._halve()  # outside of the handler, whose error holds on to what was allocated
+        loss, gradient = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
+        penalty = torch.zeros_like(loss)
         if self._ridged:
-            moved = values - self.origin
-            penalty = self._ridges[:, 0] * (moved**2).sum(1)
-            gradient = gradient + 2 * self._ridges * moved
+            ridges, moved = self._ridges[rows], values - self.origin
+            penalty = ridges[:, 0] * (moved**2).sum(1)
+            gradient = gradient + 2 * ridges * moved
         if self._activity is not None:
-            gradient = gradient * self._activity
-        return loss.detach(), penalty, gradient
+            gradient = gradient * self._activity[rows]
+        return loss, penalty, gradient
+
+    def _of(
+        self, values: Tensor, blocks: Sequence[tuple[Tensor, Examples]], shares: Tensor, dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gradient of some rows: sums over the examples, each with its share."""
+        stack = self._stack.first(len(values))
+        stack.write(values)
+        loss, gradient = shares.new_zeros(len(values)), torch.empty(0)
+        logits = []
+        for number, (index, block) in enumerate(blocks):
+            with _products_in(self._precision, values.device), nullcontext() if dropout is None else dropout:
+                randomness = "error" if dropout is None else "same"
+                answer = stack.call(self._problem.logits, block.inputs, randomness=randomness).to(values.dtype)
+            losses: Tensor = vmap(self._problem.loss, in_dims=(0, None))(answer, block.labels)
+            own = (losses * shares[:, index.to(shares.device)]).sum(1)
+            with _products_in(self._precision, values.device, backward=True):
+                slope = stack.gradient(own.sum())
+            gradient = slope if number == 0 else gradient.add_(slope)
+            loss += own.detach()
+            logits.append(answer.detach())
+        if self._trajectory is not None:
+            back = torch.cat([index for index, _ in blocks]).argsort().to(values.device)
+            self._trajectory.add(values, torch.cat(logits, dim=1)[:, back], gradient)
+        return loss, gradient
+
+    def _halve(self) -> None:
+        device = self.origin.device
+        if self.at_once == 1:
+            raise StabilityError(
+                f"one replica alone does not fit: {free_memory(device) / 2**30:.1f} GiB are free on {device}, and K = "
+                f"{len(self.origin)} values are tuned; use smaller batches, shorter texts, a sparser mask or another device"
+            )
+        self.at_once = math.ceil(self.at_once / 2)
+        del self._stack
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._stack = self._make(self.origin.expand(self.at_once, -1))
+
+
+def _products_in(precision: Precision, device: torch.device, backward: bool = False) -> AbstractContextManager[object]:
+    if precision == "tf32":
+        return _tf32()
+    if precision == "bfloat16" and not backward:
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

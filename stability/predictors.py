@@ -14,12 +14,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from stability.descent import Progress
 from stability.errors import StabilityError, UsageError, check_flags, check_positive, check_whole
 from stability.linearised import losses_left_out, run_recorded
 from stability.masks import Mask
 from stability.one_step import OneStepModel
 from stability.problem import Problem
-from stability.replicas import Progress, Replicas, train
+from stability.replicas import Replicas, train
 from stability.statistics import Numbers
 from stability.training import FineTuning, Minimisation
 

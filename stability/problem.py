@@ -125,9 +125,10 @@ class Examples:
             return 1
         return int(mine.max())
 
-    def blocks(self, most: int = 256, places: int = 2048) -> Iterator[tuple[Tensor, Examples]]:
-        """All examples in blocks for evaluation, each with its indices: ``most`` at once, sequences by length and no more than
-        ``places`` tokens, padding counted, unless one alone has more.
+    def blocks(self, most: int = 256, places: int = 1024) -> Iterator[tuple[Tensor, Examples]]:
+        """All examples in blocks, each with its indices: ``most`` at once, sequences by length and no more than ``places``
+        tokens, padding counted, unless one alone has more. On two cores 1024 were fastest for training MiniLM, by a quarter
+        against a whole batch of 16 texts.
         """
         order = torch.arange(len(self)) if self.lengths is None else self.lengths.argsort(stable=True)
         while len(order):

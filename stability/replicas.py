@@ -1,41 +1,31 @@
 """Many runs of one algorithm at once. A replica is a row: its own example weights, its own values, its own mask.
 
-Replicas share θ⁰, the head's start, the batches and their order. Only tensors with masked coordinates have a copy for
-each replica; all others enter ``torch.func.vmap`` unbatched. How many replicas go at once is planned from a memory
-budget and changes results only by rounding: see :attr:`StabilityEstimate.noise_floor
+Replicas share θ⁰, the head's start, the batches and their order. Those with one mask are also the same run until a step takes
+an example on whose weight they differ, and are computed as one up to there. How many go at once, and how they are divided among
+the threads of a CPU, is planned from memory and changes results only by rounding: see :attr:`StabilityEstimate.noise_floor
 <stability.leave_one_out.StabilityEstimate.noise_floor>`, which measures it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from stability.descent import Progress
 from stability.errors import UsageError
-from stability.lbfgs import minimise
-from stability.machine import free_memory, kept_for_backward
+from stability.execution import Plan, Task, carry_out, plan
 from stability.masks import Mask, Parameters, SparseDelta
-from stability.objective import Descended, Objective, Stack, Trajectory, batched
-from stability.problem import Examples, Problem, generator
-from stability.selectors import Course, Run
-from stability.training import AdamW, Algorithm, Clock, FineTuning, Minimisation
+from stability.objective import ALL, Stack, Trajectory
+from stability.problem import Examples, Problem
+from stability.training import Algorithm, FineTuning, Minimisation
 
-__all__ = ["DIVERGED", "Replicas", "Trained", "fine_tune", "plan_batch", "train"]
+__all__ = ["Replicas", "train"]
 
-DIVERGED = 1e4
-"""A replica has diverged when its batch loss is not finite or exceeds this many times max(1, its first batch loss)."""
-
-_CACHED = 1 << 29  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
 _COPIED = 1 << 28  # bytes of copied tensors at once where each replica sees one example
-
-Progress = Callable[[int], object]
-"""Called with the number of replica-steps just done."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +45,7 @@ class Replicas:
         mask_changes: (t, r) how many coordinates entered the mask in each step; the first mask counts in full, one that
             does not move counts nothing.
         relaxed: (t,) whether the step's loss was taken with soft or random gates instead of a mask.
+        steps_shared: replica-steps that were not computed, because the replicas began as one.
     """
 
     problem: Problem
@@ -68,6 +59,7 @@ class Replicas:
     batch_losses: Tensor
     mask_changes: Tensor
     relaxed: Tensor
+    steps_shared: int = 0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -103,9 +95,10 @@ class Replicas:
             failed_step=torch.cat([part.failed_step for part in parts]),
             batch_losses=torch.cat([part.batch_losses for part in parts], dim=1),
             mask_changes=torch.cat([part.mask_changes for part in parts], dim=1),
+            steps_shared=sum(part.steps_shared for part in parts),
         )
 
-    def logits(self, examples: Examples, rows: slice = slice(None)) -> Tensor:
+    def logits(self, examples: Examples, rows: slice = ALL) -> Tensor:
         """(r, N, C), or of some ``rows``, computed for a block of examples and a batch of replicas at a time."""
         blocks = list(examples.blocks())
         back = torch.cat([index for index, _ in blocks]).argsort().to(self.values.device)
@@ -114,7 +107,7 @@ class Replicas:
             parts = [torch.cat([self._logits(mine, block) for _, block in blocks], dim=1) for mine in values]
         return torch.cat(parts)[:, back]
 
-    def losses(self, examples: Examples, rows: slice = slice(None)) -> Tensor:
+    def losses(self, examples: Examples, rows: slice = ALL) -> Tensor:
         """ℓ of each example under each replica, (r, N), or under some ``rows``."""
         losses: Tensor = vmap(self.problem.loss, in_dims=(0, None))(self.logits(examples, rows), examples.labels)
         return losses
@@ -143,8 +136,7 @@ class Replicas:
         return torch.stack([(row.double() - first).norm() for row in self.values])
 
     def _logits(self, values: Tensor, examples: Examples) -> Tensor:
-        stack = Stack(self.start, self.tunable, values)
-        return batched(stack, self.problem.logits)(stack.tensors, examples.inputs)
+        return Stack(self.start, self.tunable, values).call(self.problem.logits, examples.inputs)
 
 
 def train(
@@ -201,35 +193,39 @@ def train(
     activity = None
     if any(mask.count != selected.count for mask in masks):
         activity = torch.stack([tunable.contains(algorithm.tunable(problem, mask)) for mask in masks]).to(first.device)
-    if replica_batch is None:
-        replica_batch = plan_batch(problem, algorithm, tunable, len(weights), memory_budget)
     ridges = torch.tensor([[algorithm.ridge_for(mask)] for mask in masks], dtype=first.dtype, device=first.device)
     if isinstance(algorithm, Minimisation) and not bool((ridges > 0).all()):
         raise UsageError("λ = 0, for the mask selects everything and ridge='paper' is 1 − p: use a positive ridge")
+    how = plan(problem, algorithm, tunable, len(weights), memory_budget)
+    if replica_batch is not None:
+        how = Plan(how.workers, max(how.rows, replica_batch), replica_batch)
     batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.train)]
     seen = algorithm.training_form(problem) if isinstance(algorithm, FineTuning) else problem
-    parts = []
-    for rows in _chunks(len(weights), replica_batch):
-        mine = None if activity is None else activity[rows]
-        objective = Objective(seen, start, tunable, weights[rows], ridges[rows], mine, trajectory)
-        if isinstance(algorithm, FineTuning):
-            parts.append(fine_tune(objective, algorithm, batches, reverse_batches, mine, progress))
-        else:
-            parts.append(_minimise(objective, algorithm, batches[0], progress))
+    task = Task(seen, algorithm, start, tunable, weights, ridges, activity, batches, reverse_batches, trajectory)
+    values = first.new_empty(len(weights), tunable.count)
+    order, parts = [], []
+    for rows, part in carry_out(task, how, progress):
+        values[rows.to(values.device)] = part.values
+        order.append(rows)
+        parts.append(replace(part, values=part.values[:0]))  # of a dense mask these are most of what there is
+    back = torch.cat(order).argsort()
     if algorithm.selector.moving:
-        masks = [mask for part in parts for mask in part.masks]
+        moved = [mask for part in parts for mask in part.masks]
+        masks = [moved[row] for row in back.tolist()]
+    every = algorithm.most_steps * len(weights) if isinstance(algorithm, FineTuning) else 0
     return Replicas(
         problem,
         algorithm,
         start,
         tunable,
-        torch.cat([part.values for part in parts]),
+        values,
         masks,
-        torch.cat([part.failed_step for part in parts]).cpu(),
-        replica_batch,
-        torch.cat([part.batch_losses for part in parts], dim=1).cpu(),
-        torch.cat([part.mask_changes for part in parts], dim=1).cpu(),
+        torch.cat([part.failed_step.cpu() for part in parts])[back],
+        how.at_once,
+        torch.cat([part.batch_losses.cpu() for part in parts], dim=1)[:, back],
+        torch.cat([part.mask_changes.cpu() for part in parts], dim=1)[:, back],
         parts[0].relaxed,
+        max(0, every - sum(part.computed for part in parts)),
     )
 
 
@@ -248,140 +244,3 @@ def _one_each(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Ma
             odd = sorted(n for n in mask.shapes.keys() | shapes.keys() if mask.shapes.get(n) != shapes.get(n))
             raise UsageError(f"the mask does not fit the pretrained parameters: names or shapes differ for {', '.join(odd[:3])}")
     return masks
-
-
-def plan_batch(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_budget: int | None = None) -> int:
-    """How many of r replicas fit in ``memory_budget`` bytes at once, balanced so that the last batch is not a rest.
-
-    One replica takes what a forward pass keeps for the backward pass (measured on one batch), as much again for the
-    backward pass itself, its copy and gradient of every masked tensor, and the algorithm's vectors of K values. On a CPU
-    many at once save nothing but Python's dispatch, and lose where their activations leave the caches.
-    """
-    start = problem.start(algorithm.seed)
-    first = next(iter(start.values()))
-    budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
-    longest = max(algorithm.batches(problem.train), key=lambda index: len(index) * problem.train.longest(index))
-    batch = problem.train.take(longest)
-    stack = Stack(start, tunable, tunable.gather(start).unsqueeze(0))
-    for tensor in stack.tensors.values():
-        tensor.requires_grad_()
-    kept = kept_for_backward(lambda: batched(stack, problem.logits)(stack.tensors, batch.inputs))
-    at_once = _CACHED // max(kept, 1) if first.device.type == "cpu" else r
-    copies = sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
-    each = 2 * kept + first.element_size() * (3 * copies + algorithm.vectors * tunable.count)
-    fits = max(1, min(r, at_once, budget // each))
-    return math.ceil(r / math.ceil(r / fits))
-
-
-def _chunks(r: int, size: int) -> list[slice]:
-    return [slice(i, min(i + size, r)) for i in range(0, r, size)]
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """What came of one batch of r replicas; as in :class:`Replicas`."""
-
-    values: Tensor
-    failed_step: Tensor
-    batch_losses: Tensor
-    mask_changes: Tensor
-    relaxed: Tensor
-    masks: Sequence[Mask] = ()
-
-
-class _Fixed(Course):
-    """A mask that does not move: one AdamW over the tuned values, in each row over its own."""
-
-    def __init__(self, run: Run, activity: Tensor | None) -> None:
-        self._values, self._activity = run.start(), activity
-        self._optimizer = run.optimizer(self._values)
-
-    def point(self) -> Tensor:
-        return self._values
-
-    def step(self, gradient: Tensor) -> None:
-        updated = self._optimizer.update(self._values, gradient)
-        self._values = updated if self._activity is None else torch.where(self._activity, updated, self._values)
-
-    def final(self) -> tuple[Tensor, Tensor | None]:
-        return self._values, None
-
-
-def fine_tune(
-    objective: Descended,
-    algorithm: FineTuning,
-    batches: Sequence[Tensor],
-    reverse: bool = False,
-    activity: Tensor | None = None,
-    progress: Progress | None = None,
-) -> Trained:
-    """One batch of replicas from start to end, down the network's objective or its linearisation.
-
-    Args:
-        objective: gives losses and gradients.
-        algorithm: the definition of a run.
-        batches: the indices that each step takes.
-        reverse: whether each batch is in reverse order.
-        activity: (r, K) which coordinates each row may change; all by default. Of a fixed mask only.
-        progress: told how many replica-steps were done.
-    """
-    origin, selector, shapes = objective.origin, algorithm.selector, objective.shapes
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    draws = generator(algorithm.seed, "selection")
-    clock = Clock()
-    run = Run(origin, objective.rows, sizes, algorithm.steps, partial(AdamW, algorithm, clock), draws)
-    course = selector.begin(run) if selector.moving else _Fixed(run, activity)
-    failed = torch.full((run.rows,), -1, device=origin.device)
-    limit = torch.zeros(())
-    losses, changes, relaxed = [], [], []
-    for step, index in enumerate(batches):
-        clock.step = step
-        dropout = algorithm.dropout_at(step, origin.device, (len(index), objective.sequences) if reverse else None)
-        loss, _, gradient = objective(course.point(), index, dropout)
-        if step == 0:
-            limit = DIVERGED * loss.clamp_min(1.0)
-            if dropout is not None and not dropout.used:
-                raise UsageError("dropout = True: this model drops nothing out, its dropout probabilities are 0; leave it off")
-        failed = torch.where((failed < 0) & ~(loss <= limit), step, failed)
-        before = course.mask
-        relaxed.append(course.relaxed)
-        course.step(gradient)
-        losses.append(loss)
-        changes.append(_entered(before, course.mask, run.rows))
-        if progress is not None:
-            progress(run.rows)
-    before, masks = course.mask, []
-    values, chosen = course.final()
-    if chosen is not None:
-        changes[-1] = changes[-1] + _entered(before, course.mask, run.rows)
-        values = run.put_back(values, chosen)
-        first = Mask.at(shapes, torch.nonzero(chosen[0]).squeeze(1).cpu())
-        same = (chosen == chosen[0]).all(1).tolist()  # one object for all: of a dense mask each takes 8m bytes
-        masks = [
-            first if mine else Mask.at(shapes, torch.nonzero(row).squeeze(1).cpu()) for mine, row in zip(same, chosen, strict=True)
-        ]
-    failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.steps, failed)
-    return Trained(values, failed, torch.stack(losses), torch.stack(changes), torch.tensor(relaxed), masks)
-
-
-def _entered(before: Tensor | None, now: Tensor | None, rows: int) -> Tensor:
-    """How many coordinates of each row's mask it did not have before, (r,)."""
-    if now is None or now is before:
-        return torch.zeros(rows, dtype=torch.int64)
-    return (now if before is None else now & ~before).sum(1).cpu()
-
-
-def _minimise(objective: Objective, algorithm: Minimisation, everything: Tensor, progress: Progress | None) -> Trained:
-    """One batch of replicas to the minimum; the failed step is where one stopped that did not get there."""
-    start = objective.start()
-
-    def whole(values: Tensor) -> tuple[Tensor, Tensor]:
-        loss, penalty, gradient = objective(values, everything)
-        if progress is not None:
-            progress(len(values))
-        return loss + penalty, gradient
-
-    found = minimise(whole, start, algorithm.tolerance, algorithm.max_steps, algorithm.history)
-    reached = found.gradient_norms <= algorithm.tolerance
-    none = torch.empty(0, len(start))
-    return Trained(found.values, torch.where(reached, -1, found.steps), none, none.long(), none.bool()[:, 0])

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from stability.masks import Mask
 from stability.problem import Examples, ModuleLogits, Problem, generator, shuffled_batches
 from stability.selectors import FullTuning, Selector
 
-__all__ = ["AdamW", "Algorithm", "Clock", "FineTuning", "Minimisation"]
+__all__ = ["AdamW", "Algorithm", "Clock", "FineTuning", "Minimisation", "Precision"]
+
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 class Algorithm(ABC):
@@ -118,6 +120,9 @@ class FineTuning(Algorithm):
         ridge: λ; ``paper`` stands for 1 − p with the p of the mask.
         dropout: whether the model's own dropout is on while A trains. Off, the default, training sees the function that is
             evaluated. Its draws come from the seed, and paired replicas share them. Selection never has dropout.
+        precision: of the network's matrix products while A trains: ``float32``; ``tf32``, 10 bits of mantissa where the device
+            has it; ``bfloat16``, all of the network in 7 bits but for what torch.autocast keeps. Values and optimizer stay as
+            they are, and the trained model is evaluated in full; what rounding does is in the noise floor.
         seed: starts the head, orders the examples, and is handed to the selector; each has its own generator.
 
     Raises:
@@ -141,12 +146,15 @@ class FineTuning(Algorithm):
     epsilon: float = 1e-8
     ridge: float | Literal["paper"] = 0.0
     dropout: bool = False
+    precision: Precision = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_whole(1, steps=self.steps, batch_size=self.batch_size)
         check_positive(learning_rate=self.learning_rate, epsilon=self.epsilon)
         _check_ridge(self.ridge)
+        if self.precision not in get_args(Precision):
+            raise UsageError(f"unknown precision {self.precision!r}: use {', '.join(get_args(Precision))}")
         if self.schedule not in ("constant", "linear"):
             raise UsageError(f"unknown schedule {self.schedule!r}: use constant or linear")
         check_number(0, weight_decay=self.weight_decay)
@@ -165,8 +173,9 @@ class FineTuning(Algorithm):
         return 6 + self.selector.vectors  # values, gradient, two moments, two temporaries
 
     def settings(self) -> dict[str, Any]:
-        """Dropout is named where it is on: most models here have none."""
-        return {name: value for name, value in super().settings().items() if name != "dropout" or value}
+        """Dropout is named where it is on, precision where it is reduced: most runs here have neither."""
+        ordinary = {"dropout": False, "precision": "float32"}
+        return {name: value for name, value in super().settings().items() if name not in ordinary or ordinary[name] != value}
 
     def training_form(self, problem: Problem) -> Problem:
         """``problem`` as the steps see it: with its model in training mode where ``dropout`` asks for it.
@@ -297,3 +306,7 @@ class AdamW:
         scale = self._second.sqrt().div_(math.sqrt(1 - beta2**self._step)).add_(a.epsilon)
         decayed = values * (1 - rate * self._decay)
         return decayed.addcdiv_(self._first, scale, value=-rate / (1 - beta1**self._step))
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows of the values, some of them twice."""
+        self._first, self._second = self._first[rows], self._second[rows]

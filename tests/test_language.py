@@ -19,7 +19,8 @@ from stability import FineTuning, Problem, SparseDelta, leave_one_out, problems
 from stability.cli import main
 from stability.constants import measure_constants, measured_bounds
 from stability.curvature import Curvature, least_eigenvalue
-from stability.replicas import plan_batch, train
+from stability.execution import plan
+from stability.replicas import train
 from stability.selectors import SAM, FullTuning
 from stability.store import Store
 from stability.summary import table
@@ -138,8 +139,8 @@ def test_a_sequence_without_end_does_not_crowd_the_memory_plan(pairs: Problem) -
     """The plan is made for the longest batch; a small budget means one replica at a time."""
     algorithm = FineTuning(FullTuning(), steps=5, batch_size=8)
     tunable = algorithm.tunable(pairs, algorithm.select(pairs))
-    assert plan_batch(pairs, algorithm, tunable, 30, memory_budget=1) == 1
-    assert plan_batch(pairs, algorithm, tunable, 30) == 30
+    assert plan(pairs, algorithm, tunable, 30, memory_budget=1).at_once == 1
+    assert plan(pairs, algorithm, tunable, 30).rows == 30
 
 
 @pytest.fixture(scope="module")

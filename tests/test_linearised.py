@@ -10,11 +10,12 @@ import torch
 from scipy import stats
 
 from stability import FineTuning, Problem, leave_one_out, linearised
+from stability.descent import fine_tune
 from stability.estimators import Approximate, Assisted
 from stability.linearised import losses_left_out, run_recorded
 from stability.masks import Mask
 from stability.predictors import Linearised
-from stability.replicas import fine_tune, train
+from stability.replicas import train
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, Fisher, FullTuning, LoRA, MagPruning, Random, Selector
 from stability.solvable import linear_regression, logistic_regression
 from tests.reference import CUDA, leaving_out

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from stability import Mask, Problem, UsageError
+from stability.execution import plan
 from stability.lbfgs import minimise
-from stability.replicas import plan_batch, train
+from stability.replicas import train
 from stability.selectors import SAM, BitFit, FullTuning, Random
 from stability.training import FineTuning, Minimisation
 from tests.reference import CUDA, call
@@ -83,7 +84,7 @@ def test_the_memory_plan_knows_of_the_pairs(digits: Problem) -> None:
     mask = Mask.full(digits.start(0))
     short, long = (Minimisation(FullTuning(), ridge=0.5, history=history) for history in (1, 100))
     budget = 64 << 20
-    assert plan_batch(digits, long, mask, 1000, budget) < plan_batch(digits, short, mask, 1000, budget) / 5
+    assert plan(digits, long, mask, 1000, budget).rows < plan(digits, short, mask, 1000, budget).rows / 5
 
 
 def gradient_of_the_objective(problem: Problem, values: dict[str, Tensor], mask: Mask, ridge: float, weights: Tensor) -> Tensor:

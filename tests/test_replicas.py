@@ -9,10 +9,11 @@ import torch
 from transformers import ViTForImageClassification
 
 from stability import FineTuning, Problem, UsageError, problems, selectors
+from stability.execution import plan
 from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.problems import digits as digits_module
-from stability.replicas import plan_batch, train
+from stability.replicas import train
 from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random
 from tests.reference import as_double, call, leaving_out, plain_loop
 
@@ -114,7 +115,7 @@ def test_a_diverging_replica_is_marked_with_its_step_and_spares_the_others(digit
 def test_memory_is_planned_from_the_budget(digits: Problem) -> None:
     algorithm = FineTuning(FullTuning(), steps=1)
     tunable = algorithm.tunable(digits, Mask.full(digits.pretrained))
-    sizes = [plan_batch(digits, algorithm, tunable, 100, budget) for budget in (1, 20_000_000, 80_000_000, 10**12)]
+    sizes = [plan(digits, algorithm, tunable, 100, budget).at_once for budget in (1, 20_000_000, 80_000_000, 10**12)]
     assert sizes[0] == 1
     assert sizes == sorted(sizes)
     assert sizes[-1] == 100

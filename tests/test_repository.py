@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["errors"],
     ["attention", "dropout", "machine", "packing"],
-    ["masks"],
+    ["masks", "products"],
     ["choosing", "shira"],
     ["problem", "statistics", "lbfgs"],
     ["gradients"],
@@ -30,6 +30,8 @@ LAYERS = [
     ["naming"],
     ["training"],
     ["objective"],
+    ["descent"],
+    ["execution"],
     ["replicas"],
     ["linearised", "one_step"],
     ["predictors"],

@@ -33,6 +33,9 @@ class Optimizer(Protocol):
     def update(self, values: Tensor, gradient: Tensor) -> Tensor:
         """The values after one step."""
 
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows of the values, some of them twice."""
+
 
 @dataclass(frozen=True, eq=False)
 class Run:

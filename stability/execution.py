@@ -1,0 +1,173 @@
+"""How replicas are carried out: planned from memory, divided among threads, and computed as one while they are one."""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stability.descent import Progress, Sharing, Trained, find_minimum, fine_tune
+from stability.machine import free_memory, kept_for_backward
+from stability.masks import Mask, Parameters
+from stability.objective import ALL, Objective, Stack, Trajectory
+from stability.problem import ModuleLogits, Problem
+from stability.training import Algorithm, FineTuning, Minimisation
+
+__all__ = ["Plan", "Task", "carry_out", "plan"]
+
+_CACHED = 1 << 29  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How r replicas are divided.
+
+    Attributes:
+        workers: threads, each with sets of its own and one thread of torch; 1: no others, and all of torch's.
+        rows: how many replicas are in a set, which goes from start to end together.
+        at_once: how many of a set are computed at once.
+    """
+
+    workers: int
+    rows: int
+    at_once: int
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """r replicas to be trained; as in :func:`stability.replicas.train`.
+
+    Attributes:
+        problem: as the steps see it.
+        algorithm: A.
+        start: θ⁰ and the head's start.
+        tunable: the K coordinates.
+        weights: (r, n).
+        ridges: (r, 1) λ.
+        activity: (r, K) which coordinates each row may change; None: all.
+        batches: the indices that each step takes.
+        reverse: whether each is in reverse order.
+        trajectory: is told of every step of a single replica.
+    """
+
+    problem: Problem
+    algorithm: FineTuning | Minimisation
+    start: Parameters
+    tunable: Mask
+    weights: Tensor
+    ridges: Tensor
+    activity: Tensor | None
+    batches: Sequence[Tensor]
+    reverse: bool = False
+    trajectory: Trajectory | None = None
+
+    def departures(self) -> Tensor:
+        """(r,) the first step that takes an example of weight other than 1; the number of steps where there is none, and 0
+        where rows differ in more than their weights.
+        """
+        if isinstance(self.algorithm, Minimisation) or self.algorithm.selector.moving or self.activity is not None:
+            return torch.zeros(len(self.weights), dtype=torch.int64)
+        first = torch.full((self.problem.n,), len(self.batches))
+        for step, index in reversed(list(enumerate(self.batches))):
+            first[index] = step
+        return torch.where(self.weights.cpu() == 1, len(self.batches), first).amin(1)
+
+    def run(self, rows: Tensor, sharing: Sharing | None, at_once: int, progress: Progress | None) -> Trained:
+        """The replicas at ``rows``; where they share a lone trunk, it is put before them."""
+        weights, ridges = self.weights[rows], self.ridges[rows]
+        if sharing is not None and sharing.lone:
+            weights, ridges = torch.cat([torch.ones_like(weights[:1]), weights]), torch.cat([ridges[:1], ridges])
+        activity = None if self.activity is None else self.activity[rows]
+        precision = self.algorithm.precision if isinstance(self.algorithm, FineTuning) else "float32"
+        objective = Objective(
+            self.problem, self.start, self.tunable, weights, ridges, activity, self.trajectory, at_once, precision
+        )
+        if isinstance(self.algorithm, Minimisation):
+            return find_minimum(objective, self.algorithm, self.batches[0], progress)
+        return fine_tune(objective, self.algorithm, self.batches, self.reverse, activity, progress, sharing)
+
+
+def plan(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_budget: int | None = None) -> Plan:
+    """How to divide r replicas within ``memory_budget`` bytes, half of what is free by default.
+
+    A replica takes the algorithm's vectors of K values. One that is computed takes, besides, what a forward pass keeps for the
+    backward pass (measured on the longest batch), as much again for the backward pass itself, and its copy of every masked
+    tensor with the gradient. On a CPU many at once save nothing but Python's dispatch, and lose where their activations leave
+    the caches; there each thread takes replicas of its own. Sets and batches are balanced, so that the last is not a rest.
+    """
+    start = problem.start(algorithm.seed)
+    first = next(iter(start.values()))
+    on_cpu = first.device.type == "cpu"
+    budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
+    longest = max(algorithm.batches(problem.train), key=lambda index: len(index) * problem.train.longest(index))
+    blocks = problem.train.take(longest).blocks(most=len(longest))
+    block = max((block for _, block in blocks), key=lambda block: len(block) * block.longest(ALL))
+    stack = Stack(start, tunable, tunable.gather(start).unsqueeze(0), differentiable=True)
+    kept = kept_for_backward(lambda: stack.call(problem.logits, block.inputs))
+    copies = sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
+    state = first.element_size() * algorithm.vectors * tunable.count
+    computed = 2 * kept + first.element_size() * 2 * copies
+    workers = min(r, torch.get_num_threads()) if on_cpu and isinstance(problem.logits, ModuleLogits) else 1
+    mine, share = math.ceil(r / workers), budget // workers
+    cached = _CACHED // workers // max(kept, 1) if on_cpu else r
+    at_once = max(1, min(mine, cached, share // (computed + state)))
+    rows = max(at_once, min(mine, (share - at_once * computed) // state))
+    sets = workers * math.ceil(r / (workers * rows))
+    rows = math.ceil(r / sets)
+    return Plan(workers, rows, math.ceil(rows / math.ceil(rows / at_once)))
+
+
+def carry_out(task: Task, how: Plan, progress: Progress | None = None) -> Iterator[tuple[Tensor, Trained]]:
+    """Sets of rows, in whatever order they come, each with what came of them."""
+    departures, never = task.departures(), len(task.batches)
+    order = departures.argsort(stable=True)
+    sets = math.ceil(len(order) / how.rows)
+    # Every set gets early and late ones alike: sets take equally long, and the trunk is common to many.
+    shared = [_shared(order[i::sets], departures, never) for i in range(sets)]
+    if how.workers == 1 or sets == 1:
+        for rows, sharing in shared:
+            yield rows, task.run(rows, sharing, how.at_once, progress)
+        return
+    threads, stop, lock = torch.get_num_threads(), threading.Event(), threading.Lock()
+
+    def told(count: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        if progress is not None:
+            with lock:
+                progress(count)
+
+    def alone(rows: Tensor, sharing: Sharing | None) -> tuple[Tensor, Trained]:
+        torch.set_num_threads(1)
+        # functional_call puts parameters into the module while it runs: each thread needs one of its own.
+        own = replace(task, problem=replace(task.problem, logits=copy.deepcopy(task.problem.logits)))
+        return rows, own.run(rows, sharing, how.at_once, told)
+
+    with ThreadPoolExecutor(how.workers) as pool:
+        try:
+            for future in [pool.submit(alone, *each) for each in shared]:
+                yield future.result()
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+class _Stopped(Exception):  # noqa: N818 - nothing went wrong here
+    """Another thread failed, or the user interrupted."""
+
+
+def _shared(rows: Tensor, departures: Tensor, never: int) -> tuple[Tensor, Sharing | None]:
+    """A set's rows in the order in which they depart, after the trunk where it is one of them."""
+    when = departures[rows]
+    lone = int(when[-1]) < never
+    if not lone:
+        rows, when = rows.roll(1), when[:-1]
+    saved = int(when.sum()) - (int(when[-1]) if lone else 0)
+    return rows, Sharing(when.tolist(), lone) if saved > 0 else None
