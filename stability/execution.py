@@ -22,6 +22,7 @@ from stability.training import Algorithm, FineTuning, Minimisation
 __all__ = ["Plan", "Task", "carry_out", "plan"]
 
 _CACHED = 1 << 29  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
+_HEAVY = 1 << 26  # bytes of activations of all replicas below which threads wait for each other in Python (digits, two threads)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def plan(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_b
     A replica takes the algorithm's vectors of K values. One that is computed takes, besides, what a forward pass keeps for the
     backward pass (measured on the longest batch), as much again for the backward pass itself, and its copy of every masked
     tensor with the gradient. On a CPU many at once save nothing but Python's dispatch, and lose where their activations leave
-    the caches; there each thread takes replicas of its own. Sets and batches are balanced, so that the last is not a rest.
+    the caches; there each thread takes replicas of its own, unless their products are so small that Python's dispatch, of which
+    there is one at a time, is most of the work. Sets and batches are balanced, so that the last is not a rest.
     """
     start = problem.start(algorithm.seed)
     first = next(iter(start.values()))
@@ -113,7 +115,8 @@ def plan(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_b
     copies = sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
     state = first.element_size() * algorithm.vectors * tunable.count
     computed = 2 * kept + first.element_size() * 2 * copies
-    workers = min(r, torch.get_num_threads()) if on_cpu and isinstance(problem.logits, ModuleLogits) else 1
+    apart = on_cpu and isinstance(problem.logits, ModuleLogits) and r * kept >= _HEAVY  # of a mere function nobody knows
+    workers = min(r, torch.get_num_threads()) if apart else 1
     mine, share = math.ceil(r / workers), budget // workers
     cached = _CACHED // workers // max(kept, 1) if on_cpu else r
     at_once = max(1, min(mine, cached, share // (computed + state)))
