@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from benchmarks import replicas as loops
+from benchmarks import loops
 from benchmarks.language import RESULTS, SPARSITY, algorithm, labelled, minilm
 from stability import FineTuning, leave_one_out, machine, problems
 from stability.estimators import Approximate, Assisted, Estimator, Exact, Sampled
@@ -151,10 +151,13 @@ def measure_time(device: str) -> list[dict[str, Any]]:
 
 
 def time_of(n: int, device: str) -> dict[str, Any]:
-    problem, tuning = loops.setting(100, n)
-    loops.plain_loop([-1], 3, device, n)  # warm
+    setting = loops.Setting("digits", 100, device, n=n)
+    problem, tuning = setting.loaded, setting.algorithm
+    loops.plain_loop(dataclasses.replace(setting, steps=3), [-1])  # warm
     leave_one_out.measure(problem, dataclasses.replace(tuning, steps=3), estimator=Assisted(3), reselect=False, device=device)
-    seconds, losses = loops.seconds(lambda: loops.plain_loop([-1, *range(n)], 100, device, n))
+    began = time.perf_counter()
+    losses = loops.plain_loop(setting, [-1, *range(n)])
+    seconds = time.perf_counter() - began
     whole = train(problem.to(torch.device(device)), tuning).losses(problem.train)[0].cpu().double()
     exact = float(np.abs(np.array(losses[1:]) - whole.numpy()).mean())
     found: dict[str, Any] = {"problem": "digits, SAM, p = 0.05", "n": n, "plain_loop": {"seconds": seconds, "value": exact}}

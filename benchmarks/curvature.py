@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.replicas import seconds
+from benchmarks.loops import seconds
 from stability import FineTuning, Problem, machine, problems
 from stability.curvature import Curvature, Eigenvalue, diagonal, greatest_eigenvalue, least_eigenvalue
 from stability.gradients import gradient_norms

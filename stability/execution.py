@@ -19,7 +19,7 @@ from stability.objective import ALL, Objective, Stack, Trajectory
 from stability.problem import ModuleLogits, Problem
 from stability.training import Algorithm, FineTuning, Minimisation
 
-__all__ = ["Plan", "Task", "carry_out", "plan"]
+__all__ = ["Plan", "Task", "carry_out", "departures", "plan"]
 
 _CACHED = 1 << 29  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
 _HEAVY = 1 << 26  # bytes of activations of all replicas below which threads wait for each other in Python (digits, two threads)
@@ -68,17 +68,6 @@ class Task:
     reverse: bool = False
     trajectory: Trajectory | None = None
 
-    def departures(self) -> Tensor:
-        """(r,) the first step that takes an example of weight other than 1; the number of steps where there is none, and 0
-        where rows differ in more than their weights.
-        """
-        if isinstance(self.algorithm, Minimisation) or self.algorithm.selector.moving or self.activity is not None:
-            return torch.zeros(len(self.weights), dtype=torch.int64)
-        first = torch.full((self.problem.n,), len(self.batches))
-        for step, index in reversed(list(enumerate(self.batches))):
-            first[index] = step
-        return torch.where(self.weights.cpu() == 1, len(self.batches), first).amin(1)
-
     def run(self, rows: Tensor, sharing: Sharing | None, at_once: int, progress: Progress | None) -> Trained:
         """The replicas at ``rows``; where they share a lone trunk, it is put before them."""
         weights, ridges = self.weights[rows], self.ridges[rows]
@@ -92,6 +81,19 @@ class Task:
         if isinstance(self.algorithm, Minimisation):
             return find_minimum(objective, self.algorithm, self.batches[0], progress)
         return fine_tune(objective, self.algorithm, self.batches, self.reverse, activity, progress, sharing)
+
+
+def departures(weights: Tensor, batches: Sequence[Tensor]) -> Tensor:
+    """(r,) the first step that takes an example of a weight (r, n) other than 1; the number of steps where none does.
+
+    Example:
+        >>> departures(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), [torch.tensor([0, 1]), torch.tensor([2, 0])]).tolist()
+        [1, 2]
+    """
+    first = torch.full((weights.shape[1],), len(batches))
+    for step, index in reversed(list(enumerate(batches))):
+        first[index] = step
+    return torch.where(weights.cpu() == 1, len(batches), first).amin(1)
 
 
 def plan(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_budget: int | None = None) -> Plan:
@@ -128,11 +130,13 @@ def plan(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_b
 
 def carry_out(task: Task, how: Plan, progress: Progress | None = None) -> Iterator[tuple[Tensor, Trained]]:
     """Sets of rows, in whatever order they come, each with what came of them."""
-    departures, never = task.departures(), len(task.batches)
-    order = departures.argsort(stable=True)
+    fixed = isinstance(task.algorithm, FineTuning) and not task.algorithm.selector.moving and task.activity is None
+    never = len(task.batches)
+    when = departures(task.weights, task.batches) if fixed else torch.zeros(len(task.weights), dtype=torch.int64)
+    order = when.argsort(stable=True)
     sets = math.ceil(len(order) / how.rows)
     # Every set gets early and late ones alike: sets take equally long, and the trunk is common to many.
-    shared = [_shared(order[i::sets], departures, never) for i in range(sets)]
+    shared = [_shared(order[i::sets], when, never) for i in range(sets)]
     if how.workers == 1 or sets == 1:
         for rows, sharing in shared:
             yield rows, task.run(rows, sharing, how.at_once, progress)
@@ -166,9 +170,9 @@ class _Stopped(Exception):  # noqa: N818 - nothing went wrong here
     """Another thread failed, or the user interrupted."""
 
 
-def _shared(rows: Tensor, departures: Tensor, never: int) -> tuple[Tensor, Sharing | None]:
+def _shared(rows: Tensor, departing: Tensor, never: int) -> tuple[Tensor, Sharing | None]:
     """A set's rows in the order in which they depart, after the trunk where it is one of them."""
-    when = departures[rows]
+    when = departing[rows]
     lone = int(when[-1]) < never
     if not lone:
         rows, when = rows.roll(1), when[:-1]

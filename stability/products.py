@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear, pad
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Products", "Sites", "worthwhile"]
+__all__ = ["Products", "Sites", "product", "worthwhile"]
 
 _LARGE_PRODUCT = 1 << 21  # multiplications below which oneDNN's calls cost more than they save
 _LARGE_MATRIX = 1 << 14  # entries below which a dense gradient is as cheap
@@ -81,7 +81,21 @@ class Sites:
                 for mine, other in zip(left, right, strict=True)
             ]
             return torch.stack(rows)
-        return _product(left.mT, right.mT).flatten(1).index_select(1, self.index)
+        return product(left.mT, right.mT).flatten(1).index_select(1, self.index)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b as in :class:`_Linear`."""
+    if weight.ndim == 2:
+        if x[..., 0].numel() * weight.numel() < _LARGE_PRODUCT or not _onednn(x, weight):
+            return linear(x, weight, bias)
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return result
+    if len(weight) == 1 or (x.shape[1] * weight[0].numel() >= _LARGE_PRODUCT and _onednn(x, weight)):
+        none = [None] * len(weight) if bias is None else bias
+        rows = [product(*each) for each in zip(x, weight, none, strict=True)]
+        return torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)
+    return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 class Products(TorchFunctionMode):
@@ -136,7 +150,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, tuned: Tensor | None, sites: Sites | None) -> Tensor:
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -153,7 +167,7 @@ class _Linear(torch.autograd.Function):
         if wanted[1] or wanted[3]:
             left, right = (t.flatten(0, -2).unsqueeze(0) if single else t for t in (gradient, x))
             if wanted[1]:
-                by_weight = _product(left.mT, right.mT)
+                by_weight = product(left.mT, right.mT)
                 by_weight = by_weight[0] if single else by_weight
             if wanted[3]:
                 by_tuned = ctx.sites.products(left, right).to(ctx.dtype)
@@ -161,7 +175,7 @@ class _Linear(torch.autograd.Function):
         by_bias = None
         if wanted[2]:
             by_bias = gradient.flatten(0, -2).sum(0) if single else gradient.sum(1)
-        by_x = _product(gradient, weight.mT) if wanted[0] else None
+        by_x = product(gradient, weight.mT) if wanted[0] else None
         return by_x, by_weight, by_bias, by_tuned, None
 
     @staticmethod
@@ -240,20 +254,6 @@ def _apply(function: type[torch.autograd.Function], *operands: object) -> Tensor
 def _first(tensor: Tensor, dim: int | None, r: int) -> Tensor:
     """With the replicas' axis in front; what they share, without a copy."""
     return tensor.expand(r, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b as in :class:`_Linear`."""
-    if weight.ndim == 2:
-        if x[..., 0].numel() * weight.numel() < _LARGE_PRODUCT or not _onednn(x, weight):
-            return linear(x, weight, bias)
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return result
-    if len(weight) == 1 or (x.shape[1] * weight[0].numel() >= _LARGE_PRODUCT and _onednn(x, weight)):
-        none = [None] * len(weight) if bias is None else bias
-        rows = [_product(*each) for each in zip(x, weight, none, strict=True)]
-        return torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)
-    return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
