@@ -6,7 +6,7 @@ import copy
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 
 import torch
@@ -158,7 +158,7 @@ def carry_out(task: Task, how: Plan, progress: Progress | None = None) -> Iterat
 
     with ThreadPoolExecutor(how.workers) as pool:
         try:
-            for future in [pool.submit(alone, *each) for each in shared]:
+            for future in as_completed([pool.submit(alone, *each) for each in shared]):
                 yield future.result()
         finally:
             stop.set()

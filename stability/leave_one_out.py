@@ -94,10 +94,12 @@ def measure(
     masks = _Masks(problem, algorithm, reselect)
     predictor = _predictor(estimator, algorithm)
     prediction = None
+    # In full precision: what reduced precision does to the losses is then in the noise floor.
+    full = dataclasses.replace(algorithm, precision="float32") if isinstance(algorithm, FineTuning) else algorithm
     if predictor is None:
-        alone = train(problem, algorithm, masks=masks.of([]) or None, replica_batch=1, progress=progress)
+        alone = train(problem, full, masks=masks.of([]) or None, replica_batch=1, progress=progress)
     else:
-        alone, prediction = predictor.predict(problem, algorithm, masks.of, progress)
+        alone, prediction = predictor.predict(problem, full, masks.of, progress)
     whole = alone.losses(problem.train)[0].double().cpu()
     if alone.failed_step[0] >= 0 or not bool(torch.isfinite(whole).all()):
         step = int(alone.failed_step[0])

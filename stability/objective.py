@@ -25,7 +25,7 @@ from stability.errors import StabilityError
 from stability.machine import free_memory, out_of_memory
 from stability.masks import Mask, Parameters
 from stability.problem import Examples, ModuleLogits, Problem
-from stability.products import Products, Sites, worthwhile
+from stability.products import Products, Sites, pays, worthwhile
 from stability.training import Precision
 
 __all__ = ["ALL", "Descended", "Objective", "Some", "Stack", "Trajectory"]
@@ -49,6 +49,7 @@ class Stack:
         self.shared = {name: tensor for name, tensor in start.items() if name not in tunable.indices}
         self.tensors: dict[str, Tensor] = {}
         self._places: list[tuple[str, Tensor | None, slice]] = []
+        self._large = pays(start.values())
         # What receives a matrix's gradient at its masked coordinates; its values are never read.
         self._tuned: dict[str, Tensor] = {}
         self._sites: dict[str, Sites] = {}
@@ -93,8 +94,10 @@ class Stack:
 
         # The shared data enter by closure: vmap then treats them as constants, whatever container they come in.
         def one(mine: Parameters, tuned: Parameters) -> Tensor:
-            with Products({id(mine[name]): (tensor, self._sites[name]) for name, tensor in tuned.items()}):
-                return function({**self.shared, **mine}, *data)
+            whole = {**self.shared, **mine}
+            ours = Products({id(mine[name]): (tensor, self._sites[name]) for name, tensor in tuned.items()})
+            with ours if self._large else nullcontext():
+                return function(whole, *data)
 
         result: Tensor = vmap(one, randomness=randomness)(self.tensors, self._tuned)
         return result

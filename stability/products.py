@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear, pad
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Products", "Sites", "product", "worthwhile"]
+__all__ = ["Products", "Sites", "pays", "product", "worthwhile"]
 
 _LARGE_PRODUCT = 1 << 21  # multiplications below which oneDNN's calls cost more than they save
 _LARGE_MATRIX = 1 << 14  # entries below which a dense gradient is as cheap
@@ -34,6 +34,11 @@ def worthwhile(shape: tuple[int, ...], count: int) -> bool:
         (True, False, False)
     """
     return len(shape) == 2 and shape[0] * shape[1] >= _LARGE_MATRIX and count < shape[0] * shape[1]
+
+
+def pays(tensors: Iterable[Tensor]) -> bool:
+    """Whether any of a model's tensors is a matrix so large that :class:`Products` is worth its call a layer."""
+    return any(tensor.ndim == 2 and tensor.numel() >= _LARGE_MATRIX for tensor in tensors)
 
 
 @dataclass(frozen=True, eq=False)
