@@ -6,17 +6,17 @@ import argparse
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from stability import __version__
-from stability.training import FineTuning
+from stability.training import FineTuning, Precision
 
 __all__ = ["ESTIMATORS", "PREDICTORS", "PROBLEM", "TEXT_TRAINING", "TRAINING", "parser"]
 
 PROBLEM = ("n", "model", "max_length", "text", "label", "labels", "task", "split_seed", "data")
 """Settings of problems that have an option of the same name."""
 
-TRAINING = ("steps", "batch_size", "learning_rate", "weight_decay", "schedule", "dropout")
+TRAINING = ("steps", "batch_size", "learning_rate", "weight_decay", "schedule", "dropout", "precision")
 """Settings of FineTuning that have an option of the same name."""
 
 ESTIMATORS = ("exact", "sampled", "assisted", "approximate")
@@ -195,6 +195,11 @@ def _add_training(sub: argparse.ArgumentParser) -> None:
         "--schedule", choices=("constant", "linear"), help="of the learning rate (by default constant, of texts linear)"
     )
     sub.add_argument("--dropout", action="store_true", default=None, help="the model's own dropout is on while it trains")
+    sub.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        help="of the network's products while it trains (by default float32); what it costs is in the noise floor",
+    )
 
 
 def _add_selection(sub: argparse.ArgumentParser) -> None:

@@ -60,6 +60,7 @@ class StabilityEstimate:
         total: m, coordinates of the pretrained model, of its equivalent where modules were inserted; p = k/m.
         head: coordinates of the new head, all tunable.
         seconds: wall-clock time of selection, training and evaluation.
+        steps_shared: steps of replicas that were not computed, because the replicas began as one.
         per_example: a row for each i left out, in the order in which they were drawn: index, loss_full, loss_left_out,
             difference (left out − full), distance ‖A(Sⁱ) − A(S)‖₂, mask_changes (coordinates of A(S)'s mask that Sⁱ's
             lacks), failed_step (−1: none).
@@ -83,6 +84,7 @@ class StabilityEstimate:
     total: int
     head: int
     seconds: float
+    steps_shared: int
     per_example: pd.DataFrame
     prediction: Prediction | None
     diagnostics: Diagnostics

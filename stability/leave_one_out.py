@@ -238,6 +238,7 @@ class _Retrained:
             total=replicas.problem.m,
             head=sum(tensor.numel() for tensor in replicas.problem.head(replicas.algorithm.seed).values()),
             seconds=seconds,
+            steps_shared=replicas.steps_shared,
             per_example=table[list(_COLUMNS)],
             prediction=prediction,
             diagnostics=found,

@@ -34,7 +34,7 @@ def show_estimate(
         "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {estimate.sparsity:.4g}), head {estimate.head}",
         problem.metric_name: ", ".join(f"{split} {value:.4f}" for split, value in metrics.items()),
         "trained": _described(algorithm),
-        "seconds": f"{estimate.seconds:.1f}",
+        "seconds": f"{estimate.seconds:.1f}{_spared(estimate)}",
     }
     if (p := algorithm.sparsity_for(estimate.replicas.masks[0])) != estimate.sparsity:
         rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
@@ -57,6 +57,14 @@ _STATUS = {
     "tolerance not met": "the tolerance is not met with as many as were allowed: give more --retrainings, or a larger --tolerance",
     "approximate": "a prediction, of unknown error",
 }
+
+
+def _spared(estimate: StabilityEstimate) -> str:
+    """What replicas that began as one need not have computed."""
+    if not estimate.steps_shared:
+        return ""
+    every = (estimate.retrainings + 1) * estimate.replicas.algorithm.most_steps
+    return f"; {estimate.steps_shared / every:.1%} of the steps were common to several replicas, and taken once"
 
 
 def _number(value: float, form: str = ".4g") -> str:
@@ -88,7 +96,7 @@ def _described(algorithm: FineTuning | Minimisation) -> str:
         return f"to ‖∇F‖ ≤ {algorithm.tolerance:g}, λ = {algorithm.ridge}"
     return (
         f"{algorithm.steps} steps of {algorithm.batch_size}, learning rate {algorithm.learning_rate:g}, {algorithm.schedule}, "
-        f"dropout {'on' if algorithm.dropout else 'off'}"
+        f"dropout {'on' if algorithm.dropout else 'off'}" + ("" if algorithm.precision == "float32" else f", {algorithm.precision}")
     )
 
 

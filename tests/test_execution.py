@@ -163,9 +163,7 @@ def test_one_replica_too_large_is_told_with_the_remedy(digits: Problem, monkeypa
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate …")
 
     monkeypatch.setattr(Objective, "_of", none)
-    with pytest.raises(
-        StabilityError, match="one replica alone does not fit: .* are free on cpu, and K = 1093 .* use smaller"
-    ):
+    with pytest.raises(StabilityError, match="one replica alone does not fit: .* are free on cpu, and K = 1093 .* use smaller"):
         train(digits, FineTuning(BitFit(), steps=2))
 
 
@@ -216,7 +214,7 @@ def test_reduced_precision_is_near_and_its_noise_is_told(
     problem: Problem = request.getfixturevalue(name)
     algorithm = FineTuning(SAM(0.05), steps=20, batch_size=8)
     exact, reduced = (
-        measure(problem, dataclasses.replace(algorithm, precision=how), 4, device=device, reselect=False)  # type: ignore[arg-type]
+        measure(problem, dataclasses.replace(algorithm, precision=how), 4, device=device, reselect=False)
         for how in ("float32", "bfloat16")
     )
     assert exact.replicas.values.dtype == reduced.replicas.values.dtype == torch.float32
@@ -235,7 +233,7 @@ def test_precision_is_part_of_the_algorithm() -> None:
 def test_tf32_is_float32_where_there_is_none_and_leaves_the_setting(digits: Problem) -> None:
     before = torch.get_float32_matmul_precision()
     algorithm = FineTuning(Random(0.05), steps=5)
-    values = [train(digits, dataclasses.replace(algorithm, precision=how)).values for how in ("float32", "tf32")]  # type: ignore[arg-type]
+    values = [train(digits, dataclasses.replace(algorithm, precision=how)).values for how in ("float32", "tf32")]
     torch.testing.assert_close(values[0], values[1], rtol=0, atol=1e-3)
     assert torch.get_float32_matmul_precision() == before
 

@@ -49,7 +49,7 @@ def test_gradients_at_the_sites_are_those_of_autograd(
         with Products({id(weight): (mine[0], by_weight), id(table): (mine[1], by_table)}):
             return model(weight, bias, table, ids, padding)
 
-    plain = vmap(lambda *each: model(*each, ids, padding))(weight, bias, table)
+    plain = vmap(lambda *each: model(each[0], each[1], each[2], ids, padding))(weight, bias, table)
     wanted = torch.autograd.grad(plain.sum(), [weight, bias, table])
     ours = vmap(one)(weight, bias, table, *tuned)
     found = torch.autograd.grad(ours.sum(), [*tuned, weight, bias, table], allow_unused=True)

@@ -1,0 +1,64 @@
+"""Short forms of the benchmark programs: that what they compare is the same, and that they count right."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import drawing, scaling
+from benchmarks.loops import PROGRAMS, Setting
+from benchmarks.replicas import matrix_rate, operations
+from stability import products
+from stability.products import product
+from stability.replicas import train
+
+SETTING = Setting("digits", steps=6, n=24)
+RESULTS = Path(drawing.RESULTS)
+
+
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "engine"])
+def test_every_program_trains_the_same_replicas(program: str) -> None:
+    if program == "dattri" and importlib.util.find_spec("dattri") is None:
+        pytest.skip("needs dattri, see the Makefile")
+    left_out = [3, 17]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of others' programs
+        found = PROGRAMS[program](SETTING, left_out)
+    assert found == pytest.approx(PROGRAMS["engine"](SETTING, left_out), abs=1e-4)
+
+
+def test_operations_are_counted_through_either_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.ones(8, 16), torch.ones(4, 16)
+    for large in (0, 1 << 40):
+        monkeypatch.setattr(products, "_LARGE_PRODUCT", large)
+        assert operations(lambda: product(x, weight)) == 2 * 8 * 16 * 4
+    assert matrix_rate("cpu", "float32", 1) > 1e8
+
+
+def test_the_models_of_the_scaling_curves_train() -> None:
+    point = scaling.Point(replicas=2, width=64, tokens=16)
+    problem = point.problem()
+    replicas = train(problem, dataclasses.replace(point.algorithm, steps=2), torch.ones(2, problem.n))
+    assert int((replicas.failed_step < 0).sum()) == 2
+    assert point.problem().pretrained.keys() == problem.pretrained.keys()
+
+
+@pytest.mark.parametrize("name", ["replicas", "scaling"])
+def test_recorded_results_are_whole_and_can_be_drawn(name: str) -> None:
+    files = sorted(RESULTS.glob(f"{name}-*.json"))
+    assert files
+    for path in files:
+        found = json.loads(path.read_text())
+        figure = getattr(drawing, name)(found)
+        assert len(figure.axes) == (len(found) if name == "replicas" else 2 * len(drawing.AXES))
+        if name == "replicas":
+            for one in found.values():
+                assert {"plain_loop", "dattri", "trainer"} <= one["ratios"].keys()
+                assert 0 < one["share_of_limit"] < 1
+                assert one["machine"]["torch"]
