@@ -38,7 +38,7 @@ from stability.execution import departures
 from stability.products import product
 
 STEPS = {"digits": 100, "tiny-bert": 42, "minilm-cb": 28}
-REPLICAS = {"digits": 101, "tiny-bert": 32, "minilm-cb": 8}
+REPLICAS = {"digits": 101, "tiny-bert": 16, "minilm-cb": 6}
 _TIMES = 50  # that the matrix product is taken
 
 
