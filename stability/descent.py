@@ -48,7 +48,9 @@ class Sharing:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What came of r replicas; as in :class:`stability.replicas.Replicas`. ``computed``: replica-steps that were computed."""
+    """What came of r replicas; as in :class:`stability.replicas.Replicas`. ``computed``: replica-steps that were computed.
+    ``at_once``: how many fitted into memory.
+    """
 
     values: Tensor
     failed_step: Tensor
@@ -57,6 +59,7 @@ class Trained:
     relaxed: Tensor
     masks: Sequence[Mask]
     computed: int
+    at_once: int = 0
 
 
 class _Fixed(Course):
@@ -111,7 +114,9 @@ def fine_tune(
         rows = slice(0, sharing.rows(0).stop)
     run = Run(origin, rows.stop, sizes, algorithm.steps, partial(AdamW, algorithm, clock), draws)
     fixed = None if selector.moving else _Fixed(run, activity)
+    assert fixed is not None or sharing is None
     course = fixed or selector.begin(run)
+    asked = everyone if sharing is None else slice(int(sharing.lone), everyone.stop)
     failed = torch.full((everyone.stop,), -1, device=origin.device)
     limit = torch.zeros(())
     losses, changes, relaxed, computed = [], [], [], 0
@@ -139,10 +144,9 @@ def fine_tune(
         losses.append(loss)
         changes.append(_entered(before, course.mask, everyone.stop))
         if progress is not None:
-            progress(everyone.stop)
+            progress(asked.stop - asked.start)
     if sharing is not None and fixed is not None:
-        everyone = slice(int(sharing.lone), everyone.stop)
-        fixed.take(_moved(rows, everyone))
+        fixed.take(_moved(rows, asked))
     before, masks = course.mask, []
     values, chosen = course.final()
     if chosen is not None:
@@ -153,13 +157,13 @@ def fine_tune(
         masks = [
             first if mine else Mask.at(shapes, torch.nonzero(row).squeeze(1).cpu()) for mine, row in zip(same, chosen, strict=True)
         ]
-    failed = failed[everyone]
+    failed = failed[asked]
     failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.steps, failed)
     return Trained(
         values,
         failed,
-        torch.stack(losses)[:, everyone],
-        torch.stack(changes)[:, everyone],
+        torch.stack(losses)[:, asked],
+        torch.stack(changes)[:, asked],
         torch.tensor(relaxed),
         masks,
         computed,

@@ -7,7 +7,9 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,13 +17,13 @@ from torch import Tensor
 from stability.descent import Progress, Sharing, Trained, find_minimum, fine_tune
 from stability.machine import free_memory, kept_for_backward
 from stability.masks import Mask, Parameters
-from stability.objective import ALL, Objective, Stack, Trajectory
+from stability.objective import ALL, Objective, Stack, Trajectory, blocks_of
 from stability.problem import ModuleLogits, Problem
-from stability.training import Algorithm, FineTuning, Minimisation
+from stability.training import Algorithm, FineTuning, Minimisation, Precision
 
 __all__ = ["Plan", "Task", "carry_out", "departures", "plan"]
 
-_CACHED = 1 << 29  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
+_CACHED = 1 << 28  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
 _HEAVY = 1 << 26  # bytes of activations of all replicas below which threads wait for each other in Python (digits, two threads)
 
 
@@ -30,7 +32,7 @@ class Plan:
     """How r replicas are divided.
 
     Attributes:
-        workers: threads, each with sets of its own and one thread of torch; 1: no others, and all of torch's.
+        workers: threads, each with sets of its own and its share of torch's threads.
         rows: how many replicas are in a set, which goes from start to end together.
         at_once: how many of a set are computed at once.
     """
@@ -74,13 +76,28 @@ class Task:
         if sharing is not None and sharing.lone:
             weights, ridges = torch.cat([torch.ones_like(weights[:1]), weights]), torch.cat([ridges[:1], ridges])
         activity = None if self.activity is None else self.activity[rows]
-        precision = self.algorithm.precision if isinstance(self.algorithm, FineTuning) else "float32"
         objective = Objective(
-            self.problem, self.start, self.tunable, weights, ridges, activity, self.trajectory, at_once, precision
+            self.problem,
+            self.start,
+            self.tunable,
+            weights,
+            ridges,
+            activity,
+            self.trajectory,
+            at_once,
+            self.precision == "bfloat16",
+            self.reverse,
         )
         if isinstance(self.algorithm, Minimisation):
-            return find_minimum(objective, self.algorithm, self.batches[0], progress)
-        return fine_tune(objective, self.algorithm, self.batches, self.reverse, activity, progress, sharing)
+            found = find_minimum(objective, self.algorithm, self.batches[0], progress)
+        else:
+            found = fine_tune(objective, self.algorithm, self.batches, self.reverse, activity, progress, sharing)
+        return replace(found, at_once=objective.at_once)
+
+    @property
+    def precision(self) -> Precision:
+        """Of the network's products."""
+        return self.algorithm.precision if isinstance(self.algorithm, FineTuning) else "float32"
 
 
 def departures(weights: Tensor, batches: Sequence[Tensor]) -> Tensor:
@@ -97,7 +114,7 @@ def departures(weights: Tensor, batches: Sequence[Tensor]) -> Tensor:
 
 
 def plan(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_budget: int | None = None) -> Plan:
-    """How to divide r replicas within ``memory_budget`` bytes, half of what is free by default.
+    """How to divide r replicas within ``memory_budget`` bytes, half of what is free by default; ``problem`` as the steps see it.
 
     A replica takes the algorithm's vectors of K values. One that is computed takes, besides, what a forward pass keeps for the
     backward pass (measured on the longest batch), as much again for the backward pass itself, and its copy of every masked
@@ -110,16 +127,22 @@ def plan(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_b
     on_cpu = first.device.type == "cpu"
     budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
     longest = max(algorithm.batches(problem.train), key=lambda index: len(index) * problem.train.longest(index))
-    blocks = problem.train.take(longest).blocks(most=len(longest))
+    dropout = algorithm.dropout_at(0, first.device) if isinstance(algorithm, FineTuning) else None
+    blocks = blocks_of(problem.train.take(longest), whole=dropout is not None)
     block = max((block for _, block in blocks), key=lambda block: len(block) * block.longest(ALL))
     stack = Stack(start, tunable, tunable.gather(start).unsqueeze(0), differentiable=True)
-    kept = kept_for_backward(lambda: stack.call(problem.logits, block.inputs))
+    with nullcontext() if dropout is None else dropout:
+        randomness = "error" if dropout is None else "same"
+        forward = partial(stack.call, problem.logits, block.inputs, randomness=randomness)
+        kept = kept_for_backward(forward, [*start.values(), *stack.tensors.values()])
     copies = sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
     state = first.element_size() * algorithm.vectors * tunable.count
     computed = 2 * kept + first.element_size() * 2 * copies
     apart = on_cpu and isinstance(problem.logits, ModuleLogits) and r * kept >= _HEAVY  # of a mere function nobody knows
     workers = min(r, torch.get_num_threads()) if apart else 1
-    mine, share = math.ceil(r / workers), budget // workers
+    mine = math.ceil(r / workers)
+    workers = math.ceil(r / mine)
+    share = budget // workers
     cached = _CACHED // workers // max(kept, 1) if on_cpu else r
     at_once = max(1, min(mine, cached, share // (computed + state)))
     rows = max(at_once, min(mine, (share - at_once * computed) // state))
@@ -137,11 +160,18 @@ def carry_out(task: Task, how: Plan, progress: Progress | None = None) -> Iterat
     sets = math.ceil(len(order) / how.rows)
     # Every set gets early and late ones alike: sets take equally long, and the trunk is common to many.
     shared = [_shared(order[i::sets], when, never) for i in range(sets)]
-    if how.workers == 1 or sets == 1:
+    with _tf32() if task.precision == "tf32" else nullcontext():  # the process's setting, so it is set where there is one thread
+        yield from _carried_out(task, how, shared, progress)
+
+
+def _carried_out(
+    task: Task, how: Plan, shared: Sequence[tuple[Tensor, Sharing | None]], progress: Progress | None
+) -> Iterator[tuple[Tensor, Trained]]:
+    if how.workers == 1 or len(shared) == 1:
         for rows, sharing in shared:
             yield rows, task.run(rows, sharing, how.at_once, progress)
         return
-    threads, stop, lock = torch.get_num_threads(), threading.Event(), threading.Lock()
+    threads, stop, lock, own = torch.get_num_threads(), threading.Event(), threading.Lock(), threading.local()
 
     def told(count: int) -> None:
         if stop.is_set():
@@ -151,10 +181,11 @@ def carry_out(task: Task, how: Plan, progress: Progress | None = None) -> Iterat
                 progress(count)
 
     def alone(rows: Tensor, sharing: Sharing | None) -> tuple[Tensor, Trained]:
-        torch.set_num_threads(1)
-        # functional_call puts parameters into the module while it runs: each thread needs one of its own.
-        own = replace(task, problem=replace(task.problem, logits=copy.deepcopy(task.problem.logits)))
-        return rows, own.run(rows, sharing, how.at_once, told)
+        if not hasattr(own, "task"):
+            torch.set_num_threads(max(1, threads // how.workers))
+            # functional_call puts parameters into the module while it runs: each thread needs one of its own.
+            own.task = replace(task, problem=replace(task.problem, logits=copy.deepcopy(task.problem.logits)))
+        return rows, own.task.run(rows, sharing, how.at_once, told)
 
     with ThreadPoolExecutor(how.workers) as pool:
         try:
@@ -164,6 +195,16 @@ def carry_out(task: Task, how: Plan, progress: Progress | None = None) -> Iterat
             stop.set()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class _Stopped(Exception):  # noqa: N818 - nothing went wrong here

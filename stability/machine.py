@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from typing import Any
 
@@ -61,8 +61,9 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def kept_for_backward(forward: Callable[[], object]) -> int:
-    """Bytes that ``forward()`` keeps for its backward pass, parameters included; it is run once."""
+def kept_for_backward(forward: Callable[[], object], besides: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes that ``forward()`` keeps for its backward pass, ``besides`` these tensors; it is run once."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
     saved: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -72,7 +73,7 @@ def kept_for_backward(forward: Callable[[], object]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
-    return sum(saved.values())
+    return sum(size for place, size in saved.items() if place not in known)
 
 
 def cores() -> int:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -26,9 +26,8 @@ from stability.machine import free_memory, out_of_memory
 from stability.masks import Mask, Parameters
 from stability.problem import Examples, ModuleLogits, Problem
 from stability.products import Products, Sites, pays, worthwhile
-from stability.training import Precision
 
-__all__ = ["ALL", "Descended", "Objective", "Some", "Stack", "Trajectory"]
+__all__ = ["ALL", "Descended", "Objective", "Some", "Stack", "Trajectory", "blocks_of"]
 
 ALL = slice(None)
 """All rows."""
@@ -117,6 +116,24 @@ class Stack:
         return torch.cat(parts, dim=1)
 
 
+def blocks_of(batch: Examples, whole: bool = False, reverse: bool = False) -> list[tuple[Tensor, Examples]]:
+    """A batch block by block, each with its indices: sequences of like length together, so that less is padded, and a block's
+    activations are gone before the next.
+
+    Args:
+        batch: the examples of a step.
+        whole: in one block, as dropout needs it, whose draws are of the whole batch.
+        reverse: of a batch in reverse order: the blocks of the straight one, last first, and each from its end.
+    """
+    last = len(batch) - 1
+    if whole:
+        return [(torch.arange(last + 1), batch)]
+    if not reverse:
+        return list(batch.blocks(most=last + 1))
+    straight = batch.take(torch.arange(last, -1, -1)).blocks(most=last + 1)
+    return [((last - index).flip(0), block.take(torch.arange(len(block) - 1, -1, -1))) for index, block in straight][::-1]
+
+
 class Descended(Protocol):
     """What replicas go down, step by step: the network's own :class:`Objective`, or its linearisation."""
 
@@ -191,7 +208,8 @@ class Objective:
         activity: (r, K) which coordinates each row may change; None: all.
         trajectory: is told of every step of a single replica.
         at_once: how many replicas are computed at once; fewer from then on where memory runs out.
-        precision: of the network's products, as :class:`stability.training.FineTuning` has it.
+        autocast: whether the network runs in bfloat16, under torch.autocast.
+        reverse: whether the examples of a batch come in reverse order; then so do the blocks.
     """
 
     def __init__(
@@ -204,14 +222,15 @@ class Objective:
         activity: Tensor | None = None,
         trajectory: Trajectory | None = None,
         at_once: int | None = None,
-        precision: Precision = "float32",
+        autocast: bool = False,
+        reverse: bool = False,
     ):
         self.origin = tunable.gather(start)
-        self._trajectory, self._precision = trajectory, precision
+        self._trajectory, self._autocast, self._reverse = trajectory, autocast, reverse
         self._problem, self._weights, self._ridges, self._activity = problem, weights, ridges, activity
         self.at_once = min(len(weights), at_once or len(weights))
         self._make = partial(Stack, start, tunable, differentiable=True)
-        self._stack = self._make(self.origin.expand(self.at_once, -1))
+        self._stack: Stack | None = None
         self._ridged = bool((ridges > 0).any())
 
     @property
@@ -246,9 +265,7 @@ class Objective:
             StabilityError: not even one replica fits into memory.
         """
         batch = self._problem.train.take(index)
-        # Block by block, sequences of like length together: less is padded, and a block's activations are gone before the next.
-        # With dropout at once, since its draws are of the whole batch.
-        blocks = [(torch.arange(len(batch)), batch)] if dropout is not None else list(batch.blocks(most=len(batch)))
+        blocks = blocks_of(batch, whole=dropout is not None, reverse=self._reverse)
         weights = self._weights[rows][:, index.to(self._weights.device)]
         mass = weights.sum(1, keepdim=True)
         # A batch whose every example is left out has no loss and no gradient; the moments still move the values.
@@ -265,7 +282,7 @@ class Objective:
             else:
                 done = mine.stop
                 continue
-            self._halve()  # outside of the handler, whose error holds on to what was allocated
+            self._halve(mine.stop - mine.start)  # outside of the handler, whose error holds on to what was allocated
         loss, gradient = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
         penalty = torch.zeros_like(loss)
         if self._ridged:
@@ -280,18 +297,20 @@ class Objective:
         self, values: Tensor, blocks: Sequence[tuple[Tensor, Examples]], shares: Tensor, dropout: Dropout | None
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient of some rows: sums over the examples, each with its share."""
+        if self._stack is None:
+            self._stack = self._make(self.origin.expand(self.at_once, -1))
         stack = self._stack.first(len(values))
         stack.write(values)
         loss, gradient = shares.new_zeros(len(values)), torch.empty(0)
         logits = []
         for number, (index, block) in enumerate(blocks):
-            with _products_in(self._precision, values.device), nullcontext() if dropout is None else dropout:
-                randomness = "error" if dropout is None else "same"
+            randomness = "error" if dropout is None else "same"
+            reduced = torch.autocast(values.device.type, torch.bfloat16) if self._autocast else nullcontext()
+            with reduced, nullcontext() if dropout is None else dropout:
                 answer = stack.call(self._problem.logits, block.inputs, randomness=randomness).to(values.dtype)
             losses: Tensor = vmap(self._problem.loss, in_dims=(0, None))(answer, block.labels)
             own = (losses * shares[:, index.to(shares.device)]).sum(1)
-            with _products_in(self._precision, values.device, backward=True):
-                slope = stack.gradient(own.sum())
+            slope = stack.gradient(own.sum())
             gradient = slope if number == 0 else gradient.add_(slope)
             loss += own.detach()
             logits.append(answer.detach())
@@ -300,34 +319,16 @@ class Objective:
             self._trajectory.add(values, torch.cat(logits, dim=1)[:, back], gradient)
         return loss, gradient
 
-    def _halve(self) -> None:
+    def _halve(self, failed: int) -> None:
+        """After ``failed`` replicas at once did not fit."""
         device = self.origin.device
-        if self.at_once == 1:
+        if failed == 1:
             raise StabilityError(
                 f"one replica alone does not fit: {free_memory(device) / 2**30:.1f} GiB are free on {device}, and K = "
                 f"{len(self.origin)} values are tuned; use smaller batches, shorter texts, a sparser mask or another device"
             )
-        self.at_once = math.ceil(self.at_once / 2)
-        del self._stack
+        self.at_once = math.ceil(failed / 2)
+        self._stack = None
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        self._stack = self._make(self.origin.expand(self.at_once, -1))
-
-
-def _products_in(precision: Precision, device: torch.device, backward: bool = False) -> AbstractContextManager[object]:
-    if precision == "tf32":
-        return _tf32()
-    if precision == "bfloat16" and not backward:
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
-
-
-@contextmanager
-def _tf32() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

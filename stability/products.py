@@ -69,10 +69,7 @@ class Sites:
     @cached_property
     def _pattern(self) -> Tensor:
         ends = torch.bincount(self.rows, minlength=self.shape[0]).cumsum(0)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-            start, none = pad(ends, (1, 0)), torch.zeros(len(self.index))
-            return torch.sparse_csr_tensor(start, self.columns, none, self.shape, check_invariants=True)
+        return _rows_of_zeros(pad(ends, (1, 0)), self.columns, self.shape)
 
     def products(self, left: Tensor, right: Tensor) -> Tensor:
         """(leftᵀ right) at the sites, (r, k): of (r, N, rows) and (r, N, columns), summed over N."""
@@ -129,7 +126,7 @@ class Products(TorchFunctionMode):
         tuned, sites = self._tuned.get(id(weight), (None, None))
         if sites is None and not (_AVX512 and input.device.type == "cpu" and weight.numel() >= _LARGE_MATRIX):
             return linear(input, weight, bias)
-        if torch.is_autocast_enabled(input.device.type):
+        if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:  # which autocast leaves alone, too
             dtype = torch.get_autocast_dtype(input.device.type)
             input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)  # noqa: A001
         return _apply(_Linear, input, weight if sites is None else weight.detach(), bias, tuned, sites)
@@ -223,7 +220,7 @@ class _Embedding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        ids, sites = ctx.saved_tensors[0].flatten(), ctx.sites
+        ids, sites = ctx.saved_tensors[0].flatten().long(), ctx.sites
         gradient = gradient.unsqueeze(0) if ctx.single else gradient
         each = gradient.reshape(len(gradient), len(ids), -1)
         if ctx.padding_idx is not None:
@@ -246,9 +243,11 @@ class _Embedding(torch.autograd.Function):
         padding_idx: int | None,
     ) -> tuple[Tensor, int]:
         r: int = info.batch_size
-        if in_dims[0] is not None:
-            raise NotImplementedError("replicas share their tokens")
-        return _apply(_Embedding, ids, _first(weight, in_dims[1], r), _first(tuned, in_dims[2], r), sites, padding_idx), 0
+        weight, tuned = _first(weight, in_dims[1], r), _first(tuned, in_dims[2], r)
+        if in_dims[0] is None:
+            return _apply(_Embedding, ids, weight, tuned, sites, padding_idx), 0
+        each = zip(_first(ids, in_dims[0], r), weight, tuned, strict=True)  # tokens that depend on the parameters
+        return torch.stack([_apply(_Embedding, *mine, sites, padding_idx) for mine in each]), 0
 
 
 def _apply(function: type[torch.autograd.Function], *operands: object) -> Tensor:
@@ -259,6 +258,16 @@ def _apply(function: type[torch.autograd.Function], *operands: object) -> Tensor
 def _first(tensor: Tensor, dim: int | None, r: int) -> Tensor:
     """With the replicas' axis in front; what they share, without a copy."""
     return tensor.expand(r, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _rows_of_zeros(start: Tensor, columns: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A sparse matrix, for its places alone."""
+    return torch.sparse_csr_tensor(start, columns, torch.zeros(len(columns)), shape, check_invariants=True)
+
+
+with warnings.catch_warnings():  # torch says once in a process that these are in beta: here, where no other thread runs yet
+    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+    _rows_of_zeros(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int64), (1, 1))
 
 
 _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")

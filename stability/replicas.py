@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from stability.descent import Progress
-from stability.errors import UsageError
+from stability.errors import UsageError, check_whole
 from stability.execution import Plan, Task, carry_out, plan
 from stability.masks import Mask, Parameters, SparseDelta
 from stability.objective import ALL, Stack, Trajectory
@@ -159,7 +159,7 @@ def train(
         algorithm: the definition of a run.
         weights: (r, n) one weight an example, 0 for left out; by default one row of ones, a single ordinary run.
         masks: one selection a row, or a single one for all; by default ``algorithm.select(problem)``.
-        replica_batch: how many replicas go at once; planned from ``memory_budget`` by default.
+        replica_batch: how many replicas are computed at once, in each thread; planned from ``memory_budget`` by default.
         memory_budget: bytes; half of what is free by default.
         reverse_batches: take the examples within each batch in reverse order: the same algorithm, rounded differently.
         hold: pretrained coordinates for which ``values`` has room beside those of the masks; no row changes them.
@@ -167,7 +167,8 @@ def train(
         progress: told how many replica-steps were done.
 
     Raises:
-        UsageError: weights or masks whose shapes do not fit.
+        UsageError: weights or masks whose shapes do not fit, or nothing to tune.
+        StabilityError: not even one replica fits into memory.
 
     Example:
         >>> from stability.problems import load
@@ -196,11 +197,14 @@ def train(
     ridges = torch.tensor([[algorithm.ridge_for(mask)] for mask in masks], dtype=first.dtype, device=first.device)
     if isinstance(algorithm, Minimisation) and not bool((ridges > 0).all()):
         raise UsageError("λ = 0, for the mask selects everything and ridge='paper' is 1 − p: use a positive ridge")
-    how = plan(problem, algorithm, tunable, len(weights), memory_budget)
+    if tunable.count == 0:
+        raise UsageError(f"k = 0 of m = {problem.m} and no head: there is nothing to tune; use a larger p")
+    seen = algorithm.training_form(problem) if isinstance(algorithm, FineTuning) else problem
+    how = plan(seen, algorithm, tunable, len(weights), memory_budget)
     if replica_batch is not None:
+        check_whole(1, replica_batch=replica_batch)
         how = Plan(how.workers, max(how.rows, replica_batch), replica_batch)
     batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.train)]
-    seen = algorithm.training_form(problem) if isinstance(algorithm, FineTuning) else problem
     task = Task(seen, algorithm, start, tunable, weights, ridges, activity, batches, reverse_batches, trajectory)
     values = first.new_empty(len(weights), tunable.count)
     order, parts = [], []
@@ -212,7 +216,7 @@ def train(
     if algorithm.selector.moving:
         moved = [mask for part in parts for mask in part.masks]
         masks = [moved[row] for row in back.tolist()]
-    every = algorithm.most_steps * len(weights) if isinstance(algorithm, FineTuning) else 0
+    computed = sum(part.computed for part in parts)
     return Replicas(
         problem,
         algorithm,
@@ -221,11 +225,11 @@ def train(
         values,
         masks,
         torch.cat([part.failed_step.cpu() for part in parts])[back],
-        how.at_once,
+        min(part.at_once for part in parts),
         torch.cat([part.batch_losses.cpu() for part in parts], dim=1)[:, back],
         torch.cat([part.mask_changes.cpu() for part in parts], dim=1)[:, back],
         parts[0].relaxed,
-        max(0, every - sum(part.computed for part in parts)),
+        algorithm.steps * len(weights) - computed if isinstance(algorithm, FineTuning) else 0,
     )
 
 
