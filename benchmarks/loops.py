@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import resource
 import shutil
 import tempfile
 import time
@@ -54,7 +55,7 @@ class Setting:
         problem: one of :data:`PROBLEMS`; the texts of both language models are those of CB.
         steps: of each replica.
         device: where.
-        precision: of the engine alone; the loops are in single precision.
+        precision: of the products.
         model: folder of MiniLM, whose tokenizer the tiny model has too.
         data: folder of the tasks.
         mask: file of S's mask, once it is selected.
@@ -86,7 +87,10 @@ class Setting:
         return _selected(dataclasses.replace(self, steps=1, precision="float32"))
 
     def plain_model(self) -> nn.Module:
-        """Transformers' own model with its own attention kernel at the start, as one would load it."""
+        """Transformers' own model with its own attention kernel at the start, as one would load it; loaded once."""
+        return _plain_model(dataclasses.replace(self, steps=1, precision="float32", mask=""))
+
+    def _plain_model(self) -> nn.Module:
         if self.problem == "digits":
             model: nn.Module = ViTForImageClassification(_config())
         elif self.problem == "minilm-cb":
@@ -119,6 +123,11 @@ def _loaded(setting: Setting) -> Problem:
 
 
 @lru_cache(maxsize=1)
+def _plain_model(setting: Setting) -> nn.Module:
+    return setting._plain_model()
+
+
+@lru_cache(maxsize=1)
 def _selected(setting: Setting) -> Mask:
     return Mask.load(setting.mask) if setting.mask else setting.algorithm.select(setting.loaded)
 
@@ -147,6 +156,17 @@ def seconds(work: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - began, result
 
 
+def peak_memory(device: str) -> float:
+    """GiB: of a GPU's allocations, or resident in this process alone (``ru_maxrss`` would begin with its parent's)."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status")
+    if status.exists():
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def engine(setting: Setting, left_out: list[int]) -> list[float]:
     replicas = engine_replicas(setting, left_out)
     return replicas.own_losses(torch.tensor(left_out)).tolist()
@@ -172,10 +192,13 @@ def _trained(model: nn.Module, gates: dict[str, Tensor], setting: Setting, i: in
     """One model without example i, as one would write it: dense gradients times the mask, AdamW over the masked tensors."""
     problem, algorithm = setting.loaded, setting.algorithm
     optimizer, schedule = _optimizer(model, gates, setting)
+    torch.set_float32_matmul_precision("high" if setting.precision == "tf32" else "highest")
     for index in algorithm.batches(problem.train):
         batch = problem.train.take(index[index != i])
         optimizer.zero_grad()
-        cross_entropy(model(**batch.inputs).logits, batch.labels).backward()
+        with torch.autocast(torch.device(setting.device).type, torch.bfloat16, enabled=setting.precision == "bfloat16"):
+            logits = model(**batch.inputs).logits
+        cross_entropy(logits.float(), batch.labels).backward()
         for name, p in model.named_parameters():
             if p.grad is not None:
                 p.grad *= gates[name]
@@ -228,7 +251,7 @@ class _Batches(Trainer):  # type: ignore[misc]
 
 def trainer(setting: Setting, left_out: list[int]) -> list[float]:
     """Transformers' ``Trainer``, one after the other; gradients are masked by hooks."""
-    original, gates, problem, algorithm = setting.plain_model(), setting.gates(), setting.loaded, setting.algorithm
+    original, gates, problem, algorithm = copy.deepcopy(setting.plain_model()), setting.gates(), setting.loaded, setting.algorithm
     for module in original.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # Trainer sets the training mode
@@ -246,6 +269,7 @@ def trainer(setting: Setting, left_out: list[int]) -> list[float]:
             if name in gates:
                 p.register_hook(lambda gradient, gate=gates[name]: gradient * gate)
         with tempfile.TemporaryDirectory() as folder:
+            quiet |= {"bf16": setting.precision == "bfloat16", "tf32": setting.precision == "tf32" or None}
             quiet |= {"max_steps": setting.steps, "max_grad_norm": 0.0, "use_cpu": setting.device == "cpu"}
             how = TrainingArguments(folder, dataloader_pin_memory=False, **quiet)
             loop = _Batches(

@@ -5,7 +5,8 @@
 Five programs train the same leave-one-out replicas (same steps, same batches, S's mask; the left-out losses are compared): this
 engine; a plain PyTorch loop, one model after the other; the same loop in one process a core, one thread each; ``dattri``'s
 ``retrain_loo``; and transformers' ``Trainer``. Each has a process of its own and is warm before the clock starts. What is left
-out is in the first batch, so that no replicas begin as one and nothing is spared: how much that would be is ``steps_shared``.
+out is in the first batch, so that no replicas begin as one and nothing is spared: of all n together it would be the share
+``steps_shared`` of the steps. With a reduced ``--precision`` the loops have it too.
 
 ``share_of_limit`` is the rate of the floating-point operations that the engine executes (torch's counter; sampled gradients, a
 hundredth of them, count nothing) over the rate of a large matrix product, measured in the same run at the same precision;
@@ -20,11 +21,10 @@ import dataclasses
 import importlib.util
 import json
 import multiprocessing
-import os
-import resource
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.language import RESULTS, labelled, minilm
-from benchmarks.loops import PROBLEMS, PROGRAMS, Setting, engine_replicas, plain_loop, seconds
+from benchmarks.loops import PROBLEMS, PROGRAMS, Setting, engine_replicas, peak_memory, plain_loop, seconds
 from stability import machine
 from stability.execution import departures
 from stability.products import product
 
 STEPS = {"digits": 100, "tiny-bert": 42, "minilm-cb": 28}
-REPLICAS = {"digits": 101, "tiny-bert": 16, "minilm-cb": 6}
+REPLICAS = {"digits": 101, "tiny-bert": 8, "minilm-cb": 4}
 _TIMES = 50  # that the matrix product is taken
 
 
@@ -53,25 +53,20 @@ def _timed(program: str, setting: Setting, left_out: list[int]) -> dict[str, Any
     run = PROGRAMS[program]
     _warm(program, setting)
     spent, losses = seconds(lambda: run(setting, left_out))
-    return {"seconds": spent, "losses": losses, "peak_memory_gib": _peak(setting.device)}
+    return {"seconds": spent, "losses": losses, "peak_memory_gib": peak_memory(setting.device)}
 
 
 def _warm(program: str, setting: Setting) -> None:
     PROGRAMS[program](dataclasses.replace(setting, steps=2), [0])
 
 
-def _peak(device: str) -> float:
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def process_parallel(setting: Setting, left_out: list[int], processes: int) -> dict[str, Any]:
     """The plain loop in as many processes of one thread each, all started and warm before the clock starts."""
     context = multiprocessing.get_context("spawn")
     shares = [left_out[k::processes] for k in range(processes)]
-    with context.Pool(processes, initializer=_alone, initargs=(setting,)) as pool:
-        pool.map(_wait, range(processes), chunksize=1)
+    ready = context.Barrier(processes + 1)
+    with context.Pool(processes, initializer=_alone, initargs=(setting, ready)) as pool:
+        ready.wait()
         spent, parts = seconds(lambda: pool.map(_share, shares, chunksize=1))
     found = {i: loss for share, (losses, _) in zip(shares, parts, strict=True) for i, loss in zip(share, losses, strict=True)}
     return {"seconds": spent, "losses": [found[i] for i in left_out], "peak_memory_gib": sum(peak for _, peak in parts)}
@@ -80,19 +75,15 @@ def process_parallel(setting: Setting, left_out: list[int], processes: int) -> d
 _mine: list[Setting] = []
 
 
-def _alone(setting: Setting) -> None:
+def _alone(setting: Setting, ready: Barrier) -> None:
     torch.set_num_threads(1)
     _warm("plain_loop", setting)
     _mine.append(setting)
-
-
-def _wait(_: int) -> int:
-    time.sleep(1.0)  # so that no process takes two, and all are warm
-    return os.getpid()
+    ready.wait()
 
 
 def _share(left_out: list[int]) -> tuple[list[float], float]:
-    return plain_loop(_mine[0], left_out), _peak("cpu")
+    return plain_loop(_mine[0], left_out), peak_memory("cpu")
 
 
 def matrix_rate(device: str, precision: str, threads: int) -> float:
@@ -100,14 +91,15 @@ def matrix_rate(device: str, precision: str, threads: int) -> float:
     torch.set_num_threads(threads)
     size = 8192 if device.startswith("cuda") else 2048
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     rates = []
-    for multiply in (product, torch.mm):
+    for multiply in (product, torch.mm, product, torch.mm):
         multiply(a, b)
         spent, _ = seconds(lambda times=_TIMES, multiply=multiply: [multiply(a, b) for _ in range(times)])  # type: ignore[misc]
         rates.append(2 * size**3 * _TIMES / spent)
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(before)
     return max(rates)
 
 
@@ -125,8 +117,11 @@ def operations(run: Callable[[], object]) -> int:
 def counted(setting: Setting) -> dict[str, float]:
     """Operations of a step of one replica: what the engine executes, and what the plain loop does."""
     torch.set_num_threads(1)  # one thread, for the counter sees no other
-    executed, plain = operations(lambda: engine_replicas(setting, [0])), operations(lambda: plain_loop(setting, [0]))
-    return {"engine": executed / setting.steps, "plain_loop": plain / setting.steps}
+    half = dataclasses.replace(setting, steps=setting.steps // 2)  # the difference has no planning and no evaluation in it
+    return {
+        name: (operations(partial(run, setting, [0])) - operations(partial(run, half, [0]))) / (setting.steps - half.steps)
+        for name, run in (("engine", engine_replicas), ("plain_loop", plain_loop))
+    }
 
 
 def measure(setting: Setting, replicas: int, looped: int, threads: int) -> dict[str, Any]:
@@ -146,7 +141,8 @@ def measure(setting: Setting, replicas: int, looped: int, threads: int) -> dict[
     flops, rate = counted(setting), matrix_rate(setting.device, setting.precision, threads)
     reference = torch.tensor(found["engine"]["losses"])
     weights = torch.ones(problem.n, problem.n).fill_diagonal_(0)
-    shared = departures(weights, list(setting.algorithm.batches(problem.train))).double().mean().item() / setting.steps
+    when = departures(weights, list(setting.algorithm.batches(problem.train)))
+    shared = (int(when.sum()) - int(when.max())) / (problem.n * setting.steps)
     return {
         "settings": {
             "n": problem.n,

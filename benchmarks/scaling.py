@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForSequenceClassification
 
 from benchmarks.language import RESULTS, labelled
-from benchmarks.loops import seconds
+from benchmarks.loops import peak_memory, seconds
 from benchmarks.replicas import matrix_rate, operations
 from stability import FineTuning, Problem, machine
 from stability.attention import Attention
+from stability.masks import Mask
 from stability.problem import Examples, ModuleLogits, refill, without_values
 from stability.replicas import train
 from stability.selectors import Random
@@ -87,11 +88,11 @@ def measure(point: Point, device: str, threads: int) -> dict[str, Any]:
     weights = torch.ones(point.replicas, problem.n)
     weights[:, first] = 0
     train(problem, replace(point.algorithm, steps=1), masks=[mask])
-    before = _peak(device)
+    before = peak_memory(device)
     spent, replicas = seconds(lambda: train(problem, point.algorithm, weights, masks=[mask]))
-    after = _peak(device)
+    after = peak_memory(device)
     torch.set_num_threads(1)
-    flops = operations(lambda: train(problem, replace(point.algorithm, steps=1), weights[:1], masks=[mask]))
+    flops = operations_a_step(point, problem, mask)
     return {
         **asdict(point),
         "m": problem.m,
@@ -104,10 +105,11 @@ def measure(point: Point, device: str, threads: int) -> dict[str, Any]:
     }
 
 
-def _peak(device: str) -> float:
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def operations_a_step(point: Point, problem: Problem, mask: Mask | None) -> int:
+    """Of one replica: what two steps have more than one, planning and all else being the same."""
+    masks = None if mask is None else [mask]
+    two, one = (operations(partial(train, problem, replace(point.algorithm, steps=steps), masks=masks)) for steps in (2, 1))
+    return two - one
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from stability import FineTuning, Minimisation, Problem, StabilityError, UsageError, execution, products
 from stability.execution import Plan, departures, plan
 from stability.leave_one_out import measure
-from stability.objective import Objective
+from stability.masks import Mask
+from stability.objective import Objective, blocks_of
 from stability.problem import Examples
 from stability.replicas import train
 from stability.selectors import SAM, BitFit, ChildPruning, FullTuning, LoRA, Random
@@ -247,3 +249,75 @@ def test_plans_are_balanced(digits: Problem, monkeypatch: pytest.MonkeyPatch) ->
     tight = plan(digits, algorithm, tunable, 100, memory_budget=60_000_000)
     assert tight.workers == 2
     assert tight.at_once <= tight.rows < 50
+
+
+def test_the_noise_floor_of_texts_is_no_mere_zero(pairs: Problem) -> None:
+    """Examples go by length: reversed, all the same, the blocks too go from their end."""
+    algorithm = FineTuning(FullTuning(), steps=8, batch_size=8)
+    straight, back = (train(pairs, algorithm, reverse_batches=reverse).values for reverse in (False, True))
+    assert not torch.equal(straight, back)
+    torch.testing.assert_close(straight, back, rtol=0, atol=1e-2)
+    assert measure(pairs, algorithm, 2).noise_floor > 0
+
+
+@pytest.mark.parametrize("lengths", [torch.tensor([3, 9, 5, 9, 1]), None])
+def test_blocks_of_a_batch_in_reverse_are_those_of_the_batch_from_the_end(lengths: Tensor | None) -> None:
+    batch = Examples({"x": torch.arange(50).view(5, 10)}, torch.arange(5), lengths)
+    flipped = batch.take(torch.arange(4, -1, -1))
+    straight = torch.cat([block.labels for _, block in blocks_of(batch)])
+    found = blocks_of(flipped, reverse=True)
+    assert torch.cat([block.labels for _, block in found]).tolist() == straight.flip(0).tolist()
+    assert torch.equal(torch.cat([flipped.labels[index] for index, _ in found]), straight.flip(0))
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("settings", [{"precision": "tf32"}, {"precision": "bfloat16"}, {"dropout": True}])
+def test_threads_train_with_every_setting_and_leave_the_processes_own(settings: dict[str, Any], pairs: Problem) -> None:
+    algorithm = FineTuning(BitFit(), steps=4, batch_size=8, **settings)
+    before = torch.get_float32_matmul_precision()
+    together = train(pairs, algorithm, leaving_out(pairs.n, 1, 2, 3, 4))
+    assert torch.get_float32_matmul_precision() == before
+    torch.set_num_threads(1)
+    alone = train(pairs, algorithm, leaving_out(pairs.n, 1, 2, 3, 4))
+    torch.testing.assert_close(together.values, alone.values, rtol=0, atol=2e-2 if "precision" in settings else 1e-4)
+
+
+def test_progress_tells_of_what_was_asked_for(digits: Problem) -> None:
+    told: list[int] = []
+    weights = everyone_left_out(digits.n)[:4]
+    assert train(digits, FineTuning(BitFit(), steps=6, batch_size=4), weights, progress=told.append).steps_shared > 0
+    assert sum(told) == 4 * 6
+
+
+def test_a_plan_with_dropout_is_for_whole_batches(pairs: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "_CACHED", 1 << 40)
+    real = Examples.blocks
+    monkeypatch.setattr(Examples, "blocks", lambda self, most=256, places=40: real(self, most, 40))
+    plain = FineTuning(BitFit(), steps=1, batch_size=16)
+    wet = dataclasses.replace(plain, dropout=True)
+    sizes = [
+        plan(algorithm.training_form(pairs), algorithm, algorithm.tunable(pairs, algorithm.select(pairs)), 1000, 50_000_000).at_once
+        for algorithm in (plain, wet)
+    ]
+    assert sizes[0] > 2 * sizes[1]
+
+
+def test_few_replicas_share_the_threads(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "_HEAVY", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    algorithm = FineTuning(BitFit(), steps=1)
+    tunable = algorithm.tunable(digits, algorithm.select(digits))
+    assert [plan(digits, algorithm, tunable, r).workers for r in (1, 3, 9, 80)] == [1, 3, 5, 8]
+
+
+@pytest.mark.parametrize("replica_batch", [0, -1])
+def test_settings_of_the_execution_out_of_range_are_refused(replica_batch: int, digits: Problem) -> None:
+    with pytest.raises(UsageError, match=f"replica_batch = {replica_batch}"):
+        train(digits, FineTuning(BitFit(), steps=1), replica_batch=replica_batch)
+
+
+def test_nothing_to_tune_is_refused(digits: Problem) -> None:
+    headless = dataclasses.replace(digits, new_head=lambda _: {}, pretrained=digits.start())
+    empty = Mask({name: tuple(t.shape) for name, t in headless.pretrained.items()}, {})
+    with pytest.raises(UsageError, match="k = 0 of m = .* nothing to tune; use a larger p"):
+        train(headless, FineTuning(BitFit(), steps=1), masks=[empty])

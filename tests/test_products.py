@@ -129,3 +129,29 @@ def test_only_large_matrices_with_a_part_masked_are_worthwhile() -> None:
     assert not worthwhile((200, 200), 200 * 200)
     assert not worthwhile((40_000,), 10)
     assert not worthwhile((20, 20), 10)
+
+
+def test_tokens_that_depend_on_the_parameters_and_small_integers() -> None:
+    draw = torch.Generator().manual_seed(4)
+    table = torch.randn(3, VOCABULARY, IN, generator=draw).requires_grad_()
+    ids = torch.randint(VOCABULARY, (3, 7), generator=draw)
+    at = sites(40, VOCABULARY, IN)
+    for own, dims in ((ids, 0), (ids[0].int(), None)):
+        tuned = torch.zeros(3, 40, requires_grad=True)
+
+        def one(table: Tensor, tuned: Tensor, own: Tensor) -> Tensor:
+            with Products({id(table): (tuned, at)}):
+                return embedding(own, table).square().sum()
+
+        plain = vmap(lambda table, own: embedding(own, table).square().sum(), in_dims=(0, dims))(table, own)
+        ours = vmap(one, in_dims=(0, 0, dims))(table, tuned, own)
+        [wanted] = torch.autograd.grad(plain.sum(), [table])
+        [found] = torch.autograd.grad(ours.sum(), [tuned])
+        torch.testing.assert_close(found, wanted.flatten(1)[:, at.index])
+
+
+def test_double_precision_stays_so_under_autocast() -> None:
+    weight = torch.randn(OUT, IN, dtype=torch.float64, requires_grad=True)
+    tuned = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), Products({id(weight): (tuned, sites(5, OUT, IN))}):
+        assert linear(torch.ones(3, IN, dtype=torch.float64), weight).dtype == torch.float64
