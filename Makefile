@@ -45,15 +45,21 @@ assisted: $(READY)  ## predictions, variance, coverage and time of the assisted 
 assisted-language: $(READY)  ## MiniLM on CB, each of 96 texts left out (2 hours on two cores; it goes on where it was stopped)
 	$(BIN)/python -m benchmarks.assisted --parts population language --data $(DATA)
 
-benchmark: $(READY)  ## replicas, gradients and curvature against plain loops; bounds on 5000 problems; bytes of files
-	$(BIN)/python -m benchmarks.replicas
+benchmark: $(READY)  ## the engine against other programs (20 minutes on two idle cores) and its scaling; curvature, bounds, files
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps dattri
+	$(BIN)/python -m benchmarks.replicas $(if $(wildcard $(DATA)/cb),--data $(DATA))
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.drawing
 	$(BIN)/python -m benchmarks.curvature
 	$(BIN)/python -m benchmarks.bounds
 	$(BIN)/python -m benchmarks.files
 
 cuda:  ## on a machine with a GPU and the packages installed: the CUDA tests, then the benchmarks there
 	$(PYTHON) -m pytest -m cuda tests
-	$(PYTHON) -m benchmarks.replicas --device cuda
+	$(PYTHON) -m benchmarks.replicas --device cuda --problem digits
+	for precision in float32 tf32 bfloat16; do $(PYTHON) -m benchmarks.replicas --device cuda --problem minilm-cb \
+		--replicas 225 --looped 3 --steps 150 --precision $$precision --data $(DATA) $(if $(MODEL),--model $(MODEL)) || exit 1; done
+	$(PYTHON) -m benchmarks.scaling --device cuda
 	$(PYTHON) -m benchmarks.curvature --device cuda
 	$(PYTHON) -m benchmarks.assisted --device cuda
 	$(PYTHON) -m benchmarks.language --device cuda --data $(DATA) $(if $(MODEL),--model $(MODEL))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import ViTForImageClassification
 
-from stability import FineTuning, Problem, UsageError, problems, selectors
+from stability import FineTuning, Problem, UsageError, problems, products, selectors
 from stability.execution import plan
 from stability.machine import resolve_device
 from stability.masks import Mask
@@ -28,10 +28,14 @@ def model_of(problem: Problem, algorithm: FineTuning) -> torch.nn.Module:
     return model  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("large", [1, products._LARGE_MATRIX], ids=["gradients at the sites", "whole gradients"])
 @each
-def test_a_replica_is_the_plain_loop_without_its_example(selector: selectors.Selector, digits: Problem) -> None:
+def test_a_replica_is_the_plain_loop_without_its_example(
+    selector: selectors.Selector, large: int, digits: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against a loop with boolean masks and torch's AdamW, in float64. AdamW divides by √v + 1e-8, which
     magnifies rounding where the true gradient is zero (attention keys' biases): hence 1e-7, not 1e-15."""
+    monkeypatch.setattr(products, "_LARGE_MATRIX", large)
     digits = as_double(digits)
     algorithm = FineTuning(selector, steps=12, batch_size=7, learning_rate=1e-3, weight_decay=0.1, ridge=0.05, seed=1)
     replicas = train(digits, algorithm, leaving_out(digits.n, 3, 17))
@@ -58,8 +62,12 @@ def test_a_replica_is_the_plain_loop_without_its_example(selector: selectors.Sel
         torch.testing.assert_close(replicas.logits(digits.test)[row], logits, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("large", [1, products._LARGE_MATRIX], ids=["gradients at the sites", "whole gradients"])
 @each
-def test_results_do_not_depend_on_the_replica_batch(selector: selectors.Selector, digits: Problem) -> None:
+def test_results_do_not_depend_on_the_replica_batch(
+    selector: selectors.Selector, large: int, digits: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_LARGE_MATRIX", large)
     algorithm = FineTuning(selector, steps=10, batch_size=8)
     weights = leaving_out(digits.n, 0, 4, 9, 20)
     at_once, by_two, one_by_one = (train(digits, algorithm, weights, replica_batch=size).values for size in (5, 2, 1))
