@@ -11,7 +11,7 @@ out is in the first batch, so that no replicas begin as one and nothing is spare
 ``share_of_limit`` is the rate of the floating-point operations that the engine executes (torch's counter; sampled gradients, a
 hundredth of them, count nothing) over the rate of a large matrix product, measured in the same run at the same precision;
 ``share_of_limit_plain`` counts the operations of the plain loop instead, of which the engine saves some.
-Writes benchmarks/results/replicas-DEVICE.json and draws figures/replicas.png from it.
+Writes benchmarks/results/replicas-DEVICE.json, from which :mod:`benchmarks.drawing` draws.
 """
 
 from __future__ import annotations

@@ -198,7 +198,8 @@ def _add_training(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--precision",
         choices=get_args(Precision),
-        help="of the network's products while it trains (by default float32); what it costs is in the noise floor",
+        help="of the network's products while it trains (by default float32); tf32 is float32 where the device has none; what it "
+        "does in the mean is in the noise floor",
     )
 
 

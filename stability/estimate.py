@@ -48,7 +48,8 @@ class StabilityEstimate:
         maximum: the largest |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| found: a lower estimate of uniform stability.
         noise_floor: mean_i |ℓ(A(S), z_i) − ℓ(A(S)', z_i)| between two runs that would agree in exact arithmetic: A(S)
             trained alone, and A(S)' among the first left-out ones, with the examples of each batch in reverse order. It
-            is what rounding does, as on another device; with a reduced precision, which A(S) alone never has, what that does.
+            is what rounding does, as on another device; with a reduced precision, which A(S) alone never has, what that
+            does in the mean, where a single example may be moved ten times as much.
             A stability below it is not a result.
         estimator: ``exact`` (every i was left out), ``sampled``, ``assisted`` or ``approximate``.
         status: ``exact``; ``as asked``, so many retrainings; ``within tolerance``; ``tolerance not met`` within as many as were

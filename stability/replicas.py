@@ -143,7 +143,7 @@ def train(
     problem: Problem,
     algorithm: FineTuning | Minimisation,
     weights: Tensor | None = None,
-    masks: Sequence[Mask] | None = None,
+    masks: Sequence[Mask] | Mask | None = None,
     *,
     replica_batch: int | None = None,
     memory_budget: int | None = None,
@@ -160,14 +160,14 @@ def train(
         weights: (r, n) one weight an example, 0 for left out; by default one row of ones, a single ordinary run.
         masks: one selection a row, or a single one for all; by default ``algorithm.select(problem)``.
         replica_batch: how many replicas are computed at once, in each thread; planned from ``memory_budget`` by default.
-        memory_budget: bytes; half of what is free by default.
+        memory_budget: bytes to plan with, half of what is free by default; one replica at once is always tried.
         reverse_batches: take the examples within each batch in reverse order: the same algorithm, rounded differently.
         hold: pretrained coordinates for which ``values`` has room beside those of the masks; no row changes them.
         trajectory: is told of every step; of a single replica of :class:`FineTuning` only.
         progress: told how many replica-steps were done.
 
     Raises:
-        UsageError: weights or masks whose shapes do not fit, or nothing to tune.
+        UsageError: weights or masks whose shapes do not fit, a weight below 0, or nothing to tune.
         StabilityError: not even one replica fits into memory.
 
     Example:
@@ -182,8 +182,11 @@ def train(
     first = next(iter(start.values()))
     if weights is None:
         weights = torch.ones(1, problem.n)
-    if weights.ndim != 2 or weights.shape[1] != problem.n:
-        raise UsageError(f"weights have shape {tuple(weights.shape)}: (r, n) with n = {problem.n} expected")
+    if weights.ndim != 2 or weights.shape[1] != problem.n or len(weights) == 0:
+        raise UsageError(f"weights have shape {tuple(weights.shape)}: (r, n) with r ≥ 1 and n = {problem.n} expected")
+    if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+        row = int((~torch.isfinite(weights) | (weights < 0)).any(1).nonzero()[0])
+        raise UsageError(f"the weights of replica {row} are not all finite and at least 0: use 0 for left out and 1 for kept")
     weights = weights.to(first)
     masks = _one_each(problem, algorithm, len(weights), masks)
     distinct = list({id(mask): mask for mask in masks}.values())
@@ -233,11 +236,11 @@ def train(
     )
 
 
-def _one_each(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] | None) -> list[Mask]:
+def _one_each(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] | Mask | None) -> list[Mask]:
     """A mask for each of r replicas, checked against the problem."""
     if masks is not None and algorithm.selector.moving:
         raise UsageError(f"{algorithm.selector.name} finds its masks while it trains: leave masks out")
-    masks = [algorithm.select(problem)] if masks is None else list(masks)
+    masks = [algorithm.select(problem)] if masks is None else [masks] if isinstance(masks, Mask) else list(masks)
     if len(masks) == 1:
         masks = masks * r
     if len(masks) != r:

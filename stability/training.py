@@ -122,7 +122,7 @@ class FineTuning(Algorithm):
             evaluated. Its draws come from the seed, and paired replicas share them. Selection never has dropout.
         precision: of the network's matrix products while A trains: ``float32``; ``tf32``, 10 bits of mantissa where the device
             has it; ``bfloat16``, all of the network in 7 bits but for what torch.autocast keeps. Values and optimizer stay as
-            they are, and the trained model is evaluated in full; what rounding does is in the noise floor.
+            they are, and the trained model is evaluated in full; what rounding does in the mean is the noise floor.
         seed: starts the head, orders the examples, and is handed to the selector; each has its own generator.
 
     Raises:

@@ -321,3 +321,19 @@ def test_nothing_to_tune_is_refused(digits: Problem) -> None:
     empty = Mask({name: tuple(t.shape) for name, t in headless.pretrained.items()}, {})
     with pytest.raises(UsageError, match="k = 0 of m = .* nothing to tune; use a larger p"):
         train(headless, FineTuning(BitFit(), steps=1), masks=[empty])
+
+
+@pytest.mark.parametrize("weight", [-5.0, float("nan")])
+def test_weights_that_are_none_are_refused(weight: float, digits: Problem) -> None:
+    weights = torch.ones(3, digits.n)
+    weights[1, 4] = weight
+    with pytest.raises(UsageError, match="weights of replica 1 are not all finite and at least 0: use 0 for left out"):
+        train(digits, FineTuning(BitFit(), steps=1), weights)
+    with pytest.raises(UsageError, match=r"weights have shape \(0, 24\): \(r, n\) with r ≥ 1"):
+        train(digits, FineTuning(BitFit(), steps=1), weights[:0])
+
+
+def test_one_mask_serves_all(digits: Problem) -> None:
+    algorithm = FineTuning(Random(0.05), steps=2)
+    mask = algorithm.select(digits)
+    assert torch.equal(train(digits, algorithm, masks=mask).values, train(digits, algorithm, masks=[mask]).values)

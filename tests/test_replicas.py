@@ -172,10 +172,14 @@ def test_absent_cuda_is_refused_with_the_remedy() -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("large", [1, products._LARGE_MATRIX], ids=["gradients at the sites", "whole gradients"])
 @each
-def test_cuda_agrees_with_the_cpu(selector: selectors.Selector, digits: Problem) -> None:
+def test_cuda_agrees_with_the_cpu(
+    selector: selectors.Selector, large: int, digits: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    monkeypatch.setattr(products, "_LARGE_MATRIX", large)
     double = as_double(digits)
     algorithm = FineTuning(selector, steps=10, batch_size=8)
     weights = leaving_out(digits.n, 1, 2)
