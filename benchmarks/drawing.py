@@ -43,10 +43,8 @@ def replicas(results: dict[str, Any]) -> Figure:
         rates = found["replicas_per_minute"]
         names = [name for name in reversed(PROGRAMS) if name in rates]
         bars = ax.barh([PROGRAMS[n][0] for n in names], [rates[n] for n in names], color=[PROGRAMS[n][1] for n in names])
-        labels = [
-            f"{rates[n]:.0f}" if n == "engine" else f"{rates[n]:.{0 if rates[n] >= 10 else 1}f}, engine {found['ratios'][n]:.1f} ×"
-            for n in names
-        ]
+        ours = {name: f", engine {ratio:.1f} ×" for name, ratio in found["ratios"].items()}
+        labels = [f"{rates[n]:.{0 if rates[n] >= 10 else 1}f}{ours.get(n, '')}" for n in names]
         ax.bar_label(bars, labels, padding=3, fontsize=7)
         ax.set_xlim(0, 1.45 * max(rates.values()))
         ax.set_xlabel("replicas a minute")
