@@ -12,9 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from benchmarks.language import RESULTS
 from stability import plotting
@@ -70,20 +69,19 @@ def scaling(results: dict[str, Any]) -> Figure:
         below.plot(x, [row["memory_gib"] for row in rows], "s-", color="#0072B2")
         below.set_xlabel(label)
         for ax in (above, below):
-            _logarithmic(ax, x)
+            ax.set_xscale("log")
+            ax.set_xticks(x, [f"{tick:g}" for tick in x], fontsize=7)
+            ax.xaxis.set_minor_locator(NullLocator())
+        if axis in ("width", "tokens"):
+            above.set_yscale("log")
+            above.yaxis.set_major_formatter(ScalarFormatter())
+        else:
+            above.set_ylim(bottom=0)
+        below.set_ylim(bottom=0)
     axes[0].set_ylabel("ms a step of one replica")
     axes[len(AXES)].set_ylabel("peak memory above\na single step, GiB")
-    axes[0].legend()
+    axes[0].legend(loc="center", fontsize=7)
     return figure
-
-
-def _logarithmic(ax: Axes, ticks: list[float]) -> None:
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7)
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_minor_locator(LogLocator(subs=()))
-    ax.yaxis.set_major_formatter(ScalarFormatter())
 
 
 def main() -> None:

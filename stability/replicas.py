@@ -184,9 +184,9 @@ def train(
         weights = torch.ones(1, problem.n)
     if weights.ndim != 2 or weights.shape[1] != problem.n or len(weights) == 0:
         raise UsageError(f"weights have shape {tuple(weights.shape)}: (r, n) with r ≥ 1 and n = {problem.n} expected")
-    if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-        row = int((~torch.isfinite(weights) | (weights < 0)).any(1).nonzero()[0])
-        raise UsageError(f"the weights of replica {row} are not all finite and at least 0: use 0 for left out and 1 for kept")
+    if bool((weights < 0).any()):
+        row = int((weights < 0).any(1).nonzero()[0])
+        raise UsageError(f"a weight of replica {row} is {float(weights[row].min()):g}: use 0 for left out and 1 for kept")
     weights = weights.to(first)
     masks = _one_each(problem, algorithm, len(weights), masks)
     distinct = list({id(mask): mask for mask in masks}.values())

@@ -64,6 +64,7 @@ def test_threads_minimise_too(digits: Problem) -> None:
 def test_an_error_in_one_thread_stops_the_others_and_is_told(digits: Problem) -> None:
     """As Ctrl-C does, which reaches the thread that waits."""
     steps: list[int] = []
+    others = threading.active_count()
 
     def progress(count: int) -> None:
         steps.append(count)
@@ -74,7 +75,7 @@ def test_an_error_in_one_thread_stops_the_others_and_is_told(digits: Problem) ->
         train(digits, FineTuning(BitFit(), steps=500), leaving_out(digits.n, 1, 2, 3), progress=progress)
     assert len(steps) < 100
     assert torch.get_num_threads() == 2
-    assert threading.active_count() == 1
+    assert threading.active_count() == others
 
 
 def test_a_model_that_is_a_function_is_run_by_one_thread(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,11 +324,10 @@ def test_nothing_to_tune_is_refused(digits: Problem) -> None:
         train(headless, FineTuning(BitFit(), steps=1), masks=[empty])
 
 
-@pytest.mark.parametrize("weight", [-5.0, float("nan")])
-def test_weights_that_are_none_are_refused(weight: float, digits: Problem) -> None:
+def test_weights_that_are_none_are_refused(digits: Problem) -> None:
     weights = torch.ones(3, digits.n)
-    weights[1, 4] = weight
-    with pytest.raises(UsageError, match="weights of replica 1 are not all finite and at least 0: use 0 for left out"):
+    weights[1, 4] = -5
+    with pytest.raises(UsageError, match="a weight of replica 1 is -5: use 0 for left out"):
         train(digits, FineTuning(BitFit(), steps=1), weights)
     with pytest.raises(UsageError, match=r"weights have shape \(0, 24\): \(r, n\) with r ≥ 1"):
         train(digits, FineTuning(BitFit(), steps=1), weights[:0])
