@@ -90,16 +90,6 @@ class Setting:
         """Transformers' own model with its own attention kernel at the start, as one would load it; loaded once."""
         return _plain_model(dataclasses.replace(self, steps=1, precision="float32", mask=""))
 
-    def _plain_model(self) -> nn.Module:
-        if self.problem == "digits":
-            model: nn.Module = ViTForImageClassification(_config())
-        elif self.problem == "minilm-cb":
-            model = AutoModelForSequenceClassification.from_pretrained(self.model, num_labels=len(self.loaded.settings["classes"]))
-        else:
-            model = BertForSequenceClassification(tiny_bert(len(self.loaded.settings["classes"])))
-        model.load_state_dict(self.loaded.start(self.algorithm.seed), strict=False)
-        return model.to(self.device).eval()
-
     def gates(self) -> dict[str, Tensor]:
         """Of every tensor that is trained a mask of its shape."""
         start, gates = self.loaded.start(self.algorithm.seed), {}
@@ -124,7 +114,15 @@ def _loaded(setting: Setting) -> Problem:
 
 @lru_cache(maxsize=1)
 def _plain_model(setting: Setting) -> nn.Module:
-    return setting._plain_model()
+    if setting.problem == "digits":
+        model: nn.Module = ViTForImageClassification(_config())
+    elif setting.problem == "minilm-cb":
+        labels = len(setting.loaded.settings["classes"])
+        model = AutoModelForSequenceClassification.from_pretrained(setting.model, num_labels=labels)
+    else:
+        model = BertForSequenceClassification(tiny_bert(len(setting.loaded.settings["classes"])))
+    model.load_state_dict(setting.loaded.start(setting.algorithm.seed), strict=False)
+    return model.to(setting.device).eval()
 
 
 @lru_cache(maxsize=1)

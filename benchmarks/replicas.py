@@ -26,7 +26,7 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,6 +36,7 @@ from benchmarks.loops import PROBLEMS, PROGRAMS, Setting, engine_replicas, peak_
 from stability import machine
 from stability.execution import departures
 from stability.products import product
+from stability.training import Precision
 
 STEPS = {"digits": 100, "tiny-bert": 42, "minilm-cb": 28}
 REPLICAS = {"digits": 101, "tiny-bert": 8, "minilm-cb": 4}
@@ -180,7 +181,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, help="of the engine")
     parser.add_argument("--looped", type=int, help="of the other programs, which take them one by one; as many by default")
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32", help="of the engine")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of the products")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=machine.cores())
     parser.add_argument("--quick", action="store_true", help="two replicas of a few steps, to see that it runs; nothing is written")

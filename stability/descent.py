@@ -109,29 +109,21 @@ def fine_tune(
     sizes = [math.prod(shape) for shape in shapes.values()]
     draws = generator(algorithm.seed, "selection")
     clock = Clock()
-    rows = everyone = slice(0, objective.rows)
-    if sharing is not None:
-        rows = slice(0, sharing.rows(0).stop)
+    sharing = sharing or Sharing([0] * (objective.rows - 1), lone=False)
+    rows, everyone = sharing.rows(0), slice(0, objective.rows)
+    asked = slice(int(sharing.lone), everyone.stop)
     run = Run(origin, rows.stop, sizes, algorithm.steps, partial(AdamW, algorithm, clock), draws)
-    fixed = None if selector.moving else _Fixed(run, activity)
-    assert fixed is not None or sharing is None
-    course = fixed or selector.begin(run)
-    asked = everyone if sharing is None else slice(int(sharing.lone), everyone.stop)
+    course = selector.begin(run) if selector.moving else _Fixed(run, activity)
     failed = torch.full((everyone.stop,), -1, device=origin.device)
     limit = torch.zeros(())
     losses, changes, relaxed, computed = [], [], [], 0
     for step, index in enumerate(batches):
         clock.step = step
-        if sharing is not None and fixed is not None and (now := sharing.rows(step)) != rows:
-            fixed.take(_moved(rows, now))
-            rows = now
+        rows = _go_on(course, rows, sharing.rows(step))
         dropout = algorithm.dropout_at(step, origin.device, (len(index), objective.sequences) if reverse else None)
         found, _, gradient = objective(course.point(), index, dropout, rows)
-        loss = (
-            found
-            if rows == everyone
-            else torch.cat([found.new_zeros(rows.start), found, found[:1].expand(everyone.stop - rows.stop)])
-        )
+        rest = found[:1].expand(everyone.stop - rows.stop)  # of those that are still one with the trunk
+        loss = torch.cat([found.new_zeros(rows.start), found, rest])
         if step == 0:
             limit = DIVERGED * loss.clamp_min(1.0)
             if dropout is not None and not dropout.used:
@@ -145,8 +137,7 @@ def fine_tune(
         changes.append(_entered(before, course.mask, everyone.stop))
         if progress is not None:
             progress(asked.stop - asked.start)
-    if sharing is not None and fixed is not None:
-        fixed.take(_moved(rows, asked))
+    _go_on(course, rows, asked)
     before, masks = course.mask, []
     values, chosen = course.final()
     if chosen is not None:
@@ -170,9 +161,12 @@ def fine_tune(
     )
 
 
-def _moved(rows: slice, now: slice) -> Tensor:
-    """Where the rows that are computed now are among those that were; who departs is where the trunk is, the first."""
-    return torch.tensor([row - rows.start if row < rows.stop else 0 for row in range(now.start, now.stop)])
+def _go_on(course: Course, rows: slice, now: slice) -> slice:
+    """With the rows ``now`` after ``rows``: who departs begins where the trunk is, the first."""
+    if now != rows:
+        assert isinstance(course, _Fixed)
+        course.take(torch.tensor([row - rows.start if row < rows.stop else 0 for row in range(now.start, now.stop)]))
+    return now
 
 
 def _entered(before: Tensor | None, now: Tensor | None, rows: int) -> Tensor:

@@ -122,6 +122,8 @@ def plan(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_b
     the caches; there each thread takes replicas of its own, unless their products are so small that Python's dispatch, of which
     there is one at a time, is most of the work. Sets and batches are balanced, so that the last is not a rest.
     """
+    if r == 1:
+        return Plan(workers=1, rows=1, at_once=1)
     start = problem.start(algorithm.seed)
     first = next(iter(start.values()))
     on_cpu = first.device.type == "cpu"
