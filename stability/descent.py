@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from stability.errors import UsageError
 from stability.lbfgs import minimise
@@ -17,6 +19,7 @@ from stability.masks import Mask
 from stability.objective import Descended, Objective
 from stability.problem import generator
 from stability.selectors import Course, Run
+from stability.stopping import Checkpoints
 from stability.training import AdamW, Clock, FineTuning, Minimisation
 
 __all__ = ["DIVERGED", "Progress", "Sharing", "Trained", "find_minimum", "fine_tune"]
@@ -48,17 +51,18 @@ class Sharing:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What came of r replicas; as in :class:`stability.replicas.Replicas`. ``computed``: replica-steps that were computed.
-    ``at_once``: how many fitted into memory.
+    """What came of r replicas; as in :class:`stability.replicas.Replicas`. ``spared``: replica-steps that were taken and not
+    computed. ``at_once``: how many fitted into memory.
     """
 
     values: Tensor
     failed_step: Tensor
+    kept_step: Tensor
     batch_losses: Tensor
     mask_changes: Tensor
     relaxed: Tensor
     masks: Sequence[Mask]
-    computed: int
+    spared: int = 0
     at_once: int = 0
 
 
@@ -93,6 +97,7 @@ def fine_tune(
     activity: Tensor | None = None,
     progress: Progress | None = None,
     sharing: Sharing | None = None,
+    kept: Checkpoints | None = None,
 ) -> Trained:
     """One set of replicas from start to end, down the network's objective or its linearisation.
 
@@ -104,6 +109,7 @@ def fine_tune(
         activity: (r, K) which coordinates each row may change; all by default. Of a fixed mask only.
         progress: told how many replica-steps were done.
         sharing: which rows begin as one. Of a fixed mask only, the same for all rows.
+        kept: stops early, and says which checkpoint is the end. Not with ``sharing``.
     """
     origin, selector, shapes = objective.origin, algorithm.selector, objective.shapes
     sizes = [math.prod(shape) for shape in shapes.values()]
@@ -116,7 +122,7 @@ def fine_tune(
     course = selector.begin(run) if selector.moving else _Fixed(run, activity)
     failed = torch.full((everyone.stop,), -1, device=origin.device)
     limit = torch.zeros(())
-    losses, changes, relaxed, computed = [], [], [], 0
+    losses, changes, relaxed, spared = [], [], [], 0
     for step, index in enumerate(batches):
         clock.step = step
         rows = _go_on(course, rows, sharing.rows(step))
@@ -128,21 +134,28 @@ def fine_tune(
             limit = DIVERGED * loss.clamp_min(1.0)
             if dropout is not None and not dropout.used:
                 raise UsageError("dropout = True: this model drops nothing out, its dropout probabilities are 0; leave it off")
-        failed = torch.where((failed < 0) & ~(loss <= limit), step, failed)
+        failing = (failed < 0) & ~(loss <= limit)
+        if kept is not None and step > 0 and len(kept.values):  # what has ended is computed along, and no longer counts
+            failing, loss = failing & ~kept.ended, torch.where(kept.ended, torch.nan, loss)
+        failed = torch.where(failing, step, failed)
         before = course.mask
         relaxed.append(course.relaxed)
         course.step(gradient)
-        computed += len(found)
+        spared += asked.stop - asked.start - len(found)
         losses.append(loss)
         changes.append(_entered(before, course.mask, everyone.stop))
         if progress is not None:
             progress(asked.stop - asked.start)
+        if kept is not None and kept.due(step + 1):
+            kept.look(step + 1, *_ended(copy.copy(course), run))  # a copy, for the course itself goes on
+            if bool(kept.ended.all()):
+                break
     _go_on(course, rows, asked)
     before, masks = course.mask, []
-    values, chosen = course.final()
+    values, chosen = _ended(course, run) if kept is None else (kept.values, kept.mask)
     if chosen is not None:
-        changes[-1] = changes[-1] + _entered(before, course.mask, run.rows)
-        values = run.put_back(values, chosen)
+        if kept is None:
+            changes[-1] = changes[-1] + _entered(before, course.mask, run.rows)
         first = Mask.at(shapes, torch.nonzero(chosen[0]).squeeze(1).cpu())
         same = (chosen == chosen[0]).all(1).tolist()  # one object for all: of a dense mask each takes 8m bytes
         masks = [
@@ -150,15 +163,23 @@ def fine_tune(
         ]
     failed = failed[asked]
     failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.steps, failed)
+    later = (0, 0, 0, len(batches) - len(losses))  # sets of replicas stop apart
     return Trained(
         values,
         failed,
-        torch.stack(losses)[:, asked],
-        torch.stack(changes)[:, asked],
-        torch.tensor(relaxed),
+        torch.full_like(failed, algorithm.steps) if kept is None else kept.step,
+        pad(torch.stack(losses)[:, asked], later, value=torch.nan),
+        pad(torch.stack(changes)[:, asked], later),
+        pad(torch.tensor(relaxed), later[2:]),
         masks,
-        computed,
+        spared,
     )
+
+
+def _ended(course: Course, run: Run) -> tuple[Tensor, Tensor | None]:
+    """Values and mask if training ended here."""
+    values, chosen = course.final()
+    return values if chosen is None else run.put_back(values, chosen), chosen
 
 
 def _go_on(course: Course, rows: slice, now: slice) -> slice:
@@ -190,4 +211,4 @@ def find_minimum(objective: Objective, algorithm: Minimisation, everything: Tens
     reached = found.gradient_norms <= algorithm.tolerance
     none = torch.empty(0, len(start))
     failed = torch.where(reached, -1, found.steps)
-    return Trained(found.values, failed, none, none.long(), none.bool()[:, 0], [], int(found.steps.sum()))
+    return Trained(found.values, failed, found.steps, none, none.long(), none.bool()[:, 0], [])

@@ -17,8 +17,9 @@ from torch import Tensor
 from stability.descent import Progress, Sharing, Trained, find_minimum, fine_tune
 from stability.machine import free_memory, kept_for_backward
 from stability.masks import Mask, Parameters
-from stability.objective import ALL, Objective, Stack, Trajectory, blocks_of
+from stability.objective import ALL, Objective, Stack, Trajectory, blocks_of, logits_of
 from stability.problem import ModuleLogits, Problem
+from stability.stopping import Checkpoints
 from stability.training import Algorithm, FineTuning, Minimisation, Precision
 
 __all__ = ["Plan", "Task", "carry_out", "departures", "plan"]
@@ -57,6 +58,7 @@ class Task:
         batches: the indices that each step takes.
         reverse: whether each is in reverse order.
         trajectory: is told of every step of a single replica.
+        watched: as it is evaluated, where early stopping looks at its validation split.
     """
 
     problem: Problem
@@ -69,6 +71,7 @@ class Task:
     batches: Sequence[Tensor]
     reverse: bool = False
     trajectory: Trajectory | None = None
+    watched: Problem | None = None
 
     def run(self, rows: Tensor, sharing: Sharing | None, at_once: int, progress: Progress | None) -> Trained:
         """The replicas at ``rows``; where they share a lone trunk, it is put before them."""
@@ -91,8 +94,23 @@ class Task:
         if isinstance(self.algorithm, Minimisation):
             found = find_minimum(objective, self.algorithm, self.batches[0], progress)
         else:
-            found = fine_tune(objective, self.algorithm, self.batches, self.reverse, activity, progress, sharing)
+            kept = self._checkpoints(objective)
+            found = fine_tune(objective, self.algorithm, self.batches, self.reverse, activity, progress, sharing, kept)
         return replace(found, at_once=objective.at_once)
+
+    def _checkpoints(self, objective: Objective) -> Checkpoints | None:
+        """Of one set of replicas, by the metric on the validation split."""
+        problem = self.watched
+        if problem is None or problem.validation is None or not isinstance(self.algorithm, FineTuning):
+            return None
+        examples, start, tunable = problem.validation, self.start, self.tunable
+
+        def metric(values: Tensor) -> Tensor:
+            logits = logits_of(problem, start, tunable, values, examples, objective.at_once)
+            return torch.tensor([problem.metric(mine, examples.labels) for mine in logits], device=values.device)
+
+        assert self.algorithm.early_stopping is not None
+        return Checkpoints(self.algorithm.early_stopping, metric, self.algorithm.steps)
 
     @property
     def precision(self) -> Precision:
@@ -156,6 +174,7 @@ def plan(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_b
 def carry_out(task: Task, how: Plan, progress: Progress | None = None) -> Iterator[tuple[Tensor, Trained]]:
     """Sets of rows, in whatever order they come, each with what came of them."""
     fixed = isinstance(task.algorithm, FineTuning) and not task.algorithm.selector.moving and task.activity is None
+    fixed = fixed and task.watched is None  # who ends early would have to leave the trunk's company
     never = len(task.batches)
     when = departures(task.weights, task.batches) if fixed else torch.zeros(len(task.weights), dtype=torch.int64)
     order = when.argsort(stable=True)
@@ -186,7 +205,8 @@ def _carried_out(
         if not hasattr(own, "task"):
             torch.set_num_threads(max(1, threads // how.workers))
             # functional_call puts parameters into the module while it runs: each thread needs one of its own.
-            own.task = replace(task, problem=replace(task.problem, logits=copy.deepcopy(task.problem.logits)))
+            watched = None if task.watched is None else _with_own_model(task.watched)
+            own.task = replace(task, problem=_with_own_model(task.problem), watched=watched)
         return rows, own.task.run(rows, sharing, how.at_once, told)
 
     with ThreadPoolExecutor(how.workers) as pool:
@@ -197,6 +217,10 @@ def _carried_out(
             stop.set()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
+
+
+def _with_own_model(problem: Problem) -> Problem:
+    return replace(problem, logits=copy.deepcopy(problem.logits))
 
 
 @contextmanager

@@ -90,8 +90,9 @@ def losses_left_out(real: Replicas, trajectory: Trajectory, masks: Sequence[Mask
     if any(mask is not masks[0] for mask in masks):
         rows = [tangent.held(real.algorithm.tunable(problem, mask)) for mask in masks]
         activity = torch.stack(rows).to(tangent.origin.device)
-    algorithm = dataclasses.replace(_fine_tuning(real), dropout=False)  # its draws are in the recorded logits already
-    batches = list(algorithm.batches(problem.train))
+    # Dropout's draws are in the recorded logits already; where the real run stopped early, its replicas end where it did.
+    algorithm = dataclasses.replace(_fine_tuning(real), dropout=False, early_stopping=None)
+    batches = list(algorithm.batches(problem.train))[: int(real.kept_step[0])]
     at_once = max(1, memory // (2 * _HELD * tangent.origin.element_size() * len(tangent.origin)))
     found = []
     for left_out in torch.arange(n).split(at_once):

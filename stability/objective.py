@@ -33,6 +33,16 @@ ALL = slice(None)
 """All rows."""
 
 
+def logits_of(problem: Problem, start: Parameters, tunable: Mask, values: Tensor, examples: Examples, at_once: int) -> Tensor:
+    """Of trained values (r, K): (r, N, C), computed for a block of examples and ``at_once`` replicas at a time."""
+    blocks = list(examples.blocks())
+    back = torch.cat([index for index, _ in blocks]).argsort().to(values.device)
+    with torch.no_grad():
+        stacks = (Stack(start, tunable, mine) for mine in values.split(at_once))
+        parts = [torch.cat([stack.call(problem.logits, block.inputs) for _, block in blocks], dim=1) for stack in stacks]
+    return torch.cat(parts)[:, back]
+
+
 class Stack:
     """The masked tensors of r replicas, (r, *shape) each; the others are shared.
 

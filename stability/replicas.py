@@ -19,7 +19,7 @@ from stability.descent import Progress
 from stability.errors import UsageError, check_whole
 from stability.execution import Plan, Task, carry_out, plan
 from stability.masks import Mask, Parameters, SparseDelta
-from stability.objective import ALL, Stack, Trajectory
+from stability.objective import ALL, Stack, Trajectory, logits_of
 from stability.problem import Examples, Problem
 from stability.training import Algorithm, FineTuning, Minimisation
 
@@ -41,7 +41,9 @@ class Replicas:
         masks: each row's selected coordinates of the pretrained tensors.
         failed_step: (r,) the step at which a row diverged, or stopped short of its tolerance; −1 where it did not fail.
         replica_batch: how many went at once.
-        batch_losses: (t, r) each step's loss on its batch, before the step; without the ridge. Empty for a minimisation.
+        kept_step: (r,) after how many steps the values are: all, unless early stopping kept an earlier checkpoint.
+        batch_losses: (t, r) each step's loss on its batch, before the step; without the ridge; NaN where a replica had stopped
+            early. Empty for a minimisation.
         mask_changes: (t, r) how many coordinates entered the mask in each step; the first mask counts in full, one that
             does not move counts nothing.
         relaxed: (t,) whether the step's loss was taken with soft or random gates instead of a mask.
@@ -55,6 +57,7 @@ class Replicas:
     values: Tensor
     masks: Sequence[Mask]
     failed_step: Tensor
+    kept_step: Tensor
     replica_batch: int
     batch_losses: Tensor
     mask_changes: Tensor
@@ -93,6 +96,7 @@ class Replicas:
             values=torch.cat(values),
             masks=[mask for part in parts for mask in part.masks],
             failed_step=torch.cat([part.failed_step for part in parts]),
+            kept_step=torch.cat([part.kept_step for part in parts]),
             batch_losses=torch.cat([part.batch_losses for part in parts], dim=1),
             mask_changes=torch.cat([part.mask_changes for part in parts], dim=1),
             steps_shared=sum(part.steps_shared for part in parts),
@@ -100,12 +104,7 @@ class Replicas:
 
     def logits(self, examples: Examples, rows: slice = ALL) -> Tensor:
         """(r, N, C), or of some ``rows``, computed for a block of examples and a batch of replicas at a time."""
-        blocks = list(examples.blocks())
-        back = torch.cat([index for index, _ in blocks]).argsort().to(self.values.device)
-        with torch.no_grad():
-            values = self.values[rows].split(self.replica_batch)
-            parts = [torch.cat([self._logits(mine, block) for _, block in blocks], dim=1) for mine in values]
-        return torch.cat(parts)[:, back]
+        return logits_of(self.problem, self.start, self.tunable, self.values[rows], examples, self.replica_batch)
 
     def losses(self, examples: Examples, rows: slice = ALL) -> Tensor:
         """ℓ of each example under each replica, (r, N), or under some ``rows``."""
@@ -134,9 +133,6 @@ class Replicas:
         """‖θ_r − θ_0‖₂, each replica's distance from the first over all parameters: float64 (r,)."""
         first = self.values[0].double()  # row by row: all at once would hold (r, K) twice more, in float64
         return torch.stack([(row.double() - first).norm() for row in self.values])
-
-    def _logits(self, values: Tensor, examples: Examples) -> Tensor:
-        return Stack(self.start, self.tunable, values).call(self.problem.logits, examples.inputs)
 
 
 def train(
@@ -167,7 +163,8 @@ def train(
         progress: told how many replica-steps were done.
 
     Raises:
-        UsageError: weights or masks whose shapes do not fit, a weight below 0, or nothing to tune.
+        UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to tune, or early stopping without a
+            validation split.
         StabilityError: not even one replica fits into memory.
 
     Example:
@@ -203,12 +200,17 @@ def train(
     if tunable.count == 0:
         raise UsageError(f"k = 0 of m = {problem.m} and no head: there is nothing to tune; use a larger p")
     seen = algorithm.training_form(problem) if isinstance(algorithm, FineTuning) else problem
+    watched = problem if isinstance(algorithm, FineTuning) and algorithm.early_stopping else None
+    if watched is not None and (problem.validation is None or not len(problem.validation)):
+        raise UsageError(
+            f"early_stopping: problem {problem.name!r} has no validation split to choose a checkpoint by; leave it out, or give one"
+        )
     how = plan(seen, algorithm, tunable, len(weights), memory_budget)
     if replica_batch is not None:
         check_whole(1, replica_batch=replica_batch)
         how = Plan(how.workers, max(how.rows, replica_batch), replica_batch)
     batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.train)]
-    task = Task(seen, algorithm, start, tunable, weights, ridges, activity, batches, reverse_batches, trajectory)
+    task = Task(seen, algorithm, start, tunable, weights, ridges, activity, batches, reverse_batches, trajectory, watched)
     values = first.new_empty(len(weights), tunable.count)
     order, parts = [], []
     for rows, part in carry_out(task, how, progress):
@@ -219,7 +221,6 @@ def train(
     if algorithm.selector.moving:
         moved = [mask for part in parts for mask in part.masks]
         masks = [moved[row] for row in back.tolist()]
-    computed = sum(part.computed for part in parts)
     return Replicas(
         problem,
         algorithm,
@@ -228,11 +229,12 @@ def train(
         values,
         masks,
         torch.cat([part.failed_step.cpu() for part in parts])[back],
+        torch.cat([part.kept_step.cpu() for part in parts])[back],
         min(part.at_once for part in parts),
         torch.cat([part.batch_losses.cpu() for part in parts], dim=1)[:, back],
         torch.cat([part.mask_changes.cpu() for part in parts], dim=1)[:, back],
-        parts[0].relaxed,
-        algorithm.steps * len(weights) - computed if isinstance(algorithm, FineTuning) else 0,
+        torch.stack([part.relaxed for part in parts]).any(0),
+        sum(part.spared for part in parts),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +16,7 @@ from stability.errors import UsageError, check_flags, check_number, check_positi
 from stability.masks import Mask
 from stability.problem import Examples, ModuleLogits, Problem, generator, shuffled_batches
 from stability.selectors import FullTuning, Selector
+from stability.stopping import EarlyStopping
 
 __all__ = ["AdamW", "Algorithm", "Clock", "FineTuning", "Minimisation", "Precision"]
 
@@ -123,6 +124,7 @@ class FineTuning(Algorithm):
         precision: of the network's matrix products while A trains: ``float32``; ``tf32``, 10 bits of mantissa where the device
             has it; ``bfloat16``, all of the network in 7 bits but for what torch.autocast keeps. Values and optimizer stay as
             they are, and the trained model is evaluated in full; what rounding does in the mean is the noise floor.
+        early_stopping: when to end before ``steps``, and which checkpoint is A(S); None: all steps, and the last.
         seed: starts the head, orders the examples, and is handed to the selector; each has its own generator.
 
     Raises:
@@ -147,6 +149,7 @@ class FineTuning(Algorithm):
     ridge: float | Literal["paper"] = 0.0
     dropout: bool = False
     precision: Precision = "float32"
+    early_stopping: EarlyStopping | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -170,12 +173,14 @@ class FineTuning(Algorithm):
 
     @property
     def vectors(self) -> int:
-        return 6 + self.selector.vectors  # values, gradient, two moments, two temporaries
+        # Values, gradient, two moments, two temporaries; the best checkpoint, the one looked at, and a temporary.
+        return 6 + self.selector.vectors + (0 if self.early_stopping is None else 3)
 
     def settings(self) -> dict[str, Any]:
-        """Dropout is named where it is on, precision where it is reduced: most runs here have neither."""
-        ordinary = {"dropout": False, "precision": "float32"}
-        return {name: value for name, value in super().settings().items() if name not in ordinary or ordinary[name] != value}
+        """Dropout is named where it is on, precision where it is reduced, early stopping where there is any."""
+        ordinary = {"dropout": False, "precision": "float32", "early_stopping": None}
+        own = {name: value for name, value in super().settings().items() if name not in ordinary or ordinary[name] != value}
+        return own if self.early_stopping is None else {**own, "early_stopping": asdict(self.early_stopping)}
 
     def training_form(self, problem: Problem) -> Problem:
         """``problem`` as the steps see it: with its model in training mode where ``dropout`` asks for it.

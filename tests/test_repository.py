@@ -28,6 +28,7 @@ LAYERS = [
     ["influence"],
     ["problems", "selectors"],
     ["naming"],
+    ["stopping"],
     ["training"],
     ["objective"],
     ["descent"],

@@ -106,7 +106,7 @@ class Course(ABC):
     @abstractmethod
     def final(self) -> tuple[Tensor, Tensor | None]:
         """The trained values (r, K) and the final mask, bool (r, m): outside it the engine puts θ⁰ back. None for a mask
-        that was there before.
+        that was there before. Early stopping asks a shallow copy in mid-course what they would be: change no tensor in place.
         """
 
 
