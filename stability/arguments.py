@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 from stability import __version__
+from stability.protocol import AUTHORS
+from stability.stopping import EarlyStopping
 from stability.training import FineTuning, Precision
 
-__all__ = ["ESTIMATORS", "PREDICTORS", "PROBLEM", "TEXT_TRAINING", "TRAINING", "parser"]
+__all__ = ["ESTIMATORS", "PREDICTORS", "PROBLEM", "STOPPING", "TEXT_TRAINING", "TRAINING", "parser"]
 
-PROBLEM = ("n", "model", "max_length", "text", "label", "labels", "task", "split_seed", "data")
+PROBLEM = ("n", "model", "max_length", "text", "label", "labels", "task", "split_seed", "data", "removed", "pool")
 """Settings of problems that have an option of the same name."""
 
 TRAINING = ("steps", "batch_size", "learning_rate", "weight_decay", "schedule", "dropout", "precision")
 """Settings of FineTuning that have an option of the same name."""
+
+STOPPING = {"evaluate_every": "every", "patience": "patience", "least_steps": "least_steps"}
+"""Options of early stopping, and what EarlyStopping calls them."""
 
 ESTIMATORS = ("exact", "sampled", "assisted", "approximate")
 
@@ -81,9 +86,16 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_option(sub)
     sub.add_argument("--sparsities", nargs="+", type=float, default=[], metavar="P", help="take each of them at every such p")
-    sub.add_argument("--problem", help="a study of your own: folder or file of texts, glue/rte, …, or a name of 'stability list'")
+    sub.add_argument("--plan", action="store_true", help="compute nothing: time a few steps, and say what the study will cost")
+    sub.add_argument(
+        "--problem",
+        nargs="+",
+        help="a study of your own: folders or files of texts, glue/rte, …, or names of 'stability list'; one or several",
+    )
     _add_problem(sub)
+    _add_protocol(sub)
     sub.add_argument("--seeds", type=int, help="with --problem: so many seeds, each with its own S (by default 3)")
+    sub.add_argument("--measured-seeds", type=int, metavar="K", help="measure stability with the first K seeds only")
     sub.add_argument("--samples", type=int, help="with --problem: so many training sets S, each with as many seeds of its own")
     _add_estimator(sub, "with --problem: ")
     sub.add_argument(
@@ -183,7 +195,37 @@ def _add_problem(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--labels", choices=("classes", "numbers"), help="of texts: what labels are (by default what they look like)")
     sub.add_argument("--task", help="of texts: the known task whose form and metric they have (cola, stsb, mrpc, …), or none")
     sub.add_argument("--split-seed", type=int, help="of texts: draws what is held out for lack of a test split (by default 0)")
-    sub.add_argument("--data", help="of the problems linear and logistic: generated, diabetes, breast_cancer")
+    sub.add_argument(
+        "--data",
+        help="of the studies paper…: the folder that holds a folder for each task (by default the hub); of the problems linear and "
+        "logistic: generated, diabetes, breast_cancer",
+    )
+    sub.add_argument("--removed", type=float, metavar="FRACTION", help="of texts: leave so much of the training split out of S")
+    sub.add_argument("--pool", type=int, metavar="N", help="of texts: cut the training split to so many, the same for all seeds")
+
+
+def _add_protocol(sub: argparse.ArgumentParser) -> None:
+    paper = sub.add_argument_group(
+        "the paper's studies", "paper, paper-perturbation, paper-sparsity and paper-quick… take these and the options of training"
+    )
+    paper.add_argument("--tasks", nargs="+", metavar="TASK", help="some of the seven, cola stsb …, or folders of --data")
+    paper.add_argument("--methods", nargs="+", metavar="SELECTOR", help="instead of the paper's ten")
+    paper.add_argument("--sparsity", type=float, metavar="P", help="of the methods that choose so many")
+    paper.add_argument(
+        "--rates", nargs="+", type=_option, metavar="METHOD=RATE", help="learning rates of methods that have one of their own"
+    )
+    paper.add_argument("--adapter-width", type=int)
+    paper.add_argument("--lora-rank", type=int)
+    paper.add_argument("--mixout", type=float, metavar="PROBABILITY")
+    paper.add_argument("--burn-in", type=int, metavar="STEPS")
+    paper.add_argument("--project-every", type=int, metavar="STEPS")
+    paper.add_argument(
+        "--authors",
+        nargs="+",
+        choices=tuple(AUTHORS),
+        metavar="CHOICE",
+        help="do as the authors' code: " + "; ".join(f"{name}: {what}" for name, what in AUTHORS.items()),
+    )
 
 
 def _add_training(sub: argparse.ArgumentParser) -> None:
@@ -194,13 +236,22 @@ def _add_training(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--schedule", choices=("constant", "linear"), help="of the learning rate (by default constant, of texts linear)"
     )
-    sub.add_argument("--dropout", action="store_true", default=None, help="the model's own dropout is on while it trains")
+    sub.add_argument(
+        "--dropout", action=argparse.BooleanOptionalAction, help="the model's own dropout is on while it trains (by default off)"
+    )
     sub.add_argument(
         "--precision",
         choices=get_args(Precision),
         help="of the network's products while it trains (by default float32); tf32 is float32 where the device has none; what it "
         "does in the mean is in the noise floor",
     )
+    sub.add_argument(
+        "--evaluate-every", type=int, metavar="STEPS", help="keep the best checkpoint on the validation split, and stop early"
+    )
+    sub.add_argument(
+        "--patience", type=int, help=f"evaluations without a better one after which to stop (by default {EarlyStopping.patience})"
+    )
+    sub.add_argument("--least-steps", type=int, metavar="STEPS", help=f"but not before (by default {EarlyStopping.least_steps})")
 
 
 def _add_selection(sub: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from stability import bounds, machine, problems
-from stability.arguments import PROBLEM, TEXT_TRAINING, TRAINING, parser
+from stability import bounds, cost, machine, problems
+from stability.arguments import PROBLEM, STOPPING, TEXT_TRAINING, TRAINING, parser
 from stability.bounds.base import check_delta
 from stability.constants import measure_constants, measured_bounds
 from stability.errors import StabilityError, UsageError, check_whole
@@ -29,8 +30,9 @@ from stability.problems.texts import HUB
 from stability.replicas import train
 from stability.report import metrics_of, named_examples, show_estimate, signed
 from stability.selectors import Selector
+from stability.stopping import EarlyStopping
 from stability.store import Store
-from stability.studies import STUDIES
+from stability.studies import PAPER, STUDIES
 from stability.study import Study, run
 from stability.summary import table
 from stability.training import FineTuning, Minimisation
@@ -63,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     study = _study(options)
     store = options.store or Path("runs") / f"{study.name}.sqlite"
+    if options.plan:
+        print(cost.told(cost.expected(study, store, device=options.device, workers=options.workers)))
+        return
     with tqdm(unit="cell", desc=study.name, disable=None) as bar:
 
         def start(done: int, total: int) -> None:
@@ -80,11 +85,15 @@ def _run(options: argparse.Namespace) -> None:
 
 def _study(options: argparse.Namespace) -> Study:
     """The one that comes with the toolkit, with further selectors; or one of the user's own, on ``--problem``."""
+    if options.study in PAPER and options.problem is None:
+        return _paper(options)
+    if odd := [name for name in _OF_PAPER if getattr(options, name) is not None]:
+        raise UsageError(f"--{odd[0].replace('_', '-')} belongs to the studies {', '.join(PAPER)}: leave it out")
     selectors = selectors_named(options.selectors, options.sparsities, **dict(options.option))
     if not selectors and (options.sparsities or options.option):
         raise UsageError("--sparsities and --option belong to --selectors SELECTOR …: add them, or leave these out")
     if options.problem is not None:
-        if options.study in STUDIES:
+        if options.study in (*STUDIES, *PAPER):
             raise UsageError(f"study {options.study!r} has its own problem: give your study another name")
         if not selectors:
             raise UsageError("a study of --problem needs --selectors: full sam, with --sparsities 0.005, for example")
@@ -92,14 +101,19 @@ def _study(options: argparse.Namespace) -> Study:
         seeds = 3 if options.seeds is None else options.seeds
         check_whole(1, seeds=seeds)
         settings = _problem_settings(options)
-        _tell(problems.load(options.problem, **settings))
+        for problem in options.problem:
+            _tell(problems.load(problem, **settings))
         samples = None if options.samples is None else tuple(range(options.samples))
         if samples is not None:
             check_whole(1, samples=options.samples)
         more: dict[str, Any] = {"check_replicas": options.check_replicas, "estimator": _estimator(options), "samples": samples}
-        return Study(options.study, options.problem, algorithms, tuple(range(seeds)), settings, **more)
+        more |= {"measured_seeds": options.measured_seeds}
+        where = options.problem[0] if len(options.problem) == 1 else tuple(options.problem)
+        return Study(options.study, where, algorithms, tuple(range(seeds)), settings, **more)
     if options.study not in STUDIES:
-        raise UsageError(f"unknown study {options.study!r}: there is {', '.join(STUDIES)}; for one of your own give --problem")
+        raise UsageError(
+            f"unknown study {options.study!r}: there is {', '.join([*STUDIES, *PAPER])}; for one of your own give --problem"
+        )
     own = (
         "seeds",
         "samples",
@@ -109,13 +123,48 @@ def _study(options: argparse.Namespace) -> Study:
         "predictor",
         "checkpoints",
         "check_replicas",
+        "measured_seeds",
         *TRAINING,
+        *STOPPING,
         *PROBLEM,
     )
     if given := [name for name in own if getattr(options, name) is not None]:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to --problem: study {options.study!r} has its own")
     study = STUDIES[options.study]
     return study.with_selectors(*selectors) if selectors else study
+
+
+_OF_PAPER = ("tasks", "methods", "rates", "sparsity", "adapter_width", "lora_rank", "mixout", "burn_in", "project_every", "authors")
+
+
+def _paper(options: argparse.Namespace) -> Study:
+    """One of the paper's, with the numbers that were given."""
+    protocol = PAPER[options.study]
+    names = {field.name for field in fields(protocol)} - {"part"}
+    allowed = {*names, *STOPPING, "estimator"}
+    given = {name: getattr(options, name) for name in (*_OF_PAPER, *TRAINING, *STOPPING, *PROBLEM, *_MEASURED)}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
+    given |= {"sparsities": tuple(options.sparsities)} if options.sparsities else {}
+    if odd := sorted(given.keys() - allowed) + (["option"] if options.option else []):
+        raise UsageError(
+            f"study {options.study!r} has no --{odd[0].replace('_', '-')}: leave it out; there is {', '.join(sorted(names))}"
+        )
+    if options.selectors:
+        given["methods"] = (*given.get("methods", protocol.methods), *options.selectors)
+    return replace(protocol, **given).study(options.study)
+
+
+_MEASURED = (
+    "seeds",
+    "samples",
+    "estimator",
+    "retrainings",
+    "tolerance",
+    "predictor",
+    "checkpoints",
+    "check_replicas",
+    "measured_seeds",
+)
 
 
 def _figures(options: argparse.Namespace) -> None:
@@ -226,7 +275,9 @@ def _draw_examples(
 
 def _select(options: argparse.Namespace) -> None:
     selector, problem = _selector(options), _problem(options)
-    if not selector.moving and (odd := [f"--{name.replace('_', '-')}" for name in TRAINING if getattr(options, name) is not None]):
+    if not selector.moving and (
+        odd := [f"--{name.replace('_', '-')}" for name in (*TRAINING, *STOPPING) if getattr(options, name) is not None]
+    ):
         raise UsageError(f"{selector.name} selects before training: leave {', '.join(odd)} out")
     if selector.moving:
         algorithm = FineTuning(selector, seed=options.seed, **_training(options))
@@ -276,7 +327,7 @@ def _print_bounds(found: Mapping[str, bounds.Bound]) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    names = {"problems": [*PROBLEMS, *HUB], "selectors": [*SELECTORS, *sorted(announced())], "studies": list(STUDIES)}
+    names = {"problems": [*PROBLEMS, *HUB], "selectors": [*SELECTORS, *sorted(announced())], "studies": [*STUDIES, *PAPER]}
     if options.json:
         _print_json(names)
         return
@@ -318,7 +369,13 @@ def _problem_settings(options: argparse.Namespace) -> dict[str, Any]:
 def _training(options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for; the rest is the default of texts, where the problem is texts, and otherwise FineTuning's."""
     given = {name: getattr(options, name) for name in TRAINING if getattr(options, name) is not None}
-    return given if options.problem is None or options.problem in PROBLEMS else {**TEXT_TRAINING, **given}
+    stopping = {own: getattr(options, name) for name, own in STOPPING.items() if getattr(options, name) is not None}
+    if stopping:
+        if "every" not in stopping:
+            raise UsageError("--patience and --least-steps belong to --evaluate-every: give it too, or leave them out")
+        given["early_stopping"] = EarlyStopping(**stopping)
+    which = [options.problem] if isinstance(options.problem, str) else options.problem or []
+    return {**TEXT_TRAINING, **given} if any(problem not in PROBLEMS for problem in which) else given
 
 
 def _estimator(options: argparse.Namespace) -> Estimator:
@@ -345,7 +402,7 @@ def _algorithm(options: argparse.Namespace) -> FineTuning | Minimisation:
     selector, ridge = _selector(options), options.ridge
     if options.minimise is None:
         return FineTuning(selector, seed=options.seed, **_training(options), **({} if ridge is None else {"ridge": ridge}))
-    if odd := [f"--{name.replace('_', '-')}" for name in TRAINING if getattr(options, name) is not None]:
+    if odd := [f"--{name.replace('_', '-')}" for name in (*TRAINING, *STOPPING) if getattr(options, name) is not None]:
         raise UsageError(f"--minimise takes no {', '.join(odd)}: L-BFGS has no such setting")
     if ridge is None:
         raise UsageError("--minimise needs --ridge λ (or 'paper'), so that there is a minimum to find")

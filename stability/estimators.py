@@ -18,7 +18,7 @@ from stability.predictors import Linearised, OneStep, Prediction, Predictor
 from stability.problem import generator
 from stability.statistics import Estimate, Numbers, draw, mean_of_draws, mean_of_population
 
-__all__ = ["Approximate", "Assisted", "Estimator", "Exact", "Plan", "Sampled"]
+__all__ = ["Alone", "Approximate", "Assisted", "Estimator", "Exact", "Plan", "Sampled"]
 
 _FIRST = 12  # retrainings before the first look at a tolerance
 
@@ -82,6 +82,16 @@ class Estimator(ABC):
     def plan(self, n: int, seed: int, prediction: Prediction | None) -> Plan:
         """Uniform draws without replacement, from the seed alone."""
         return Plan(torch.randperm(n, generator=generator(seed, "plan")).numpy())
+
+
+@dataclass(frozen=True)
+class Alone(Estimator):
+    """Leave out none, and predict nothing: A(S) alone, for its losses and metrics."""
+
+    name: ClassVar[str] = "alone"
+
+    def more(self, n: int, done: int, found: Estimate | None) -> int:
+        return 0
 
 
 @dataclass(frozen=True)

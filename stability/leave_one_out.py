@@ -20,7 +20,7 @@ from torch import Tensor
 from stability.descent import Progress
 from stability.errors import StabilityError, UsageError
 from stability.estimate import Diagnostics, StabilityEstimate, diagnosed
-from stability.estimators import DEFAULT, POOR, Approximate, Estimator, Exact, Plan, Sampled
+from stability.estimators import DEFAULT, POOR, Alone, Approximate, Estimator, Exact, Plan, Sampled
 from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.predictors import OneStep, Prediction, Predictor
@@ -264,6 +264,8 @@ class _Retrained:
         tolerance = self._estimator.tolerance
         if isinstance(self._estimator, Approximate):
             return "approximate"
+        if isinstance(self._estimator, Alone):
+            return "not measured"
         if exact:
             return "exact"
         if tolerance is None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stability.estimators import Assisted
+from stability.protocol import Protocol
 from stability.selectors import (
     SAM,
     Adapter,
@@ -19,7 +22,7 @@ from stability.selectors import (
 from stability.study import Study
 from stability.training import FineTuning, Minimisation
 
-__all__ = ["STUDIES"]
+__all__ = ["PAPER", "STUDIES"]
 
 _SWEPT = (0.003, 0.01, 0.03, 0.1, 0.3)
 
@@ -87,3 +90,37 @@ STUDIES = {
 studies measure the very minimisers that the bounds speak of: ``regularised`` is L + (1 − p)‖θ − θ⁰‖² over all
 coordinates, the others are hard masks with one small ridge for every p. ``discontinuity`` trains long, for the loss's
 curve where a mask changes every 600 steps; its two retrainings a cell say little of stability."""
+
+_MASKS, _MODULES = ("random", "magnitude", "childpruning", "sam"), ("bitfit", "adapter", "lora")
+_QUICK = Protocol(
+    model="sentence-transformers/all-MiniLM-L6-v2",
+    tasks=("rte", "cb"),
+    sparsities=(0.001, 0.005, 0.02, 0.1),
+    adapter_width=12,
+    lora_rank=12,
+    burn_in=20,
+    project_every=2,
+    seeds=5,
+    pool=64,
+    max_length=128,
+    steps=40,
+    batch_size=8,
+    learning_rate=5e-4,
+    rates=(*((method, 2e-3) for method in _MASKS), *((method, 5e-3) for method in _MODULES)),
+    schedule="linear",
+    weight_decay=0.0,
+    dropout=False,
+    evaluate_every=0,
+    measured_seeds=1,
+    retrainings=4,
+    predictor="linearised",
+)
+
+PAPER = {
+    f"{name}{'' if part == 'main' else f'-{part}'}": replace(protocol, part=part)
+    for name, protocol in (("paper", Protocol()), ("paper-quick", _QUICK))
+    for part in ("main", "perturbation", "sparsity")
+}
+"""The experiments of Fu et al. 2023 by name; each number is a parameter of the command line. The quick ones are for small machines:
+MiniLM on RTE and CB, 64 examples, 40 steps without early stopping, a learning rate for each kind of method with which it fits most
+of them; they show the machinery and this small model, not the paper's."""

@@ -21,8 +21,8 @@ import torch
 
 from stability import problems
 from stability.constants import Constants, measure_constants, measured_bounds
-from stability.errors import StabilityError, UsageError
-from stability.estimators import Estimator
+from stability.errors import StabilityError, UsageError, check_whole
+from stability.estimators import Alone, Estimator
 from stability.leave_one_out import StabilityEstimate, measure
 from stability.machine import cores, free_memory, resolve_device
 from stability.selectors import Selector
@@ -39,22 +39,24 @@ class Study:
 
     Attributes:
         name: of the study.
-        problem: name of the problem, or path of texts; each seed draws its own S.
+        problem: name of the problem, or path of texts; each seed draws its own S. Several: every algorithm and seed on each.
         algorithms: each with its selector; their own seeds are replaced.
         seeds: of S, of the head's start, of the order of examples and of selection alike.
-        problem_settings: further settings of the problem.
+        problem_settings: further settings of every problem.
         retrainings: left-out examples a cell, drawn at random; None for all n, or for what the estimator says.
         estimator: how else stability is estimated.
         samples: seeds of S alone, each with as many seeds of the algorithm as there are, and these its own (0 and 1 for the
             first S are 2 and 3 for the second): then the shares of S, seed and retrainings in the variance can be told
             apart (:func:`stability.statistics.variance_shares`). None: each seed draws its own S.
+        measured_seeds: stability is measured with the first so many seeds only; with the others A(S) is trained alone, for its
+            losses and metrics. None: with all.
         check_replicas: as in :func:`stability.constants.measure_constants`; None measures no constants and no bounds, whose
             eigenvalues cost a large model far more than its training.
         delta: δ of the bounds on the expected loss.
     """
 
     name: str
-    problem: str
+    problem: str | tuple[str, ...]
     algorithms: tuple[FineTuning | Minimisation, ...]
     seeds: tuple[int, ...]
     problem_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -63,16 +65,31 @@ class Study:
     delta: float = 0.1
     estimator: Estimator | None = None
     samples: tuple[int, ...] | None = None
+    measured_seeds: int | None = None
 
     def __post_init__(self) -> None:
+        if self.measured_seeds is not None:
+            check_whole(0, measured_seeds=self.measured_seeds)
+            if self.measured_seeds > len(self.seeds):
+                raise UsageError(f"measured_seeds = {self.measured_seeds} of {len(self.seeds)} seeds: use at most as many")
+            if self.samples is not None:
+                raise UsageError("measured_seeds and samples: shares of the variance need every cell measured; leave one out")
+        if len(set(names := [problems.short_name(name) for name in self.problems])) < len(names):
+            raise UsageError(f"study {self.name!r}: two problems have one name among {', '.join(names)}; rename a folder")
         if self.retrainings is not None and self.estimator is not None:
             raise UsageError(f"study {self.name!r}: retrainings = {self.retrainings} and an estimator: say it to the estimator")
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.problem,) if isinstance(self.problem, str) else self.problem
+
     def identity(self) -> dict[str, Any]:
         """What defines the study, as plain values."""
+        each = {problems.short_name(name): problems.identity(name, self.problem_settings) for name in self.problems}
         return {
             "study": self.name,
-            **problems.identity(self.problem, self.problem_settings),
+            **(next(iter(each.values())) if isinstance(self.problem, str) else {"problems": each}),
             "algorithms": [algorithm.settings() for algorithm in self.algorithms],
             "seeds": list(self.seeds),
             "retrainings": self.retrainings,
@@ -80,6 +97,7 @@ class Study:
             "delta": self.delta,
             **({} if self.estimator is None else {"estimator": self.estimator.settings()}),
             **({} if self.samples is None else {"samples": list(self.samples)}),
+            **({} if self.measured_seeds is None else {"measured_seeds": self.measured_seeds}),
         }
 
     def with_selectors(self, *selectors: Selector) -> Study:
@@ -112,15 +130,22 @@ class Study:
         return replace(self, name="+".join([self.name, *names]), algorithms=(*self.algorithms, *new))
 
     def cells(self) -> list[Cell]:
-        """Seed by seed, so that an interrupted study holds whole curves."""
+        """Seed by seed, so that an interrupted study holds whole curves and tables."""
         if self.samples is None:
-            return [Cell(replace(algorithm, seed=seed)) for seed in self.seeds for algorithm in self.algorithms]
+            measured = self.seeds[: self.measured_seeds]
+            return [
+                Cell(replace(algorithm, seed=seed), None, problem, seed in measured)
+                for seed in self.seeds
+                for problem in self.problems
+                for algorithm in self.algorithms
+            ]
         # Each S has seeds of its own: a head's start common to all S would be mistaken for what they have in common.
         apart = max(self.seeds) + 1
         return [
-            Cell(replace(algorithm, seed=seed + place * apart), sample)
+            Cell(replace(algorithm, seed=seed + place * apart), sample, problem)
             for place, sample in enumerate(self.samples)
             for seed in self.seeds
+            for problem in self.problems
             for algorithm in self.algorithms
         ]
 
@@ -132,17 +157,26 @@ class Cell:
     Attributes:
         algorithm: with its seed.
         sample: the seed of S, where it is not the algorithm's.
+        problem: which of the study's.
+        measured: whether its stability is, and not its losses and metrics alone.
     """
 
     algorithm: FineTuning | Minimisation
-    sample: int | None = None
+    sample: int | None
+    problem: str
+    measured: bool = True
 
 
-def cell_identity(cell: Cell) -> dict[str, Any]:
+def cell_identity(study: Study, cell: Cell) -> dict[str, Any]:
     """What defines a cell within its study."""
     mine = cell.algorithm
     own = {"method": mine.name, "asked_sparsity": mine.asked_sparsity, "algorithm": mine.settings(), "seed": mine.seed}
-    return own if cell.sample is None else {**own, "sample": cell.sample}
+    return {
+        **own,
+        **({} if cell.sample is None else {"sample": cell.sample}),
+        **({} if isinstance(study.problem, str) else {"task": problems.short_name(cell.problem)}),
+        **({} if cell.measured else {"measured": False}),
+    }
 
 
 def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int | None = None) -> dict[str, Any]:
@@ -152,11 +186,12 @@ def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int |
     """
     try:
         drawn = cell.algorithm.seed if cell.sample is None else cell.sample
-        problem = problems.load(study.problem, **{**study.problem_settings, "seed": drawn})
-        how: dict[str, Any] = {"estimator": study.estimator, "device": device, "memory_budget": memory_budget}
-        estimate = measure(problem, cell.algorithm, study.retrainings, **how)
+        problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
+        how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
+        how |= {"retrainings": study.retrainings, "estimator": study.estimator} if cell.measured else {"estimator": Alone()}
+        estimate = measure(problem, cell.algorithm, **how)
         row = {"status": "ok", **_row(estimate), **dict.fromkeys(_MEASURED)}
-        if study.check_replicas is None:
+        if study.check_replicas is None or not cell.measured:
             return row
         constants = measure_constants(estimate, study.check_replicas, memory_budget)
         return row | _constants(constants) | _bounds(estimate, constants, study.delta)
@@ -176,12 +211,16 @@ _MEASURED = (
 """Columns of the constants and bounds, None where they were not measured."""
 
 
+_HISTORY = 5000  # steps of the loss that are kept, as many as the paper's figure of it shows
+
+
 def _row(estimate: StabilityEstimate) -> dict[str, Any]:
     replicas, problem = estimate.replicas, estimate.replicas.problem
     plain = estimate.to_dict()
     row: dict[str, Any] = {
         "sparsity": replicas.algorithm.sparsity_for(replicas.masks[0]),
-        "stability": estimate.value,
+        "task": problems.short_name(problem.name),
+        "stability": plain["value"] if estimate.retrainings else None,
         "stability_interval": plain["interval"],
         "stability_error": plain["error"],
         "estimate_status": estimate.status,
@@ -199,11 +238,13 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
         row[f"{split}_loss"] = problem.loss(logits, examples.labels).double().mean().item()
         row[f"{split}_metric"] = problem.metric(logits, examples.labels)
     if len(replicas.batch_losses):
+        losses, changes = replicas.batch_losses[:_HISTORY, 0], replicas.mask_changes[:_HISTORY, 0]
         row["history"] = {
-            "loss": [float(f"{loss:.4g}") for loss in replicas.batch_losses[:, 0].tolist()],
-            "mask_changes": {str(step): int(count) for step, count in enumerate(replicas.mask_changes[:, 0].tolist()) if count},
-            "relaxed": torch.nonzero(replicas.relaxed).squeeze(1).tolist(),
+            "loss": [float(f"{loss:.4g}") for loss in losses[~losses.isnan()].tolist()],
+            "mask_changes": {str(step): int(count) for step, count in enumerate(changes.tolist()) if count},
+            "relaxed": torch.nonzero(replicas.relaxed[:_HISTORY]).squeeze(1).tolist(),
         }
+        row["kept_step"] = int(replicas.kept_step[0])
     row |= {"gap": row["test_loss"] - row["train_loss"], "distance": plain["distance"]}
     return row | {"seconds": estimate.seconds, "per_example": plain["per_example"], "prediction": plain["prediction"]}
 
@@ -265,29 +306,40 @@ def run(
     for identity, record in reused:
         ledger.add(identity, record)
     done, cells = ledger.finished(), study.cells()
-    waiting = [cell for cell in cells if key(cell_identity(cell)) not in done]
+    waiting = [cell for cell in cells if key(cell_identity(study, cell)) not in done]
     on_start(len(cells) - len(waiting), len(cells))
     one = place.type == "cuda" or any(_only_here(cell.algorithm.selector) for cell in waiting)
     count = min(workers or (1 if one else cores()), max(1, len(waiting)))
     for cell, record in _compute(study, waiting, str(place), count):
-        ledger.add(cell_identity(cell), record)
+        ledger.add(cell_identity(study, cell), record)
         on_cell()
     return table(ledger)
 
 
 def _cells_of(other: Store, study: Study, version: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """The finished cells of ``other`` that belong to ``study``."""
-    wanted, own = {key(cell_identity(cell)) for cell in study.cells()}, json.loads(json.dumps(study.identity()))
+    wanted, own = {key(cell_identity(study, cell)) for cell in study.cells()}, json.loads(json.dumps(study.identity()))
     if other.version != version:
         raise StabilityError(f"{other.path} was made by version {other.version}, this is {version}: nothing can be reused")
-    # Seeds and samples are in the cells' own identity: a larger study may take over a smaller one's.
-    for name in (own.keys() | other.identity.keys()) - {"study", "algorithms", "seeds", "samples"}:
-        if other.identity.get(name) != own.get(name):
+    # These are in the cells' own identity: a larger study may take over a smaller one's.
+    free = {"study", "algorithms", "seeds", "samples", "measured_seeds"}
+    theirs, mine = _comparable(other.identity), _comparable(own)
+    for name in (mine.keys() | theirs.keys()) - free:
+        if theirs.get(name) != mine.get(name) and not (name.startswith(_TASK) and (name not in theirs or name not in mine)):
             raise StabilityError(
-                f"{other.path} was measured with {name} = {other.identity.get(name)}, this study with {own.get(name)}: "
-                "its cells cannot be reused"
+                f"{other.path} was measured with {name} = {theirs.get(name)}, this study with {mine.get(name)}: its cells cannot "
+                "be reused"
             )
     return [(identity, record) for identity, record in other.cells() if key(identity) in wanted]
+
+
+_TASK = "problem "
+
+
+def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
+    """Each of several problems by itself."""
+    several = {f"{_TASK}{name}": one for name, one in identity.get("problems", {}).items()}
+    return {name: one for name, one in identity.items() if name != "problems"} | several
 
 
 def _only_here(selector: Selector) -> bool:

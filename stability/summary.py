@@ -15,20 +15,26 @@ __all__ = ["BOUNDS", "summarise", "table"]
 
 
 def table(store: Store) -> pd.DataFrame:
-    """The finished cells, one row each: ``method`` (the algorithm's name), ``seed`` and what
+    """The finished cells, one row each: ``task``, ``method`` (the algorithm's name), ``seed`` and what
     :func:`stability.study.run_cell` measured, in the study's order.
     """
     order = {key(algorithm): place for place, algorithm in enumerate(store.identity["algorithms"])}
     rows = []
-    place = lambda record: (record.get("sample", 0), record["seed"], order[key(record["algorithm"])])  # noqa: E731
+    identity = store.identity
+    tasks = {name: place for place, name in enumerate(identity.get("problems", {}))}
+    place = lambda record: (  # noqa: E731
+        record.get("sample", 0),
+        record["seed"],
+        tasks.get(record.get("task"), 0),
+        order[key(record["algorithm"])],
+    )
     for record in sorted(store.records(), key=place):
         record.pop("per_example", None)
         record.pop("prediction", None)
+        record.setdefault("task", identity.get("problem"))  # of records older than the column
         rows.append({"algorithm": key(record.pop("algorithm"))[:12], "sparsity": record.pop("asked_sparsity"), **record})
     frame = pd.DataFrame(rows)
-    frame.attrs.update(
-        study=store.identity["study"], identity=key(store.identity)[:12], n=store.identity["problem_settings"].get("n")
-    )
+    frame.attrs.update(study=identity["study"], identity=key(identity)[:12])
     return frame
 
 
@@ -86,14 +92,14 @@ def _shares(group: pd.DataFrame) -> dict[str, float]:
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each method and sparsity: mean and standard deviation (n − 1) over the seeds that finished.
+    """A row for each task, method and sparsity: mean and standard deviation (n − 1) over the seeds that finished.
 
     ``stability_low`` and ``stability_high`` are the 95 % interval of E_{S,i}, a t interval over seeds: each seed draws
     its own S, and its estimate is unbiased for that S. Where the study draws S apart, it is one over the S, each averaged
     over its seeds, and ``samples_share``, ``seeds_share`` and ``sampling_share`` are the shares of S, of the seeds and of
     retraining without some i only in the variance of a cell; NaN elsewhere. ``retrainings`` is the mean over the cells.
-    ``seeds`` counts the cells averaged, ``failed`` those that were not because they diverged; ``failed_replicas`` counts
-    diverged left-out runs, which enter no average.
+    ``seeds`` counts the cells averaged, ``measured`` those of them whose stability was measured; ``failed`` those that were not
+    averaged because they diverged; ``failed_replicas`` counts diverged left-out runs, which enter no average.
     """
     if frame.empty:
         raise StabilityError("the store holds no finished cell yet: run the study again, it goes on where it was")
@@ -102,27 +108,34 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     bad = frame[frame["status"] != "ok"]
     if ok.empty:
         raise StabilityError(f"all {len(bad)} finished cells failed; the first: {bad.iloc[0]['reason']}")
-    for algorithm, group in ok.groupby("algorithm", sort=False):
+    for (task, algorithm), group in ok.groupby(["task", "algorithm"], sort=False):
         first = group.iloc[0]
-        row: dict[str, Any] = {"method": first["method"], "sparsity": group["sparsity"].mean()}
+        row: dict[str, Any] = {"task": task, "method": first["method"], "sparsity": group["sparsity"].mean()}
         row |= {"tunable": int(first["tunable"]), "total": int(first["total"]), "seconds": group["seconds"].mean()}
-        row["failed"] = int((bad["algorithm"] == algorithm).sum())
+        row["failed"] = int(((bad["algorithm"] == algorithm) & (bad["task"] == task)).sum())
         row |= {"head": int(group["head"].iloc[0]), "seeds": len(group), "failed_replicas": int(group["failed"].map(len).sum())}
+        measured = group[group["stability"].notna()]
+        row["measured"] = len(measured)
         for name in _SUMMARISED:
             values = group[name].astype(float)  # None where a study measures no bounds
             row[name] = values.mean()
             row[f"{name}_std"] = values.std(ddof=1) if len(group) > 1 else np.nan
         means = group if "sample" not in group else group.groupby("sample")[["stability", "gap"]].mean()
         for name in ("stability", "gap"):
-            row[f"{name}_low"], row[f"{name}_high"] = mean_over_seeds(means[name].to_numpy(dtype=float)).interval
-        row |= _shares(group) | {"retrainings": group["retrainings"].mean(), "samples": len(means)}
+            known = means[name].dropna().to_numpy(dtype=float)
+            row[f"{name}_low"], row[f"{name}_high"] = mean_over_seeds(known).interval if len(known) else (np.nan, np.nan)
+        row |= _shares(group) | {"retrainings": measured["retrainings"].mean(), "samples": len(means)}
         for name in BOUNDS:
             row[name], row[f"{name}_state"] = _over_seeds(group[name], group[f"{name}_state"])
         rows.append(row)
-    order = {method: place for place, method in enumerate(frame["method"].unique())}
-    rows.sort(key=lambda row: (order[row["method"]], row["sparsity"]))
+    tasks, methods = (list(frame[name].unique()) for name in ("task", "method"))
+    rows.sort(key=lambda row: (tasks.index(row["task"]), methods.index(row["method"]), row["sparsity"]))
     summary = pd.DataFrame(rows)
-    lost = bad[~bad["algorithm"].isin(ok["algorithm"])]
-    summary.attrs["all_failed"] = [f"{m} at p = {p}" for m, p in lost[["method", "sparsity"]].drop_duplicates().to_numpy()]
+    cell = ["task", "algorithm"]
+    lost = bad[~pd.MultiIndex.from_frame(bad[cell]).isin(pd.MultiIndex.from_frame(ok[cell]))]
+    summary.attrs["all_failed"] = [
+        f"{m} at p = {p}" + (f" on {t}" if len(tasks) > 1 else "")
+        for t, m, p in lost[["task", "method", "sparsity"]].drop_duplicates().to_numpy()
+    ]
     summary.attrs.update(frame.attrs)
     return summary

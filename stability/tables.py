@@ -19,9 +19,11 @@ def study_table(frame: pd.DataFrame) -> pd.DataFrame:
     95 % interval, the bounds with a mark where they are vacuous or an assumption of them failed.
     """
     summary = summarise(frame)
-    metric = str(frame["metric"].dropna().iloc[0])
+    metrics = frame["metric"].dropna().unique()
+    metric = str(metrics[0]) if len(metrics) == 1 else "metric"
     table = pd.DataFrame(
         {
+            **({"task": summary["task"]} if summary["task"].nunique() > 1 else {}),
             "method": summary["method"],
             "p": summary["sparsity"].map("{:.4f}".format),
             "k": summary["tunable"],
@@ -30,6 +32,7 @@ def study_table(frame: pd.DataFrame) -> pd.DataFrame:
             "seeds": [
                 f"{ok}" + (f" (+{bad} failed)" if bad else "") for ok, bad in zip(summary["seeds"], summary["failed"], strict=True)
             ],
+            **({"measured": summary["measured"]} if not summary["measured"].equals(summary["seeds"]) else {}),
             f"train {metric}": _mean_std(summary, "train_metric"),
             f"test {metric}": _mean_std(summary, "test_metric"),
             "test loss": _mean_std(summary, "test_loss"),

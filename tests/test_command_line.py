@@ -155,7 +155,7 @@ def test_committed_results_are_whole_and_of_this_program(path: Path) -> None:
     """What the figures were drawn from can be read, goes on being this study's, and lacks no cell."""
     mine = STUDIES[path.stem]
     store = Store(path, mine.identity(), metadata.version("stability"))
-    assert {key(study.cell_identity(cell)) for cell in mine.cells()} == store.finished()
+    assert {key(study.cell_identity(mine, cell)) for cell in mine.cells()} == store.finished()
     assert len(summarise(table(store))) == len(mine.algorithms)
 
 
@@ -236,7 +236,7 @@ def test_a_study_goes_on_where_it_was(small_store: Path, tmp_path: Path) -> None
     whole = Store(small_store)
     half = Store(tmp_path / "half.sqlite", whole.identity, whole.version)
     for cell in SMALL.cells()[:3]:
-        identity = study.cell_identity(cell)
+        identity = study.cell_identity(SMALL, cell)
         half.add(identity, {"status": "failed", "reason": "planted, to see that it is not computed again"})
     started: list[tuple[int, int]] = []
     cells: list[None] = []

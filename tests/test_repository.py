@@ -42,9 +42,10 @@ LAYERS = [
     ["constants"],
     ["summary"],
     ["study"],
+    ["protocol"],
     ["studies"],
     ["plotting", "report", "tables"],
-    ["arguments"],
+    ["arguments", "cost"],
     ["cli"],
     ["__main__"],
 ]

@@ -14,7 +14,7 @@ from stability.problems import digits, texts
 from stability.problems.convex import CONVEX
 from stability.solvable import Solvable
 
-__all__ = ["PROBLEMS", "Examples", "Problem", "identity", "load"]
+__all__ = ["PROBLEMS", "Examples", "Problem", "identity", "load", "short_name"]
 
 PROBLEMS: dict[str, Callable[..., Problem | Solvable]] = {"digits": digits.load, **CONVEX}
 """Loader of each problem that comes with the toolkit, by its name."""
@@ -52,6 +52,16 @@ def load(name: str | PathLike[str], **settings: Any) -> Problem:
         raise UsageError(f"problem {name!r} needs a pretrained model: give model=… (--model), a folder or a name on the hub")
     found = loader(**settings) if own else loader(data=name, **settings)
     return found.problem if isinstance(found, Solvable) else found
+
+
+def short_name(name: str) -> str:
+    """What a problem is called in tables: its own name, a folder's or file's without path and ending, a task's of the hub.
+
+    Example:
+        >>> short_name("digits"), short_name("data/cb"), short_name("glue/rte")
+        ('digits', 'cb', 'rte')
+    """
+    return Path(name).resolve().stem
 
 
 def identity(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from stability.errors import UsageError, check_whole
+from stability.errors import UsageError, check_number, check_whole
 from stability.masks import fingerprint
 from stability.problem import Examples, Problem, generator
 from stability.problems.metrics import METRICS, cross_entropies, squared_errors
@@ -40,6 +40,8 @@ def load(
     label: str = "label",
     labels: Literal["classes", "numbers"] | None = None,
     split_seed: int = 0,
+    removed: float = 0.0,
+    pool: int | None = None,
 ) -> Problem:
     """Fine-tune a pretrained sequence classifier on n examples of a task.
 
@@ -65,6 +67,9 @@ def load(
         label: the column of labels.
         labels: whether they are ``classes`` or ``numbers``; by default what they look like.
         split_seed: draws what is held out.
+        removed: the fraction of the training split that S lacks, drawn with ``seed``, where there is no n; at least one example
+            where it is not 0. Fu et al. 2023 perturb by 0.1 (Table 2).
+        pool: cut the training split to so many examples, drawn with ``split_seed``: all seeds have the same.
 
     Raises:
         UsageError: no such data or model, rows that do not fit, a setting out of range; file and line are named.
@@ -84,11 +89,19 @@ def load(
     sequences = {split: texts_of(rows, columns, known) for split, rows in own.items()}
     values, classes = labels_of(own, label, known, labels)
     places, notes = _held_out({split: len(rows) for split, rows in own.items()}, split_seed)
+    if pool is not None:
+        places["train"] = _pooled(*places["train"], pool, split_seed)
     check_whole(8, max_length=max_length)
     size = len(places["train"][1])
     check_whole(2, n=size if n is None else n)
     if n is not None and n > size:
         raise UsageError(f"n = {n}: the training split has {size} examples")
+    check_number(0, removed=removed)
+    if removed:
+        if n is not None or removed >= 1:
+            raise UsageError(f"removed = {removed}" + (f" and n = {n}: give one of them" if n else ": use a fraction below 1"))
+        n = size - max(1, round(removed * size))
+        check_whole(2, n=n)
     choices = len(sequences["train"][0]) > 1
     notes = [_described(places, values, classes), *_repeated(places, sequences), *notes]
     pretrained = load_pretrained(model, 1 if choices or classes is None else len(classes))
@@ -192,6 +205,15 @@ def _held_out(sizes: Mapping[str, int], split_seed: int) -> tuple[Places, list[s
     places[split] = ("train", order[:count].sort().values.tolist())
     places["train"] = ("train", order[count:].sort().values.tolist())
     return places, [*notes, f"the {split} split is one in {share} of the training data, held out at random"]
+
+
+def _pooled(source: str, index: list[int], pool: int, split_seed: int) -> tuple[str, list[int]]:
+    """So many of the training split."""
+    check_whole(2, pool=pool)
+    if pool > len(index):
+        raise UsageError(f"pool = {pool}: the training split has {len(index)} examples")
+    chosen = torch.randperm(len(index), generator=generator(split_seed, "pool"))[:pool].sort().values
+    return source, [index[i] for i in chosen.tolist()]
 
 
 def _described(places: Places, values: Mapping[str, Tensor], classes: tuple[str, ...] | None) -> str:
