@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 from stability import __version__
 from stability.protocol import AUTHORS
+from stability.published import Part as Published
+from stability.score_tables import Form
 from stability.stopping import EarlyStopping
 from stability.training import FineTuning, Precision
 
@@ -141,17 +143,30 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--empirical-risk", type=float, help="R̂, the mean training loss")
     sub.add_argument("--delta", type=float, default=0.1, help="δ, the probability that the bound on the expected loss may fail")
 
-    sub = command("figures", "Draw the figures of a store.")
-    sub.add_argument("--store", type=Path, required=True)
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
-    sub.add_argument("--only", metavar="NAME", help="a single figure: stability, generalization, four_panels, ... (by default all)")
+    sub = command("figures", "Draw the figures of a store, or those of the paper's published numbers.")
+    sub.add_argument("--store", type=Path)
+    sub.add_argument("--paper", action="store_true", help="ranks and tables of the published numbers; nothing is trained")
+    sub.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR")
+    sub.add_argument(
+        "--only", metavar="NAME", help="a single figure: stability, generalization, four_panels, ranks, ... (by default all)"
+    )
+    _add_scores(sub)
 
-    sub = command("table", "Print the table of a store.", with_json=True)
-    sub.add_argument("--store", type=Path, required=True)
+    sub = command("table", "Print the table of a store, or one of the paper's.", with_json=True)
+    sub.add_argument("--store", type=Path)
+    sub.add_argument("--paper", choices=get_args(Published), help="the published Table 1 (main) or Table 2 (perturbation)")
+    sub.add_argument("--ranks", action="store_true", help="of a store: methods by tasks with ranks, as in the paper")
+    sub.add_argument("--format", choices=get_args(Form), help="of a table with ranks (by default text); csv has the bare numbers")
+    _add_scores(sub)
 
     command("list", "Name the problems, selectors and studies.", with_json=True)
     command("doctor", "Versions, devices and threads of this machine.", with_json=True)
     return result
+
+
+def _add_scores(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--against", choices=("paper",), help="put the published numbers beside those of the store")
+    sub.add_argument("--sparsity", type=float, metavar="P", help="with ranks: of a method with several p the one nearest to this")
 
 
 def _add_estimator(sub: argparse.ArgumentParser, when: str = "") -> None:

@@ -7,34 +7,33 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from stability import bounds, cost, machine, problems
-from stability.arguments import PROBLEM, STOPPING, TEXT_TRAINING, TRAINING, parser
+from stability import bounds, cost, machine, published
+from stability.arguments import STOPPING, TRAINING, parser
 from stability.bounds.base import check_delta
 from stability.constants import measure_constants, measured_bounds
-from stability.errors import StabilityError, UsageError, check_whole
+from stability.errors import StabilityError, UsageError
 from stability.estimate import StabilityEstimate
-from stability.estimators import Approximate, Assisted, Estimator, Exact, Sampled
+from stability.estimators import Approximate, Estimator
 from stability.leave_one_out import measure
-from stability.naming import SELECTORS, announced, selector_named, selectors_named
-from stability.predictors import Linearised, OneStep, Predictor
+from stability.naming import SELECTORS, announced
+from stability.options import algorithm_asked, estimator_asked, problem_asked, selector_asked, study_asked, training_asked
 from stability.problems import PROBLEMS, Problem
 from stability.problems.texts import HUB
 from stability.replicas import train
 from stability.report import metrics_of, named_examples, show_estimate, signed
-from stability.selectors import Selector
-from stability.stopping import EarlyStopping
+from stability.score_tables import Form, as_values, rendered
+from stability.scores import against_published, scores
 from stability.store import Store
 from stability.studies import PAPER, STUDIES
-from stability.study import Study, run
-from stability.summary import table
+from stability.study import run
+from stability.summary import summarise, table
 from stability.training import FineTuning, Minimisation
 
 __all__ = ["main"]
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    study = _study(options)
+    study = study_asked(options)
     store = options.store or Path("runs") / f"{study.name}.sqlite"
     if options.plan:
         print(cost.told(cost.expected(study, store, device=options.device, workers=options.workers)))
@@ -83,112 +82,72 @@ def _run(options: argparse.Namespace) -> None:
         _draw(frame, options.figures)
 
 
-def _study(options: argparse.Namespace) -> Study:
-    """The one that comes with the toolkit, with further selectors; or one of the user's own, on ``--problem``."""
-    if options.study in PAPER and options.problem is None:
-        return _paper(options)
-    if odd := [name for name in _OF_PAPER if getattr(options, name) is not None]:
-        raise UsageError(f"--{odd[0].replace('_', '-')} belongs to the studies {', '.join(PAPER)}: leave it out")
-    selectors = selectors_named(options.selectors, options.sparsities, **dict(options.option))
-    if not selectors and (options.sparsities or options.option):
-        raise UsageError("--sparsities and --option belong to --selectors SELECTOR …: add them, or leave these out")
-    if options.problem is not None:
-        if options.study in (*STUDIES, *PAPER):
-            raise UsageError(f"study {options.study!r} has its own problem: give your study another name")
-        if not selectors:
-            raise UsageError("a study of --problem needs --selectors: full sam, with --sparsities 0.005, for example")
-        algorithms = tuple(FineTuning(selector, **_training(options)) for selector in selectors)
-        seeds = 3 if options.seeds is None else options.seeds
-        check_whole(1, seeds=seeds)
-        settings = _problem_settings(options)
-        for problem in options.problem:
-            _tell(problems.load(problem, **settings))
-        samples = None if options.samples is None else tuple(range(options.samples))
-        if samples is not None:
-            check_whole(1, samples=options.samples)
-        more: dict[str, Any] = {"check_replicas": options.check_replicas, "estimator": _estimator(options), "samples": samples}
-        more |= {"measured_seeds": options.measured_seeds}
-        where = options.problem[0] if len(options.problem) == 1 else tuple(options.problem)
-        return Study(options.study, where, algorithms, tuple(range(seeds)), settings, **more)
-    if options.study not in STUDIES:
-        raise UsageError(
-            f"unknown study {options.study!r}: there is {', '.join([*STUDIES, *PAPER])}; for one of your own give --problem"
-        )
-    own = (
-        "seeds",
-        "samples",
-        "estimator",
-        "retrainings",
-        "tolerance",
-        "predictor",
-        "checkpoints",
-        "check_replicas",
-        "measured_seeds",
-        *TRAINING,
-        *STOPPING,
-        *PROBLEM,
-    )
-    if given := [name for name in own if getattr(options, name) is not None]:
-        raise UsageError(f"--{given[0].replace('_', '-')} belongs to --problem: study {options.study!r} has its own")
-    study = STUDIES[options.study]
-    return study.with_selectors(*selectors) if selectors else study
-
-
-_OF_PAPER = ("tasks", "methods", "rates", "sparsity", "adapter_width", "lora_rank", "mixout", "burn_in", "project_every", "authors")
-
-
-def _paper(options: argparse.Namespace) -> Study:
-    """One of the paper's, with the numbers that were given."""
-    protocol = PAPER[options.study]
-    names = {field.name for field in fields(protocol)} - {"part"}
-    allowed = {*names, *STOPPING, "estimator"}
-    given = {name: getattr(options, name) for name in (*_OF_PAPER, *TRAINING, *STOPPING, *PROBLEM, *_MEASURED)}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
-    given |= {"sparsities": tuple(options.sparsities)} if options.sparsities else {}
-    if odd := sorted(given.keys() - allowed) + (["option"] if options.option else []):
-        raise UsageError(
-            f"study {options.study!r} has no --{odd[0].replace('_', '-')}: leave it out; there is {', '.join(sorted(names))}"
-        )
-    if options.selectors:
-        given["methods"] = (*given.get("methods", protocol.methods), *options.selectors)
-    return replace(protocol, **given).study(options.study)
-
-
-_MEASURED = (
-    "seeds",
-    "samples",
-    "estimator",
-    "retrainings",
-    "tolerance",
-    "predictor",
-    "checkpoints",
-    "check_replicas",
-    "measured_seeds",
-)
-
-
 def _figures(options: argparse.Namespace) -> None:
-    _draw(table(Store(options.store)), options.out, options.only)
+    if options.store is None and not options.paper:
+        raise UsageError("there is nothing to draw: give --store FILE, or --paper for the published numbers")
+    if options.store is None and (odd := [name for name in ("only", "against", "sparsity") if getattr(options, name) is not None]):
+        raise UsageError(f"--{odd[0]} belongs to --store: add it, or leave this out")
+    if options.paper:
+        _draw_paper(options.out)
+    if options.store is not None:
+        against: published.Part | None = None if options.against is None else "main"
+        _draw(table(Store(options.store)), options.out, options.only, sparsity=options.sparsity, against=against)
 
 
-def _draw(frame: pd.DataFrame, folder: Path, only: str | None = None) -> None:
+def _draw(frame: pd.DataFrame, folder: Path, only: str | None = None, **how: Any) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
     from stability.plotting import save_all
 
-    for path in save_all(frame, folder, only):
+    for path in save_all(frame, folder, only, **how):
         print(path)
 
 
-def _table(options: argparse.Namespace) -> None:
-    frame = table(Store(options.store))
-    if options.json:
-        from stability.summary import summarise
+def _draw_paper(folder: Path) -> None:
+    """The figure of ranks and both tables in every form, from the published numbers alone."""
+    import matplotlib as mpl
 
-        _print_json([_plain(row) for row in summarise(frame).to_dict("records")])
+    mpl.use("Agg")
+    from stability import plotting
+
+    every = {part: published.scores(part) for part in get_args(published.Part)}
+    written = plotting.save({"ranks": plotting.ranks(*every.values())}, folder, "paper", "published numbers of Fu et al. 2023")
+    forms: dict[str, Form] = {"md": "markdown", "tex": "latex", "csv": "csv"}
+    for part, mine in every.items():
+        for ending, form in forms.items():
+            written.append(folder / f"paper_{part}.{ending}")
+            written[-1].write_text(rendered(mine, form).rstrip("\n") + "\n", encoding="utf-8")
+    print("\n".join(map(str, written)))
+
+
+def _table(options: argparse.Namespace) -> None:
+    ranks = options.ranks or any(getattr(options, name) is not None for name in ("against", "format", "sparsity", "paper"))
+    if options.store is None:
+        if options.paper is None:
+            raise UsageError("there is no table to print: give --store FILE, or --paper main or perturbation")
+        if options.against is not None or options.sparsity is not None:
+            raise UsageError("--against and --sparsity belong to --store: add it, or leave them out")
+        shown, beside = published.scores(options.paper), None
+    elif ranks:
+        if options.paper is not None and options.against is None:
+            raise UsageError("--paper with --store belongs to --against paper: add it, or leave one of them out")
+        shown = scores(table(Store(options.store)), options.sparsity)
+        beside = None if options.against is None else against_published(shown, options.paper or "main")
     else:
-        _show_table(frame)
+        frame = table(Store(options.store))
+        if options.json:
+            _print_json([_plain(row) for row in summarise(frame).to_dict("records")])
+        else:
+            _show_table(frame)
+        return
+    if not options.json:
+        print(rendered(shown, options.format or "text", beside))
+        return
+    if options.format is not None:
+        raise UsageError("--json and --format: leave one of them out")
+    told = as_values(shown) if beside is None else {"measured": as_values(shown), "published": as_values(beside)}
+    _print_json(_plain({"table": options.paper, **told} if options.store is None else told))
 
 
 def _show_table(frame: pd.DataFrame) -> None:
@@ -198,9 +157,9 @@ def _show_table(frame: pd.DataFrame) -> None:
 
 
 def _loo(options: argparse.Namespace) -> None:
-    problem = _problem(options)
-    algorithm = _algorithm(options)
-    estimator = _estimator(options)
+    problem = problem_asked(options)
+    algorithm = algorithm_asked(options)
+    estimator = estimator_asked(options)
     if options.bounds and isinstance(estimator, Approximate):
         raise UsageError("--bounds are measured at left-out replicas, and --estimator approximate trains none: use assisted")
     if options.examples < 0:
@@ -274,13 +233,13 @@ def _draw_examples(
 
 
 def _select(options: argparse.Namespace) -> None:
-    selector, problem = _selector(options), _problem(options)
+    selector, problem = selector_asked(options), problem_asked(options)
     if not selector.moving and (
         odd := [f"--{name.replace('_', '-')}" for name in (*TRAINING, *STOPPING) if getattr(options, name) is not None]
     ):
         raise UsageError(f"{selector.name} selects before training: leave {', '.join(odd)} out")
     if selector.moving:
-        algorithm = FineTuning(selector, seed=options.seed, **_training(options))
+        algorithm = FineTuning(selector, seed=options.seed, **training_asked(options))
         replicas = train(problem, algorithm)
         if (step := int(replicas.failed_step[0])) >= 0:
             raise StabilityError(f"{selector.name} found no mask, for its training {algorithm.failure(step)}")
@@ -342,71 +301,6 @@ def _doctor(options: argparse.Namespace) -> None:
         return
     for name, value in facts.items():
         print(f"{name:>16}  {', '.join(value) if isinstance(value, list) else value}")
-
-
-def _selector(options: argparse.Namespace) -> Selector:
-    named = {"scope": options.scope, "curvature": options.curvature}
-    if twice := sorted(name for name, _ in options.option if named.get(name) is not None):
-        raise UsageError(f"{', '.join(twice)} is given twice: leave --option {twice[0]}=… out")
-    return selector_named(options.selector, options.sparsity, **{**named, **dict(options.option)})
-
-
-def _problem(options: argparse.Namespace) -> Problem:
-    problem = problems.load(options.problem, seed=options.seed, **_problem_settings(options))
-    _tell(problem)
-    return problem
-
-
-def _tell(problem: Problem) -> None:
-    for note in problem.notes:
-        print(f"note: {note}", file=sys.stderr)
-
-
-def _problem_settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in PROBLEM if getattr(options, name) is not None}
-
-
-def _training(options: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for; the rest is the default of texts, where the problem is texts, and otherwise FineTuning's."""
-    given = {name: getattr(options, name) for name in TRAINING if getattr(options, name) is not None}
-    stopping = {own: getattr(options, name) for name, own in STOPPING.items() if getattr(options, name) is not None}
-    if stopping:
-        if "every" not in stopping:
-            raise UsageError("--patience and --least-steps belong to --evaluate-every: give it too, or leave them out")
-        given["early_stopping"] = EarlyStopping(**stopping)
-    which = [options.problem] if isinstance(options.problem, str) else options.problem or []
-    return {**TEXT_TRAINING, **given} if any(problem not in PROBLEMS for problem in which) else given
-
-
-def _estimator(options: argparse.Namespace) -> Estimator:
-    kind = options.estimator or "assisted"
-    chosen: Predictor | None = (
-        None if options.predictor is None else Linearised() if options.predictor == "linearised" else OneStep()
-    )
-    if options.checkpoints is not None:
-        if isinstance(chosen, OneStep):
-            raise UsageError("--checkpoints are of linearised replicas: leave it out with --predictor one-step")
-        chosen = Linearised(options.checkpoints)
-    if chosen is not None and kind not in ("assisted", "approximate"):
-        raise UsageError(f"--predictor and --checkpoints belong to --estimator assisted or approximate: leave it out with {kind}")
-    if kind in ("exact", "approximate"):
-        if odd := [f"--{name}" for name in ("retrainings", "tolerance") if getattr(options, name) is not None]:
-            why = "leaves out every example" if kind == "exact" else "leaves out none"
-            raise UsageError(f"--estimator {kind} {why}: leave {', '.join(odd)} out, or use sampled or assisted")
-        return Exact() if kind == "exact" else Approximate(chosen)
-    asked = (options.retrainings, options.tolerance)
-    return Assisted(*asked, chosen) if kind == "assisted" else Sampled(*asked)
-
-
-def _algorithm(options: argparse.Namespace) -> FineTuning | Minimisation:
-    selector, ridge = _selector(options), options.ridge
-    if options.minimise is None:
-        return FineTuning(selector, seed=options.seed, **_training(options), **({} if ridge is None else {"ridge": ridge}))
-    if odd := [f"--{name.replace('_', '-')}" for name in (*TRAINING, *STOPPING) if getattr(options, name) is not None]:
-        raise UsageError(f"--minimise takes no {', '.join(odd)}: L-BFGS has no such setting")
-    if ridge is None:
-        raise UsageError("--minimise needs --ridge λ (or 'paper'), so that there is a minimum to find")
-    return Minimisation(selector, ridge=ridge, tolerance=options.minimise, seed=options.seed)
 
 
 def _print_json(value: Any) -> None:

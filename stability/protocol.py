@@ -73,8 +73,8 @@ class Protocol:
         check_replicas: as of :class:`stability.study.Study`: None measures no bounds.
         predictor: of the assisted estimator. ``linearised`` keeps a gradient a step, too much for the paper's 20 000.
         batch_size, learning_rate, schedule, weight_decay, dropout, precision: of :class:`stability.FineTuning`.
-        rates: pairs of a method and a learning rate of its own. The paper has one for all, and at least 20 000 steps; in few steps one
-            rate cannot suit a thousandth of the parameters and all of them.
+        rates: pairs of a method and a learning rate of its own. The paper has one for all, and at least 20 000 steps; in few
+            steps one rate cannot suit a thousandth of the parameters and all of them.
 
     Raises:
         UsageError: an unknown part or name; on making the study whatever its parts refuse.

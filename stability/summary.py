@@ -17,6 +17,9 @@ __all__ = ["BOUNDS", "summarise", "table"]
 def table(store: Store) -> pd.DataFrame:
     """The finished cells, one row each: ``task``, ``method`` (the algorithm's name), ``seed`` and what
     :func:`stability.study.run_cell` measured, in the study's order.
+
+    ``attrs`` has the study's name, a hash of its ``identity`` and that whole as ``plan``, and of every algorithm, under what column
+    ``algorithm`` calls it, its settings and ``method``.
     """
     order = {key(algorithm): place for place, algorithm in enumerate(store.identity["algorithms"])}
     rows = []
@@ -34,7 +37,10 @@ def table(store: Store) -> pd.DataFrame:
         record.setdefault("task", identity.get("problem"))  # of records older than the column
         rows.append({"algorithm": key(record.pop("algorithm"))[:12], "sparsity": record.pop("asked_sparsity"), **record})
     frame = pd.DataFrame(rows)
-    frame.attrs.update(study=identity["study"], identity=key(identity)[:12])
+    names = {} if frame.empty else dict(zip(frame["algorithm"], frame["method"], strict=True))
+    known = {key(one)[:12]: one for one in identity["algorithms"]}
+    algorithms = {name: {**one, "method": names.get(name, one["selector"]["name"])} for name, one in known.items()}
+    frame.attrs.update(study=identity["study"], identity=key(identity)[:12], plan=identity, algorithms=algorithms)
     return frame
 
 
@@ -110,7 +116,8 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         raise StabilityError(f"all {len(bad)} finished cells failed; the first: {bad.iloc[0]['reason']}")
     for (task, algorithm), group in ok.groupby(["task", "algorithm"], sort=False):
         first = group.iloc[0]
-        row: dict[str, Any] = {"task": task, "method": first["method"], "sparsity": group["sparsity"].mean()}
+        row: dict[str, Any] = {"task": task, "method": first["method"], "algorithm": algorithm}
+        row["sparsity"] = group["sparsity"].mean()
         row |= {"tunable": int(first["tunable"]), "total": int(first["total"]), "seconds": group["seconds"].mean()}
         row["failed"] = int(((bad["algorithm"] == algorithm) & (bad["task"] == task)).sum())
         row |= {"head": int(group["head"].iloc[0]), "seeds": len(group), "failed_replicas": int(group["failed"].map(len).sum())}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -12,21 +13,26 @@ from matplotlib.figure import Figure
 
 from stability.errors import StabilityError, UsageError
 from stability.plotting.bound_curves import bounds
+from stability.plotting.comparison import definition_3, ranks
 from stability.plotting.examples import differences, influential
 from stability.plotting.histories import projection_discontinuity
 from stability.plotting.style import NothingToDrawError
 from stability.plotting.sweeps import four_panels, gap_against_stability, generalization, stability
+from stability.published import Part
+from stability.scores import against_published, scores
 
 __all__ = [
     "FIGURES",
     "NothingToDrawError",
     "bounds",
+    "definition_3",
     "differences",
     "four_panels",
     "gap_against_stability",
     "generalization",
     "influential",
     "projection_discontinuity",
+    "ranks",
     "save",
     "save_all",
     "stability",
@@ -40,32 +46,79 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "bounds": bounds,
     "projection_discontinuity": projection_discontinuity,
 }
-"""Every figure by the name of its file."""
+"""Every figure of what varies with p, by the name of its file."""
+
+LINES = ("stability", "generalization", "four_panels", "gap_against_stability")
+"""Those of them that draw one method on several tasks, a line for each."""
+
+SCORED = ("definition_3", "ranks")
+"""Figures of one setting of each method on each task."""
 
 
-def save_all(frame: pd.DataFrame, folder: str | PathLike[str], only: str | None = None) -> list[Path]:
+def save_all(
+    frame: pd.DataFrame,
+    folder: str | PathLike[str],
+    only: str | None = None,
+    *,
+    sparsity: float | None = None,
+    against: Part | None = None,
+) -> list[Path]:
     """Draw every figure for which the study holds something, or only the one of that name, as PNG and PDF.
 
-    The study's identity goes into the files' metadata.
+    The study's identity goes into the files' metadata. Of several methods on several tasks each task has figures of its own.
+
+    Args:
+        frame: of :func:`stability.summary.table`.
+        folder: where to.
+        only: a name of :data:`FIGURES` or :data:`SCORED`.
+        sparsity: p of :data:`SCORED` where a method has several, as in :func:`stability.scores.scores`.
+        against: the published table beside whose ranks the study's are drawn.
 
     Raises:
-        UsageError: there is no figure called ``only``.
+        UsageError: there is no figure called ``only``; or of :data:`SCORED` what :mod:`stability.scores` refuses, if they, or
+            what belongs to them alone, were asked for.
         StabilityError: the folder cannot be written.
     """
     study, identity = frame.attrs.get("study", "study"), frame.attrs.get("identity", "unknown")
-    if only is not None and only not in FIGURES:
-        raise UsageError(f"unknown figure {only!r}: there is {', '.join(FIGURES)}")
-    figures = {}
+    if only not in (None, *FIGURES, *SCORED):
+        raise UsageError(f"unknown figure {only!r}: there is {', '.join([*FIGURES, *SCORED])}")
+    written = []
+    for name, draw in _drawn(frame, only, sparsity, against):
+        try:
+            figure = draw()
+        except NothingToDrawError:
+            if only is not None or (name == "ranks" and against is not None):
+                raise
+            continue
+        written += save({name: figure}, folder, study, f"study {study}, identity {identity}")
+    return written
+
+
+def _drawn(
+    frame: pd.DataFrame, only: str | None, sparsity: float | None, against: Part | None
+) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """Name of the file, and what draws the figure."""
+    tasks = [] if frame.empty else list(frame["task"].unique())
     for name, draw in FIGURES.items():
         if only not in (None, name):
             continue
-        try:
-            figures[name] = draw(frame)
-        except NothingToDrawError:
-            if only is None:
-                continue
+        if len(tasks) < 2 or (name in LINES and frame["method"].nunique() == 1):
+            yield name, partial(draw, frame)
+        else:
+            yield from ((f"{name}_{task}", partial(draw, frame[frame["task"] == task])) for task in tasks)
+    asked = only in SCORED or sparsity is not None or against is not None
+    if (only is not None and only not in SCORED) or frame.empty:
+        return
+    try:
+        found = scores(frame, sparsity)
+    except UsageError:
+        if asked:
             raise
-    return save(figures, folder, study, f"study {study}, identity {identity}")
+        return
+    beside = [] if against is None else [against_published(found, against)]
+    for name, draw in zip(SCORED, (partial(definition_3, found), partial(ranks, found, *beside)), strict=True):
+        if only in (None, name):
+            yield name, draw
 
 
 def save(figures: Mapping[str, Figure], folder: str | PathLike[str], prefix: str, note: str) -> list[Path]:

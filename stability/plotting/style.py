@@ -16,7 +16,20 @@ from matplotlib.ticker import FuncFormatter
 
 from stability.errors import StabilityError
 
-__all__ = ["LABELS", "P_LABEL", "NothingToDrawError", "legend", "lines", "new_figure", "percent", "styled", "styles", "unit"]
+__all__ = [
+    "LABELS",
+    "P_LABEL",
+    "NothingToDrawError",
+    "legend",
+    "lines",
+    "metric",
+    "new_figure",
+    "percent",
+    "series",
+    "styled",
+    "styles",
+    "unit",
+]
 
 
 class NothingToDrawError(StabilityError):
@@ -105,6 +118,19 @@ def new_figure(
     return figure, list(axes.flat)
 
 
+def series(summary: pd.DataFrame) -> str:
+    """The column that has a line for each of its values: ``method``, or ``task`` where there is one method on several.
+
+    Raises:
+        NothingToDrawError: several methods on several tasks.
+    """
+    if summary["task"].nunique() < 2:
+        return "method"
+    if summary["method"].nunique() > 1:
+        raise NothingToDrawError("several methods on several tasks: draw frame[frame['task'] == …] of each task by itself")
+    return "task"
+
+
 def styles(methods: Iterable[Any]) -> dict[str, tuple[Any, Any, Any]]:
     """Colour, marker and dash of each method; those that are not the toolkit's take the spare ones in turn."""
     own = [str(method) for method in dict.fromkeys(methods) if method not in _STYLES]
@@ -113,10 +139,11 @@ def styles(methods: Iterable[Any]) -> dict[str, tuple[Any, Any, Any]]:
 
 
 def lines(ax: Axes, summary: pd.DataFrame, column: str, *, filled: bool = True, spread: bool = True) -> None:
-    """A line a method over p, with ± one standard deviation over seeds."""
-    style = styles(summary["method"])
-    for method, group in summary.groupby("method", sort=False):
-        colour, marker, dash = style[str(method)]
+    """A line a method (or task) over p, with ± one standard deviation over seeds."""
+    by = series(summary)
+    style = styles(summary[by])
+    for name, group in summary.groupby(by, sort=False):
+        colour, marker, dash = style[str(name)]
         error = group[f"{column}_std"].fillna(0) if spread else None
         ax.errorbar(
             group["sparsity"], group[column], error, color=colour, marker=marker, ls=dash,
@@ -126,7 +153,14 @@ def lines(ax: Axes, summary: pd.DataFrame, column: str, *, filled: bool = True, 
 
 def unit(frame: pd.DataFrame) -> str:
     """Of ℓ."""
-    return str(frame["loss_unit"].dropna().iloc[0])
+    units = frame["loss_unit"].dropna().unique()
+    return str(units[0]) if len(units) == 1 else "each task's unit"
+
+
+def metric(frame: pd.DataFrame) -> str:
+    """Name of the metric."""
+    names = frame["metric"].dropna().unique()
+    return str(names[0]) if len(names) == 1 else "each task's metric"
 
 
 def percent(ax: Axes) -> None:
@@ -137,8 +171,9 @@ def percent(ax: Axes) -> None:
 def legend(figure: Figure, summary: pd.DataFrame, extra: list[Line2D] | None = None) -> None:
     """Below the axes, so that it can never cover data."""
     handles = []
-    style = styles(summary["method"])
-    for method in summary["method"].unique():
-        colour, marker, dash = style[str(method)]
-        handles.append(Line2D([], [], color=colour, marker=marker, ls=dash, label=LABELS.get(method, method)))
+    by = series(summary)
+    style = styles(summary[by])
+    for name in summary[by].unique():
+        colour, marker, dash = style[str(name)]
+        handles.append(Line2D([], [], color=colour, marker=marker, ls=dash, label=LABELS.get(name, name)))
     figure.legend(handles=handles + (extra or []), loc="outside lower center", ncols=5 if not extra else 3)

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 from scipy import stats
 
-from stability.plotting.style import P_LABEL, legend, lines, new_figure, percent, styled, styles, unit
+from stability.plotting.style import P_LABEL, legend, lines, metric, new_figure, percent, series, styled, styles, unit
 from stability.summary import summarise
 
 __all__ = ["four_panels", "gap_against_stability", "generalization", "stability"]
@@ -31,16 +31,17 @@ def stability(frame: pd.DataFrame) -> Figure:
     bounded = bool(ok["theorem_1_state"].notna().any())
     figure, axes = new_figure(2, 1, (6.4, 6.4), heights=(1, 1.8)) if bounded else new_figure(1, 1, (6.4, 4.6))
     ax = axes[-1]
-    shift, style = _side_by_side(summary), styles(summary["method"])
+    by = series(summary)
+    shift, style = _side_by_side(summary), styles(summary[by])
     floor = summary["stability"].min() / 3
-    for method, group in summary.groupby("method", sort=False):
-        colour, marker, dash = style[str(method)]
-        p = group["sparsity"] * shift[str(method)]
+    for name, group in summary.groupby(by, sort=False):
+        colour, marker, dash = style[str(name)]
+        p = group["sparsity"] * shift[str(name)]
         y = group["stability"].to_numpy()
         low = np.maximum(np.nan_to_num(group["stability_low"].to_numpy(), neginf=0), floor)
         high = np.where(np.isfinite(group["stability_high"]), group["stability_high"], y)
         ax.errorbar(p, y, [y - low, high - y], color=colour, marker=marker, ls=dash, capsize=2, elinewidth=0.6, lw=1.2)
-    label = f"{P_LABEL} (methods of the same p side by side)"
+    label = f"{P_LABEL} ({by}s of the same p side by side)"
     ax.set(
         xscale="log",
         yscale="log",
@@ -63,12 +64,13 @@ def stability(frame: pd.DataFrame) -> Figure:
 
 def _theorem_1(above: Axes, ok: pd.DataFrame, summary: pd.DataFrame, shift: dict[str, float]) -> list[Line2D]:
     """The bound of every cell, and what the legend says of it."""
-    style = styles(summary["method"])
+    by = series(summary)
+    style = styles(summary[by])
     bound = pd.to_numeric(ok["theorem_1"])
     top = 10 ** math.ceil(math.log10(bound.max() * 3)) if bound.notna().any() else 1e3
-    for method, group in ok.groupby("method", sort=False):
-        colour, marker, _ = style[str(method)]
-        mine, p = bound[group.index], group["sparsity"] * shift[str(method)]
+    for name, group in ok.groupby(by, sort=False):
+        colour, marker, _ = style[str(name)]
+        mine, p = bound[group.index], group["sparsity"] * shift[str(name)]
         holds = group["theorem_1_state"] == "not refuted"
         for chosen, fill in ((holds, colour), (~holds, "none")):
             above.plot(p[chosen], mine[chosen], marker, ms=4, mfc=fill, mec=colour, mew=0.8, ls="", alpha=0.9)
@@ -88,20 +90,19 @@ def _theorem_1(above: Axes, ok: pd.DataFrame, summary: pd.DataFrame, shift: dict
 
 
 def _side_by_side(summary: pd.DataFrame) -> dict[str, float]:
-    """A factor for each method's p, so that those measured at the same p stand a little apart; 1 for one alone."""
+    """A factor for each line's p, so that those measured at the same p stand a little apart; 1 for one alone."""
     together: dict[tuple[float, ...], list[str]] = {}
-    for method, group in summary.groupby("method", sort=False):
-        together.setdefault(tuple(group["sparsity"].round(3)), []).append(str(method))
-    return {method: 1.04 ** (i - (len(group) - 1) / 2) for group in together.values() for i, method in enumerate(group)}
+    for name, group in summary.groupby(series(summary), sort=False):
+        together.setdefault(tuple(group["sparsity"].round(3)), []).append(str(name))
+    return {name: 1.04 ** (i - (len(group) - 1) / 2) for group in together.values() for i, name in enumerate(group)}
 
 
 @styled
 def generalization(frame: pd.DataFrame) -> Figure:
     """(b) Train and test loss, metric, and generalization gap against p: mean and ± one standard deviation over seeds."""
     summary = summarise(frame)
-    metric = str(frame["metric"].dropna().iloc[0])
     figure, axes = new_figure(1, 3, (9.6, 3.5))
-    for ax, name, label in ((axes[0], "loss", f"loss [{unit(frame)}]"), (axes[1], "metric", metric)):
+    for ax, name, label in ((axes[0], "loss", f"loss [{unit(frame)}]"), (axes[1], "metric", metric(frame))):
         for split, filled in (("test", True), ("train", False)):
             lines(ax, summary, f"{split}_{name}", filled=filled)
         ax.set(xlabel="p", ylabel=label, title=f"{label.split(' ')[0]}: test (filled), train (hollow)")
@@ -117,9 +118,10 @@ def generalization(frame: pd.DataFrame) -> Figure:
 
 @styled
 def four_panels(frame: pd.DataFrame) -> Figure:
-    """(c) The paper's panels, for every method: mean and standard deviation over seeds of the test and train metric."""
+    """(c) The paper's panels: mean and standard deviation over seeds of the test and train metric; a line for each method or, as in
+    the paper, of one method on several tasks for each task.
+    """
     summary = summarise(frame)
-    metric = str(frame["metric"].dropna().iloc[0])
     figure, axes = new_figure(2, 2, (7.2, 5.4))
     panels = (
         ("test_metric", "test mean"),
@@ -129,7 +131,7 @@ def four_panels(frame: pd.DataFrame) -> Figure:
     )
     for ax, (column, title) in zip(axes, panels, strict=True):
         lines(ax, summary, column, spread=False)
-        ax.set(xscale="log", xlabel="p", ylabel=metric, title=title)
+        ax.set(xscale="log", xlabel="p", ylabel=metric(frame), title=title)
         percent(ax)
     legend(figure, summary)
     return figure
@@ -140,13 +142,14 @@ def gap_against_stability(frame: pd.DataFrame) -> Figure:
     """(d) Generalization gap against measured stability, a point for each method and p, both with 95 % intervals."""
     summary = summarise(frame)
     figure, axes = new_figure(1, 1, (5.6, 4.2))
-    ax, style = axes[0], styles(summary["method"])
-    for method, group in summary.groupby("method", sort=False):
-        colour, marker, _ = style[str(method)]
+    by = series(summary)
+    ax, style = axes[0], styles(summary[by])
+    for name, group in summary.groupby(by, sort=False):
+        colour, marker, _ = style[str(name)]
         sizes = 22 + 60 * (np.log10(group["sparsity"]) + 3).clip(lower=0) / 3
         ax.scatter(group["stability"], group["gap"], s=sizes, color=colour, marker=marker, alpha=0.85, lw=0, zorder=3)
         for _, point in group.iterrows():
-            across, up = ([point[f"{name}_low"], point[f"{name}_high"]] for name in ("stability", "gap"))
+            across, up = ([point[f"{end}_low"], point[f"{end}_high"]] for end in ("stability", "gap"))
             if np.isfinite([across, up]).all():
                 ax.plot(np.maximum(across, 0), [point["gap"]] * 2, color=colour, lw=0.6, alpha=0.45)
                 ax.plot([point["stability"]] * 2, up, color=colour, lw=0.6, alpha=0.45)

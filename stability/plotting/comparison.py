@@ -1,0 +1,118 @@
+"""Methods on tasks: ranks of stability against ranks of performance, and Definition 3 beside the spread over seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from stability import published
+from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, styles
+from stability.ranks import rank_correlation, ranked
+from stability.scores import std_interval
+
+__all__ = ["definition_3", "ranks"]
+
+
+@styled
+def ranks(*panels: pd.DataFrame) -> Figure:
+    """Rank of the standard deviation over seeds against rank of the mean, a point for each method and task (Fu et al. 2023, the
+    figure of stability against performance), a panel for each table of scores.
+
+    Ranks are within the task, 1 is best: the smallest deviation, the largest mean. Tasks stand a little apart, so that none hides
+    another. Black: the mean rank of performance of all points at a rank of stability, with its standard error.
+
+    Args:
+        panels: of :func:`stability.published.scores` or :func:`stability.scores.scores`.
+
+    Raises:
+        NothingToDrawError: a table with fewer than three pairs of mean and standard deviation, or of one method.
+    """
+    for scores in panels:
+        if scores["std"].notna().sum() < 3 or scores["method"].nunique() < 2:
+            raise NothingToDrawError("ranks need at least two methods, two seeds and three pairs of method and task")
+    figure, axes = new_figure(1, len(panels), (0.6 + 3.7 * len(panels), 4.6))
+    for ax, scores in zip(axes, panels, strict=True):
+        _panel(ax, scores)
+    methods = list(dict.fromkeys(method for scores in panels for method in scores["method"]))
+    mean = Line2D([], [], color="black", marker="_", ms=9, ls="", label="mean ± standard error")
+    figure.legend(handles=[*_handles(methods), mean], loc="outside lower center", ncols=4 if len(panels) < 2 else 6)
+    return figure
+
+
+def _panel(ax: Axes, scores: pd.DataFrame) -> None:
+    known = ranked(scores[scores["std"].notna()])
+    style, tasks = styles(known["method"]), list(dict.fromkeys(known["task"]))
+    apart = dict(zip(tasks, np.linspace(-0.3, 0.3, len(tasks)) if len(tasks) > 1 else [0.0], strict=True))
+    for method, group in known.groupby("method", sort=False):
+        colour, marker, _ = style[str(method)]
+        x = group["rank_std"] + group["task"].map(apart)
+        ax.plot(x, group["rank_mean"], marker, color=colour, ms=5, alpha=0.85, mew=0)
+    steps = known.assign(step=known["rank_std"].round()).groupby("step")["rank_mean"].agg(["mean", "sem"])
+    ax.errorbar(
+        steps.index, steps["mean"], steps["sem"].fillna(0), color="black", marker="_", ms=9, ls="", capsize=3, lw=1, zorder=4
+    )
+    found = rank_correlation(known, "mean", "std")
+    low, high = found.interval
+    known_to = f" (95 %: {low:.2f} to {high:.2f})" if np.isfinite(low) else ""
+    title = scores.attrs.get("title", "scores").split(",")[0]
+    ax.set_title(
+        f"{title}\nSpearman ρ = {found.value:.3f}{known_to}, {found.count} pairs\n"
+        f"p-value {found.p_value:.1e} as if independent, {found.method_p_value:.2g} by methods"
+    )
+    count = int(known["method"].nunique())
+    places = range(1, count + 1)
+    ax.set(xlabel="rank of stability over seeds (1: least spread)", ylabel="rank of performance (1: best)")
+    ax.set(xticks=places, yticks=places, xlim=(0.4, count + 0.6), ylim=(count + 0.6, 0.4))
+
+
+def _handles(methods: list[str]) -> list[Line2D]:
+    style = styles(methods)
+    return [Line2D([], [], color=style[name][0], marker=style[name][1], ls="", label=LABELS.get(name, name)) for name in methods]
+
+
+@styled
+def definition_3(scores: pd.DataFrame) -> Figure:
+    """Measured leave-one-out stability beside the spread over seeds: a row of panels for each task, a line in it for each method,
+    with 95 % intervals.
+
+    The interval of the spread is that of the standard deviation of a normal population. Above: how far the ranks of both go
+    together.
+
+    Args:
+        scores: of :func:`stability.scores.scores`.
+
+    Raises:
+        NothingToDrawError: no stability was measured, or fewer than two seeds.
+    """
+    known = scores[scores["stability"].notna() & scores["std"].notna()] if "stability" in scores else scores.iloc[:0]
+    if known.empty:
+        raise NothingToDrawError("no method has both a measured stability and at least two seeds")
+    tasks, methods = list(dict.fromkeys(known["task"])), list(dict.fromkeys(known["method"]))
+    figure, axes = new_figure(len(tasks), 2, (7.2, 1.0 + (0.5 + 0.2 * len(methods)) * len(tasks)))
+    style = styles(methods)
+    for row, task in enumerate(tasks):
+        left, right = axes[2 * row : 2 * row + 2]
+        mine = known[known["task"] == task].set_index("method").reindex(methods)
+        for place, method in enumerate(methods):
+            colour, marker, _ = style[method]
+            one = mine.loc[method]
+            spread = (one["std"], *std_interval(one["std"], int(one["seeds"]) if np.isfinite(one["seeds"]) else 0))
+            measured = (one["stability"], one["stability_low"], one["stability_high"])
+            for ax, (value, low, high) in ((left, measured), (right, spread)):
+                if np.isfinite([low, high]).all():
+                    ax.plot([max(low, 0), high], [place, place], color=colour, lw=1.2)
+                ax.plot(value, place, marker, color=colour)
+        for ax in (left, right):
+            ax.set(ylim=(len(methods) - 0.5, -0.5), xlim=(0, None))
+            ax.set_yticks([])
+        left.set_yticks(range(len(methods)), [LABELS.get(name, name) for name in methods])
+        left.set_title(published.TASKS.get(task, task), loc="left", fontweight="bold")
+    axes[-2].set_xlabel("leave-one-out stability $E_i|\\Delta\\ell_i|$ [loss]")
+    axes[-1].set_xlabel("standard deviation over seeds [% of the metric]")
+    if len(known) > 2:
+        found = rank_correlation(known, "stability", "std")
+        figure.suptitle(f"ranks of both within tasks, {found.count} pairs: Spearman\nρ = {found}", fontsize=9)
+    return figure
