@@ -89,6 +89,8 @@ def _paper(options: argparse.Namespace) -> Study:
         raise UsageError(
             f"study {options.study!r} has no --{odd[0].replace('_', '-')}: leave it out; there is {', '.join(sorted(names))}"
         )
+    # One rate that was given is for all methods; rates of some of them leave the others'.
+    given["rates"] = (*(() if "learning_rate" in given else protocol.rates), *given.get("rates", ()))
     if options.selectors:
         given["methods"] = (*given.get("methods", protocol.methods), *options.selectors)
     return replace(protocol, **given).study(options.study)

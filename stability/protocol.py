@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from stability.errors import UsageError, check_whole
+from stability.errors import UsageError, check_positive, check_whole
 from stability.estimators import Assisted
 from stability.naming import SELECTORS, selector_named
 from stability.predictors import Linearised, OneStep, Predictor
@@ -127,8 +127,9 @@ class Protocol:
             raise UsageError(f"unknown task {odd[0]!r}: there is {', '.join(TASKS)}, or with data (--data FOLDER) any folder in it")
         check_whole(1, seeds=self.seeds, retrainings=self.retrainings)
         check_whole(0, evaluate_every=self.evaluate_every, measured_seeds=self.measured_seeds)
-        if odd := [name for name, _ in self.rates if name not in (*self.methods, "sam")]:
-            raise UsageError(f"rates: {odd[0]!r} is none of the methods {', '.join(self.methods)}; leave it out")
+        if odd := [name for name, _ in self.rates if name not in (*SELECTORS, *self.methods)]:
+            raise UsageError(f"rates: {odd[0]!r} is no method: there is {', '.join(dict.fromkeys([*SELECTORS, *self.methods]))}")
+        check_positive(**{f"rate of {name}": rate for name, rate in self.rates})
         if not self.tasks or not self.methods:
             raise UsageError("a study needs at least one task and one method")
 
