@@ -5,7 +5,9 @@ READY := .venv/.ready
 DATA ?= ../shared/data
 MODEL ?=
 
-.PHONY: run quick theory discontinuity language assisted assisted-language test lint types notebooks benchmark cuda weights clean
+MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
+
+.PHONY: run quick theory discontinuity language assisted assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda weights clean
 
 run: $(READY)  ## the main job: the study `digits`, its table, and its figures in figures/
 	$(BIN)/stability run digits --store runs/digits.sqlite --figures figures
@@ -44,6 +46,19 @@ assisted: $(READY)  ## predictions, variance, coverage and time of the assisted 
 
 assisted-language: $(READY)  ## MiniLM on CB, each of 96 texts left out (2 hours on two cores; it goes on where it was stopped)
 	$(BIN)/python -m benchmarks.assisted --parts population language --data $(DATA)
+
+paper-quick: $(READY)  ## ten methods of MiniLM on CB and RTE, five seeds (an hour and a half on two cores), SAM's sweep (TIME); figures
+	$(BIN)/stability run paper-quick --model $(or $(MODEL),$(MINILM)) --data $(DATA) --store runs/paper-quick.sqlite
+	$(BIN)/stability run paper-quick-sparsity --model $(or $(MODEL),$(MINILM)) --data $(DATA) --measured-seeds 0 \
+		--store runs/paper-quick-sparsity.sqlite
+	$(BIN)/stability figures --store runs/paper-quick.sqlite --out figures --only definition_3
+	$(BIN)/stability figures --store runs/paper-quick.sqlite --out figures --only ranks --against paper
+	$(BIN)/stability figures --store runs/paper-quick-sparsity.sqlite --out figures --only four_panels
+	$(BIN)/stability figures --paper --out figures
+
+paper-cuda:  ## on a machine with a GPU and the packages installed: MiniLM, seven tasks, ten methods, five seeds
+	$(PYTHON) -m stability run paper --model $(MODEL) --data $(DATA) --seeds 5 --steps 3000 --evaluate-every 100 --patience 10 \
+		--least-steps 1000 --device cuda --store runs/paper-cuda.sqlite
 
 benchmark: $(READY)  ## the engine against other programs (20 minutes on two idle cores) and its scaling; curvature, bounds, files
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps dattri

@@ -19,6 +19,7 @@ __all__ = ["OneStepModel"]
 
 _LARGEST = 20_000  # rows of a Gram matrix: 3 GiB in float64, some minutes
 _HASHED = 8192
+_PASSES = 8  # over all Jacobians, for a Gram matrix of which not all columns fit into memory at once
 
 DAMPINGS = tuple(float(d) for d in np.logspace(-6, 2, 33))
 """Among which :meth:`OneStepModel.calibrated` chooses λ."""
@@ -37,8 +38,8 @@ class OneStepModel:
     leave-one-out of Rad & Maleki (2020). The Hessian is Gauss–Newton's, so nothing is known of the network's own bend.
 
     Of the two forms the one with the smaller matrix is taken: (n C × n C), ``gram``, or (k × k), ``coordinates``. Where both have
-    more than 20 000 rows, ``hashed``: the k columns of J are added up, each with a random sign, in 8 192 random places, which
-    keeps K in expectation (Weinberger et al. 2009).
+    more than 20 000 rows, or ``memory`` would ask for more than 8 passes over J, ``hashed``: the k columns of J are added up, each
+    with a random sign, in 8 192 random places, which keeps K in expectation (Weinberger et al. 2009).
 
     Args:
         problem: what A was trained on.
@@ -76,13 +77,13 @@ class OneStepModel:
         self._residuals, self._bends = slopes_and_bends(problem, self._logits, self._labels)
         n, classes = self._logits.shape
         k, rows = tunable.count, n * classes
-        if min(k, rows) <= _LARGEST:
-            self.form = "coordinates" if k < rows else "gram"
-        else:
+        columns = max(1, memory // (rows * 8))
+        self.form = "coordinates" if k < rows else "gram"
+        if min(k, rows) > _LARGEST or (self.form == "gram" and k > _PASSES * columns):
             self.form = "hashed"
         jacobians = partial(per_example_jacobians, problem, parameters, problem.train)
         if self.form == "gram":
-            self._matrix = _gram(jacobians, tunable, memory // (rows * 8))
+            self._matrix = _gram(jacobians, tunable, columns)
         else:
             self._matrix = _features(jacobians(tunable), k, _HASHED if self.form == "hashed" else None, seed)
         if not bool(torch.isfinite(self._matrix).all() & torch.isfinite(self._bends).all() & torch.isfinite(self._residuals).all()):
@@ -144,7 +145,7 @@ class OneStepModel:
 def _gram(jacobians: Callable[[Mask], Iterator[Tensor]], tunable: Mask, columns: int) -> Tensor:
     """JJᵀ in float64, from ``columns`` of J at a time."""
     total: Tensor | None = None
-    for places in torch.arange(tunable.count).split(max(1, columns)):
+    for places in torch.arange(tunable.count).split(columns):
         jacobian = torch.cat([block.flatten(0, 1) for block in jacobians(tunable.part(places))]).double()
         total = jacobian @ jacobian.T if total is None else total.addmm_(jacobian, jacobian.T)
     assert total is not None

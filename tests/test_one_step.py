@@ -63,13 +63,15 @@ def with_classes(digits: Problem) -> tuple[Problem, dict[str, torch.Tensor], Mas
     return digits, trained.parameters(0), tuning.tunable(digits, trained.masks[0])
 
 
-def test_forms_agree_and_memory_changes_nothing(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forms_agree_and_so_do_pieces(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     """24 examples of 5 classes and 429 coordinates: the Gram matrix at once and from pieces, the coordinates' own form, and with
     as many random places as it takes, the hashed one."""
     problem, parameters, mask = with_classes(digits)
     gram = OneStepModel(problem, parameters, mask)
     assert gram.form == "gram"
-    pieces = OneStepModel(problem, parameters, mask, memory=120 * 8 * 50)
+    pieces = OneStepModel(problem, parameters, mask, memory=120 * 8 * 60)
+    assert pieces.form == "gram"
+    assert OneStepModel(problem, parameters, mask, memory=120 * 8 * 50).form == "hashed"  # nine passes would be too many
     torch.testing.assert_close(pieces.left_out(0.01), gram.left_out(0.01), rtol=1e-6, atol=1e-9)
     few = dataclasses.replace(problem, train=problem.train)
     monkeypatch.setattr(one_step, "_LARGEST", 100)

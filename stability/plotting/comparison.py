@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
 from stability import published
 from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, styles
@@ -78,8 +79,8 @@ def definition_3(scores: pd.DataFrame) -> Figure:
     """Measured leave-one-out stability beside the spread over seeds: a row of panels for each task, a line in it for each method,
     with 95 % intervals.
 
-    The interval of the spread is that of the standard deviation of a normal population. Above: how far the ranks of both go
-    together.
+    The interval of the spread is that of the standard deviation of a normal population; one of the stability that reaches below a
+    third of the least value is cut there. Above: how far the ranks of both go together.
 
     Args:
         scores: of :func:`stability.scores.scores`.
@@ -92,7 +93,7 @@ def definition_3(scores: pd.DataFrame) -> Figure:
         raise NothingToDrawError("no method has both a measured stability and at least two seeds")
     tasks, methods = list(dict.fromkeys(known["task"])), list(dict.fromkeys(known["method"]))
     figure, axes = new_figure(len(tasks), 2, (7.2, 1.0 + (0.5 + 0.2 * len(methods)) * len(tasks)))
-    style = styles(methods)
+    style, least = styles(methods), known["stability"].min() / 3
     for row, task in enumerate(tasks):
         left, right = axes[2 * row : 2 * row + 2]
         mine = known[known["task"] == task].set_index("method").reindex(methods)
@@ -103,11 +104,13 @@ def definition_3(scores: pd.DataFrame) -> Figure:
             measured = (one["stability"], one["stability_low"], one["stability_high"])
             for ax, (value, low, high) in ((left, measured), (right, spread)):
                 if np.isfinite([low, high]).all():
-                    ax.plot([max(low, 0), high], [place, place], color=colour, lw=1.2)
+                    ax.plot([max(low, least if ax is left else 0), high], [place, place], color=colour, lw=1.2)
                 ax.plot(value, place, marker, color=colour)
         for ax in (left, right):
-            ax.set(ylim=(len(methods) - 0.5, -0.5), xlim=(0, None))
-            ax.set_yticks([])
+            ax.set(ylim=(len(methods) - 0.5, -0.5), yticks=[])
+        left.set_xscale("log")
+        left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        right.set_xlim(left=0)
         left.set_yticks(range(len(methods)), [LABELS.get(name, name) for name in methods])
         left.set_title(published.TASKS.get(task, task), loc="left", fontweight="bold")
     axes[-2].set_xlabel("leave-one-out stability $E_i|\\Delta\\ell_i|$ [loss]")
