@@ -30,8 +30,9 @@ def scores(frame: pd.DataFrame, sparsity: float | None = None) -> pd.DataFrame:
     Returns:
         Columns task, method, sparsity (the p that was had), mean, std (n − 1 over seeds; NaN of fewer than two), both in per cent
         of the metric; seeds, missing (cells that are not there, failed ones among them); gap, train_loss, test_loss; stability with
-        stability_low and stability_high, measured (cells) and retrainings (of each). A method and task without a cell has a row
-        too. The interval is over seeds where stability was measured with several, otherwise over the choice of what is left out.
+        stability_low and stability_high, measured (cells), retrainings and correlation of these with their prediction (of each, in
+        the mean). A method and task without a cell has a row too. The interval is over seeds where stability was measured with
+        several, otherwise over the choice of what is left out.
         ``attrs["title"]`` names the study; ``attrs["notes"]`` says what a reader must know of it.
 
     Raises:
@@ -64,13 +65,13 @@ def scores(frame: pd.DataFrame, sparsity: float | None = None) -> pd.DataFrame:
                 row |= {"sparsity": one["sparsity"], "mean": 100 * one["test_metric"], "std": 100 * one["test_metric_std"]}
                 row |= {"seeds": int(one["seeds"]), "missing": cells - int(one["seeds"]), "measured": int(one["measured"])}
                 row |= {name: one[name] for name in _TAKEN}
+                alone = frame[(frame["task"] == task) & (frame["algorithm"] == algorithm) & frame["stability"].notna()]
+                row["correlation"] = alone["correlation"].astype(float).mean()
                 if row["measured"] == 1:
-                    alone = frame[(frame["task"] == task) & (frame["algorithm"] == algorithm) & frame["stability"].notna()].iloc[0]
-                    row["stability_low"], row["stability_high"] = (
-                        math.nan if x is None else x for x in alone["stability_interval"]
-                    )
+                    ends = alone["stability_interval"].iloc[0]
+                    row["stability_low"], row["stability_high"] = (math.nan if end is None else end for end in ends)
             rows.append(row)
-    columns = ["task", "method", "sparsity", "mean", "std", "seeds", "missing", *_TAKEN, "measured"]
+    columns = ["task", "method", "sparsity", "mean", "std", "seeds", "missing", *_TAKEN, "measured", "correlation"]
     found = pd.DataFrame(rows).reindex(columns=columns)
     found["measured"] = found["measured"].fillna(0).astype(int)
     if lost := int(found["missing"].sum()):

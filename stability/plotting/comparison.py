@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from stability import published
+from stability.estimators import POOR
 from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, styles
 from stability.ranks import rank_correlation, ranked
 from stability.scores import std_interval
@@ -80,7 +81,8 @@ def definition_3(scores: pd.DataFrame) -> Figure:
     with 95 % intervals.
 
     The interval of the spread is that of the standard deviation of a normal population; one of the stability that reaches below a
-    third of the least value is cut there. Above: how far the ranks of both go together.
+    third of the least value is cut there. Hollow: what was retrained was predicted badly, and so chosen badly. Above: how far the
+    ranks of both go together.
 
     Args:
         scores: of :func:`stability.scores.scores`.
@@ -105,7 +107,7 @@ def definition_3(scores: pd.DataFrame) -> Figure:
             for ax, (value, low, high) in ((left, measured), (right, spread)):
                 if np.isfinite([low, high]).all():
                     ax.plot([max(low, least if ax is left else 0), high], [place, place], color=colour, lw=1.2)
-                ax.plot(value, place, marker, color=colour)
+                ax.plot(value, place, marker, color=colour, mfc="white" if ax is left and one["correlation"] < POOR else colour)
         for ax in (left, right):
             ax.set(ylim=(len(methods) - 0.5, -0.5), yticks=[])
         left.set_xscale("log")
@@ -115,6 +117,9 @@ def definition_3(scores: pd.DataFrame) -> Figure:
         left.set_title(published.TASKS.get(task, task), loc="left", fontweight="bold")
     axes[-2].set_xlabel("leave-one-out stability $E_i|\\Delta\\ell_i|$ [loss]")
     axes[-1].set_xlabel("standard deviation over seeds [% of the metric]")
+    if (known["correlation"] < POOR).any():
+        hollow = f"hollow: retrainings and their prediction correlate by less than {POOR}; its interval holds the truth less often"
+        figure.supxlabel(hollow, fontsize=8)
     if len(known) > 2:
         found = rank_correlation(known, "stability", "std")
         figure.suptitle(f"ranks of both within tasks, {found.count} pairs: Spearman\nρ = {found}", fontsize=9)
