@@ -67,9 +67,6 @@ def scores(frame: pd.DataFrame, sparsity: float | None = None) -> pd.DataFrame:
                 row |= {name: one[name] for name in _TAKEN}
                 alone = frame[(frame["task"] == task) & (frame["algorithm"] == algorithm) & frame["stability"].notna()]
                 row["correlation"] = alone["correlation"].astype(float).mean()
-                if row["measured"] == 1:
-                    ends = alone["stability_interval"].iloc[0]
-                    row["stability_low"], row["stability_high"] = (math.nan if end is None else end for end in ends)
             rows.append(row)
     columns = ["task", "method", "sparsity", "mean", "std", "seeds", "missing", *_TAKEN, "measured", "correlation"]
     found = pd.DataFrame(rows).reindex(columns=columns)

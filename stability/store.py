@@ -86,7 +86,7 @@ class Store:
                 connection.execute("UPDATE study SET version = ?, identity = ?", (version, json.dumps(identity, sort_keys=True)))
             self.version, self.identity = version, json.loads(json.dumps(identity))
         elif identity is not None:
-            self._refuse_mixture(json.loads(json.dumps(identity)), version)
+            self.check(identity, version)
 
     def finished(self) -> set[str]:
         """Keys of the cells that are done."""
@@ -126,7 +126,13 @@ class Store:
                 f"{self.path} is damaged or no store: {error}; move it away and run again, or restore a copy"
             ) from error
 
-    def _refuse_mixture(self, wanted: dict[str, Any], version: str) -> None:
+    def check(self, identity: Mapping[str, Any], version: str) -> None:
+        """That the results are of this study and this version.
+
+        Raises:
+            StabilityError: they are not; what differs is named.
+        """
+        wanted = json.loads(json.dumps(identity))
         if self.version != version:
             raise StabilityError(
                 f"{self.path} was made by version {self.version}, this is {version}: use another --store, or that version"

@@ -30,7 +30,7 @@ from stability.store import Store, key
 from stability.summary import BOUNDS, table
 from stability.training import FineTuning, Minimisation
 
-__all__ = ["Cell", "Study", "run", "run_cell"]
+__all__ = ["Cell", "Study", "reusable", "run", "run_cell"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class Study:
                 raise UsageError("measured_seeds and samples: shares of the variance need every cell measured; leave one out")
         if len(set(names := [problems.short_name(name) for name in self.problems])) < len(names):
             raise UsageError(f"study {self.name!r}: two problems have one name among {', '.join(names)}; rename a folder")
+        known: set[str] = set()
+        for algorithm in self.algorithms:
+            if (own := key(algorithm.settings())) in known:
+                raise UsageError(f"study {self.name!r} has {algorithm.name} with the same settings twice: leave one out")
+            known.add(own)
         if self.retrainings is not None and self.estimator is not None:
             raise UsageError(f"study {self.name!r}: retrainings = {self.retrainings} and an estimator: say it to the estimator")
 
@@ -184,13 +189,14 @@ def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int |
 
     A run that fails is recorded as failed with its reason, not raised and not averaged.
     """
+    task = problems.short_name(cell.problem)
     try:
         drawn = cell.algorithm.seed if cell.sample is None else cell.sample
         problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
         how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
         how |= {"retrainings": study.retrainings, "estimator": study.estimator} if cell.measured else {"estimator": Alone()}
         estimate = measure(problem, cell.algorithm, **how)
-        row = {"status": "ok", **_row(estimate), **dict.fromkeys(_MEASURED)}
+        row = {"status": "ok", "task": task, **_row(estimate), **dict.fromkeys(_MEASURED)}
         if study.check_replicas is None or not cell.measured:
             return row
         constants = measure_constants(estimate, study.check_replicas, memory_budget)
@@ -198,7 +204,7 @@ def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int |
     except UsageError:
         raise
     except StabilityError as error:
-        return {"status": "failed", "reason": str(error)}
+        return {"status": "failed", "task": task, "reason": str(error)}
 
 
 _CONSTANTS = ("lipschitz", "tuned_lipschitz", "gradient_norm", "tuned_gradient_norm", "loss_bound", "replicas_checked")
@@ -219,8 +225,7 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
     plain = estimate.to_dict()
     row: dict[str, Any] = {
         "sparsity": replicas.algorithm.sparsity_for(replicas.masks[0]),
-        "task": problems.short_name(problem.name),
-        "stability": plain["value"] if estimate.retrainings else None,
+        "stability": None if estimate.status == "not measured" else plain["value"],
         "stability_interval": plain["interval"],
         "stability_error": plain["error"],
         "estimate_status": estimate.status,
@@ -238,11 +243,13 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
         row[f"{split}_loss"] = problem.loss(logits, examples.labels).double().mean().item()
         row[f"{split}_metric"] = problem.metric(logits, examples.labels)
     if len(replicas.batch_losses):
-        losses, changes = replicas.batch_losses[:_HISTORY, 0], replicas.mask_changes[:_HISTORY, 0]
+        losses = replicas.batch_losses[:_HISTORY, 0]
+        losses = losses[~losses.isnan()]  # as many as there were steps before it ended
+        changes, relaxed = replicas.mask_changes[: len(losses), 0], replicas.relaxed[: len(losses)]
         row["history"] = {
-            "loss": [float(f"{loss:.4g}") for loss in losses[~losses.isnan()].tolist()],
+            "loss": [float(f"{loss:.4g}") for loss in losses.tolist()],
             "mask_changes": {str(step): int(count) for step, count in enumerate(changes.tolist()) if count},
-            "relaxed": torch.nonzero(replicas.relaxed[:_HISTORY]).squeeze(1).tolist(),
+            "relaxed": torch.nonzero(relaxed).squeeze(1).tolist(),
         }
         row["kept_step"] = int(replicas.kept_step[0])
     row |= {"gap": row["test_loss"] - row["train_loss"], "distance": plain["distance"]}
@@ -301,7 +308,7 @@ def run(
     if workers is not None and workers < 1:
         raise UsageError(f"workers = {workers}: use at least 1")
     version = metadata.version("stability")
-    reused = [] if reuse is None else _cells_of(Store(reuse), study, version)
+    reused = [] if reuse is None else reusable(Store(reuse), study)
     ledger = Store(store, study.identity(), version)
     for identity, record in reused:
         ledger.add(identity, record)
@@ -316,8 +323,13 @@ def run(
     return table(ledger)
 
 
-def _cells_of(other: Store, study: Study, version: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The finished cells of ``other`` that belong to ``study``."""
+def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Identity and record of the finished cells of ``other`` that belong to ``study``.
+
+    Raises:
+        StabilityError: ``other`` is of another version, or was measured in another way: the setting is named.
+    """
+    version = metadata.version("stability")
     wanted, own = {key(cell_identity(study, cell)) for cell in study.cells()}, json.loads(json.dumps(study.identity()))
     if other.version != version:
         raise StabilityError(f"{other.path} was made by version {other.version}, this is {version}: nothing can be reused")

@@ -31,10 +31,13 @@ def table(store: Store) -> pd.DataFrame:
         tasks.get(record.get("task"), 0),
         order[key(record["algorithm"])],
     )
-    for record in sorted(store.records(), key=place):
+    records = sorted(store.records(), key=place)
+    # Of records older than the column, and of failed ones among them: a study of one problem has one name for it.
+    alone = next((record["task"] for record in records if "task" in record), identity.get("problem"))
+    for record in records:
         record.pop("per_example", None)
         record.pop("prediction", None)
-        record.setdefault("task", identity.get("problem"))  # of records older than the column
+        record.setdefault("task", alone)
         rows.append({"algorithm": key(record.pop("algorithm"))[:12], "sparsity": record.pop("asked_sparsity"), **record})
     frame = pd.DataFrame(rows)
     names = {} if frame.empty else dict(zip(frame["algorithm"], frame["method"], strict=True))
@@ -61,7 +64,7 @@ _STATES = ("infinite", "assumption failed", "vacuous", "not refuted", "estimate"
 
 def _over_seeds(values: pd.Series[Any], states: pd.Series[Any]) -> tuple[float, str]:
     """Mean and worst state; infinite where one seed's is, NaN and ``unknown`` where one has none."""
-    if states.isna().any():
+    if states.empty or states.isna().any():
         return np.nan, "unknown"
     worst = min(states, key=_STATES.index)
     return (np.inf if worst == "infinite" else float(values.astype(float).mean())), worst
@@ -101,7 +104,8 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """A row for each task, method and sparsity: mean and standard deviation (n − 1) over the seeds that finished.
 
     ``stability_low`` and ``stability_high`` are the 95 % interval of E_{S,i}, a t interval over seeds: each seed draws
-    its own S, and its estimate is unbiased for that S. Where the study draws S apart, it is one over the S, each averaged
+    its own S, and its estimate is unbiased for that S. Where stability was measured with one seed only, it is that cell's own, over
+    the choice of what is left out, which says nothing of other S and seeds. Where the study draws S apart, it is one over the S, each averaged
     over its seeds, and ``samples_share``, ``seeds_share`` and ``sampling_share`` are the shares of S, of the seeds and of
     retraining without some i only in the variance of a cell; NaN elsewhere. ``retrainings`` is the mean over the cells.
     ``seeds`` counts the cells averaged, ``measured`` those of them whose stability was measured; ``failed`` those that were not
@@ -131,9 +135,12 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         for name in ("stability", "gap"):
             known = means[name].dropna().to_numpy(dtype=float)
             row[f"{name}_low"], row[f"{name}_high"] = mean_over_seeds(known).interval if len(known) else (np.nan, np.nan)
+        if len(measured) == 1:
+            ends = measured["stability_interval"].iloc[0]
+            row["stability_low"], row["stability_high"] = (np.nan if end is None else end for end in ends)
         row |= _shares(group) | {"retrainings": measured["retrainings"].mean(), "samples": len(means)}
         for name in BOUNDS:
-            row[name], row[f"{name}_state"] = _over_seeds(group[name], group[f"{name}_state"])
+            row[name], row[f"{name}_state"] = _over_seeds(measured[name], measured[f"{name}_state"])
         rows.append(row)
     tasks, methods = (list(frame[name].unique()) for name in ("task", "method"))
     rows.sort(key=lambda row: (tasks.index(row["task"]), methods.index(row["method"]), row["sparsity"]))

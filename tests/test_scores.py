@@ -244,7 +244,7 @@ def test_paper_s_figure_and_tables_need_no_training(tmp_path: Path, capsys: pyte
         ("table --paper main --json --format csv", "--json and --format: leave one of them out"),
         ("table --store {} --paper main", "--paper with --store belongs to --against paper"),
         ("figures --store {} --only nothing", "unknown figure 'nothing'"),
-        ("figures --store {} --against paper", "no published numbers for digits, logistic"),
+        ("figures --store {} --against paper --out nowhere", "no published numbers for digits, logistic"),
     ],
 )
 def test_a_senseless_request_says_so(command: str, message: str, both_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
