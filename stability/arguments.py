@@ -87,7 +87,14 @@ def parser() -> argparse.ArgumentParser:
         help="with --problem the selectors, otherwise further ones; module:name for your own",
     )
     _add_option(sub)
-    sub.add_argument("--sparsities", nargs="+", type=float, default=[], metavar="P", help="take each of them at every such p")
+    sub.add_argument(
+        "--sparsities",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="P",
+        help="take each of them, or SAM in paper-sparsity, at every such p",
+    )
     sub.add_argument("--plan", action="store_true", help="compute nothing: time a few steps, and say what the study will cost")
     sub.add_argument(
         "--problem",
@@ -96,12 +103,15 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_problem(sub)
     _add_protocol(sub)
-    sub.add_argument("--seeds", type=int, help="with --problem: so many seeds, each with its own S (by default 3)")
+    sub.add_argument("--seeds", type=int, help="of --problem and the paper's: so many seeds, each with its own S (by default 3)")
     sub.add_argument("--measured-seeds", type=int, metavar="K", help="measure stability with the first K seeds only")
     sub.add_argument("--samples", type=int, help="with --problem: so many training sets S, each with as many seeds of its own")
-    _add_estimator(sub, "with --problem: ")
+    _add_estimator(sub, "of --problem (retrainings and predictor of the paper's too): ")
     sub.add_argument(
-        "--check-replicas", type=int, metavar="K", help="with --problem: measure bounds too, with the curvature at K of the A(Sⁱ)"
+        "--check-replicas",
+        type=int,
+        metavar="K",
+        help="of --problem and the paper's: measure bounds too, with the curvature at K of the A(Sⁱ)",
     )
     _add_training(sub)
     sub.add_argument("--reuse", type=Path, metavar="FILE", help="take over what this store of a like study has finished")
@@ -165,7 +175,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_scores(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--against", choices=("paper",), help="put the published numbers beside those of the store")
+    sub.add_argument(
+        "--against",
+        choices=("paper", *get_args(Published)),
+        help="put the published numbers beside those of the store: Table 1 (main), Table 2 (perturbation), or the one of the same "
+        "experiment (paper)",
+    )
     sub.add_argument("--sparsity", type=float, metavar="P", help="with ranks: of a method with several p the one nearest to this")
 
 
@@ -229,11 +244,13 @@ def _add_protocol(sub: argparse.ArgumentParser) -> None:
     paper.add_argument(
         "--rates", nargs="+", type=_option, metavar="METHOD=RATE", help="learning rates of methods that have one of their own"
     )
-    paper.add_argument("--adapter-width", type=int)
-    paper.add_argument("--lora-rank", type=int)
-    paper.add_argument("--mixout", type=float, metavar="PROBABILITY")
-    paper.add_argument("--burn-in", type=int, metavar="STEPS")
-    paper.add_argument("--project-every", type=int, metavar="STEPS")
+    paper.add_argument("--adapter-width", type=int, help="of Adapter's bottlenecks")
+    paper.add_argument("--lora-rank", type=int, help="of LoRA's factors")
+    paper.add_argument("--mixout", type=float, metavar="PROBABILITY", help="of Mixout's parameters to be θ⁰'s in a step")
+    paper.add_argument(
+        "--burn-in", type=int, metavar="STEPS", help="for which DiffPruning's mask relaxes, and others with --authors"
+    )
+    paper.add_argument("--project-every", type=int, metavar="STEPS", help="between ChildPruning's projections")
     paper.add_argument(
         "--authors",
         nargs="+",

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pandas as pd
 import torch
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> None:
     study = study_asked(options)
     store = options.store or Path("runs") / f"{study.name}.sqlite"
     if options.plan:
-        print(cost.told(cost.expected(study, store, device=options.device, workers=options.workers)))
+        print(cost.told(cost.expected(study, store, reuse=options.reuse, device=options.device, workers=options.workers)))
         return
     with tqdm(unit="cell", desc=study.name, disable=None) as bar:
 
@@ -90,8 +90,8 @@ def _figures(options: argparse.Namespace) -> None:
     if options.paper:
         _draw_paper(options.out)
     if options.store is not None:
-        against: published.Part | None = None if options.against is None else "main"
-        _draw(table(Store(options.store)), options.out, options.only, sparsity=options.sparsity, against=against)
+        frame = table(Store(options.store))
+        _draw(frame, options.out, options.only, sparsity=options.sparsity, against=_published(options.against, frame))
 
 
 def _draw(frame: pd.DataFrame, folder: Path, only: str | None = None, **how: Any) -> None:
@@ -102,6 +102,13 @@ def _draw(frame: pd.DataFrame, folder: Path, only: str | None = None, **how: Any
 
     for path in save_all(frame, folder, only, **how):
         print(path)
+
+
+def _published(asked: str | None, frame: pd.DataFrame) -> published.Part | None:
+    """Which table to compare with; ``paper`` stands for the one of the same experiment."""
+    if asked == "paper":
+        return "perturbation" if str(frame.attrs["study"]).endswith("-perturbation") else "main"
+    return cast("published.Part | None", asked)
 
 
 def _draw_paper(folder: Path) -> None:
@@ -130,10 +137,11 @@ def _table(options: argparse.Namespace) -> None:
             raise UsageError("--against and --sparsity belong to --store: add it, or leave them out")
         shown, beside = published.scores(options.paper), None
     elif ranks:
-        if options.paper is not None and options.against is None:
-            raise UsageError("--paper with --store belongs to --against paper: add it, or leave one of them out")
-        shown = scores(table(Store(options.store)), options.sparsity)
-        beside = None if options.against is None else against_published(shown, options.paper or "main")
+        if options.paper is not None:
+            raise UsageError("--paper is of the published numbers alone: to put them beside a store use --against")
+        frame = table(Store(options.store))
+        shown, part = scores(frame, options.sparsity), _published(options.against, frame)
+        beside = None if part is None else against_published(shown, part)
     else:
         frame = table(Store(options.store))
         if options.json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import pandas as pd
 import torch
 
 from stability import problems
+from stability.errors import check_whole
 from stability.machine import cores, resolve_device
 from stability.problem import Problem
 from stability.replicas import train
 from stability.selectors import FullTuning, Random, Selector
 from stability.store import Store, key
-from stability.study import Study, cell_identity
+from stability.study import Study, cell_identity, reusable
 from stability.training import FineTuning, Minimisation
 
 __all__ = ["expected", "told"]
@@ -28,7 +30,12 @@ _FORETOLD = 2  # trainings that a prediction takes the time of, at most so many 
 
 
 def expected(
-    study: Study, store: str | PathLike[str] | None = None, *, device: str = "auto", workers: int | None = None
+    study: Study,
+    store: str | PathLike[str] | None = None,
+    *,
+    reuse: str | PathLike[str] | None = None,
+    device: str = "auto",
+    workers: int | None = None,
 ) -> pd.DataFrame:
     """A row for each task and algorithm: what is still to be trained, and how long that should take.
 
@@ -40,15 +47,17 @@ def expected(
     Args:
         study: what is to be measured.
         store: its finished cells are not counted.
+        reuse: nor are those that this one's spare, as in :func:`stability.study.run`.
         device: as of :func:`stability.study.run`.
         workers: as there.
 
     Returns:
         Columns task, method, sparsity, n, cells (still to be done), trainings, steps (of one training, at most), step_seconds (on
-        one thread), hours (of all, divided among the workers), least_hours (where training may stop early).
+        one thread), hours (of all, divided among the workers; NaN of a minimisation), least_hours (where training may stop early).
 
     Raises:
-        UsageError: data, model or a setting that the study could not be run with.
+        UsageError: data or a model that cannot be read, or fewer than one worker.
+        StabilityError: a store of another study.
 
     Example:
         >>> from stability import FineTuning
@@ -58,10 +67,13 @@ def expected(
         [[2, 14, 150]]
     """
     place = resolve_device(device)
-    done = Store(store).finished() if store is not None and Path(store).exists() and Path(store).stat().st_size else set()
-    count = workers or (1 if place.type == "cuda" else cores())
+    check_whole(1, workers=1 if workers is None else workers)
+    done = _finished(study, store)
+    if reuse is not None:
+        done |= {key(identity) for identity, _ in reusable(Store(reuse), study)}
     threads = torch.get_num_threads()
     cells = [cell for cell in study.cells() if key(cell_identity(study, cell)) not in done]
+    count = min(workers or (1 if place.type == "cuda" else cores()), max(1, len(cells)))
     rows = []
     try:
         if count > 1:
@@ -71,12 +83,23 @@ def expected(
             for algorithm in study.algorithms:
                 mine = [c for c in cells if c.problem == name and replace(c.algorithm, seed=algorithm.seed) == algorithm]
                 measured = sum(cell.measured for cell in mine)
-                rows.append(_row(study, problem, algorithm, len(mine), measured, count))
+                row = _row(study, problem, algorithm, len(mine), measured, count)
+                rows.append({"task": problems.short_name(name), **row})
     finally:
         torch.set_num_threads(threads)
     frame = pd.DataFrame(rows)
     frame.attrs.update(study=study.name, workers=count, device=str(place), done=len(done), cells=len(study.cells()))
     return frame
+
+
+def _finished(study: Study, store: str | PathLike[str] | None) -> set[str]:
+    """Keys of what the store holds of this study."""
+    if store is None or not Path(store).exists() or not Path(store).stat().st_size:
+        return set()
+    ledger = Store(store)
+    if done := ledger.finished():
+        ledger.check(study.identity(), metadata.version("stability"))
+    return done
 
 
 def _row(
@@ -86,11 +109,11 @@ def _row(
     left_out = n if estimator is None and study.retrainings is None else study.retrainings or 0
     foretold = 0
     if estimator is not None:
-        left_out = n if estimator.tolerance is not None else estimator.more(n, 0, None)
+        most = getattr(estimator, "retrainings", None) or n
+        left_out = most if estimator.tolerance is not None else estimator.more(n, 0, None)
         foretold = _FORETOLD if estimator.predicts else 0
     trainings = cells + measured * (left_out + (left_out > 0))  # A(S), the noise floor's A(S), and the A(Sⁱ)
     row = {
-        "task": problems.short_name(problem.name),
         "method": algorithm.name,
         "sparsity": algorithm.asked_sparsity,
         "n": n,
@@ -105,12 +128,13 @@ def _row(
     batches = n / min(algorithm.batch_size, n)  # of one pass over S
     selector = algorithm.selector
     selecting = batches / 3 if selector.uses_data and not selector.moving else 0.0
-    evaluated = len(problem.train) + len(problem.test)
+    # A(S) is evaluated on both splits, and each A(Sⁱ) on the test split too.
+    evaluated = cells * len(problem.train) + trainings * len(problem.test)
     rule, hours = algorithm.early_stopping, []
     for steps in (algorithm.steps, algorithm.steps if rule is None else min(rule.least_steps, algorithm.steps)):
         looks = 0 if rule is None or problem.validation is None else steps / rule.every * len(problem.validation)
         each = steps + selecting + looks / algorithm.batch_size / 3
-        evaluating = cells * evaluated / algorithm.batch_size / 3
+        evaluating = evaluated / algorithm.batch_size / 3
         hours.append(((trainings + measured * foretold) * each + evaluating) * seconds / workers / 3600)
     return row | {"step_seconds": seconds, "hours": hours[0], "least_hours": hours[1]}
 
@@ -147,10 +171,12 @@ def told(plan: pd.DataFrame) -> str:
     a = plan.attrs
     hours, least = plan["hours"].sum(), plan["least_hours"].sum()
     span = f"{_duration(least)} to {_duration(hours)}, as early as training stops" if early else _duration(hours)
+    unknown = int(plan.loc[plan["hours"].isna(), "trainings"].sum())
+    but = f" (without {unknown} minimisations, which take as many steps as they need)" if unknown else ""
     who = f"{a['workers']} workers of one thread" if a["workers"] > 1 else "one worker"
     return (
         f"{shown.to_string(index=False)}\n\n{a['study']}: {plan['cells'].sum()} of {a['cells']} cells to compute, "
-        f"{plan['trainings'].sum()} trainings; about {span} with {who} on {a['device']}, from a few steps timed just now."
+        f"{plan['trainings'].sum()} trainings; about {span}{but} with {who} on {a['device']}, from a few steps timed just now."
     )
 
 

@@ -135,7 +135,7 @@ def fine_tune(
             if dropout is not None and not dropout.used:
                 raise UsageError("dropout = True: this model drops nothing out, its dropout probabilities are 0; leave it off")
         failing = (failed < 0) & ~(loss <= limit)
-        if kept is not None and step > 0 and len(kept.values):  # what has ended is computed along, and no longer counts
+        if kept is not None and len(kept.values):  # what has ended is computed along, and no longer counts
             failing, loss = failing & ~kept.ended, torch.where(kept.ended, torch.nan, loss)
         failed = torch.where(failing, step, failed)
         before = course.mask

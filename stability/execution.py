@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -106,7 +107,8 @@ class Task:
         examples, start, tunable = problem.validation, self.start, self.tunable
 
         def metric(values: Tensor) -> Tensor:
-            logits = logits_of(problem, start, tunable, values, examples, objective.at_once)
+            with _products("highest") if self.precision == "tf32" else nullcontext():  # evaluated in full
+                logits = logits_of(problem, start, tunable, values, examples, objective.at_once)
             return torch.tensor([problem.metric(mine, examples.labels) for mine in logits], device=values.device)
 
         assert self.algorithm.early_stopping is not None
@@ -181,7 +183,9 @@ def carry_out(task: Task, how: Plan, progress: Progress | None = None) -> Iterat
     sets = math.ceil(len(order) / how.rows)
     # Every set gets early and late ones alike: sets take equally long, and the trunk is common to many.
     shared = [_shared(order[i::sets], when, never) for i in range(sets)]
-    with _tf32() if task.precision == "tf32" else nullcontext():  # the process's setting, so it is set where there is one thread
+    with (
+        _products("high") if task.precision == "tf32" else nullcontext()
+    ):  # the process's setting, so it is set where there is one thread
         yield from _carried_out(task, how, shared, progress)
 
 
@@ -224,9 +228,9 @@ def _with_own_model(problem: Problem) -> Problem:
 
 
 @contextmanager
-def _tf32() -> Iterator[None]:
+def _products(precision: Literal["high", "highest"]) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:

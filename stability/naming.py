@@ -31,7 +31,7 @@ from stability.selectors import (
     from_scores,
 )
 
-__all__ = ["ENTRY_POINTS", "SELECTORS", "announced", "selector_named", "selectors_named"]
+__all__ = ["ENTRY_POINTS", "LABELS", "SELECTORS", "announced", "selector_named", "selectors_named"]
 
 SELECTORS: dict[str, Callable[..., Selector]] = {
     "full": FullTuning,
@@ -48,6 +48,31 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "fisher": Fisher,
 }
 """The built-in selectors by name: the ten of Fu et al. 2023, Table 1, in its order, and then those beside it."""
+
+LABELS = {
+    "full": "full tuning",
+    "random": "random",
+    "mixout": "Mixout",
+    "mixout-reset": "Mixout, reset",
+    "bitfit": "BitFit",
+    "magnitude": "magnitude",
+    "magnitude-trained": "magnitude, trained",
+    "adapter": "Adapter",
+    "lora": "LoRA",
+    "diffpruning": "DiffPruning",
+    "childpruning": "ChildPruning",
+    "sam": "SAM",
+    "fisher": "Fisher",
+    "regularised": "all, ridge 1 − p",
+    "cola": "CoLA",
+    "stsb": "STS-B",
+    "mrpc": "MRPC",
+    "rte": "RTE",
+    "cb": "CB",
+    "copa": "COPA",
+    "wsc": "WSC",
+}
+"""What tables and figures call methods and tasks."""
 
 ENTRY_POINTS = "stability.selectors"
 """Group of the entry points by which a package announces selectors of its own."""

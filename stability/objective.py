@@ -27,7 +27,7 @@ from stability.masks import Mask, Parameters
 from stability.problem import Examples, ModuleLogits, Problem
 from stability.products import Products, Sites, pays, worthwhile
 
-__all__ = ["ALL", "Descended", "Objective", "Some", "Stack", "Trajectory", "blocks_of"]
+__all__ = ["ALL", "Descended", "Objective", "Some", "Stack", "Trajectory", "blocks_of", "logits_of"]
 
 ALL = slice(None)
 """All rows."""

@@ -14,6 +14,7 @@ from stability.estimators import Approximate, Assisted, Estimator, Exact, Sample
 from stability.naming import selector_named, selectors_named
 from stability.predictors import Linearised, OneStep, Predictor
 from stability.problems import PROBLEMS, Problem
+from stability.protocol import UNUSED
 from stability.selectors import Selector
 from stability.stopping import EarlyStopping
 from stability.studies import PAPER, STUDIES
@@ -54,21 +55,7 @@ def study_asked(options: argparse.Namespace) -> Study:
         raise UsageError(
             f"unknown study {options.study!r}: there is {', '.join([*STUDIES, *PAPER])}; for one of your own give --problem"
         )
-    own = (
-        "seeds",
-        "samples",
-        "estimator",
-        "retrainings",
-        "tolerance",
-        "predictor",
-        "checkpoints",
-        "check_replicas",
-        "measured_seeds",
-        *TRAINING,
-        *STOPPING,
-        *PROBLEM,
-    )
-    if given := [name for name in own if getattr(options, name) is not None]:
+    if given := [name for name in (*_MEASURED, *TRAINING, *STOPPING, *PROBLEM) if getattr(options, name) is not None]:
         raise UsageError(f"--{given[0].replace('_', '-')} belongs to --problem: study {options.study!r} has its own")
     study = STUDIES[options.study]
     return study.with_selectors(*selectors) if selectors else study
@@ -81,18 +68,20 @@ def _paper(options: argparse.Namespace) -> Study:
     """One of the paper's, with the numbers that were given."""
     protocol = PAPER[options.study]
     names = {field.name for field in fields(protocol)} - {"part"}
-    allowed = {*names, *STOPPING, "estimator"}
+    names -= set(UNUSED[protocol.part])
     given = {name: getattr(options, name) for name in (*_OF_PAPER, *TRAINING, *STOPPING, *PROBLEM, *_MEASURED)}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
     given |= {"sparsities": tuple(options.sparsities)} if options.sparsities else {}
-    if odd := sorted(given.keys() - allowed) + (["option"] if options.option else []):
-        raise UsageError(
-            f"study {options.study!r} has no --{odd[0].replace('_', '-')}: leave it out; there is {', '.join(sorted(names))}"
-        )
-    # One rate that was given is for all methods; rates of some of them leave the others'.
-    given["rates"] = (*(() if "learning_rate" in given else protocol.rates), *given.get("rates", ()))
+    given |= {"option": options.option} if options.option else {}
     if options.selectors:
         given["methods"] = (*given.get("methods", protocol.methods), *options.selectors)
+    if odd := sorted(given.keys() - names):
+        there = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in names))
+        raise UsageError(f"study {options.study!r} has no --{odd[0].replace('_', '-')}: leave it out; there is {there}")
+    if not given.get("evaluate_every", protocol.evaluate_every) and (odd := sorted({"patience", "least_steps"} & given.keys())):
+        raise UsageError(f"--{odd[0].replace('_', '-')} belongs to --evaluate-every, which is 0: leave it out, or give that too")
+    # One rate that was given is for all methods; rates of some of them leave the others'.
+    given["rates"] = (*(() if "learning_rate" in given else protocol.rates), *given.get("rates", ()))
     return replace(protocol, **given).study(options.study)
 
 

@@ -124,9 +124,10 @@ class Linearised(Predictor):
             return real, None
         began = time.perf_counter()
         losses = losses_left_out(real, trajectory, own or real.masks, self.memory)
-        some = trajectory.coordinates
+        some, kept = trajectory.coordinates, int(real.kept_step[0])
+        used = sum(step < kept for step in trajectory.steps)  # of a run that stopped early
         part = "" if some is None else f", {len(some.indices)} of {real.tunable.count} coordinates"
-        return real, _prediction(real, losses, f"linearised replicas, {self.checkpoints} checkpoints{part}", began)
+        return real, _prediction(real, losses, f"linearised replicas, {used} checkpoints{part}", began)
 
 
 @dataclass(frozen=True)

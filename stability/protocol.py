@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from stability import published
 from stability.errors import UsageError, check_positive, check_whole
 from stability.estimators import Assisted
 from stability.naming import SELECTORS, selector_named
@@ -16,14 +17,12 @@ from stability.stopping import EarlyStopping
 from stability.study import Study
 from stability.training import FineTuning, Precision
 
-__all__ = ["AUTHORS", "METHODS", "TASKS", "Part", "Protocol"]
+__all__ = ["AUTHORS", "METHODS", "TASKS", "UNUSED", "Part", "Protocol"]
 
-METHODS = tuple(SELECTORS)[:10]
-"""The methods of Table 1, in its order."""
+METHODS, TASKS = tuple(published.METHODS), tuple(published.TASKS)
+"""Of Table 1, in its order."""
 
 _ON_HUB = {task: name for name, task in HUB.items()}
-TASKS = ("cola", "stsb", "mrpc", "rte", "cb", "copa", "wsc")
-"""The tasks of Table 1, in its order."""
 
 AUTHORS: Mapping[str, str] = {
     "per-tensor": "the largest scores are taken within each tensor instead of over all",
@@ -35,6 +34,13 @@ AUTHORS: Mapping[str, str] = {
 authors (Mixout), by the names under which :attr:`Protocol.authors` asks for it."""
 
 Part = Literal["main", "perturbation", "sparsity"]
+
+UNUSED: Mapping[Part, tuple[str, ...]] = {
+    "main": ("sparsities", "removed"),
+    "perturbation": ("sparsities",),
+    "sparsity": ("methods", "sparsity", "removed"),
+}
+"""Settings that a part has no use for."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from stability.statistics import Numbers
 __all__ = ["RankCorrelation", "rank_correlation", "ranked"]
 
 
+_DIGITS = 9  # equal but for the order in which they were summed is equal
+
+
 def ranked(scores: pd.DataFrame) -> pd.DataFrame:
     """``scores`` with the ranks of its numbers within each task: 1 is best, ties share the mean of their ranks.
 
@@ -35,7 +38,7 @@ def ranked(scores: pd.DataFrame) -> pd.DataFrame:
     found = scores.copy()
     for column, smallest in (("mean", False), ("std", True), ("stability", True)):
         if column in found:
-            found[f"rank_{column}"] = found.groupby("task")[column].rank(ascending=smallest)
+            found[f"rank_{column}"] = found[column].round(_DIGITS).groupby(found["task"]).rank(ascending=smallest)
     return found
 
 
@@ -44,7 +47,7 @@ class RankCorrelation:
     """Spearman's ρ between ranks within tasks.
 
     Attributes:
-        value: ρ, over all pairs of method and task together.
+        value: ρ, over all pairs of method and task together; NaN, like all that follows from it, where all ranks are equal.
         interval: see :func:`rank_correlation`; NaN where it cannot be had.
         confidence: of the interval.
         p_value: of ρ = 0, two-sided, as if the pairs were independent, by Student's t with count − 2 degrees of freedom: what the
@@ -63,9 +66,18 @@ class RankCorrelation:
     methods: int
 
     def __str__(self) -> str:
+        return f"{self.estimate}, {self.tests}"
+
+    @property
+    def estimate(self) -> str:
+        """ρ with its interval, in words."""
         low, high = self.interval
-        known = f" ({self.confidence:.0%}: {low:.2f} to {high:.2f})" if math.isfinite(low) else ""
-        return f"{self.value:.3f}{known}, p = {self.p_value:.2g} as if independent, {self.method_p_value:.2g} by methods"
+        return f"{self.value:.3f}" + (f" ({self.confidence:.0%}: {low:.2f} to {high:.2f})" if math.isfinite(low) else "")
+
+    @property
+    def tests(self) -> str:
+        """Both p-values, in words."""
+        return f"p = {self.p_value:.2g} as if independent, {self.method_p_value:.2g} by methods"
 
 
 def rank_correlation(
@@ -105,10 +117,13 @@ def rank_correlation(
     if len(known) < 3:
         raise UsageError(f"{len(known)} pairs of method and task with {first} and {second}: ranks need at least 3")
     x, y = (
-        known.pivot(index="method", columns="task", values=name).to_numpy(dtype=np.float64) * (-1 if name == "mean" else 1)
+        known.pivot(index="method", columns="task", values=name).to_numpy(dtype=np.float64).round(_DIGITS)
+        * (-1 if name == "mean" else 1)
         for name in (first, second)
     )
     value, count, methods = _spearman(x, y), len(known), len(x)
+    if math.isnan(value):
+        return RankCorrelation(value, (value, value), confidence, value, value, count, methods)
     t = abs(value) * math.sqrt((count - 2) / (1 - value**2)) if abs(value) < 1 else math.inf
     generator = np.random.default_rng(seed)
     shuffled = [_spearman(x, y[generator.permutation(methods)]) for _ in range(permutations)]

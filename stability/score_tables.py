@@ -9,42 +9,19 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from stability import published
 from stability.errors import UsageError
-from stability.ranks import RankCorrelation, rank_correlation, ranked
+from stability.naming import LABELS
+from stability.ranks import ranked
+from stability.scores import PAIRS, correlations
 
-__all__ = ["Form", "as_values", "correlations", "rendered", "score_table"]
+__all__ = ["Form", "as_values", "rendered", "score_table"]
 
 Form = Literal["text", "markdown", "latex", "csv"]
-
-PAIRS = (
-    ("mean", "std", "small spread over seeds with a large mean"),
-    ("stability", "std", "small leave-one-out stability with a small spread over seeds"),
-    ("stability", "mean", "small leave-one-out stability with a large mean"),
-    ("stability", "gap", "small leave-one-out stability with a small generalization gap"),
-)
-"""Which columns are correlated, and in which direction ρ is positive."""
-
-
-def correlations(scores: pd.DataFrame) -> dict[tuple[str, str], RankCorrelation]:
-    """Spearman's ρ of every pair of :data:`PAIRS` that the scores know for at least three pairs of method and task.
-
-    Example:
-        >>> [round(found.value, 2) for found in correlations(published.scores("perturbation")).values()]
-        [0.31]
-    """
-    found = {}
-    for first, second, _ in PAIRS:
-        if {first, second} <= set(scores) and scores[[first, second]].notna().all(axis=1).sum() >= 3:
-            one = rank_correlation(scores, first, second)
-            if math.isfinite(one.value):
-                found[first, second] = one
-    return found
 
 
 def score_table(scores: pd.DataFrame, beside: pd.DataFrame | None = None) -> pd.DataFrame:
     """A row for each method, a column for each task, "mean (rank) ± std (rank)" in per cent, ranks within the task and 1 the best;
-    last the mean over tasks, of methods that have all of them.
+    last the mean over tasks, of methods that have all of them; beside others over the tasks of both.
 
     Args:
         scores: of :func:`stability.published.scores` or :func:`stability.scores.scores`.
@@ -54,25 +31,27 @@ def score_table(scores: pd.DataFrame, beside: pd.DataFrame | None = None) -> pd.
         >>> score_table(published.scores("main")).loc["SAM", "CB"]
         '88.93 (2.5) ± 1.75 (1)'
     """
-    parts = [_columns(scores)] if beside is None else [_columns(scores), _columns(beside)]
-    if len(parts) == 1:
-        return parts[0]
-    tasks = [*dict.fromkeys([*parts[0].columns[:-1], *parts[1].columns[:-1]]), parts[0].columns[-1]]
-    columns = {f"{task}{'' if place == 0 else ', published'}": part.get(task) for task in tasks for place, part in enumerate(parts)}
-    return pd.DataFrame(columns, index=parts[0].index).fillna(_NONE)
+    if beside is None:
+        return _columns(scores)
+    common = set(scores["task"]) & set(beside["task"])
+    parts = {"": _columns(scores, common), ", published": _columns(beside, common)}
+    columns = {f"{task}{of}": part[task] for task in parts[""] for of, part in parts.items() if task in part}
+    return pd.DataFrame(columns, index=parts[""].index).fillna(_NONE)
 
 
 _NONE = "–"
 
 
-def _columns(scores: pd.DataFrame) -> pd.DataFrame:
+def _columns(scores: pd.DataFrame, averaged: set[str] | None = None) -> pd.DataFrame:
     mine = ranked(scores)
     methods, tasks = dict.fromkeys(mine["method"]), dict.fromkeys(mine["task"])
     cells = {(row["method"], row["task"]): _cell(row) for _, row in mine.iterrows()}
     table = pd.DataFrame(
-        {published.TASKS.get(task, task): [cells.get((method, task), _NONE) for method in methods] for task in tasks},
-        index=[published.METHODS.get(method, method) for method in methods],
+        {LABELS.get(task, task): [cells.get((method, task), _NONE) for method in methods] for task in tasks},
+        index=[LABELS.get(method, method) for method in methods],
     )
+    if averaged is not None:
+        mine = mine[mine["task"].isin(averaged)]
     over = mine.pivot(index="method", columns="task", values="mean").loc[list(methods)].mean(axis=1, skipna=False)
     rank = over.rank(ascending=False)
     table["average"] = [_NONE if math.isnan(value) else f"{value:.2f} ({place:g})" for value, place in zip(over, rank, strict=True)]

@@ -11,10 +11,12 @@ import pandas as pd
 from scipy import stats
 
 from stability import published
+from stability.choosing import check_sparsity
 from stability.errors import UsageError
+from stability.ranks import RankCorrelation, rank_correlation
 from stability.summary import summarise
 
-__all__ = ["against_published", "scores", "std_interval"]
+__all__ = ["PAIRS", "against_published", "correlations", "scores", "std_interval"]
 
 
 def scores(frame: pd.DataFrame, sparsity: float | None = None) -> pd.DataFrame:
@@ -71,6 +73,9 @@ def scores(frame: pd.DataFrame, sparsity: float | None = None) -> pd.DataFrame:
     columns = ["task", "method", "sparsity", "mean", "std", "seeds", "missing", *_TAKEN, "measured", "correlation"]
     found = pd.DataFrame(rows).reindex(columns=columns)
     found["measured"] = found["measured"].fillna(0).astype(int)
+    if sparsity is not None:
+        had = found.drop_duplicates("method").dropna(subset="sparsity")
+        notes.append("p: " + ", ".join(f"{p:.2g} ({name})" for name, p in zip(had["method"], had["sparsity"], strict=True)))
     if lost := int(found["missing"].sum()):
         notes.append(f"{lost} of {cells * len(found)} cells are missing, not finished or failed")
     if cells < 2:
@@ -84,29 +89,30 @@ _TAKEN = ("gap", "train_loss", "test_loss", "stability", "stability_low", "stabi
 
 def _one_of_each(summary: pd.DataFrame, settings: dict[str, dict[str, Any]], sparsity: float | None) -> dict[str, str]:
     """The algorithm of each method, by name, in the study's order."""
+    if sparsity is not None:
+        check_sparsity(sparsity)
     chosen = {}
     methods = dict.fromkeys(algorithm["method"] for algorithm in settings.values())
     for method in methods:
         mine = [name for name, algorithm in settings.items() if algorithm["method"] == method]
         there = summary[summary["algorithm"].isin(mine)]
-        if len(mine) > 1 and sparsity is None:
+        if len(mine) > 1 and sparsity is not None and len(there):
+            distance = np.abs(np.log(there["sparsity"].to_numpy(dtype=float)) - math.log(sparsity)).round(9)
+            mine = list(dict.fromkeys(there["algorithm"][distance == distance.min()]))
+        if len(mine) > 1:
             setting, values = _differing(settings[name] for name in mine)
+            swept = there["sparsity"].nunique() == len(mine)
             raise UsageError(
                 f"{method} has {len(mine)} settings in this study, {setting} = {', '.join(values)}, and a table has one of each "
-                "method: choose with --sparsity P"
+                f"method: " + ("choose with --sparsity P" if swept else "take those rows of the frame that belong together")
             )
-        if len(mine) > 1 and len(there):
-            distance = np.abs(np.log(there["sparsity"].to_numpy(dtype=float)) - math.log(sparsity or 1))
-            mine = [str(there["algorithm"].iloc[int(distance.argmin())])]
         chosen[method] = mine[0]
     training = [
         {n: v for n, v in settings[name].items() if n not in ("selector", "method", "learning_rate")} for name in chosen.values()
     ]
     if any(one != training[0] for one in training):
         setting, values = _differing(training)
-        raise UsageError(
-            f"methods of this study were trained with {setting} = {', '.join(map(str, values))}: no table compares them"
-        )
+        raise UsageError(f"methods of this study were trained with {setting} = {', '.join(values)}: no table compares them")
     return chosen
 
 
@@ -137,10 +143,41 @@ def _notes(plan: dict[str, Any], algorithms: list[dict[str, Any]]) -> list[str]:
 _TOLD = {"steps": "steps", "batch": "batch_size", "minimised to": "tolerance"}
 
 
-def std_interval(std: float, seeds: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Of the standard deviation of a normal population, from s of so many: s √((a − 1) / χ²), χ² with a − 1 degrees of freedom.
+PAIRS = (
+    ("mean", "std", "small spread over seeds with a large mean"),
+    ("stability", "std", "small leave-one-out stability with a small spread over seeds"),
+    ("stability", "mean", "small leave-one-out stability with a large mean"),
+    ("stability", "gap", "small leave-one-out stability with a small generalization gap"),
+)
+"""Which columns are correlated, and in which direction ρ is positive."""
 
-    NaN of fewer than two.
+
+def correlations(scores: pd.DataFrame) -> dict[tuple[str, str], RankCorrelation]:
+    """Spearman's ρ of every pair of :data:`PAIRS` that the scores know for at least three pairs of method and task.
+
+    Example:
+        >>> [round(found.value, 2) for found in correlations(published.scores("perturbation")).values()]
+        [0.31]
+    """
+    found = {}
+    for first, second, _ in PAIRS:
+        if {first, second} <= set(scores) and scores[[first, second]].notna().all(axis=1).sum() >= 3:
+            one = rank_correlation(scores, first, second)
+            if math.isfinite(one.value):
+                found[first, second] = one
+    return found
+
+
+def std_interval(std: float, seeds: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Of the standard deviation of a normal population: s √((a − 1) / χ²), χ² with a − 1 degrees of freedom.
+
+    Args:
+        std: s, with the divisor a − 1.
+        seeds: a, from how many.
+        confidence: of the interval.
+
+    Returns:
+        Both ends, in the unit of s; NaN of fewer than two seeds.
 
     Example:
         >>> [round(end, 2) for end in std_interval(1.0, 10)]
@@ -172,6 +209,9 @@ def against_published(found: pd.DataFrame, part: published.Part = "main") -> pd.
             "out"
         )
     title = theirs.attrs["title"]
+    if "mixout-reset" in set(found["method"]) and "mixout" not in set(found["method"]):
+        theirs["method"] = theirs["method"].replace("mixout", "mixout-reset")  # which is the paper's form of it
     theirs = theirs[theirs["task"].isin(tasks) & theirs["method"].isin(found["method"])].reset_index(drop=True)
-    theirs.attrs["title"] = title
+    every = f"{theirs['method'].nunique()} of its methods on {theirs['task'].nunique()} of its tasks"
+    theirs.attrs.update(title=title, notes=[f"ranks among {every}"])
     return theirs

@@ -76,11 +76,9 @@ class Study:
                 raise UsageError("measured_seeds and samples: shares of the variance need every cell measured; leave one out")
         if len(set(names := [problems.short_name(name) for name in self.problems])) < len(names):
             raise UsageError(f"study {self.name!r}: two problems have one name among {', '.join(names)}; rename a folder")
-        known: set[str] = set()
-        for algorithm in self.algorithms:
-            if (own := key(algorithm.settings())) in known:
-                raise UsageError(f"study {self.name!r} has {algorithm.name} with the same settings twice: leave one out")
-            known.add(own)
+        own = [key(algorithm.settings()) for algorithm in self.algorithms]
+        if twice := [algorithm.name for algorithm, kind in zip(self.algorithms, own, strict=True) if own.count(kind) > 1]:
+            raise UsageError(f"study {self.name!r} has {twice[0]} with the same settings twice: leave one out")
         if self.retrainings is not None and self.estimator is not None:
             raise UsageError(f"study {self.name!r}: retrainings = {self.retrainings} and an estimator: say it to the estimator")
 
@@ -337,7 +335,8 @@ def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str,
     free = {"study", "algorithms", "seeds", "samples", "measured_seeds"}
     theirs, mine = _comparable(other.identity), _comparable(own)
     for name in (mine.keys() | theirs.keys()) - free:
-        if theirs.get(name) != mine.get(name) and not (name.startswith(_TASK) and (name not in theirs or name not in mine)):
+        alone = name.startswith("problem ") and (name not in theirs or name not in mine)  # a task of one of them
+        if theirs.get(name) != mine.get(name) and not alone:
             raise StabilityError(
                 f"{other.path} was measured with {name} = {theirs.get(name)}, this study with {mine.get(name)}: its cells cannot "
                 "be reused"
@@ -345,12 +344,9 @@ def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str,
     return [(identity, record) for identity, record in other.cells() if key(identity) in wanted]
 
 
-_TASK = "problem "
-
-
 def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
     """Each of several problems by itself."""
-    several = {f"{_TASK}{name}": one for name, one in identity.get("problems", {}).items()}
+    several = {f"problem {name}": one for name, one in identity.get("problems", {}).items()}
     return {name: one for name, one in identity.items() if name != "problems"} | several
 
 

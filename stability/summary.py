@@ -104,10 +104,10 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """A row for each task, method and sparsity: mean and standard deviation (n − 1) over the seeds that finished.
 
     ``stability_low`` and ``stability_high`` are the 95 % interval of E_{S,i}, a t interval over seeds: each seed draws
-    its own S, and its estimate is unbiased for that S. Where stability was measured with one seed only, it is that cell's own, over
-    the choice of what is left out, which says nothing of other S and seeds. Where the study draws S apart, it is one over the S, each averaged
-    over its seeds, and ``samples_share``, ``seeds_share`` and ``sampling_share`` are the shares of S, of the seeds and of
-    retraining without some i only in the variance of a cell; NaN elsewhere. ``retrainings`` is the mean over the cells.
+    its own S, and its estimate is unbiased for that S. Where stability was measured with one seed only, it is that cell's own,
+    over the choice of what is left out, which says nothing of other S and seeds. Where the study draws S apart, it is one over the
+    S, each averaged over its seeds, and ``samples_share``, ``seeds_share`` and ``sampling_share`` are the shares of S, of the seeds
+    and of retraining without some i only in the variance of a cell; NaN elsewhere. ``retrainings`` is the mean over the cells.
     ``seeds`` counts the cells averaged, ``measured`` those of them whose stability was measured; ``failed`` those that were not
     averaged because they diverged; ``failed_replicas`` counts diverged left-out runs, which enter no average.
     """

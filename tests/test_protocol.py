@@ -155,7 +155,13 @@ def test_early_stopping_perturbation_and_sweep_on_the_command_line(quick: list[s
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("run paper --n 20", "study 'paper' has no --n: leave it out; there is "),
+        ("run paper --n 20", "study 'paper' has no --n: leave it out; there is --adapter-width, "),
+        ("run paper --estimator sampled", "study 'paper' has no --estimator"),
+        ("run paper --sparsities 0.1", "study 'paper' has no --sparsities"),
+        ("run paper --removed 0.2", "study 'paper' has no --removed"),
+        ("run paper-sparsity --add fisher", "study 'paper-sparsity' has no --methods"),
+        ("run paper --add sam", "study 'paper' has sam with the same settings twice"),
+        ("run paper-quick --patience 3", "--patience belongs to --evaluate-every, which is 0"),
         ("run paper --tolerance 0.1", "study 'paper' has no --tolerance"),
         ("run digits --tasks cb", "--tasks belongs to the studies paper, paper-perturbation"),
         ("run paper --problem digits --selectors full", "study 'paper' has its own problem"),

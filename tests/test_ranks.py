@@ -84,6 +84,18 @@ def test_pairs_without_a_number_are_left_out_before_ranks_are_taken() -> None:
     assert perfect.value == pytest.approx(1)
     assert math.isnan(perfect.interval[0])
     assert "(95%" not in str(perfect)
+    alone = rank_correlation(made(x[:1].repeat(3, axis=1), y[:1].repeat(3, axis=1)), "a", "b")
+    assert math.isnan(alone.value)  # one method has rank 1 everywhere: nothing goes with anything
+    assert math.isnan(alone.p_value)
+    assert math.isnan(alone.method_p_value)
+
+
+def test_means_that_differ_by_rounding_are_ties() -> None:
+    orders = [0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1, 0.2 + 0.1 + 0.3]
+    assert len(set(orders)) > 1  # or it would show nothing
+    scores = pd.DataFrame({"task": "cb", "method": ["a", "b", "c"], "mean": orders, "std": [1.0, 2.0, 3.0]})
+    assert ranked(scores)["rank_mean"].tolist() == [2.0] * 3
+    assert math.isnan(rank_correlation(scores, "mean", "std").value)
 
 
 def test_senseless_requests_are_refused() -> None:
@@ -167,6 +179,6 @@ def test_holes_and_single_seeds_are_shown_as_such() -> None:
     scores.loc[0, ["mean", "std"]] = np.nan
     scores.loc[3, "std"] = np.nan
     table = score_table(scores)
-    assert table.loc["FullTuning", "RTE"] == "–"
-    assert table.loc["FullTuning", "average"] == "–"
+    assert table.loc["full tuning", "RTE"] == "–"
+    assert table.loc["full tuning", "average"] == "–"
     assert table.loc["SAM", "CB"] == "88.93 (1.5)"

@@ -16,14 +16,15 @@ from scipy import stats
 from stability import StabilityError, UsageError, plotting, published, study
 from stability.cli import main
 from stability.cost import expected, told
+from stability.estimators import Approximate, Assisted
 from stability.replicas import train
 from stability.scores import against_published, scores, std_interval
-from stability.selectors import BitFit, MagPruning, Random
+from stability.selectors import BitFit, FullTuning, MagPruning, Random
 from stability.store import Store, key
 from stability.study import Study, cell_identity
 from stability.summary import summarise, table
 from stability.tables import render
-from stability.training import FineTuning
+from stability.training import FineTuning, Minimisation
 from tests.test_study import small_store  # noqa: F401
 
 KINDS = (Random(0.3), MagPruning(0.3))
@@ -78,6 +79,8 @@ def test_studies_of_tasks_refuse_what_makes_no_sense() -> None:
         dataclasses.replace(BOTH, measured_seeds=4)
     with pytest.raises(UsageError, match="two problems have one name among cb, cb; rename a folder"):
         dataclasses.replace(BOTH, problem=("a/cb", "b/cb"))
+    with pytest.raises(UsageError, match="study 'both' has random with the same settings twice"):
+        dataclasses.replace(BOTH, algorithms=BOTH.algorithms[:1] * 2)
     with pytest.raises(UsageError, match="measured_seeds and samples"):
         dataclasses.replace(BOTH, samples=(0, 1))
 
@@ -142,6 +145,9 @@ def test_mixed_settings_are_refused_by_name(small_store: Path, tmp_path: Path, c
     assert scores(frame, 0.1)["sparsity"].tolist()[1] == pytest.approx(0.2, abs=1e-4)  # nearer than 0.02 on a log scale
     uneven = Study("uneven", "digits", (FineTuning(BitFit(), steps=2), FineTuning(Random(0.1), steps=3)), (0,), {"n": 20}, 2, None)
     path = tmp_path / "uneven.sqlite"
+    for p, message in ((-1.0, "p = -1.0 is outside"), (float("nan"), "p = nan is outside")):
+        with pytest.raises(UsageError, match=message):
+            scores(frame, p)
     with pytest.raises(UsageError, match="methods of this study were trained with steps = 2, 3: no table compares them"):
         scores(study.run(uneven, path, device="cpu", workers=1))
     assert main(["table", "--store", str(path), "--ranks"]) == 2
@@ -154,10 +160,10 @@ def test_mixed_settings_are_refused_by_name(small_store: Path, tmp_path: Path, c
     assert "one seed a cell: there is no standard deviation" in told_rates.attrs["notes"]
 
 
-def renamed(path: Path, target: Path, tasks: dict[str, str]) -> Path:
+def renamed(path: Path, target: Path, tasks: dict[str, str], name: str = "both") -> Path:
     """The same results under the names of other tasks."""
     whole = Store(path)
-    identity = {**whole.identity, "problems": {tasks[name]: one for name, one in whole.identity["problems"].items()}}
+    identity = {**whole.identity, "study": name, "problems": {tasks[name]: one for name, one in whole.identity["problems"].items()}}
     other = Store(target, identity, metadata.version("stability"))
     for cell, record in whole.cells():
         other.add({**cell, "task": tasks[cell["task"]]}, {**record, "task": tasks[record["task"]]})
@@ -172,10 +178,12 @@ def test_a_store_beside_the_published_numbers(both_store: Path, tmp_path: Path, 
     values = json.loads(capsys.readouterr().out)
     assert [row["mean"] for row in values["published"]["rows"]] == [90.54, 81.25]  # Random's and MagPruning's on CB, Table 1
     assert len(values["measured"]["rows"]) == 4
-    assert main(["table", "--store", path, "--against", "paper", "--paper", "perturbation"]) == 0
+    assert main(["table", "--store", path, "--against", "perturbation"]) == 0
     text = capsys.readouterr().out
     assert "CB, published" in text
     assert "mine" in text
+    assert "mine, published" not in text
+    assert "ranks among 2 of its methods on 1 of its tasks" in text
     assert "Table 2 of Fu et al. 2023" in text
     assert main(["figures", "--store", path, "--against", "paper", "--out", str(tmp_path / "f")]) == 1
     assert "ranks need at least two methods, two seeds and three pairs" in capsys.readouterr().err  # two are published
@@ -185,6 +193,60 @@ def test_a_store_beside_the_published_numbers(both_store: Path, tmp_path: Path, 
     assert {"both_ranks.png", "both_definition_3.png", "both_stability_cb.png", "both_generalization_rte.png"} <= names
     found = against_published(scores(table(Store(path))))
     assert found.attrs["title"] == published.scores().attrs["title"]
+
+
+def test_one_p_in_two_settings_is_refused(tmp_path: Path) -> None:
+    rates = tuple(FineTuning(Random(0.1), steps=2, learning_rate=rate) for rate in (1e-2, 1e-4))
+    frame = study.run(Study("rates", "digits", rates, (0,), {"n": 20}, 2, None), tmp_path / "rates.sqlite", device="cpu", workers=1)
+    for p in (None, 0.1):
+        with pytest.raises(
+            UsageError, match=r"random has 2 settings in this study, learning_rate = 0.01, 0.0001, .*: take those rows"
+        ):
+            scores(frame, p)
+
+
+def test_the_table_to_compare_with_is_that_of_the_same_experiment(
+    both_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = renamed(both_store, tmp_path / "p.sqlite", {"digits": "cb", "logistic": "rte"}, "mine-perturbation")
+    assert main(["table", "--store", str(path), "--against", "paper"]) == 0
+    assert "Table 2 of Fu et al. 2023" in capsys.readouterr().out
+
+
+def test_failed_cells_spoil_neither_figures_nor_names(both_store: Path, tmp_path: Path) -> None:
+    path = shortened(both_store, tmp_path / "failed.sqlite", lambda cell: cell["task"] == "digits")
+    store = Store(path)
+    for cell in BOTH.cells():
+        if cell.problem == "logistic":
+            store.add(cell_identity(BOTH, cell), {"status": "failed", "task": "logistic", "reason": "planted"})
+    frame = table(store)
+    written = {file.name for file in plotting.save_all(frame, tmp_path / "f")}
+    assert {"both_stability.png", "both_definition_3.png"} <= written
+    assert summarise(frame).attrs["all_failed"] == ["random at p = 0.3 on logistic", "magnitude at p = 0.3 on logistic"]
+
+
+def test_without_any_measured_seed_there_are_scores_and_no_stability(tmp_path: Path) -> None:
+    unmeasured = dataclasses.replace(BOTH, name="none", problem="digits", measured_seeds=0, seeds=(0, 1))
+    frame = study.run(unmeasured, tmp_path / "none.sqlite", device="cpu", workers=1)
+    assert scores(frame)["stability"].isna().all()
+    names = {file.name for file in plotting.save_all(frame, tmp_path / "f")}
+    assert "none_generalization.png" in names
+    assert not {"none_stability.png", "none_definition_3.png", "none_gap_against_stability.png"} & names
+    with pytest.raises(plotting.NothingToDrawError, match="measured with no seed"):
+        plotting.stability(frame)
+
+
+def test_bounds_of_the_measured_seed_are_shown_and_predictions_are_kept(tmp_path: Path) -> None:
+    bounded = dataclasses.replace(BOTH, name="bounded", problem="logistic", check_replicas=0, seeds=(0, 1))
+    frame = study.run(bounded, tmp_path / "bounded.sqlite", device="cpu", workers=1)
+    first = frame[frame["seed"] == 0].set_index("method")["theorem_1_state"]
+    assert summarise(frame).set_index("method")["theorem_1_state"].to_dict() == first.to_dict()
+    foretold = dataclasses.replace(
+        BOTH, name="told", problem="digits", retrainings=None, estimator=Approximate(), measured_seeds=None
+    )
+    row = study.run_cell(foretold, foretold.cells()[0])
+    assert row["estimate_status"] == "approximate"
+    assert row["stability"] > 0
 
 
 def test_lines_are_tasks_where_there_is_one_method(both_store: Path, tmp_path: Path) -> None:
@@ -242,7 +304,7 @@ def test_paper_s_figure_and_tables_need_no_training(tmp_path: Path, capsys: pyte
         ("figures --paper --only ranks", "--only belongs to --store"),
         ("table --paper main --against paper", "--against and --sparsity belong to --store"),
         ("table --paper main --json --format csv", "--json and --format: leave one of them out"),
-        ("table --store {} --paper main", "--paper with --store belongs to --against paper"),
+        ("table --store {} --paper main", "--paper is of the published numbers alone"),
         ("figures --store {} --only nothing", "unknown figure 'nothing'"),
         ("figures --store {} --against paper --out nowhere", "no published numbers for digits, logistic"),
     ],
@@ -272,6 +334,19 @@ def test_the_plan_counts_what_is_really_trained(both_store: Path, tmp_path: Path
     assert "12 of 12 cells to compute" in text
     assert "one worker on cpu" in text
     assert (plan["step_seconds"] > 0).all()
+
+
+def test_a_plan_knows_what_it_can_foretell(both_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(StabilityError, match=r"both.sqlite was made with .*problems"):
+        expected(dataclasses.replace(BOTH, problem_settings={"n": 22}), both_store, device="cpu")
+    with pytest.raises(UsageError, match="workers = -2"):
+        expected(BOTH, device="cpu", workers=-2)
+    more = dataclasses.replace(BOTH, seeds=(0, 1, 2, 3))
+    assert expected(more, reuse=both_store, device="cpu", workers=1)["cells"].tolist() == [1] * 4
+    capped = dataclasses.replace(BOTH, retrainings=None, estimator=Assisted(5, tolerance=0.1), problem="digits", seeds=(0,))
+    assert expected(capped, device="cpu", workers=1)["trainings"].tolist() == [7, 7]
+    minimised = Study("least", "logistic", (Minimisation(FullTuning(), ridge=0.5),), (0,), {"n": 20}, 3)
+    assert "without 5 minimisations, which take as many steps as they need" in told(expected(minimised, device="cpu", workers=1))
 
 
 def test_cells_are_named_by_task_and_by_what_is_measured() -> None:

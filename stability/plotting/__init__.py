@@ -82,8 +82,10 @@ def save_all(
     study, identity = frame.attrs.get("study", "study"), frame.attrs.get("identity", "unknown")
     if only not in (None, *FIGURES, *SCORED):
         raise UsageError(f"unknown figure {only!r}: there is {', '.join([*FIGURES, *SCORED])}")
+    if only in FIGURES and (sparsity is not None or against is not None):
+        raise UsageError(f"a sparsity and published numbers belong to {', '.join(SCORED)}: leave them out with {only}")
     written = []
-    for name, draw in _drawn(frame, only, sparsity, against):
+    for name, draw in [*_swept(frame, only), *_scored(frame, only, sparsity, against)]:
         try:
             figure = draw()
         except NothingToDrawError:
@@ -94,31 +96,35 @@ def save_all(
     return written
 
 
-def _drawn(
-    frame: pd.DataFrame, only: str | None, sparsity: float | None, against: Part | None
-) -> Iterator[tuple[str, Callable[[], Figure]]]:
-    """Name of the file, and what draws the figure."""
-    tasks = [] if frame.empty else list(frame["task"].unique())
+Drawing = tuple[str, Callable[[], Figure]]
+"""Name of the file, and what draws the figure."""
+
+
+def _swept(frame: pd.DataFrame, only: str | None) -> Iterator[Drawing]:
+    ok = frame[frame["status"] == "ok"] if len(frame) else frame
+    tasks = [] if ok.empty else list(ok["task"].unique())
     for name, draw in FIGURES.items():
         if only not in (None, name):
             continue
-        if len(tasks) < 2 or (name in LINES and frame["method"].nunique() == 1):
+        if len(tasks) < 2 or (name in LINES and ok["method"].nunique() == 1):
             yield name, partial(draw, frame)
         else:
             yield from ((f"{name}_{task}", partial(draw, frame[frame["task"] == task])) for task in tasks)
-    asked = only in SCORED or sparsity is not None or against is not None
-    if (only is not None and only not in SCORED) or frame.empty:
-        return
+
+
+def _scored(frame: pd.DataFrame, only: str | None, sparsity: float | None, against: Part | None) -> list[Drawing]:
+    """None where a study has several settings of a method, unless something was asked for that belongs to these figures."""
+    if only in FIGURES or frame.empty:
+        return []
     try:
         found = scores(frame, sparsity)
     except UsageError:
-        if asked:
+        if only is not None or sparsity is not None or against is not None:
             raise
-        return
+        return []
     beside = [] if against is None else [against_published(found, against)]
-    for name, draw in zip(SCORED, (partial(definition_3, found), partial(ranks, found, *beside)), strict=True):
-        if only in (None, name):
-            yield name, draw
+    drawn = {"definition_3": partial(definition_3, found), "ranks": partial(ranks, found, *beside)}
+    return [(name, draw) for name, draw in drawn.items() if only in (None, name)]
 
 
 def save(figures: Mapping[str, Figure], folder: str | PathLike[str], prefix: str, note: str) -> list[Path]:

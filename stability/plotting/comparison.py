@@ -7,13 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from stability import published
 from stability.estimators import POOR
 from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, styles
 from stability.ranks import rank_correlation, ranked
-from stability.scores import std_interval
+from stability.scores import correlations, std_interval
 
 __all__ = ["definition_3", "ranks"]
 
@@ -24,7 +23,8 @@ def ranks(*panels: pd.DataFrame) -> Figure:
     figure of stability against performance), a panel for each table of scores.
 
     Ranks are within the task, 1 is best: the smallest deviation, the largest mean. Tasks stand a little apart, so that none hides
-    another. Black: the mean rank of performance of all points at a rank of stability, with its standard error.
+    another. Black: the mean rank of performance of all points at a rank of stability (one shared by ties is rounded up), with its
+    standard error where there is more than one.
 
     Args:
         panels: of :func:`stability.published.scores` or :func:`stability.scores.scores`.
@@ -40,7 +40,7 @@ def ranks(*panels: pd.DataFrame) -> Figure:
         _panel(ax, scores)
     methods = list(dict.fromkeys(method for scores in panels for method in scores["method"]))
     mean = Line2D([], [], color="black", marker="_", ms=9, ls="", label="mean ± standard error")
-    figure.legend(handles=[*_handles(methods), mean], loc="outside lower center", ncols=4 if len(panels) < 2 else 6)
+    figure.legend(handles=[*_handles(methods), mean], loc="outside lower center", ncols=3 if len(panels) < 2 else 6)
     return figure
 
 
@@ -52,18 +52,11 @@ def _panel(ax: Axes, scores: pd.DataFrame) -> None:
         colour, marker, _ = style[str(method)]
         x = group["rank_std"] + group["task"].map(apart)
         ax.plot(x, group["rank_mean"], marker, color=colour, ms=5, alpha=0.85, mew=0)
-    steps = known.assign(step=known["rank_std"].round()).groupby("step")["rank_mean"].agg(["mean", "sem"])
-    ax.errorbar(
-        steps.index, steps["mean"], steps["sem"].fillna(0), color="black", marker="_", ms=9, ls="", capsize=3, lw=1, zorder=4
-    )
+    steps = known.assign(step=np.floor(known["rank_std"] + 0.5)).groupby("step")["rank_mean"].agg(["mean", "sem"])
+    ax.errorbar(steps.index, steps["mean"], steps["sem"], color="black", marker="_", ms=9, ls="", capsize=3, lw=1, zorder=4)
     found = rank_correlation(known, "mean", "std")
-    low, high = found.interval
-    known_to = f" (95 %: {low:.2f} to {high:.2f})" if np.isfinite(low) else ""
     title = scores.attrs.get("title", "scores").split(",")[0]
-    ax.set_title(
-        f"{title}\nSpearman ρ = {found.value:.3f}{known_to}, {found.count} pairs\n"
-        f"p-value {found.p_value:.1e} as if independent, {found.method_p_value:.2g} by methods"
-    )
+    ax.set_title(f"{title}\nSpearman ρ = {found.estimate}, {found.count} pairs\n{found.tests}")
     count = int(known["method"].nunique())
     places = range(1, count + 1)
     ax.set(xlabel="rank of stability over seeds (1: least spread)", ylabel="rank of performance (1: best)")
@@ -112,15 +105,18 @@ def definition_3(scores: pd.DataFrame) -> Figure:
             ax.set(ylim=(len(methods) - 0.5, -0.5), yticks=[])
         left.set_xscale("log")
         left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        left.xaxis.set_minor_formatter(NullFormatter())
+        low, high = left.get_xlim()
+        if high < 20 * low:  # too short for powers of ten alone
+            left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         right.set_xlim(left=0)
         left.set_yticks(range(len(methods)), [LABELS.get(name, name) for name in methods])
-        left.set_title(published.TASKS.get(task, task), loc="left", fontweight="bold")
+        left.set_title(LABELS.get(task, task), loc="left", fontweight="bold")
     axes[-2].set_xlabel("leave-one-out stability $E_i|\\Delta\\ell_i|$ [loss]")
     axes[-1].set_xlabel("standard deviation over seeds [% of the metric]")
     if (known["correlation"] < POOR).any():
         hollow = f"hollow: retrainings and their prediction correlate by less than {POOR}; its interval holds the truth less often"
         figure.supxlabel(hollow, fontsize=8)
-    if len(known) > 2:
-        found = rank_correlation(known, "stability", "std")
+    if (found := correlations(known).get(("stability", "std"))) is not None:
         figure.suptitle(f"ranks of both within tasks, {found.count} pairs: Spearman\nρ = {found}", fontsize=9)
     return figure

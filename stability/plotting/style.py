@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from stability.errors import StabilityError
+from stability.naming import LABELS
 
 __all__ = [
     "LABELS",
@@ -53,6 +54,16 @@ _STYLES = {
     "fisher": ("#882255", ">", (0, (3, 1, 1, 1))),
     "regularised": ("#56B4E9", "h", "-."),
 }
+# One method on several tasks has a line for each task: the paper's seven.
+_TASKS = {
+    "cola": ("#0072B2", "o", "-"),
+    "stsb": ("#E69F00", "s", (0, (5, 1.5))),
+    "mrpc": ("#009E73", "^", (0, (1, 1))),
+    "rte": ("#D55E00", "v", "-"),
+    "cb": ("#CC79A7", "D", "-"),
+    "copa": ("#000000", "*", "-."),
+    "wsc": ("#56B4E9", "<", (0, (3, 1, 1, 1))),
+}
 _SPARE = [
     ("#882255", "8", "-."),
     ("#332288", "H", (0, (3, 1, 1, 1))),
@@ -61,22 +72,6 @@ _SPARE = [
     ("#661100", "*", (0, (1, 1))),
     ("#6699CC", "D", (0, (5, 1.5))),
 ]
-LABELS = {
-    "full": "full tuning",
-    "random": "random",
-    "mixout": "Mixout",
-    "mixout-reset": "Mixout, reset",
-    "bitfit": "BitFit",
-    "magnitude": "magnitude",
-    "magnitude-trained": "magnitude, trained",
-    "adapter": "Adapter",
-    "lora": "LoRA",
-    "diffpruning": "DiffPruning",
-    "childpruning": "ChildPruning",
-    "sam": "SAM",
-    "fisher": "Fisher",
-    "regularised": "all, ridge 1 − p",
-}
 P_LABEL = "p, fraction of pretrained parameters that may change"
 _RC: Any = {
     "font.size": 9,
@@ -132,10 +127,11 @@ def series(summary: pd.DataFrame) -> str:
 
 
 def styles(methods: Iterable[Any]) -> dict[str, tuple[Any, Any, Any]]:
-    """Colour, marker and dash of each method; those that are not the toolkit's take the spare ones in turn."""
-    own = [str(method) for method in dict.fromkeys(methods) if method not in _STYLES]
+    """Colour, marker and dash of each method or task; those that are not the toolkit's take the spare ones in turn."""
+    known = {**_STYLES, **_TASKS}
+    own = [str(method) for method in dict.fromkeys(methods) if method not in known]
     spare = {method: _SPARE[place % len(_SPARE)] for place, method in enumerate(own)}
-    return {str(method): _STYLES.get(str(method)) or spare[str(method)] for method in methods}
+    return {str(method): known.get(str(method)) or spare[str(method)] for method in methods}
 
 
 def lines(ax: Axes, summary: pd.DataFrame, column: str, *, filled: bool = True, spread: bool = True) -> None:

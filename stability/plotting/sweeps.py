@@ -12,7 +12,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 from scipy import stats
 
-from stability.plotting.style import P_LABEL, legend, lines, metric, new_figure, percent, series, styled, styles, unit
+from stability.plotting.style import (
+    P_LABEL,
+    NothingToDrawError,
+    legend,
+    lines,
+    metric,
+    new_figure,
+    percent,
+    series,
+    styled,
+    styles,
+    unit,
+)
 from stability.summary import summarise
 
 __all__ = ["four_panels", "gap_against_stability", "generalization", "stability"]
@@ -25,9 +37,15 @@ def stability(frame: pd.DataFrame) -> Figure:
     All axes are logarithmic. The bound has one mark a seed, filled only where it is less than the largest loss and no
     checked assumption failed; an infinite bound is an arrow at the top edge. Methods stand a little apart along p, so that
     none hides another. An interval that reaches below a third of the least value measured is cut there.
+
+    Raises:
+        NothingToDrawError: no stability was measured.
     """
     summary = summarise(frame)
-    ok = frame[frame["status"] == "ok"]
+    summary = summary[summary["stability"].notna()]
+    if summary.empty:
+        raise NothingToDrawError("stability was measured with no seed: there is nothing to draw")
+    ok = frame[(frame["status"] == "ok") & frame["stability"].notna()]
     bounded = bool(ok["theorem_1_state"].notna().any())
     figure, axes = new_figure(2, 1, (6.4, 6.4), heights=(1, 1.8)) if bounded else new_figure(1, 1, (6.4, 4.6))
     ax = axes[-1]
@@ -38,8 +56,9 @@ def stability(frame: pd.DataFrame) -> Figure:
         colour, marker, dash = style[str(name)]
         p = group["sparsity"] * shift[str(name)]
         y = group["stability"].to_numpy()
-        low = np.maximum(np.nan_to_num(group["stability_low"].to_numpy(), neginf=0), floor)
-        high = np.where(np.isfinite(group["stability_high"]), group["stability_high"], y)
+        ends = group[["stability_low", "stability_high"]].to_numpy(dtype=float)
+        known = np.isfinite(ends).all(axis=1)  # an end that is unknown is not drawn, and so neither is the other
+        low, high = np.where(known, np.maximum(ends[:, 0], floor), y), np.where(known, ends[:, 1], y)
         ax.errorbar(p, y, [y - low, high - y], color=colour, marker=marker, ls=dash, capsize=2, elinewidth=0.6, lw=1.2)
     label = f"{P_LABEL} ({by}s of the same p side by side)"
     ax.set(
@@ -53,8 +72,9 @@ def stability(frame: pd.DataFrame) -> Figure:
     ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     ax.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    seeds = int(summary["seeds"].max())
-    extra = [Line2D([], [], color="0.3", marker="o", ls="-", label=f"measured, mean of {seeds} seeds, 95 %")]
+    seeds = int(summary["measured"].max())
+    told = f"mean of {seeds} seeds, 95 %" if seeds > 1 else "one seed, 95 % over what is left out"
+    extra = [Line2D([], [], color="0.3", marker="o", ls="-", label=f"measured, {told}")]
     if bounded:
         axes[0].set_xlim(ax.get_xlim())
         extra += _theorem_1(axes[0], ok, summary, shift)
@@ -139,8 +159,15 @@ def four_panels(frame: pd.DataFrame) -> Figure:
 
 @styled
 def gap_against_stability(frame: pd.DataFrame) -> Figure:
-    """(d) Generalization gap against measured stability, a point for each method and p, both with 95 % intervals."""
+    """(d) Generalization gap against measured stability, a point for each method and p, both with 95 % intervals.
+
+    Raises:
+        NothingToDrawError: no stability was measured.
+    """
     summary = summarise(frame)
+    summary = summary[summary["stability"].notna()]
+    if summary.empty:
+        raise NothingToDrawError("stability was measured with no seed: there is nothing to draw")
     figure, axes = new_figure(1, 1, (5.6, 4.2))
     by = series(summary)
     ax, style = axes[0], styles(summary[by])
@@ -150,8 +177,9 @@ def gap_against_stability(frame: pd.DataFrame) -> Figure:
         ax.scatter(group["stability"], group["gap"], s=sizes, color=colour, marker=marker, alpha=0.85, lw=0, zorder=3)
         for _, point in group.iterrows():
             across, up = ([point[f"{end}_low"], point[f"{end}_high"]] for end in ("stability", "gap"))
-            if np.isfinite([across, up]).all():
+            if np.isfinite(across).all():
                 ax.plot(np.maximum(across, 0), [point["gap"]] * 2, color=colour, lw=0.6, alpha=0.45)
+            if np.isfinite(up).all():
                 ax.plot([point["stability"]] * 2, up, color=colour, lw=0.6, alpha=0.45)
     if len(summary) > 2:
         rho, p_value = stats.spearmanr(summary["stability"], summary["gap"])

@@ -58,10 +58,15 @@ def short_name(name: str) -> str:
     """What a problem is called in tables: its own name, a folder's or file's without path and ending, a task's of the hub.
 
     Example:
-        >>> short_name("digits"), short_name("data/cb"), short_name("glue/rte")
-        ('digits', 'cb', 'rte')
+        >>> short_name("digits"), short_name("data/cb"), short_name("glue/rte"), short_name("mine/reviews.csv")
+        ('digits', 'cb', 'rte', 'reviews')
     """
-    return Path(name).resolve().stem
+    path = Path(name)
+    own = path.name or path.resolve().name  # of "." and the like
+    return own.removesuffix(path.suffix) if path.suffix in _FILES else own
+
+
+_FILES = (".jsonl", ".json", ".csv", ".tsv")
 
 
 def identity(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
