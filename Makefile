@@ -47,10 +47,12 @@ assisted: $(READY)  ## predictions, variance, coverage and time of the assisted 
 assisted-language: $(READY)  ## MiniLM on CB, each of 96 texts left out (2 hours on two cores; it goes on where it was stopped)
 	$(BIN)/python -m benchmarks.assisted --parts population language --data $(DATA)
 
-paper-quick: $(READY)  ## ten methods of MiniLM on CB and RTE, five seeds (an hour and a half on two cores), SAM's sweep (TIME); figures
+paper-quick: $(READY)  ## ten methods of MiniLM on CB and RTE, five seeds (75 minutes on two cores), SAM's sweep (12), bounds (20); figures
 	$(BIN)/stability run paper-quick --model $(or $(MODEL),$(MINILM)) --data $(DATA) --store runs/paper-quick.sqlite
 	$(BIN)/stability run paper-quick-sparsity --model $(or $(MODEL),$(MINILM)) --data $(DATA) --measured-seeds 0 \
 		--store runs/paper-quick-sparsity.sqlite
+	$(BIN)/stability run paper-quick --model $(or $(MODEL),$(MINILM)) --data $(DATA) --tasks cb --methods full sam --seeds 1 \
+		--check-replicas 0 --store runs/paper-quick-bounds.sqlite
 	$(BIN)/stability figures --store runs/paper-quick.sqlite --out figures --only definition_3
 	$(BIN)/stability figures --store runs/paper-quick.sqlite --out figures --only ranks --against paper
 	$(BIN)/stability figures --store runs/paper-quick-sparsity.sqlite --out figures --only four_panels
