@@ -13,6 +13,7 @@ from typing import Any
 
 from stability.choosing import check_sparsity
 from stability.errors import UsageError
+from stability.published import TASKS
 from stability.selectors import (
     SAM,
     Adapter,
@@ -64,13 +65,7 @@ LABELS = {
     "sam": "SAM",
     "fisher": "Fisher",
     "regularised": "all, ridge 1 − p",
-    "cola": "CoLA",
-    "stsb": "STS-B",
-    "mrpc": "MRPC",
-    "rte": "RTE",
-    "cb": "CB",
-    "copa": "COPA",
-    "wsc": "WSC",
+    **TASKS,
 }
 """What tables and figures call methods and tasks."""
 

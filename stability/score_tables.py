@@ -28,6 +28,7 @@ def score_table(scores: pd.DataFrame, beside: pd.DataFrame | None = None) -> pd.
         beside: others, each task's in a column after that of ``scores``.
 
     Example:
+        >>> from stability import published
         >>> score_table(published.scores("main")).loc["SAM", "CB"]
         '88.93 (2.5) ± 1.75 (1)'
     """
@@ -72,6 +73,7 @@ def rendered(scores: pd.DataFrame, form: Form = "text", beside: pd.DataFrame | N
         UsageError: another form.
 
     Example:
+        >>> from stability import published
         >>> print(rendered(published.scores("main"), "csv").splitlines()[1])
         cola,full,58.36,1.74,10,7.0,8.0
     """
@@ -137,6 +139,7 @@ def as_values(scores: pd.DataFrame) -> dict[str, Any]:
     mean and standard deviation, ``correlations`` of every pair that is known.
 
     Example:
+        >>> from stability import published
         >>> values = as_values(published.scores("main"))
         >>> round(values["spearman"], 4), len(values["rows"])
         (0.4852, 70)

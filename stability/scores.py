@@ -137,7 +137,9 @@ def _notes(plan: dict[str, Any], algorithms: list[dict[str, Any]]) -> list[str]:
         if "learning_rate" in one:
             rates.setdefault(one["learning_rate"], []).append(one["method"])
     each = "; ".join(f"{rate:g}" + (f" ({', '.join(names)})" if len(rates) > 1 else "") for rate, names in rates.items())
-    return [", ".join(part for part in told if part) + (f"; learning rate {each}" if each else "")]
+    note = ", ".join(part for part in told if part) + (f"; learning rate {each}" if each else "")
+    quick = "a quick protocol of a small model, few examples and steps, not the paper's"
+    return [quick, note] if plan["study"].startswith("paper-quick") else [note]
 
 
 _TOLD = {"steps": "steps", "batch": "batch_size", "minimised to": "tolerance"}

@@ -126,7 +126,9 @@ def test_the_whole_of_it_with_a_tiny_model(quick: list[str], tmp_path: Path, cap
     assert main(["run", "paper-quick", *quick, "--plan"]) == 0
     assert "0 of 12 cells to compute" in capsys.readouterr().out
     assert main(["table", "--store", store, "--against", "paper", "--format", "latex"]) == 0
-    assert r"CB, published & MRPC" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert r"CB, published & MRPC" in text
+    assert "a quick protocol of a small model, few examples and steps, not the paper's" in text
     for more, rates in (
         ([], [5e-4, 2e-3, 5e-3]),
         (["--rates", "lora=0.1"], [5e-4, 2e-3, 0.1]),
