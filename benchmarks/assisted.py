@@ -33,13 +33,13 @@ from scipy import stats
 from benchmarks import loops
 from benchmarks.language import RESULTS, SPARSITY, algorithm, labelled, minilm
 from stability import FineTuning, leave_one_out, machine, problems
-from stability.estimators import Approximate, Assisted, Estimator, Exact, Sampled
-from stability.predictors import Linearised, OneStep, Prediction, Predictor
-from stability.problem import generator
-from stability.replicas import train
+from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled
+from stability.leave_one_out.predictors import Linearised, OneStep, Prediction, Predictor
+from stability.leave_one_out.statistics import Estimate, Numbers
+from stability.problems.problem import generator
 from stability.selectors import SAM, BitFit, LoRA, MagPruning, Random
-from stability.statistics import Estimate, Numbers
-from stability.studies import STUDIES
+from stability.studies.named import STUDIES
+from stability.training.replicas import train
 
 PARTS = ("digits", "checkpoints", "time", "population", "language")
 DRAWS = 1000

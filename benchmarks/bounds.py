@@ -22,7 +22,7 @@ from scipy.special import expit
 
 from stability import machine
 from stability.bounds import hard_mask_stability
-from stability.solvable import Array, Coordinates, Solvable, linear_regression, logistic_regression, quadratic
+from stability.problems.solvable import Array, Coordinates, Solvable, linear_regression, logistic_regression, quadratic
 
 KINDS = ("linear", "logistic", "quadratic")
 

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from benchmarks.loops import seconds
 from stability import FineTuning, Problem, machine, problems
-from stability.curvature import Curvature, Eigenvalue, diagonal, greatest_eigenvalue, least_eigenvalue
-from stability.gradients import gradient_norms
-from stability.influence import first_order_changes
+from stability.derivatives.curvature import Curvature, Eigenvalue, diagonal, greatest_eigenvalue, least_eigenvalue
+from stability.derivatives.gradients import gradient_norms
+from stability.derivatives.influence import first_order_changes
 from stability.masks import Parameters
-from stability.problem import Examples
-from stability.replicas import train
+from stability.problems.problem import Examples
 from stability.selectors import FullTuning
-from stability.training import Minimisation
+from stability.training.algorithm import Minimisation
+from stability.training.replicas import train
 
 T = TypeVar("T")
 

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from stability import FineTuning, leave_one_out, machine, problems
-from stability.curvature import Curvature, greatest_eigenvalue, least_eigenvalue
+from stability.derivatives.curvature import Curvature, greatest_eigenvalue, least_eigenvalue
 from stability.problems.metrics import commonest_class
-from stability.replicas import train
 from stability.selectors import SAM, FullTuning, Selector
+from stability.training.replicas import train
 
 SPARSITY = 0.005
 RESULTS = Path(__file__).parent / "results"

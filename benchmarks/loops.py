@@ -36,9 +36,9 @@ from transformers.utils import logging
 from stability import FineTuning, Problem, problems
 from stability.masks import Mask
 from stability.problems.digits import _config
-from stability.replicas import Replicas, train
 from stability.selectors import SAM
-from stability.training import Precision
+from stability.training.algorithm import Precision
+from stability.training.replicas import Replicas, train
 
 logging.set_verbosity_error()  # of transformers: that the head is new
 logging.disable_progress_bar()

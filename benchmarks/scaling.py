@@ -25,11 +25,11 @@ from benchmarks.language import RESULTS, labelled
 from benchmarks.loops import peak_memory, seconds
 from benchmarks.replicas import matrix_rate, operations
 from stability import FineTuning, Problem, machine
-from stability.attention import Attention
 from stability.masks import Mask
-from stability.problem import Examples, ModuleLogits, refill, without_values
-from stability.replicas import train
+from stability.problems.attention import Attention
+from stability.problems.problem import Examples, ModuleLogits, refill, without_values
 from stability.selectors import Random
+from stability.training.replicas import train
 
 STEPS, BATCH = 6, 16
 

@@ -1,37 +1,17 @@
 """stability: sparse fine-tuning, its leave-one-out stability and its bounds, measured.
 
-The words: a :class:`Problem` (pretrained model and data), a :class:`Mask` (which coordinates may change), a selector
-(:mod:`stability.selectors`) that chooses it, :class:`FineTuning` (the algorithm A), a ``StabilityEstimate``
-(:mod:`stability.leave_one_out`, by an estimator of :mod:`stability.estimators`), a ``Bound`` (:mod:`stability.bounds`) and a
-``Study`` (:mod:`stability.study`).
+A :class:`Problem` is a pretrained model with data. A selector (:mod:`stability.selectors`) chooses the :class:`Mask` of
+parameters that may change, and :class:`FineTuning` or :class:`Minimisation` trains them. :func:`measure` gives the
+leave-one-out stability of that as a :class:`StabilityEstimate`. :mod:`stability.bounds` has the theorems, and a
+:class:`Study` repeats the measurement for many methods and seeds.
+
+The names are loaded when they are first used: ``import stability`` itself is quick.
 """
 
 from importlib import metadata as _metadata
 
-from stability import bounds, constants, curvature, estimators, leave_one_out, problems, selectors, solvable
-from stability.errors import StabilityError, UsageError
-from stability.masks import Mask, SparseDelta
-from stability.problem import Examples, Problem
-from stability.training import FineTuning, Minimisation
+import lazy_loader as _lazy
 
-__all__ = [
-    "Examples",
-    "FineTuning",
-    "Mask",
-    "Minimisation",
-    "Problem",
-    "SparseDelta",
-    "StabilityError",
-    "UsageError",
-    "__version__",
-    "bounds",
-    "constants",
-    "curvature",
-    "estimators",
-    "leave_one_out",
-    "problems",
-    "selectors",
-    "solvable",
-]
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
 
 __version__ = _metadata.version("stability")

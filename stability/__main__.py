@@ -1,6 +1,6 @@
 """``python -m stability``."""
 
-from stability.cli import main
+from stability.cli.commands import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stability import problems
-from stability.problem import Problem
+from stability.problems.problem import Problem
 from tests import tiny
 
 mpl.use("Agg")

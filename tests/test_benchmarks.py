@@ -14,9 +14,9 @@ import torch
 from benchmarks import drawing, scaling
 from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
-from stability import products
-from stability.products import product
-from stability.replicas import train
+from stability.training import products
+from stability.training.products import product
+from stability.training.replicas import train
 
 SETTING = Setting("digits", steps=6, n=24)
 RESULTS = Path(scaling.__file__).parent / "results"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stability import Mask, SparseDelta, StabilityError, UsageError
-from stability.choosing import count_for, top_k
 from stability.masks import fingerprint
+from stability.selectors.top_k import count_for, top_k
 from tests.reference import top_k_by_sorting
 
 NAMES = ("a.weight", "a.bias", "b.weight")

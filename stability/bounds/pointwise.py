@@ -42,7 +42,7 @@ def pointwise_hypothesis_stability(
         sparsity: p ∈ (0, 1].
         n: size of S, at least 2.
         mean_over: whether A(Sⁱ) minimises the mean over the n − 1 examples that ``remaining`` stands for, as printed
-            and as :mod:`stability.leave_one_out` measures, or over ``all`` n with the weight of z_i zero.
+            and as :mod:`stability.leave_one_out.measuring` measures, or over ``all`` n with the weight of z_i zero.
         sharp: the best constant for the mean over i, instead of the printed one for every i.
         checks: what is known of the run.
 
@@ -140,7 +140,7 @@ def first_order_stability(
     leave-one-out stability is to first order in the weight of one example, *not* an upper bound on it.
 
     Args:
-        changes: one for each example left out, from :func:`stability.influence.first_order_changes`.
+        changes: one for each example left out, from :func:`stability.derivatives.influence.first_order_changes`.
         lipschitz: ρ_I; with ``ridge`` and ``n`` it is checked whether A(S) was at its minimum, as the step supposes.
         ridge: λ.
         n: size of S.

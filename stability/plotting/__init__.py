@@ -18,8 +18,8 @@ from stability.plotting.examples import differences, influential
 from stability.plotting.histories import projection_discontinuity
 from stability.plotting.style import NothingToDrawError
 from stability.plotting.sweeps import four_panels, gap_against_stability, generalization, stability
-from stability.published import Part
-from stability.scores import against_published, scores
+from stability.studies.published import Part
+from stability.studies.scores import against_published, scores
 
 __all__ = [
     "FIGURES",
@@ -68,15 +68,15 @@ def save_all(
     The study's identity goes into the files' metadata. Of several methods on several tasks each task has figures of its own.
 
     Args:
-        frame: of :func:`stability.summary.table`.
+        frame: of :func:`stability.studies.summary.table`.
         folder: where to.
         only: a name of :data:`FIGURES` or :data:`SCORED`.
-        sparsity: p of :data:`SCORED` where a method has several, as in :func:`stability.scores.scores`.
+        sparsity: p of :data:`SCORED` where a method has several, as in :func:`stability.studies.scores.scores`.
         against: the published table beside whose ranks the study's are drawn.
 
     Raises:
-        UsageError: there is no figure called ``only``; or of :data:`SCORED` what :mod:`stability.scores` refuses, if they, or
-            what belongs to them alone, were asked for.
+        UsageError: there is no figure called ``only``; or of :data:`SCORED` what :mod:`stability.studies.scores` refuses, if they,
+            or what belongs to them alone, were asked for.
         StabilityError: the folder cannot be written.
     """
     study, identity = frame.attrs.get("study", "study"), frame.attrs.get("identity", "unknown")

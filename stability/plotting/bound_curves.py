@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, unit
-from stability.summary import summarise
+from stability.studies.summary import summarise
 
 __all__ = ["DRAWN", "bounds"]
 

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from stability.estimators import POOR
+from stability.leave_one_out.estimators import POOR
 from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, styles
-from stability.ranks import rank_correlation, ranked
-from stability.scores import correlations, std_interval
+from stability.studies.ranks import rank_correlation, ranked
+from stability.studies.scores import correlations, std_interval
 
 __all__ = ["definition_3", "ranks"]
 
@@ -27,7 +27,7 @@ def ranks(*panels: pd.DataFrame) -> Figure:
     standard error where there is more than one.
 
     Args:
-        panels: of :func:`stability.published.scores` or :func:`stability.scores.scores`.
+        panels: of :func:`stability.studies.published.scores` or :func:`stability.studies.scores.scores`.
 
     Raises:
         NothingToDrawError: a table with fewer than three pairs of mean and standard deviation, or of one method.
@@ -78,7 +78,7 @@ def definition_3(scores: pd.DataFrame) -> Figure:
     ranks of both go together.
 
     Args:
-        scores: of :func:`stability.scores.scores`.
+        scores: of :func:`stability.studies.scores.scores`.
 
     Raises:
         NothingToDrawError: no stability was measured, or fewer than two seeds.

@@ -9,9 +9,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stability.estimate import StabilityEstimate
+from stability.leave_one_out.estimate import StabilityEstimate
+from stability.leave_one_out.statistics import Numbers
 from stability.plotting.style import NothingToDrawError, new_figure, styled
-from stability.statistics import Numbers
 
 __all__ = ["differences", "influential"]
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from stability.errors import StabilityError
-from stability.naming import LABELS
+from stability.reports.labels import LABELS
 
 __all__ = [
     "LABELS",

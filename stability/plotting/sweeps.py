@@ -25,7 +25,7 @@ from stability.plotting.style import (
     styles,
     unit,
 )
-from stability.summary import summarise
+from stability.studies.summary import summarise
 
 __all__ = ["four_panels", "gap_against_stability", "generalization", "stability"]
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from stability.errors import UsageError
-from stability.problem import Examples, Problem
-from stability.problems import digits, texts
+from stability.problems import digits
 from stability.problems.convex import CONVEX
-from stability.solvable import Solvable
+from stability.problems.problem import Examples, Problem
+from stability.problems.solvable import Solvable
+from stability.problems.tasks import HUB
 
-__all__ = ["PROBLEMS", "Examples", "Problem", "identity", "load", "short_name"]
+__all__ = ["HUB", "PROBLEMS", "Examples", "Problem", "identity", "load", "short_name"]
 
 PROBLEMS: dict[str, Callable[..., Problem | Solvable]] = {"digits": digits.load, **CONVEX}
 """Loader of each problem that comes with the toolkit, by its name."""
@@ -37,12 +38,14 @@ def load(name: str | PathLike[str], **settings: Any) -> Problem:
     """
     if not isinstance(name, (str, PathLike)):
         raise UsageError(f"a problem is a name or a path, not {type(name).__name__}: write a table to a CSV file first")
+    from stability.problems import texts  # with transformers, which only texts need
+
     name = str(name)
     own = name in PROBLEMS
-    if not own and name not in texts.HUB and not Path(name).exists():
+    if not own and name not in HUB and not Path(name).exists():
         raise UsageError(
             f"unknown problem {name!r}, and no file or folder is there: there is {', '.join(sorted(PROBLEMS))}, on the hub "
-            f"{', '.join(texts.HUB)}"
+            f"{', '.join(HUB)}"
         )
     loader = PROBLEMS[name] if own else texts.load
     known = [setting for setting in inspect.signature(loader).parameters if setting != "data" or own]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
-from stability import solvable
 from stability.errors import UsageError
-from stability.solvable import Array, Solvable
+from stability.problems import solvable
+from stability.problems.solvable import Array, Solvable
 
 __all__ = ["CONVEX", "linear", "logistic", "quadratic"]
 

@@ -20,13 +20,14 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from stability.errors import UsageError
 from stability.masks import Parameters
-from stability.problem import Examples, ModuleLogits, Problem, generator
 from stability.problems.metrics import accuracy, cross_entropies
+from stability.problems.problem import Examples, ModuleLogits, Problem, TrainingDefaults, generator
 
 __all__ = ["WEIGHTS", "load", "pretrain", "write_weights"]
 
 WEIGHTS = Path(__file__).with_name("digits_vit.safetensors")
 CLASSES = 5
+TRAINING = TrainingDefaults(steps=150, batch_size=20, learning_rate=3e-3)
 _HELD_OUT = 5  # pretraining holds out every fifth image of its digits
 
 
@@ -64,6 +65,7 @@ def load(n: int = 100, seed: int = 0) -> Problem:
         metric=accuracy,
         metric_name="accuracy",
         classes=tuple(str(digit) for digit in range(5, 10)),
+        training=TRAINING,
         shown=examples.inputs["pixel_values"][order[:n], 0],
     )
 

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from stability.attention import Attention
 from stability.errors import UsageError
 from stability.masks import Parameters, fingerprint
-from stability.problem import ModuleLogits, refill, without_values
+from stability.problems.attention import Attention
+from stability.problems.problem import ModuleLogits, refill, without_values
 
 __all__ = ["Pretrained", "agreeing", "load_pretrained"]
 
@@ -201,7 +201,7 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
 
     Compared are logits and gradients of ``inputs``, padded and batched over replicas and over examples, with those of
     transformers' model with its own kernel that sees each sequence alone. A window that no text reaches is not looked at, so
-    give the shortest and the longest text that there are. See :class:`stability.attention.Attention`.
+    give the shortest and the longest text that there are. See :class:`stability.problems.attention.Attention`.
 
     Args:
         pretrained: the model.

@@ -29,7 +29,7 @@ from torch import Tensor
 from stability.errors import UsageError
 from stability.problems.reading import Row
 
-__all__ = ["TASKS", "Sequences", "Task", "labels_of", "task_for", "text_columns", "texts_of"]
+__all__ = ["HUB", "TASKS", "Sequences", "Task", "labels_of", "task_for", "text_columns", "texts_of"]
 
 Sequences: TypeAlias = list[tuple[str, ...]]
 """Of one example: a text or a pair of texts for each sequence that the model reads, one but for a choice."""
@@ -102,6 +102,9 @@ TASKS: dict[str, Task] = {
     "wsc": Task(("aps/super_glue", "wsc"), "accuracy", (("false", "0"), ("true", "1")), ("text", "span1_text", "span2_text"), _wsc),
 }
 """The seven tasks by name."""
+
+HUB = {f"{task.hub[0].rpartition('/')[2]}/{name}": name for name, task in TASKS.items()}
+"""The paper's tasks by the names under which the Hugging Face hub is asked for them: ``glue/rte``, ``super_glue/cb``, …"""
 
 
 def task_for(name: str, row: Row, asked: str | None = None) -> Task | None:

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from stability.choosing import Scope, top_k
 from stability.errors import UsageError
 from stability.masks import Mask, Parameters
-from stability.problem import Problem, generator
+from stability.problems.problem import Problem, generator
 from stability.selectors.course import Course, Run
+from stability.selectors.top_k import Scope, top_k
 
 __all__ = ["FromScores", "Moving", "ScoreFunction", "Selector", "from_scores"]
 
@@ -79,7 +79,8 @@ class Moving(Selector):
     :class:`Course`'s that it gives, such as :class:`Projected`. Every replica finds its own mask.
 
     Example:
-        >>> from stability import FineTuning, problems, replicas
+        >>> from stability import FineTuning, problems
+        >>> from stability.training import replicas
         >>> from stability.selectors import Projected
         >>> class Salient(Moving):
         ...     name, uses_data, sparsity = "salient", True, 0.01

@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stability.choosing import Scope, top_k_of_rows
 from stability.errors import UsageError
+from stability.selectors.top_k import Scope, top_k_of_rows
 
 __all__ = ["Course", "Optimizer", "Projected", "Run", "check_burn_in"]
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from stability.errors import UsageError, check_number, check_whole
+from stability.checks import check_number, check_whole
+from stability.errors import UsageError
 from stability.masks import Mask, Parameters
-from stability.problem import Insertion, ModuleLogits, Problem, generator, refill, without_values
+from stability.problems.problem import Insertion, ModuleLogits, Problem, generator, refill, without_values
 from stability.selectors.base import Selector
 
 __all__ = ["Adapter", "Inserted", "LoRA", "Peft"]

@@ -10,10 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stability.choosing import Scope, top_k_of_rows
-from stability.errors import UsageError, check_flags, check_number, check_whole
+from stability.checks import check_flags, check_number, check_whole
+from stability.errors import UsageError
 from stability.selectors.base import Moving
 from stability.selectors.course import Course, Projected, Run, check_burn_in
+from stability.selectors.top_k import Scope, top_k_of_rows
 
 __all__ = ["ChildPruning", "DiffPruning"]
 
@@ -38,7 +39,8 @@ class ChildPruning(Moving):
         UsageError: a number below 1, or a reset without a burn-in; on training: a burn-in that leaves no step.
 
     Example:
-        >>> from stability import FineTuning, problems, replicas
+        >>> from stability import FineTuning, problems
+        >>> from stability.training import replicas
         >>> replicas.train(problems.load("digits"), FineTuning(ChildPruning(0.01), steps=12)).masks[0].count
         264
     """
@@ -92,7 +94,8 @@ class DiffPruning(Moving):
         UsageError: a number out of range; on training: a burn-in that leaves no step.
 
     Example:
-        >>> from stability import FineTuning, problems, replicas
+        >>> from stability import FineTuning, problems
+        >>> from stability.training import replicas
         >>> replicas.train(problems.load("digits"), FineTuning(DiffPruning(0.01, burn_in=4), steps=6)).masks[0].count
         264
     """

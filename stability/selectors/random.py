@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stability.choosing import Scope, top_k
-from stability.errors import UsageError, check_number
+from stability.checks import check_number
+from stability.errors import UsageError
 from stability.masks import Mask
-from stability.problem import Problem, generator
+from stability.problems.problem import Problem, generator
 from stability.selectors.base import Moving, Selector
 from stability.selectors.course import Course, Projected, Run
+from stability.selectors.top_k import Scope, top_k
 
 __all__ = ["Mixout", "MixoutReset", "Random"]
 
@@ -56,7 +57,8 @@ class Mixout(Moving):
         UsageError: q outside [0, 1).
 
     Example:
-        >>> from stability import FineTuning, problems, replicas
+        >>> from stability import FineTuning, problems
+        >>> from stability.training import replicas
         >>> replicas.train(problems.load("digits"), FineTuning(Mixout(0.7), steps=2)).masks[0].sparsity
         1.0
     """
@@ -108,7 +110,8 @@ class MixoutReset(Moving):
         scope: draw over all parameters (``global``), or the same portion of each tensor (``tensor``).
 
     Example:
-        >>> from stability import FineTuning, problems, replicas
+        >>> from stability import FineTuning, problems
+        >>> from stability.training import replicas
         >>> replicas.train(problems.load("digits"), FineTuning(MixoutReset(0.01), steps=2)).masks[0].count
         264
     """

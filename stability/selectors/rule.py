@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from stability.choosing import Scope, top_k
-from stability.errors import UsageError, check_flags, check_whole
+from stability.checks import check_flags, check_whole
+from stability.errors import UsageError
 from stability.masks import Mask
-from stability.problem import Problem
+from stability.problems.problem import Problem
 from stability.selectors.base import Selector
 from stability.selectors.course import Course, Projected, Run, check_burn_in
+from stability.selectors.top_k import Scope, top_k
 
 __all__ = ["BitFit", "FullTuning", "MagPruning"]
 

@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stability.choosing import Scope, top_k
-from stability.curvature import Curvature, diagonal
-from stability.errors import UsageError, check_number, check_whole
-from stability.gradients import gauss_newton_diagonals, mean_gradient, per_example_gradients, total
+from stability.checks import check_number, check_whole
+from stability.derivatives.curvature import Curvature, diagonal
+from stability.derivatives.gradients import gauss_newton_diagonals, mean_gradient, per_example_gradients, total
+from stability.errors import UsageError
 from stability.masks import Mask, Parameters
-from stability.problem import Problem, generator, shuffled_batches
+from stability.problems.problem import Problem, generator, shuffled_batches
 from stability.selectors.base import Selector
+from stability.selectors.top_k import Scope, top_k
 
 __all__ = ["SAM", "Fisher"]
 

@@ -1,0 +1,37 @@
+from . import bounds, derivatives, plotting, problems, reports, selectors, studies
+from .errors import MeasurementError, StabilityError, UsageError
+from .leave_one_out import StabilityEstimate, estimators, measure, predictors
+from .masks import Mask, SparseDelta
+from .problems import Examples, Problem, load
+from .studies import Study, run
+from .training import EarlyStopping, FineTuning, Minimisation, train
+
+__all__ = [
+    "EarlyStopping",
+    "Examples",
+    "FineTuning",
+    "Mask",
+    "MeasurementError",
+    "Minimisation",
+    "Problem",
+    "SparseDelta",
+    "StabilityError",
+    "StabilityEstimate",
+    "Study",
+    "UsageError",
+    "bounds",
+    "derivatives",
+    "estimators",
+    "load",
+    "measure",
+    "plotting",
+    "predictors",
+    "problems",
+    "reports",
+    "run",
+    "selectors",
+    "studies",
+    "train",
+]
+
+__version__: str

@@ -1,0 +1,1 @@
+"""The command line: names become objects, and what they measure becomes text."""

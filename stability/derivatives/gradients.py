@@ -1,0 +1,295 @@
+"""First derivatives, example by example: gradients, their norms, Jacobians of the logits.
+
+All are taken by the k coordinates of a mask (by every coordinate where none is given), in the order of
+:meth:`Mask.slices <stability.masks.Mask.slices>`, and come block after block, so that memory stays within a budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.func import grad, jacrev, vmap
+
+from stability.errors import UsageError
+from stability.machine import free_memory, kept_for_backward
+from stability.masks import Mask, Parameters
+from stability.problems.problem import Examples, Problem
+
+__all__ = [
+    "blocks",
+    "gauss_newton_diagonals",
+    "gradient_norms",
+    "mean_gradient",
+    "per_example_gradients",
+    "per_example_jacobians",
+    "slopes_and_bends",
+    "total",
+]
+
+_LARGE = 1 << 22  # entries of the masked tensors beyond which, on a CPU, batched Jacobians were slower than one at a time
+
+
+def per_example_gradients(
+    problem: Problem,
+    parameters: Parameters,
+    examples: Examples,
+    mask: Mask | None = None,
+    memory_budget: int | None = None,
+) -> Iterator[Tensor]:
+    """∇ℓ_i at ``parameters``, block after block of examples.
+
+    Args:
+        problem: gives ℓ.
+        parameters: all tensors of the model.
+        examples: N of them.
+        mask: the k coordinates to differentiate by; all by default, the head included.
+        memory_budget: bytes that one block may take; an eighth of what is free by default.
+
+    Yields:
+        (B, k) in the parameters' precision, in the order of ``examples``.
+
+    Raises:
+        UsageError: no examples.
+
+    Example:
+        >>> from stability.problems import load
+        >>> problem = load("digits")
+        >>> head = Mask.full(problem.head(seed=0))
+        >>> blocks = per_example_gradients(problem, problem.start(seed=0), problem.train, head)
+        >>> torch.cat(list(blocks)).shape
+        torch.Size([100, 165])
+    """
+    mask = Mask.full(parameters) if mask is None else mask
+    values = mask.gather(parameters).detach()
+
+    def loss(values: Tensor, inputs: dict[str, Tensor], label: Tensor) -> Tensor:
+        one = Examples({name: tensor.unsqueeze(0) for name, tensor in inputs.items()}, label.unsqueeze(0))
+        return problem.losses(mask.place(parameters, values), one)[0]
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0))
+    for block in blocks(problem, parameters, examples, mask, memory_budget):
+        yield each(values, dict(block.inputs), block.labels)
+
+
+def per_example_jacobians(
+    problem: Problem,
+    parameters: Parameters,
+    examples: Examples,
+    mask: Mask | None = None,
+    memory_budget: int | None = None,
+) -> Iterator[Tensor]:
+    """J_i = ∂f(x_i)/∂θ, the Jacobian of the logits at ``parameters``, block after block of examples.
+
+    Args as for :func:`per_example_gradients`.
+
+    Yields:
+        (B, C, k) in the parameters' precision, in the order of ``examples``.
+
+    Raises:
+        UsageError: no examples.
+
+    Example:
+        >>> from stability.problems import load
+        >>> problem = load("digits", n=10)
+        >>> head = Mask.full(problem.head(seed=0))
+        >>> next(per_example_jacobians(problem, problem.start(seed=0), problem.train, head)).shape
+        torch.Size([10, 5, 165])
+    """
+    mask = Mask.full(parameters) if mask is None else mask
+    values = mask.gather(parameters).detach()
+    if values.device.type == "cpu" and sum(parameters[name].numel() for name in mask.indices) > _LARGE:
+        yield from _one_by_one(problem, parameters, examples, mask)
+        return
+
+    def logits(values: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        return problem.logits(mask.place(parameters, values), {name: tensor.unsqueeze(0) for name, tensor in inputs.items()})[0]
+
+    each = vmap(jacrev(logits), in_dims=(None, 0))
+    classes = problem.logits(parameters, examples.take(slice(0, 1)).inputs).shape[1]
+    for block in blocks(problem, parameters, examples, mask, memory_budget, copies=classes):
+        yield each(values, dict(block.inputs))
+
+
+def _one_by_one(problem: Problem, parameters: Parameters, examples: Examples, mask: Mask) -> Iterator[Tensor]:
+    """The same, a backward pass for each example and class."""
+    if len(examples) == 0:
+        raise UsageError("derivatives of no examples: give at least 1")
+    leaves = {name: tensor.detach().requires_grad_(name in mask.indices) for name, tensor in parameters.items()}
+    wanted = {name: leaves[name] for name in mask.indices}
+    for i in range(len(examples)):
+        rows = []
+        for logit in problem.logits(leaves, examples.take(slice(i, i + 1)).inputs)[0]:
+            slopes = torch.autograd.grad(logit, list(wanted.values()), retain_graph=True, materialize_grads=True)
+            rows.append(mask.gather(dict(zip(wanted, slopes, strict=True))))
+        yield torch.stack(rows).unsqueeze(0)
+
+
+def slopes_and_bends(problem: Problem, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """∂ℓ/∂f (B, C) and ∂²ℓ/∂f² (B, C, C) of each example at its logits (B, C).
+
+    Example:
+        >>> from stability.problems.solvable import linear_regression
+        >>> p = linear_regression([[1.0]], [2.0]).problem
+        >>> slopes_and_bends(p, torch.tensor([[5.0]]), torch.tensor([2.0]))
+        (tensor([[3.]]), tensor([[[1.]]]))
+    """
+
+    def one(logits: Tensor, label: Tensor) -> Tensor:
+        return problem.loss(logits.unsqueeze(0), label.unsqueeze(0))[0]
+
+    return vmap(jacrev(one))(logits, labels), vmap(jacrev(jacrev(one)))(logits, labels)
+
+
+def gauss_newton_diagonals(
+    problem: Problem,
+    parameters: Parameters,
+    examples: Examples,
+    mask: Mask | None = None,
+    memory_budget: int | None = None,
+) -> Iterator[Tensor]:
+    """diag(J_iᵀ Λ_i J_i) of each example, Λ_i = ∂²ℓ/∂f² at its logits: the exact diagonal, not an estimate.
+
+    The mean over the examples is the diagonal of the Gauss–Newton matrix of L (Schraudolph 2002), never negative
+    where ℓ is convex in the logits.
+
+    Args as for :func:`per_example_gradients`.
+
+    Yields:
+        (B, k) in the parameters' precision, in the order of ``examples``.
+
+    Raises:
+        UsageError: no examples.
+
+    Example:
+        >>> from stability.problems.solvable import linear_regression
+        >>> import numpy as np
+        >>> p = linear_regression(np.array([[1.0, 2.0], [3.0, 0.0]]), np.zeros(2)).problem
+        >>> torch.cat(list(gauss_newton_diagonals(p, p.pretrained, p.train)))
+        tensor([[1., 4.],
+                [9., 0.]], dtype=torch.float64)
+    """
+    start = 0
+    for jacobian in per_example_jacobians(problem, parameters, examples, mask, memory_budget):
+        block = examples.take(slice(start, start + len(jacobian)))
+        start += len(jacobian)
+        _, bend = slopes_and_bends(problem, problem.logits(parameters, block.inputs).detach(), block.labels)
+        yield (torch.einsum("bce,bek->bck", bend, jacobian) * jacobian).sum(1)
+
+
+def gradient_norms(
+    problem: Problem, parameters: Parameters, examples: Examples, mask: Mask | None = None, memory_budget: int | None = None
+) -> Tensor:
+    """‖∇ℓ_i‖₂ over the coordinates of ``mask`` (all by default, head included), for each example: float64 (N,).
+
+    The largest of them over the points at hand is the measured ρ: a lower estimate of the Lipschitz constant of ℓ.
+
+    Raises:
+        UsageError: no examples.
+
+    Example:
+        >>> from stability.problems import load
+        >>> problem = load("digits", n=10)
+        >>> gradient_norms(problem, problem.start(seed=0), problem.train).shape
+        torch.Size([10])
+    """
+    parts = per_example_gradients(problem, parameters, examples, mask, memory_budget)
+    return torch.cat([part.double().norm(dim=1) for part in parts])
+
+
+def mean_gradient(problem: Problem, parameters: Parameters, examples: Examples, memory_budget: int | None = None) -> Tensor:
+    """∇L = mean_i ∇ℓ_i over all coordinates, the head's included: float64 (K,), one backward pass a block of examples.
+
+    Args as for :func:`per_example_gradients`.
+
+    Raises:
+        UsageError: no examples.
+
+    Example:
+        >>> from stability.problems import load
+        >>> problem = load("digits", n=10)
+        >>> start = problem.start(seed=0)
+        >>> found = mean_gradient(problem, start, problem.train)
+        >>> torch.allclose(found, total(per_example_gradients(problem, start, problem.train)) / 10, atol=1e-6)
+        True
+    """
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+
+    first = next(iter(parameters.values()))
+    result = torch.zeros(sum(leaf.numel() for leaf in leaves.values()), dtype=torch.float64, device=first.device)
+    sums = result.split([leaf.numel() for leaf in leaves.values()])
+    size = _block_size(problem, parameters, examples, list(parameters), memory_budget, copies=1, vectors=0)
+    places = size * examples.longest(slice(None))
+    for _, block in examples.blocks(min(size, 256), min(places, 2048)):
+        parts = torch.autograd.grad(problem.losses(leaves, block).sum(), list(leaves.values()), materialize_grads=True)
+        for mine, part in zip(sums, parts, strict=True):
+            mine.add_(part.reshape(-1))
+    return result / len(examples)
+
+
+def total(parts: Iterator[Tensor]) -> Tensor:
+    """The sum over all examples of all blocks (B, k), one block at a time: float64 (k,).
+
+    Example:
+        >>> total(iter([torch.ones(2, 3), torch.ones(1, 3)]))
+        tensor([3., 3., 3.], dtype=torch.float64)
+    """
+    result = torch.zeros((), dtype=torch.float64)
+    for part in parts:
+        summed = part.sum(0, dtype=torch.float64)
+        result = summed if result.ndim == 0 else result.add_(summed)
+    return result
+
+
+def blocks(
+    problem: Problem,
+    parameters: Parameters,
+    examples: Examples,
+    mask: Mask,
+    memory_budget: int | None = None,
+    copies: int = 1,
+    at_most: int = 256,
+) -> Iterator[Examples]:
+    """``examples`` in order, in blocks small enough that a derivative of each example fits in ``memory_budget`` bytes.
+
+    An example is reckoned to take, ``copies`` times, four times what its forward pass keeps for the backward pass
+    (measured on the longest), and four vectors in the size of the masked tensors; ``at_most`` examples at once.
+
+    Raises:
+        UsageError: no examples.
+
+    Example:
+        >>> from stability.problems import load
+        >>> problem = load("digits", n=10)
+        >>> start = problem.start(seed=0)
+        >>> [len(block) for block in blocks(problem, start, problem.train, Mask.full(start), at_most=4)]
+        [4, 4, 2]
+    """
+    size = min(at_most, _block_size(problem, parameters, examples, list(mask.indices), memory_budget, copies))
+    for start in range(0, len(examples), size):
+        yield examples.take(slice(start, start + size))
+
+
+def _block_size(
+    problem: Problem,
+    parameters: Parameters,
+    examples: Examples,
+    masked: Sequence[str],
+    memory_budget: int | None,
+    copies: int,
+    vectors: int = 1,
+) -> int:
+    """How many examples fit where one differentiates by the ``masked`` tensors; with ``vectors=0`` they share one gradient."""
+    if len(examples) == 0:
+        raise UsageError("derivatives of no examples: give at least 1")
+    leaves = {n: t.detach().requires_grad_(n in masked) for n, t in parameters.items()}
+    longest = torch.arange(len(examples)) if examples.lengths is None else examples.lengths.argsort(descending=True)
+    forward: Callable[[int], object] = lambda size: problem.losses(leaves, examples.take(longest[:size]))  # noqa: E731
+    kept = kept_for_backward(partial(forward, 2)) - kept_for_backward(partial(forward, 1)) if len(examples) > 1 else 0
+    first = next(iter(parameters.values()))
+    entries = sum(parameters[name].numel() for name in masked)
+    each = 4 * copies * (max(kept, 0) + vectors * entries * first.element_size())
+    budget = free_memory(first.device) // 8 if memory_budget is None else memory_budget
+    return int(max(1, budget // max(each, 1)))

@@ -1,0 +1,12 @@
+"""Leave-one-out stability, measured: Definition 3 of Fu et al. 2023 by retraining without single examples.
+
+:func:`measure` trains A(S), predicts what leaving out each example would do, draws a few examples, retrains without them and
+estimates the stability with an interval. What is drawn and what is concluded is an estimator's (:mod:`.estimators`), what is
+predicted a predictor's (:mod:`.predictors`).
+"""
+
+from stability.leave_one_out import estimators, predictors
+from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate
+from stability.leave_one_out.measuring import measure
+
+__all__ = ["Diagnostics", "StabilityEstimate", "estimators", "measure", "predictors"]

@@ -1,0 +1,181 @@
+"""What leaving one out did: :class:`StabilityEstimate`, the value with its interval, and what it rests on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from stability.leave_one_out.estimators import Plan
+from stability.leave_one_out.predictors import Prediction
+from stability.leave_one_out.statistics import Estimate
+from stability.training.replicas import Replicas
+
+__all__ = ["Diagnostics", "StabilityEstimate", "diagnosed"]
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """How well the estimate did; NaN where too little is known to tell.
+
+    Attributes:
+        correlation: Pearson's, of |Δℓ_i| predicted and retrained, over those retrained.
+        rank_correlation: Spearman's of the same.
+        variance_cut: by how much the variance of the estimate is smaller than plain sampling's with as many retrainings;
+            estimated from the same draws, and so too large where they missed what matters.
+        effective_retrainings: how many plain sampling would need for the same variance.
+    """
+
+    correlation: float
+    rank_correlation: float
+    variance_cut: float
+    effective_retrainings: float
+
+
+@dataclass(frozen=True, eq=False)
+class StabilityEstimate:
+    """What leaving one out did.
+
+    Attributes:
+        pointwise: β₂, pointwise hypothesis stability, with its interval.
+        hypothesis: β₁ = E_i |ℓ(A(Sⁱ), z) − ℓ(A(S), z)| averaged over the held-out z, with its interval over i.
+        distance: mean_i ‖A(Sⁱ) − A(S)‖₂.
+        maximum: the largest |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| found: a lower estimate of uniform stability.
+        noise_floor: mean_i |ℓ(A(S), z_i) − ℓ(A(S)', z_i)| between two runs that would agree in exact arithmetic: A(S)
+            trained alone, and A(S)' among the first left-out ones, with the examples of each batch in reverse order. It
+            is what rounding does, as on another device; with a reduced precision, which A(S) alone never has, what that
+            does in the mean, where a single example may be moved ten times as much.
+            A stability below it is not a result.
+        estimator: ``exact`` (every i was left out), ``sampled``, ``assisted`` or ``approximate``.
+        status: ``exact``; ``as asked``, so many retrainings; ``within tolerance``; ``tolerance not met`` within as many as were
+            allowed: the interval is what it is; or ``approximate``, no interval.
+        n: size of S.
+        retrainings: how many i were left out.
+        failed: those that diverged or stopped short of their tolerance, as {i: step}; they enter no average.
+        tunable: k, selected coordinates of the pretrained model.
+        total: m, coordinates of the pretrained model, of its equivalent where modules were inserted; p = k/m.
+        head: coordinates of the new head, all tunable.
+        seconds: wall-clock time of selection, training and evaluation.
+        steps_shared: steps of replicas that were not computed, because the replicas began as one.
+        per_example: a row for each i left out, in the order in which they were drawn: index, loss_full, loss_left_out,
+            difference (left out − full), distance ‖A(Sⁱ) − A(S)‖₂, mask_changes (coordinates of A(S)'s mask that Sⁱ's
+            lacks), failed_step (−1: none).
+        prediction: what A(S) alone foretold of all n, where the estimator predicts.
+        diagnostics: what that was worth.
+        notes: what else should be known, a sentence each.
+        replicas: the trained models, A(S) first.
+    """
+
+    pointwise: Estimate
+    hypothesis: Estimate
+    distance: float
+    maximum: float
+    noise_floor: float
+    estimator: str
+    status: str
+    n: int
+    retrainings: int
+    failed: dict[int, int]
+    tunable: int
+    total: int
+    head: int
+    seconds: float
+    steps_shared: int
+    per_example: pd.DataFrame
+    prediction: Prediction | None
+    diagnostics: Diagnostics
+    notes: tuple[str, ...]
+    replicas: Replicas
+
+    @property
+    def value(self) -> float:
+        """β₂."""
+        return self.pointwise.value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of β₂ on this S with this seed."""
+        return self.pointwise.interval
+
+    @property
+    def sparsity(self) -> float:
+        """p = k/m of A(S)."""
+        return self.tunable / self.total
+
+    def examples(self) -> pd.DataFrame:
+        """Every example of which something is known, the one that carries most of the stability first: index, loss_full,
+        predicted and retrained (Δℓ_i, NaN where there is none), and share, |Δℓ_i| / (n β₂): of the retrained difference
+        where there is one, of the predicted one elsewhere, which may be too large or small by a factor.
+        """
+        table = self.per_example.set_index("index")[["loss_full", "difference"]].rename(columns={"difference": "retrained"})
+        if self.prediction is None:
+            table["predicted"] = np.nan
+        else:
+            foretold = self.prediction.table.set_index("index")
+            table = foretold[["loss_full"]].join(table[["retrained"]]).assign(predicted=foretold["difference"])
+        known = table["retrained"].fillna(table["predicted"]).abs()
+        table = table.assign(share=known / (self.n * self.value)).loc[known.sort_values(ascending=False, kind="stable").index]
+        return table.reset_index()[["index", "loss_full", "predicted", "retrained", "share"]]
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return (
+            f"StabilityEstimate(value={self.value:.4g}, interval=({low:.4g}, {high:.4g}), {self.estimator} ({self.status}), "
+            f"{self.retrainings} of n={self.n}, failed={len(self.failed)}, noise_floor={self.noise_floor:.2g})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values that JSON can hold (an unbounded end of an interval is None)."""
+        plain = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("replicas", "pointwise", "hypothesis")
+        }
+        foretold = self.prediction
+        return plain | {
+            "value": self.value,
+            "interval": _finite(self.interval),
+            "confidence": self.pointwise.confidence,
+            "error": _known(self.pointwise.error),
+            "hypothesis": {"value": _known(self.hypothesis.value), "interval": _finite(self.hypothesis.interval)},
+            **{name: _known(getattr(self, name)) for name in ("distance", "maximum", "noise_floor")},
+            "notes": list(self.notes),
+            "diagnostics": {name: _known(value) for name, value in dataclasses.asdict(self.diagnostics).items()},
+            "prediction": foretold
+            and {"by": foretold.by, "seconds": foretold.seconds, "difference": [_known(d) for d in foretold.table["difference"]]},
+            "failed": {str(i): step for i, step in self.failed.items()},
+            "per_example": self.per_example.astype(object).where(self.per_example.notna(), None).to_dict("records"),
+        }
+
+
+def diagnosed(table: pd.DataFrame, plan: Plan, pointwise: Estimate, prediction: Prediction | None) -> Diagnostics:
+    """From the retrained examples' ``index`` and ``difference``."""
+    measured = table["difference"].abs().to_numpy(dtype=np.float64)
+    correlation = rank_correlation = math.nan
+    if prediction is not None and len(measured):
+        both = np.stack([prediction.sizes[table["index"].to_numpy(dtype=np.int64)], measured])
+        both = both[:, np.isfinite(both).all(0)]
+        if both.shape[1] > 2 and (np.ptp(both, axis=1) > 0).all():
+            correlation = float(stats.pearsonr(*both).statistic)
+            rank_correlation = float(stats.spearmanr(*both).statistic)
+    n, a = len(plan.order), pointwise.count
+    if a == n:
+        return Diagnostics(correlation, rank_correlation, math.nan, float(n))
+    spread = math.nan
+    if not math.isnan(pointwise.error) and pointwise.error > 0:
+        spread = (plan.mean(measured**2, pointwise.confidence).value - pointwise.value**2) * n / (n - 1)
+    if not spread > 0:
+        return Diagnostics(correlation, rank_correlation, math.nan, math.nan)
+    cut = spread / a * (1 - a / n) / pointwise.error**2
+    return Diagnostics(correlation, rank_correlation, cut, spread / (pointwise.error**2 + spread / n))
+
+
+def _finite(interval: tuple[float, float]) -> list[float | None]:
+    return [_known(end) for end in interval]
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None

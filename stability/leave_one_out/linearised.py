@@ -1,0 +1,207 @@
+"""Linearised replicas: all n left-out runs of the same algorithm, in the tangent model along the one real run.
+
+The network is replaced by f(x; θ) ≈ f(x; θ_t) + J(x)(θ − θ_t), where θ_t is where the real run *is* in step t and J the Jacobian
+of the logits in the mask's subspace at the last of a few checkpoints of that run before t. Weights, batches, optimizer,
+schedule and masks are the real replicas' own: :func:`stability.training.descent.fine_tune` runs both. The softmax and the loss
+stay as they are, and so does early stopping; the replica from which nothing is left out is the real run exactly, unless memory has room
+for some coordinates only. No network is evaluated
+until the end, when each z_i is put once through the network at the parameters predicted without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from stability.derivatives.gradients import per_example_jacobians
+from stability.masks import Mask
+from stability.problems.problem import Problem, generator
+from stability.training.algorithm import FineTuning
+from stability.training.descent import Progress, fine_tune
+from stability.training.dropout import Dropout
+from stability.training.objective import ALL, Some, Trajectory
+from stability.training.replicas import Replicas, train
+
+__all__ = ["losses_left_out", "run_recorded"]
+
+_HELD = 8  # vectors of a replica's tuned values at once: values, gradient, deviation, AdamW's moments and temporaries
+
+
+def run_recorded(
+    problem: Problem,
+    algorithm: FineTuning,
+    mask: Mask | None,
+    hold: Mask | None,
+    checkpoints: int,
+    memory: int,
+    progress: Progress | None = None,
+) -> tuple[Replicas, Trajectory]:
+    """A(S), and what its linearisation needs to know of it.
+
+    Args:
+        problem: the one that is trained.
+        algorithm: A.
+        mask: S's, where it does not move.
+        hold: coordinates that the masks of the Sⁱ have beside it.
+        checkpoints: how many.
+        memory: bytes, as for :func:`losses_left_out`.
+        progress: as in :func:`stability.training.replicas.train`.
+    """
+    selected = algorithm.select(problem) if mask is None else mask
+    tunable = algorithm.tunable(problem, selected if hold is None else selected.union(hold))
+    start = problem.start(algorithm.seed)
+    logits = problem.logits(start, problem.train.take(slice(0, 1)).inputs)
+    fit = memory // (2 * problem.n * logits.shape[1] * logits.element_size())
+    some = None if tunable.count <= fit else _some(problem, tunable, fit, algorithm.seed)
+    steps = range(algorithm.steps)
+    trajectory = Trajectory(frozenset(_checkpoint(t, len(steps), min(checkpoints, len(steps))) for t in steps), some)
+    replicas = train(
+        problem,
+        algorithm,
+        masks=None if mask is None else [mask],
+        replica_batch=1,
+        hold=hold,
+        trajectory=trajectory,
+        progress=progress,
+    )
+    return replicas, trajectory
+
+
+def losses_left_out(real: Replicas, trajectory: Trajectory, masks: Sequence[Mask], memory: int) -> Tensor:
+    """ℓ(A(Sⁱ), z_i) for every i, as predicted: float64 (n,) on the CPU, NaN where the linearised replica diverged.
+
+    Where the n · C rows of a Jacobian do not fit in half of the memory, only some coordinates are moved, drawn at random; what
+    they do to the logits is divided by the probability that they were drawn, and z_i's loss is then the linearised one.
+
+    Args:
+        real: A(S).
+        trajectory: of that run.
+        masks: A(S)'s, and one for each i where they are selected anew; a single one where all have the same.
+        memory: bytes.
+    """
+    tangent = _Tangent(real, trajectory)
+    problem, n = real.problem, real.problem.n
+    activity = None
+    if any(mask is not masks[0] for mask in masks):
+        rows = [tangent.held(real.algorithm.tunable(problem, mask)) for mask in masks]
+        activity = torch.stack(rows).to(tangent.origin.device)
+    # Dropout's draws are in the recorded logits already; where the real run stopped early, its replicas end where it did.
+    algorithm = dataclasses.replace(_fine_tuning(real), dropout=False, early_stopping=None)
+    batches = list(algorithm.batches(problem.train))[: int(real.kept_step[0])]
+    at_once = max(1, memory // (2 * _HELD * tangent.origin.element_size() * len(tangent.origin)))
+    found = []
+    for left_out in torch.arange(n).split(at_once):
+        weights = torch.ones(len(left_out) + 1, n, device=tangent.origin.device)
+        weights[torch.arange(1, len(weights)), left_out] = 0
+        tangent.weights, tangent.step = weights, 0
+        mine = None if activity is None else activity[torch.cat([torch.zeros(1, dtype=torch.int64), left_out + 1])]
+        run = fine_tune(tangent, algorithm, batches, activity=mine)
+        found.append(torch.where(run.failed_step[1:] < 0, tangent.losses(run.values, left_out), torch.nan))
+    losses = torch.cat(found).double().cpu()
+    return torch.where(torch.isfinite(losses), losses, torch.nan)
+
+
+class _Tangent:
+    """The objective of the linearised replicas, row 0 the real run itself."""
+
+    sequences = 1
+
+    def __init__(self, real: Replicas, trajectory: Trajectory) -> None:
+        self.weights, self.step = torch.empty(0), 0
+        self._real, self._trajectory = real, trajectory
+        some, device = trajectory.coordinates, real.values.device
+        self._places = torch.arange(real.tunable.count) if some is None else some.indices
+        self._part = real.tunable if some is None else real.tunable.part(some.indices)
+        self._scale = None if some is None else some.scale.to(device)
+        self.origin = real.tunable.gather(real.start)[self._places.to(device)]
+        self._at, self._jacobian = -1, torch.empty(0)
+
+    @property
+    def rows(self) -> int:
+        return len(self.weights)
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """A moving mask is one over the coordinates at hand."""
+        pretrained = self._real.problem.pretrained
+        if self._trajectory.coordinates is None:
+            return {name: tuple(tensor.shape) for name, tensor in pretrained.items()}
+        return {name: (len(self._part.indices.get(name, ())),) for name in pretrained}
+
+    def held(self, mask: Mask) -> Tensor:
+        """Which of the coordinates at hand ``mask`` has."""
+        return self._real.tunable.contains(mask)[self._places]
+
+    def __call__(
+        self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        problem, algorithm = self._real.problem, _fine_tuning(self._real)
+        jacobian = self._jacobians()[index.to(values.device)].flatten(0, 1)  # (b C, K)
+        recorded = self._trajectory.logits[self.step]
+        logits = recorded + (self._moved(values) @ jacobian.T).view(len(values), *recorded.shape)
+        weight = self.weights[:, index.to(values.device)]
+        mass = weight.sum(1)
+        labels = problem.train.labels[index.to(values.device)]
+        logits.requires_grad_()
+        losses: Tensor = vmap(problem.loss, in_dims=(0, None))(logits, labels)
+        loss = (losses * weight).sum(1) / torch.where(mass > 0, mass, torch.ones_like(mass))
+        slopes = torch.autograd.grad(loss.sum(), logits)[0].flatten(1)
+        # What the real run's own gradient was, and what the replica's residuals differ from the real ones.
+        gradient = self._trajectory.gradients[self.step] + (slopes - slopes[:1]) @ jacobian
+        gradient = torch.where(mass[:, None] > 0, gradient, 0.0)  # as for the real ones: of nothing there is no gradient
+        if ridge := algorithm.ridge_for(self._real.masks[0]):
+            gradient = gradient + 2 * ridge * (values - self.origin)
+        self.step += 1
+        return loss.detach(), torch.zeros_like(loss), gradient
+
+    def losses(self, values: Tensor, left_out: Tensor) -> Tensor:
+        """Of each z_i of ``left_out`` at its own row of ``values``, the real run's row first: (a,)."""
+        problem = self._real.problem
+        if self._trajectory.coordinates is None:
+            return dataclasses.replace(self._real, values=values[1:]).own_losses(left_out)
+        examples = problem.train.take(left_out)
+        full = self._real.logits(examples, slice(0, 1))[0]
+        jacobian = self._jacobians()[left_out.to(values.device)]
+        moved = torch.einsum("ack,ak->ac", jacobian, self._moved(values)[1:])
+        return problem.loss(full + moved, examples.labels)
+
+    def _moved(self, values: Tensor) -> Tensor:
+        """How far each row is from the real run, for all coordinates that it stands for."""
+        moved = values - values[:1]
+        return moved if self._scale is None else moved * self._scale
+
+    def _jacobians(self) -> Tensor:
+        """Of all n examples at the checkpoint of this step, (n, C, K)."""
+        at = _checkpoint(self.step, _fine_tuning(self._real).steps, len(self._trajectory.steps))
+        if at != self._at:
+            self._jacobian = torch.empty(0)
+            parameters = self._real.tunable.place(self._real.start, self._trajectory.points[at])
+            problem = self._real.problem
+            self._jacobian = torch.cat(list(per_example_jacobians(problem, parameters, problem.train, self._part)))
+            self._at = at
+        return self._jacobian
+
+
+def _checkpoint(step: int, steps: int, checkpoints: int) -> int:
+    """Where its segment begins, of as many equal ones as there are checkpoints: the step where J is taken for ``step``."""
+    return min(step * checkpoints // steps, checkpoints - 1) * steps // checkpoints
+
+
+def _some(problem: Problem, tunable: Mask, count: int, seed: int) -> Some:
+    """``count`` of the tunable coordinates at random, and the whole head."""
+    head = sum(tensor.numel() for tensor in problem.head(seed).values())
+    others = tunable.count - head
+    chosen = torch.randperm(others, generator=generator(seed, "coordinates"))[: max(1, count - head)].sort().values
+    scale = torch.ones(len(chosen) + head)
+    scale[: len(chosen)] = others / len(chosen)
+    return Some(torch.cat([chosen, torch.arange(others, tunable.count)]), scale)
+
+
+def _fine_tuning(real: Replicas) -> FineTuning:
+    assert isinstance(real.algorithm, FineTuning)
+    return real.algorithm

@@ -1,0 +1,26 @@
+"""What tables and figures call methods and tasks."""
+
+from __future__ import annotations
+
+from stability.studies.published import TASKS
+
+__all__ = ["LABELS"]
+
+LABELS = {
+    "full": "full tuning",
+    "random": "random",
+    "mixout": "Mixout",
+    "mixout-reset": "Mixout, reset",
+    "bitfit": "BitFit",
+    "magnitude": "magnitude",
+    "magnitude-trained": "magnitude, trained",
+    "adapter": "Adapter",
+    "lora": "LoRA",
+    "diffpruning": "DiffPruning",
+    "childpruning": "ChildPruning",
+    "sam": "SAM",
+    "fisher": "Fisher",
+    "regularised": "all, ridge 1 − p",
+    **TASKS,
+}
+"""What tables and figures call methods and tasks."""

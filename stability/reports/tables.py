@@ -1,0 +1,101 @@
+"""The tidy table of a study → a table to read."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from stability.studies.summary import summarise
+
+__all__ = ["render", "study_table"]
+
+
+_BOUNDS = {"theorem_1": "Theorem 1", "hard_mask": "hard mask", "first_order": "middle", "theorem_2": "Theorem 2"}
+
+
+def study_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each method and p, its numbers ready to read: mean ± standard deviation over seeds, stability with its
+    95 % interval, the bounds with a mark where they are vacuous or an assumption of them failed.
+    """
+    summary = summarise(frame)
+    metrics = frame["metric"].dropna().unique()
+    metric = str(metrics[0]) if len(metrics) == 1 else "metric"
+    table = pd.DataFrame(
+        {
+            **({"task": summary["task"]} if summary["task"].nunique() > 1 else {}),
+            "method": summary["method"],
+            "p": summary["sparsity"].map("{:.4f}".format),
+            "k": summary["tunable"],
+            "m": summary["total"],
+            "head": summary["head"],
+            "seeds": [
+                f"{ok}" + (f" (+{bad} failed)" if bad else "") for ok, bad in zip(summary["seeds"], summary["failed"], strict=True)
+            ],
+            **({"measured": summary["measured"]} if not summary["measured"].equals(summary["seeds"]) else {}),
+            f"train {metric}": _mean_std(summary, "train_metric"),
+            f"test {metric}": _mean_std(summary, "test_metric"),
+            "test loss": _mean_std(summary, "test_loss"),
+            "gap": _mean_std(summary, "gap"),
+            "stability": summary["stability"].map("{:.3f}".format),
+            "95 % interval": [
+                f"{max(low, 0):.3f} … {high:.3f}"
+                for low, high in zip(summary["stability_low"], summary["stability_high"], strict=True)
+            ],
+            "left out": summary["retrainings"].map("{:.4g}".format),
+            **_varied(summary),
+            "noise floor": summary["noise_floor"].map("{:.1e}".format),
+            **{
+                title: [_bound(value, state) for value, state in zip(summary[name], summary[f"{name}_state"], strict=True)]
+                for name, title in _BOUNDS.items()
+            },
+            "failed replicas": summary["failed_replicas"],
+            "seconds": summary["seconds"].map("{:.1f}".format),
+        }
+    )
+    table.attrs["all_failed"] = summary.attrs.get("all_failed", [])
+    return table
+
+
+def render(frame: pd.DataFrame) -> str:
+    """The table as text, with what its marks mean."""
+    table = study_table(frame)
+    lost = table.attrs.get("all_failed") or []
+    return (
+        table.to_string(index=False)
+        + "".join(f"\nevery seed failed: {name}" for name in lost)
+        + (
+            "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|, interval over seeds, cut at 0; "
+            "± is one standard deviation over seeds.\n"
+            "left out: retrainings a cell. of S, of seeds, of i: the share in a cell's variance of fresh training sets, of seeds "
+            "on one of them, and of not leaving out every i.\n"
+            "p: fraction of the m pretrained parameters that may change (k of them), m with the inserted ones where a method "
+            "inserts modules; the new head is tunable besides. Of 'regularised' all may change, and p is 1 − λ.\n"
+            "seconds: a seed's selections, trainings and evaluations, in one process.\n"
+            "Theorem 1, hard mask: bounds on it; middle: what it is to first order. Theorem 2: bound on the test loss.\n"
+            "*: an assumption failed in at least one seed (Λ_min < 0, trained without the ridge λ of the bound or not to its "
+            "minimum, or another mask on Sⁱ).\n"
+            "†: vacuous in at least one seed, no less than the largest loss. ∞: no positive curvature. –: none."
+        )
+    )
+
+
+def _varied(summary: pd.DataFrame) -> dict[str, list[str]]:
+    """Where the variance comes from, if S was drawn apart from the seeds."""
+    if not summary["samples_share"].notna().any():
+        return {}
+    names = {"of S": "samples_share", "of seeds": "seeds_share", "of i": "sampling_share"}
+    return {title: ["–" if math.isnan(part) else f"{part:.0%}" for part in summary[name]] for title, name in names.items()}
+
+
+def _mean_std(summary: pd.DataFrame, name: str) -> list[str]:
+    return [
+        f"{m:.3f} ± {s:.3f}" if math.isfinite(s) else f"{m:.3f}" for m, s in zip(summary[name], summary[f"{name}_std"], strict=True)
+    ]
+
+
+def _bound(value: float, state: str) -> str:
+    if state == "unknown":
+        return "–"
+    mark = {"assumption failed": " *", "vacuous": " †"}.get(state, "")
+    return ("∞" if math.isinf(value) else f"{value:.3g}") + mark

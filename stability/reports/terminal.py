@@ -1,0 +1,128 @@
+"""An estimate in words, for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from stability.leave_one_out.estimate import StabilityEstimate
+from stability.problems.metrics import commonest_class
+from stability.problems.problem import Problem
+from stability.training.algorithm import FineTuning, Minimisation
+from stability.training.replicas import Replicas
+
+__all__ = ["metrics_of", "named_examples", "show_estimate", "signed"]
+
+
+def show_estimate(
+    problem: Problem, algorithm: FineTuning | Minimisation, estimate: StabilityEstimate, metrics: Mapping[str, float]
+) -> None:
+    """A line a fact, and then what should not be overlooked."""
+    low, high = estimate.interval
+    rows = {
+        "stability E_i|Δℓ_i|": f"{estimate.value:.4g} {problem.loss_unit}",
+        f"{estimate.pointwise.confidence:.0%} interval": _interval(low, high),
+        "noise floor": _number(estimate.noise_floor, ".2g"),
+        "estimator": f"{estimate.estimator}, {estimate.retrainings} of n = {estimate.n} left out, {len(estimate.failed)} failed"
+        f"; {_STATUS.get(estimate.status, estimate.status)}",
+        **_foretold(estimate),
+        "on the test split": _number(estimate.hypothesis.value),
+        "largest |Δℓ_i|": _number(estimate.maximum),
+        "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {estimate.sparsity:.4g}), head {estimate.head}",
+        problem.metric_name: ", ".join(f"{split} {value:.4f}" for split, value in metrics.items()),
+        "trained": _described(algorithm),
+        "seconds": f"{estimate.seconds:.1f}{_spared(estimate)}",
+    }
+    if (p := algorithm.sparsity_for(estimate.replicas.masks[0])) != estimate.sparsity:
+        rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        print(f"{name:>{width}}  {text}")
+    for note in estimate.notes:
+        print(f"\nNote: {note}.")
+    if estimate.failed:
+        which = ", ".join(f"example {i} at step {step}" for i, step in estimate.failed.items())
+        print(f"\nFailed with seed {algorithm.seed} and left out of every average: {which}.")
+    if estimate.retrainings == 1 < estimate.n:
+        print("\nOne retraining tells nothing of the spread: the interval has no upper end. Use --retrainings 10 or more.")
+    if estimate.value <= estimate.noise_floor:
+        print("\nThe value is not above its noise floor: it is not a result.")
+
+
+_STATUS = {
+    "exact": "every one",
+    "tolerance not met": "the tolerance is not met with as many as were allowed: give more --retrainings, or a larger --tolerance",
+    "approximate": "a prediction, of unknown error",
+}
+
+
+def _spared(estimate: StabilityEstimate) -> str:
+    """What replicas that began as one need not have computed."""
+    if not estimate.steps_shared:
+        return ""
+    every = (estimate.retrainings + 1) * estimate.replicas.algorithm.most_steps
+    return f"; {estimate.steps_shared / every:.1%} of the steps were common to several replicas, and taken once"
+
+
+def _number(value: float, form: str = ".4g") -> str:
+    return "not measured" if math.isnan(value) else format(value, form)
+
+
+def _interval(low: float, high: float) -> str:
+    if math.isnan(low):
+        return "none"
+    return "exact for this S and seed" if low == high else f"{low:.4g} … {high:.4g}"
+
+
+def _foretold(estimate: StabilityEstimate) -> dict[str, str]:
+    """What the prediction said and was worth."""
+    if estimate.prediction is None:
+        return {}
+    found, foretold = estimate.diagnostics, estimate.prediction
+    rows = {"predicted": f"{foretold.mean:.4g} by {foretold.by}, in {foretold.seconds:.1f} s"}
+    if not math.isnan(found.correlation):
+        worth = f"correlation {found.correlation:.2f}, of ranks {found.rank_correlation:.2f}"
+        if not math.isnan(found.variance_cut):
+            worth += f"; worth {found.effective_retrainings:.0f} plain retrainings (variance cut {found.variance_cut:.3g})"
+        rows["prediction against retraining"] = worth
+    return rows
+
+
+def _described(algorithm: FineTuning | Minimisation) -> str:
+    if isinstance(algorithm, Minimisation):
+        return f"to ‖∇F‖ ≤ {algorithm.tolerance:g}, λ = {algorithm.ridge}"
+    return (
+        f"{algorithm.steps} steps of {algorithm.batch_size}, learning rate {algorithm.learning_rate:g}, {algorithm.schedule}, "
+        f"dropout {'on' if algorithm.dropout else 'off'}" + ("" if algorithm.precision == "float32" else f", {algorithm.precision}")
+    )
+
+
+def metrics_of(problem: Problem, replicas: Replicas) -> dict[str, float]:
+    """Of A(S) on every split; and on the test split of the class that is commonest in S, whatever the input."""
+    splits = {"test": problem.test, "validation": problem.validation, "train": problem.train}
+    device, first = replicas.values.device, slice(0, 1)
+    logits = {name: replicas.logits(some.to(device), first)[0].cpu() for name, some in splits.items() if some is not None}
+    found = {name: problem.metric(mine, getattr(problem, name).labels) for name, mine in logits.items()}
+    if not problem.train.labels.is_floating_point() and (outputs := logits["test"].shape[1]) > 1:
+        constant = commonest_class(problem.train.labels, outputs, len(problem.test))
+        found["commonest class on test"] = problem.metric(constant, problem.test.labels)
+    return found
+
+
+def named_examples(problem: Problem, estimate: StabilityEstimate, count: int) -> list[dict[str, Any]]:
+    """Of those that carry most of the stability what is known, and what a person sees of them."""
+    found = estimate.examples().head(count).to_dict("records")
+    rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in found]
+    for row in rows:
+        i = int(row["index"])
+        seen = problem.shown[i] if problem.shown is not None and not isinstance(problem.shown, torch.Tensor) else f"example {i}"
+        row["shown"] = f"{seen} [{problem.label(i)}]"
+    return rows
+
+
+def signed(value: float) -> str:
+    """With its sign, or a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:+.3g}"

@@ -1,0 +1,193 @@
+"""The experiments of Fu et al. 2023 as studies: ten methods on seven tasks, their data perturbation, SAM's sparsity sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from stability.checks import check_positive, check_whole
+from stability.errors import UsageError
+from stability.leave_one_out.estimators import Assisted
+from stability.leave_one_out.predictors import Linearised, OneStep, Predictor
+from stability.problems.tasks import HUB
+from stability.selectors import Selector
+from stability.selectors.naming import SELECTORS, selector_named
+from stability.studies import published
+from stability.studies.study import Study
+from stability.training.algorithm import FineTuning, Precision
+from stability.training.stopping import EarlyStopping
+
+__all__ = ["AUTHORS", "METHODS", "TASKS", "UNUSED", "Part", "Protocol"]
+
+METHODS, TASKS = tuple(published.METHODS), tuple(published.TASKS)
+"""Of Table 1, in its order."""
+
+_ON_HUB = {task: name for name, task in HUB.items()}
+
+AUTHORS: Mapping[str, str] = {
+    "per-tensor": "the largest scores are taken within each tensor instead of over all",
+    "burn-in": "magnitude and childpruning train everything for burn_in steps first, and then choose for good",
+    "gradient-sums": "sam sums the gradients of 600 mini-batches instead of taking that of S",
+    "reset-mixout": "mixout puts all but a random p back to θ⁰ after training, instead of mixing in every step",
+}
+"""What the authors' released code does otherwise than their paper (per-tensor choice, burn-in, sums) or than the method's own
+authors (Mixout), by the names under which :attr:`Protocol.authors` asks for it."""
+
+Part = Literal["main", "perturbation", "sparsity"]
+
+UNUSED: Mapping[Part, tuple[str, ...]] = {
+    "main": ("sparsities", "removed"),
+    "perturbation": ("sparsities",),
+    "sparsity": ("methods", "sparsity", "removed"),
+}
+"""Settings that a part has no use for."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One of the three experiments; the defaults are the paper's numbers where it gives them.
+
+    The paper gives p, optimizer, learning rate, batch, length, evaluations, patience, least steps, seeds and 600 gradient
+    batches. It does not give the most steps, weight decay (0.01 is that of its code), the sizes of Adapter and LoRA (16 each tunes
+    half a percent of RoBERTa-base too), the burn-in, and how often ChildPruning projects: those are choices of this toolkit.
+
+    Attributes:
+        part: ``main`` (Table 1), ``perturbation`` (Table 2: each seed trains without a ``removed`` part of S that it draws) or
+            ``sparsity`` (SAM at every p of ``sparsities``).
+        model: a folder or a name on the hub.
+        data: a folder with a folder for each task; None: the hub.
+        tasks: of :data:`TASKS`, or names of other folders in ``data``.
+        methods: of :data:`METHODS`, or any selector's name.
+        sparsity: p of ``main`` and ``perturbation``.
+        sparsities: the p of ``sparsity``.
+        adapter_width: which makes Adapter's p.
+        lora_rank: which makes LoRA's.
+        mixout: the probability of Mixout.
+        burn_in: steps for which DiffPruning's mask relaxes, and what ``authors`` says.
+        project_every: steps between ChildPruning's projections.
+        authors: names of :data:`AUTHORS`.
+        seeds: how many.
+        removed: of S, in ``perturbation``.
+        pool: examples of the training split, the same for all seeds; None: all.
+        max_length: in tokens.
+        steps: at most.
+        evaluate_every: steps between evaluations on the validation split; 0: no early stopping, the last step is kept.
+        patience: evaluations without improvement after which training ends.
+        least_steps: but not before.
+        measured_seeds: with how many of the seeds stability is measured too.
+        retrainings: for each of them.
+        check_replicas: as of :class:`stability.studies.study.Study`: None measures no bounds.
+        predictor: of the assisted estimator. ``linearised`` keeps a gradient a step, too much for the paper's 20 000.
+        batch_size, learning_rate, schedule, weight_decay, dropout, precision: of :class:`stability.FineTuning`.
+        rates: pairs of a method and a learning rate of its own. The paper has one for all, and at least 20 000 steps; in few
+            steps one rate cannot suit a thousandth of the parameters and all of them.
+
+    Raises:
+        UsageError: an unknown part or name; on making the study whatever its parts refuse.
+
+    Example:
+        >>> study = Protocol(tasks=("cb", "rte"), seeds=2).study("mine")
+        >>> len(study.cells()), study.problems
+        (40, ('super_glue/cb', 'glue/rte'))
+    """
+
+    part: Part = "main"
+    model: str = "roberta-base"
+    data: str | None = None
+    tasks: tuple[str, ...] = TASKS
+    methods: tuple[str, ...] = METHODS
+    sparsity: float = 0.005
+    sparsities: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+    adapter_width: int = 16
+    lora_rank: int = 16
+    mixout: float = 0.7
+    burn_in: int = 2_000
+    project_every: int = 500
+    authors: tuple[str, ...] = ()
+    seeds: int = 10
+    removed: float = 0.1
+    pool: int | None = None
+    max_length: int = 256
+    steps: int = 40_000
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    rates: tuple[tuple[str, float], ...] = ()
+    schedule: Literal["constant", "linear"] = "constant"
+    weight_decay: float = 0.01
+    dropout: bool = True
+    precision: Precision = "float32"
+    evaluate_every: int = 500
+    patience: int = 40
+    least_steps: int = 20_000
+    measured_seeds: int = 1
+    retrainings: int = 20
+    check_replicas: int | None = None
+    predictor: Literal["one-step", "linearised"] = "one-step"
+
+    def __post_init__(self) -> None:
+        if self.part not in get_args(Part):
+            raise UsageError(f"unknown part {self.part!r}: use {', '.join(get_args(Part))}")
+        if odd := [name for name in self.authors if name not in AUTHORS]:
+            raise UsageError(f"unknown choice of the authors {odd[0]!r}: there is {', '.join(AUTHORS)}")
+        if self.data is None and (odd := [task for task in self.tasks if task not in TASKS]):
+            raise UsageError(f"unknown task {odd[0]!r}: there is {', '.join(TASKS)}, or with data (--data FOLDER) any folder in it")
+        check_whole(1, seeds=self.seeds, retrainings=self.retrainings)
+        check_whole(0, evaluate_every=self.evaluate_every, measured_seeds=self.measured_seeds)
+        if odd := [name for name, _ in self.rates if name not in (*SELECTORS, *self.methods)]:
+            raise UsageError(f"rates: {odd[0]!r} is no method: there is {', '.join(dict.fromkeys([*SELECTORS, *self.methods]))}")
+        check_positive(**{f"rate of {name}": rate for name, rate in self.rates})
+        if not self.tasks or not self.methods:
+            raise UsageError("a study needs at least one task and one method")
+
+    def study(self, name: str) -> Study:
+        """As a study of that name."""
+        where = [f"{self.data}/{task}" if self.data else _ON_HUB[task] for task in self.tasks]
+        settings: dict[str, Any] = {"model": self.model, "max_length": self.max_length}
+        settings |= {} if self.pool is None else {"pool": self.pool}
+        if self.part == "perturbation":
+            settings["removed"] = self.removed
+        swept = self.part == "sparsity"
+        chosen = [("sam", p) for p in self.sparsities] if swept else [(method, self.sparsity) for method in self.methods]
+        return Study(
+            name,
+            tuple(where),
+            tuple(self.algorithm(method, p) for method, p in chosen),
+            tuple(range(self.seeds)),
+            settings,
+            check_replicas=self.check_replicas,
+            estimator=Assisted(self.retrainings, predictor=self._predictor()),
+            measured_seeds=self.measured_seeds,
+        )
+
+    def algorithm(self, method: str, sparsity: float) -> FineTuning:
+        """A with this method."""
+        rule = EarlyStopping(self.evaluate_every, self.patience, self.least_steps) if self.evaluate_every else None
+        own = {name: getattr(self, name) for name in ("steps", "batch_size", "schedule", "weight_decay", "dropout", "precision")}
+        rate = dict(self.rates).get(method, self.learning_rate)
+        return FineTuning(self.selector(method, sparsity), learning_rate=rate, early_stopping=rule, **own)
+
+    def selector(self, method: str, sparsity: float) -> Selector:
+        """The method as this protocol has it."""
+        if method in ("full", "bitfit"):
+            return selector_named(method)
+        if method == "mixout" and "reset-mixout" not in self.authors:
+            return selector_named(method, probability=self.mixout)
+        if method in ("adapter", "lora"):
+            return selector_named(method, **({"width": self.adapter_width} if method == "adapter" else {"rank": self.lora_rank}))
+        options: dict[str, Any] = {"scope": "tensor"} if "per-tensor" in self.authors else {}
+        if method == "mixout":
+            method = "mixout-reset"
+        if method == "diffpruning":
+            options["burn_in"] = self.burn_in
+        if method == "childpruning":
+            options["every"] = self.project_every
+        if method in ("magnitude", "childpruning") and "burn-in" in self.authors:
+            options["burn_in"] = self.burn_in
+        if method == "sam" and "gradient-sums" in self.authors:
+            options |= {"batches": 600, "batch_size": self.batch_size}
+        return selector_named(method, sparsity, **options)
+
+    def _predictor(self) -> Predictor:
+        # Three checkpoints and S's mask for all: a large model pays for each Jacobian and each selection.
+        return OneStep() if self.predictor == "one-step" else Linearised(3, memory=1 << 29, reselect=False)

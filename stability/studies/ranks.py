@@ -1,0 +1,165 @@
+"""Ranks within tasks, and how far two of them go together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from stability.errors import UsageError
+from stability.leave_one_out.statistics import Numbers
+
+__all__ = ["RankCorrelation", "rank_correlation", "ranked"]
+
+
+_DIGITS = 9  # equal but for the order in which they were summed is equal
+
+
+def ranked(scores: pd.DataFrame) -> pd.DataFrame:
+    """``scores`` with the ranks of its numbers within each task: 1 is best, ties share the mean of their ranks.
+
+    Args:
+        scores: a row for each method and task: task, method, mean (larger is better), std; and, where it was measured, stability.
+
+    Returns:
+        The same with rank_mean (1: the largest mean), rank_std (1: the smallest standard deviation) and rank_stability (1: the
+        smallest |Δℓ|), NaN where there is no number.
+
+    Example:
+        >>> from stability.studies import published
+        >>> found = ranked(published.scores("main"))
+        >>> found.query("task == 'cb'").set_index("method").loc["sam", ["rank_mean", "rank_std"]].tolist()
+        [2.5, 1.0]
+    """
+    found = scores.copy()
+    for column, smallest in (("mean", False), ("std", True), ("stability", True)):
+        if column in found:
+            found[f"rank_{column}"] = found[column].round(_DIGITS).groupby(found["task"]).rank(ascending=smallest)
+    return found
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's ρ between ranks within tasks.
+
+    Attributes:
+        value: ρ, over all pairs of method and task together; NaN, like all that follows from it, where all ranks are equal.
+        interval: see :func:`rank_correlation`; NaN where it cannot be had.
+        confidence: of the interval.
+        p_value: of ρ = 0, two-sided, as if the pairs were independent, by Student's t with count − 2 degrees of freedom: what the
+            paper reports.
+        method_p_value: of the same, methods shuffled as wholes.
+        count: pairs.
+        methods: of them with at least one pair.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    confidence: float
+    p_value: float
+    method_p_value: float
+    count: int
+    methods: int
+
+    def __str__(self) -> str:
+        return f"{self.estimate}, {self.tests}"
+
+    @property
+    def estimate(self) -> str:
+        """ρ with its interval, in words."""
+        low, high = self.interval
+        return f"{self.value:.3f}" + (f" ({self.confidence:.0%}: {low:.2f} to {high:.2f})" if math.isfinite(low) else "")
+
+    @property
+    def tests(self) -> str:
+        """Both p-values, in words."""
+        return f"p = {self.p_value:.2g} as if independent, {self.method_p_value:.2g} by methods"
+
+
+def rank_correlation(
+    scores: pd.DataFrame, first: str, second: str, *, confidence: float = 0.95, permutations: int = 1_999, seed: int = 0
+) -> RankCorrelation:
+    """Spearman's ρ of two columns, each ranked within its task, over all methods and tasks (Fu et al. 2023, the figure of stability
+    against performance, with ``mean`` and ``std``).
+
+    The pairs are not independent: a method that varies much on one task does so on others. So there are, beside the p-value as if
+    they were, two statements that take a method's tasks together. The interval is Student's, with M − 1 degrees of freedom, on
+    Fisher's scale artanh ρ, its standard error that of the jackknife which leaves out one of the M methods at a time and ranks the
+    others anew (Efron & Stein 1981). The second p-value is the share of ``permutations`` shuffles of whole methods, each keeping
+    its numbers on all tasks, whose \\|ρ\\| is no less.
+
+    Args:
+        scores: task, method and both columns; a pair that lacks a number is left out, before the ranks are taken.
+        first: a column; of ``mean`` the largest has rank 1, of all others the smallest.
+        second: another.
+        confidence: of the interval.
+        permutations: how many.
+        seed: of the permutations.
+
+    Raises:
+        UsageError: a column that is not there, one method twice for one task, or fewer than three pairs.
+
+    Example:
+        >>> from stability.studies import published
+        >>> found = rank_correlation(published.scores("main"), "mean", "std")
+        >>> round(found.value, 3), found.count
+        (0.485, 70)
+    """
+    if odd := [name for name in (first, second) if name not in scores]:
+        raise UsageError(f"there is no column {odd[0]!r}: there is {', '.join(map(str, scores.columns))}")
+    known = scores[scores[[first, second]].notna().all(axis=1)]
+    if known.duplicated(["task", "method"]).any():
+        raise UsageError("a method stands twice for one task: give one setting of each method")
+    if len(known) < 3:
+        raise UsageError(f"{len(known)} pairs of method and task with {first} and {second}: ranks need at least 3")
+    x, y = (
+        known.pivot(index="method", columns="task", values=name).to_numpy(dtype=np.float64).round(_DIGITS)
+        * (-1 if name == "mean" else 1)
+        for name in (first, second)
+    )
+    value, count, methods = _spearman(x, y), len(known), len(x)
+    if math.isnan(value):
+        return RankCorrelation(value, (value, value), confidence, value, value, count, methods)
+    t = abs(value) * math.sqrt((count - 2) / (1 - value**2)) if abs(value) < 1 else math.inf
+    generator = np.random.default_rng(seed)
+    shuffled = [_spearman(x, y[generator.permutation(methods)]) for _ in range(permutations)]
+    as_large = sum(not abs(other) < abs(value) - 1e-12 for other in shuffled)
+    return RankCorrelation(
+        value,
+        _interval(x, y, value, confidence),
+        confidence,
+        float(2 * stats.t.sf(t, count - 2)),
+        (as_large + 1) / (permutations + 1),
+        count,
+        methods,
+    )
+
+
+def _spearman(x: Numbers, y: Numbers) -> float:
+    """Of (methods, tasks) values, ranked within each task where both are known; NaN where all ranks are equal."""
+    both = ~(np.isnan(x) | np.isnan(y))
+    ranks = [_ranks(values, both) for values in (x, y)]
+    deviations = [r - r.mean() for r in ranks]
+    scale = math.sqrt(float((deviations[0] ** 2).sum() * (deviations[1] ** 2).sum()))
+    return float((deviations[0] * deviations[1]).sum()) / scale if scale else math.nan
+
+
+def _ranks(values: Numbers, both: NDArray[np.bool_]) -> Numbers:
+    """Within each task, then among all pairs, in one row."""
+    mine = stats.rankdata(np.where(both, values, np.nan), axis=0, nan_policy="omit")
+    return np.asarray(stats.rankdata(mine[both]), dtype=np.float64)
+
+
+def _interval(x: Numbers, y: Numbers, value: float, confidence: float) -> tuple[float, float]:
+    methods = len(x)
+    some = [_spearman(np.delete(x, i, axis=0), np.delete(y, i, axis=0)) for i in range(methods)] if methods > 2 else []
+    if len(some) < 3 or not all(abs(r) < 1 for r in (value, *some)):
+        return math.nan, math.nan
+    z = np.arctanh(some)
+    error = math.sqrt((methods - 1) / methods * float(((z - z.mean()) ** 2).sum()))
+    half = float(stats.t.ppf((1 + confidence) / 2, methods - 1)) * error
+    return math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)

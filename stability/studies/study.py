@@ -1,0 +1,400 @@
+"""A study: problem × selectors × seeds → a tidy table, computed cell by cell and resumable."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from itertools import islice
+from os import PathLike
+from typing import Any
+
+import pandas as pd
+import torch
+
+from stability import problems
+from stability.bounds.measured import Constants, measure_constants, measured_bounds
+from stability.checks import check_whole
+from stability.errors import StabilityError, UsageError
+from stability.leave_one_out.estimators import Alone, Estimator
+from stability.leave_one_out.measuring import StabilityEstimate, measure
+from stability.machine import cores, free_memory, resolve_device
+from stability.selectors import Selector
+from stability.studies.store import Store, key
+from stability.studies.summary import BOUNDS, table
+from stability.training.algorithm import FineTuning, Minimisation
+
+__all__ = ["Cell", "Study", "reusable", "run", "run_cell"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to measure. Everything here is identity: stored results of one study never mix with another's.
+
+    Attributes:
+        name: of the study.
+        problem: name of the problem, or path of texts; each seed draws its own S. Several: every algorithm and seed on each.
+        algorithms: each with its selector; their own seeds are replaced.
+        seeds: of S, of the head's start, of the order of examples and of selection alike.
+        problem_settings: further settings of every problem.
+        retrainings: left-out examples a cell, drawn at random; None for all n, or for what the estimator says.
+        estimator: how else stability is estimated.
+        samples: seeds of S alone, each with as many seeds of the algorithm as there are, and these its own (0 and 1 for the
+            first S are 2 and 3 for the second): then the shares of S, seed and retrainings in the variance can be told
+            apart (:func:`stability.leave_one_out.statistics.variance_shares`). None: each seed draws its own S.
+        measured_seeds: stability is measured with the first so many seeds only; with the others A(S) is trained alone, for its
+            losses and metrics. None: with all.
+        check_replicas: as in :func:`stability.bounds.measured.measure_constants`; None measures no constants and no bounds, whose
+            eigenvalues cost a large model far more than its training.
+        delta: δ of the bounds on the expected loss.
+    """
+
+    name: str
+    problem: str | tuple[str, ...]
+    algorithms: tuple[FineTuning | Minimisation, ...]
+    seeds: tuple[int, ...]
+    problem_settings: Mapping[str, Any] = field(default_factory=dict)
+    retrainings: int | None = None
+    check_replicas: int | None = 0
+    delta: float = 0.1
+    estimator: Estimator | None = None
+    samples: tuple[int, ...] | None = None
+    measured_seeds: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.measured_seeds is not None:
+            check_whole(0, measured_seeds=self.measured_seeds)
+            if self.measured_seeds > len(self.seeds):
+                raise UsageError(f"measured_seeds = {self.measured_seeds} of {len(self.seeds)} seeds: use at most as many")
+            if self.samples is not None:
+                raise UsageError("measured_seeds and samples: shares of the variance need every cell measured; leave one out")
+        if len(set(names := [problems.short_name(name) for name in self.problems])) < len(names):
+            raise UsageError(f"study {self.name!r}: two problems have one name among {', '.join(names)}; rename a folder")
+        own = [key(algorithm.settings()) for algorithm in self.algorithms]
+        if twice := [algorithm.name for algorithm, kind in zip(self.algorithms, own, strict=True) if own.count(kind) > 1]:
+            raise UsageError(f"study {self.name!r} has {twice[0]} with the same settings twice: leave one out")
+        if self.retrainings is not None and self.estimator is not None:
+            raise UsageError(f"study {self.name!r}: retrainings = {self.retrainings} and an estimator: say it to the estimator")
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.problem,) if isinstance(self.problem, str) else self.problem
+
+    def identity(self) -> dict[str, Any]:
+        """What defines the study, as plain values."""
+        each = {problems.short_name(name): problems.identity(name, self.problem_settings) for name in self.problems}
+        return {
+            "study": self.name,
+            **(next(iter(each.values())) if isinstance(self.problem, str) else {"problems": each}),
+            "algorithms": [algorithm.settings() for algorithm in self.algorithms],
+            "seeds": list(self.seeds),
+            "retrainings": self.retrainings,
+            "check_replicas": self.check_replicas,
+            "delta": self.delta,
+            **({} if self.estimator is None else {"estimator": self.estimator.settings()}),
+            **({} if self.samples is None else {"samples": list(self.samples)}),
+            **({} if self.measured_seeds is None else {"measured_seeds": self.measured_seeds}),
+        }
+
+    def with_selectors(self, *selectors: Selector) -> Study:
+        """The same study with further selectors, trained as its last algorithm trains; those that it has already are left out.
+
+        Raises:
+            UsageError: no selector, none that is new, or two different ones of one name.
+
+        Example:
+            >>> from stability.selectors import SAM, BitFit
+            >>> study = Study("mine", "digits", (FineTuning(BitFit()),), seeds=(0,))
+            >>> study.with_selectors(SAM(0.1), SAM(0.2)).name
+            'mine+sam'
+        """
+        if not selectors:
+            raise UsageError("there is no selector to add: give at least one")
+        known = {key(algorithm.settings()) for algorithm in self.algorithms}
+        added = {key(made.settings()): made for made in (replace(self.algorithms[-1], selector=mine) for mine in selectors)}
+        new = [algorithm for name, algorithm in added.items() if name not in known]
+        if not new:
+            raise UsageError(f"study {self.name!r} has {', '.join(mine.name for mine in selectors)} with these settings already")
+        kinds: dict[str, Any] = {}
+        for algorithm in (*self.algorithms, *new):
+            kind = getattr(algorithm.selector, "scores", type(algorithm.selector))
+            if kinds.setdefault(algorithm.name, kind) is not kind:
+                raise UsageError(
+                    f"two different selectors are called {algorithm.name!r}: no figure could tell them apart, rename one"
+                )
+        names = dict.fromkeys(algorithm.name for algorithm in new)
+        return replace(self, name="+".join([self.name, *names]), algorithms=(*self.algorithms, *new))
+
+    def cells(self) -> list[Cell]:
+        """Seed by seed, so that an interrupted study holds whole curves and tables."""
+        if self.samples is None:
+            measured = self.seeds[: self.measured_seeds]
+            return [
+                Cell(replace(algorithm, seed=seed), None, problem, seed in measured)
+                for seed in self.seeds
+                for problem in self.problems
+                for algorithm in self.algorithms
+            ]
+        # Each S has seeds of its own: a head's start common to all S would be mistaken for what they have in common.
+        apart = max(self.seeds) + 1
+        return [
+            Cell(replace(algorithm, seed=seed + place * apart), sample, problem)
+            for place, sample in enumerate(self.samples)
+            for seed in self.seeds
+            for problem in self.problems
+            for algorithm in self.algorithms
+        ]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One algorithm with its seed, on one S.
+
+    Attributes:
+        algorithm: with its seed.
+        sample: the seed of S, where it is not the algorithm's.
+        problem: which of the study's.
+        measured: whether its stability is, and not its losses and metrics alone.
+    """
+
+    algorithm: FineTuning | Minimisation
+    sample: int | None
+    problem: str
+    measured: bool = True
+
+
+def cell_identity(study: Study, cell: Cell) -> dict[str, Any]:
+    """What defines a cell within its study."""
+    mine = cell.algorithm
+    own = {"method": mine.name, "asked_sparsity": mine.asked_sparsity, "algorithm": mine.settings(), "seed": mine.seed}
+    return {
+        **own,
+        **({} if cell.sample is None else {"sample": cell.sample}),
+        **({} if isinstance(study.problem, str) else {"task": problems.short_name(cell.problem)}),
+        **({} if cell.measured else {"measured": False}),
+    }
+
+
+def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int | None = None) -> dict[str, Any]:
+    """Train, leave out, measure, bound: one row of the study as plain values.
+
+    A run that fails is recorded as failed with its reason, not raised and not averaged.
+    """
+    task = problems.short_name(cell.problem)
+    try:
+        drawn = cell.algorithm.seed if cell.sample is None else cell.sample
+        problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
+        how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
+        how |= {"retrainings": study.retrainings, "estimator": study.estimator} if cell.measured else {"estimator": Alone()}
+        estimate = measure(problem, cell.algorithm, **how)
+        row = {"status": "ok", "task": task, **_row(estimate), **dict.fromkeys(_MEASURED)}
+        if study.check_replicas is None or not cell.measured:
+            return row
+        constants = measure_constants(estimate, study.check_replicas, memory_budget)
+        return row | _constants(constants) | _bounds(estimate, constants, study.delta)
+    except UsageError:
+        raise
+    except StabilityError as error:
+        return {"status": "failed", "task": task, "reason": str(error)}
+
+
+_CONSTANTS = ("lipschitz", "tuned_lipschitz", "gradient_norm", "tuned_gradient_norm", "loss_bound", "replicas_checked")
+_EIGENVALUES = ("least_eigenvalue", "tuned_least_eigenvalue")
+_MEASURED = (
+    *_CONSTANTS,
+    *(f"{name}{part}" for name in _EIGENVALUES for part in ("", "_residual")),
+    *(f"{name}{part}" for name in BOUNDS for part in ("", "_state")),
+)
+"""Columns of the constants and bounds, None where they were not measured."""
+
+
+_HISTORY = 5000  # steps of the loss that are kept, as many as the paper's figure of it shows
+
+
+def _row(estimate: StabilityEstimate) -> dict[str, Any]:
+    replicas, problem = estimate.replicas, estimate.replicas.problem
+    plain = estimate.to_dict()
+    row: dict[str, Any] = {
+        "sparsity": replicas.algorithm.sparsity_for(replicas.masks[0]),
+        "stability": None if estimate.status == "not measured" else plain["value"],
+        "stability_interval": plain["interval"],
+        "stability_error": plain["error"],
+        "estimate_status": estimate.status,
+        **plain["diagnostics"],
+        "hypothesis_stability": plain["hypothesis"]["value"],
+        "metric": problem.metric_name,
+        "loss_unit": problem.loss_unit,
+        **{
+            name: plain[name]
+            for name in ("maximum", "noise_floor", "estimator", "n", "retrainings", "failed", "tunable", "total", "head")
+        },
+    }
+    for split, examples in (("train", problem.train), ("test", problem.test)):
+        logits = replicas.logits(examples, slice(0, 1))[0]
+        row[f"{split}_loss"] = problem.loss(logits, examples.labels).double().mean().item()
+        row[f"{split}_metric"] = problem.metric(logits, examples.labels)
+    if len(replicas.batch_losses):
+        losses = replicas.batch_losses[:_HISTORY, 0]
+        losses = losses[~losses.isnan()]  # as many as there were steps before it ended
+        changes, relaxed = replicas.mask_changes[: len(losses), 0], replicas.relaxed[: len(losses)]
+        row["history"] = {
+            "loss": [float(f"{loss:.4g}") for loss in losses.tolist()],
+            "mask_changes": {str(step): int(count) for step, count in enumerate(changes.tolist()) if count},
+            "relaxed": torch.nonzero(relaxed).squeeze(1).tolist(),
+        }
+        row["kept_step"] = int(replicas.kept_step[0])
+    row |= {"gap": row["test_loss"] - row["train_loss"], "distance": plain["distance"]}
+    return row | {"seconds": estimate.seconds, "per_example": plain["per_example"], "prediction": plain["prediction"]}
+
+
+def _constants(constants: Constants) -> dict[str, Any]:
+    """As they stand; of an eigenvalue that is unknown, nothing."""
+    row = {name: getattr(constants, name) for name in _CONSTANTS}
+    for name in _EIGENVALUES:
+        if (eigenvalue := getattr(constants, name)).converged:
+            row |= {name: eigenvalue.value, f"{name}_residual": eigenvalue.residual}
+    return row
+
+
+def _bounds(estimate: StabilityEstimate, constants: Constants, delta: float) -> dict[str, Any]:
+    """Of each bound its value (None where infinite) and state; and which assumptions of which failed."""
+    row: dict[str, Any] = {}
+    failed = {}
+    for name, bound in measured_bounds(estimate, constants, delta).items():
+        row |= {name: bound.to_dict()["value"], f"{name}_state": bound.state}
+        failed[name] = [assumption.name for assumption in bound.assumptions if assumption.held is False]
+    return row | {"failed_assumptions": failed, "notes": list(constants.notes)}
+
+
+def run(
+    study: Study,
+    store: str | PathLike[str],
+    *,
+    reuse: str | PathLike[str] | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    on_start: Callable[[int, int], object] = lambda done, total: None,
+    on_cell: Callable[[], object] = lambda: None,
+) -> pd.DataFrame:
+    """Compute the cells that ``store`` lacks, several at once on the CPU, and return the whole table.
+
+    Each finished cell is written at once. Stopping (Ctrl-C, kill) loses only the cells under way; calling again goes on.
+
+    Args:
+        study: what to measure.
+        store: the SQLite file, made where it is missing.
+        reuse: the file of another study that measured the same way: its cells that are this study's too are taken over.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: processes of one thread each; by default one a core on the CPU, and one on CUDA or where a selector's
+            function was typed into a notebook, which no other process knows. One worker runs in this process, with the
+            threads it has.
+        on_start: called once with the number of finished cells and of all cells.
+        on_cell: called after each cell.
+
+    Raises:
+        StabilityError: the store holds another study, is damaged, or cannot be written; or ``reuse`` measured otherwise.
+        UsageError: a setting out of range, or CUDA asked for and absent.
+    """
+    place = resolve_device(device)
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers = {workers}: use at least 1")
+    version = metadata.version("stability")
+    reused = [] if reuse is None else reusable(Store(reuse), study)
+    ledger = Store(store, study.identity(), version)
+    for identity, record in reused:
+        ledger.add(identity, record)
+    done, cells = ledger.finished(), study.cells()
+    waiting = [cell for cell in cells if key(cell_identity(study, cell)) not in done]
+    on_start(len(cells) - len(waiting), len(cells))
+    one = place.type == "cuda" or any(_only_here(cell.algorithm.selector) for cell in waiting)
+    count = min(workers or (1 if one else cores()), max(1, len(waiting)))
+    for cell, record in _compute(study, waiting, str(place), count):
+        ledger.add(cell_identity(study, cell), record)
+        on_cell()
+    return table(ledger)
+
+
+def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Identity and record of the finished cells of ``other`` that belong to ``study``.
+
+    Raises:
+        StabilityError: ``other`` is of another version, or was measured in another way: the setting is named.
+    """
+    version = metadata.version("stability")
+    wanted, own = {key(cell_identity(study, cell)) for cell in study.cells()}, json.loads(json.dumps(study.identity()))
+    if other.version != version:
+        raise StabilityError(f"{other.path} was made by version {other.version}, this is {version}: nothing can be reused")
+    # These are in the cells' own identity: a larger study may take over a smaller one's.
+    free = {"study", "algorithms", "seeds", "samples", "measured_seeds"}
+    theirs, mine = _comparable(other.identity), _comparable(own)
+    for name in (mine.keys() | theirs.keys()) - free:
+        alone = name.startswith("problem ") and (name not in theirs or name not in mine)  # a task of one of them
+        if theirs.get(name) != mine.get(name) and not alone:
+            raise StabilityError(
+                f"{other.path} was measured with {name} = {theirs.get(name)}, this study with {mine.get(name)}: its cells cannot "
+                "be reused"
+            )
+    return [(identity, record) for identity, record in other.cells() if key(identity) in wanted]
+
+
+def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
+    """Each of several problems by itself."""
+    several = {f"problem {name}": one for name, one in identity.get("problems", {}).items()}
+    return {name: one for name, one in identity.items() if name != "problems"} | several
+
+
+def _only_here(selector: Selector) -> bool:
+    """Whether the selector's function or class is inside another one or in an interactive session: no process could import it."""
+    made_of = getattr(selector, "scores", type(selector))
+    home = made_of.__module__
+    return "<" in made_of.__qualname__ or (home == "__main__" and not hasattr(sys.modules["__main__"], "__file__"))
+
+
+def _compute(study: Study, cells: list[Cell], device: str, workers: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    if workers == 1:
+        for cell in cells:
+            yield cell, run_cell(study, cell, device)
+        return
+    others = set(multiprocessing.active_children())  # the caller's own, which are none of our business
+    # Forking a process that has used its thread pools can hang, so each worker starts afresh.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    waiting = iter(cells)
+    running: dict[Future[dict[str, Any]], Cell] = {}
+    budget = free_memory(torch.device(device)) // (2 * workers)
+    try:
+        while True:
+            for cell in islice(waiting, workers - len(running)):
+                running[executor.submit(run_cell, study, cell, device, budget)] = cell
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+        executor.shutdown()
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
+
+
+def _start_worker() -> None:
+    """One thread a worker; the parent alone hears Ctrl-C; a worker whose parent is gone ends too."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

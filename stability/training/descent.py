@@ -1,0 +1,214 @@
+"""One set of replicas from start to end: step by step down an objective, or to its minimum."""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from stability.errors import UsageError
+from stability.masks import Mask
+from stability.problems.problem import generator
+from stability.selectors import Course, Run
+from stability.training.algorithm import AdamW, Clock, FineTuning, Minimisation
+from stability.training.lbfgs import minimise
+from stability.training.objective import Descended, Objective
+from stability.training.stopping import Checkpoints
+
+__all__ = ["DIVERGED", "Progress", "Sharing", "Trained", "find_minimum", "fine_tune"]
+
+DIVERGED = 1e4
+"""A replica has diverged when its batch loss is not finite or exceeds this many times max(1, its first batch loss)."""
+
+Progress = Callable[[int], object]
+"""Called with the number of replica-steps just done."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Which replicas begin as one: each is row 0, the trunk, up to the step in which its weights first differ from it.
+
+    Attributes:
+        departures: of the rows from 1 on, ascending.
+        lone: whether nobody asked for row 0, so that it ends where the last has left it.
+    """
+
+    departures: Sequence[int]
+    lone: bool
+
+    def rows(self, step: int) -> slice:
+        """Those that are computed in this step."""
+        end = bisect.bisect_right(self.departures, step)
+        return slice(int(self.lone and end == len(self.departures)), 1 + end)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What came of r replicas; as in :class:`stability.training.replicas.Replicas`. ``spared``: replica-steps that were
+    taken and not computed. ``at_once``: how many fitted into memory.
+    """
+
+    values: Tensor
+    failed_step: Tensor
+    kept_step: Tensor
+    batch_losses: Tensor
+    mask_changes: Tensor
+    relaxed: Tensor
+    masks: Sequence[Mask]
+    spared: int = 0
+    at_once: int = 0
+
+
+class _Fixed(Course):
+    """A mask that does not move: one AdamW over the tuned values, in each row over its own."""
+
+    def __init__(self, run: Run, activity: Tensor | None) -> None:
+        self._values, self._activity = run.start(), activity
+        self._optimizer = run.optimizer(self._values)
+
+    def point(self) -> Tensor:
+        return self._values
+
+    def step(self, gradient: Tensor) -> None:
+        updated = self._optimizer.update(self._values, gradient)
+        self._values = updated if self._activity is None else torch.where(self._activity, updated, self._values)
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows, some of them twice."""
+        self._values = self._values[rows]
+        self._optimizer.take(rows)
+
+    def final(self) -> tuple[Tensor, Tensor | None]:
+        return self._values, None
+
+
+def fine_tune(
+    objective: Descended,
+    algorithm: FineTuning,
+    batches: Sequence[Tensor],
+    reverse: bool = False,
+    activity: Tensor | None = None,
+    progress: Progress | None = None,
+    sharing: Sharing | None = None,
+    kept: Checkpoints | None = None,
+) -> Trained:
+    """One set of replicas from start to end, down the network's objective or its linearisation.
+
+    Args:
+        objective: gives losses and gradients.
+        algorithm: the definition of a run.
+        batches: the indices that each step takes.
+        reverse: whether each batch is in reverse order.
+        activity: (r, K) which coordinates each row may change; all by default. Of a fixed mask only.
+        progress: told how many replica-steps were done.
+        sharing: which rows begin as one. Of a fixed mask only, the same for all rows.
+        kept: stops early, and says which checkpoint is the end. Not with ``sharing``.
+    """
+    origin, selector, shapes = objective.origin, algorithm.selector, objective.shapes
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    draws = generator(algorithm.seed, "selection")
+    clock = Clock()
+    sharing = sharing or Sharing([0] * (objective.rows - 1), lone=False)
+    rows, everyone = sharing.rows(0), slice(0, objective.rows)
+    asked = slice(int(sharing.lone), everyone.stop)
+    run = Run(origin, rows.stop, sizes, algorithm.steps, partial(AdamW, algorithm, clock), draws)
+    course = selector.begin(run) if selector.moving else _Fixed(run, activity)
+    failed = torch.full((everyone.stop,), -1, device=origin.device)
+    limit = torch.zeros(())
+    losses, changes, relaxed, spared = [], [], [], 0
+    for step, index in enumerate(batches):
+        clock.step = step
+        rows = _go_on(course, rows, sharing.rows(step))
+        dropout = algorithm.dropout_at(step, origin.device, (len(index), objective.sequences) if reverse else None)
+        found, _, gradient = objective(course.point(), index, dropout, rows)
+        rest = found[:1].expand(everyone.stop - rows.stop)  # of those that are still one with the trunk
+        loss = torch.cat([found.new_zeros(rows.start), found, rest])
+        if step == 0:
+            limit = DIVERGED * loss.clamp_min(1.0)
+            if dropout is not None and not dropout.used:
+                raise UsageError("dropout = True: this model drops nothing out, its dropout probabilities are 0; leave it off")
+        failing = (failed < 0) & ~(loss <= limit)
+        if kept is not None and len(kept.values):  # what has ended is computed along, and no longer counts
+            failing, loss = failing & ~kept.ended, torch.where(kept.ended, torch.nan, loss)
+        failed = torch.where(failing, step, failed)
+        before = course.mask
+        relaxed.append(course.relaxed)
+        course.step(gradient)
+        spared += asked.stop - asked.start - len(found)
+        losses.append(loss)
+        changes.append(_entered(before, course.mask, everyone.stop))
+        if progress is not None:
+            progress(asked.stop - asked.start)
+        if kept is not None and kept.due(step + 1):
+            kept.look(step + 1, *_ended(copy.copy(course), run))  # a copy, for the course itself goes on
+            if bool(kept.ended.all()):
+                break
+    _go_on(course, rows, asked)
+    before, masks = course.mask, []
+    values, chosen = _ended(course, run) if kept is None else (kept.values, kept.mask)
+    if chosen is not None:
+        if kept is None:
+            changes[-1] = changes[-1] + _entered(before, course.mask, run.rows)
+        first = Mask.at(shapes, torch.nonzero(chosen[0]).squeeze(1).cpu())
+        same = (chosen == chosen[0]).all(1).tolist()  # one object for all: of a dense mask each takes 8m bytes
+        masks = [
+            first if mine else Mask.at(shapes, torch.nonzero(row).squeeze(1).cpu()) for mine, row in zip(same, chosen, strict=True)
+        ]
+    failed = failed[asked]
+    failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.steps, failed)
+    later = (0, 0, 0, len(batches) - len(losses))  # sets of replicas stop apart
+    return Trained(
+        values,
+        failed,
+        torch.full_like(failed, algorithm.steps) if kept is None else kept.step,
+        pad(torch.stack(losses)[:, asked], later, value=torch.nan),
+        pad(torch.stack(changes)[:, asked], later),
+        pad(torch.tensor(relaxed), later[2:]),
+        masks,
+        spared,
+    )
+
+
+def _ended(course: Course, run: Run) -> tuple[Tensor, Tensor | None]:
+    """Values and mask if training ended here."""
+    values, chosen = course.final()
+    return values if chosen is None else run.put_back(values, chosen), chosen
+
+
+def _go_on(course: Course, rows: slice, now: slice) -> slice:
+    """With the rows ``now`` after ``rows``: who departs begins where the trunk is, the first."""
+    if now != rows:
+        assert isinstance(course, _Fixed)
+        course.take(torch.tensor([row - rows.start if row < rows.stop else 0 for row in range(now.start, now.stop)]))
+    return now
+
+
+def _entered(before: Tensor | None, now: Tensor | None, rows: int) -> Tensor:
+    """How many coordinates of each row's mask it did not have before, (r,)."""
+    if now is None or now is before:
+        return torch.zeros(rows, dtype=torch.int64)
+    return (now if before is None else now & ~before).sum(1).cpu()
+
+
+def find_minimum(objective: Objective, algorithm: Minimisation, everything: Tensor, progress: Progress | None) -> Trained:
+    """One set of replicas to the minimum; the failed step is where one stopped that did not get there."""
+    start = objective.start()
+
+    def whole(values: Tensor) -> tuple[Tensor, Tensor]:
+        loss, penalty, gradient = objective(values, everything)
+        if progress is not None:
+            progress(len(values))
+        return loss + penalty, gradient
+
+    found = minimise(whole, start, algorithm.tolerance, algorithm.max_steps, algorithm.history)
+    reached = found.gradient_norms <= algorithm.tolerance
+    none = torch.empty(0, len(start))
+    failed = torch.where(reached, -1, found.steps)
+    return Trained(found.values, failed, found.steps, none, none.long(), none.bool()[:, 0], [])

@@ -1,0 +1,251 @@
+"""How replicas are carried out: planned from memory, divided among threads, and computed as one while they are one."""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stability.machine import free_memory, kept_for_backward
+from stability.masks import Mask, Parameters
+from stability.problems.problem import ModuleLogits, Problem
+from stability.training.algorithm import Algorithm, FineTuning, Minimisation, Precision
+from stability.training.descent import Progress, Sharing, Trained, find_minimum, fine_tune
+from stability.training.objective import ALL, Objective, Stack, Trajectory, blocks_of, logits_of
+from stability.training.stopping import Checkpoints
+
+__all__ = ["Plan", "Task", "carry_out", "departures", "plan"]
+
+_CACHED = 1 << 28  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
+_HEAVY = 1 << 26  # bytes of activations of all replicas below which threads wait for each other in Python (digits, two threads)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How r replicas are divided.
+
+    Attributes:
+        workers: threads, each with sets of its own and its share of torch's threads.
+        rows: how many replicas are in a set, which goes from start to end together.
+        at_once: how many of a set are computed at once.
+    """
+
+    workers: int
+    rows: int
+    at_once: int
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """r replicas to be trained; as in :func:`stability.training.replicas.train`.
+
+    Attributes:
+        problem: as the steps see it.
+        algorithm: A.
+        start: θ⁰ and the head's start.
+        tunable: the K coordinates.
+        weights: (r, n).
+        ridges: (r, 1) λ.
+        activity: (r, K) which coordinates each row may change; None: all.
+        batches: the indices that each step takes.
+        reverse: whether each is in reverse order.
+        trajectory: is told of every step of a single replica.
+        watched: as it is evaluated, where early stopping looks at its validation split.
+    """
+
+    problem: Problem
+    algorithm: FineTuning | Minimisation
+    start: Parameters
+    tunable: Mask
+    weights: Tensor
+    ridges: Tensor
+    activity: Tensor | None
+    batches: Sequence[Tensor]
+    reverse: bool = False
+    trajectory: Trajectory | None = None
+    watched: Problem | None = None
+
+    def run(self, rows: Tensor, sharing: Sharing | None, at_once: int, progress: Progress | None) -> Trained:
+        """The replicas at ``rows``; where they share a lone trunk, it is put before them."""
+        weights, ridges = self.weights[rows], self.ridges[rows]
+        if sharing is not None and sharing.lone:
+            weights, ridges = torch.cat([torch.ones_like(weights[:1]), weights]), torch.cat([ridges[:1], ridges])
+        activity = None if self.activity is None else self.activity[rows]
+        objective = Objective(
+            self.problem,
+            self.start,
+            self.tunable,
+            weights,
+            ridges,
+            activity,
+            self.trajectory,
+            at_once,
+            self.precision == "bfloat16",
+            self.reverse,
+        )
+        if isinstance(self.algorithm, Minimisation):
+            found = find_minimum(objective, self.algorithm, self.batches[0], progress)
+        else:
+            kept = self._checkpoints(objective)
+            found = fine_tune(objective, self.algorithm, self.batches, self.reverse, activity, progress, sharing, kept)
+        return replace(found, at_once=objective.at_once)
+
+    def _checkpoints(self, objective: Objective) -> Checkpoints | None:
+        """Of one set of replicas, by the metric on the validation split."""
+        problem = self.watched
+        if problem is None or problem.validation is None or not isinstance(self.algorithm, FineTuning):
+            return None
+        examples, start, tunable = problem.validation, self.start, self.tunable
+
+        def metric(values: Tensor) -> Tensor:
+            with _products("highest") if self.precision == "tf32" else nullcontext():  # evaluated in full
+                logits = logits_of(problem, start, tunable, values, examples, objective.at_once)
+            return torch.tensor([problem.metric(mine, examples.labels) for mine in logits], device=values.device)
+
+        assert self.algorithm.early_stopping is not None
+        return Checkpoints(self.algorithm.early_stopping, metric, self.algorithm.steps)
+
+    @property
+    def precision(self) -> Precision:
+        """Of the network's products."""
+        return self.algorithm.precision if isinstance(self.algorithm, FineTuning) else "float32"
+
+
+def departures(weights: Tensor, batches: Sequence[Tensor]) -> Tensor:
+    """(r,) the first step that takes an example of a weight (r, n) other than 1; the number of steps where none does.
+
+    Example:
+        >>> departures(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), [torch.tensor([0, 1]), torch.tensor([2, 0])]).tolist()
+        [1, 2]
+    """
+    first = torch.full((weights.shape[1],), len(batches))
+    for step, index in reversed(list(enumerate(batches))):
+        first[index] = step
+    return torch.where(weights.cpu() == 1, len(batches), first).amin(1)
+
+
+def plan(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_budget: int | None = None) -> Plan:
+    """How to divide r replicas within ``memory_budget`` bytes, half of what is free by default; ``problem`` as the steps see it.
+
+    A replica takes the algorithm's vectors of K values. One that is computed takes, besides, what a forward pass keeps for the
+    backward pass (measured on the longest batch), as much again for the backward pass itself, and its copy of every masked
+    tensor with the gradient. On a CPU many at once save nothing but Python's dispatch, and lose where their activations leave
+    the caches; there each thread takes replicas of its own, unless their products are so small that Python's dispatch, of which
+    there is one at a time, is most of the work. Sets and batches are balanced, so that the last is not a rest.
+    """
+    if r == 1:
+        return Plan(workers=1, rows=1, at_once=1)
+    start = problem.start(algorithm.seed)
+    first = next(iter(start.values()))
+    on_cpu = first.device.type == "cpu"
+    budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
+    longest = max(algorithm.batches(problem.train), key=lambda index: len(index) * problem.train.longest(index))
+    dropout = algorithm.dropout_at(0, first.device) if isinstance(algorithm, FineTuning) else None
+    blocks = blocks_of(problem.train.take(longest), whole=dropout is not None)
+    block = max((block for _, block in blocks), key=lambda block: len(block) * block.longest(ALL))
+    stack = Stack(start, tunable, tunable.gather(start).unsqueeze(0), differentiable=True)
+    with nullcontext() if dropout is None else dropout:
+        randomness = "error" if dropout is None else "same"
+        forward = partial(stack.call, problem.logits, block.inputs, randomness=randomness)
+        kept = kept_for_backward(forward, [*start.values(), *stack.tensors.values()])
+    copies = sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
+    state = first.element_size() * algorithm.vectors * tunable.count
+    computed = 2 * kept + first.element_size() * 2 * copies
+    apart = on_cpu and isinstance(problem.logits, ModuleLogits) and r * kept >= _HEAVY  # of a mere function nobody knows
+    workers = min(r, torch.get_num_threads()) if apart else 1
+    mine = math.ceil(r / workers)
+    workers = math.ceil(r / mine)
+    share = budget // workers
+    cached = _CACHED // workers // max(kept, 1) if on_cpu else r
+    at_once = max(1, min(mine, cached, share // (computed + state)))
+    rows = max(at_once, min(mine, (share - at_once * computed) // state))
+    sets = workers * math.ceil(r / (workers * rows))
+    rows = math.ceil(r / sets)
+    return Plan(workers, rows, math.ceil(rows / math.ceil(rows / at_once)))
+
+
+def carry_out(task: Task, how: Plan, progress: Progress | None = None) -> Iterator[tuple[Tensor, Trained]]:
+    """Sets of rows, in whatever order they come, each with what came of them."""
+    fixed = isinstance(task.algorithm, FineTuning) and not task.algorithm.selector.moving and task.activity is None
+    fixed = fixed and task.watched is None  # who ends early would have to leave the trunk's company
+    never = len(task.batches)
+    when = departures(task.weights, task.batches) if fixed else torch.zeros(len(task.weights), dtype=torch.int64)
+    order = when.argsort(stable=True)
+    sets = math.ceil(len(order) / how.rows)
+    # Every set gets early and late ones alike: sets take equally long, and the trunk is common to many.
+    shared = [_shared(order[i::sets], when, never) for i in range(sets)]
+    with (
+        _products("high") if task.precision == "tf32" else nullcontext()
+    ):  # the process's setting, so it is set where there is one thread
+        yield from _carried_out(task, how, shared, progress)
+
+
+def _carried_out(
+    task: Task, how: Plan, shared: Sequence[tuple[Tensor, Sharing | None]], progress: Progress | None
+) -> Iterator[tuple[Tensor, Trained]]:
+    if how.workers == 1 or len(shared) == 1:
+        for rows, sharing in shared:
+            yield rows, task.run(rows, sharing, how.at_once, progress)
+        return
+    threads, stop, lock, own = torch.get_num_threads(), threading.Event(), threading.Lock(), threading.local()
+
+    def told(count: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        if progress is not None:
+            with lock:
+                progress(count)
+
+    def alone(rows: Tensor, sharing: Sharing | None) -> tuple[Tensor, Trained]:
+        if not hasattr(own, "task"):
+            torch.set_num_threads(max(1, threads // how.workers))
+            # functional_call puts parameters into the module while it runs: each thread needs one of its own.
+            watched = None if task.watched is None else _with_own_model(task.watched)
+            own.task = replace(task, problem=_with_own_model(task.problem), watched=watched)
+        return rows, own.task.run(rows, sharing, how.at_once, told)
+
+    with ThreadPoolExecutor(how.workers) as pool:
+        try:
+            for future in as_completed([pool.submit(alone, *each) for each in shared]):
+                yield future.result()
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+def _with_own_model(problem: Problem) -> Problem:
+    return replace(problem, logits=copy.deepcopy(problem.logits))
+
+
+@contextmanager
+def _products(precision: Literal["high", "highest"]) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class _Stopped(Exception):  # noqa: N818 - nothing went wrong here
+    """Another thread failed, or the user interrupted."""
+
+
+def _shared(rows: Tensor, departing: Tensor, never: int) -> tuple[Tensor, Sharing | None]:
+    """A set's rows in the order in which they depart, after the trunk where it is one of them."""
+    when = departing[rows]
+    lone = int(when[-1]) < never
+    if not lone:
+        rows, when = rows.roll(1), when[:-1]
+    saved = int(when.sum()) - (int(when[-1]) if lone else 0)
+    return rows, Sharing(when.tolist(), lone) if saved > 0 else None

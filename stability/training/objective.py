@@ -1,0 +1,344 @@
+"""The objective of many replicas at once and its gradient by their tuned values, through ``torch.func.vmap``.
+
+Of the model's tensors only those with tuned coordinates are copied, and only for as many replicas as are computed at once; all
+others enter unbatched. Of a large masked matrix the gradient is taken at its masked coordinates alone
+(:mod:`stability.training.products`).
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from stability.errors import StabilityError
+from stability.machine import free_memory, out_of_memory
+from stability.masks import Mask, Parameters
+from stability.problems.problem import Examples, ModuleLogits, Problem
+from stability.training.dropout import Dropout
+from stability.training.products import Products, Sites, pays, worthwhile
+
+__all__ = ["ALL", "Descended", "Objective", "Some", "Stack", "Trajectory", "blocks_of", "logits_of"]
+
+ALL = slice(None)
+"""All rows."""
+
+
+def logits_of(problem: Problem, start: Parameters, tunable: Mask, values: Tensor, examples: Examples, at_once: int) -> Tensor:
+    """Of trained values (r, K): (r, N, C), computed for a block of examples and ``at_once`` replicas at a time."""
+    blocks = list(examples.blocks())
+    back = torch.cat([index for index, _ in blocks]).argsort().to(values.device)
+    with torch.no_grad():
+        stacks = (Stack(start, tunable, mine) for mine in values.split(at_once))
+        parts = [torch.cat([stack.call(problem.logits, block.inputs) for _, block in blocks], dim=1) for stack in stacks]
+    return torch.cat(parts)[:, back]
+
+
+class Stack:
+    """The masked tensors of r replicas, (r, *shape) each; the others are shared.
+
+    Args:
+        start: θ⁰ and the head's start.
+        tunable: the K coordinates.
+        values: (r, K).
+        differentiable: whether :meth:`gradient` will be asked for.
+    """
+
+    def __init__(self, start: Parameters, tunable: Mask, values: Tensor, differentiable: bool = False) -> None:
+        r = len(values)
+        self.shared = {name: tensor for name, tensor in start.items() if name not in tunable.indices}
+        self.tensors: dict[str, Tensor] = {}
+        self._places: list[tuple[str, Tensor | None, slice]] = []
+        self._large = pays(start.values())
+        # What receives a matrix's gradient at its masked coordinates; its values are never read.
+        self._tuned: dict[str, Tensor] = {}
+        self._sites: dict[str, Sites] = {}
+        for name, index, where in tunable.slices():
+            tensor, there = start[name], index.to(start[name].device)
+            whole = len(index) == tensor.numel()
+            # A clone even for r = 1, where .contiguous() would hand back θ⁰ itself.
+            self.tensors[name] = tensor.detach().expand(r, *tensor.shape).clone(memory_format=torch.contiguous_format)
+            self._places.append((name, None if whole else there, where))
+            if differentiable and worthwhile(tuple(tensor.shape), len(index)):
+                self._sites[name] = Sites(there, (tensor.shape[0], tensor.shape[1]))
+                self._tuned[name] = tensor.new_zeros(r, len(index)).requires_grad_()
+        self.write(values)
+        if differentiable:
+            for tensor in self.tensors.values():
+                tensor.requires_grad_()
+
+    def first(self, r: int) -> Stack:
+        """The first r of the replicas, in the same memory."""
+        if r == len(next(iter(self.tensors.values()))):
+            return self
+        fewer = copy.copy(self)
+        fewer.tensors = {name: tensor.detach()[:r].requires_grad_(tensor.requires_grad) for name, tensor in self.tensors.items()}
+        fewer._tuned = {name: tensor.detach()[:r].requires_grad_() for name, tensor in self._tuned.items()}
+        return fewer
+
+    def write(self, values: Tensor) -> None:
+        """Set the tuned coordinates to ``values`` (r, K); nothing else is touched."""
+        with torch.no_grad():
+            for name, index, where in self._places:
+                flat = self.tensors[name].view(len(values), -1)
+                if index is None:
+                    flat.copy_(values[:, where])
+                else:
+                    flat.index_copy_(1, index, values[:, where])
+
+    def call(self, function: Callable[..., Tensor], *data: object, randomness: str = "error") -> Tensor:
+        """``function(parameters, *data)`` for every replica at once, the data shared.
+
+        ``randomness`` is ``torch.func.vmap``'s: ``same`` draws once for all replicas, by default drawing is an error.
+        """
+
+        # The shared data enter by closure: vmap then treats them as constants, whatever container they come in.
+        def one(mine: Parameters, tuned: Parameters) -> Tensor:
+            whole = {**self.shared, **mine}
+            ours = Products({id(mine[name]): (tensor, self._sites[name]) for name, tensor in tuned.items()})
+            with ours if self._large else nullcontext():
+                return function(whole, *data)
+
+        result: Tensor = vmap(one, randomness=randomness)(self.tensors, self._tuned)
+        return result
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """Of a sum over replicas of what :meth:`call` gave, by the tuned coordinates: (r, K)."""
+        leaves = [*self.tensors.values(), *self._tuned.values()]
+        found = list(torch.autograd.grad(loss, leaves, allow_unused=True))
+        sited = dict(zip(self._tuned, found[len(self.tensors) :], strict=True))
+        parts = []
+        for (name, index, where), dense in zip(self._places, found, strict=False):
+            own = sited.get(name)
+            if dense is not None:
+                rest = dense.flatten(1) if index is None else dense.flatten(1).index_select(1, index)
+                own = rest if own is None else own + rest
+            parts.append(loss.new_zeros(len(self.tensors[name]), where.stop - where.start) if own is None else own)
+        return torch.cat(parts, dim=1)
+
+
+def blocks_of(batch: Examples, whole: bool = False, reverse: bool = False) -> list[tuple[Tensor, Examples]]:
+    """A batch block by block, each with its indices: sequences of like length together, so that less is padded, and a block's
+    activations are gone before the next.
+
+    Args:
+        batch: the examples of a step.
+        whole: in one block, as dropout needs it, whose draws are of the whole batch.
+        reverse: of a batch in reverse order: the blocks of the straight one, last first, and each from its end.
+    """
+    last = len(batch) - 1
+    if whole:
+        return [(torch.arange(last + 1), batch)]
+    if not reverse:
+        return list(batch.blocks(most=last + 1))
+    straight = batch.take(torch.arange(last, -1, -1)).blocks(most=last + 1)
+    return [((last - index).flip(0), block.take(torch.arange(len(block) - 1, -1, -1))) for index, block in straight][::-1]
+
+
+class Descended(Protocol):
+    """What replicas go down, step by step: the network's own :class:`Objective`, or its linearisation."""
+
+    @property
+    def origin(self) -> Tensor:
+        """(K,) where every replica starts."""
+
+    @property
+    def rows(self) -> int:
+        """r."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the pretrained tensors, in their order."""
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences make one example: 1, but for a choice."""
+
+    def __call__(
+        self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K).
+
+        ``values`` are those of some ``rows``, of all by default.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Some:
+    """A random part of the K tuned coordinates: their places, ascending, and the inverse of each one's probability."""
+
+    indices: Tensor
+    scale: Tensor
+
+
+@dataclass(eq=False)
+class Trajectory:
+    """What one real run leaves behind, for its linearisation.
+
+    Attributes:
+        steps: the steps whose points are kept.
+        coordinates: of which the gradients are kept; of all by default.
+        points: for each of ``steps`` all values before it, (K,).
+        logits: of each step's batch, (b, C).
+        gradients: of each step's batch loss, without the ridge and before a mask, at ``coordinates``.
+    """
+
+    steps: frozenset[int]
+    coordinates: Some | None = None
+    points: dict[int, Tensor] = field(default_factory=dict)
+    logits: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+
+    def add(self, values: Tensor, logits: Tensor, gradient: Tensor) -> None:
+        """One more step of a single replica: values and gradient (1, K), logits (1, b, C)."""
+        if (step := len(self.gradients)) in self.steps:
+            self.points[step] = values[0].detach().clone()
+        self.logits.append(logits[0].detach())
+        self.gradients.append(gradient[0] if self.coordinates is None else gradient[0, self.coordinates.indices])
+
+
+class Objective:
+    """The objective of one set of replicas and its gradient by their tuned values.
+
+    Args:
+        problem: as the steps see it.
+        start: θ⁰ and the head's start.
+        tunable: the K coordinates.
+        weights: (r, n) of the examples.
+        ridges: (r, 1) λ.
+        activity: (r, K) which coordinates each row may change; None: all.
+        trajectory: is told of every step of a single replica.
+        at_once: how many replicas are computed at once; fewer from then on where memory runs out.
+        autocast: whether the network runs in bfloat16, under torch.autocast.
+        reverse: whether the examples of a batch come in reverse order; then so do the blocks.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        start: Parameters,
+        tunable: Mask,
+        weights: Tensor,
+        ridges: Tensor,
+        activity: Tensor | None = None,
+        trajectory: Trajectory | None = None,
+        at_once: int | None = None,
+        autocast: bool = False,
+        reverse: bool = False,
+    ):
+        self.origin = tunable.gather(start)
+        self._trajectory, self._autocast, self._reverse = trajectory, autocast, reverse
+        self._problem, self._weights, self._ridges, self._activity = problem, weights, ridges, activity
+        self.at_once = min(len(weights), at_once or len(weights))
+        self._make = partial(Stack, start, tunable, differentiable=True)
+        self._stack: Stack | None = None
+        self._ridged = bool((ridges > 0).any())
+
+    @property
+    def rows(self) -> int:
+        """r."""
+        return len(self._weights)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the pretrained tensors, in their order."""
+        return {name: tuple(tensor.shape) for name, tensor in self._problem.pretrained.items()}
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences make one example: 1, but for a choice."""
+        logits, inputs = self._problem.logits, self._problem.train.inputs
+        return next(iter(inputs.values())).shape[1] if isinstance(logits, ModuleLogits) and logits.choices else 1
+
+    def start(self) -> Tensor:
+        """(r, K)."""
+        return self.origin.expand(self.rows, -1).clone()
+
+    def __call__(
+        self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K).
+
+        ``values`` are those of some ``rows``, of all by default. With ``dropout`` the model is to be in training mode:
+        :attr:`ModuleLogits.while_training`.
+
+        Raises:
+            StabilityError: not even one replica fits into memory.
+        """
+        batch = self._problem.train.take(index)
+        blocks = blocks_of(batch, whole=dropout is not None, reverse=self._reverse)
+        weights = self._weights[rows][:, index.to(self._weights.device)]
+        mass = weights.sum(1, keepdim=True)
+        # A batch whose every example is left out has no loss and no gradient; the moments still move the values.
+        shares = weights / torch.where(mass > 0, mass, torch.ones_like(mass))
+        parts: list[tuple[Tensor, Tensor]] = []
+        done = 0
+        while done < len(values):
+            mine = slice(done, min(done + self.at_once, len(values)))
+            try:
+                parts.append(self._of(values[mine], blocks, shares[mine], dropout))
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            else:
+                done = mine.stop
+                continue
+            self._halve(mine.stop - mine.start)  # outside of the handler, whose error holds on to what was allocated
+        loss, gradient = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
+        penalty = torch.zeros_like(loss)
+        if self._ridged:
+            ridges, moved = self._ridges[rows], values - self.origin
+            penalty = ridges[:, 0] * (moved**2).sum(1)
+            gradient = gradient + 2 * ridges * moved
+        if self._activity is not None:
+            gradient = gradient * self._activity[rows]
+        return loss, penalty, gradient
+
+    def _of(
+        self, values: Tensor, blocks: Sequence[tuple[Tensor, Examples]], shares: Tensor, dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gradient of some rows: sums over the examples, each with its share."""
+        if self._stack is None:
+            self._stack = self._make(self.origin.expand(self.at_once, -1))
+        stack = self._stack.first(len(values))
+        stack.write(values)
+        loss, gradient = shares.new_zeros(len(values)), torch.empty(0)
+        logits = []
+        for number, (index, block) in enumerate(blocks):
+            randomness = "error" if dropout is None else "same"
+            reduced = torch.autocast(values.device.type, torch.bfloat16) if self._autocast else nullcontext()
+            with reduced, nullcontext() if dropout is None else dropout:
+                answer = stack.call(self._problem.logits, block.inputs, randomness=randomness).to(values.dtype)
+            losses: Tensor = vmap(self._problem.loss, in_dims=(0, None))(answer, block.labels)
+            own = (losses * shares[:, index.to(shares.device)]).sum(1)
+            slope = stack.gradient(own.sum())
+            gradient = slope if number == 0 else gradient.add_(slope)
+            loss += own.detach()
+            logits.append(answer.detach())
+        if self._trajectory is not None:
+            back = torch.cat([index for index, _ in blocks]).argsort().to(values.device)
+            self._trajectory.add(values, torch.cat(logits, dim=1)[:, back], gradient)
+        return loss, gradient
+
+    def _halve(self, failed: int) -> None:
+        """After ``failed`` replicas at once did not fit."""
+        device = self.origin.device
+        if failed == 1:
+            raise StabilityError(
+                f"one replica alone does not fit: {free_memory(device) / 2**30:.1f} GiB are free on {device}, and K = "
+                f"{len(self.origin)} values are tuned; use smaller batches, shorter texts, a sparser mask or another device"
+            )
+        self.at_once = math.ceil(failed / 2)
+        self._stack = None
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()

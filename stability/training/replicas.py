@@ -1,0 +1,256 @@
+"""Many runs of one algorithm at once. A replica is a row: its own example weights, its own values, its own mask.
+
+Replicas share θ⁰, the head's start, the batches and their order. Those with one mask are also the same run until a step takes
+an example on whose weight they differ, and are computed as one up to there. How many go at once, and how they are divided among
+the threads of a CPU, is planned from memory and changes results only by rounding: see :attr:`StabilityEstimate.noise_floor
+<stability.leave_one_out.measuring.StabilityEstimate.noise_floor>`, which measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from stability.checks import check_whole
+from stability.errors import UsageError
+from stability.masks import Mask, Parameters, SparseDelta
+from stability.problems.problem import Examples, Problem
+from stability.training.algorithm import Algorithm, FineTuning, Minimisation
+from stability.training.descent import Progress
+from stability.training.execution import Plan, Task, carry_out, plan
+from stability.training.objective import ALL, Stack, Trajectory, logits_of
+
+__all__ = ["Replicas", "train"]
+
+_COPIED = 1 << 28  # bytes of copied tensors at once where each replica sees one example
+
+
+@dataclass(frozen=True, eq=False)
+class Replicas:
+    """r trained models, each as its tuned values.
+
+    Attributes:
+        problem: what they were trained on.
+        algorithm: A.
+        start: θ⁰ and the head's start, shared.
+        tunable: the union of all rows' masks, head included: K coordinates.
+        values: (r, K) their values after training; where a row's own mask lacks a coordinate, the value of ``start``.
+        masks: each row's selected coordinates of the pretrained tensors.
+        failed_step: (r,) the step at which a row diverged, or stopped short of its tolerance; −1 where it did not fail.
+        replica_batch: how many went at once.
+        kept_step: (r,) after how many steps the values are: all, unless early stopping kept an earlier checkpoint.
+        batch_losses: (t, r) each step's loss on its batch, before the step; without the ridge; NaN where a replica had stopped
+            early. Empty for a minimisation.
+        mask_changes: (t, r) how many coordinates entered the mask in each step; the first mask counts in full, one that
+            does not move counts nothing.
+        relaxed: (t,) whether the step's loss was taken with soft or random gates instead of a mask.
+        steps_shared: replica-steps that were not computed, because the replicas began as one.
+    """
+
+    problem: Problem
+    algorithm: FineTuning | Minimisation
+    start: Parameters
+    tunable: Mask
+    values: Tensor
+    masks: Sequence[Mask]
+    failed_step: Tensor
+    kept_step: Tensor
+    replica_batch: int
+    batch_losses: Tensor
+    mask_changes: Tensor
+    relaxed: Tensor
+    steps_shared: int = 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def parameters(self, row: int) -> dict[str, Tensor]:
+        """The whole model of one replica; tensors without tuned coordinates are shared with θ⁰."""
+        return self.tunable.place(self.start, self.values[row])
+
+    def delta(self, row: int) -> SparseDelta:
+        """What training changed in one replica, ready to be saved."""
+        return SparseDelta.between(self.problem.pretrained, self.parameters(row), self.masks[row])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Replicas]) -> Replicas:
+        """The rows of all ``parts``, runs of one algorithm on one problem, whose masks may differ."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        tunable = first.tunable
+        for part in parts[1:]:
+            tunable = tunable.union(part.tunable)
+        origin = tunable.gather(first.start)
+        values = []
+        for part in parts:
+            mine = tunable.contains(part.tunable).to(origin.device)
+            values.append(origin.expand(len(part), -1).clone())
+            values[-1][:, mine] = part.values
+        return replace(
+            first,
+            tunable=tunable,
+            values=torch.cat(values),
+            masks=[mask for part in parts for mask in part.masks],
+            failed_step=torch.cat([part.failed_step for part in parts]),
+            kept_step=torch.cat([part.kept_step for part in parts]),
+            batch_losses=torch.cat([part.batch_losses for part in parts], dim=1),
+            mask_changes=torch.cat([part.mask_changes for part in parts], dim=1),
+            steps_shared=sum(part.steps_shared for part in parts),
+        )
+
+    def logits(self, examples: Examples, rows: slice = ALL) -> Tensor:
+        """(r, N, C), or of some ``rows``, computed for a block of examples and a batch of replicas at a time."""
+        return logits_of(self.problem, self.start, self.tunable, self.values[rows], examples, self.replica_batch)
+
+    def losses(self, examples: Examples, rows: slice = ALL) -> Tensor:
+        """ℓ of each example under each replica, (r, N), or under some ``rows``."""
+        losses: Tensor = vmap(self.problem.loss, in_dims=(0, None))(self.logits(examples, rows), examples.labels)
+        return losses
+
+    def own_losses(self, index: Tensor) -> Tensor:
+        """ℓ of one example under each replica, the r-th of ``index`` (r,) under the r-th: (r,)."""
+        copied = sum(self.start[name].numel() * self.start[name].element_size() for name in self.tunable.indices)
+        parts = []
+        with torch.no_grad():
+            for rows in torch.arange(len(self)).split(max(1, _COPIED // max(1, copied))):
+                stack = Stack(self.start, self.tunable, self.values[rows.to(self.values.device)])
+                block = self.problem.train.take(index[rows])
+                parts.append(self.problem.loss(self._own_logits(stack, block), block.labels))
+        return torch.cat(parts)
+
+    def _own_logits(self, stack: Stack, block: Examples) -> Tensor:
+        def one(mine: Parameters, inputs: Parameters) -> Tensor:
+            return self.problem.logits({**stack.shared, **mine}, {name: x.unsqueeze(0) for name, x in inputs.items()})[0]
+
+        logits: Tensor = vmap(one)(stack.tensors, dict(block.inputs))
+        return logits
+
+    def distances(self) -> Tensor:
+        """‖θ_r − θ_0‖₂, each replica's distance from the first over all parameters: float64 (r,)."""
+        first = self.values[0].double()  # row by row: all at once would hold (r, K) twice more, in float64
+        return torch.stack([(row.double() - first).norm() for row in self.values])
+
+
+def train(
+    problem: Problem,
+    algorithm: FineTuning | Minimisation,
+    weights: Tensor | None = None,
+    masks: Sequence[Mask] | Mask | None = None,
+    *,
+    replica_batch: int | None = None,
+    memory_budget: int | None = None,
+    reverse_batches: bool = False,
+    hold: Mask | None = None,
+    trajectory: Trajectory | None = None,
+    progress: Progress | None = None,
+) -> Replicas:
+    """Run the algorithm r times, once for each row of example weights, on the device that the problem is on.
+
+    Args:
+        problem: what to learn; all tensors on one device.
+        algorithm: the definition of a run.
+        weights: (r, n) one weight an example, 0 for left out; by default one row of ones, a single ordinary run.
+        masks: one selection a row, or a single one for all; by default ``algorithm.select(problem)``.
+        replica_batch: how many replicas are computed at once, in each thread; planned from ``memory_budget`` by default.
+        memory_budget: bytes to plan with, half of what is free by default; one replica at once is always tried.
+        reverse_batches: take the examples within each batch in reverse order: the same algorithm, rounded differently.
+        hold: pretrained coordinates for which ``values`` has room beside those of the masks; no row changes them.
+        trajectory: is told of every step; of a single replica of :class:`FineTuning` only.
+        progress: told how many replica-steps were done.
+
+    Raises:
+        UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to tune, or early stopping without a
+            validation split.
+        StabilityError: not even one replica fits into memory.
+
+    Example:
+        >>> from stability.problems import load
+        >>> from stability.selectors import BitFit
+        >>> replicas = train(load("digits"), FineTuning(BitFit(), steps=2))
+        >>> replicas.values.shape
+        torch.Size([1, 1093])
+    """
+    problem = algorithm.equivalent(problem)
+    start = problem.start(algorithm.seed)
+    first = next(iter(start.values()))
+    if weights is None:
+        weights = torch.ones(1, problem.n)
+    if weights.ndim != 2 or weights.shape[1] != problem.n or len(weights) == 0:
+        raise UsageError(f"weights have shape {tuple(weights.shape)}: (r, n) with r ≥ 1 and n = {problem.n} expected")
+    if bool((weights < 0).any()):
+        row = int((weights < 0).any(1).nonzero()[0])
+        raise UsageError(f"a weight of replica {row} is {float(weights[row].min()):g}: use 0 for left out and 1 for kept")
+    weights = weights.to(first)
+    masks = _one_each(problem, algorithm, len(weights), masks)
+    distinct = list({id(mask): mask for mask in masks}.values())
+    selected = distinct[0]
+    for mask in [*distinct[1:], *([] if hold is None else [hold])]:
+        selected = selected.union(mask)
+    tunable = algorithm.tunable(problem, selected)
+    activity = None
+    if any(mask.count != selected.count for mask in masks):
+        activity = torch.stack([tunable.contains(algorithm.tunable(problem, mask)) for mask in masks]).to(first.device)
+    ridges = torch.tensor([[algorithm.ridge_for(mask)] for mask in masks], dtype=first.dtype, device=first.device)
+    if isinstance(algorithm, Minimisation) and not bool((ridges > 0).all()):
+        raise UsageError("λ = 0, for the mask selects everything and ridge='paper' is 1 − p: use a positive ridge")
+    if tunable.count == 0:
+        raise UsageError(f"k = 0 of m = {problem.m} and no head: there is nothing to tune; use a larger p")
+    seen = algorithm.training_form(problem) if isinstance(algorithm, FineTuning) else problem
+    watched = problem if isinstance(algorithm, FineTuning) and algorithm.early_stopping else None
+    if watched is not None and (problem.validation is None or not len(problem.validation)):
+        raise UsageError(
+            f"early_stopping: problem {problem.name!r} has no validation split to choose a checkpoint by; leave it out, or give one"
+        )
+    how = plan(seen, algorithm, tunable, len(weights), memory_budget)
+    if replica_batch is not None:
+        check_whole(1, replica_batch=replica_batch)
+        how = Plan(how.workers, max(how.rows, replica_batch), replica_batch)
+    batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.train)]
+    task = Task(seen, algorithm, start, tunable, weights, ridges, activity, batches, reverse_batches, trajectory, watched)
+    values = first.new_empty(len(weights), tunable.count)
+    order, parts = [], []
+    for rows, part in carry_out(task, how, progress):
+        values[rows.to(values.device)] = part.values
+        order.append(rows)
+        parts.append(replace(part, values=part.values[:0]))  # of a dense mask these are most of what there is
+    back = torch.cat(order).argsort()
+    if algorithm.selector.moving:
+        moved = [mask for part in parts for mask in part.masks]
+        masks = [moved[row] for row in back.tolist()]
+    return Replicas(
+        problem,
+        algorithm,
+        start,
+        tunable,
+        values,
+        masks,
+        torch.cat([part.failed_step.cpu() for part in parts])[back],
+        torch.cat([part.kept_step.cpu() for part in parts])[back],
+        min(part.at_once for part in parts),
+        torch.cat([part.batch_losses.cpu() for part in parts], dim=1)[:, back],
+        torch.cat([part.mask_changes.cpu() for part in parts], dim=1)[:, back],
+        torch.stack([part.relaxed for part in parts]).any(0),
+        sum(part.spared for part in parts),
+    )
+
+
+def _one_each(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] | Mask | None) -> list[Mask]:
+    """A mask for each of r replicas, checked against the problem."""
+    if masks is not None and algorithm.selector.moving:
+        raise UsageError(f"{algorithm.selector.name} finds its masks while it trains: leave masks out")
+    masks = [algorithm.select(problem)] if masks is None else [masks] if isinstance(masks, Mask) else list(masks)
+    if len(masks) == 1:
+        masks = masks * r
+    if len(masks) != r:
+        raise UsageError(f"{len(masks)} masks for r = {r} replicas: give one for each, or one for all")
+    shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
+    for mask in {id(mask): mask for mask in masks}.values():
+        if dict(mask.shapes) != shapes:
+            odd = sorted(n for n in mask.shapes.keys() | shapes.keys() if mask.shapes.get(n) != shapes.get(n))
+            raise UsageError(f"the mask does not fit the pretrained parameters: names or shapes differ for {', '.join(odd[:3])}")
+    return masks

@@ -1,0 +1,170 @@
+"""Linearised replicas against the real ones: exact where the model is linear, the real run itself where nothing is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from stability import FineTuning, Problem, leave_one_out
+from stability.leave_one_out import linearised
+from stability.leave_one_out.estimators import Approximate, Assisted
+from stability.leave_one_out.linearised import losses_left_out, run_recorded
+from stability.leave_one_out.predictors import Linearised
+from stability.masks import Mask
+from stability.problems.solvable import linear_regression, logistic_regression
+from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, Fisher, FullTuning, LoRA, MagPruning, Random, Selector
+from stability.training.descent import fine_tune
+from stability.training.replicas import train
+from tests.reference import CUDA, leaving_out
+from tests.selectors.test_laws import EVERY, described
+
+DRAW = np.random.default_rng(0)
+X, Y = DRAW.normal(size=(20, 12)), DRAW.normal(size=20)
+START = DRAW.normal(size=12)
+MEMORY = 1 << 30
+
+
+def predicted(problem: Problem, algorithm: FineTuning, memory: int = MEMORY, checkpoints: int = 3) -> torch.Tensor:
+    problem = algorithm.equivalent(problem)
+    masks: list[Mask] | None = None
+    hold: Mask | None = None
+    if not algorithm.selector.moving:
+        masks = [algorithm.select(problem)]
+        if algorithm.selector.uses_data:
+            masks += algorithm.selector.select_each_left_out(problem, range(problem.n), algorithm.seed)
+        for mask in masks:
+            hold = mask if hold is None else hold.union(mask)
+    real, trajectory = run_recorded(problem, algorithm, None if masks is None else masks[0], hold, checkpoints, memory)
+    return losses_left_out(real, trajectory, real.masks if masks is None else masks, memory)
+
+
+LINEAR: list[Selector] = [
+    FullTuning(),
+    Random(0.5),
+    MagPruning(0.5),
+    SAM(0.5),
+    Fisher(0.3),
+    ChildPruning(0.5),
+    ChildPruning(0.4, burn_in=5, reset=True),
+    DiffPruning(0.5, burn_in=6),
+]
+
+
+@pytest.mark.parametrize("selector", LINEAR, ids=described)
+@pytest.mark.parametrize("kind", ["squared", "logistic"])
+def test_a_linear_model_is_retrained_exactly(kind: str, selector: Selector) -> None:
+    """Everything that is A: batches, AdamW, schedule, weight decay, ridge, masks selected anew or on the way."""
+    made = linear_regression(X, Y, START) if kind == "squared" else logistic_regression(X, (Y > 0).astype(float), START)
+    tuning = FineTuning(
+        selector, steps=15, batch_size=6, learning_rate=0.05, schedule="linear", weight_decay=0.3, ridge=0.02, seed=1
+    )
+    exact = leave_one_out.measure(made.problem, tuning, device="cpu").per_example
+    np.testing.assert_allclose(predicted(made.problem, tuning), exact["loss_left_out"], rtol=1e-8, atol=1e-12)
+
+
+def test_a_batch_of_nothing_has_no_gradient() -> None:
+    """One example a batch: the replica without it takes a step of AdamW's moments alone."""
+    made = linear_regression(X[:6], Y[:6], START)
+    tuning = FineTuning(FullTuning(), steps=12, batch_size=1, learning_rate=0.05)
+    exact = leave_one_out.measure(made.problem, tuning, device="cpu").per_example
+    np.testing.assert_allclose(predicted(made.problem, tuning), exact["loss_left_out"], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("selector", EVERY, ids=described)
+def test_without_anything_left_out_it_is_the_real_run(selector: Selector, learned: Problem) -> None:
+    """Bit for bit, for every method: row 0 of the linearised replicas, and a row whose weights are all 1."""
+    tuning = FineTuning(selector, steps=6, batch_size=8, weight_decay=0.5, learning_rate=0.01, seed=3)
+    problem = tuning.equivalent(learned)
+    mask = None if selector.moving else tuning.select(problem)
+    real, trajectory = run_recorded(problem, tuning, mask, None, 2, MEMORY)
+    alone = train(problem, tuning, masks=None if mask is None else [mask], replica_batch=1)
+    assert torch.equal(real.values, alone.values)
+    tangent = linearised._Tangent(real, trajectory)
+    tangent.weights = torch.ones(2, problem.n)
+    found = fine_tune(tangent, tuning, list(tuning.batches(problem.train)))
+    assert torch.equal(found.values[:1], real.values)
+    assert torch.equal(found.values[1:], real.values)
+
+
+@pytest.mark.parametrize("selector", [Random(0.02), SAM(0.02), BitFit(), LoRA(2)], ids=described)
+def test_a_network_s_replicas_are_foretold(selector: Selector, learned: Problem) -> None:
+    """A short run, where the network hardly bends: ranks correlate to more than 0.9 with retraining (fixed in advance)."""
+    tuning = FineTuning(selector, steps=12, batch_size=8, learning_rate=2e-3)
+    exact = leave_one_out.measure(learned, tuning, device="cpu").per_example
+    told = leave_one_out.measure(learned, tuning, estimator=Approximate(), device="cpu").prediction
+    assert told is not None
+    assert stats.spearmanr(told.sizes, exact["difference"].abs()).statistic > 0.9
+
+
+def test_rows_at_a_time_change_nothing(digits: Problem) -> None:
+    """Memory for all coordinates of the Jacobians, and so for 23 of the 24 replicas at most at once."""
+    tuning = FineTuning(SAM(0.01), steps=8, batch_size=8)
+    whole = predicted(digits, tuning)
+    few = predicted(digits, tuning, memory=2 * 24 * 5 * 4 * 800)
+    torch.testing.assert_close(few, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_coordinates_are_drawn_where_the_jacobians_do_not_fit(digits: Problem) -> None:
+    """A quarter of them: said, and it still ranks the examples (fixed in advance: 0.7)."""
+    tuning = FineTuning(FullTuning(), steps=8, batch_size=8, learning_rate=1e-3)
+    whole = leave_one_out.measure(digits, tuning, estimator=Approximate(), device="cpu").prediction
+    small = Linearised(memory=2 * 24 * 5 * 4 * 6800)
+    part = leave_one_out.measure(digits, tuning, estimator=Approximate(small), device="cpu").prediction
+    assert whole is not None
+    assert part is not None
+    assert part.by.endswith("6800 of 26597 coordinates")
+    assert stats.spearmanr(whole.sizes, part.sizes).statistic > 0.7
+    moving = FineTuning(ChildPruning(0.05), steps=6, batch_size=8)
+    assert torch.isfinite(predicted(digits, moving, memory=2 * 24 * 5 * 4 * 6800)).all()
+
+
+def test_s_s_mask_may_serve_all_predictions(digits: Problem) -> None:
+    """No selection on Sⁱ but for what is retrained, which is what it was."""
+    tuning = FineTuning(SAM(0.02), steps=8, batch_size=8)
+    anew = leave_one_out.measure(digits, tuning, estimator=Assisted(24), device="cpu")
+    kept = leave_one_out.measure(digits, tuning, estimator=Assisted(24, predictor=Linearised(reselect=False)), device="cpu")
+    assert kept.value == pytest.approx(anew.value, abs=1e-6)
+    assert anew.prediction is not None
+    assert kept.prediction is not None
+    assert 0.5 < stats.spearmanr(anew.prediction.sizes, kept.prediction.sizes).statistic < 1
+
+
+def test_dropout_is_the_real_run_s(pairs: Problem) -> None:
+    tuning = FineTuning(Random(0.05), steps=6, batch_size=8, dropout=True)
+    mask = tuning.select(pairs)
+    real, trajectory = run_recorded(pairs, tuning, mask, None, 2, MEMORY)
+    losses = losses_left_out(real, trajectory, [mask], MEMORY)
+    rows = train(pairs, tuning, leaving_out(pairs.n, 0, 1), [mask])
+    exact = rows.losses(pairs.train)[[1, 2], [0, 1]].double()
+    full = real.losses(pairs.train)[0].double()
+    assert torch.equal((losses - full)[:2].sign(), (exact - full[:2]).sign())
+
+
+def test_a_replica_that_diverges_is_not_a_number(digits: Problem) -> None:
+    """Its values are made infinite in the linearised run alone; the draw then treats it as the largest, and says so."""
+    tuning = FineTuning(Random(0.02), steps=4, batch_size=8)
+    estimate = leave_one_out.measure(digits, tuning, estimator=Assisted(6), device="cpu")
+    told = estimate.prediction
+    assert told is not None
+    table = told.table.copy()
+    table.loc[3, "difference"] = np.nan
+    plan = Assisted(6).plan(24, 0, dataclasses.replace(told, table=table))
+    assert plan.sizes is not None
+    assert plan.sizes[3] == plan.sizes.max()
+    assert plan.notes == ("the prediction of 1 examples is not finite: they were drawn as the largest",)
+    lost = dataclasses.replace(told, table=table)
+    assert lost.mean == pytest.approx(table["difference"].abs().mean())
+    assert Approximate().plan(24, 0, lost).notes == (
+        "the prediction of 1 of 24 examples is not finite: the mean is over the others",
+    )
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_devices_agree(device: str, digits: Problem) -> None:
+    tuning = FineTuning(SAM(0.02), steps=8, batch_size=8)
+    here = predicted(digits, tuning)
+    torch.testing.assert_close(predicted(digits.to(torch.device(device)), tuning), here, rtol=1e-2, atol=1e-4)

@@ -1,0 +1,359 @@
+"""Texts from files and from the hub: columns, labels, splits, metrics by hand, the cache; and everything that can be wrong."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+
+from stability import UsageError, problems
+from stability.problems.reading import Row, read_rows
+from stability.problems.tasks import HUB, TASKS, labels_of, texts_of
+from tests import tiny
+from tests.tiny import lines, table
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+GOOD = tiny.rows(20)
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the seven tasks are not at {SHARED}")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.write_model(tmp_path_factory.mktemp("models") / "bert"))
+
+
+# Columns and labels
+
+
+@pytest.mark.parametrize("columns", [("text",), ("text_a", "text_b"), ("premise", "hypothesis"), ("sentence1", "sentence2")])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_the_usual_columns_are_known_in_every_format(columns: tuple[str, ...], kind: str, tmp_path: Path, model: str) -> None:
+    texts_of_row = ["the cat, it runs", 'a "big" dog'][: len(columns)]
+    rows = [dict(zip(columns, texts_of_row, strict=True)) | {"label": "no" if i % 3 else "yes"} for i in range(20)]
+    if kind == "jsonl":
+        path = str(tiny.write_lines(tmp_path / "mine.jsonl", rows))
+    else:
+        path = table(tmp_path / f"mine.{kind}", [[*columns, "label"], *([*map(str, row.values())] for row in rows)])
+    problem = problems.load(path, model=model)
+    assert (problem.name, problem.n, len(problem.test)) == ("mine", 16, 4)
+    tokens_of = problem.train.inputs["input_ids"][0].tolist()
+    assert tokens_of.count(3) == len(columns)  # [SEP] once behind each text
+    assert problem.settings["classes"] == ["no", "yes"]
+
+
+def test_columns_of_any_name_can_be_named(tmp_path: Path, model: str) -> None:
+    rows = [["review", "stars"], *([tiny.WORDS[i], str(i / 2)] for i in range(20))]
+    problem = problems.load(table(tmp_path / "reviews.csv", rows), model=model, text="review", label="stars")
+    assert (problem.loss_unit, problem.metric_name) == ("squared error", "mean of Pearson and Spearman")
+    assert problem.head()["classifier.weight"].shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        (["b", "a", "b", "c", "a", "c"], ("a", "b", "c")),
+        ([True, False, True, True], ("false", "true")),
+        ([1, 2, 3, 2], ("1", "2", "3")),
+        (["1", "0", "1", "1"], ("0", "1")),
+        ([1.0, 0.0, 1.0], ("0", "1")),
+        (["1.0", "0.0", "1.0"], ("0", "1")),
+        ([0.5, 1, 2, 3], None),
+        (["0.5", "1", "2", "3"], None),
+        ([*range(21)], None),
+    ],
+)
+def test_labels_are_classes_or_numbers_by_their_looks(values: list[Any], classes: tuple[str, ...] | None) -> None:
+    coded, found = labels_of({"train": [Row({"label": value}, "x") for value in values]}, "label", None)
+    assert found == classes
+    if classes is None:
+        assert coded["train"].tolist() == [float(value) for value in values]
+    else:
+        assert [classes[i] for i in coded["train"]] == [str(value).lower().removesuffix(".0") for value in values]
+
+
+def test_labels_that_look_like_classes_can_be_numbers() -> None:
+    rows = {"train": [Row({"label": value}, "x") for value in (1, 2, 5)]}
+    assert labels_of(rows, "label", None, "numbers")[0]["train"].tolist() == [1.0, 2.0, 5.0]
+    halves = {"train": [Row({"label": f"{value / 2}"}, "x") for value in (1, 2, 5)]}
+    assert labels_of(halves, "label", None, "classes")[1] == ("0.5", "1", "2.5")
+
+
+def test_copa_is_a_choice_and_wsc_an_entailment() -> None:
+    copa = Row({"premise": "It fell.", "choice1": "It broke.", "choice2": "It flew.", "question": "effect"}, "x")
+    assert texts_of([copa], None, TASKS["copa"]) == [
+        [("It fell. What happened as a result?", "It broke."), ("It fell. What happened as a result?", "It flew.")]
+    ]
+    spans = {"span1_text": "The cat", "span1_index": 0, "span2_text": "it", "span2_index": 5}
+    text = "The cat saw it, because it. slept"
+    for row in (Row({"text": text, "target": spans}, "x"), Row({"text": text, **spans}, "x")):
+        assert texts_of([row], None, TASKS["wsc"]) == [[(text, "The cat saw it, because The cat. slept")]]
+
+
+def test_the_scores_of_a_choice_are_those_of_its_sequences_alone(tmp_path: Path, model: str) -> None:
+    draw = random.Random(0)
+    texts = [{name: tiny.sentence(draw, 6) for name in ("premise", "choice1", "choice2")} for _ in range(12)]
+    rows: list[dict[str, Any]] = [{**row, "question": "cause", "label": i % 2} for i, row in enumerate(texts)]
+    problem = problems.load(lines(tmp_path / "any", train=rows, test=rows[:4]), model=model)
+    assert problem.train.inputs["input_ids"].shape[:2] == (12, 2)
+    start = problem.start()
+    logits = problem.logits(start, problem.test.inputs)
+    assert logits.shape == (4, 2)
+    one = {name: tensor[2:3, 1:2] for name, tensor in problem.test.inputs.items()}
+    torch.testing.assert_close(problem.logits(start, one), logits[2:3, 1:2])
+
+
+# The seven tasks
+
+
+@needs_data
+@pytest.mark.parametrize("task", TASKS)
+def test_the_seven_tasks_load_with_the_paper_s_metrics(task: str, model: str) -> None:
+    problem = problems.load(str(SHARED / task), model=model, n=40)
+    sizes = {"cb": 56, "cola": 1043, "copa": 100, "mrpc": 408, "rte": 277, "stsb": 1500, "wsc": 104}
+    assert (problem.name, problem.n, len(problem.test), problem.metric_name) == (task, 40, sizes[task], TASKS[task].metric)
+    logits = problem.logits(problem.start(), problem.test.take(slice(0, 8)).inputs)
+    outputs = {"cb": 3, "stsb": 1}.get(task, 2)
+    assert logits.shape == (8, outputs)
+    assert math.isfinite(problem.metric(logits, problem.test.labels[:8]))
+
+
+@needs_data
+def test_cb_s_validation_split_has_no_contradiction_and_this_is_said(model: str) -> None:
+    problem = problems.load(str(SHARED / "cb"), model=model, max_length=32)
+    assert problem.settings["classes"] == ["contradiction", "entailment", "neutral"]
+    assert "the validation split has no example of contradiction" in problem.notes
+    cut = next(note for note in problem.notes if "of the train split" in note)
+    assert cut.endswith("of 225 texts of the train split are cut to 32 tokens")
+    assert int((problem.train.lengths == 32).sum()) >= int(cut.split()[0]) > 100  # type: ignore[union-attr]
+    assert problem.validation is not None
+    assert len(problem.validation) == 25
+
+
+HUB_LABELS = {
+    "cola": ["unacceptable", "acceptable"],
+    "mrpc": ["not_equivalent", "equivalent"],
+    "rte": ["entailment", "not_entailment"],
+    "cb": ["entailment", "contradiction", "neutral"],
+    "copa": ["choice1", "choice2"],
+    "wsc": ["False", "True"],
+}
+SPANS = {"span1_text": "the cat", "span1_index": 0, "span2_text": "it", "span2_index": 3}
+HUB_ROWS: dict[str, dict[str, Any]] = {
+    "cola": {"sentence": "the cat runs"},
+    "stsb": {"sentence1": "the cat runs", "sentence2": "a dog"},
+    "mrpc": {"sentence1": "the cat runs", "sentence2": "a dog"},
+    "rte": {"sentence1": "the cat runs", "sentence2": "a dog"},
+    "cb": {"premise": "the cat runs", "hypothesis": "a dog"},
+    "copa": {"premise": "the cat runs", "choice1": "a dog", "choice2": "a bird", "question": "cause"},
+    "wsc": {"text": "the cat runs it", **SPANS},
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_the_hub_s_form_of_each_task(name: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's tree of parquet files on the disk, whole-number labels with names; its test split is never touched."""
+    task = HUB[name]
+    names = HUB_LABELS.get(task)
+    values = [i % len(names) for i in range(30)] if names else [i / 6 for i in range(30)]
+
+    def split(labels: list[Any]) -> datasets.Dataset:
+        made = datasets.Dataset.from_list([{**HUB_ROWS[task], "idx": i, "label": label} for i, label in enumerate(labels)])
+        return made.cast_column("label", datasets.ClassLabel(names=names)) if names else made
+
+    for part, some in {"train": values, "validation": values[:10], "test": [0 if names else 0.0] * 3}.items():
+        (tmp_path / TASKS[task].hub[1] / part).mkdir(parents=True)
+        split(some).to_parquet(tmp_path / TASKS[task].hub[1] / part / "0000.parquet")
+    asked: list[tuple[str, str, str]] = []
+    plain = datasets.load_dataset
+
+    def load_dataset(repository: str, data_dir: str, revision: str) -> Any:
+        asked.append((repository, data_dir, revision))
+        return plain(str(tmp_path), data_dir=data_dir, cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    problem = problems.load(name, model=model)
+    assert asked == [(*TASKS[task].hub, "refs/convert/parquet")]
+    assert (problem.name, problem.n, len(problem.test), problem.metric_name) == (task, 27, 10, TASKS[task].metric)
+    assert problem.validation is not None
+    assert len(problem.validation) == 3
+    assert any("the data's own validation split" in note for note in problem.notes)
+    if names:
+        known = [next(i for i, group in enumerate(TASKS[task].classes or ()) if name.lower() in group) for name in names]
+        assert problem.test.labels.tolist() == [known[int(value)] for value in values[:10]]
+
+
+def test_without_the_hub_the_local_ways_are_named(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UsageError, match="did not give nyu-mll/glue/rte: no route to host; without a network give a folder"):
+        problems.load("glue/rte", model=model)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match="pip install 'stability\\[hub\\]'; or give a folder"):
+        problems.load("glue/rte", model=model)
+
+
+# Splits
+
+
+def test_what_is_missing_is_held_out_at_random_and_said(tmp_path: Path, model: str) -> None:
+    rows = tiny.rows(50)
+    whole = problems.load(lines(tmp_path / "whole", train=rows, val=rows[:5], test=rows[:7]), model=model)
+    assert (whole.n, len(whole.test), whole.validation and len(whole.validation)) == (50, 7, 5)
+    yes = sum(row["label"] == "yes" for row in rows)
+    told = f"50 train, 5 validation, 7 test examples; labels are 2 classes, in the training data no {50 - yes}, yes {yes}"
+    leaked = ["5 of 5 examples of the validation split are", "7 of 7 examples of the test split are"]
+    assert whole.notes == (told, *(f"{note} training examples too" for note in leaked))
+    paper = problems.load(lines(tmp_path / "paper", train=rows, dev=rows[:7]), model=model)
+    assert (paper.n, len(paper.test), paper.validation and len(paper.validation)) == (45, 7, 5)
+    alone = [problems.load(lines(tmp_path / "alone", train=rows), model=model, split_seed=seed) for seed in (0, 0, 1)]
+    assert [(p.n, len(p.test), p.validation) for p in alone] == [(40, 10, None)] * 3
+    ids = [p.test.inputs["input_ids"] for p in alone]
+    assert torch.equal(ids[0], ids[1])
+    assert ids[0].shape != ids[2].shape or not torch.equal(ids[0], ids[2])
+    assert alone[0].notes[1:] == ("the test split is one in 5 of the training data, held out at random",)
+    assert alone[0].settings["tokens"] != alone[2].settings["tokens"]
+
+
+def test_the_seed_draws_s_and_the_whole_split_is_the_default(tmp_path: Path, model: str) -> None:
+    folder = lines(tmp_path / "mine", train=tiny.rows(30), test=tiny.rows(5, 1))
+    assert problems.load(folder, model=model).n == 30
+    drawn = [problems.load(folder, model=model, n=10, seed=seed) for seed in (0, 0, 1)]
+    ids = [p.train.inputs["input_ids"].tolist() for p in drawn]
+    assert ids[0] == ids[1] != ids[2]
+    assert [p.settings["tokens"] for p in drawn] == [drawn[0].settings["tokens"]] * 3
+
+
+def test_columns_that_only_resemble_a_task_are_no_task(tmp_path: Path, model: str) -> None:
+    rows = [["text", "target"], *([tiny.WORDS[i], "pos" if i % 2 else "neg"] for i in range(20))]
+    assert problems.load(table(tmp_path / "a.csv", rows), model=model, label="target").settings["classes"] == ["neg", "pos"]
+    named = lines(tmp_path / "cb", train=tiny.rows(20))
+    with pytest.raises(UsageError, match="is no class of this task"):
+        problems.load(named, model=model)
+    assert problems.load(named, model=model, task="none").metric_name == "accuracy"
+
+
+def test_a_class_that_chance_holds_out_whole_is_still_a_class(tmp_path: Path, model: str) -> None:
+    rows = [*({**row, "label": "no"} for row in tiny.rows(29)), {**GOOD[0], "label": "rare"}]
+    loaded = [problems.load(lines(tmp_path / "rare", train=rows), model=model, split_seed=seed) for seed in range(12)]
+    assert all(problem.settings["classes"] == ["no", "rare"] for problem in loaded)
+    lacking = ["the train split has no example of rare" in problem.notes for problem in loaded]
+    assert any(lacking)
+    assert not all(lacking)
+
+
+# What can be wrong
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "no column of texts": (
+        {"train": [{"review": "a", "label": 1}] * 9},
+        {},
+        r"line 1: no column of texts among review, label \(of a table .*\): call them text; .*--text COLUMN",
+    ),
+    "no label": (
+        {"train": [{"text": "a", "sentiment": 1}] * 9},
+        {},
+        "no column 'label' of labels, there is text, sentiment; name yours",
+    ),
+    "a renamed column": (
+        {"train": GOOD, "test": [{"text_a": "a", "b": "b"}]},
+        {},
+        "test.jsonl, line 1: no column 'text_b'",
+    ),
+    "a text that is none": ({"train": [*GOOD, {**GOOD[0], "text_b": 7}]}, {}, "train.jsonl, line 21: text_b = 7 is no text"),
+    "an empty text": ({"train": [*GOOD, {**GOOD[0], "text_b": " "}]}, {}, "train.jsonl, line 21: text_b = ' ' is no text"),
+    "a label that is none": ({"train": [*GOOD, {**GOOD[0], "label": None}]}, {}, "line 21: label = None is neither a class nor a"),
+    "an unknown label in test": (
+        {"train": GOOD, "test": [GOOD[0], {**GOOD[0], "label": "perhaps"}]},
+        {},
+        "test.jsonl, line 2: label = 'perhaps' is no class of the training data: no, yes",
+    ),
+    "an unknown label of a task": (
+        {"train": [*GOOD, {**GOOD[0], "label": "perhaps"}]},
+        {"task": "rte"},
+        r"is no class of this task \(task 'none' takes labels as they are\): entailment, not_entailment",
+    ),
+    "a number that is none": ({"train": [*GOOD, {**GOOD[0], "label": "x"}]}, {"labels": "numbers"}, "is no finite number"),
+    "neither classes nor numbers": (
+        {"train": [{"text": "a", "label": f"text {i}"} for i in range(10)]},
+        {},
+        "label has 10 different texts in 10 examples: neither classes nor numbers",
+    ),
+    "numbers and words": ({"train": [{"text": "a", "label": v} for v in (1.5, 2.5, "n/a", 3.5)]}, {}, "has numbers and n/a: mend"),
+    "decimal commas": ({"train": [{"text": "a", "label": f"{i},5"} for i in range(9)]}, {}, "has decimal commas .0,5.: write 4.5"),
+    "one class": ({"train": [{"text": "a", "label": "x"}] * 9, "test": [{"text": "a", "label": "x"}]}, {}, "one class alone, 'x'"),
+    "an empty split": ({"train": GOOD, "test": []}, {}, "test.jsonl is empty: at least one example expected"),
+    "no train": ({"test": GOOD}, {}, "has no training data: train.jsonl or train.csv expected, found test.jsonl"),
+    "two validation splits": ({"train": GOOD, "dev": GOOD, "val": GOOD}, {}, "holds dev.jsonl and val.jsonl: keep one file"),
+    "too few": ({"train": GOOD[:4]}, {}, "4 training examples are too few to hold out one in 5: give a test split"),
+    "n too large": ({"train": GOOD, "test": GOOD}, {"n": 21}, "n = 21: the training split has 20 examples"),
+    "n too small": ({"train": GOOD, "test": GOOD}, {"n": 1}, "n = 1"),
+    "length too small": ({"train": GOOD, "test": GOOD}, {"max_length": 3}, "max_length = 3"),
+    "an unknown task": ({"train": GOOD}, {"task": "qnli"}, "unknown task 'qnli': there is cola"),
+    "an unknown kind": ({"train": GOOD}, {"labels": "stars"}, "labels of kind 'stars'"),
+    "three columns": ({"train": GOOD}, {"text": ["text_a", "text_b", "label"]}, "3 columns of texts"),
+    "half a character": ({"train": [*GOOD, {**GOOD[0], "text_b": "a \ud83d"}]}, {}, "line 21: text_b holds half a character"),
+    "numbers of a task of classes": ({"train": GOOD}, {"task": "rte", "labels": "numbers"}, "those of this task are classes"),
+    "an unknown setting": ({"train": GOOD}, {"rows": 3}, "has no setting rows: there is model, n, seed"),
+    "a list": ({"train": [*GOOD, [1]]}, {}, "train.jsonl, line 21: list instead of an object"),
+}
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_what_cannot_be_used_is_named_with_its_place(what: str, tmp_path: Path, model: str) -> None:
+    splits, settings, message = CASES[what]
+    with pytest.raises(UsageError, match=message):
+        problems.load(lines(tmp_path / "mine", **splits), model=model, **settings)
+
+
+BYTES = {
+    "train.jsonl": (b'{"text": "a", "label": 1}\n{"text": "\xff"}\n', "train.jsonl, line 2: not UTF-8"),
+    "val.jsonl": (b'{"text": "a", "label": 1}\n\n{"text": \n', "val.jsonl, line 3: no JSON"),
+    "test.csv": (b"text,label\na,1\nb\n", r"test.csv, line 3: 1 fields, the header has 2 \(text, label\)"),
+    "dev.csv": (b'text,label\n"a,1\n', "dev.csv, line 2: unexpected end of data"),
+    "valid.csv": (b"text;label\na;1\n", "valid.csv, line 1: separated by ';' as it seems: save it with commas"),
+    "dev.tsv": (b"text\ttext\na\t1\n", "line 1: a column's name occurs twice in text, text"),
+    "test.json": (b"", "test.json is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_broken_files_are_named_with_their_line(name: str, tmp_path: Path, model: str) -> None:
+    content, message = BYTES[name]
+    lines(tmp_path, train=GOOD)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        problems.load(str(tmp_path), model=model)
+
+
+def test_a_table_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    """A byte-order mark, carriage returns, quoted line ends, separators of other alphabets, blank lines."""
+    (tmp_path / "a.csv").write_bytes('\ufefftext,label\r\n"one,\r\ntwo\u2028three",yes\r\n\r\n b ,no\r\n'.encode())
+    assert [row.values for row in read_rows(tmp_path / "a.csv")] == [
+        {"text": "one,\r\ntwo\u2028three", "label": "yes"},
+        {"text": " b ", "label": "no"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (
+            "nowhere/at/all",
+            {"model": "x"},
+            "unknown problem 'nowhere/at/all', and no file or folder is there: .*digits.*glue/cola",
+        ),
+        (".", {}, "needs a pretrained model: give model="),
+        (__file__, {"model": "x"}, "is neither JSON lines nor a table"),
+    ],
+)
+def test_a_problem_that_is_none(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        problems.load(name, **settings)

@@ -1,0 +1,395 @@
+"""Methods that insert modules, against peft's own models, hooks, and arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    ViTForImageClassification,
+)
+
+from stability import Examples, FineTuning, Problem, UsageError
+from stability.problems import convex
+from stability.problems import digits as digits_module
+from stability.problems.problem import ModuleLogits
+from stability.selectors import Adapter, FullTuning, Inserted, LoRA, Peft, Selector
+from stability.training.replicas import train
+from tests.reference import as_double
+
+QV = ["q_proj", "v_proj"]
+
+
+def plain_model(problem: Problem, parameters: dict[str, Tensor]) -> nn.Module:
+    model: nn.Module = ViTForImageClassification(digits_module._config()).eval()
+    model = model.to(next(iter(problem.pretrained.values())).dtype)
+    model.load_state_dict({name: tensor for name, tensor in parameters.items() if name in dict(model.named_parameters())})
+    return model
+
+
+def trained(selector: Selector, problem: Problem, steps: int = 6) -> tuple[Problem, dict[str, Tensor]]:
+    replicas = train(problem, FineTuning(selector, steps=steps, batch_size=8, learning_rate=0.01, seed=2))
+    return replicas.problem, replicas.parameters(0)
+
+
+def test_lora_is_the_merged_matrices(digits: Problem) -> None:
+    """The trained model is the plain one with W + (alpha / rank) · B A in the place of W."""
+    digits = as_double(digits)
+    equivalent, tuned = trained(LoRA(rank=3, alpha=5), digits)
+    merged = dict(tuned)
+    for name in digits.pretrained:
+        module = name.removesuffix(".weight")
+        a, b = (next((t for n, t in tuned.items() if n.endswith(f"{module}.lora_{x}.default.weight")), None) for x in "AB")
+        if a is not None and b is not None:
+            merged[name] = tuned[name] + 5 / 3 * b @ a
+    changed = [name for name in digits.pretrained if not torch.equal(merged[name], tuned[name])]
+    assert len(changed) == 6
+    assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
+    logits = plain_model(digits, merged)(**digits.test.inputs).logits
+    torch.testing.assert_close(equivalent.logits(tuned, digits.test.inputs), logits, rtol=0, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore")  # what peft says of its own workings is not our concern
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoraConfig(r=2, target_modules=QV, bias="all"),
+        peft.IA3Config(target_modules=["v_proj", "fc2"], feedforward_modules=["fc2"]),
+        peft.LNTuningConfig(target_modules=["layernorm_before", "layernorm_after"]),
+        peft.VeraConfig(r=4, target_modules=["q_proj"]),
+        peft.ShiraConfig(r=1, target_modules=QV, random_seed=7),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_training_is_what_training_peft_s_own_model_is(config: Any, digits: Problem) -> None:
+    """The same start and batches, peft's own model, its own requires_grad, torch's AdamW: the same logits after training."""
+    digits = as_double(digits)
+    selector = Peft(config)
+    equivalent = selector.equivalent(digits, seed=2)
+    algorithm = FineTuning(selector, steps=6, batch_size=8, learning_rate=0.01, seed=2)
+    replicas = train(digits, algorithm)
+    model = peft.get_peft_model(plain_model(digits, digits.start(2)), config).double()
+    own = dict(model.named_parameters())
+    for name, tensor in equivalent.pretrained.items():
+        if name not in digits.pretrained:
+            own[f"base_model.model.{name}"].data.copy_(tensor)
+    if selector.name == "peft-vera":  # its frozen projections are buffers, drawn at random
+        assert isinstance(equivalent.logits, ModuleLogits)
+        drawn = dict(equivalent.logits.module.named_buffers())
+        for name, buffer in model.named_buffers():
+            buffer.copy_(drawn[name.removeprefix("base_model.")])
+    for name, parameter in own.items():
+        parameter.requires_grad_(parameter.requires_grad or "classifier" in name)
+    count = sum(p.numel() for n, p in own.items() if p.requires_grad and "classifier" not in n)
+    assert replicas.masks[0].count == count
+    optimizer = torch.optim.AdamW([p for p in own.values() if p.requires_grad], lr=0.01, weight_decay=0.0)
+    for batch in algorithm.batches(digits.train):
+        optimizer.zero_grad()
+        cross_entropy(model(digits.train.inputs["pixel_values"][batch]).logits, digits.train.labels[batch]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        expected = model(digits.test.inputs["pixel_values"]).logits
+    torch.testing.assert_close(replicas.logits(digits.test)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_adapter_is_a_bottleneck_behind_each_block(digits: Problem) -> None:
+    """Against hooks on the plain model: x + U · gelu(D x + d) + u after o_proj and fc2 of every layer."""
+    digits = as_double(digits)
+    equivalent, tuned = trained(Adapter(width=3), digits)
+    model, places = plain_model(digits, tuned), 0
+
+    def behind(name: str) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: object, x: Tensor) -> Tensor:
+            down, up = (tuned[f"{name}.{part}.weight"] for part in ("down", "up"))
+            inner = nn.functional.gelu(x @ down.T + tuned[f"{name}.down.bias"])
+            return x + inner @ up.T + tuned[f"{name}.up.bias"]
+
+        return hook
+
+    for name, module in model.named_modules():
+        if name.endswith(("o_proj", "fc2")):
+            module.register_forward_hook(behind(name))
+            places += 1
+    assert places == 6
+    expected = model(**digits.test.inputs).logits
+    torch.testing.assert_close(equivalent.logits(tuned, digits.test.inputs), expected, rtol=0, atol=1e-10)
+
+
+def test_a_copy_in_the_place_of_a_tensor_counts_once(digits: Problem) -> None:
+    """LN-tuning changes 384 coordinates: peft trains copies, and the originals, unused, are no part of the equivalent model."""
+    config = peft.LNTuningConfig(target_modules=["layernorm_before", "layernorm_after"])
+    mask = Peft(config).select(digits, seed=0)
+    assert (mask.count, mask.total) == (384, digits.m)
+
+
+def test_shira_is_a_mask_over_the_tensors_that_are_there(digits: Problem) -> None:
+    mask = Peft(peft.ShiraConfig(r=2, target_modules=QV)).select(digits, seed=0)
+    assert mask.total == digits.m
+    assert {name: len(index) for name, index in mask.indices.items()} == {
+        name: 2 * (32 + 32) for name in digits.pretrained if name.endswith(("q_proj.weight", "v_proj.weight"))
+    }
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"target_modules": QV, "r": 1},
+    {"target_modules": QV, "r": 2, "total_step": 10},
+    {"target_modules": QV, "num_virtual_tokens": 2},
+    {"target_modules": QV},
+    {"target_modules": ["q_proj", "fc2"], "feedforward_modules": ["fc2"]},
+    {},
+]
+
+
+def some_config(kind: Any) -> Any:
+    for settings in SETTINGS:
+        try:
+            return kind(**settings)
+        except (TypeError, ValueError):
+            continue
+    return None
+
+
+@pytest.mark.filterwarnings("ignore")  # what peft says of its own settings is not our concern
+@pytest.mark.parametrize("kind", sorted(peft.PEFT_TYPE_TO_CONFIG_MAPPING, key=str), ids=lambda kind: kind.value)
+def test_every_configuration_of_the_installed_peft_trains_or_is_refused_with_the_reason(kind: Any, digits: Problem) -> None:
+    config = some_config(peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind])
+    if config is None:
+        pytest.skip("needs settings of its own")
+    selector = Peft(config)
+    refusal = ""
+    try:
+        replicas = train(digits, FineTuning(selector, steps=2, batch_size=8))
+    except UsageError as error:
+        refusal = str(error)
+    if refusal:
+        assert re.search("peft refuses|do not batch|no equivalent model|prompts or prefixes", refusal)
+        assert kind.value not in ("LORA", "LN_TUNING", "VERA", "SHIRA")
+        return
+    replicas.delta(0)
+    assert 0 < replicas.masks[0].count < replicas.problem.m
+
+
+def text_problem(model: nn.Module, vocabulary: int = 50) -> Problem:
+    """A tiny random language model as a problem: enough to insert into."""
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, vocabulary, (6, 7), generator=draw)
+    mask = torch.zeros(6, 1, 7, 7)  # additive, four-dimensional: what vmap can batch
+    examples = Examples({"input_ids": tokens, "attention_mask": mask}, torch.randint(0, 2, (6,), generator=draw))
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    pretrained = {name: p for name, p in parameters.items() if "classifier" not in name}
+    return Problem(
+        name="tiny",
+        settings={},
+        pretrained=pretrained,
+        new_head=lambda draw: {name: p for name, p in parameters.items() if "classifier" in name},
+        logits=ModuleLogits(model.eval()),
+        loss=lambda f, y: cross_entropy(f, y, reduction="none"),
+        train=examples,
+        test=examples,
+        metric=lambda f, y: 0.0,
+        metric_name="none",
+    )
+
+
+SIZE = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12, "vocab_size": 50}
+EAGER = {"attn_implementation": "eager"}
+FAMILIES: list[Callable[[], nn.Module]] = [
+    lambda: BertForSequenceClassification(BertConfig(**SIZE, **EAGER)),
+    lambda: RobertaForSequenceClassification(RobertaConfig(**SIZE, **EAGER)),
+    lambda: DistilBertForSequenceClassification(
+        DistilBertConfig(dim=8, n_layers=2, n_heads=2, hidden_dim=12, vocab_size=50, **EAGER)
+    ),
+]
+
+
+@pytest.mark.parametrize("make", FAMILIES, ids=["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize(("selector", "count"), [(Adapter(width=2), 4 * (2 * 8 * 2 + 2 + 8)), (LoRA(rank=1), 4 * (8 + 8))])
+def test_other_families_have_their_blocks_found(make: Callable[[], nn.Module], selector: Selector, count: int) -> None:
+    """Two layers, two places each: attention and feed-forward outputs for adapter, query and value for LoRA; never the head."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        problem = text_problem(make())
+    mask = selector.select(problem, seed=0)
+    assert mask.count == count
+    assert not any("classifier" in name or "pooler" in name for name in mask.indices)
+    train(problem, FineTuning(selector, steps=2, batch_size=4)).delta(0)
+
+
+def test_tied_parameters_stay_tied(digits: Problem) -> None:
+    assert isinstance(digits.logits, ModuleLogits)
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.o_proj = nn.Linear(4, 4, bias=False)
+            self.attention = nn.ModuleDict({"o_proj": nn.Linear(4, 4, bias=False)})
+            self.attention["o_proj"].weight = self.o_proj.weight
+            self.mlp = nn.ModuleDict({"fc2": nn.Linear(4, 4, bias=False)})
+
+        def forward(self, x: Tensor) -> Any:
+            return type("Output", (), {"logits": self.mlp["fc2"](self.attention["o_proj"](self.o_proj(x)))})
+
+    module = Tied()
+    examples = Examples({"x": torch.randn(3, 4, generator=torch.Generator().manual_seed(0))}, torch.tensor([0, 1, 2]))
+    tied = {name: p.detach() for name, p in module.named_parameters()}
+    problem = dataclasses.replace(
+        digits, pretrained=tied, new_head=lambda draw: {}, logits=ModuleLogits(module), train=examples, test=examples
+    )
+    assert list(problem.pretrained) == ["o_proj.weight", "mlp.fc2.weight"]
+    equivalent = Adapter(width=1).equivalent(problem, seed=0)
+    assert torch.equal(equivalent.logits(equivalent.pretrained, examples.inputs), problem.logits(tied, examples.inputs))
+
+
+def test_a_bare_function_has_nowhere_to_insert() -> None:
+    problem = convex.logistic(n=20, seed=0).problem
+    for selector in (Adapter(), LoRA(), Peft(peft.LoraConfig(target_modules=QV))):
+        with pytest.raises(UsageError, match="inserts modules into a torch module, and the model of 'logistic'.*full, random"):
+            selector.select(problem, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("selector", "message"),
+    [
+        (LoRA(targets=r".*\.nowhere"), "lora: peft refuses: .*nowhere.*linear layers are called classifier, fc1, fc2, k_proj"),
+        (Peft(peft.LoraConfig(target_modules=["nowhere"])), "peft-lora: peft refuses: .*nowhere.*classifier, fc1"),
+        (Peft(peft.PrefixTuningConfig(num_virtual_tokens=2)), "peft-prefix-tuning adds prompts or prefixes"),
+        (Peft(peft.LoraConfig(target_modules=QV, init_lora_weights=False)), r"no equivalent model \(Definition 2\)"),
+        (Peft(peft.LoraConfig(target_modules=QV, modules_to_save=["classifier"])), "the new head is always trained"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_reason(selector: Selector, message: str, digits: Problem) -> None:
+    with pytest.raises(UsageError, match=message):
+        selector.select(digits, seed=0)
+
+
+def test_a_model_without_attention_names_what_applies(digits: Problem) -> None:
+    module = nn.Sequential(nn.Linear(4, 3))
+    problem = dataclasses.replace(
+        digits,
+        pretrained={"0.weight": torch.zeros(3, 4), "0.bias": torch.zeros(3)},
+        new_head=lambda draw: {},
+        logits=ModuleLogits(module),
+    )
+    with pytest.raises(
+        UsageError, match="adapter goes behind the attention blocks, and Sequential has none.*full, random, magnitude"
+    ):
+        Adapter().select(problem, seed=0)
+
+
+class Careless(Inserted):
+    """Inserts one module into the first layer."""
+
+    name = "careless"
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        self.kind = kind
+
+    def insert(self, module: nn.Module) -> nn.Module:
+        layer = module.get_submodule("vit.layers.0.mlp")
+        layer.fc2 = nn.Sequential(layer.get_submodule("fc2"), self.kind())
+        return module
+
+
+class NotANumber(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.g / self.g)
+
+
+class Frozen(NotANumber):
+    def __init__(self) -> None:
+        super().__init__()
+        self.g.requires_grad_(False)
+
+
+def test_a_start_that_is_not_a_number_and_a_frozen_insertion_are_refused(digits: Problem) -> None:
+    with pytest.raises(UsageError, match="careless is no equivalent model.*differ by up to nan"):
+        Careless(NotANumber).select(digits, seed=0)
+    with pytest.raises(UsageError, match="careless leaves nothing to train"):
+        Careless(Frozen).select(digits, seed=0)
+
+
+def test_a_tensor_read_past_autograd_stays_in_the_equivalent_model(digits: Problem) -> None:
+    """peft's HRA reads weight.data: no gradient says that the weight is used, only the outputs do."""
+    mask = Peft(peft.HRAConfig(target_modules=QV)).select(digits, seed=0)
+    assert (mask.count, mask.total) == (1536, digits.m + 1536)
+    train(digits, FineTuning(Peft(peft.HRAConfig(target_modules=QV)), steps=2, batch_size=8)).delta(0)
+
+
+def test_a_configuration_read_from_a_saved_adapter_is_trained_like_a_new_one(digits: Problem) -> None:
+    new, read = (peft.LoraConfig(r=2, target_modules=QV, inference_mode=mode) for mode in (False, True))
+    assert Peft(read).settings() == Peft(new).settings()
+    assert Peft(read).select(digits, seed=0).equals(Peft(new).select(digits, seed=0))
+
+
+def test_shira_s_own_random_mask_follows_the_seed(digits: Problem) -> None:
+    selector = Peft(peft.ShiraConfig(r=1, target_modules=QV))
+    assert selector.select(digits, seed=0).equals(selector.select(digits, seed=0))
+    assert not selector.select(digits, seed=0).equals(selector.select(digits, seed=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("selector", [LoRA(rank=2), Adapter(width=2)], ids=lambda s: s.name)
+def test_models_in_16_bits_have_equivalents(selector: Selector, dtype: torch.dtype, digits: Problem) -> None:
+    pixels = {"pixel_values": digits.train.inputs["pixel_values"].to(dtype)}
+    half = dataclasses.replace(
+        digits,
+        pretrained={name: tensor.to(dtype) for name, tensor in digits.pretrained.items()},
+        new_head=lambda draw: {name: tensor.to(dtype) for name, tensor in digits.new_head(draw).items()},
+        train=dataclasses.replace(digits.train, inputs=pixels),
+    )
+    assert selector.select(half, seed=0).count == selector.select(digits, seed=0).count
+
+
+def test_modules_are_inserted_once(digits: Problem) -> None:
+    with_lora = LoRA(rank=2).equivalent(digits, seed=0)
+    with pytest.raises(UsageError, match="adapter: lora has inserted modules already"):
+        Adapter().equivalent(with_lora, seed=0)
+    with pytest.raises(UsageError, match="lora: lora has inserted modules already"):
+        LoRA(rank=2).equivalent(with_lora, seed=1)
+    full = FullTuning().select(with_lora, seed=0)
+    assert full.count == with_lora.m > digits.m
+
+
+def test_without_peft_the_remedy_is_named(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(UsageError, match=r"lora needs the package peft: pip install 'stability\[peft\]'"):
+        LoRA().select(digits, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Adapter(width=0), "width = 0"),
+        (lambda: Adapter(places="attention"), "unknown places 'attention'"),  # type: ignore[arg-type]
+        (lambda: LoRA(rank=0), "rank = 0"),
+        (lambda: Peft("LoraConfig"), "'LoraConfig' is a configuration of no method"),
+        (lambda: Peft(peft.PeftConfig()), "is a configuration of no method: use one of peft's methods"),
+    ],
+)
+def test_senseless_settings_are_refused(make: Callable[[], Selector], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+def test_settings_of_a_configuration_are_plain_and_stable() -> None:
+    config = peft.LoraConfig(r=2, target_modules={"v_proj", "q_proj", "k_proj"})
+    settings = Peft(config).settings()
+    assert settings["name"] == "peft-lora"
+    assert settings["config"]["target_modules"] == ["k_proj", "q_proj", "v_proj"]

@@ -1,0 +1,275 @@
+"""What every method must obey, whatever it is: one list, the same tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from stability import FineTuning, Minimisation, Problem, SparseDelta, UsageError
+from stability.leave_one_out.measuring import measure
+from stability.masks import Mask
+from stability.problems import digits as digits_module
+from stability.problems.problem import ModuleLogits
+from stability.selectors import (
+    SAM,
+    Adapter,
+    BitFit,
+    ChildPruning,
+    DiffPruning,
+    Fisher,
+    FullTuning,
+    Inserted,
+    LoRA,
+    MagPruning,
+    Mixout,
+    MixoutReset,
+    Random,
+    Selector,
+    from_scores,
+)
+from stability.selectors.naming import SELECTORS
+from stability.selectors.top_k import count_for
+from stability.training.replicas import Replicas, train
+from tests.reference import as_double, leaving_out
+
+STEPS = 6
+P = 0.03
+
+
+def shifted_magnitude(problem: Problem, draw: torch.Generator) -> dict[str, Tensor]:
+    """A user's own data-using score."""
+    shift = float(next(iter(problem.train.inputs.values())).double().mean()) / 100
+    return {name: (tensor - shift).abs() for name, tensor in problem.pretrained.items()}
+
+
+EVERY: list[Selector] = [
+    FullTuning(),
+    BitFit(),
+    Mixout(0.5),
+    *(kind(P, scope=scope) for kind in (Random, MagPruning, SAM, Fisher, MixoutReset) for scope in ("global", "tensor")),
+    MagPruning(P, burn_in=3),
+    MagPruning(P, scope="tensor", burn_in=3, reset=True),
+    *(ChildPruning(P, scope=scope) for scope in ("global", "tensor")),
+    *(ChildPruning(P, burn_in=4, reset=reset) for reset in (False, True)),
+    *(DiffPruning(P, scope=scope, burn_in=3) for scope in ("global", "tensor")),
+    DiffPruning(P, burn_in=2, every=4),
+    from_scores(shifted_magnitude, P),
+    SAM(P, curvature="gauss_newton"),
+    SAM(P, curvature="hutchinson", probes=4),
+    SAM(P, batches=5, batch_size=7),
+    Adapter(width=3),
+    Adapter(width=2, places="feed_forward"),
+    LoRA(rank=2),
+]
+
+
+HIDDEN = ("name", "sparsity", "scores", "text", "targets")
+
+
+def described(selector: Selector) -> str:
+    settings = {name: value for name, value in selector.settings().items() if name not in HIDDEN}
+    return "-".join([selector.name, *map(str, settings.values())])
+
+
+each = pytest.mark.parametrize("selector", EVERY, ids=described)
+
+
+def algorithm(selector: Selector, steps: int = STEPS) -> FineTuning:
+    return FineTuning(selector, steps=steps, batch_size=8, weight_decay=0.5, learning_rate=0.01, seed=3)
+
+
+def chosen(selector: Selector, problem: Problem) -> Mask:
+    """The mask in the end: of a moving method after training."""
+    return train(problem, algorithm(selector)).masks[0] if selector.moving else selector.select(problem, seed=3)
+
+
+def test_every_selector_of_the_command_line_is_held_to_the_laws() -> None:
+    assert {type(selector) for selector in EVERY} >= set(SELECTORS.values())
+
+
+def stated(selector: Selector, problem: Problem) -> int:
+    """How many coordinates the method says it tunes, reckoned apart from it."""
+    layers = 3
+    if isinstance(selector, FullTuning | Mixout):
+        return problem.m
+    if isinstance(selector, BitFit):
+        return sum(t.numel() for n, t in problem.pretrained.items() if n.endswith(".bias"))
+    if isinstance(selector, Adapter):
+        places = 2 if selector.places == "both" else 1
+        return layers * places * (2 * 32 * selector.width + selector.width + 32)
+    if isinstance(selector, LoRA):
+        return layers * 2 * selector.rank * (32 + 32)
+    if getattr(selector, "scope", "") == "tensor":
+        return sum(int(P * t.numel() + 1e-9) for t in problem.pretrained.values())
+    return count_for(P, problem.m)
+
+
+@each
+def test_law_of_the_count(selector: Selector, learned: Problem) -> None:
+    mask = chosen(selector, learned)
+    assert mask.count == stated(selector, learned)
+    assert mask.total == learned.m + (mask.count if isinstance(selector, Inserted) else 0)
+
+
+@each
+def test_law_of_the_seed(selector: Selector, learned: Problem) -> None:
+    """The same seed gives the same mask and values, whatever the global generator; it is left alone, too."""
+    torch.manual_seed(1)
+    first = train(learned, algorithm(selector))
+    state = torch.manual_seed(2).get_state()
+    again = train(learned, algorithm(selector))
+    assert again.masks[0].equals(first.masks[0])
+    assert torch.equal(again.values, first.values)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@each
+def test_law_of_the_start(selector: Selector, learned: Problem) -> None:
+    """Definition 2: what is trained gives the pretrained model's outputs at the start, to the bit."""
+    problem = selector.equivalent(learned, seed=3)
+    assert torch.equal(problem.logits(problem.start(3), learned.test.inputs), learned.logits(learned.start(3), learned.test.inputs))
+    assert selector.equivalent(problem, seed=3) is problem
+    assert all(problem.pretrained[name].data_ptr() == tensor.data_ptr() for name, tensor in learned.pretrained.items())
+
+
+@each
+def test_law_of_frozen_bits(selector: Selector, learned: Problem) -> None:
+    """Outside the mask not one bit changes, whatever the weight decay; and θ⁰ itself is never written."""
+    before = {name: tensor.clone() for name, tensor in learned.pretrained.items()}
+    replicas = train(learned, algorithm(selector), leaving_out(learned.n, 4))
+    for row in range(2):
+        tuned, start = replicas.parameters(row), replicas.problem.pretrained
+        replicas.delta(row)  # raises if anything outside the mask changed
+        moved = sum(int((tuned[name] != start[name]).sum()) for name in start)
+        assert 0.5 * replicas.masks[row].count <= moved <= replicas.masks[row].count
+    assert all(torch.equal(learned.pretrained[name], before[name]) for name in before)
+
+
+@each
+def test_law_of_renaming(selector: Selector, learned: Problem) -> None:
+    """Renaming the parameters and reversing their order only permutes the mask."""
+    if isinstance(selector, Random | Mixout | MixoutReset | DiffPruning) or "hutchinson" in selector.name:
+        pytest.skip("draws follow the order of the parameters")
+    assert isinstance(learned.logits, ModuleLogits)
+    names = {f"my.{name}": name for name in learned.pretrained}
+    reversed_order = {f"my.{name}": tensor for name, tensor in reversed(list(learned.pretrained.items()))}
+    renamed = dataclasses.replace(learned, pretrained=reversed_order, logits=dataclasses.replace(learned.logits, names=names))
+    there = {n.removeprefix("my."): i for n, i in chosen(selector, renamed).indices.items()}
+    here = chosen(selector, learned).indices
+    assert there.keys() == here.keys()
+    assert all(torch.equal(index, there[name]) for name, index in here.items())
+
+
+@each
+def test_law_of_leaving_out(selector: Selector, learned: Problem) -> None:
+    """The masks chosen for many left-out examples are those chosen on each Sⁱ, and S's where the data do not count."""
+    if isinstance(selector, SAM) and selector.batches:
+        pytest.skip("its mini-batches are those of S without the example, not drawn anew")
+    if isinstance(selector, Inserted):
+        learned = selector.equivalent(learned, seed=3)
+    masks = list(selector.select_each_left_out(learned, [0, 5, 23], seed=3))
+    for i, mask in zip([0, 5, 23], masks, strict=True):
+        assert mask.equals(selector.select(learned.without(i), seed=3))
+        assert selector.uses_data or mask.equals(selector.select(learned, seed=3))
+
+
+@each
+def test_law_of_the_replica_batch(selector: Selector, learned: Problem) -> None:
+    """How many replicas go at once changes neither masks nor values."""
+    weights = leaving_out(learned.n, 0, 4, 9, 20)
+    at_once, by_two = (train(learned, algorithm(selector), weights, replica_batch=size) for size in (5, 2))
+    for one, other in zip(at_once.masks, by_two.masks, strict=True):
+        assert one.equals(other)
+    torch.testing.assert_close(by_two.values, at_once.values, rtol=0, atol=1e-4)
+    assert torch.equal(by_two.mask_changes, at_once.mask_changes)
+
+
+@each
+def test_law_of_the_zero_weight(selector: Selector, learned: Problem) -> None:
+    """An example of weight zero has no influence on training, nor on a mask that training finds."""
+    inputs = dict(learned.train.inputs)
+    name, shown = next(iter(inputs.items()))
+    inputs[name] = shown.clone()
+    inputs[name][5] = 1 - shown[5] if shown.is_floating_point() else torch.where(shown[5] > 3, 31 - shown[5], shown[5])
+    other = dataclasses.replace(learned, train=dataclasses.replace(learned.train, inputs=inputs))
+    masks = None if selector.moving else [selector.select(learned, seed=3)]
+    one, two = (train(p, algorithm(selector), leaving_out(p.n, 5)[1:], masks) for p in (learned, other))
+    assert torch.equal(one.values, two.values)
+    assert one.masks[0].equals(two.masks[0])
+
+
+def reloaded(problem: Problem) -> Problem:
+    """As from the disk, with tensors of its own."""
+    if problem.name == "digits":
+        return digits_module.load(n=24)
+    return dataclasses.replace(problem, pretrained={name: tensor.clone() for name, tensor in problem.pretrained.items()})
+
+
+@each
+def test_law_of_the_file(selector: Selector, learned: Problem, tmp_path: Path) -> None:
+    """Save, load, apply to θ⁰ as it was loaded anew: the same logits, bit for bit."""
+    replicas = train(learned, algorithm(selector))
+    replicas.delta(0).save(tmp_path / "delta.safetensors")
+    anew = selector.equivalent(reloaded(learned), seed=3)
+    tuned = SparseDelta.load(tmp_path / "delta.safetensors").apply(anew.pretrained)
+    expected = replicas.problem.logits(replicas.parameters(0), learned.test.inputs)
+    assert torch.equal(anew.logits(tuned, learned.test.inputs), expected)
+
+
+@each
+def test_law_of_leave_one_out(selector: Selector, learned: Problem) -> None:
+    """Every method goes through the measurement, with its noise floor and its count."""
+    small = dataclasses.replace(learned, test=learned.test.take(slice(0, 32)))
+    estimate = measure(small, algorithm(selector), retrainings=3)
+    assert estimate.value > 0
+    assert estimate.noise_floor < 0.05
+    assert estimate.failed == {}
+    assert (estimate.tunable, estimate.total) == (chosen(selector, learned).count, estimate.replicas.problem.m)
+    if not selector.uses_data:
+        assert (estimate.per_example["mask_changes"] == 0).all()
+
+
+def trained(selector: Selector, problem: Problem) -> Replicas:
+    return train(problem, algorithm(selector))
+
+
+@pytest.mark.parametrize("kind", [Random, MagPruning, SAM, Fisher, MixoutReset, ChildPruning])
+def test_p_of_one_is_full_tuning(kind: type[Random], learned: Problem) -> None:
+    whole, full = trained(kind(1.0), learned), trained(FullTuning(), learned)
+    assert whole.masks[0].equals(full.masks[0])
+    assert torch.equal(whole.values, full.values)
+
+
+def test_no_burn_in_and_no_mixing_are_full_tuning_too(learned: Problem) -> None:
+    double = as_double(learned)
+    full = trained(FullTuning(), double).values
+    assert torch.equal(trained(MagPruning(1.0, burn_in=3), double).values, full)
+    torch.testing.assert_close(trained(Mixout(0.0), double).values, full, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("selector", [selector for selector in EVERY if selector.moving], ids=described)
+def test_a_moving_method_takes_no_mask_no_paper_ridge_and_no_minimisation(selector: Selector, learned: Problem) -> None:
+    with pytest.raises(UsageError, match="finds its masks while it trains"):
+        train(learned, algorithm(selector), masks=[Mask.full(learned.pretrained)])
+    with pytest.raises(UsageError, match="there is none of S to keep"):
+        measure(learned, algorithm(selector), 2, reselect=False)
+    with pytest.raises(UsageError, match="has none yet: give λ as a number"):
+        FineTuning(selector, ridge="paper")
+    with pytest.raises(UsageError, match="moves its mask while it trains"):
+        Minimisation(selector, ridge=0.1)
+
+
+@pytest.mark.cuda
+@each
+def test_cuda_agrees_with_the_cpu(selector: Selector, learned: Problem) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    double = as_double(learned)
+    here = train(double, algorithm(selector), leaving_out(learned.n, 1, 2))
+    there = train(double.to(torch.device("cuda")), algorithm(selector), leaving_out(learned.n, 1, 2))
+    assert all(one.equals(other) for one, other in zip(here.masks, there.masks, strict=True))
+    torch.testing.assert_close(there.values.cpu(), here.values, rtol=0, atol=1e-7)

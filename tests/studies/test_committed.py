@@ -1,0 +1,40 @@
+"""The results that figures and notebooks are drawn from: whole, readable, and of this program."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from benchmarks.language import minilm
+from stability.studies import study
+from stability.studies.named import PAPER, STUDIES
+from stability.studies.store import Store, key
+from stability.studies.study import Study
+from stability.studies.summary import summarise, table
+from tests.problems.test_texts import SHARED
+
+MINILM = minilm()
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("figures/*.sqlite")), ids=lambda path: path.stem)
+def test_committed_results_are_whole_and_of_this_program(path: Path) -> None:
+    """What the figures were drawn from can be read, goes on being this study's, and lacks no cell."""
+    mine = STUDIES.get(path.stem) or paper_s(path.stem)
+    store = Store(path, mine.identity(), metadata.version("stability"))
+    assert {key(study.cell_identity(mine, cell)) for cell in mine.cells()} == store.finished()
+    assert len(summarise(table(store))) == len(mine.algorithms) * len(mine.problems)
+
+
+def paper_s(name: str) -> Study:
+    """Those of the paper with MiniLM on the tasks that lie beside the repository."""
+    if MINILM is None or not SHARED.exists():
+        pytest.skip("needs MiniLM and the tasks, whose content is part of the study's identity")
+    own = {"model": MINILM, "data": str(SHARED)}
+    if name == "paper-quick-bounds":
+        more = {"tasks": ("cb",), "methods": ("full", "sam"), "seeds": 1, "check_replicas": 0}
+        return replace(PAPER["paper-quick"], **own, **more).study("paper-quick")  # type: ignore[arg-type]
+    return replace(PAPER[name], **own, **({"measured_seeds": 0} if name.endswith("sparsity") else {})).study(name)  # type: ignore[arg-type]

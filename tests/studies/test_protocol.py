@@ -1,0 +1,210 @@
+"""The paper's experiments as studies: its numbers, the authors' choices, and the whole of it with a tiny model on tiny tasks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stability import UsageError, problems
+from stability.cli.arguments import parser
+from stability.cli.commands import main
+from stability.cli.options import study_asked
+from stability.leave_one_out.estimators import Assisted
+from stability.leave_one_out.predictors import Linearised
+from stability.selectors import SAM, ChildPruning, DiffPruning, LoRA, MagPruning, Mixout, MixoutReset, Random
+from stability.selectors.naming import SELECTORS
+from stability.studies.named import PAPER
+from stability.studies.protocol import AUTHORS, METHODS, TASKS, Protocol
+from stability.studies.store import Store
+from stability.studies.summary import table
+from stability.training.algorithm import FineTuning
+from stability.training.stopping import EarlyStopping
+from tests import tiny
+
+
+def test_the_defaults_are_the_paper_s_numbers() -> None:
+    study = PAPER["paper"].study("paper")
+    assert [algorithm.name for algorithm in study.algorithms] == list(SELECTORS)[:10] == list(METHODS)
+    assert [name.split("/")[1] for name in study.problems] == list(TASKS)
+    assert len(study.cells()) == 10 * 7 * 10
+    assert study.problem_settings == {"model": "roberta-base", "max_length": 256}
+    for algorithm in study.algorithms:
+        assert isinstance(algorithm, FineTuning)
+        assert (algorithm.learning_rate, algorithm.batch_size, algorithm.dropout) == (1e-4, 16, True)
+        assert algorithm.early_stopping == EarlyStopping(every=500, patience=40, least_steps=20_000)
+        assert algorithm.steps >= 20_000
+    assert {a.selector.sparsity for a in study.algorithms} == {None, 0.005}
+    perturbed = PAPER["paper-perturbation"].study("p")
+    assert perturbed.problem_settings["removed"] == 0.1
+    assert perturbed.algorithms == study.algorithms
+    swept = PAPER["paper-sparsity"].study("s")
+    assert {algorithm.name for algorithm in swept.algorithms} == {"sam"}
+    assert max(a.selector.sparsity or 0 for a in swept.algorithms) == 0.2  # the paper's panels end there
+
+
+def test_what_the_authors_code_does_otherwise_is_asked_for_by_name() -> None:
+    plain, theirs = Protocol(), Protocol(authors=tuple(AUTHORS))
+    assert plain.selector("sam", 0.005) == SAM(0.005)
+    assert theirs.selector("sam", 0.005) == SAM(0.005, scope="tensor", batches=600, batch_size=16)
+    assert plain.selector("mixout", 0.005) == Mixout(0.7)
+    assert theirs.selector("mixout", 0.005) == MixoutReset(0.005, scope="tensor")
+    assert plain.selector("magnitude", 0.005) == MagPruning(0.005)
+    assert theirs.selector("magnitude", 0.005) == MagPruning(0.005, scope="tensor", burn_in=2_000)
+    assert plain.selector("childpruning", 0.005) == ChildPruning(0.005, every=500)
+    assert theirs.selector("childpruning", 0.005) == ChildPruning(0.005, scope="tensor", every=500, burn_in=2_000)
+    assert plain.selector("diffpruning", 0.005) == DiffPruning(0.005, burn_in=2_000)
+    assert theirs.selector("random", 0.005) == Random(0.005, scope="tensor")
+    assert plain.selector("lora", 0.005) == LoRA(16)
+
+
+def test_every_number_is_a_parameter() -> None:
+    own = Protocol(
+        tasks=("cb",), methods=("sam", "lora"), rates=(("lora", 1e-2),), seeds=2, steps=30, evaluate_every=0, retrainings=7
+    )
+    study = own.study("own")
+    assert [algorithm.learning_rate for algorithm in study.algorithms if isinstance(algorithm, FineTuning)] == [1e-4, 1e-2]
+    assert all(a.early_stopping is None for a in study.algorithms if isinstance(a, FineTuning))
+    assert isinstance(study.estimator, Assisted)
+    assert study.estimator.retrainings == 7
+    linear = replace(own, predictor="linearised").study("own").estimator
+    assert isinstance(linear, Assisted)
+    assert linear.predictor == Linearised(3, memory=1 << 29, reselect=False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"part": "third"}, "unknown part 'third': use main, perturbation, sparsity"),
+        ({"authors": ("typos",)}, "unknown choice of the authors 'typos': there is per-tensor, burn-in"),
+        ({"tasks": ("mnli",)}, "unknown task 'mnli': there is cola, stsb, .* or with data"),
+        ({"tasks": ()}, "at least one task and one method"),
+        ({"seeds": 0}, "seeds = 0"),
+        ({"rates": (("snip", 1.0),)}, "rates: 'snip' is no method: there is full, random"),
+        ({"rates": (("sam", -1.0),)}, "rate of sam = -1.0"),
+    ],
+)
+def test_senseless_protocols_are_refused(setting: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Protocol(**setting)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two folders called as tasks of the paper, in their form, and a model."""
+    folder = tmp_path_factory.mktemp("tasks")
+    labels = {"cb": {"yes": "entailment", "no": "neutral"}, "mrpc": {"yes": "1", "no": "0"}}
+    for seed, (name, called) in enumerate(labels.items()):
+        sizes = {"train": 40, "val": 12, "test": 16}
+        splits = {split: tiny.rows(count, 9 * seed + count) for split, count in sizes.items()}
+        tiny.lines(
+            folder / name, **{split: [{**row, "label": called[row["label"]]} for row in rows] for split, rows in splits.items()}
+        )
+    return str(folder), str(tiny.write_model(folder / "bert"))
+
+
+@pytest.fixture
+def quick(tasks: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    own = "--methods full sam lora --seeds 2 --steps 6 --burn-in 2 --retrainings 2 --workers 1 --device cpu"
+    return ["--data", tasks[0], "--model", tasks[1], "--tasks", "cb", "mrpc", *own.split()]
+
+
+def test_the_whole_of_it_with_a_tiny_model(quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "paper-quick", *quick, "--plan"]) == 0
+    plan = capsys.readouterr().out
+    assert "12 of 12 cells to compute" in plan
+    assert not (tmp_path / "runs").exists()
+    assert main(["run", "paper-quick", *quick, "--figures", "drawn"]) == 0
+    store = "runs/paper-quick.sqlite"
+    frame = table(Store(store))
+    assert (frame["status"] == "ok").all()
+    assert frame["stability"].notna().sum() == 2 * 3
+    assert set(frame["n"]) == {32}
+    assert (tmp_path / "drawn" / "paper-quick_definition_3.png").exists()
+    assert main(["run", "paper-quick", *quick, "--plan"]) == 0
+    assert "0 of 12 cells to compute" in capsys.readouterr().out
+    assert main(["table", "--store", store, "--against", "paper", "--format", "latex"]) == 0
+    text = capsys.readouterr().out
+    assert r"CB, published & MRPC" in text
+    assert "a quick protocol of a small model, few examples and steps, not the paper's" in text
+    for more, rates in (
+        ([], [5e-4, 2e-3, 5e-3]),
+        (["--rates", "lora=0.1"], [5e-4, 2e-3, 0.1]),
+        (["--learning-rate", "0.01"], [0.01] * 3),
+    ):
+        asked = study_asked(parser().parse_args(["run", "paper-quick", *quick, *more]))
+        assert [algorithm.learning_rate for algorithm in asked.algorithms if isinstance(algorithm, FineTuning)] == rates
+    assert main(["run", "paper-quick", *quick, "--seeds", "3"]) == 1
+    assert "was made with seeds = " in capsys.readouterr().err
+    assert main(["run", "paper-quick", *quick, "--seeds", "3", "--store", "more.sqlite", "--reuse", store]) == 0
+    assert len(table(Store("more.sqlite"))) == 2 * 3 * 3
+
+
+def test_early_stopping_perturbation_and_sweep_on_the_command_line(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = ["--evaluate-every", "2", "--patience", "1", "--least-steps", "2", "--dropout", "--precision", "float32"]
+    assert main(["run", "paper-quick-perturbation", *quick, *stopped, "--pool", "30", "--authors", "per-tensor"]) == 0
+    frame = table(Store("runs/paper-quick-perturbation.sqlite"))
+    assert set(frame["n"]) == {27}
+    assert set(frame["kept_step"]) <= {2, 4, 6}
+    assert main(["run", "paper-quick-sparsity", *quick[:7], "--sparsities", "0.02", "0.2", *quick[11:], "--figures", "drawn"]) == 0
+    assert Path("drawn/paper-quick-sparsity_four_panels.png").exists()
+    assert list(table(Store("runs/paper-quick-sparsity.sqlite"))["task"].unique()) == ["cb", "mrpc"]
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("run paper --n 20", "study 'paper' has no --n: leave it out; there is --adapter-width, "),
+        ("run paper --estimator sampled", "study 'paper' has no --estimator"),
+        ("run paper --sparsities 0.1", "study 'paper' has no --sparsities"),
+        ("run paper --removed 0.2", "study 'paper' has no --removed"),
+        ("run paper-sparsity --add fisher", "study 'paper-sparsity' has no --methods"),
+        ("run paper --add sam", "study 'paper' has sam with the same settings twice"),
+        ("run paper-quick --patience 3", "--patience belongs to --evaluate-every, which is 0"),
+        ("run paper --tolerance 0.1", "study 'paper' has no --tolerance"),
+        ("run digits --tasks cb", "--tasks belongs to the studies paper, paper-perturbation"),
+        ("run paper --problem digits --selectors full", "study 'paper' has its own problem"),
+        ("run paper --tasks mnli", "unknown task 'mnli'"),
+        ("loo --selector full --patience 3", "--patience and --least-steps belong to --evaluate-every"),
+    ],
+)
+def test_a_senseless_request_says_so(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_perturbed_training_sets_are_drawn_by_the_seed_and_pools_are_not(tasks: tuple[str, str]) -> None:
+    def texts(**settings: object) -> list[str]:
+        problem = problems.load(f"{tasks[0]}/cb", model=tasks[1], **settings)
+        assert problem.shown is not None
+        return [str(one) for one in problem.shown]
+
+    whole = texts()
+    assert len(whole) == 40
+    removed = [texts(removed=0.1, seed=seed) for seed in (0, 1, 0)]
+    assert [len(one) for one in removed] == [36] * 3
+    assert removed[0] == removed[2] != removed[1]
+    assert set(removed[0]) <= set(whole)
+    pools = [texts(pool=25, seed=seed) for seed in (0, 1)]
+    assert sorted(pools[0]) == sorted(pools[1])
+    assert len(pools[0]) == 25
+    assert sorted(texts(pool=25, split_seed=1)) != sorted(pools[0])
+    assert len(texts(pool=25, removed=0.2)) == 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pool": 41}, "pool = 41: the training split has 40 examples"),
+        ({"pool": 1}, "pool = 1"),
+        ({"removed": 1.0}, "removed = 1.0: use a fraction below 1"),
+        ({"removed": 0.1, "n": 20}, "removed = 0.1 and n = 20: give one of them"),
+        ({"removed": -0.1}, "removed = -0.1"),
+    ],
+)
+def test_impossible_training_sets_are_refused(settings: dict[str, object], message: str, tasks: tuple[str, str]) -> None:
+    with pytest.raises(UsageError, match=message):
+        problems.load(f"{tasks[0]}/cb", model=tasks[1], **settings)

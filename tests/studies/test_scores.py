@@ -1,0 +1,357 @@
+"""Studies of several tasks, their tables, figures and scores, against the records by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from stability import StabilityError, UsageError, plotting
+from stability.cli.commands import main
+from stability.leave_one_out.estimators import Approximate, Assisted
+from stability.reports.tables import render
+from stability.selectors import BitFit, FullTuning, MagPruning, Random
+from stability.studies import published, study
+from stability.studies.cost import expected, told
+from stability.studies.scores import against_published, scores, std_interval
+from stability.studies.store import Store, key
+from stability.studies.study import Study, cell_identity
+from stability.studies.summary import summarise, table
+from stability.training.algorithm import FineTuning, Minimisation
+from stability.training.replicas import train
+from tests.studies.test_study import small_store  # noqa: F401
+
+KINDS = (Random(0.3), MagPruning(0.3))
+BOTH = Study(
+    "both",
+    ("digits", "logistic"),
+    tuple(FineTuning(selector, steps=4) for selector in KINDS),
+    (0, 1, 2),
+    {"n": 20},
+    retrainings=3,
+    check_replicas=None,
+    measured_seeds=1,
+)
+
+
+@pytest.fixture(scope="module")
+def both_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("both") / "both.sqlite"
+    study.run(BOTH, path, device="cpu", workers=1)
+    return path
+
+
+def test_several_tasks_in_one_study(both_store: Path) -> None:
+    frame = table(Store(both_store))
+    assert len(frame) == 2 * 2 * 3
+    assert list(frame["task"].unique()) == ["digits", "logistic"]
+    assert frame["stability"].notna().sum() == 4  # of the first seed alone
+    assert set(frame.loc[frame["stability"].isna(), "estimate_status"]) == {"not measured"}
+    summary = summarise(frame)
+    assert summary["measured"].tolist() == [1] * 4
+    assert "not measured" not in render(frame)
+    alone = dataclasses.replace(BOTH, problem="digits", measured_seeds=None, name="alone", seeds=(0,))
+    row = study.run_cell(alone, alone.cells()[0])
+    same = frame[(frame["task"] == "digits") & (frame["method"] == "random") & (frame["seed"] == 0)].iloc[0]
+    assert row["stability"] == same["stability"]
+    assert row["test_metric"] == same["test_metric"]
+
+
+def test_a_larger_study_takes_over_tasks_and_seeds(both_store: Path, tmp_path: Path) -> None:
+    more = dataclasses.replace(BOTH, problem=("digits", "logistic", "quadratic"), seeds=(0, 1), measured_seeds=2)
+    computed: list[int] = []
+    study.run(more, tmp_path / "more.sqlite", reuse=both_store, device="cpu", workers=1, on_cell=lambda: computed.append(1))
+    # Of the two old tasks seed 0 is there as it was; seed 1 is measured now, and the new task is all new.
+    assert len(computed) == 2 * 2 + 2 * 2
+    other = dataclasses.replace(BOTH, problem_settings={"n": 22})
+    with pytest.raises(StabilityError, match=r"measured with problem (digits|logistic) = .* its cells cannot be reused"):
+        study.run(other, tmp_path / "other.sqlite", reuse=both_store, workers=1)
+
+
+def test_studies_of_tasks_refuse_what_makes_no_sense() -> None:
+    with pytest.raises(UsageError, match="measured_seeds = 4 of 3 seeds: use at most as many"):
+        dataclasses.replace(BOTH, measured_seeds=4)
+    with pytest.raises(UsageError, match="two problems have one name among cb, cb; rename a folder"):
+        dataclasses.replace(BOTH, problem=("a/cb", "b/cb"))
+    with pytest.raises(UsageError, match="study 'both' has random with the same settings twice"):
+        dataclasses.replace(BOTH, algorithms=BOTH.algorithms[:1] * 2)
+    with pytest.raises(UsageError, match="measured_seeds and samples"):
+        dataclasses.replace(BOTH, samples=(0, 1))
+
+
+def test_scores_are_those_of_the_records(both_store: Path) -> None:
+    frame = table(Store(both_store))
+    found = scores(frame)
+    for _, row in found.iterrows():
+        mine = frame[(frame["task"] == row["task"]) & (frame["method"] == row["method"])]
+        assert row["mean"] == pytest.approx(100 * np.mean(mine["test_metric"].tolist()))
+        assert row["std"] == pytest.approx(100 * np.std(mine["test_metric"].tolist(), ddof=1))
+        first = mine[mine["seed"] == 0].iloc[0]
+        assert row["stability"] == first["stability"]
+        assert [row["stability_low"], row["stability_high"]] == first["stability_interval"]
+        assert (row["seeds"], row["missing"], row["measured"]) == (3, 0, 1)
+    assert found.attrs["title"] == "study both"
+    assert "20 of digits" in found.attrs["notes"][0]
+    assert "steps 4" in found.attrs["notes"][0]
+
+
+def test_the_spread_s_interval_is_that_of_a_normal_sample() -> None:
+    """20 000 samples of five (fixed in advance): σ is held in 95 % within 4.5 standard errors."""
+    spread = np.random.default_rng(0).standard_normal((20_000, 5)).std(axis=1, ddof=1)
+    ends = np.array([std_interval(1.0, 5)])
+    held = np.mean((spread * ends[0, 0] <= 1) & (spread * ends[0, 1] >= 1))
+    assert abs(held - 0.95) < 4.5 * np.sqrt(0.95 * 0.05 / 20_000)
+    assert np.isnan(std_interval(1.0, 1)).all()
+
+
+def shortened(source: Path, target: Path, keep: Any) -> Path:
+    """The same study without some of its cells."""
+    whole = Store(source)
+    part = Store(target, whole.identity, metadata.version("stability"))
+    for identity, record in whole.cells():
+        if keep(identity):
+            part.add(identity, record)
+    return target
+
+
+def test_missing_cells_are_counted_and_shown(both_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shortened(
+        both_store, tmp_path / "holes.sqlite", lambda cell: not (cell["task"] == "digits" and cell["method"] == "magnitude")
+    )
+    found = scores(table(Store(path)))
+    assert len(found) == 4
+    assert found["missing"].tolist() == [0, 3, 0, 0]
+    assert np.isnan(found["mean"].iloc[1])
+    assert main(["table", "--store", str(path), "--ranks"]) == 0
+    text = capsys.readouterr().out
+    assert "3 of 12 cells are missing" in text
+    assert "–" in text
+    single = shortened(both_store, tmp_path / "single.sqlite", lambda cell: cell["seed"] == 0)
+    assert scores(table(Store(single)))["std"].isna().all()
+
+
+def test_mixed_settings_are_refused_by_name(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    frame = table(Store(small_store))
+    with pytest.raises(
+        UsageError, match=r"random has 2 settings in this study, sparsity = 0.02, 0.2, .*: choose with --sparsity P"
+    ):
+        scores(frame)
+    assert scores(frame, 0.1)["sparsity"].tolist()[1] == pytest.approx(0.2, abs=1e-4)  # nearer than 0.02 on a log scale
+    uneven = Study("uneven", "digits", (FineTuning(BitFit(), steps=2), FineTuning(Random(0.1), steps=3)), (0,), {"n": 20}, 2, None)
+    path = tmp_path / "uneven.sqlite"
+    for p, message in ((-1.0, "p = -1.0 is outside"), (float("nan"), "p = nan is outside")):
+        with pytest.raises(UsageError, match=message):
+            scores(frame, p)
+    with pytest.raises(UsageError, match="methods of this study were trained with steps = 2, 3: no table compares them"):
+        scores(study.run(uneven, path, device="cpu", workers=1))
+    assert main(["table", "--store", str(path), "--ranks"]) == 2
+    assert "steps = 2, 3" in capsys.readouterr().err
+    rates = Study("rates", "digits", (FineTuning(BitFit(), steps=2, learning_rate=1e-2), FineTuning(Random(0.1), steps=2)), (0,))
+    told_rates = scores(
+        study.run(dataclasses.replace(rates, retrainings=2, check_replicas=None), tmp_path / "rates.sqlite", workers=1)
+    )
+    assert told_rates.attrs["notes"][0].endswith("learning rate 0.01 (bitfit); 0.003 (random)")
+    assert "one seed a cell: there is no standard deviation" in told_rates.attrs["notes"]
+
+
+def renamed(path: Path, target: Path, tasks: dict[str, str], name: str = "both") -> Path:
+    """The same results under the names of other tasks."""
+    whole = Store(path)
+    identity = {**whole.identity, "study": name, "problems": {tasks[name]: one for name, one in whole.identity["problems"].items()}}
+    other = Store(target, identity, metadata.version("stability"))
+    for cell, record in whole.cells():
+        other.add({**cell, "task": tasks[cell["task"]]}, {**record, "task": tasks[record["task"]]})
+    return target
+
+
+def test_a_store_beside_the_published_numbers(both_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "--store", str(both_store), "--against", "paper"]) == 2
+    assert "no published numbers for digits, logistic: the paper has cola, stsb" in capsys.readouterr().err
+    path = str(renamed(both_store, tmp_path / "as.sqlite", {"digits": "cb", "logistic": "mine"}))
+    assert main(["table", "--store", path, "--against", "paper", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [row["mean"] for row in values["published"]["rows"]] == [90.54, 81.25]  # Random's and MagPruning's on CB, Table 1
+    assert len(values["measured"]["rows"]) == 4
+    assert main(["table", "--store", path, "--against", "perturbation"]) == 0
+    text = capsys.readouterr().out
+    assert "CB, published" in text
+    assert "mine" in text
+    assert "mine, published" not in text
+    assert "ranks among 2 of its methods on 1 of its tasks" in text
+    assert "Table 2 of Fu et al. 2023" in text
+    assert main(["figures", "--store", path, "--against", "paper", "--out", str(tmp_path / "f")]) == 1
+    assert "ranks need at least two methods, two seeds and three pairs" in capsys.readouterr().err  # two are published
+    known = str(renamed(both_store, tmp_path / "known.sqlite", {"digits": "cb", "logistic": "rte"}))
+    assert main(["figures", "--store", known, "--against", "paper", "--out", str(tmp_path / "f")]) == 0
+    names = {file.name for file in (tmp_path / "f").glob("*.png")}
+    assert {"both_ranks.png", "both_definition_3.png", "both_stability_cb.png", "both_generalization_rte.png"} <= names
+    found = against_published(scores(table(Store(path))))
+    assert found.attrs["title"] == published.scores().attrs["title"]
+
+
+def test_one_p_in_two_settings_is_refused(tmp_path: Path) -> None:
+    rates = tuple(FineTuning(Random(0.1), steps=2, learning_rate=rate) for rate in (1e-2, 1e-4))
+    frame = study.run(Study("rates", "digits", rates, (0,), {"n": 20}, 2, None), tmp_path / "rates.sqlite", device="cpu", workers=1)
+    for p in (None, 0.1):
+        with pytest.raises(
+            UsageError, match=r"random has 2 settings in this study, learning_rate = 0.01, 0.0001, .*: take those rows"
+        ):
+            scores(frame, p)
+
+
+def test_the_table_to_compare_with_is_that_of_the_same_experiment(
+    both_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = renamed(both_store, tmp_path / "p.sqlite", {"digits": "cb", "logistic": "rte"}, "mine-perturbation")
+    assert main(["table", "--store", str(path), "--against", "paper"]) == 0
+    assert "Table 2 of Fu et al. 2023" in capsys.readouterr().out
+
+
+def test_failed_cells_spoil_neither_figures_nor_names(both_store: Path, tmp_path: Path) -> None:
+    path = shortened(both_store, tmp_path / "failed.sqlite", lambda cell: cell["task"] == "digits")
+    store = Store(path)
+    for cell in BOTH.cells():
+        if cell.problem == "logistic":
+            store.add(cell_identity(BOTH, cell), {"status": "failed", "task": "logistic", "reason": "planted"})
+    frame = table(store)
+    written = {file.name for file in plotting.save_all(frame, tmp_path / "f")}
+    assert {"both_stability.png", "both_definition_3.png"} <= written
+    assert summarise(frame).attrs["all_failed"] == ["random at p = 0.3 on logistic", "magnitude at p = 0.3 on logistic"]
+
+
+def test_without_any_measured_seed_there_are_scores_and_no_stability(tmp_path: Path) -> None:
+    unmeasured = dataclasses.replace(BOTH, name="none", problem="digits", measured_seeds=0, seeds=(0, 1))
+    frame = study.run(unmeasured, tmp_path / "none.sqlite", device="cpu", workers=1)
+    assert scores(frame)["stability"].isna().all()
+    names = {file.name for file in plotting.save_all(frame, tmp_path / "f")}
+    assert "none_generalization.png" in names
+    assert not {"none_stability.png", "none_definition_3.png", "none_gap_against_stability.png"} & names
+    with pytest.raises(plotting.NothingToDrawError, match="measured with no seed"):
+        plotting.stability(frame)
+
+
+def test_bounds_of_the_measured_seed_are_shown_and_predictions_are_kept(tmp_path: Path) -> None:
+    bounded = dataclasses.replace(BOTH, name="bounded", problem="logistic", check_replicas=0, seeds=(0, 1))
+    frame = study.run(bounded, tmp_path / "bounded.sqlite", device="cpu", workers=1)
+    first = frame[frame["seed"] == 0].set_index("method")["theorem_1_state"]
+    assert summarise(frame).set_index("method")["theorem_1_state"].to_dict() == first.to_dict()
+    foretold = dataclasses.replace(
+        BOTH, name="told", problem="digits", retrainings=None, estimator=Approximate(), measured_seeds=None
+    )
+    row = study.run_cell(foretold, foretold.cells()[0])
+    assert row["estimate_status"] == "approximate"
+    assert row["stability"] > 0
+
+
+def test_lines_are_tasks_where_there_is_one_method(both_store: Path, tmp_path: Path) -> None:
+    frame = table(Store(both_store))
+    one = frame[frame["method"] == "random"]
+    figure = plotting.four_panels(one)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["digits", "logistic"]
+    with pytest.raises(plotting.NothingToDrawError, match="several methods on several tasks"):
+        plotting.four_panels(frame)
+    with pytest.raises(plotting.NothingToDrawError, match="ranks need at least two methods"):
+        plotting.ranks(scores(one))
+
+
+def test_figures_show_the_scores(both_store: Path) -> None:
+    found = scores(table(Store(both_store)))
+    figure = plotting.definition_3(found)
+    left, right = figure.axes[:2]
+    for ax, column in ((left, "stability"), (right, "std")):
+        points = [np.ravel(line.get_xdata())[0] for line in ax.lines if line.get_marker() != "None"]
+        assert points == pytest.approx(found.loc[found["task"] == "digits", column].tolist())
+    published_ranks = plotting.ranks(published.scores("main"), published.scores("perturbation"))
+    assert "Spearman ρ = 0.485" in published_ranks.axes[0].get_title()
+    assert "Spearman ρ = 0.310" in published_ranks.axes[1].get_title()
+    points = [np.size(line.get_xdata()) for line in published_ranks.axes[0].lines if line.get_alpha() is not None]
+    assert points == [7] * 10
+    steps = [line for line in published_ranks.axes[0].lines if line.get_marker() == "_"]
+    known = published.scores("main")
+    rank = known.groupby("task")["std"].rank().round()
+    mean = known.groupby("task")["mean"].rank(ascending=False)
+    assert steps[0].get_ydata() == pytest.approx(mean.groupby(rank).mean().to_numpy())
+
+
+def test_paper_s_figure_and_tables_need_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["figures", "--paper", "--out", str(tmp_path)]) == 0
+    wanted = {"paper_ranks.png", "paper_ranks.pdf"} | {
+        f"paper_{p}.{e}" for p in ("main", "perturbation") for e in ("md", "tex", "csv")
+    }
+    assert {path.name for path in tmp_path.iterdir()} == wanted
+    assert set(capsys.readouterr().out.split()) == {str(tmp_path / name) for name in wanted}
+    written = pd.read_csv(tmp_path / "paper_main.csv")
+    again = stats.spearmanr(written["rank_mean"], written["rank_std"])
+    assert main(["table", "--paper", "main", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["table"] == "main"
+    assert values["spearman"] == pytest.approx(again.statistic)
+    assert values["p_value"] == pytest.approx(again.pvalue)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("table", "give --store FILE, or --paper main or perturbation"),
+        ("figures", "give --store FILE, or --paper"),
+        ("figures --paper --only ranks", "--only belongs to --store"),
+        ("table --paper main --against paper", "--against and --sparsity belong to --store"),
+        ("table --paper main --json --format csv", "--json and --format: leave one of them out"),
+        ("table --store {} --paper main", "--paper is of the published numbers alone"),
+        ("figures --store {} --only nothing", "unknown figure 'nothing'"),
+        ("figures --store {} --against paper --out nowhere", "no published numbers for digits, logistic"),
+    ],
+)
+def test_a_senseless_request_says_so(command: str, message: str, both_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command.format(both_store).split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_plan_counts_what_is_really_trained(both_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = expected(BOTH, device="cpu", workers=1)
+    assert plan["cells"].tolist() == [3] * 4
+    trained: list[int] = []
+
+    def counted(problem: Any, algorithm: Any, weights: Any = None, *more: Any, **how: Any) -> Any:
+        trained.append(1 if weights is None else len(weights))
+        return train(problem, algorithm, weights, *more, **how)
+
+    monkeypatch.setattr("stability.leave_one_out.measuring.train", counted)
+    study.run(BOTH, tmp_path / "again.sqlite", device="cpu", workers=1)
+    assert plan["trainings"].sum() == sum(trained)
+    rest = expected(BOTH, both_store, device="cpu", workers=1)
+    assert rest["cells"].sum() == rest["trainings"].sum() == 0
+    assert rest["hours"].sum() == 0
+    assert "0 of 12 cells to compute" in told(rest)
+    text = told(plan)
+    assert "12 of 12 cells to compute" in text
+    assert "one worker on cpu" in text
+    assert (plan["step_seconds"] > 0).all()
+
+
+def test_a_plan_knows_what_it_can_foretell(both_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(StabilityError, match=r"both.sqlite was made with .*problems"):
+        expected(dataclasses.replace(BOTH, problem_settings={"n": 22}), both_store, device="cpu")
+    with pytest.raises(UsageError, match="workers = -2"):
+        expected(BOTH, device="cpu", workers=-2)
+    more = dataclasses.replace(BOTH, seeds=(0, 1, 2, 3))
+    assert expected(more, reuse=both_store, device="cpu", workers=1)["cells"].tolist() == [1] * 4
+    capped = dataclasses.replace(BOTH, retrainings=None, estimator=Assisted(5, tolerance=0.1), problem="digits", seeds=(0,))
+    assert expected(capped, device="cpu", workers=1)["trainings"].tolist() == [7, 7]
+    minimised = Study("least", "logistic", (Minimisation(FullTuning(), ridge=0.5),), (0,), {"n": 20}, 3)
+    assert "without 5 minimisations, which take as many steps as they need" in told(expected(minimised, device="cpu", workers=1))
+
+
+def test_cells_are_named_by_task_and_by_what_is_measured() -> None:
+    identities = [cell_identity(BOTH, cell) for cell in BOTH.cells()]
+    assert len({key(one) for one in identities}) == 12
+    assert [one.get("measured", True) for one in identities] == [True] * 4 + [False] * 8
+    assert {one["task"] for one in identities} == {"digits", "logistic"}

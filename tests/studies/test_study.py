@@ -1,0 +1,170 @@
+"""Studies made larger, their reuse, and the figure of training histories."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stability import Problem, StabilityError, UsageError, plotting, problems
+from stability.cli.commands import main
+from stability.leave_one_out.estimators import Assisted
+from stability.leave_one_out.measuring import measure
+from stability.leave_one_out.statistics import variance_shares
+from stability.reports.tables import render
+from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, MagPruning, from_scores
+from stability.studies import study
+from stability.studies.named import STUDIES
+from stability.studies.store import Store
+from stability.studies.summary import summarise, table
+from stability.training.algorithm import FineTuning
+from stability.training.replicas import train
+from tests.cli.test_command_line import SMALL
+
+
+@pytest.fixture(scope="module")
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "small.sqlite"
+    study.run(SMALL, path, device="cpu", workers=1)
+    return path
+
+
+def test_added_selectors_take_over_what_a_like_study_finished(small_store: Path, tmp_path: Path) -> None:
+    larger = SMALL.with_selectors(MagPruning(0.02), ChildPruning(0.02))
+    assert larger.name == "small+magnitude+childpruning"
+    computed = []
+    path = tmp_path / "larger.sqlite"
+    frame = study.run(larger, path, reuse=small_store, device="cpu", workers=1, on_cell=lambda: computed.append(1))
+    assert len(computed) == 4
+    assert list(frame["method"].unique()) == ["bitfit", "random", "magnitude", "childpruning"]
+    old, new = table(Store(small_store)), frame[frame["method"].isin(["bitfit", "random"])]
+    assert new["stability"].tolist() == old["stability"].tolist()
+    with pytest.raises(StabilityError, match=r"measured with retrainings = 3, this study with 4: its cells cannot be reused"):
+        study.run(dataclasses.replace(larger, retrainings=4), tmp_path / "other.sqlite", reuse=small_store, workers=1)
+    assert len(SMALL.with_selectors(BitFit(), SAM(0.1), SAM(0.1)).algorithms) == len(SMALL.algorithms) + 1
+    exact = dataclasses.replace(SMALL, name="exact", retrainings=None)
+    Store(tmp_path / "assisted.sqlite", dataclasses.replace(exact, estimator=Assisted(3)).identity(), metadata.version("stability"))
+    with pytest.raises(StabilityError, match="measured with estimator = .*assisted.*, this study with None"):
+        study.run(exact, tmp_path / "exact.sqlite", reuse=tmp_path / "assisted.sqlite", workers=1)
+    with pytest.raises(UsageError, match="retrainings = 3 and an estimator"):
+        dataclasses.replace(SMALL, estimator=Assisted(3))
+    with pytest.raises(UsageError, match="'small' has bitfit with these settings already"):
+        SMALL.with_selectors(BitFit())
+    smaller = dataclasses.replace(SMALL, algorithms=SMALL.algorithms[:1])
+    assert len(study.run(smaller, tmp_path / "smaller.sqlite", reuse=small_store, workers=1)) == 2  # its own cells alone
+    Store(tmp_path / "old.sqlite", SMALL.identity(), "0.0.1")
+    with pytest.raises(StabilityError, match="made by version 0.0.1, this is .*: nothing can be reused"):
+        study.run(larger, tmp_path / "other.sqlite", reuse=tmp_path / "old.sqlite", workers=1)
+    with pytest.raises(UsageError, match="no selector to add"):
+        SMALL.with_selectors()
+
+
+def test_a_selector_of_one_s_own_gets_its_line_in_every_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a file in the current folder, through worker processes, beside the cells of a stored study."""
+    monkeypatch.chdir(tmp_path)
+    Path("my_method.py").write_text(
+        "def smallest(problem, generator):\n    return {name: -t.abs() for name, t in problem.pretrained.items()}\n"
+    )
+    monkeypatch.setitem(STUDIES, "small", SMALL)
+    assert main(["run", "small", "--store", "small.sqlite", "--workers", "1"]) == 0
+    command = "run small --add my_method:smallest --sparsities 0.02 0.1 --reuse small.sqlite --workers 2 --figures figures"
+    assert main(command.split()) == 0
+    printed = capsys.readouterr().out
+    assert "results: runs/small+smallest.sqlite" in printed
+    frame = table(Store("runs/small+smallest.sqlite"))
+    assert (frame["status"] == "ok").all()
+    assert len(frame[frame["method"] == "smallest"]) == 4
+    names = set(plotting.FIGURES) - {"projection_discontinuity"}
+    assert {path.stem for path in Path("figures").iterdir()} == {f"small+smallest_{name}" for name in names}
+    for name in ("stability", "generalization", "four_panels", "gap_against_stability"):
+        (legend,) = plotting.FIGURES[name](frame).legends
+        assert "smallest" in {text.get_text() for text in legend.get_texts()}
+    titles = {ax.get_title() for ax in plotting.bounds(frame).axes}
+    assert "hard mask: smallest" in titles
+
+
+def test_fresh_training_sets_and_seeds_have_their_shares(tmp_path: Path) -> None:
+    """Two S of two seeds each: one cell for each pair, S drawn by its own seed, and the shares of the variance in the table."""
+    mine = dataclasses.replace(SMALL, name="apart", algorithms=SMALL.algorithms[:2], seeds=(0, 1), samples=(5, 6), retrainings=None)
+    mine = dataclasses.replace(mine, estimator=Assisted(6))
+    assert mine.identity()["samples"] == [5, 6]
+    frame = study.run(mine, tmp_path / "apart.sqlite", device="cpu", workers=1)
+    assert len(frame) == 2 * 2 * 2
+    assert set(zip(frame["sample"], frame["seed"], strict=True)) == {(5, 0), (5, 1), (6, 2), (6, 3)}
+    tuning = dataclasses.replace(SMALL.algorithms[1], seed=1)
+    again = measure(problems.load("digits", n=20, seed=5), tuning, estimator=Assisted(6), device="cpu")
+    row = frame[(frame["method"] == "random") & (frame["sample"] == 5) & (frame["seed"] == 1)].iloc[0]
+    assert row["stability"] == again.value
+    assert row["correlation"] == pytest.approx(again.diagnostics.correlation)
+    summary = summarise(frame).set_index("method").loc["random"]
+    group = frame[frame["method"] == "random"]
+    values, errors = (group.sort_values(["sample", "seed"])[n].to_numpy().reshape(2, 2) for n in ("stability", "stability_error"))
+    mean, shares = variance_shares(values, errors)
+    assert (summary["stability_low"], summary["stability_high"]) == pytest.approx(mean.interval)
+    assert [summary[f"{name}_share"] for name in shares.fractions()] == list(shares.fractions().values())
+    assert "of S" in render(frame)
+    (stored, *_) = [record for _, record in Store(tmp_path / "apart.sqlite").cells()]
+    assert len(stored["prediction"]["difference"]) == 20
+    plain = study.run(dataclasses.replace(mine, name="plain", samples=None), tmp_path / "plain.sqlite", device="cpu", workers=1)
+    assert "of S" not in render(plain).split("stability: mean")[0]
+    with pytest.raises(StabilityError, match="made with samples = "):
+        study.run(dataclasses.replace(mine, samples=(5, 7)), tmp_path / "apart.sqlite", device="cpu", workers=1)
+
+
+def test_two_methods_of_one_name_are_refused() -> None:
+    def bitfit(problem: Problem, draw: torch.Generator) -> dict[str, torch.Tensor]:
+        return dict(problem.pretrained)
+
+    with pytest.raises(UsageError, match="two different selectors are called 'bitfit'.*rename one"):
+        SMALL.with_selectors(from_scores(bitfit, 0.1))
+    assert study._only_here(from_scores(bitfit, 0.1))  # inside another function: nothing could import it
+
+
+def test_a_store_without_a_finished_cell_starts_anew(tmp_path: Path) -> None:
+    """A first run that was refused leaves no obstacle to the corrected one."""
+    Store(tmp_path / "mine.sqlite", dataclasses.replace(SMALL, retrainings=9).identity(), "0.0.1")
+    frame = study.run(SMALL, tmp_path / "mine.sqlite", device="cpu", workers=1)
+    assert len(frame) == len(SMALL.cells())
+    with pytest.raises(StabilityError, match="made with retrainings = 3, now it is 9"):
+        study.run(dataclasses.replace(SMALL, retrainings=9), tmp_path / "mine.sqlite", device="cpu", workers=1)
+
+
+def test_a_function_that_no_other_process_knows_is_measured_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook: it lives in ``__main__``, which is no file."""
+
+    def scores(problem: Problem, draw: torch.Generator) -> dict[str, torch.Tensor]:
+        return {name: -tensor.abs() for name, tensor in problem.pretrained.items()}
+
+    scores.__module__, scores.__qualname__ = "__main__", "scores"
+    selector = from_scores(scores, 0.1)
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    assert study._only_here(selector)
+    assert not study._only_here(SAM(0.1))
+
+
+def test_discontinuity_is_drawn_from_the_run(tmp_path: Path) -> None:
+    """The drawn losses are those that training recorded, the ticks where its mask changed, the shade where it was relaxed."""
+    moving = (DiffPruning(0.02, burn_in=4, every=12), SAM(0.02))
+    mine = dataclasses.replace(SMALL, name="moves", algorithms=tuple(FineTuning(s, steps=60) for s in moving), seeds=(0,))
+    frame = study.run(mine, tmp_path / "moves.sqlite", device="cpu", workers=1)
+    problem = problems.load("digits", n=20, seed=0)
+    found = train(problem, FineTuning(moving[0], steps=60, seed=0))
+    (ax,) = plotting.projection_discontinuity(frame).axes
+    drawn = [np.asarray(line.get_ydata(), dtype=float) for line in ax.lines if len(np.asarray(line.get_ydata())) == 60]
+    assert len(drawn) == 2
+    np.testing.assert_allclose(drawn[1], found.batch_losses[:, 0], rtol=1e-3, atol=1e-6)
+    (ticks,) = [line for line in ax.lines if line.get_marker() == "|"]
+    assert np.asarray(ticks.get_xdata()).tolist() == [4, 16, 28, 40, 52]
+    assert [int(step) + 1 for step in frame.iloc[0]["history"]["mask_changes"]] == [4, 16, 28, 40, 52]
+    assert len(ax.patches) == 5
+    assert ax.get_yscale() == "log"
+    with pytest.raises(plotting.NothingToDrawError, match="see study 'discontinuity'"):
+        plotting.projection_discontinuity(frame[frame["method"] == "sam"])
