@@ -22,6 +22,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from stability import FineTuning, leave_one_out, machine, problems
 from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled
 from stability.leave_one_out.predictors import Linearised, OneStep, Prediction, Predictor
 from stability.leave_one_out.statistics import Estimate, Numbers
+from stability.masks import Mask
 from stability.problems.problem import generator
 from stability.selectors import SAM, BitFit, LoRA, MagPruning, Random
 from stability.studies.named import STUDIES
@@ -82,11 +84,11 @@ def simulated(measured: Numbers, predicted: Numbers) -> dict[str, Any]:
 
 def draw(estimator: Sampled, measured: Numbers, foretold: Prediction, seed: int) -> tuple[Estimate, int]:
     """What the estimator says after it has stopped, and after how many retrainings that was."""
-    plan = estimator.plan(len(measured), seed, foretold)
+    design = estimator.design(len(measured), seed, foretold)
     done, estimate = 0, None
     while more := estimator.more(len(measured), done, estimate):
         done += more
-        estimate = plan.mean(measured[plan.order[:done]], 0.95)
+        estimate = design.mean(measured[design.order[:done]], 0.95)
     assert estimate is not None
     return estimate, done
 
@@ -109,11 +111,11 @@ def measure_digits(device: str) -> list[dict[str, Any]]:
     problem = problems.load("digits", n=100, seed=0)
     for tuning in STUDIES["digits"].algorithms:
         assert isinstance(tuning, FineTuning)
-        exact = leave_one_out.measure(problem, tuning, device=device)
+        exact = leave_one_out.measure(problem, tuning, estimator=Exact(), device=device)
         measured = exact.per_example["difference"].abs().to_numpy()
         ways: dict[str, Predictor] = {"linearised": Linearised(), "one step": OneStep(damping=0.03)}
         told = {name: foretold_by(way, problem, tuning, device) for name, way in ways.items()}
-        row: dict[str, Any] = {"method": tuning.name, "p": exact.sparsity, "k": exact.tunable, "exact_seconds": exact.seconds}
+        row: dict[str, Any] = {"method": tuning.name, "p": exact.sparsity, "k": exact.k, "exact_seconds": exact.seconds}
         row |= {"noise_floor": exact.noise_floor, "loss_full": numbers(exact.per_example["loss_full"])}
         row |= {"difference": numbers(exact.per_example["difference"]), "predictions": told}
         for one in told.values():
@@ -134,7 +136,9 @@ def measure_checkpoints(device: str) -> list[dict[str, Any]]:
     problem = problems.load("digits", n=100, seed=0)
     for selector in (BitFit(), LoRA(4), *(kind(p) for kind in (Random, MagPruning, SAM) for p in (0.01, 0.1))):
         tuning = FineTuning(selector, steps=100)
-        measured = leave_one_out.measure(problem, tuning, device=device).per_example["difference"].abs().to_numpy()
+        measured = (
+            leave_one_out.measure(problem, tuning, estimator=Exact(), device=device).per_example["difference"].abs().to_numpy()
+        )
         for count in (1, 2, 3, 5, 8, 12, 20):
             told = foretold_by(Linearised(checkpoints=count), problem, tuning, device)
             predicted = np.abs(told.pop("difference"))
@@ -210,6 +214,17 @@ def measure_population(model: str, data: Path, device: str, path: Path, most: in
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Selected:
+    """Masks that were selected before: S's, and S's with that of each Sⁱ."""
+
+    own: Mask
+    anew: list[Mask]
+
+    def of(self, left_out: Sequence[int]) -> list[Mask]:
+        return self.anew if len(left_out) else [self.own]
+
+
 def measure_language(model: str, data: Path, device: str, population: dict[str, Any], path: Path) -> dict[str, Any]:
     problem, tuning = language(model, data)
     problem = problem.to(torch.device(device))
@@ -229,9 +244,10 @@ def measure_language(model: str, data: Path, device: str, population: dict[str, 
         if name in found["predictions"]:
             continue
         began = time.perf_counter()
-        _, foretold = way.predict(problem, tuning, lambda some: anew if len(some) else [own])
-        assert foretold is not None
-        run = time.perf_counter() - began - foretold.seconds
+        observed = way.observe(problem, tuning, Selected(own, anew))
+        real = train(problem, tuning, masks=[own], replica_batch=1, observe=observed.observer)
+        run = time.perf_counter() - began
+        foretold = observed.predict(real)
         predicted = foretold.sizes[index]
         told: dict[str, Any] = {"by": foretold.by, "seconds": foretold.seconds, "seconds_of_the_run": run}
         told |= {"retrainings_worth": foretold.seconds / run, **agreement(predicted, measured)}

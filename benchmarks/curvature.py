@@ -28,7 +28,7 @@ from stability.derivatives.influence import first_order_changes
 from stability.masks import Parameters
 from stability.problems.problem import Examples
 from stability.selectors import FullTuning
-from stability.training.algorithm import Minimisation
+from stability.training import Minimisation
 from stability.training.replicas import train
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ def main() -> None:
 
             times[f"{name} eigenvalue, {kind}"], eigenvalues[f"{name}, {kind}"] = warm_seconds(eigenvalue)
     times["diagonal of the Hessian, 100 probes"], _ = warm_seconds(lambda: diagonal(hessian))
-    minimum = train(problem, Minimisation(FullTuning(), ridge=0.9, tolerance=1e-4)).parameters(0)
+    minimum = train(problem, Minimisation(FullTuning(), ridge=0.9, gradient_tolerance=1e-4)).parameters(0)
     at_minimum = Curvature(problem, minimum, problem.train)
     times["middle step, 100 examples, λ = 0.9"], _ = warm_seconds(lambda: first_order_changes(at_minimum, 0.9))
 

@@ -25,6 +25,7 @@ import torch
 
 from stability import FineTuning, leave_one_out, machine, problems
 from stability.derivatives.curvature import Curvature, greatest_eigenvalue, least_eigenvalue
+from stability.leave_one_out.estimators import Sampled
 from stability.problems.metrics import commonest_class
 from stability.selectors import SAM, FullTuning, Selector
 from stability.training.replicas import train
@@ -77,7 +78,7 @@ def measure_stability(model: str, data: Path, device: torch.device, retrainings:
     problem = problems.load(str(data / "cb"), model=model, n=96)
     rows = []
     for selector in (SAM(SPARSITY), FullTuning()):
-        estimate = leave_one_out.measure(problem, algorithm(selector, 90), retrainings, device=device)
+        estimate = leave_one_out.measure(problem, algorithm(selector, 90), Sampled(retrainings), device=device)
         test = problem.test.to(estimate.replicas.values.device)
         metric = problem.metric(estimate.replicas.logits(test, slice(0, 1))[0], test.labels)
         rows.append({"method": selector.name, **estimate.to_dict(), "test_metric": metric})

@@ -37,7 +37,7 @@ from stability import FineTuning, Problem, problems
 from stability.masks import Mask
 from stability.problems.digits import _config
 from stability.selectors import SAM
-from stability.training.algorithm import Precision
+from stability.training import Precision
 from stability.training.replicas import Replicas, train
 
 logging.set_verbosity_error()  # of transformers: that the head is new
@@ -93,7 +93,7 @@ class Setting:
     def gates(self) -> dict[str, Tensor]:
         """Of every tensor that is trained a mask of its shape."""
         start, gates = self.loaded.start(self.algorithm.seed), {}
-        for name, index in self.algorithm.tunable(self.loaded, self.selected).indices.items():
+        for name, index in self.algorithm.tunable_mask(self.loaded, self.selected).indices.items():
             gates[name] = torch.zeros_like(start[name])
             gates[name].view(-1)[index.to(self.device)] = 1.0
         return gates
@@ -181,8 +181,9 @@ def _optimizer(model: nn.Module, gates: dict[str, Tensor], setting: Setting) -> 
     for name, p in model.named_parameters():
         p.requires_grad_(name in gates)
     algorithm = setting.algorithm
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=algorithm.learning_rate, weight_decay=0.0)
-    rates = [algorithm.learning_rate_at(step) / algorithm.learning_rate for step in range(algorithm.steps + 1)]
+    rates = [algorithm.learning_rate_at(step) / algorithm.learning_rate_at(0) for step in range(algorithm.max_steps + 1)]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=algorithm.learning_rate_at(0), weight_decay=0.0)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[step])
 
 

@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.language import RESULTS, labelled, minilm
 from benchmarks.loops import PROBLEMS, PROGRAMS, Setting, engine_replicas, peak_memory, plain_loop, seconds
 from stability import machine
-from stability.training.algorithm import Precision
+from stability.training import Precision
 from stability.training.execution import departures
 from stability.training.products import product
 

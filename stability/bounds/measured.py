@@ -15,7 +15,7 @@ from stability.derivatives.curvature import Curvature, Eigenvalue, least_eigenva
 from stability.derivatives.gradients import mean_gradient, per_example_gradients
 from stability.derivatives.influence import first_order_changes
 from stability.errors import StabilityError, UsageError
-from stability.leave_one_out.measuring import StabilityEstimate
+from stability.leave_one_out.estimate import StabilityEstimate
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, Problem
 from stability.training.replicas import Replicas
@@ -83,7 +83,7 @@ def measure_constants(estimate: StabilityEstimate, check_replicas: int = 0, memo
         raise UsageError(f"check_replicas = {check_replicas}: use at least 0")
     replicas, table = estimate.replicas, estimate.per_example
     problem, algorithm, model = replicas.problem, replicas.algorithm, replicas.parameters(0)
-    ridge, mask = algorithm.ridge_for(replicas.masks[0]), algorithm.tunable(problem, replicas.masks[0])
+    ridge, mask = algorithm.ridge_for(replicas.masks[0]), algorithm.tunable_mask(problem, replicas.masks[0])
     finished = table[table["failed_step"] < 0]
     left = [(row, int(i)) for row, (i, step) in enumerate(zip(table["index"], table["failed_step"], strict=True), 1) if step < 0]
 
@@ -217,7 +217,7 @@ def _slope(replicas: Replicas, row: int, examples: Examples, memory_budget: int 
     mean = mean_gradient(problem, parameters, examples, memory_budget)
     moved = (everything.gather(parameters) - everything.gather(replicas.start)).double()
     slope = mean + 2 * algorithm.ridge_for(selected) * moved
-    mine = everything.contains(algorithm.tunable(problem, selected)).to(slope.device)
+    mine = everything.contains(algorithm.tunable_mask(problem, selected)).to(slope.device)
     return torch.stack([slope.norm(), slope[mine].norm()])
 
 

@@ -12,7 +12,7 @@ from stability import __version__
 from stability.reports.score_tables import Form
 from stability.studies.protocol import AUTHORS
 from stability.studies.published import Part as Published
-from stability.training.algorithm import FineTuning, Precision
+from stability.training import FineTuning, Precision
 from stability.training.stopping import EarlyStopping
 
 __all__ = ["ESTIMATORS", "PREDICTORS", "PROBLEM", "STOPPING", "TEXT_TRAINING", "TRAINING", "parser"]

@@ -34,7 +34,7 @@ from stability.studies.scores import against_published, scores
 from stability.studies.store import Store
 from stability.studies.study import run
 from stability.studies.summary import summarise, table
-from stability.training.algorithm import FineTuning, Minimisation
+from stability.training import FineTuning, Minimisation
 from stability.training.replicas import train
 
 __all__ = ["main"]
@@ -218,7 +218,7 @@ def _steps(algorithm: FineTuning | Minimisation, estimator: Estimator, n: int) -
     if not isinstance(algorithm, FineTuning) or estimator.tolerance is not None:
         return None
     count = estimator.more(n, 0, None)
-    return (count + 1 + (count > 0)) * algorithm.steps
+    return (count + 1 + (count > 0)) * (algorithm.steps or 150)
 
 
 def _draw_examples(

@@ -19,7 +19,7 @@ from stability.selectors.naming import selector_named, selectors_named
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.protocol import UNUSED
 from stability.studies.study import Study
-from stability.training.algorithm import FineTuning, Minimisation
+from stability.training import FineTuning, Minimisation
 from stability.training.stopping import EarlyStopping
 
 __all__ = ["algorithm_asked", "estimator_asked", "problem_asked", "selector_asked", "study_asked", "training_asked"]
@@ -165,4 +165,4 @@ def algorithm_asked(options: argparse.Namespace) -> FineTuning | Minimisation:
         raise UsageError(f"--minimise takes no {', '.join(odd)}: L-BFGS has no such setting")
     if ridge is None:
         raise UsageError("--minimise needs --ridge λ (or 'paper'), so that there is a minimum to find")
-    return Minimisation(selector, ridge=ridge, tolerance=options.minimise, seed=options.seed)
+    return Minimisation(selector, ridge=ridge, gradient_tolerance=options.minimise, seed=options.seed)

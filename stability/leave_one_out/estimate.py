@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from stability.leave_one_out.estimators import Plan
+from stability.leave_one_out.estimators import Design, Status
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
 from stability.training.replicas import Replicas
@@ -37,7 +37,7 @@ class Diagnostics:
     effective_retrainings: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StabilityEstimate:
     """What leaving one out did.
 
@@ -52,20 +52,19 @@ class StabilityEstimate:
             does in the mean, where a single example may be moved ten times as much.
             A stability below it is not a result.
         estimator: ``exact`` (every i was left out), ``sampled``, ``assisted`` or ``approximate``.
-        status: ``exact``; ``as asked``, so many retrainings; ``within tolerance``; ``tolerance not met`` within as many as were
-            allowed: the interval is what it is; or ``approximate``, no interval.
+        status: how the estimate ended, such as "within tolerance".
         n: size of S.
+        k: how many coordinates of the pretrained model were selected.
+        m: how many coordinates the pretrained model has, or its equivalent where modules were inserted; p = k/m.
+        head: coordinates of the new head, all of which may change.
         retrainings: how many i were left out.
-        failed: those that diverged or stopped short of their tolerance, as {i: step}; they enter no average.
-        tunable: k, selected coordinates of the pretrained model.
-        total: m, coordinates of the pretrained model, of its equivalent where modules were inserted; p = k/m.
-        head: coordinates of the new head, all tunable.
+        failed: those that diverged or stopped short of their minimum, as {i: step}; they enter no average.
         seconds: wall-clock time of selection, training and evaluation.
         steps_shared: steps of replicas that were not computed, because the replicas began as one.
         per_example: a row for each i left out, in the order in which they were drawn: index, loss_full, loss_left_out,
             difference (left out − full), distance ‖A(Sⁱ) − A(S)‖₂, mask_changes (coordinates of A(S)'s mask that Sⁱ's
             lacks), failed_step (−1: none).
-        prediction: what A(S) alone foretold of all n, where the estimator predicts.
+        prediction: what A(S) alone predicted of all n, where the estimator predicts.
         diagnostics: what that was worth.
         notes: what else should be known, a sentence each.
         replicas: the trained models, A(S) first.
@@ -77,13 +76,13 @@ class StabilityEstimate:
     maximum: float
     noise_floor: float
     estimator: str
-    status: str
+    status: Status
     n: int
+    k: int
+    m: int
+    head: int
     retrainings: int
     failed: dict[int, int]
-    tunable: int
-    total: int
-    head: int
     seconds: float
     steps_shared: int
     per_example: pd.DataFrame
@@ -105,7 +104,7 @@ class StabilityEstimate:
     @property
     def sparsity(self) -> float:
         """p = k/m of A(S)."""
-        return self.tunable / self.total
+        return self.k / self.m
 
     def examples(self) -> pd.DataFrame:
         """Every example of which something is known, the one that carries most of the stability first: index, loss_full,
@@ -116,8 +115,8 @@ class StabilityEstimate:
         if self.prediction is None:
             table["predicted"] = np.nan
         else:
-            foretold = self.prediction.table.set_index("index")
-            table = foretold[["loss_full"]].join(table[["retrained"]]).assign(predicted=foretold["difference"])
+            predicted = self.prediction.table.set_index("index")
+            table = predicted[["loss_full"]].join(table[["retrained"]]).assign(predicted=predicted["difference"])
         known = table["retrained"].fillna(table["predicted"]).abs()
         table = table.assign(share=known / (self.n * self.value)).loc[known.sort_values(ascending=False, kind="stable").index]
         return table.reset_index()[["index", "loss_full", "predicted", "retrained", "share"]]
@@ -130,12 +129,13 @@ class StabilityEstimate:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values that JSON can hold (an unbounded end of an interval is None)."""
-        plain = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("replicas", "pointwise", "hypothesis")
-        }
-        foretold = self.prediction
+        """As plain values that JSON can hold: an unbounded end is None, and k and m are called ``tunable`` and ``total``."""
+        left_out = ("replicas", "pointwise", "hypothesis", "k", "m")
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
+        predicted = self.prediction
         return plain | {
+            "tunable": self.k,
+            "total": self.m,
             "value": self.value,
             "interval": _finite(self.interval),
             "confidence": self.pointwise.confidence,
@@ -144,15 +144,26 @@ class StabilityEstimate:
             **{name: _known(getattr(self, name)) for name in ("distance", "maximum", "noise_floor")},
             "notes": list(self.notes),
             "diagnostics": {name: _known(value) for name, value in dataclasses.asdict(self.diagnostics).items()},
-            "prediction": foretold
-            and {"by": foretold.by, "seconds": foretold.seconds, "difference": [_known(d) for d in foretold.table["difference"]]},
+            "prediction": predicted
+            and {
+                "by": predicted.by,
+                "seconds": predicted.seconds,
+                "difference": [_known(d) for d in predicted.table["difference"]],
+            },
             "failed": {str(i): step for i, step in self.failed.items()},
             "per_example": self.per_example.astype(object).where(self.per_example.notna(), None).to_dict("records"),
         }
 
 
-def diagnosed(table: pd.DataFrame, plan: Plan, pointwise: Estimate, prediction: Prediction | None) -> Diagnostics:
-    """From the retrained examples' ``index`` and ``difference``."""
+def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, prediction: Prediction | None) -> Diagnostics:
+    """How well the prediction and the draws did.
+
+    Args:
+        table: the retrained examples, with ``index`` and ``difference``.
+        design: how they were drawn.
+        pointwise: the estimate of β₂.
+        prediction: of all n, where one was made.
+    """
     measured = table["difference"].abs().to_numpy(dtype=np.float64)
     correlation = rank_correlation = math.nan
     if prediction is not None and len(measured):
@@ -161,12 +172,12 @@ def diagnosed(table: pd.DataFrame, plan: Plan, pointwise: Estimate, prediction: 
         if both.shape[1] > 2 and (np.ptp(both, axis=1) > 0).all():
             correlation = float(stats.pearsonr(*both).statistic)
             rank_correlation = float(stats.spearmanr(*both).statistic)
-    n, a = len(plan.order), pointwise.count
+    n, a = len(design.order), pointwise.count
     if a == n:
         return Diagnostics(correlation, rank_correlation, math.nan, float(n))
     spread = math.nan
     if not math.isnan(pointwise.error) and pointwise.error > 0:
-        spread = (plan.mean(measured**2, pointwise.confidence).value - pointwise.value**2) * n / (n - 1)
+        spread = (design.mean(measured**2, pointwise.confidence).value - pointwise.value**2) * n / (n - 1)
     if not spread > 0:
         return Diagnostics(correlation, rank_correlation, math.nan, math.nan)
     cut = spread / a * (1 - a / n) / pointwise.error**2

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,16 +16,17 @@ from numpy.typing import NDArray
 
 from stability.checks import check_positive, check_whole
 from stability.errors import UsageError
-from stability.leave_one_out.predictors import Linearised, OneStep, Prediction, Predictor
+from stability.leave_one_out.predictors import Linearised, OneStep, Prediction, Predictor, default_predictor
 from stability.leave_one_out.statistics import Estimate, Numbers, draw, mean_of_draws, mean_of_population
 from stability.problems.problem import generator
+from stability.training import Algorithm
+from stability.training.replicas import Replicas
 
-__all__ = ["Alone", "Approximate", "Assisted", "Estimator", "Exact", "Plan", "Sampled"]
+__all__ = ["Alone", "Approximate", "Assisted", "Design", "Estimator", "Exact", "Sampled", "Status"]
 
 _FIRST = 12  # retrainings before the first look at a tolerance
 
-DEFAULT: Mapping[str, type[Predictor]] = {"FineTuning": Linearised, "Minimisation": OneStep}
-"""The predictor of each kind of algorithm, where none is named."""
+_DRAWS = "plan"  # names the stream of random numbers; another word would draw other examples
 
 POOR = 0.8  # correlation of prediction and retraining below which the estimate says that it is low
 
@@ -34,16 +36,45 @@ large one, and one of zero must not exclude. Fixed in advance for all problems, 
 measures the coverage and the variance that come of it."""
 
 
+class Status(StrEnum):
+    """How an estimate ended."""
+
+    EXACT = "exact"
+    """Every example was left out."""
+    AS_ASKED = "as asked"
+    """As many examples were left out as were asked for."""
+    WITHIN_TOLERANCE = "within tolerance"
+    """The interval is as narrow as was asked for."""
+    TOLERANCE_NOT_MET = "tolerance not met"
+    """The interval is wider than was asked for, with as many retrainings as were allowed."""
+    APPROXIMATE = "approximate"
+    """The value is the mean of predictions; it has no interval."""
+    NOT_MEASURED = "not measured"
+    """Nothing was left out and nothing predicted."""
+
+
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """In which order examples are left out, and by which sizes they were drawn; None for all alike."""
+class Design:
+    """Which examples are left out, in which order, and with which probability.
+
+    Attributes:
+        order: all n examples in the order in which they are drawn.
+        sizes: (n,) they were drawn with probability proportional to these; None: all alike.
+        notes: what should be known of it, a sentence each.
+    """
 
     order: NDArray[np.int64]
     sizes: Numbers | None = None
     notes: tuple[str, ...] = ()
 
     def mean(self, values: Numbers, confidence: float, ratio: bool = False) -> Estimate:
-        """Of a quantity that was measured for the first examples of the order, NaN where it could not be."""
+        """The mean over all n of a quantity that was measured for the first examples of the order.
+
+        Args:
+            values: the measured values, in that order; NaN where one could not be measured.
+            confidence: of the interval.
+            ratio: as a ratio to the same estimate of 1: better where the values have little to do with ``sizes``.
+        """
         if self.sizes is not None:
             return mean_of_draws(values, self.order[: len(values)], self.sizes, confidence, ratio)
         known = values[~np.isnan(values)]
@@ -51,28 +82,51 @@ class Plan:
 
 
 class Estimator(ABC):
-    """What is left out and when it is enough. Frozen dataclasses; ``settings`` is part of the identity of a result."""
+    """What is left out, when it is enough, and what is concluded.
+
+    Subclasses are frozen dataclasses, whose ``settings`` are part of the identity of a result.
+
+    Attributes:
+        name: in tables and on the command line.
+        predicts: whether a prediction of all n is made first.
+        predictor: what makes it; None: what suits the algorithm.
+        retrainings: the most examples that are left out; None where the estimator decides.
+        tolerance: the relative half-width of the interval at which it stops; None: it does not look at it.
+    """
 
     name: ClassVar[str]
-    predictor: Predictor | None = None
     predicts: ClassVar[bool] = False
+    predictor: Predictor | None = None
     retrainings: int | None = None
     tolerance: float | None = None
 
     def settings(self) -> dict[str, Any]:
-        """As plain values."""
+        """As plain values. Default predictors are named, so that results of another default are never taken for these."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        if self.predicts:  # the default ones by name, so that results of another default are never taken for these
-            chosen = {"every": self.predictor} if self.predictor else {kind: made() for kind, made in DEFAULT.items()}
+        if self.predicts:
+            chosen = {"every": self.predictor} if self.predictor else {"FineTuning": Linearised(), "Minimisation": OneStep()}
             own["predictor"] = {kind: predictor.settings() for kind, predictor in chosen.items()}
         return {"name": self.name, **own}
 
     @abstractmethod
     def more(self, n: int, done: int, found: Estimate | None) -> int:
-        """How many examples to leave out next, after ``done`` of n that gave ``found``; 0 for enough."""
+        """How many examples to leave out next.
+
+        Args:
+            n: size of S.
+            done: how many have been left out.
+            found: what they gave; None before the first.
+
+        Returns:
+            0 for enough.
+        """
+
+    def most(self, n: int) -> int:
+        """The most examples that will be left out."""
+        return self.more(n, 0, None)
 
     def check(self, n: int) -> None:
-        """That there are as many examples as are to be left out.
+        """Check that there are as many examples as are to be left out.
 
         Raises:
             UsageError: there are not.
@@ -80,32 +134,73 @@ class Estimator(ABC):
         if self.retrainings is not None and self.retrainings > n:
             raise UsageError(f"retrainings = {self.retrainings} is outside 1..n with n = {n}")
 
-    def plan(self, n: int, seed: int, prediction: Prediction | None) -> Plan:
-        """Uniform draws without replacement, from the seed alone."""
-        return Plan(torch.randperm(n, generator=generator(seed, "plan")).numpy())
+    def predictor_for(self, algorithm: Algorithm) -> Predictor | None:
+        """What predicts; None where nothing is to be predicted."""
+        return (self.predictor or default_predictor(algorithm)) if self.predicts else None
+
+    def design(self, n: int, seed: int, prediction: Prediction | None) -> Design:
+        """Which examples are left out, in which order; by default drawn uniformly without replacement, from the seed alone."""
+        return Design(torch.randperm(n, generator=generator(seed, _DRAWS)).numpy())
+
+    def conclude(self, measured: Estimate, prediction: Prediction | None) -> Estimate:
+        """The stability, from what was ``measured`` by retraining and what was predicted."""
+        return measured
+
+    def recalibrated(self, real: Replicas, left_out: Sequence[int], losses: Sequence[float]) -> Prediction | None:
+        """The prediction from A(S), improved by the ``losses`` of ``left_out`` examples in retrained models; None: as it was."""
+        return None
+
+    def status(self, found: Estimate) -> Status:
+        """How the estimate ended."""
+        if found.count == found.population:
+            return Status.EXACT
+        if self.tolerance is None:
+            return Status.AS_ASKED
+        return Status.WITHIN_TOLERANCE if found.relative_half_width <= self.tolerance else Status.TOLERANCE_NOT_MET
+
+    def kind(self, found: Estimate) -> str:
+        """What the estimate is called: ``exact`` where every example was left out, otherwise the estimator's name."""
+        return Exact.name if found.count == found.population else self.name
 
 
 @dataclass(frozen=True)
 class Alone(Estimator):
-    """Leave out none, and predict nothing: A(S) alone, for its losses and metrics."""
+    """Leave out none, and predict nothing: A(S) alone, for its losses and metrics.
+
+    Example:
+        >>> Alone().most(n=100)
+        0
+    """
 
     name: ClassVar[str] = "alone"
 
     def more(self, n: int, done: int, found: Estimate | None) -> int:
         return 0
 
+    def status(self, found: Estimate) -> Status:
+        return Status.NOT_MEASURED
+
 
 @dataclass(frozen=True)
 class Exact(Estimator):
-    """Leave out every example: n retrainings, and nothing to be uncertain of for this S and seed."""
+    """Leave out every example: n retrainings, and nothing to be uncertain of for this S and seed.
+
+    Example:
+        >>> Exact().most(n=100)
+        100
+    """
 
     name: ClassVar[str] = "exact"
 
     def more(self, n: int, done: int, found: Estimate | None) -> int:
         return n - done
 
-    def plan(self, n: int, seed: int, prediction: Prediction | None) -> Plan:
-        return Plan(np.arange(n))
+    def design(self, n: int, seed: int, prediction: Prediction | None) -> Design:
+        return Design(np.arange(n))
+
+    def kind(self, found: Estimate) -> str:
+        """``sampled`` where a replica failed, so that not every example is known."""
+        return Exact.name if found.count == found.population else Sampled.name
 
 
 @dataclass(frozen=True)
@@ -113,13 +208,17 @@ class Sampled(Estimator):
     """Leave out examples drawn uniformly without replacement, so many or until the interval is narrow enough.
 
     Attributes:
-        retrainings: at most so many; by default 20, and with a tolerance all n.
-        tolerance: stop when the interval reaches at most this fraction of the value to either side. It is looked at after 12
-            retrainings, then after as many as that look foretold to be enough, at most twice as many: so seldom that
-            stopping at a lucky look costs hardly any coverage (``benchmarks/assisted.py`` measures it).
+        retrainings: the most examples that are left out; by default 20, and with a tolerance all n.
+        tolerance: stop when the interval reaches at most this fraction of the value to either side. The interval is formed after
+            12 retrainings, then after as many as that interval predicts to be enough, at most twice as many. That is so seldom
+            that stopping at a lucky interval costs hardly any coverage (``benchmarks/assisted.py`` measures it).
 
     Raises:
-        UsageError: a number out of range.
+        UsageError: a number is out of range.
+
+    Example:
+        >>> Sampled(retrainings=10).most(n=100), Sampled(tolerance=0.1).most(n=100)
+        (10, 100)
     """
 
     retrainings: int | None = None
@@ -133,8 +232,11 @@ class Sampled(Estimator):
         if self.tolerance is not None:
             check_positive(tolerance=self.tolerance)
 
+    def most(self, n: int) -> int:
+        return self.retrainings or (n if self.tolerance is not None else min(20, n))
+
     def more(self, n: int, done: int, found: Estimate | None) -> int:
-        most = self.retrainings or (n if self.tolerance is not None else min(20, n))
+        most = self.most(n)
         if self.tolerance is None:
             return most - done
         if found is None:
@@ -148,17 +250,26 @@ class Sampled(Estimator):
 
 @dataclass(frozen=True)
 class Assisted(Sampled):
-    """Leave out few examples, drawn with a probability that grows with their predicted |Δℓ|, and weigh each by it.
+    """Leave out few examples, drawn with a probability that grows with their predicted |Δℓ|, and weigh each by that probability.
 
-    Unbiased, but for a clip at what is sure, whatever the prediction is worth (:func:`~stability.leave_one_out.statistics.mean_of_draws`).
-    Where it misses examples that carry much, as where training is chaotic (full tuning of ``digits``), few draws may not show it,
-    and the interval holds the truth less often than it says: the estimate notes a low correlation.
-    Where it is of no use, all zero or not finite, the draws are uniform, and the estimate says so.
+    The estimate is unbiased even when the prediction is poor; only a clip at what is sure departs from that
+    (:func:`stability.leave_one_out.statistics.mean_of_draws`). Where the prediction misses examples that carry much, as where
+    training is chaotic (full tuning of ``digits``), few draws may not show it, and the interval holds the truth less often than it
+    says: the estimate then notes a low correlation. Where the prediction is of no use, all zero or not finite, the draws are
+    uniform, and the estimate says so.
 
     Attributes:
-        retrainings: as in :class:`Sampled`.
-        tolerance: as there.
-        predictor: :class:`Linearised` or :class:`OneStep`; by default the first for FineTuning, the second for a minimisation.
+        retrainings: the most examples that are left out; by default 20, and with a tolerance all n.
+        tolerance: stop when the interval reaches at most this fraction of the value to either side, as for :class:`Sampled`.
+        predictor: what predicts; by default :class:`~stability.predictors.Linearised` for FineTuning,
+            :class:`~stability.predictors.OneStep` for a minimisation.
+
+    Raises:
+        UsageError: a number is out of range.
+
+    Example:
+        >>> Assisted(retrainings=10).settings()["name"]
+        'assisted'
     """
 
     predictor: Predictor | None = None
@@ -166,7 +277,7 @@ class Assisted(Sampled):
     name: ClassVar[str] = "assisted"
     predicts: ClassVar[bool] = True
 
-    def plan(self, n: int, seed: int, prediction: Prediction | None) -> Plan:
+    def design(self, n: int, seed: int, prediction: Prediction | None) -> Design:
         assert prediction is not None
         predicted = prediction.sizes
         finite = np.isfinite(predicted)
@@ -174,12 +285,12 @@ class Assisted(Sampled):
         if not (predicted[finite] > 0).any() or odd > n / 2:
             what = f"not finite for {odd} of {n} examples" if odd > n / 2 else "all zero"
             note = f"the prediction is {what}: examples were drawn uniformly"
-            return dataclasses.replace(super().plan(n, seed, None), notes=(note,))
+            return dataclasses.replace(super().design(n, seed, None), notes=(note,))
         notes = (f"the prediction of {odd} examples is not finite: they were drawn as the largest",) if odd else ()
         sizes: Numbers = np.where(finite, predicted, predicted[finite].max()) ** POWER
         sizes += FLOOR * sizes.mean()
-        draws = np.random.default_rng(generator(seed, "plan").initial_seed())
-        return Plan(draw(sizes, draws), sizes, notes)
+        draws = np.random.default_rng(generator(seed, _DRAWS).initial_seed())
+        return Design(draw(sizes, draws), sizes, notes)
 
 
 @dataclass(frozen=True)
@@ -187,11 +298,15 @@ class Approximate(Estimator):
     """Leave out none: the mean of the predictions. There is no interval, for nothing is known of its error.
 
     Attributes:
-        predictor: as in :class:`Assisted`.
-        calibration: so many retrainings, drawn uniformly, to choose the damping of :class:`OneStep` by.
+        predictor: what predicts; by default what suits the algorithm, as for :class:`Assisted`.
+        calibration: so many retrainings, drawn uniformly, to choose the damping of :class:`~stability.predictors.OneStep` by.
 
     Raises:
-        UsageError: a calibration of anything but OneStep.
+        UsageError: a calibration of anything but a OneStep without a damping of its own.
+
+    Example:
+        >>> Approximate().most(n=100), Approximate(OneStep(), calibration=5).most(n=100)
+        (0, 5)
     """
 
     predictor: Predictor | None = None
@@ -202,10 +317,10 @@ class Approximate(Estimator):
 
     def __post_init__(self) -> None:
         check_whole(0, calibration=self.calibration)
-        if self.calibration and not isinstance(self.predictor, OneStep):
-            raise UsageError(f"calibration = {self.calibration} is of OneStep's damping: give predictor=OneStep(), or leave it out")
-        if self.calibration and isinstance(self.predictor, OneStep) and self.predictor.damping is not None:
-            raise UsageError(f"damping = {self.predictor.damping} and calibration = {self.calibration}: leave one of them out")
+        if self.calibration:
+            if self.predictor is None:
+                raise UsageError(f"calibration = {self.calibration} is of OneStep's damping: give predictor=OneStep() with it")
+            self.predictor.check_calibration()
 
     def check(self, n: int) -> None:
         if self.calibration > n:
@@ -214,7 +329,17 @@ class Approximate(Estimator):
     def more(self, n: int, done: int, found: Estimate | None) -> int:
         return self.calibration - done
 
-    def plan(self, n: int, seed: int, prediction: Prediction | None) -> Plan:
+    def design(self, n: int, seed: int, prediction: Prediction | None) -> Design:
         odd = 0 if prediction is None else n - int(np.isfinite(prediction.sizes).sum())
         notes = (f"the prediction of {odd} of {n} examples is not finite: the mean is over the others",) if odd else ()
-        return dataclasses.replace(super().plan(n, seed, prediction), notes=notes)
+        return dataclasses.replace(super().design(n, seed, prediction), notes=notes)
+
+    def conclude(self, measured: Estimate, prediction: Prediction | None) -> Estimate:
+        assert prediction is not None
+        return Estimate(prediction.mean, (math.nan, math.nan), measured.confidence, 0, measured.population)
+
+    def recalibrated(self, real: Replicas, left_out: Sequence[int], losses: Sequence[float]) -> Prediction | None:
+        return self.predictor.calibrated(real, left_out, losses) if self.predictor is not None and left_out else None
+
+    def status(self, found: Estimate) -> Status:
+        return Status.APPROXIMATE

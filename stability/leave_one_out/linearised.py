@@ -1,17 +1,17 @@
 """Linearised replicas: all n left-out runs of the same algorithm, in the tangent model along the one real run.
 
-The network is replaced by f(x; θ) ≈ f(x; θ_t) + J(x)(θ − θ_t), where θ_t is where the real run *is* in step t and J the Jacobian
-of the logits in the mask's subspace at the last of a few checkpoints of that run before t. Weights, batches, optimizer,
-schedule and masks are the real replicas' own: :func:`stability.training.descent.fine_tune` runs both. The softmax and the loss
-stay as they are, and so does early stopping; the replica from which nothing is left out is the real run exactly, unless memory has room
-for some coordinates only. No network is evaluated
-until the end, when each z_i is put once through the network at the parameters predicted without it.
+The network is replaced by f(x; θ) ≈ f(x; θ_t) + J(x)(θ − θ_t). θ_t is where the real run *is* in step t, and J is the Jacobian of
+the logits by the trained coordinates at the last checkpoint of that run before t. Weights, batches, optimizer, schedule and
+masks are the real replicas' own: the algorithm runs both. Softmax, loss and early stopping stay as they are. The replica from
+which nothing is left out is the real run exactly, unless memory has room for some coordinates only. No network is evaluated until
+the end, when each z_i is put once through the network at the parameters predicted without it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -21,86 +21,113 @@ from torch.func import vmap
 from stability.derivatives.gradients import per_example_jacobians
 from stability.masks import Mask
 from stability.problems.problem import Problem, generator
-from stability.training.algorithm import FineTuning
-from stability.training.descent import Progress, fine_tune
+from stability.training import Algorithm
 from stability.training.dropout import Dropout
-from stability.training.objective import ALL, Some, Trajectory
-from stability.training.replicas import Replicas, train
+from stability.training.objective import ALL
+from stability.training.replicas import Replicas
 
-__all__ = ["losses_left_out", "run_recorded"]
+__all__ = ["Trajectory", "losses_left_out", "trajectory_for"]
 
 _HELD = 8  # vectors of a replica's tuned values at once: values, gradient, deviation, AdamW's moments and temporaries
 
 
-def run_recorded(
-    problem: Problem,
-    algorithm: FineTuning,
-    mask: Mask | None,
-    hold: Mask | None,
-    checkpoints: int,
-    memory: int,
-    progress: Progress | None = None,
-) -> tuple[Replicas, Trajectory]:
-    """A(S), and what its linearisation needs to know of it.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A random part of the K trained coordinates.
+
+    Attributes:
+        indices: their places among the K, ascending.
+        scale: the inverse of the probability with which each was drawn.
+    """
+
+    indices: Tensor
+    scale: Tensor
+
+
+@dataclass(eq=False)
+class Trajectory:
+    """What one real run leaves behind for its linearisation. It is the observer of that run.
+
+    Attributes:
+        steps: the steps whose points are kept.
+        hold: coordinates that the masks of some Sⁱ have, for which the real run keeps room.
+        part: the coordinates of which gradients are kept; None: all.
+        points: for each of ``steps`` all values before it, (K,).
+        logits: of each step's batch, (b, C).
+        gradients: of each step's batch loss, without the ridge and before a mask, at the coordinates of ``part``.
+    """
+
+    steps: frozenset[int]
+    hold: Mask | None = None
+    part: Part | None = None
+    points: dict[int, Tensor] = field(default_factory=dict)
+    logits: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+
+    def add(self, values: Tensor, logits: Tensor, gradient: Tensor) -> None:
+        """Keep one more step: values and gradient (1, K), logits (1, b, C)."""
+        if (step := len(self.gradients)) in self.steps:
+            self.points[step] = values[0].detach().clone()
+        self.logits.append(logits[0].detach())
+        self.gradients.append(gradient[0] if self.part is None else gradient[0, self.part.indices])
+
+
+def trajectory_for(
+    problem: Problem, algorithm: Algorithm, masks: Sequence[Mask], *, checkpoints: int, memory_budget: int
+) -> Trajectory:
+    """An empty trajectory, ready to observe the training of A(S).
 
     Args:
         problem: the one that is trained.
         algorithm: A.
-        mask: S's, where it does not move.
-        hold: coordinates that the masks of the Sⁱ have beside it.
-        checkpoints: how many.
-        memory: bytes, as for :func:`losses_left_out`.
-        progress: as in :func:`stability.training.replicas.train`.
+        masks: S's, then those that the Sⁱ have; empty where masks move.
+        checkpoints: at how many steps the values are kept.
+        memory_budget: bytes, half of which the Jacobians may take. Where they need more, part of the coordinates is drawn.
     """
-    selected = algorithm.select(problem) if mask is None else mask
-    tunable = algorithm.tunable(problem, selected if hold is None else selected.union(hold))
+    hold = None
+    for mask in {id(mask): mask for mask in masks}.values():
+        hold = mask if hold is None else hold.union(mask)
+    tunable = algorithm.tunable_mask(problem, algorithm.select(problem) if hold is None else hold)
     start = problem.start(algorithm.seed)
     logits = problem.logits(start, problem.train.take(slice(0, 1)).inputs)
-    fit = memory // (2 * problem.n * logits.shape[1] * logits.element_size())
-    some = None if tunable.count <= fit else _some(problem, tunable, fit, algorithm.seed)
-    steps = range(algorithm.steps)
-    trajectory = Trajectory(frozenset(_checkpoint(t, len(steps), min(checkpoints, len(steps))) for t in steps), some)
-    replicas = train(
-        problem,
-        algorithm,
-        masks=None if mask is None else [mask],
-        replica_batch=1,
-        hold=hold,
-        trajectory=trajectory,
-        progress=progress,
-    )
-    return replicas, trajectory
+    fit = memory_budget // (2 * problem.n * logits.shape[1] * logits.element_size())
+    part = None if tunable.count <= fit else _drawn(problem, tunable, fit, algorithm.seed)
+    steps = algorithm.max_steps
+    return Trajectory(frozenset(_checkpoint(t, steps, min(checkpoints, steps)) for t in range(steps)), hold, part)
 
 
-def losses_left_out(real: Replicas, trajectory: Trajectory, masks: Sequence[Mask], memory: int) -> Tensor:
-    """ℓ(A(Sⁱ), z_i) for every i, as predicted: float64 (n,) on the CPU, NaN where the linearised replica diverged.
+def losses_left_out(real: Replicas, trajectory: Trajectory, masks: Sequence[Mask], memory_budget: int) -> Tensor:
+    """ℓ(A(Sⁱ), z_i) for every i, as predicted from the one real run.
 
-    Where the n · C rows of a Jacobian do not fit in half of the memory, only some coordinates are moved, drawn at random; what
+    Where the n · C rows of a Jacobian do not fit into half of the memory, only some coordinates are moved, drawn at random. What
     they do to the logits is divided by the probability that they were drawn, and z_i's loss is then the linearised one.
 
     Args:
         real: A(S).
-        trajectory: of that run.
-        masks: A(S)'s, and one for each i where they are selected anew; a single one where all have the same.
-        memory: bytes.
+        trajectory: what was observed while A(S) was trained.
+        masks: A(S)'s, and one for each i where each Sⁱ has its own; a single one where all have the same.
+        memory_budget: bytes that Jacobians and linearised replicas may take together.
+
+    Returns:
+        float64 (n,) on the CPU; NaN where the linearised replica diverged.
     """
     tangent = _Tangent(real, trajectory)
     problem, n = real.problem, real.problem.n
     activity = None
     if any(mask is not masks[0] for mask in masks):
-        rows = [tangent.held(real.algorithm.tunable(problem, mask)) for mask in masks]
+        rows = [tangent.held(real.algorithm.tunable_mask(problem, mask)) for mask in masks]
         activity = torch.stack(rows).to(tangent.origin.device)
     # Dropout's draws are in the recorded logits already; where the real run stopped early, its replicas end where it did.
-    algorithm = dataclasses.replace(_fine_tuning(real), dropout=False, early_stopping=None)
+    algorithm = real.algorithm.tangent_form()
     batches = list(algorithm.batches(problem.train))[: int(real.kept_step[0])]
-    at_once = max(1, memory // (2 * _HELD * tangent.origin.element_size() * len(tangent.origin)))
+    at_once = max(1, memory_budget // (2 * _HELD * tangent.origin.element_size() * len(tangent.origin)))
     found = []
     for left_out in torch.arange(n).split(at_once):
         weights = torch.ones(len(left_out) + 1, n, device=tangent.origin.device)
         weights[torch.arange(1, len(weights)), left_out] = 0
         tangent.weights, tangent.step = weights, 0
         mine = None if activity is None else activity[torch.cat([torch.zeros(1, dtype=torch.int64), left_out + 1])]
-        run = fine_tune(tangent, algorithm, batches, activity=mine)
+        run = algorithm.run(tangent, batches, activity=mine)
         found.append(torch.where(run.failed_step[1:] < 0, tangent.losses(run.values, left_out), torch.nan))
     losses = torch.cat(found).double().cpu()
     return torch.where(torch.isfinite(losses), losses, torch.nan)
@@ -114,10 +141,10 @@ class _Tangent:
     def __init__(self, real: Replicas, trajectory: Trajectory) -> None:
         self.weights, self.step = torch.empty(0), 0
         self._real, self._trajectory = real, trajectory
-        some, device = trajectory.coordinates, real.values.device
-        self._places = torch.arange(real.tunable.count) if some is None else some.indices
-        self._part = real.tunable if some is None else real.tunable.part(some.indices)
-        self._scale = None if some is None else some.scale.to(device)
+        part, device = trajectory.part, real.values.device
+        self._places = torch.arange(real.tunable.count) if part is None else part.indices
+        self._part = real.tunable if part is None else real.tunable.part(part.indices)
+        self._scale = None if part is None else part.scale.to(device)
         self.origin = real.tunable.gather(real.start)[self._places.to(device)]
         self._at, self._jacobian = -1, torch.empty(0)
 
@@ -129,7 +156,7 @@ class _Tangent:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """A moving mask is one over the coordinates at hand."""
         pretrained = self._real.problem.pretrained
-        if self._trajectory.coordinates is None:
+        if self._trajectory.part is None:
             return {name: tuple(tensor.shape) for name, tensor in pretrained.items()}
         return {name: (len(self._part.indices.get(name, ())),) for name in pretrained}
 
@@ -140,7 +167,7 @@ class _Tangent:
     def __call__(
         self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
     ) -> tuple[Tensor, Tensor, Tensor]:
-        problem, algorithm = self._real.problem, _fine_tuning(self._real)
+        problem, algorithm = self._real.problem, self._real.algorithm
         jacobian = self._jacobians()[index.to(values.device)].flatten(0, 1)  # (b C, K)
         recorded = self._trajectory.logits[self.step]
         logits = recorded + (self._moved(values) @ jacobian.T).view(len(values), *recorded.shape)
@@ -162,7 +189,7 @@ class _Tangent:
     def losses(self, values: Tensor, left_out: Tensor) -> Tensor:
         """Of each z_i of ``left_out`` at its own row of ``values``, the real run's row first: (a,)."""
         problem = self._real.problem
-        if self._trajectory.coordinates is None:
+        if self._trajectory.part is None:
             return dataclasses.replace(self._real, values=values[1:]).own_losses(left_out)
         examples = problem.train.take(left_out)
         full = self._real.logits(examples, slice(0, 1))[0]
@@ -177,7 +204,7 @@ class _Tangent:
 
     def _jacobians(self) -> Tensor:
         """Of all n examples at the checkpoint of this step, (n, C, K)."""
-        at = _checkpoint(self.step, _fine_tuning(self._real).steps, len(self._trajectory.steps))
+        at = _checkpoint(self.step, self._real.algorithm.max_steps, len(self._trajectory.steps))
         if at != self._at:
             self._jacobian = torch.empty(0)
             parameters = self._real.tunable.place(self._real.start, self._trajectory.points[at])
@@ -192,16 +219,11 @@ def _checkpoint(step: int, steps: int, checkpoints: int) -> int:
     return min(step * checkpoints // steps, checkpoints - 1) * steps // checkpoints
 
 
-def _some(problem: Problem, tunable: Mask, count: int, seed: int) -> Some:
-    """``count`` of the tunable coordinates at random, and the whole head."""
+def _drawn(problem: Problem, tunable: Mask, count: int, seed: int) -> Part:
+    """``count`` of the tunable coordinates at random, the whole head among them."""
     head = sum(tensor.numel() for tensor in problem.head(seed).values())
     others = tunable.count - head
     chosen = torch.randperm(others, generator=generator(seed, "coordinates"))[: max(1, count - head)].sort().values
     scale = torch.ones(len(chosen) + head)
     scale[: len(chosen)] = others / len(chosen)
-    return Some(torch.cat([chosen, torch.arange(others, tunable.count)]), scale)
-
-
-def _fine_tuning(real: Replicas) -> FineTuning:
-    assert isinstance(real.algorithm, FineTuning)
-    return real.algorithm
+    return Part(torch.cat([chosen, torch.arange(others, tunable.count)]), scale)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stability.checks import check_positive
 from stability.derivatives.gradients import per_example_jacobians, slopes_and_bends
-from stability.errors import StabilityError, UsageError
+from stability.errors import MeasurementError, UsageError
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Problem, generator
 
@@ -39,14 +39,15 @@ class OneStepModel:
     leave-one-out of Rad & Maleki (2020). The Hessian is Gauss–Newton's, so nothing is known of the network's own bend.
 
     Of the two forms the one with the smaller matrix is taken: (n C × n C), ``gram``, or (k × k), ``coordinates``. Where both have
-    more than 20 000 rows, or ``memory`` would ask for more than 8 passes over J, ``hashed``: the k columns of J are added up, each
+    more than 20 000 rows, or ``memory_budget`` asks for more than 8 passes over J, ``hashed``: the k columns of J are added up,
+    each
     with a random sign, in 8 192 random places, which keeps K in expectation (Weinberger et al. 2009).
 
     Args:
         problem: what A was trained on.
         parameters: of A(S).
         tunable: the k coordinates that A tuned, head included.
-        memory: bytes that Jacobians may take at once.
+        memory_budget: bytes that Jacobians may take at once.
         seed: of the random places.
 
     Attributes:
@@ -55,7 +56,7 @@ class OneStepModel:
 
     Raises:
         UsageError: fewer than 2 examples.
-        StabilityError: derivatives that are not finite.
+        MeasurementError: derivatives that are not finite.
 
     Example:
         >>> from stability.problems.solvable import linear_regression
@@ -65,7 +66,9 @@ class OneStepModel:
         tensor([0.2812, 0.7200, 0.1800], dtype=torch.float64)
     """
 
-    def __init__(self, problem: Problem, parameters: Parameters, tunable: Mask, memory: int = 2 << 30, seed: int = 0) -> None:
+    def __init__(
+        self, problem: Problem, parameters: Parameters, tunable: Mask, memory_budget: int = 2 << 30, seed: int = 0
+    ) -> None:
         if problem.n < 2:
             raise UsageError(f"n = {problem.n} training examples: leaving one out needs n ≥ 2")
         self._problem, self._labels = problem, problem.train.labels
@@ -78,7 +81,7 @@ class OneStepModel:
         self._residuals, self._bends = slopes_and_bends(problem, self._logits, self._labels)
         n, classes = self._logits.shape
         k, rows = tunable.count, n * classes
-        columns = max(1, memory // (rows * 8))
+        columns = max(1, memory_budget // (rows * 8))
         self.form = "coordinates" if k < rows else "gram"
         if min(k, rows) > _LARGEST or (self.form == "gram" and k > _PASSES * columns):
             self.form = "hashed"
@@ -88,7 +91,7 @@ class OneStepModel:
         else:
             self._matrix = _features(jacobians(tunable), k, _HASHED if self.form == "hashed" else None, seed)
         if not bool(torch.isfinite(self._matrix).all() & torch.isfinite(self._bends).all() & torch.isfinite(self._residuals).all()):
-            raise StabilityError("one step from A(S): its logits or their Jacobians are not finite; look at its training")
+            raise MeasurementError("one step from A(S): its logits or their Jacobians are not finite; look at its training")
 
     def left_out(self, ridge: float) -> Tensor:
         """ℓ_i(A(Sⁱ)) as predicted with λ = ``ridge``, float64 (n,) on the CPU; where training stopped early or had no ridge, λ is

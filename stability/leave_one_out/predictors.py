@@ -1,13 +1,15 @@
-"""What one trained model foretells of all n left-out ones: by linearised replicas, or by one Newton step."""
+"""What one trained model says of all n left-out ones: by linearised replicas, or by one Newton step.
+
+A predictor observes the training of A(S) and predicts from what it saw. It never trains.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -15,28 +17,26 @@ import torch
 from torch import Tensor
 
 from stability.checks import check_flags, check_positive, check_whole
-from stability.errors import StabilityError, UsageError
-from stability.leave_one_out.linearised import losses_left_out, run_recorded
+from stability.errors import MeasurementError, UsageError
+from stability.leave_one_out.linearised import Trajectory, losses_left_out, trajectory_for
 from stability.leave_one_out.one_step import OneStepModel
 from stability.leave_one_out.statistics import Numbers
 from stability.masks import Mask
 from stability.problems.problem import Problem
-from stability.training.algorithm import FineTuning, Minimisation
-from stability.training.descent import Progress
-from stability.training.replicas import Replicas, train
+from stability.training import Algorithm
+from stability.training.objective import Observer
+from stability.training.replicas import Replicas
 
-__all__ = ["Linearised", "OneStep", "Prediction", "Predictor"]
-
-Masks = Callable[[Sequence[int]], list[Mask]]
-"""From some i to the mask of S and then that of each Sⁱ; to none where masks move while A trains."""
+__all__ = ["Linearised", "Masks", "Observation", "OneStep", "Prediction", "Predictor", "default_predictor"]
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What one trained model foretells of all n left-out ones.
+    """What one trained model says of all n left-out ones.
 
     Attributes:
-        table: a row for each i: index, loss_full, loss_left_out, difference (left out − full).
+        table: a row for each i: index; loss_full, ℓ(A(S), z_i); loss_left_out, the predicted ℓ(A(Sⁱ), z_i); difference, the
+            second less the first.
         by: what predicted it, in words.
         seconds: wall-clock time, without the training of A(S) and the selections of masks.
     """
@@ -47,88 +47,142 @@ class Prediction:
 
     @property
     def sizes(self) -> Numbers:
-        """|Δ̂ℓ_i|, (n,)."""
+        """The predicted |Δℓ_i| of each example, (n,)."""
         return np.asarray(self.table["difference"].abs(), dtype=np.float64)
 
     @property
     def mean(self) -> float:
-        """Of |Δ̂ℓ_i| over those that are finite; NaN where none is."""
+        """The mean of the predicted |Δℓ_i| over those that are finite; NaN where none is."""
         finite = self.sizes[np.isfinite(self.sizes)]
         return float(finite.mean()) if len(finite) else float("nan")
 
 
+class Masks(Protocol):
+    """The masks of S and of the Sⁱ, selected when they are asked for."""
+
+    def of(self, left_out: Sequence[int]) -> list[Mask]:
+        """S's mask and then that of each Sⁱ, i in ``left_out``; empty where masks move while A trains."""
+
+
+class Observation(ABC):
+    """One prediction under way: what observes the training of A(S), and what then predicts from it.
+
+    Attributes:
+        observer: is told of every step of that training; None where the trained model alone is enough.
+    """
+
+    observer: Observer | None = None
+
+    @abstractmethod
+    def predict(self, real: Replicas) -> Prediction:
+        """What leaving out each of the n examples does to its loss, from A(S) alone. Nothing is trained here."""
+
+
 class Predictor(ABC):
-    """Trains A(S) and foretells from it; frozen dataclasses, whose ``settings`` are part of the identity of a result."""
+    """Predicts all n left-out losses from the one training of A(S).
+
+    Subclasses are frozen dataclasses, whose ``settings`` are part of the identity of a result.
+    """
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """As plain values."""
 
     @abstractmethod
-    def predict(
-        self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Masks, progress: Progress | None = None
-    ) -> tuple[Replicas, Prediction | None]:
-        """A(S), and what it foretells; None where A(S) itself failed.
+    def observe(self, problem: Problem, algorithm: Algorithm, masks: Masks) -> Observation:
+        """Prepare a prediction, before A(S) is trained.
 
         Args:
-            problem: the one that is trained.
+            problem: the one that will be trained.
             algorithm: A.
-            masks: gives S's mask and those of some Sⁱ; none where they move.
-            progress: as in :func:`stability.training.replicas.train`.
+            masks: of S and of each Sⁱ.
+
+        Raises:
+            UsageError: the predictor does not suit the algorithm.
         """
+
+    def check_calibration(self) -> None:
+        """Check that a few retrainings can calibrate the predictor.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        raise UsageError(
+            f"a calibration is of OneStep's damping, and {type(self).__name__} has none: use OneStep(), or no calibration"
+        )
+
+    def calibrated(self, real: Replicas, left_out: Sequence[int], losses: Sequence[float]) -> Prediction:
+        """The prediction from A(S), calibrated on the ``losses`` of the ``left_out`` examples in retrained models."""
+        raise NotImplementedError
+
+
+def default_predictor(algorithm: Algorithm) -> Predictor:
+    """The predictor that suits an algorithm: linearised replicas for runs of steps, one Newton step for a minimiser.
+
+    Example:
+        >>> from stability import FineTuning, selectors
+        >>> default_predictor(FineTuning(selectors.BitFit()))
+        Linearised(checkpoints=12, memory_budget=2147483648, reselect=True)
+    """
+    return Linearised() if algorithm.stepwise else OneStep()
 
 
 @dataclass(frozen=True)
 class Linearised(Predictor):
-    """Predict by linearised replicas (:mod:`stability.leave_one_out.linearised`): FineTuning, every selector.
+    """Predict by linearised replicas (:mod:`stability.leave_one_out.linearised`): algorithms of steps, every selector.
 
     Attributes:
-        checkpoints: of the real run, at which Jacobians are taken: n·C backward passes each, which small models hardly feel.
-            Of a large model three cost about as much as a retraining, and foretell well where training is calm.
-        memory: bytes that Jacobians and replicas may take together. Where the Jacobians need more, part of the coordinates
-            is drawn at random: a setting, and not what is free, so that it changes no result unseen.
-        reselect: whether each linearised replica has the mask selected on its own Sⁱ, where A selects anew. False: S's mask
-            serves them all, which spares n selections from a large model and foretells a little worse; what is retrained
-            selects anew all the same.
+        checkpoints: at how many points of the real run Jacobians are taken. Each costs n · C backward passes, which small models
+            hardly feel. For a large model three cost about as much as a retraining, and predict well where training is calm.
+        memory_budget: bytes that Jacobians and replicas may take together. Where the Jacobians need more, part of the coordinates
+            is drawn at random. This is a setting, and not what is free, so that it changes no result unseen.
+        reselect: whether each linearised replica has the mask selected on its own Sⁱ, where A selects on the data. False: S's
+            mask serves them all, which spares a large model n selections and predicts a little worse. What is retrained
+            selects its own mask all the same.
+
+    Raises:
+        UsageError: a number below 1.
+
+    Example:
+        >>> Linearised(checkpoints=3).settings()
+        {'name': 'linearised', 'checkpoints': 3, 'memory': 2147483648}
     """
 
     checkpoints: int = 12
-    memory: int = 2 << 30
+    memory_budget: int = 2 << 30
     reselect: bool = True
 
     def __post_init__(self) -> None:
-        check_whole(1, checkpoints=self.checkpoints, memory=self.memory)
+        check_whole(1, checkpoints=self.checkpoints, memory_budget=self.memory_budget)
         check_flags(reselect=self.reselect)
 
     def settings(self) -> dict[str, Any]:
-        """``reselect`` is named where it is off."""
-        own = {"name": "linearised", **dataclasses.asdict(self)}
-        return {name: value for name, value in own.items() if name != "reselect" or not value}
+        """With the names under which results are stored; ``reselect`` is named where it is off."""
+        own = {"name": "linearised", "checkpoints": self.checkpoints, "memory": self.memory_budget}
+        return own if self.reselect else {**own, "reselect": False}
 
-    def predict(
-        self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Masks, progress: Progress | None = None
-    ) -> tuple[Replicas, Prediction | None]:
-        """As :meth:`Predictor.predict`.
-
-        Raises:
-            UsageError: a minimisation, which has no steps to linearise.
-        """
-        if not isinstance(algorithm, FineTuning):
+    def observe(self, problem: Problem, algorithm: Algorithm, masks: Masks) -> Observation:
+        if not algorithm.stepwise:
             raise UsageError("Linearised follows the steps of FineTuning, and a minimisation has none: use OneStep")
-        own = masks(range(problem.n) if self.reselect else ())
-        hold = None
-        for mask in {id(mask): mask for mask in own}.values():
-            hold = mask if hold is None else hold.union(mask)
-        mine = own[0] if own else None
-        real, trajectory = run_recorded(problem, algorithm, mine, hold, self.checkpoints, self.memory, progress)
-        if real.failed_step[0] >= 0:
-            return real, None
+        own = masks.of(range(problem.n) if self.reselect else ())
+        observer = trajectory_for(problem, algorithm, own, checkpoints=self.checkpoints, memory_budget=self.memory_budget)
+        return _Tangent(observer, own, self.memory_budget)
+
+
+class _Tangent(Observation):
+    """Predicts by linearised replicas along what ``observer`` was told."""
+
+    def __init__(self, observer: Trajectory, masks: Sequence[Mask], memory_budget: int) -> None:
+        self.observer: Trajectory = observer
+        self._masks, self._memory_budget = masks, memory_budget
+
+    def predict(self, real: Replicas) -> Prediction:
         began = time.perf_counter()
-        losses = losses_left_out(real, trajectory, own or real.masks, self.memory)
-        some, kept = trajectory.coordinates, int(real.kept_step[0])
-        used = sum(step < kept for step in trajectory.steps)  # of a run that stopped early
-        part = "" if some is None else f", {len(some.indices)} of {real.tunable.count} coordinates"
-        return real, _prediction(real, losses, f"linearised replicas, {used} checkpoints{part}", began)
+        part, kept = self.observer.part, int(real.kept_step[0])
+        losses = losses_left_out(real, self.observer, self._masks or real.masks, self._memory_budget)
+        used = sum(step < kept for step in self.observer.steps)  # of a run that stopped early
+        drawn = "" if part is None else f", {len(part.indices)} of {real.tunable.count} coordinates"
+        return _prediction(real, losses, f"linearised replicas, {used} checkpoints{drawn}", began)
 
 
 @dataclass(frozen=True)
@@ -136,51 +190,69 @@ class OneStep(Predictor):
     """Predict by one Newton step (:mod:`stability.leave_one_out.one_step`): for minimisers, and roughly for early stops.
 
     Attributes:
-        damping: λ; by default the algorithm's ridge, and where it has none 1/(learning rate · steps), which is right to
-            within orders of magnitude only: calibrate it (:class:`Approximate`).
-        memory: bytes that Jacobians may take at once.
+        damping: λ; by default the algorithm's ridge, and where it has none 1/(learning rate · steps). That is right to within
+            orders of magnitude only: calibrate it (:class:`stability.estimators.Approximate`).
+        memory_budget: bytes that Jacobians may take at once.
+
+    Raises:
+        UsageError: a number that is not positive.
+
+    Example:
+        >>> OneStep(damping=0.1).settings()
+        {'name': 'one step', 'damping': 0.1, 'memory': 2147483648}
     """
 
     damping: float | None = None
-    memory: int = 2 << 30
+    memory_budget: int = 2 << 30
 
     def __post_init__(self) -> None:
-        check_whole(1, memory=self.memory)
+        check_whole(1, memory_budget=self.memory_budget)
         if self.damping is not None:
             check_positive(damping=self.damping)
 
     def settings(self) -> dict[str, Any]:
-        return {"name": "one step", **dataclasses.asdict(self)}
+        """With the names under which results are stored."""
+        return {"name": "one step", "damping": self.damping, "memory": self.memory_budget}
 
-    def ridge(self, algorithm: FineTuning | Minimisation, mask: Mask) -> float:
-        """λ for this algorithm."""
+    def observe(self, problem: Problem, algorithm: Algorithm, masks: Masks) -> Observation:
+        return _NewtonStep(self)
+
+    def check_calibration(self) -> None:
         if self.damping is not None:
-            return self.damping
-        if ridge := algorithm.ridge_for(mask):
-            return ridge
-        assert isinstance(algorithm, FineTuning)  # a minimisation always has a ridge
-        return 1 / (algorithm.learning_rate * algorithm.steps)
+            raise UsageError(f"damping = {self.damping} and a calibration of it: leave one of them out")
 
-    def predict(
-        self, problem: Problem, algorithm: FineTuning | Minimisation, masks: Masks, progress: Progress | None = None
-    ) -> tuple[Replicas, Prediction | None]:
-        real = train(problem, algorithm, masks=masks(()) or None, replica_batch=1, progress=progress)
-        return real, None if real.failed_step[0] >= 0 else self.foretell(real)
+    def calibrated(self, real: Replicas, left_out: Sequence[int], losses: Sequence[float]) -> Prediction:
+        """From A(S), with the damping of least misfit on ``losses``; with the algorithm's own ridge where it has one."""
+        if real.algorithm.ridge_for(real.masks[0]):
+            return self.predict(real)
+        return self._from(real, lambda model: model.calibrated(left_out, losses))
 
-    def foretell(self, real: Replicas, left_out: Sequence[int] = (), losses: Sequence[float] = ()) -> Prediction:
-        """From A(S), with the damping calibrated on ``left_out`` examples' ``losses`` without them, where there are any and the
-        algorithm has no ridge.
-        """
+    def predict(self, real: Replicas) -> Prediction:
+        """From A(S)."""
+        known = real.algorithm.damping_for(real.masks[0]) if self.damping is None else self.damping
+        return self._from(real, lambda _: known)
+
+    def _from(self, real: Replicas, damping: Callable[[OneStepModel], float]) -> Prediction:
         began = time.perf_counter()
-        tunable = real.algorithm.tunable(real.problem, real.masks[0])
-        known = self.ridge(real.algorithm, real.masks[0])
+        tunable = real.algorithm.tunable_mask(real.problem, real.masks[0])
         try:
-            model = OneStepModel(real.problem, real.parameters(0), tunable, self.memory, real.algorithm.seed)
-        except StabilityError as error:  # a prediction of no use, and not an end
+            model = OneStepModel(
+                real.problem, real.parameters(0), tunable, memory_budget=self.memory_budget, seed=real.algorithm.seed
+            )
+        except MeasurementError as error:  # a prediction of no use, and not an end
             return _prediction(real, torch.full((real.problem.n,), torch.nan, dtype=torch.float64), f"nothing: {error}", began)
-        free = len(left_out) > 0 and not real.algorithm.ridge_for(real.masks[0])
-        damping = model.calibrated(left_out, losses) if free else known
-        return _prediction(real, model.left_out(damping), f"one Newton step, {model.form}, λ = {damping:.3g}", began)
+        ridge = damping(model)
+        return _prediction(real, model.left_out(ridge), f"one Newton step, {model.form}, λ = {ridge:.3g}", began)
+
+
+class _NewtonStep(Observation):
+    """Predicts from the trained model alone."""
+
+    def __init__(self, predictor: OneStep) -> None:
+        self._predictor = predictor
+
+    def predict(self, real: Replicas) -> Prediction:
+        return self._predictor.predict(real)
 
 
 def _prediction(real: Replicas, losses: Tensor, by: str, began: float) -> Prediction:

@@ -11,11 +11,11 @@ from typing import Any
 from stability.errors import UsageError
 from stability.problems import digits
 from stability.problems.convex import CONVEX
-from stability.problems.problem import Examples, Problem
+from stability.problems.problem import Examples, Problem, TrainingDefaults
 from stability.problems.solvable import Solvable
-from stability.problems.tasks import HUB
+from stability.problems.tasks import HUB, TEXT_TRAINING
 
-__all__ = ["HUB", "PROBLEMS", "Examples", "Problem", "identity", "load", "short_name"]
+__all__ = ["HUB", "PROBLEMS", "Examples", "Problem", "TrainingDefaults", "identity", "load", "short_name", "training_defaults"]
 
 PROBLEMS: dict[str, Callable[..., Problem | Solvable]] = {"digits": digits.load, **CONVEX}
 """Loader of each problem that comes with the toolkit, by its name."""
@@ -55,6 +55,19 @@ def load(name: str | PathLike[str], **settings: Any) -> Problem:
         raise UsageError(f"problem {name!r} needs a pretrained model: give model=… (--model), a folder or a name on the hub")
     found = loader(**settings) if own else loader(data=name, **settings)
     return found.problem if isinstance(found, Solvable) else found
+
+
+def training_defaults(name: str) -> TrainingDefaults:
+    """How the problem called ``name`` is trained where nothing else is asked for; it is not loaded.
+
+    Args:
+        name: as for :func:`load`.
+
+    Example:
+        >>> training_defaults("digits").learning_rate, training_defaults("reviews.csv").learning_rate
+        (0.003, 0.0005)
+    """
+    return digits.TRAINING if name == "digits" else TrainingDefaults() if name in PROBLEMS else TEXT_TRAINING
 
 
 def short_name(name: str) -> str:

@@ -238,7 +238,7 @@ class Insertion:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDefaults:
-    """How a problem is trained where nothing else is asked for: the settings of AdamW that :class:`stability.FineTuning` leaves open.
+    """How a problem is trained where nothing else is asked for: settings that :class:`stability.FineTuning` leaves open.
 
     Attributes:
         steps: number of optimizer steps.

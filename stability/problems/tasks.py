@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from stability.errors import UsageError
+from stability.problems.problem import TrainingDefaults
 from stability.problems.reading import Row
 
-__all__ = ["HUB", "TASKS", "Sequences", "Task", "labels_of", "task_for", "text_columns", "texts_of"]
+__all__ = ["HUB", "TASKS", "TEXT_TRAINING", "Sequences", "Task", "labels_of", "task_for", "text_columns", "texts_of"]
 
 Sequences: TypeAlias = list[tuple[str, ...]]
 """Of one example: a text or a pair of texts for each sequence that the model reads, one but for a choice."""
@@ -102,6 +103,9 @@ TASKS: dict[str, Task] = {
     "wsc": Task(("aps/super_glue", "wsc"), "accuracy", (("false", "0"), ("true", "1")), ("text", "span1_text", "span2_text"), _wsc),
 }
 """The seven tasks by name."""
+
+TEXT_TRAINING = TrainingDefaults(steps=150, batch_size=16, learning_rate=5e-4, schedule="linear")
+"""Fu et al. 2023 take batches of 16 as well, a learning rate of 1e-4 and at least 20 000 steps."""
 
 HUB = {f"{task.hub[0].rpartition('/')[2]}/{name}": name for name, task in TASKS.items()}
 """The paper's tasks by the names under which the Hugging Face hub is asked for them: ``glue/rte``, ``super_glue/cb``, …"""

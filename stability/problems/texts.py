@@ -15,15 +15,12 @@ from stability.errors import UsageError
 from stability.masks import fingerprint
 from stability.problems.metrics import METRICS, cross_entropies, squared_errors
 from stability.problems.pretrained import agreeing, load_pretrained
-from stability.problems.problem import Examples, Problem, TrainingDefaults, generator
+from stability.problems.problem import Examples, Problem, generator
 from stability.problems.reading import Row, read_rows, split_files
-from stability.problems.tasks import HUB, TASKS, Sequences, labels_of, task_for, text_columns, texts_of
+from stability.problems.tasks import HUB, TASKS, TEXT_TRAINING, Sequences, labels_of, task_for, text_columns, texts_of
 from stability.problems.tokens import cached_tokens
 
 __all__ = ["load"]
-
-TRAINING = TrainingDefaults(steps=150, batch_size=16, learning_rate=5e-4, schedule="linear")
-"""Fu et al. 2023 take batches of 16 as well, a learning rate of 1e-4 and at least 20 000 steps."""
 
 Splits: TypeAlias = dict[str, list[Row]]
 Places: TypeAlias = dict[str, tuple[str, list[int]]]
@@ -131,7 +128,7 @@ def load(
     metric = known.metric if known else "accuracy" if classes else "mean of Pearson and Spearman"
     return Problem(
         name=name,
-        training=TRAINING,
+        training=TEXT_TRAINING,
         settings={
             "model": pretrained.name,
             "n": len(made["train"]),

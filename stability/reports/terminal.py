@@ -11,15 +11,13 @@ import torch
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.problems.metrics import commonest_class
 from stability.problems.problem import Problem
-from stability.training.algorithm import FineTuning, Minimisation
+from stability.training import Algorithm
 from stability.training.replicas import Replicas
 
 __all__ = ["metrics_of", "named_examples", "show_estimate", "signed"]
 
 
-def show_estimate(
-    problem: Problem, algorithm: FineTuning | Minimisation, estimate: StabilityEstimate, metrics: Mapping[str, float]
-) -> None:
+def show_estimate(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, metrics: Mapping[str, float]) -> None:
     """A line a fact, and then what should not be overlooked."""
     low, high = estimate.interval
     rows = {
@@ -31,9 +29,9 @@ def show_estimate(
         **_foretold(estimate),
         "on the test split": _number(estimate.hypothesis.value),
         "largest |Δℓ_i|": _number(estimate.maximum),
-        "tunable": f"k = {estimate.tunable} of m = {estimate.total} (p = {estimate.sparsity:.4g}), head {estimate.head}",
+        "tunable": f"k = {estimate.k} of m = {estimate.m} (p = {estimate.sparsity:.4g}), head {estimate.head}",
         problem.metric_name: ", ".join(f"{split} {value:.4f}" for split, value in metrics.items()),
-        "trained": _described(algorithm),
+        "trained": algorithm.describe(),
         "seconds": f"{estimate.seconds:.1f}{_spared(estimate)}",
     }
     if (p := algorithm.sparsity_for(estimate.replicas.masks[0])) != estimate.sparsity:
@@ -63,7 +61,7 @@ def _spared(estimate: StabilityEstimate) -> str:
     """What replicas that began as one need not have computed."""
     if not estimate.steps_shared:
         return ""
-    every = (estimate.retrainings + 1) * estimate.replicas.algorithm.most_steps
+    every = (estimate.retrainings + 1) * estimate.replicas.algorithm.max_steps
     return f"; {estimate.steps_shared / every:.1%} of the steps were common to several replicas, and taken once"
 
 
@@ -89,15 +87,6 @@ def _foretold(estimate: StabilityEstimate) -> dict[str, str]:
             worth += f"; worth {found.effective_retrainings:.0f} plain retrainings (variance cut {found.variance_cut:.3g})"
         rows["prediction against retraining"] = worth
     return rows
-
-
-def _described(algorithm: FineTuning | Minimisation) -> str:
-    if isinstance(algorithm, Minimisation):
-        return f"to ‖∇F‖ ≤ {algorithm.tolerance:g}, λ = {algorithm.ridge}"
-    return (
-        f"{algorithm.steps} steps of {algorithm.batch_size}, learning rate {algorithm.learning_rate:g}, {algorithm.schedule}, "
-        f"dropout {'on' if algorithm.dropout else 'off'}" + ("" if algorithm.precision == "float32" else f", {algorithm.precision}")
-    )
 
 
 def metrics_of(problem: Problem, replicas: Replicas) -> dict[str, float]:

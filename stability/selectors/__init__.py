@@ -5,7 +5,7 @@ from stability.selectors.course import Course, Optimizer, Projected, Run
 from stability.selectors.inserted import Adapter, Inserted, LoRA, Peft
 from stability.selectors.projection import ChildPruning, DiffPruning
 from stability.selectors.random import Mixout, MixoutReset, Random
-from stability.selectors.rule import BitFit, FullTuning, MagPruning
+from stability.selectors.rule import BitFit, FullTuning, MagPruning, TrainedMagPruning, magnitude
 from stability.selectors.second_order import SAM, Fisher
 
 __all__ = [
@@ -31,5 +31,7 @@ __all__ = [
     "Run",
     "ScoreFunction",
     "Selector",
+    "TrainedMagPruning",
     "from_scores",
+    "magnitude",
 ]

@@ -23,24 +23,37 @@ __all__ = ["FromScores", "Moving", "ScoreFunction", "Selector", "from_scores"]
 class Selector(ABC):
     """Chooses which of the m pretrained coordinates may change.
 
-    A selector writes :meth:`select`. One whose choice depends on the training data sets ``uses_data``: leaving an
-    example out then selects anew. :meth:`select_each_left_out` does that by calling ``select`` on every Sⁱ; override
-    it with something faster that gives the same masks, or to pair what is drawn for Sⁱ with what was drawn for S.
+    A subclass writes :attr:`name` (a class variable is enough) and :meth:`select`. One whose choice depends on the training data
+    sets ``uses_data``: leaving an example out then selects again. :meth:`select_each_left_out` does that by calling ``select`` on
+    every Sⁱ. Override it with something faster that gives the same masks, or to pair what is drawn for Sⁱ with what was drawn for
+    S.
 
-    One whose mask moves while A trains is a :class:`Moving` one; one that inserts modules a
+    A selector whose mask moves while A trains is a :class:`Moving` one. One that inserts modules is a
     :class:`stability.selectors.Inserted` one.
 
     Attributes:
-        name: for tables, figures and the command line.
         uses_data: whether the choice depends on S.
         moving: whether the mask is known only after training.
-        vectors: how many vectors of all coordinates a moving method holds beside AdamW's for each replica, for the memory plan.
-        sparsity: p asked for, or None where the rule itself decides how many.
+        selects_all: whether all coordinates are selected, whatever the problem.
+        vectors: how many vectors of all coordinates a moving method holds for each replica, beside AdamW's. Memory is planned
+            from it.
+        sparsity: p as it was asked for; None where the rule itself decides how many may change.
+
+    Example:
+        >>> from stability import load
+        >>> class LastLayers(Selector):
+        ...     name = "last-layers"
+        ...
+        ...     def select(self, problem, seed):
+        ...         chosen = {n: torch.arange(t.numel()) for n, t in problem.pretrained.items() if "layers.2" in n}
+        ...         return Mask({n: tuple(t.shape) for n, t in problem.pretrained.items()}, chosen)
+        >>> LastLayers().select(load("digits"), seed=0)
+        Mask(k=8544, m=26432)
     """
 
-    name: ClassVar[str]
     uses_data: ClassVar[bool] = False
     moving: ClassVar[bool] = False
+    selects_all: ClassVar[bool] = False
     vectors: ClassVar[int] = 0
     sparsity: float | None = None
 
@@ -48,10 +61,21 @@ class Selector(ABC):
         if "begin" in vars(cls) and cls.moving is False:
             raise UsageError(f"{cls.__name__} writes begin, so that its mask moves while A trains: derive it from Moving")
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """For tables, figures and the command line."""
+
+    @property
+    def made_of(self) -> object:
+        """What decides: the selector's class, or the score function that it was made from. Two methods differ where this does."""
+        return type(self)
+
     @abstractmethod
     def select(self, problem: Problem, seed: int) -> Mask:
-        """The mask over ``problem.pretrained``; every random choice comes from ``generator(seed, "selection")``. Of a moving
-        selector the coordinates that may enter it.
+        """The selected coordinates of ``problem.pretrained``; of a moving selector those that may be chosen.
+
+        Every random choice comes from ``generator(seed, "selection")``.
         """
 
     def equivalent(self, problem: Problem, seed: int) -> Problem:
@@ -75,19 +99,20 @@ class Selector(ABC):
 
 
 class Moving(Selector):
-    """A selector whose mask moves while A trains. It writes :meth:`begin`, the start; step and final mask are the
-    :class:`Course`'s that it gives, such as :class:`Projected`. Every replica finds its own mask.
+    """A selector whose mask moves while A trains. Every replica finds its own mask.
+
+    A subclass writes :meth:`begin`, which starts a :class:`Course`. The course takes the steps and gives the final mask;
+    :class:`Projected` is one that projects onto the coordinates of highest score.
 
     Example:
-        >>> from stability import FineTuning, problems
-        >>> from stability.training import replicas
+        >>> from stability import FineTuning, load, train
         >>> from stability.selectors import Projected
         >>> class Salient(Moving):
         ...     name, uses_data, sparsity = "salient", True, 0.01
         ...
         ...     def begin(self, run):  # the largest |θ · (θ − θ⁰)|, projected every 5 steps
         ...         return Projected(run, lambda values, origin: (values * (values - origin)).abs(), self.sparsity, every=5)
-        >>> replicas.train(problems.load("digits"), FineTuning(Salient(), steps=6)).masks[0]
+        >>> train(load("digits"), FineTuning(Salient(), steps=6)).masks[0]
         Mask(k=264, m=26432)
     """
 
@@ -106,7 +131,14 @@ ScoreFunction = Callable[[Problem, torch.Generator], Parameters]
 
 @dataclass(frozen=True)
 class FromScores(Selector):
-    """A new selector from a score function; see :func:`from_scores`."""
+    """The ⌊pm⌋ coordinates of highest score, by a function of one's own; :func:`from_scores` makes one.
+
+    Attributes:
+        scores: (problem, generator) → one score a pretrained coordinate.
+        sparsity: p ∈ (0, 1].
+        scope: compete over all parameters (``global``) or within each tensor (``tensor``).
+        label: for tables and figures; the function's own name where it is empty.
+    """
 
     scores: ScoreFunction
     sparsity: float = field()
@@ -116,8 +148,12 @@ class FromScores(Selector):
     uses_data: ClassVar[bool] = True
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         return self.label or self.scores.__name__
+
+    @property
+    def made_of(self) -> object:
+        return self.scores
 
     def settings(self) -> dict[str, Any]:
         """With a digest of the function's text, so that results of a function never pass for those of its next version."""

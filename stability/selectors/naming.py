@@ -22,13 +22,13 @@ from stability.selectors import (
     Fisher,
     FullTuning,
     LoRA,
-    MagPruning,
     Mixout,
     MixoutReset,
     Peft,
     Random,
     Selector,
     from_scores,
+    magnitude,
 )
 
 __all__ = ["ENTRY_POINTS", "SELECTORS", "announced", "selector_named", "selectors_named"]
@@ -38,7 +38,7 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "random": Random,
     "mixout": Mixout,
     "bitfit": BitFit,
-    "magnitude": MagPruning,
+    "magnitude": magnitude,
     "adapter": Adapter,
     "lora": LoRA,
     "diffpruning": DiffPruning,
@@ -157,8 +157,8 @@ def _find(name: str) -> Any:
 
 
 def _maker(found: Any) -> Callable[..., Any]:
-    """What is called with the settings: the class itself, or what makes a selector of a score function."""
-    return found if inspect.isclass(found) else partial(from_scores, found)
+    """What is called with the settings: a class or one of our functions itself, or what makes a selector of a score function."""
+    return found if inspect.isclass(found) or found in SELECTORS.values() else partial(from_scores, found)
 
 
 def _of_selectors(found: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -11,11 +11,11 @@ from stability.checks import check_flags, check_whole
 from stability.errors import UsageError
 from stability.masks import Mask
 from stability.problems.problem import Problem
-from stability.selectors.base import Selector
+from stability.selectors.base import Moving, Selector
 from stability.selectors.course import Course, Projected, Run, check_burn_in
 from stability.selectors.top_k import Scope, top_k
 
-__all__ = ["BitFit", "FullTuning", "MagPruning"]
+__all__ = ["BitFit", "FullTuning", "MagPruning", "TrainedMagPruning", "magnitude"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,13 @@ class FullTuning(Selector):
     """Every parameter: ordinary fine-tuning, p = 1.
 
     Example:
-        >>> from stability.problems import load
+        >>> from stability import load
         >>> FullTuning().select(load("digits"), seed=0).sparsity
         1.0
     """
 
     name: ClassVar[str] = "full"
+    selects_all: ClassVar[bool] = True
 
     def select(self, problem: Problem, seed: int) -> Mask:
         return Mask.full(problem.pretrained)
@@ -42,7 +43,7 @@ class BitFit(Selector):
         UsageError: the model has no biases.
 
     Example:
-        >>> from stability.problems import load
+        >>> from stability import load
         >>> BitFit().select(load("digits"), seed=0).count
         928
     """
@@ -59,64 +60,87 @@ class BitFit(Selector):
 
 @dataclass(frozen=True)
 class MagPruning(Selector):
-    """The ⌊pm⌋ parameters of largest magnitude (Han et al. 2015; Lee et al. 2021; Fu et al. 2023, Table 1, *MagPruning*).
-
-    By default of |θ⁰|, chosen before training. With a burn-in, as in the code of Fu et al., everything is trained first,
-    the magnitudes are those after ``burn_in`` steps, and that mask alone is trained from there; but here all others
-    return to θ⁰, where that code leaves them at what the burn-in made of them.
+    """The ⌊pm⌋ pretrained parameters of largest |θ⁰| (Han et al. 2015; Lee et al. 2021; Fu et al. 2023, Table 1, *MagPruning*).
 
     Attributes:
         sparsity: p ∈ (0, 1].
-        scope: compete over all parameters (``global``) or within each tensor (``tensor``, as in that code).
-        burn_in: steps of full training before the mask is chosen; 0 for none.
-        reset: return the chosen ones to θ⁰ too, after the burn-in.
-
-    Raises:
-        UsageError: ``burn_in`` is negative, or there is a reset without one; on training: it leaves no step.
+        scope: compete over all parameters (``global``) or within each tensor (``tensor``, as in the code of Fu et al.).
 
     Example:
-        >>> from stability.problems import load
+        >>> from stability import load
         >>> MagPruning(sparsity=0.01).select(load("digits"), seed=0).count
         264
     """
 
     sparsity: float = field()
     scope: Scope = "global"
-    burn_in: int = 0
-    reset: bool = False
 
-    def __post_init__(self) -> None:
-        check_whole(0, burn_in=self.burn_in)
-        check_flags(reset=self.reset)
-        if self.reset and not self.burn_in:
-            raise UsageError("reset returns to θ⁰ after the burn-in, and burn_in is 0: leave it out, or give a burn-in")
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return "magnitude-trained" if self.burn_in else "magnitude"
-
-    @property
-    def uses_data(self) -> bool:  # type: ignore[override]
-        return bool(self.burn_in)
-
-    @property
-    def moving(self) -> bool:  # type: ignore[override]
-        return bool(self.burn_in)
-
-    @property
-    def vectors(self) -> int:  # type: ignore[override]
-        return 3 if self.burn_in else 0
-
-    def settings(self) -> dict[str, Any]:
-        """Without those of the burn-in where there is none."""
-        unused = () if self.burn_in else ("burn_in", "reset")
-        return {name: value for name, value in super().settings().items() if name not in unused}
+    name: ClassVar[str] = "magnitude"
 
     def select(self, problem: Problem, seed: int) -> Mask:
-        if self.burn_in:
-            return Mask.full(problem.pretrained)
         return top_k({n: t.abs() for n, t in problem.pretrained.items()}, self.sparsity, self.scope)
+
+
+@dataclass(frozen=True)
+class TrainedMagPruning(Moving):
+    """The ⌊pm⌋ parameters of largest |θ| after a burn-in, as in the code of Fu et al. 2023.
+
+    Everything is trained for ``burn_in`` steps. Then the mask is chosen, and it alone is trained from there. All other
+    parameters return to θ⁰; the code of Fu et al. leaves them at what the burn-in made of them.
+
+    Attributes:
+        sparsity: p ∈ (0, 1].
+        scope: compete over all parameters (``global``) or within each tensor (``tensor``, as in that code).
+        burn_in: steps of full training before the mask is chosen.
+        reset: whether the chosen parameters return to θ⁰ too, after the burn-in.
+
+    Raises:
+        UsageError: ``burn_in`` is below 1; on training: it leaves no step.
+
+    Example:
+        >>> from stability import FineTuning, load, train
+        >>> train(load("digits"), FineTuning(TrainedMagPruning(0.01, burn_in=2), steps=3)).masks[0].count
+        264
+    """
+
+    sparsity: float = field()
+    scope: Scope = "global"
+    burn_in: int = field(kw_only=True)
+    reset: bool = field(default=False, kw_only=True)
+
+    name: ClassVar[str] = "magnitude-trained"
+    uses_data: ClassVar[bool] = True
+    vectors: ClassVar[int] = 3  # scores, mask and what ranks them
+
+    def __post_init__(self) -> None:
+        check_whole(1, burn_in=self.burn_in)
+        check_flags(reset=self.reset)
 
     def begin(self, run: Run) -> Course:
         check_burn_in(self.name, self.burn_in, run.steps)
         return Projected(run, lambda values, _: values.abs(), self.sparsity, self.scope, burn_in=self.burn_in, reset=self.reset)
+
+
+def magnitude(sparsity: float, scope: Scope = "global", *, burn_in: int = 0, reset: bool = False) -> Selector:
+    """Selection by magnitude under one name: :class:`MagPruning`, or with a burn-in :class:`TrainedMagPruning`.
+
+    Args:
+        sparsity: p ∈ (0, 1].
+        scope: compete over all parameters (``global``) or within each tensor (``tensor``).
+        burn_in: steps of full training before the mask is chosen; 0 chooses before training.
+        reset: whether the chosen parameters return to θ⁰ after the burn-in.
+
+    Raises:
+        UsageError: ``burn_in`` is negative, or there is a reset without a burn-in.
+
+    Example:
+        >>> magnitude(0.01).name, magnitude(0.01, burn_in=5).name
+        ('magnitude', 'magnitude-trained')
+    """
+    check_whole(0, burn_in=burn_in)
+    check_flags(reset=reset)
+    if burn_in:
+        return TrainedMagPruning(sparsity, scope, burn_in=burn_in, reset=reset)
+    if reset:
+        raise UsageError("reset returns to θ⁰ after the burn-in, and burn_in is 0: leave it out, or give a burn-in")
+    return MagPruning(sparsity, scope)

@@ -20,7 +20,7 @@ from stability.problems.problem import Problem
 from stability.selectors import FullTuning, Random, Selector
 from stability.studies.store import Store, key
 from stability.studies.study import Study, cell_identity, reusable
-from stability.training.algorithm import FineTuning, Minimisation
+from stability.training import FineTuning, Minimisation
 from stability.training.replicas import train
 
 __all__ = ["expected", "told"]
@@ -119,7 +119,7 @@ def _row(
         "n": n,
         "cells": cells,
         "trainings": trainings,
-        "steps": algorithm.most_steps,
+        "steps": algorithm.max_steps,
     }
     if not isinstance(algorithm, FineTuning) or not cells:
         unknown = 0.0 if not cells else math.nan

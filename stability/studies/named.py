@@ -20,7 +20,7 @@ from stability.selectors import (
 )
 from stability.studies.protocol import Protocol
 from stability.studies.study import Study
-from stability.training.algorithm import FineTuning, Minimisation
+from stability.training import FineTuning, Minimisation
 
 __all__ = ["PAPER", "STUDIES"]
 
@@ -39,11 +39,11 @@ def _digits(name: str, sparsities: tuple[float, ...], widths: tuple[int, ...], s
 
 def _relaxed(sparsities: tuple[float, ...], tolerance: float) -> tuple[Minimisation, ...]:
     """E_M L_R, the objective of Theorem 1, at each p."""
-    return tuple(Minimisation(FullTuning(), ridge=round(1 - p, 6), tolerance=tolerance) for p in sparsities)
+    return tuple(Minimisation(FullTuning(), ridge=round(1 - p, 6), gradient_tolerance=tolerance) for p in sparsities)
 
 
 def _hard(kind: type[Random | SAM], sparsities: tuple[float, ...], ridge: float, tolerance: float) -> tuple[Minimisation, ...]:
-    return tuple(Minimisation(kind(p), ridge=ridge, tolerance=tolerance) for p in sparsities)
+    return tuple(Minimisation(kind(p), ridge=ridge, gradient_tolerance=tolerance) for p in sparsities)
 
 
 STUDIES = {

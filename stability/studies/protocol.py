@@ -15,7 +15,7 @@ from stability.selectors import Selector
 from stability.selectors.naming import SELECTORS, selector_named
 from stability.studies import published
 from stability.studies.study import Study
-from stability.training.algorithm import FineTuning, Precision
+from stability.training import FineTuning, Precision
 from stability.training.stopping import EarlyStopping
 
 __all__ = ["AUTHORS", "METHODS", "TASKS", "UNUSED", "Part", "Protocol"]
@@ -190,4 +190,4 @@ class Protocol:
 
     def _predictor(self) -> Predictor:
         # Three checkpoints and S's mask for all: a large model pays for each Jacobian and each selection.
-        return OneStep() if self.predictor == "one-step" else Linearised(3, memory=1 << 29, reselect=False)
+        return OneStep() if self.predictor == "one-step" else Linearised(3, memory_budget=1 << 29, reselect=False)

@@ -23,13 +23,13 @@ from stability import problems
 from stability.bounds.measured import Constants, measure_constants, measured_bounds
 from stability.checks import check_whole
 from stability.errors import StabilityError, UsageError
+from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Alone, Estimator
-from stability.leave_one_out.measuring import StabilityEstimate, measure
 from stability.machine import cores, free_memory, resolve_device
 from stability.selectors import Selector
 from stability.studies.store import Store, key
 from stability.studies.summary import BOUNDS, table
-from stability.training.algorithm import FineTuning, Minimisation
+from stability.training import FineTuning, Minimisation
 
 __all__ = ["Cell", "Study", "reusable", "run", "run_cell"]
 
@@ -69,6 +69,15 @@ class Study:
     measured_seeds: int | None = None
 
     def __post_init__(self) -> None:
+        defaults = {problems.training_defaults(name) for name in self.problems}
+        made = {tuple(algorithm.with_defaults(one) for algorithm in self.algorithms) for one in defaults}
+        if len(made) > 1:
+            raise UsageError(
+                f"study {self.name!r}: {', '.join(self.problems)} are trained in different ways by default: give steps, "
+                "batch_size, learning_rate and schedule"
+            )
+        own = made.pop()
+        object.__setattr__(self, "algorithms", own)
         if self.measured_seeds is not None:
             check_whole(0, measured_seeds=self.measured_seeds)
             if self.measured_seeds > len(self.seeds):

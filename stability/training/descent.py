@@ -1,4 +1,4 @@
-"""One set of replicas from start to end: step by step down an objective, or to its minimum."""
+"""One set of replicas from start to end, step by step down an objective."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +16,14 @@ from torch.nn.functional import pad
 from stability.errors import UsageError
 from stability.masks import Mask
 from stability.problems.problem import generator
-from stability.selectors import Course, Run
-from stability.training.algorithm import AdamW, Clock, FineTuning, Minimisation
-from stability.training.lbfgs import minimise
-from stability.training.objective import Descended, Objective
+from stability.selectors import Course, Run, Selector
+from stability.selectors.course import MakeOptimizer
+from stability.training.adamw import Clock
+from stability.training.dropout import Dropout
+from stability.training.objective import Descended
 from stability.training.stopping import Checkpoints
 
-__all__ = ["DIVERGED", "Progress", "Sharing", "Trained", "find_minimum", "fine_tune"]
+__all__ = ["DIVERGED", "Progress", "Sharing", "Stepwise", "Trained", "descend"]
 
 DIVERGED = 1e4
 """A replica has diverged when its batch loss is not finite or exceeds this many times max(1, its first batch loss)."""
@@ -33,26 +34,36 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Sharing:
-    """Which replicas begin as one: each is row 0, the trunk, up to the step in which its weights first differ from it.
+    """Which replicas begin as one run. Each equals row 0, the trunk, up to the step in which its weights first differ.
 
     Attributes:
-        departures: of the rows from 1 on, ascending.
-        lone: whether nobody asked for row 0, so that it ends where the last has left it.
+        departures: the step at which each of the rows from 1 on leaves the trunk, ascending.
+        lone: whether nobody asked for row 0, so that it ends when the last row has left it.
     """
 
     departures: Sequence[int]
     lone: bool
 
     def rows(self, step: int) -> slice:
-        """Those that are computed in this step."""
+        """The rows that are computed in this step."""
         end = bisect.bisect_right(self.departures, step)
         return slice(int(self.lone and end == len(self.departures)), 1 + end)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Trained:
-    """What came of r replicas; as in :class:`stability.training.replicas.Replicas`. ``spared``: replica-steps that were
-    taken and not computed. ``at_once``: how many fitted into memory.
+    """What came of r replicas, a row each.
+
+    Attributes:
+        values: (r, K) the values after training.
+        failed_step: (r,) the step at which a row failed; −1 where it did not.
+        kept_step: (r,) after how many steps the values are.
+        batch_losses: (t, r) the loss of each step's batch, before the step.
+        mask_changes: (t, r) how many coordinates entered the mask in each step.
+        relaxed: (t,) whether the step's loss was taken with soft or random gates instead of a mask.
+        masks: each row's final mask, where masks move; otherwise empty.
+        spared: how many replica-steps were taken and not computed, because replicas began as one.
+        at_once: how many replicas were computed at once in the end.
     """
 
     values: Tensor
@@ -64,6 +75,28 @@ class Trained:
     masks: Sequence[Mask]
     spared: int = 0
     at_once: int = 0
+
+
+class Stepwise(Protocol):
+    """What the loop asks of an algorithm that goes step by step."""
+
+    @property
+    def selector(self) -> Selector:
+        """Whether and how the mask moves."""
+
+    @property
+    def seed(self) -> int:
+        """Of what a moving mask draws."""
+
+    @property
+    def max_steps(self) -> int:
+        """How many steps there will be at most."""
+
+    def optimizer(self, clock: Clock) -> MakeOptimizer:
+        """What makes the optimizers of one run, which share its ``clock``."""
+
+    def dropout_at(self, step: int, device: torch.device, reverse: tuple[int, int] | None = None) -> Dropout | None:
+        """What draws dropout in this step, or None."""
 
 
 class _Fixed(Course):
@@ -89,36 +122,47 @@ class _Fixed(Course):
         return self._values, None
 
 
-def fine_tune(
+def descend(
     objective: Descended,
-    algorithm: FineTuning,
+    algorithm: Stepwise,
     batches: Sequence[Tensor],
+    *,
     reverse: bool = False,
     activity: Tensor | None = None,
-    progress: Progress | None = None,
     sharing: Sharing | None = None,
     kept: Checkpoints | None = None,
+    progress: Progress | None = None,
 ) -> Trained:
-    """One set of replicas from start to end, down the network's objective or its linearisation.
+    """Train one set of r replicas from start to end, down the network's objective or its linearisation.
 
     Args:
-        objective: gives losses and gradients.
-        algorithm: the definition of a run.
-        batches: the indices that each step takes.
+        objective: gives losses and gradients by the K trained values.
+        algorithm: the optimizer, the selector and the number of steps.
+        batches: the indices that each step takes, int64 (b,) each.
         reverse: whether each batch is in reverse order.
-        activity: (r, K) which coordinates each row may change; all by default. Of a fixed mask only.
-        progress: told how many replica-steps were done.
-        sharing: which rows begin as one. Of a fixed mask only, the same for all rows.
-        kept: stops early, and says which checkpoint is the end. Not with ``sharing``.
+        activity: bool (r, K), which coordinates each row may change; by default all. Only with a fixed mask.
+        sharing: which rows begin as one run. Only with a fixed mask, the same for all rows.
+        kept: stops early, and says which checkpoint is the end. Not together with ``sharing``.
+        progress: is told how many replica-steps were done.
+
+    Returns:
+        What came of each row. A row has failed in the step whose loss is not finite or exceeds :data:`DIVERGED` times the larger
+        of 1 and its first loss.
     """
     origin, selector, shapes = objective.origin, algorithm.selector, objective.shapes
     sizes = [math.prod(shape) for shape in shapes.values()]
-    draws = generator(algorithm.seed, "selection")
     clock = Clock()
     sharing = sharing or Sharing([0] * (objective.rows - 1), lone=False)
     rows, everyone = sharing.rows(0), slice(0, objective.rows)
     asked = slice(int(sharing.lone), everyone.stop)
-    run = Run(origin, rows.stop, sizes, algorithm.steps, partial(AdamW, algorithm, clock), draws)
+    run = Run(
+        origin=origin,
+        rows=rows.stop,
+        sizes=sizes,
+        steps=algorithm.max_steps,
+        optimizer=algorithm.optimizer(clock),
+        draws=generator(algorithm.seed, "selection"),
+    )
     course = selector.begin(run) if selector.moving else _Fixed(run, activity)
     failed = torch.full((everyone.stop,), -1, device=origin.device)
     limit = torch.zeros(())
@@ -162,17 +206,17 @@ def fine_tune(
             first if mine else Mask.at(shapes, torch.nonzero(row).squeeze(1).cpu()) for mine, row in zip(same, chosen, strict=True)
         ]
     failed = failed[asked]
-    failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.steps, failed)
+    failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.max_steps, failed)
     later = (0, 0, 0, len(batches) - len(losses))  # sets of replicas stop apart
     return Trained(
-        values,
-        failed,
-        torch.full_like(failed, algorithm.steps) if kept is None else kept.step,
-        pad(torch.stack(losses)[:, asked], later, value=torch.nan),
-        pad(torch.stack(changes)[:, asked], later),
-        pad(torch.tensor(relaxed), later[2:]),
-        masks,
-        spared,
+        values=values,
+        failed_step=failed,
+        kept_step=torch.full_like(failed, algorithm.max_steps) if kept is None else kept.step,
+        batch_losses=pad(torch.stack(losses)[:, asked], later, value=torch.nan),
+        mask_changes=pad(torch.stack(changes)[:, asked], later),
+        relaxed=pad(torch.tensor(relaxed), later[2:]),
+        masks=masks,
+        spared=spared,
     )
 
 
@@ -195,20 +239,3 @@ def _entered(before: Tensor | None, now: Tensor | None, rows: int) -> Tensor:
     if now is None or now is before:
         return torch.zeros(rows, dtype=torch.int64)
     return (now if before is None else now & ~before).sum(1).cpu()
-
-
-def find_minimum(objective: Objective, algorithm: Minimisation, everything: Tensor, progress: Progress | None) -> Trained:
-    """One set of replicas to the minimum; the failed step is where one stopped that did not get there."""
-    start = objective.start()
-
-    def whole(values: Tensor) -> tuple[Tensor, Tensor]:
-        loss, penalty, gradient = objective(values, everything)
-        if progress is not None:
-            progress(len(values))
-        return loss + penalty, gradient
-
-    found = minimise(whole, start, algorithm.tolerance, algorithm.max_steps, algorithm.history)
-    reached = found.gradient_norms <= algorithm.tolerance
-    none = torch.empty(0, len(start))
-    failed = torch.where(reached, -1, found.steps)
-    return Trained(found.values, failed, found.steps, none, none.long(), none.bool()[:, 0], [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,20 +18,19 @@ from torch import Tensor
 from stability.machine import free_memory, kept_for_backward
 from stability.masks import Mask, Parameters
 from stability.problems.problem import ModuleLogits, Problem
-from stability.training.algorithm import Algorithm, FineTuning, Minimisation, Precision
-from stability.training.descent import Progress, Sharing, Trained, find_minimum, fine_tune
-from stability.training.objective import ALL, Objective, Stack, Trajectory, blocks_of, logits_of
-from stability.training.stopping import Checkpoints
+from stability.training.algorithm import Algorithm
+from stability.training.descent import Progress, Sharing, Trained
+from stability.training.objective import ALL, Objective, Observer, Stack, blocks_of, logits_of
 
-__all__ = ["Plan", "Task", "carry_out", "departures", "plan"]
+__all__ = ["Division", "Task", "carry_out", "departures", "divide"]
 
 _CACHED = 1 << 28  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
 _HEAVY = 1 << 26  # bytes of activations of all replicas below which threads wait for each other in Python (digits, two threads)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How r replicas are divided.
+class Division:
+    """How r replicas are divided among threads, sets and batches.
 
     Attributes:
         workers: threads, each with sets of its own and its share of torch's threads.
@@ -44,26 +43,26 @@ class Plan:
     at_once: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Task:
-    """r replicas to be trained; as in :func:`stability.training.replicas.train`.
+    """r replicas to be trained.
 
     Attributes:
         problem: as the steps see it.
         algorithm: A.
         start: θ⁰ and the head's start.
-        tunable: the K coordinates.
-        weights: (r, n).
-        ridges: (r, 1) λ.
-        activity: (r, K) which coordinates each row may change; None: all.
+        tunable: the K coordinates that some replica may change.
+        weights: (r, n) weights of the examples.
+        ridges: (r, 1) λ of each replica.
+        activity: bool (r, K), which coordinates each row may change; None: all.
         batches: the indices that each step takes.
-        reverse: whether each is in reverse order.
-        trajectory: is told of every step of a single replica.
-        watched: as it is evaluated, where early stopping looks at its validation split.
+        reverse: whether each batch is in reverse order.
+        observer: is told of every step of a single replica.
+        watched: the problem as it is evaluated, where the algorithm looks at its validation split while it trains.
     """
 
     problem: Problem
-    algorithm: FineTuning | Minimisation
+    algorithm: Algorithm
     start: Parameters
     tunable: Mask
     weights: Tensor
@@ -71,11 +70,11 @@ class Task:
     activity: Tensor | None
     batches: Sequence[Tensor]
     reverse: bool = False
-    trajectory: Trajectory | None = None
+    observer: Observer | None = None
     watched: Problem | None = None
 
     def run(self, rows: Tensor, sharing: Sharing | None, at_once: int, progress: Progress | None) -> Trained:
-        """The replicas at ``rows``; where they share a lone trunk, it is put before them."""
+        """Train the replicas at ``rows``; where they share a trunk that nobody asked for, it is put before them."""
         weights, ridges = self.weights[rows], self.ridges[rows]
         if sharing is not None and sharing.lone:
             weights, ridges = torch.cat([torch.ones_like(weights[:1]), weights]), torch.cat([ridges[:1], ridges])
@@ -84,44 +83,49 @@ class Task:
             self.problem,
             self.start,
             self.tunable,
-            weights,
-            ridges,
-            activity,
-            self.trajectory,
-            at_once,
-            self.precision == "bfloat16",
-            self.reverse,
+            weights=weights,
+            ridges=ridges,
+            activity=activity,
+            observer=self.observer,
+            at_once=at_once,
+            autocast=self.algorithm.product_precision == "bfloat16",
+            reverse=self.reverse,
         )
-        if isinstance(self.algorithm, Minimisation):
-            found = find_minimum(objective, self.algorithm, self.batches[0], progress)
-        else:
-            kept = self._checkpoints(objective)
-            found = fine_tune(objective, self.algorithm, self.batches, self.reverse, activity, progress, sharing, kept)
+        found = self.algorithm.run(
+            objective,
+            self.batches,
+            reverse=self.reverse,
+            activity=activity,
+            sharing=sharing,
+            metric=self._metric(objective),
+            progress=progress,
+        )
         return replace(found, at_once=objective.at_once)
 
-    def _checkpoints(self, objective: Objective) -> Checkpoints | None:
-        """Of one set of replicas, by the metric on the validation split."""
+    def _metric(self, objective: Objective) -> Callable[[Tensor], Tensor] | None:
+        """Trained values (r, K) → the metric of each row on the validation split, evaluated in full precision."""
         problem = self.watched
-        if problem is None or problem.validation is None or not isinstance(self.algorithm, FineTuning):
+        if problem is None or problem.validation is None:
             return None
         examples, start, tunable = problem.validation, self.start, self.tunable
 
         def metric(values: Tensor) -> Tensor:
-            with _products("highest") if self.precision == "tf32" else nullcontext():  # evaluated in full
+            with _products("highest") if self.algorithm.product_precision == "tf32" else nullcontext():
                 logits = logits_of(problem, start, tunable, values, examples, objective.at_once)
             return torch.tensor([problem.metric(mine, examples.labels) for mine in logits], device=values.device)
 
-        assert self.algorithm.early_stopping is not None
-        return Checkpoints(self.algorithm.early_stopping, metric, self.algorithm.steps)
-
-    @property
-    def precision(self) -> Precision:
-        """Of the network's products."""
-        return self.algorithm.precision if isinstance(self.algorithm, FineTuning) else "float32"
+        return metric
 
 
 def departures(weights: Tensor, batches: Sequence[Tensor]) -> Tensor:
-    """(r,) the first step that takes an example of a weight (r, n) other than 1; the number of steps where none does.
+    """The first step in which each replica takes an example whose weight is not 1, and so departs from an ordinary run.
+
+    Args:
+        weights: (r, n) of the examples.
+        batches: the indices that each step takes.
+
+    Returns:
+        int64 (r,); the number of steps where a replica never departs.
 
     Example:
         >>> departures(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), [torch.tensor([0, 1]), torch.tensor([2, 0])]).tolist()
@@ -133,23 +137,37 @@ def departures(weights: Tensor, batches: Sequence[Tensor]) -> Tensor:
     return torch.where(weights.cpu() == 1, len(batches), first).amin(1)
 
 
-def plan(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_budget: int | None = None) -> Plan:
-    """How to divide r replicas within ``memory_budget`` bytes, half of what is free by default; ``problem`` as the steps see it.
+def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, memory_budget: int | None = None) -> Division:
+    """Divide r replicas so that what is computed at once fits into memory.
 
     A replica takes the algorithm's vectors of K values. One that is computed takes, besides, what a forward pass keeps for the
     backward pass (measured on the longest batch), as much again for the backward pass itself, and its copy of every masked
     tensor with the gradient. On a CPU many at once save nothing but Python's dispatch, and lose where their activations leave
-    the caches; there each thread takes replicas of its own, unless their products are so small that Python's dispatch, of which
+    the caches. There each thread takes replicas of its own, unless their products are so small that Python's dispatch, of which
     there is one at a time, is most of the work. Sets and batches are balanced, so that the last is not a rest.
+
+    Args:
+        problem: as the steps see it (:meth:`stability.training.Algorithm.training_form`).
+        algorithm: A.
+        tunable: the K coordinates that some replica may change.
+        r: the number of replicas.
+        memory_budget: bytes to plan with; by default half of what is free.
+
+    Example:
+        >>> from stability import FineTuning, load, selectors
+        >>> problem, algorithm = load("digits"), FineTuning(selectors.BitFit(), steps=2, batch_size=4)
+        >>> tunable = algorithm.tunable_mask(problem, algorithm.select(problem))
+        >>> divide(problem, algorithm, tunable, r=1)
+        Division(workers=1, rows=1, at_once=1)
     """
     if r == 1:
-        return Plan(workers=1, rows=1, at_once=1)
+        return Division(workers=1, rows=1, at_once=1)
     start = problem.start(algorithm.seed)
     first = next(iter(start.values()))
     on_cpu = first.device.type == "cpu"
     budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
     longest = max(algorithm.batches(problem.train), key=lambda index: len(index) * problem.train.longest(index))
-    dropout = algorithm.dropout_at(0, first.device) if isinstance(algorithm, FineTuning) else None
+    dropout = algorithm.dropout_at(0, first.device)
     blocks = blocks_of(problem.train.take(longest), whole=dropout is not None)
     block = max((block for _, block in blocks), key=lambda block: len(block) * block.longest(ALL))
     stack = Stack(start, tunable, tunable.gather(start).unsqueeze(0), differentiable=True)
@@ -170,12 +188,12 @@ def plan(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, memory_b
     rows = max(at_once, min(mine, (share - at_once * computed) // state))
     sets = workers * math.ceil(r / (workers * rows))
     rows = math.ceil(r / sets)
-    return Plan(workers, rows, math.ceil(rows / math.ceil(rows / at_once)))
+    return Division(workers, rows, math.ceil(rows / math.ceil(rows / at_once)))
 
 
-def carry_out(task: Task, how: Plan, progress: Progress | None = None) -> Iterator[tuple[Tensor, Trained]]:
-    """Sets of rows, in whatever order they come, each with what came of them."""
-    fixed = isinstance(task.algorithm, FineTuning) and not task.algorithm.selector.moving and task.activity is None
+def carry_out(task: Task, how: Division, progress: Progress | None = None) -> Iterator[tuple[Tensor, Trained]]:
+    """Train the replicas of ``task``, divided as ``how`` says. Sets of rows come in any order, each with what came of them."""
+    fixed = task.algorithm.stepwise and not task.algorithm.selector.moving and task.activity is None
     fixed = fixed and task.watched is None  # who ends early would have to leave the trunk's company
     never = len(task.batches)
     when = departures(task.weights, task.batches) if fixed else torch.zeros(len(task.weights), dtype=torch.int64)
@@ -184,13 +202,13 @@ def carry_out(task: Task, how: Plan, progress: Progress | None = None) -> Iterat
     # Every set gets early and late ones alike: sets take equally long, and the trunk is common to many.
     shared = [_shared(order[i::sets], when, never) for i in range(sets)]
     with (
-        _products("high") if task.precision == "tf32" else nullcontext()
+        _products("high") if task.algorithm.product_precision == "tf32" else nullcontext()
     ):  # the process's setting, so it is set where there is one thread
         yield from _carried_out(task, how, shared, progress)
 
 
 def _carried_out(
-    task: Task, how: Plan, shared: Sequence[tuple[Tensor, Sharing | None]], progress: Progress | None
+    task: Task, how: Division, shared: Sequence[tuple[Tensor, Sharing | None]], progress: Progress | None
 ) -> Iterator[tuple[Tensor, Trained]]:
     if how.workers == 1 or len(shared) == 1:
         for rows, sharing in shared:

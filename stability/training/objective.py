@@ -12,7 +12,6 @@ import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -20,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from stability.errors import StabilityError
+from stability.errors import MeasurementError
 from stability.machine import free_memory, out_of_memory
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, ModuleLogits, Problem
 from stability.training.dropout import Dropout
 from stability.training.products import Products, Sites, pays, worthwhile
 
-__all__ = ["ALL", "Descended", "Objective", "Some", "Stack", "Trajectory", "blocks_of", "logits_of"]
+__all__ = ["ALL", "Descended", "Objective", "Observer", "Stack", "blocks_of", "logits_of"]
 
 ALL = slice(None)
 """All rows."""
@@ -153,7 +152,7 @@ class Descended(Protocol):
 
     @property
     def rows(self) -> int:
-        """r."""
+        """r, the number of replicas."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -172,38 +171,21 @@ class Descended(Protocol):
         """
 
 
-@dataclass(frozen=True, eq=False)
-class Some:
-    """A random part of the K tuned coordinates: their places, ascending, and the inverse of each one's probability."""
+class Observer(Protocol):
+    """Is told of every step of a single replica while it trains."""
 
-    indices: Tensor
-    scale: Tensor
-
-
-@dataclass(eq=False)
-class Trajectory:
-    """What one real run leaves behind, for its linearisation.
-
-    Attributes:
-        steps: the steps whose points are kept.
-        coordinates: of which the gradients are kept; of all by default.
-        points: for each of ``steps`` all values before it, (K,).
-        logits: of each step's batch, (b, C).
-        gradients: of each step's batch loss, without the ridge and before a mask, at ``coordinates``.
-    """
-
-    steps: frozenset[int]
-    coordinates: Some | None = None
-    points: dict[int, Tensor] = field(default_factory=dict)
-    logits: list[Tensor] = field(default_factory=list)
-    gradients: list[Tensor] = field(default_factory=list)
+    @property
+    def hold(self) -> Mask | None:
+        """Pretrained coordinates for which the trained values have room beside those of the run's own mask; None for no more."""
 
     def add(self, values: Tensor, logits: Tensor, gradient: Tensor) -> None:
-        """One more step of a single replica: values and gradient (1, K), logits (1, b, C)."""
-        if (step := len(self.gradients)) in self.steps:
-            self.points[step] = values[0].detach().clone()
-        self.logits.append(logits[0].detach())
-        self.gradients.append(gradient[0] if self.coordinates is None else gradient[0, self.coordinates.indices])
+        """Take note of one more step.
+
+        Args:
+            values: (1, K) before the step.
+            logits: (1, b, C) of the step's batch, in its order.
+            gradient: (1, K) of the batch's mean loss, without the ridge and before a mask.
+        """
 
 
 class Objective:
@@ -216,7 +198,7 @@ class Objective:
         weights: (r, n) of the examples.
         ridges: (r, 1) λ.
         activity: (r, K) which coordinates each row may change; None: all.
-        trajectory: is told of every step of a single replica.
+        observer: is told of every step of a single replica.
         at_once: how many replicas are computed at once; fewer from then on where memory runs out.
         autocast: whether the network runs in bfloat16, under torch.autocast.
         reverse: whether the examples of a batch come in reverse order; then so do the blocks.
@@ -227,16 +209,17 @@ class Objective:
         problem: Problem,
         start: Parameters,
         tunable: Mask,
+        *,
         weights: Tensor,
         ridges: Tensor,
         activity: Tensor | None = None,
-        trajectory: Trajectory | None = None,
+        observer: Observer | None = None,
         at_once: int | None = None,
         autocast: bool = False,
         reverse: bool = False,
-    ):
+    ) -> None:
         self.origin = tunable.gather(start)
-        self._trajectory, self._autocast, self._reverse = trajectory, autocast, reverse
+        self._observer, self._autocast, self._reverse = observer, autocast, reverse
         self._problem, self._weights, self._ridges, self._activity = problem, weights, ridges, activity
         self.at_once = min(len(weights), at_once or len(weights))
         self._make = partial(Stack, start, tunable, differentiable=True)
@@ -245,7 +228,7 @@ class Objective:
 
     @property
     def rows(self) -> int:
-        """r."""
+        """r, the number of replicas."""
         return len(self._weights)
 
     @property
@@ -259,10 +242,6 @@ class Objective:
         logits, inputs = self._problem.logits, self._problem.train.inputs
         return next(iter(inputs.values())).shape[1] if isinstance(logits, ModuleLogits) and logits.choices else 1
 
-    def start(self) -> Tensor:
-        """(r, K)."""
-        return self.origin.expand(self.rows, -1).clone()
-
     def __call__(
         self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -272,7 +251,7 @@ class Objective:
         :attr:`ModuleLogits.while_training`.
 
         Raises:
-            StabilityError: not even one replica fits into memory.
+            MeasurementError: not even one replica fits into memory.
         """
         batch = self._problem.train.take(index)
         blocks = blocks_of(batch, whole=dropout is not None, reverse=self._reverse)
@@ -324,16 +303,16 @@ class Objective:
             gradient = slope if number == 0 else gradient.add_(slope)
             loss += own.detach()
             logits.append(answer.detach())
-        if self._trajectory is not None:
+        if self._observer is not None:
             back = torch.cat([index for index, _ in blocks]).argsort().to(values.device)
-            self._trajectory.add(values, torch.cat(logits, dim=1)[:, back], gradient)
+            self._observer.add(values, torch.cat(logits, dim=1)[:, back], gradient)
         return loss, gradient
 
     def _halve(self, failed: int) -> None:
         """After ``failed`` replicas at once did not fit."""
         device = self.origin.device
         if failed == 1:
-            raise StabilityError(
+            raise MeasurementError(
                 f"one replica alone does not fit: {free_memory(device) / 2**30:.1f} GiB are free on {device}, and K = "
                 f"{len(self.origin)} values are tuned; use smaller batches, shorter texts, a sparser mask or another device"
             )

@@ -19,17 +19,17 @@ from stability.checks import check_whole
 from stability.errors import UsageError
 from stability.masks import Mask, Parameters, SparseDelta
 from stability.problems.problem import Examples, Problem
-from stability.training.algorithm import Algorithm, FineTuning, Minimisation
+from stability.training.algorithm import Algorithm
 from stability.training.descent import Progress
-from stability.training.execution import Plan, Task, carry_out, plan
-from stability.training.objective import ALL, Stack, Trajectory, logits_of
+from stability.training.execution import Division, Task, carry_out, divide
+from stability.training.objective import ALL, Observer, Stack, logits_of
 
 __all__ = ["Replicas", "train"]
 
 _COPIED = 1 << 28  # bytes of copied tensors at once where each replica sees one example
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Replicas:
     """r trained models, each as its tuned values.
 
@@ -52,7 +52,7 @@ class Replicas:
     """
 
     problem: Problem
-    algorithm: FineTuning | Minimisation
+    algorithm: Algorithm
     start: Parameters
     tunable: Mask
     values: Tensor
@@ -138,43 +138,42 @@ class Replicas:
 
 def train(
     problem: Problem,
-    algorithm: FineTuning | Minimisation,
+    algorithm: Algorithm,
     weights: Tensor | None = None,
     masks: Sequence[Mask] | Mask | None = None,
     *,
     replica_batch: int | None = None,
     memory_budget: int | None = None,
     reverse_batches: bool = False,
-    hold: Mask | None = None,
-    trajectory: Trajectory | None = None,
+    observe: Observer | None = None,
     progress: Progress | None = None,
 ) -> Replicas:
     """Run the algorithm r times, once for each row of example weights, on the device that the problem is on.
 
     Args:
         problem: what to learn; all tensors on one device.
-        algorithm: the definition of a run.
-        weights: (r, n) one weight an example, 0 for left out; by default one row of ones, a single ordinary run.
-        masks: one selection a row, or a single one for all; by default ``algorithm.select(problem)``.
-        replica_batch: how many replicas are computed at once, in each thread; planned from ``memory_budget`` by default.
-        memory_budget: bytes to plan with, half of what is free by default; one replica at once is always tried.
+        algorithm: A, the definition of a run.
+        weights: (r, n), one weight an example, 0 for left out; by default one row of ones, a single ordinary run.
+        masks: the selected pretrained coordinates, one mask a row or a single one for all; by default
+            ``algorithm.select(problem)``. Not where masks move while A trains.
+        replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
+        memory_budget: bytes to plan with; by default half of what is free. One replica at once is always tried.
         reverse_batches: take the examples within each batch in reverse order: the same algorithm, rounded differently.
-        hold: pretrained coordinates for which ``values`` has room beside those of the masks; no row changes them.
-        trajectory: is told of every step; of a single replica of :class:`FineTuning` only.
-        progress: told how many replica-steps were done.
+        observe: is told of every step of a single replica, and may ask for room for further coordinates in ``values``.
+        progress: is told how many replica-steps were done.
 
     Raises:
-        UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to tune, or early stopping without a
+        UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to train, or early stopping without a
             validation split.
-        StabilityError: not even one replica fits into memory.
+        MeasurementError: not even one replica fits into memory.
 
     Example:
-        >>> from stability.problems import load
-        >>> from stability.selectors import BitFit
-        >>> replicas = train(load("digits"), FineTuning(BitFit(), steps=2))
+        >>> from stability import FineTuning, load, selectors
+        >>> replicas = train(load("digits"), FineTuning(selectors.BitFit(), steps=2))
         >>> replicas.values.shape
         torch.Size([1, 1093])
     """
+    algorithm = algorithm.with_defaults(problem.training)
     problem = algorithm.equivalent(problem)
     start = problem.start(algorithm.seed)
     first = next(iter(start.values()))
@@ -187,31 +186,38 @@ def train(
         raise UsageError(f"a weight of replica {row} is {float(weights[row].min()):g}: use 0 for left out and 1 for kept")
     weights = weights.to(first)
     masks = _one_each(problem, algorithm, len(weights), masks)
+    hold = None if observe is None else observe.hold
     distinct = list({id(mask): mask for mask in masks}.values())
     selected = distinct[0]
     for mask in [*distinct[1:], *([] if hold is None else [hold])]:
         selected = selected.union(mask)
-    tunable = algorithm.tunable(problem, selected)
+    tunable = algorithm.tunable_mask(problem, selected)
     activity = None
     if any(mask.count != selected.count for mask in masks):
-        activity = torch.stack([tunable.contains(algorithm.tunable(problem, mask)) for mask in masks]).to(first.device)
+        activity = torch.stack([tunable.contains(algorithm.tunable_mask(problem, mask)) for mask in masks]).to(first.device)
     ridges = torch.tensor([[algorithm.ridge_for(mask)] for mask in masks], dtype=first.dtype, device=first.device)
-    if isinstance(algorithm, Minimisation) and not bool((ridges > 0).all()):
-        raise UsageError("λ = 0, for the mask selects everything and ridge='paper' is 1 − p: use a positive ridge")
     if tunable.count == 0:
         raise UsageError(f"k = 0 of m = {problem.m} and no head: there is nothing to tune; use a larger p")
-    seen = algorithm.training_form(problem) if isinstance(algorithm, FineTuning) else problem
-    watched = problem if isinstance(algorithm, FineTuning) and algorithm.early_stopping else None
-    if watched is not None and (problem.validation is None or not len(problem.validation)):
-        raise UsageError(
-            f"early_stopping: problem {problem.name!r} has no validation split to choose a checkpoint by; leave it out, or give one"
-        )
-    how = plan(seen, algorithm, tunable, len(weights), memory_budget)
+    algorithm.check(problem, distinct)
+    seen = algorithm.training_form(problem)
+    how = divide(seen, algorithm, tunable, len(weights), memory_budget=memory_budget)
     if replica_batch is not None:
         check_whole(1, replica_batch=replica_batch)
-        how = Plan(how.workers, max(how.rows, replica_batch), replica_batch)
+        how = Division(how.workers, max(how.rows, replica_batch), replica_batch)
     batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.train)]
-    task = Task(seen, algorithm, start, tunable, weights, ridges, activity, batches, reverse_batches, trajectory, watched)
+    task = Task(
+        problem=seen,
+        algorithm=algorithm,
+        start=start,
+        tunable=tunable,
+        weights=weights,
+        ridges=ridges,
+        activity=activity,
+        batches=batches,
+        reverse=reverse_batches,
+        observer=observe,
+        watched=problem if algorithm.validates else None,
+    )
     values = first.new_empty(len(weights), tunable.count)
     order, parts = [], []
     for rows, part in carry_out(task, how, progress):
@@ -223,19 +229,19 @@ def train(
         moved = [mask for part in parts for mask in part.masks]
         masks = [moved[row] for row in back.tolist()]
     return Replicas(
-        problem,
-        algorithm,
-        start,
-        tunable,
-        values,
-        masks,
-        torch.cat([part.failed_step.cpu() for part in parts])[back],
-        torch.cat([part.kept_step.cpu() for part in parts])[back],
-        min(part.at_once for part in parts),
-        torch.cat([part.batch_losses.cpu() for part in parts], dim=1)[:, back],
-        torch.cat([part.mask_changes.cpu() for part in parts], dim=1)[:, back],
-        torch.stack([part.relaxed for part in parts]).any(0),
-        sum(part.spared for part in parts),
+        problem=problem,
+        algorithm=algorithm,
+        start=start,
+        tunable=tunable,
+        values=values,
+        masks=masks,
+        failed_step=torch.cat([part.failed_step.cpu() for part in parts])[back],
+        kept_step=torch.cat([part.kept_step.cpu() for part in parts])[back],
+        replica_batch=min(part.at_once for part in parts),
+        batch_losses=torch.cat([part.batch_losses.cpu() for part in parts], dim=1)[:, back],
+        mask_changes=torch.cat([part.mask_changes.cpu() for part in parts], dim=1)[:, back],
+        relaxed=torch.stack([part.relaxed for part in parts]).any(0),
+        steps_shared=sum(part.spared for part in parts),
     )
 
 

@@ -22,7 +22,7 @@ class EarlyStopping:
     its loss may jump.
 
     Attributes:
-        every: steps between evaluations; the last step is evaluated too.
+        evaluate_every: steps between evaluations; the last step is evaluated too.
         patience: evaluations in a row without improvement after which the run ends.
         least_steps: but not before so many steps.
 
@@ -30,17 +30,21 @@ class EarlyStopping:
         UsageError: a number below 1, of ``least_steps`` below 0.
 
     Example:
-        >>> EarlyStopping(every=10, patience=2).least_steps
+        >>> EarlyStopping(evaluate_every=10, patience=2).least_steps
         20000
     """
 
-    every: int = 500
+    evaluate_every: int = 500
     patience: int = 40
     least_steps: int = 20_000
 
     def __post_init__(self) -> None:
-        check_whole(1, every=self.every, patience=self.patience)
+        check_whole(1, evaluate_every=self.evaluate_every, patience=self.patience)
         check_whole(0, least_steps=self.least_steps)
+
+    def settings(self) -> dict[str, int]:
+        """As plain values, with the name under which results are stored for ``evaluate_every``."""
+        return {"every": self.evaluate_every, "patience": self.patience, "least_steps": self.least_steps}
 
 
 class Checkpoints:
@@ -66,7 +70,7 @@ class Checkpoints:
 
     def due(self, step: int) -> bool:
         """Whether to :meth:`look` after so many steps."""
-        return step % self._rule.every == 0 or step == self._last
+        return step % self._rule.evaluate_every == 0 or step == self._last
 
     def look(self, step: int, values: Tensor, mask: Tensor | None) -> None:
         """At every replica after so many steps."""

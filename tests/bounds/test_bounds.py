@@ -26,10 +26,11 @@ from stability.bounds import (
 )
 from stability.bounds.measured import measure_constants, measured_bounds
 from stability.derivatives.curvature import Eigenvalue
+from stability.leave_one_out.estimators import Exact
 from stability.problems import convex
 from stability.problems.solvable import linear_regression
 from stability.selectors import SAM, FullTuning, Random
-from stability.training.algorithm import Minimisation
+from stability.training import Minimisation
 
 SECURE = ("every over remaining", "mean over remaining", "mean by printed form", "every over all", "mean over all")
 
@@ -63,7 +64,9 @@ def linear_losses(slopes: list[float]) -> Problem:
 def test_the_bounds_are_attained(slopes: list[float], sharp: bool, every: bool) -> None:
     """Ratio measured / bound = 1, from the toolchain's own measurement and its own constants."""
     p = 0.7
-    estimate = leave_one_out.measure(linear_losses(slopes), Minimisation(FullTuning(), 1 - p, tolerance=1e-12), device="cpu")
+    estimate = leave_one_out.measure(
+        linear_losses(slopes), Minimisation(FullTuning(), ridge=1 - p, gradient_tolerance=1e-12), estimator=Exact(), device="cpu"
+    )
     bounds = measured_bounds(estimate, measure_constants(estimate, check_replicas=3))
     assert math.isclose(bounds["theorem_1"].terms["curvature"], 2 * (1 - p))
     assert bounds["theorem_1"].state == "not refuted"
@@ -80,7 +83,9 @@ def test_everything_holds_through_the_toolchain_on_convex_problems(maker: Callab
     """Measured constants, measured stability, at several p: no bound violated, the order of the chain, nothing refuted."""
     problem = maker(n=30, seed=1).problem
     for p in (0.1, 0.6, 0.95):
-        estimate = leave_one_out.measure(problem, Minimisation(FullTuning(), 1 - p, tolerance=1e-9), device="cpu")
+        estimate = leave_one_out.measure(
+            problem, Minimisation(FullTuning(), ridge=1 - p, gradient_tolerance=1e-9), estimator=Exact(), device="cpu"
+        )
         bounds = measured_bounds(estimate, measure_constants(estimate, check_replicas=30))
         for name in ("theorem_1", "theorem_1_sharp", "hard_mask", "hard_mask_sharp", "theorem_2", "theorem_2_measured"):
             assert bounds[name].applies, bounds[name]
@@ -234,9 +239,9 @@ def test_whether_a_minimised_is_checked(checks: Checks, held: bool | None) -> No
 
 def test_bounds_that_suppose_one_mask_fail_where_it_is_chosen_anew() -> None:
     problem = convex.linear(n=20, seed=0).problem
-    algorithm = Minimisation(SAM(0.2), ridge=0.1, tolerance=1e-9)
+    algorithm = Minimisation(SAM(0.2), ridge=0.1, gradient_tolerance=1e-9)
     for reselect in (True, False):
-        estimate = leave_one_out.measure(problem, algorithm, device="cpu", reselect=reselect)
+        estimate = leave_one_out.measure(problem, algorithm, estimator=Exact(), device="cpu", reselect=reselect)
         bound = measured_bounds(estimate, measure_constants(estimate))["hard_mask"]
         assert [a.held for a in bound.assumptions if a.name.startswith("the mask")] == [not reselect]
         assert (bound.state == "assumption failed") is reselect
@@ -252,7 +257,7 @@ def test_every_bound_is_json_whatever_its_numbers() -> None:
 def test_theorem_1_is_not_taken_to_hold_for_a_hard_mask_by_its_tuned_gradient_alone() -> None:
     """A minimises over the mask, not L + (1 − p)‖θ − θ⁰‖² over everything."""
     problem = convex.linear(n=20, seed=0).problem
-    estimate = leave_one_out.measure(problem, Minimisation(Random(0.3), tolerance=1e-10), device="cpu")
+    estimate = leave_one_out.measure(problem, Minimisation(Random(0.3), gradient_tolerance=1e-10), estimator=Exact(), device="cpu")
     constants = measure_constants(estimate)
     assert constants.tuned_gradient_norm < 1e-9 < 1e-3 < constants.gradient_norm
     bounds = measured_bounds(estimate, constants)
@@ -261,7 +266,9 @@ def test_theorem_1_is_not_taken_to_hold_for_a_hard_mask_by_its_tuned_gradient_al
 
 def test_minimisers_of_the_left_out_runs_are_checked_too() -> None:
     problem = convex.linear(n=20, seed=0).problem
-    estimate = leave_one_out.measure(problem, Minimisation(FullTuning(), 0.3, tolerance=1e-10), device="cpu")
+    estimate = leave_one_out.measure(
+        problem, Minimisation(FullTuning(), ridge=0.3, gradient_tolerance=1e-10), estimator=Exact(), device="cpu"
+    )
     values = estimate.replicas.values.clone()
     values[7] += 0.3
     spoilt = dataclasses.replace(estimate, replicas=dataclasses.replace(estimate.replicas, values=values))
@@ -272,7 +279,7 @@ def test_minimisers_of_the_left_out_runs_are_checked_too() -> None:
 @pytest.mark.parametrize("offset", [-100.0, 0.0])
 def test_losses_without_a_range_lose_the_bounds_on_the_expected_loss_alone(offset: float) -> None:
     problem = dataclasses.replace(convex.linear(n=10, seed=0).problem, loss=lambda f, y: offset + 0.0 * f.sum(-1))
-    estimate = leave_one_out.measure(problem, Minimisation(FullTuning(), 0.3), device="cpu")
+    estimate = leave_one_out.measure(problem, Minimisation(FullTuning(), ridge=0.3), estimator=Exact(), device="cpu")
     bounds = measured_bounds(estimate, measure_constants(estimate))
     assert "theorem_2" not in bounds
     assert bounds["theorem_1"].vacuous is None
@@ -281,13 +288,15 @@ def test_losses_without_a_range_lose_the_bounds_on_the_expected_loss_alone(offse
 
 def test_equal_losses_whose_mean_rounds_above_them() -> None:
     problem = dataclasses.replace(convex.linear(n=10, seed=0).problem, loss=lambda f, y: 0.1 + 0.0 * f.sum(-1))
-    estimate = leave_one_out.measure(problem, Minimisation(FullTuning(), 0.3), device="cpu")
+    estimate = leave_one_out.measure(problem, Minimisation(FullTuning(), ridge=0.3), estimator=Exact(), device="cpu")
     assert "theorem_2" in measured_bounds(estimate, measure_constants(estimate))
 
 
 def test_failed_replicas_and_unknown_eigenvalues_leave_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = convex.linear(n=10, seed=0).problem
-    estimate = leave_one_out.measure(problem, Minimisation(FullTuning(), 0.3, tolerance=1e-9), device="cpu")
+    estimate = leave_one_out.measure(
+        problem, Minimisation(FullTuning(), ridge=0.3, gradient_tolerance=1e-9), estimator=Exact(), device="cpu"
+    )
     table, values = estimate.per_example.copy(), estimate.replicas.values.clone()
     table.loc[4, ["loss_left_out", "difference", "distance"]] = math.nan
     table.loc[4, "failed_step"] = 3

@@ -24,7 +24,7 @@ from stability.studies.named import STUDIES
 from stability.studies.store import Store, key
 from stability.studies.study import Study
 from stability.studies.summary import BOUNDS, summarise, table
-from stability.training.algorithm import FineTuning
+from stability.training import FineTuning
 
 SMALL = Study("small", "digits", tuple(FineTuning(s, steps=3) for s in (BitFit(), Random(0.02), Random(0.2))), (0, 1), {"n": 20}, 3)
 

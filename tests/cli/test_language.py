@@ -19,10 +19,11 @@ from stability import FineTuning, Problem, SparseDelta, leave_one_out, problems
 from stability.bounds.measured import measure_constants, measured_bounds
 from stability.cli.commands import main
 from stability.derivatives.curvature import Curvature, least_eigenvalue
+from stability.leave_one_out.estimators import Sampled
 from stability.selectors import SAM, FullTuning
 from stability.studies.store import Store
 from stability.studies.summary import table
-from stability.training.execution import plan
+from stability.training.execution import divide
 from stability.training.replicas import train
 from tests import tiny
 from tests.problems.test_texts import SHARED, needs_data
@@ -118,7 +119,7 @@ def test_a_senseless_request_says_so(command: str, capsys: pytest.CaptureFixture
 
 
 def test_bounds_of_a_language_model_have_measured_constants(pairs: Problem) -> None:
-    estimate = leave_one_out.measure(pairs, FineTuning(SAM(0.02), steps=6, batch_size=8), retrainings=2)
+    estimate = leave_one_out.measure(pairs, FineTuning(SAM(0.02), steps=6, batch_size=8), estimator=Sampled(2))
     constants = measure_constants(estimate, check_replicas=1)
     found = measured_bounds(estimate, constants)
     assert {"theorem_1", "hard_mask", "theorem_2_measured"} <= found.keys()
@@ -138,9 +139,9 @@ def test_lanczos_with_the_least_basis_finds_the_same_eigenvalue(pairs: Problem, 
 def test_a_sequence_without_end_does_not_crowd_the_memory_plan(pairs: Problem) -> None:
     """The plan is made for the longest batch; a small budget means one replica at a time."""
     algorithm = FineTuning(FullTuning(), steps=5, batch_size=8)
-    tunable = algorithm.tunable(pairs, algorithm.select(pairs))
-    assert plan(pairs, algorithm, tunable, 30, memory_budget=1).at_once == 1
-    assert plan(pairs, algorithm, tunable, 30).rows == 30
+    tunable = algorithm.tunable_mask(pairs, algorithm.select(pairs))
+    assert divide(pairs, algorithm, tunable, 30, memory_budget=1).at_once == 1
+    assert divide(pairs, algorithm, tunable, 30).rows == 30
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,6 @@ def config(problem: Problem) -> dict[str, Any]:
 def test_leaving_one_out_of_cb_with_minilm(cb: Problem) -> None:
     small = dataclasses.replace(cb, test=cb.test.take(slice(0, 8)))
     algorithm = FineTuning(SAM(0.005), steps=4, batch_size=8, learning_rate=5e-4)
-    estimate = leave_one_out.measure(small, algorithm, retrainings=1)
+    estimate = leave_one_out.measure(small, algorithm, estimator=Sampled(1))
     assert estimate.value > estimate.noise_floor
-    assert estimate.tunable == int(0.005 * cb.m)
+    assert estimate.k == int(0.005 * cb.m)

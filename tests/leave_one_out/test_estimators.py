@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,22 +14,23 @@ import pytest
 import torch
 from scipy import stats
 
-from stability import FineTuning, Minimisation, Problem, StabilityError, UsageError, leave_one_out, plotting
+from stability import FineTuning, Minimisation, Problem, UsageError, leave_one_out, plotting
+from stability.errors import MeasurementError
 from stability.leave_one_out import predictors
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled
-from stability.leave_one_out.predictors import Linearised, OneStep, Prediction
+from stability.leave_one_out.predictors import Linearised, Observation, OneStep, Prediction, Predictor
 from stability.leave_one_out.statistics import Estimate, mean_of_draws
 from stability.problems.solvable import linear_regression
 from stability.selectors import SAM, ChildPruning, FullTuning
-from stability.training.replicas import train
+from stability.training.replicas import Replicas, train
 
 TUNING = FineTuning(SAM(0.02), steps=8, batch_size=8)
 
 
 @pytest.fixture(scope="module")
 def exact(digits: Problem) -> StabilityEstimate:
-    return leave_one_out.measure(digits, TUNING, device="cpu")
+    return leave_one_out.measure(digits, TUNING, estimator=Exact(), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -142,32 +144,49 @@ def test_how_many_more() -> None:
     ],
 )
 def test_a_prediction_of_no_use_falls_back_to_plain_sampling(sizes: Any, note: str) -> None:
-    plan = Assisted(4).plan(8, 3, foretold(sizes))
-    assert plan.sizes is None
-    assert plan.notes == (note,)
-    assert plan.order.tolist() == Sampled(4).plan(8, 3, None).order.tolist()
+    design = Assisted(4).design(8, 3, foretold(sizes))
+    assert design.sizes is None
+    assert design.notes == (note,)
+    assert design.order.tolist() == Sampled(4).design(8, 3, None).order.tolist()
 
 
-def test_the_fallback_is_said_in_the_estimate(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Blind(Linearised):
-        def predict(self, *what: Any, **how: Any) -> Any:
-            real, told = super().predict(*what, **how)
-            assert told is not None
-            return real, dataclasses.replace(told, table=told.table.assign(difference=0.0))
+@dataclasses.dataclass(frozen=True)
+class Changed(Predictor):
+    """Linearised replicas, with a table made of what they predict."""
 
-    estimate = leave_one_out.measure(digits, TUNING, estimator=Assisted(6, predictor=Blind()), device="cpu")
+    change: Callable[[Prediction], pd.DataFrame]
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": "changed"}
+
+    def observe(self, *what: Any) -> Observation:
+        change, right = self.change, Linearised().observe(*what)
+
+        class Wrong(Observation):
+            observer = right.observer
+
+            def predict(self, real: Replicas) -> Prediction:
+                told = right.predict(real)
+                return dataclasses.replace(told, table=change(told))
+
+        return Wrong()
+
+
+def test_the_fallback_is_said_in_the_estimate(digits: Problem) -> None:
+    blind = Changed(lambda told: told.table.assign(difference=0.0))
+    estimate = leave_one_out.measure(digits, TUNING, estimator=Assisted(6, predictor=blind), device="cpu")
     assert estimate.notes == ("the prediction is all zero: examples were drawn uniformly",)
-    assert estimate.value == pytest.approx(leave_one_out.measure(digits, TUNING, 6, device="cpu").value, abs=1e-6)
+    assert estimate.value == pytest.approx(leave_one_out.measure(digits, TUNING, Sampled(6), device="cpu").value, abs=1e-6)
     assert math.isnan(estimate.diagnostics.correlation)
 
 
 def test_equal_in_single_precision_is_equal() -> None:
     jitter = np.array([0.1, 0.1 + 7e-9, 0.1 - 7e-9])
-    assert Sampled(3).plan(24, 0, None).mean(jitter, 0.95).interval[1] == math.inf
+    assert Sampled(3).design(24, 0, None).mean(jitter, 0.95).interval[1] == math.inf
 
 
 def test_a_failed_replica_ends_the_search_for_a_tolerance(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = int(Sampled(tolerance=0.1).plan(24, 0, None).order[0])
+    first = int(Sampled(tolerance=0.1).design(24, 0, None).order[0])
 
     def poisoned(problem: Problem, algorithm: Any, weights: Any = None, *rest: Any, **more: Any) -> Any:
         if weights is not None:
@@ -182,20 +201,15 @@ def test_a_failed_replica_ends_the_search_for_a_tolerance(digits: Problem, monke
 
 
 def test_a_poor_prediction_is_said(digits: Problem) -> None:
-    class Wrong(Linearised):
-        def predict(self, *what: Any, **how: Any) -> Any:
-            real, told = super().predict(*what, **how)
-            assert told is not None
-            return real, dataclasses.replace(told, table=told.table.assign(difference=1 / told.sizes))
-
-    estimate = leave_one_out.measure(digits, TUNING, estimator=Assisted(12, predictor=Wrong()), device="cpu")
+    wrong = Changed(lambda told: told.table.assign(difference=1 / told.sizes))
+    estimate = leave_one_out.measure(digits, TUNING, estimator=Assisted(12, predictor=wrong), device="cpu")
     assert "only: where examples that carry much are missed" in estimate.notes[0]
 
 
 def test_one_step_without_a_jacobian_falls_back(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
-        def __init__(self, *_: Any) -> None:
-            raise StabilityError("its logits are not finite")
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise MeasurementError("its logits are not finite")
 
     monkeypatch.setattr(predictors, "OneStepModel", Broken)
     estimate = leave_one_out.measure(digits, TUNING, estimator=Assisted(4, predictor=OneStep()), device="cpu")
@@ -207,8 +221,8 @@ def test_equal_differences_are_all_measured_before_anything_is_concluded() -> No
     """Twelve examples at 0 and twelve at 2, symmetrical about the start: leaving out any of them does the same, and a sample of
     equal differences knows nothing of their spread: no upper end, and no tolerance met."""
     known = linear_regression(np.ones((24, 1)), np.repeat([0.0, 2.0], 12), np.ones(1))
-    algorithm = Minimisation(FullTuning(), ridge=0.5, tolerance=1e-12)
-    few = leave_one_out.measure(known.problem, algorithm, 6, device="cpu")
+    algorithm = Minimisation(FullTuning(), ridge=0.5, gradient_tolerance=1e-12)
+    few = leave_one_out.measure(known.problem, algorithm, Sampled(6), device="cpu")
     assert few.interval[0] == pytest.approx(few.value / 4)
     assert few.interval[1] == math.inf
     exact = np.abs(np.diff(known.leave_one_out(0.5))).mean()
@@ -224,10 +238,10 @@ def test_equal_differences_are_all_measured_before_anything_is_concluded() -> No
         (lambda: Sampled(tolerance=0.0), "tolerance = 0"),
         (lambda: Assisted(tolerance=-0.1), "tolerance = -0.1"),
         (lambda: Linearised(checkpoints=0), "checkpoints = 0"),
-        (lambda: Linearised(memory=0), "memory = 0"),
+        (lambda: Linearised(memory_budget=0), "memory_budget = 0"),
         (lambda: Approximate(calibration=-1), "calibration = -1"),
-        (lambda: Approximate(OneStep(damping=0.5), calibration=2), "damping = 0.5 and calibration = 2"),
-        (lambda: Approximate(Linearised(), calibration=2), "calibration = 2 is of OneStep's damping"),
+        (lambda: Approximate(OneStep(damping=0.5), calibration=2), "damping = 0.5 and a calibration of it"),
+        (lambda: Approximate(Linearised(), calibration=2), "a calibration is of OneStep's damping, and Linearised has none"),
     ],
 )
 def test_senseless_settings_are_refused(make: Any, why: str) -> None:
@@ -241,8 +255,8 @@ def test_more_than_there_are_is_refused(digits: Problem) -> None:
             leave_one_out.measure(digits, TUNING, estimator=estimator, device="cpu")
     with pytest.raises(UsageError, match="calibration = 25 retrainings of n = 24"):
         leave_one_out.measure(digits, TUNING, estimator=Approximate(OneStep(), 25), device="cpu")
-    with pytest.raises(UsageError, match=r"retrainings = 3 and an estimator: say it to the estimator, Assisted\(…\)"):
-        leave_one_out.measure(digits, TUNING, 3, estimator=Assisted(), device="cpu")
+    with pytest.raises(UsageError, match=r"estimator = 3: use one of stability.estimators, such as Sampled\(retrainings=10\)"):
+        leave_one_out.measure(digits, TUNING, 3, device="cpu")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("estimator", [Exact(), Sampled(3), Assisted(tolerance=0.1), Approximate(OneStep())])
@@ -269,7 +283,7 @@ def test_examples_come_by_what_they_carry(assisted: StabilityEstimate, digits: P
     rows = assisted.per_example.set_index("index")["difference"]
     mine = table.set_index("index")["retrained"]
     assert mine.dropna().sort_index().tolist() == rows.sort_index().tolist()
-    plain = leave_one_out.measure(digits, TUNING, 3, device="cpu").examples()
+    plain = leave_one_out.measure(digits, TUNING, Sampled(3), device="cpu").examples()
     assert len(plain) == 3
     assert plain["predicted"].isna().all()
 
@@ -283,7 +297,7 @@ def test_figures_show_what_was_found(assisted: StabilityEstimate, digits: Proble
     drawn = np.asarray(retrained.get_ydata(), dtype=float)
     np.testing.assert_allclose(np.sort(drawn[~np.isnan(drawn)]), np.sort(assisted.per_example["difference"].abs()))
     assert len(np.asarray(right.lines[1].get_xdata())) == 8
-    (alone,) = plotting.differences(leave_one_out.measure(digits, TUNING, 4, device="cpu")).axes
+    (alone,) = plotting.differences(leave_one_out.measure(digits, TUNING, Sampled(4), device="cpu")).axes
     assert alone.get_yscale() == "log"
     images = plotting.influential(assisted, 3)
     shown = [ax.images[0].get_array() for ax in images.axes if ax.images]

@@ -11,14 +11,13 @@ from scipy import stats
 
 from stability import FineTuning, Problem, leave_one_out
 from stability.leave_one_out import linearised
-from stability.leave_one_out.estimators import Approximate, Assisted
-from stability.leave_one_out.linearised import losses_left_out, run_recorded
+from stability.leave_one_out.estimators import Approximate, Assisted, Exact
+from stability.leave_one_out.linearised import Trajectory, losses_left_out, trajectory_for
 from stability.leave_one_out.predictors import Linearised
 from stability.masks import Mask
 from stability.problems.solvable import linear_regression, logistic_regression
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, Fisher, FullTuning, LoRA, MagPruning, Random, Selector
-from stability.training.descent import fine_tune
-from stability.training.replicas import train
+from stability.training.replicas import Replicas, train
 from tests.reference import CUDA, leaving_out
 from tests.selectors.test_laws import EVERY, described
 
@@ -30,16 +29,21 @@ MEMORY = 1 << 30
 
 def predicted(problem: Problem, algorithm: FineTuning, memory: int = MEMORY, checkpoints: int = 3) -> torch.Tensor:
     problem = algorithm.equivalent(problem)
-    masks: list[Mask] | None = None
-    hold: Mask | None = None
+    masks: list[Mask] = []
     if not algorithm.selector.moving:
         masks = [algorithm.select(problem)]
         if algorithm.selector.uses_data:
             masks += algorithm.selector.select_each_left_out(problem, range(problem.n), algorithm.seed)
-        for mask in masks:
-            hold = mask if hold is None else hold.union(mask)
-    real, trajectory = run_recorded(problem, algorithm, None if masks is None else masks[0], hold, checkpoints, memory)
-    return losses_left_out(real, trajectory, real.masks if masks is None else masks, memory)
+    real, trajectory = observed(problem, algorithm, masks, checkpoints, memory)
+    return losses_left_out(real, trajectory, masks or real.masks, memory)
+
+
+def observed(
+    problem: Problem, algorithm: FineTuning, masks: list[Mask], checkpoints: int = 2, memory: int = MEMORY
+) -> tuple[Replicas, Trajectory]:
+    """A(S), and what its linearisation knows of it."""
+    trajectory = trajectory_for(problem, algorithm, masks, checkpoints=checkpoints, memory_budget=memory)
+    return train(problem, algorithm, masks=masks[:1] or None, replica_batch=1, observe=trajectory), trajectory
 
 
 LINEAR: list[Selector] = [
@@ -62,7 +66,7 @@ def test_a_linear_model_is_retrained_exactly(kind: str, selector: Selector) -> N
     tuning = FineTuning(
         selector, steps=15, batch_size=6, learning_rate=0.05, schedule="linear", weight_decay=0.3, ridge=0.02, seed=1
     )
-    exact = leave_one_out.measure(made.problem, tuning, device="cpu").per_example
+    exact = leave_one_out.measure(made.problem, tuning, estimator=Exact(), device="cpu").per_example
     np.testing.assert_allclose(predicted(made.problem, tuning), exact["loss_left_out"], rtol=1e-8, atol=1e-12)
 
 
@@ -70,7 +74,7 @@ def test_a_batch_of_nothing_has_no_gradient() -> None:
     """One example a batch: the replica without it takes a step of AdamW's moments alone."""
     made = linear_regression(X[:6], Y[:6], START)
     tuning = FineTuning(FullTuning(), steps=12, batch_size=1, learning_rate=0.05)
-    exact = leave_one_out.measure(made.problem, tuning, device="cpu").per_example
+    exact = leave_one_out.measure(made.problem, tuning, estimator=Exact(), device="cpu").per_example
     np.testing.assert_allclose(predicted(made.problem, tuning), exact["loss_left_out"], rtol=1e-8, atol=1e-12)
 
 
@@ -78,14 +82,15 @@ def test_a_batch_of_nothing_has_no_gradient() -> None:
 def test_without_anything_left_out_it_is_the_real_run(selector: Selector, learned: Problem) -> None:
     """Bit for bit, for every method: row 0 of the linearised replicas, and a row whose weights are all 1."""
     tuning = FineTuning(selector, steps=6, batch_size=8, weight_decay=0.5, learning_rate=0.01, seed=3)
+    tuning = tuning.with_defaults(learned.training)
     problem = tuning.equivalent(learned)
-    mask = None if selector.moving else tuning.select(problem)
-    real, trajectory = run_recorded(problem, tuning, mask, None, 2, MEMORY)
-    alone = train(problem, tuning, masks=None if mask is None else [mask], replica_batch=1)
+    masks = [] if selector.moving else [tuning.select(problem)]
+    real, trajectory = observed(problem, tuning, masks)
+    alone = train(problem, tuning, masks=masks or None, replica_batch=1)
     assert torch.equal(real.values, alone.values)
     tangent = linearised._Tangent(real, trajectory)
     tangent.weights = torch.ones(2, problem.n)
-    found = fine_tune(tangent, tuning, list(tuning.batches(problem.train)))
+    found = tuning.run(tangent, list(tuning.batches(problem.train)))
     assert torch.equal(found.values[:1], real.values)
     assert torch.equal(found.values[1:], real.values)
 
@@ -94,7 +99,7 @@ def test_without_anything_left_out_it_is_the_real_run(selector: Selector, learne
 def test_a_network_s_replicas_are_foretold(selector: Selector, learned: Problem) -> None:
     """A short run, where the network hardly bends: ranks correlate to more than 0.9 with retraining (fixed in advance)."""
     tuning = FineTuning(selector, steps=12, batch_size=8, learning_rate=2e-3)
-    exact = leave_one_out.measure(learned, tuning, device="cpu").per_example
+    exact = leave_one_out.measure(learned, tuning, estimator=Exact(), device="cpu").per_example
     told = leave_one_out.measure(learned, tuning, estimator=Approximate(), device="cpu").prediction
     assert told is not None
     assert stats.spearmanr(told.sizes, exact["difference"].abs()).statistic > 0.9
@@ -112,7 +117,7 @@ def test_coordinates_are_drawn_where_the_jacobians_do_not_fit(digits: Problem) -
     """A quarter of them: said, and it still ranks the examples (fixed in advance: 0.7)."""
     tuning = FineTuning(FullTuning(), steps=8, batch_size=8, learning_rate=1e-3)
     whole = leave_one_out.measure(digits, tuning, estimator=Approximate(), device="cpu").prediction
-    small = Linearised(memory=2 * 24 * 5 * 4 * 6800)
+    small = Linearised(memory_budget=2 * 24 * 5 * 4 * 6800)
     part = leave_one_out.measure(digits, tuning, estimator=Approximate(small), device="cpu").prediction
     assert whole is not None
     assert part is not None
@@ -136,7 +141,7 @@ def test_s_s_mask_may_serve_all_predictions(digits: Problem) -> None:
 def test_dropout_is_the_real_run_s(pairs: Problem) -> None:
     tuning = FineTuning(Random(0.05), steps=6, batch_size=8, dropout=True)
     mask = tuning.select(pairs)
-    real, trajectory = run_recorded(pairs, tuning, mask, None, 2, MEMORY)
+    real, trajectory = observed(pairs, tuning, [mask])
     losses = losses_left_out(real, trajectory, [mask], MEMORY)
     rows = train(pairs, tuning, leaving_out(pairs.n, 0, 1), [mask])
     exact = rows.losses(pairs.train)[[1, 2], [0, 1]].double()
@@ -152,13 +157,13 @@ def test_a_replica_that_diverges_is_not_a_number(digits: Problem) -> None:
     assert told is not None
     table = told.table.copy()
     table.loc[3, "difference"] = np.nan
-    plan = Assisted(6).plan(24, 0, dataclasses.replace(told, table=table))
-    assert plan.sizes is not None
-    assert plan.sizes[3] == plan.sizes.max()
-    assert plan.notes == ("the prediction of 1 examples is not finite: they were drawn as the largest",)
+    design = Assisted(6).design(24, 0, dataclasses.replace(told, table=table))
+    assert design.sizes is not None
+    assert design.sizes[3] == design.sizes.max()
+    assert design.notes == ("the prediction of 1 examples is not finite: they were drawn as the largest",)
     lost = dataclasses.replace(told, table=table)
     assert lost.mean == pytest.approx(table["difference"].abs().mean())
-    assert Approximate().plan(24, 0, lost).notes == (
+    assert Approximate().design(24, 0, lost).notes == (
         "the prediction of 1 of 24 examples is not finite: the mean is over the others",
     )
 

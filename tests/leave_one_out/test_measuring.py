@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stability import FineTuning, Problem, StabilityError, UsageError, leave_one_out
+from stability.leave_one_out.estimators import Exact, Sampled
 from stability.leave_one_out.statistics import mean_of_population
 from stability.selectors import SAM, FullTuning, Random
 from stability.training.replicas import Replicas, train
@@ -16,8 +17,8 @@ from stability.training.replicas import Replicas, train
 
 def test_sampled_is_a_subset_of_exact_with_a_true_interval(digits: Problem) -> None:
     algorithm = FineTuning(Random(0.05), steps=8, batch_size=8)
-    exact = leave_one_out.measure(digits, algorithm, device="cpu").per_example.set_index("index")
-    sampled = leave_one_out.measure(digits, algorithm, 6, device="cpu")
+    exact = leave_one_out.measure(digits, algorithm, estimator=Exact(), device="cpu").per_example.set_index("index")
+    sampled = leave_one_out.measure(digits, algorithm, Sampled(6), device="cpu")
     assert sampled.estimator == "sampled"
     rows = sampled.per_example.set_index("index")
     np.testing.assert_allclose(rows["difference"], exact.loc[rows.index, "difference"], rtol=0, atol=1e-5)
@@ -28,8 +29,8 @@ def test_sampled_is_a_subset_of_exact_with_a_true_interval(digits: Problem) -> N
 
 def test_masks_are_selected_anew_unless_told_otherwise(digits: Problem) -> None:
     algorithm = FineTuning(SAM(0.02), steps=2)
-    anew = leave_one_out.measure(digits, algorithm, 8, device="cpu")
-    kept = leave_one_out.measure(digits, algorithm, 8, device="cpu", reselect=False)
+    anew = leave_one_out.measure(digits, algorithm, Sampled(8), device="cpu")
+    kept = leave_one_out.measure(digits, algorithm, Sampled(8), device="cpu", reselect=False)
     assert (anew.per_example["mask_changes"] > 0).any()
     assert (kept.per_example["mask_changes"] == 0).all()
     for row, i in enumerate(anew.per_example["index"], 1):
@@ -46,7 +47,7 @@ def test_failed_replicas_are_counted_and_never_averaged(digits: Problem, monkeyp
         return train(problem, algorithm, weights, *rest, **more)
 
     monkeypatch.setattr("stability.leave_one_out.measuring.train", poisoned)
-    estimate = leave_one_out.measure(digits, FineTuning(Random(0.02), steps=4, batch_size=8), device="cpu")
+    estimate = leave_one_out.measure(digits, FineTuning(Random(0.02), steps=4, batch_size=8), estimator=Exact(), device="cpu")
     assert estimate.failed == {2: 0}
     assert estimate.retrainings == digits.n
     assert estimate.estimator == "sampled"
@@ -59,19 +60,19 @@ def test_failed_replicas_are_counted_and_never_averaged(digits: Problem, monkeyp
 
 def test_a_diverging_full_run_is_an_error_with_its_step(digits: Problem) -> None:
     with pytest.raises(StabilityError, match=r"diverged at step \d+ with seed 0: use a smaller learning rate"):
-        leave_one_out.measure(digits, FineTuning(FullTuning(), steps=20, learning_rate=1e6), 2, device="cpu")
+        leave_one_out.measure(digits, FineTuning(FullTuning(), steps=20, learning_rate=1e6), Sampled(2), device="cpu")
 
 
 @pytest.mark.parametrize(("count", "why"), [(0, "at least 1"), (-1, "at least 1"), (25, r"outside 1\.\.n with n = 24")])
 def test_impossible_retrainings_are_refused(count: int, why: str, digits: Problem) -> None:
     with pytest.raises(UsageError, match=rf"retrainings = {count}.*{why}"):
-        leave_one_out.measure(digits, FineTuning(FullTuning(), steps=1), count, device="cpu")
+        leave_one_out.measure(digits, FineTuning(FullTuning(), steps=1), Sampled(count), device="cpu")
 
 
 def test_one_example_cannot_be_left_out(digits: Problem) -> None:
     single = dataclasses.replace(digits, train=digits.train.take(slice(0, 1)))
     with pytest.raises(UsageError, match=r"n = 1 training examples.*n ≥ 2"):
-        leave_one_out.measure(single, FineTuning(FullTuning(), steps=1), device="cpu")
+        leave_one_out.measure(single, FineTuning(FullTuning(), steps=1), estimator=Exact(), device="cpu")
 
 
 def test_interval_covers_as_it_says_on_a_normal_population() -> None:

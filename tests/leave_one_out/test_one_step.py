@@ -61,7 +61,7 @@ def test_logistic_regression_is_right_to_second_order(ridge: float) -> None:
 def with_classes(digits: Problem) -> tuple[Problem, dict[str, torch.Tensor], Mask]:
     tuning = FineTuning(Random(0.01), steps=10, batch_size=8)
     trained = train(digits, tuning)
-    return digits, trained.parameters(0), tuning.tunable(digits, trained.masks[0])
+    return digits, trained.parameters(0), tuning.tunable_mask(digits, trained.masks[0])
 
 
 def test_forms_agree_and_so_do_pieces(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +70,9 @@ def test_forms_agree_and_so_do_pieces(digits: Problem, monkeypatch: pytest.Monke
     problem, parameters, mask = with_classes(digits)
     gram = OneStepModel(problem, parameters, mask)
     assert gram.form == "gram"
-    pieces = OneStepModel(problem, parameters, mask, memory=120 * 8 * 60)
+    pieces = OneStepModel(problem, parameters, mask, memory_budget=120 * 8 * 60)
     assert pieces.form == "gram"
-    assert OneStepModel(problem, parameters, mask, memory=120 * 8 * 50).form == "hashed"  # nine passes would be too many
+    assert OneStepModel(problem, parameters, mask, memory_budget=120 * 8 * 50).form == "hashed"  # nine passes would be too many
     torch.testing.assert_close(pieces.left_out(0.01), gram.left_out(0.01), rtol=1e-6, atol=1e-9)
     few = dataclasses.replace(problem, train=problem.train)
     monkeypatch.setattr(one_step, "_LARGEST", 100)
@@ -112,7 +112,7 @@ def test_calibration_finds_the_ridge_that_was_there() -> None:
 def test_minimisers_are_foretold_by_one_step_and_measured_with_its_help() -> None:
     """The default predictor of a minimisation: exact for ridge regression, and so is what is drawn with it."""
     known = linear_regression(X, Y)
-    algorithm = Minimisation(FullTuning(), ridge=0.05, tolerance=1e-11)
+    algorithm = Minimisation(FullTuning(), ridge=0.05, gradient_tolerance=1e-11)
     exact = known.leave_one_out(0.05)
     truth = np.abs(exact[:, 1] - exact[:, 0])
     told = leave_one_out.measure(known.problem, algorithm, estimator=Approximate(), device="cpu")

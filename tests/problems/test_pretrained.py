@@ -105,7 +105,7 @@ def test_training_without_an_example_is_training_the_plain_model_without_it(
     replicas = train(problem, algorithm, leaving_out(problem.n, 7), [mask])
     model = own_model(models / family, problem, problem.start(2))
     chosen = {name: torch.zeros(p.numel(), dtype=torch.bool) for name, p in model.named_parameters()}
-    for name, index in algorithm.tunable(problem, mask).indices.items():
+    for name, index in algorithm.tunable_mask(problem, mask).indices.items():
         chosen[name][index] = True
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
     for batch in algorithm.batches(problem.train):

@@ -15,10 +15,11 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from stability import Examples, FineTuning, StabilityError, UsageError, leave_one_out, problems
 from stability.derivatives.curvature import Curvature
+from stability.leave_one_out.estimators import Exact, Sampled
 from stability.problems.convex import CONVEX
 from stability.problems.solvable import Solvable, linear_regression, logistic_regression, quadratic
 from stability.selectors import SAM, FullTuning, MagPruning, Random, Selector
-from stability.training.algorithm import Minimisation
+from stability.training import Minimisation
 from stability.training.replicas import train
 
 RIDGE = 0.05
@@ -117,7 +118,7 @@ def test_gradients_and_hessian_equal_those_of_the_problem(solvable: Solvable) ->
 
 
 def minimising(selector: Selector) -> Minimisation:
-    return Minimisation(selector, ridge=RIDGE, tolerance=1e-10)
+    return Minimisation(selector, ridge=RIDGE, gradient_tolerance=1e-10)
 
 
 def tuning(selector: Selector) -> FineTuning:
@@ -133,7 +134,7 @@ def test_measured_differences_equal_the_exact_ones(
 ) -> None:
     problem, n = solvable.problem, solvable.problem.n
     free = selector.select(problem, 0).indices["weight"].numpy()
-    estimate = leave_one_out.measure(problem, algorithm(selector), device="cpu")
+    estimate = leave_one_out.measure(problem, algorithm(selector), estimator=Exact(), device="cpu")
     exact, table = solvable.leave_one_out(RIDGE, free), estimate.per_example
     np.testing.assert_allclose(table["loss_full"], exact[:, 0], rtol=0, atol=1e-6)
     np.testing.assert_allclose(table["loss_left_out"], exact[:, 1], rtol=0, atol=1e-6)
@@ -162,7 +163,7 @@ def test_convex_problems_load_by_name_and_suit_every_selector(name: str) -> None
     assert torch.equal(problem.train.labels, again.train.labels)
     assert not torch.equal(problem.train.labels, problems.load(name, n=12, seed=4).train.labels)
     for selector in (FullTuning(), Random(0.3), MagPruning(0.3), SAM(0.3), SAM(0.3, curvature="gauss_newton")):
-        assert leave_one_out.measure(problem, minimising(selector), 2, device="cpu").value > 0
+        assert leave_one_out.measure(problem, minimising(selector), Sampled(2), device="cpu").value > 0
 
 
 @pytest.mark.parametrize(("name", "data", "d"), [("linear", "diabetes", 11), ("logistic", "breast_cancer", 31)])
@@ -201,21 +202,26 @@ def test_bad_input_is_refused(call: Callable[[], object], message: str) -> None:
 
 def test_a_minimisation_that_stops_short_has_failed() -> None:
     with pytest.raises(StabilityError, match=r"A\(S\) did not reach ‖∇F‖ ≤ 1e-10 in 2 steps with seed 0: use a larger tol"):
-        leave_one_out.measure(cancer().problem, Minimisation(FullTuning(), ridge=RIDGE, tolerance=1e-10, max_steps=2), device="cpu")
+        leave_one_out.measure(
+            cancer().problem,
+            Minimisation(FullTuning(), ridge=RIDGE, gradient_tolerance=1e-10, max_steps=2),
+            estimator=Exact(),
+            device="cpu",
+        )
 
 
 def test_data_that_are_not_finite_are_named() -> None:
     base = diabetes().problem
     spoilt = dataclasses.replace(base, train=dataclasses.replace(base.train, labels=torch.full_like(base.train.labels, math.nan)))
     with pytest.raises(StabilityError, match="could not start.*not finite at θ⁰"):
-        leave_one_out.measure(spoilt, minimising(FullTuning()), device="cpu")
+        leave_one_out.measure(spoilt, minimising(FullTuning()), estimator=Exact(), device="cpu")
 
 
 def test_parameters_may_come_straight_from_a_module() -> None:
     base = diabetes().problem
     weight = torch.nn.Parameter(base.pretrained["weight"].clone())
     problem = dataclasses.replace(base, pretrained={"weight": weight})
-    assert leave_one_out.measure(problem, minimising(FullTuning()), 2, device="cpu").value > 0
+    assert leave_one_out.measure(problem, minimising(FullTuning()), Sampled(2), device="cpu").value > 0
 
 
 def test_a_noise_floor_run_that_failed_is_no_noise_floor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,4 +231,4 @@ def test_a_noise_floor_run_that_failed_is_no_noise_floor(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("stability.leave_one_out.measuring.train", failing)
     with pytest.raises(StabilityError, match="the run that gives the noise floor did not reach .* in 7 steps"):
-        leave_one_out.measure(diabetes().problem, minimising(FullTuning()), 2, device="cpu")
+        leave_one_out.measure(diabetes().problem, minimising(FullTuning()), Sampled(2), device="cpu")

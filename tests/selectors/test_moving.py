@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ from torch.nn.functional import cross_entropy
 from stability import FineTuning, Problem, UsageError
 from stability.problems.digits import _model
 from stability.problems.problem import generator
-from stability.selectors import ChildPruning, Course, DiffPruning, MagPruning, Mixout, MixoutReset, Moving, Run, Selector
-from stability.training.algorithm import AdamW, Clock
+from stability.selectors import ChildPruning, Course, DiffPruning, Mixout, MixoutReset, Moving, Run, Selector, magnitude
+from stability.training.adamw import Clock
 from stability.training.replicas import Replicas, train
 from tests.reference import as_double, call, leaving_out, top_k_by_sorting
 
@@ -166,8 +165,8 @@ def score_magnitude(theta: Tensor, origin: Tensor) -> Tensor:
         (ChildPruning(P, every=5), score_moved, 5, None, False),
         (ChildPruning(P, every=3, burn_in=6), score_moved, 3, 6, False),
         (ChildPruning(P, every=4, burn_in=6, reset=True), score_moved, 4, 6, True),
-        (MagPruning(P, burn_in=5), score_magnitude, None, 5, False),
-        (MagPruning(P, burn_in=5, reset=True), score_magnitude, None, 5, True),
+        (magnitude(P, burn_in=5), score_magnitude, None, 5, False),
+        (magnitude(P, burn_in=5, reset=True), score_magnitude, None, 5, True),
     ],
     ids=["child", "child-5", "child-burn-in", "child-reset", "magnitude", "magnitude-reset"],
 )
@@ -253,8 +252,9 @@ def test_diffpruning_s_slopes_are_autograd_s(burn_in: int, every: int | None, ro
 
 
 def _run(origin: Tensor, m: int) -> Run:
-    algorithm = FineTuning(Mixout(), steps=4)
-    return Run(origin, 1, [m], 4, partial(AdamW, algorithm, Clock()), generator(0, "selection"))
+    algorithm = FineTuning(Mixout(), steps=4, learning_rate=3e-3, schedule="constant")
+    made = algorithm.optimizer(Clock())
+    return Run(origin=origin, rows=1, sizes=[m], steps=4, optimizer=made, draws=generator(0, "selection"))
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,8 @@ def _run(origin: Tensor, m: int) -> Run:
     [
         (lambda: Mixout(1.0), r"probability = 1.0 is outside \[0, 1\)"),
         (lambda: Mixout(-0.1), "probability = -0.1"),
-        (lambda: MagPruning(0.1, burn_in=-1), "burn_in = -1"),
-        (lambda: MagPruning(0.1, reset=True), "burn_in is 0"),
+        (lambda: magnitude(0.1, burn_in=-1), "burn_in = -1"),
+        (lambda: magnitude(0.1, reset=True), "burn_in is 0"),
         (lambda: ChildPruning(0.1, every=0), "every = 0: use a whole number of at least 1"),
         (lambda: ChildPruning(0.1, burn_in=0), "burn_in = 0"),
         (lambda: ChildPruning(0.1, reset=True), "and there is none"),
@@ -283,7 +283,7 @@ def test_senseless_settings_are_refused(make: Callable[[], Selector], message: s
         make()
 
 
-@pytest.mark.parametrize("selector", [MagPruning(0.1, burn_in=4), ChildPruning(0.1, burn_in=4), DiffPruning(0.1, burn_in=4)])
+@pytest.mark.parametrize("selector", [magnitude(0.1, burn_in=4), ChildPruning(0.1, burn_in=4), DiffPruning(0.1, burn_in=4)])
 def test_a_burn_in_that_leaves_no_step_is_refused(selector: Selector, digits: Problem) -> None:
     with pytest.raises(UsageError, match="burn_in = 4 of 4 steps leaves none"):
         train(digits, FineTuning(selector, steps=4))

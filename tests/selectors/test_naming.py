@@ -12,13 +12,26 @@ from stability import Problem, UsageError
 from stability.cli.commands import main
 from stability.masks import Mask
 from stability.problems.problem import generator
-from stability.selectors import SAM, BitFit, FromScores, FullTuning, LoRA, Peft, Random, Selector, from_scores, naming
+from stability.selectors import (
+    SAM,
+    BitFit,
+    FromScores,
+    FullTuning,
+    LoRA,
+    MagPruning,
+    Peft,
+    Random,
+    Selector,
+    from_scores,
+    magnitude,
+    naming,
+)
 from stability.selectors.naming import SELECTORS, selector_named
 
 MODULE = """
 import torch
 from stability.masks import Mask
-from stability.selectors import Random, Selector
+from stability.selectors import MagPruning, magnitude, Random, Selector
 
 
 def smallest(problem, generator):
@@ -55,7 +68,7 @@ def test_built_in_names_give_their_selectors() -> None:
     assert selector_named("random", 0.1, scope="tensor") == Random(0.1, "tensor")
     unswept = ("full", "bitfit", "mixout", "adapter", "lora")
     made = [selector_named(name, None if name in unswept else 0.1) for name in SELECTORS]
-    assert [type(selector) for selector in made] == list(SELECTORS.values())
+    assert [type(selector) for selector in made] == [MagPruning if kind is magnitude else kind for kind in SELECTORS.values()]
     assert [selector.name for selector in made] == list(SELECTORS)
     assert selector_named("lora", rank=2) == LoRA(rank=2)
 

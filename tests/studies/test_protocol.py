@@ -13,13 +13,13 @@ from stability.cli.commands import main
 from stability.cli.options import study_asked
 from stability.leave_one_out.estimators import Assisted
 from stability.leave_one_out.predictors import Linearised
-from stability.selectors import SAM, ChildPruning, DiffPruning, LoRA, MagPruning, Mixout, MixoutReset, Random
+from stability.selectors import SAM, ChildPruning, DiffPruning, LoRA, MagPruning, Mixout, MixoutReset, Random, magnitude
 from stability.selectors.naming import SELECTORS
 from stability.studies.named import PAPER
 from stability.studies.protocol import AUTHORS, METHODS, TASKS, Protocol
 from stability.studies.store import Store
 from stability.studies.summary import table
-from stability.training.algorithm import FineTuning
+from stability.training import FineTuning
 from stability.training.stopping import EarlyStopping
 from tests import tiny
 
@@ -33,7 +33,7 @@ def test_the_defaults_are_the_paper_s_numbers() -> None:
     for algorithm in study.algorithms:
         assert isinstance(algorithm, FineTuning)
         assert (algorithm.learning_rate, algorithm.batch_size, algorithm.dropout) == (1e-4, 16, True)
-        assert algorithm.early_stopping == EarlyStopping(every=500, patience=40, least_steps=20_000)
+        assert algorithm.early_stopping == EarlyStopping(evaluate_every=500, patience=40, least_steps=20_000)
         assert algorithm.steps >= 20_000
     assert {a.selector.sparsity for a in study.algorithms} == {None, 0.005}
     perturbed = PAPER["paper-perturbation"].study("p")
@@ -51,7 +51,7 @@ def test_what_the_authors_code_does_otherwise_is_asked_for_by_name() -> None:
     assert plain.selector("mixout", 0.005) == Mixout(0.7)
     assert theirs.selector("mixout", 0.005) == MixoutReset(0.005, scope="tensor")
     assert plain.selector("magnitude", 0.005) == MagPruning(0.005)
-    assert theirs.selector("magnitude", 0.005) == MagPruning(0.005, scope="tensor", burn_in=2_000)
+    assert theirs.selector("magnitude", 0.005) == magnitude(0.005, scope="tensor", burn_in=2_000)
     assert plain.selector("childpruning", 0.005) == ChildPruning(0.005, every=500)
     assert theirs.selector("childpruning", 0.005) == ChildPruning(0.005, scope="tensor", every=500, burn_in=2_000)
     assert plain.selector("diffpruning", 0.005) == DiffPruning(0.005, burn_in=2_000)
@@ -70,7 +70,7 @@ def test_every_number_is_a_parameter() -> None:
     assert study.estimator.retrainings == 7
     linear = replace(own, predictor="linearised").study("own").estimator
     assert isinstance(linear, Assisted)
-    assert linear.predictor == Linearised(3, memory=1 << 29, reselect=False)
+    assert linear.predictor == Linearised(3, memory_budget=1 << 29, reselect=False)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from stability.studies.scores import against_published, scores, std_interval
 from stability.studies.store import Store, key
 from stability.studies.study import Study, cell_identity
 from stability.studies.summary import summarise, table
-from stability.training.algorithm import FineTuning, Minimisation
+from stability.training import FineTuning, Minimisation
 from stability.training.replicas import train
 from tests.studies.test_study import small_store  # noqa: F401
 

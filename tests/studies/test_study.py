@@ -23,7 +23,7 @@ from stability.studies import study
 from stability.studies.named import STUDIES
 from stability.studies.store import Store
 from stability.studies.summary import summarise, table
-from stability.training.algorithm import FineTuning
+from stability.training import FineTuning
 from stability.training.replicas import train
 from tests.cli.test_command_line import SMALL
 

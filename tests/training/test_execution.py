@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from stability import FineTuning, Minimisation, Problem, StabilityError, UsageError
+from stability.leave_one_out.estimators import Sampled
 from stability.leave_one_out.measuring import measure
 from stability.masks import Mask
 from stability.problems.problem import Examples
 from stability.selectors import SAM, BitFit, ChildPruning, FullTuning, LoRA, Random
 from stability.training import execution, products
-from stability.training.execution import Plan, departures, plan
+from stability.training.execution import Division, departures, divide
 from stability.training.objective import Objective, blocks_of
 from stability.training.replicas import train
 from tests.reference import CUDA, as_double, leaving_out
@@ -42,7 +43,8 @@ def test_threads_have_models_of_their_own(algorithm: FineTuning, digits: Problem
     """functional_call puts a replica's parameters into the module: shared, threads would train each other's."""
     digits = as_double(digits)
     weights = leaving_out(digits.n, *range(9))
-    assert plan(digits, algorithm, algorithm.tunable(digits, algorithm.select(digits)), 10).workers == 2
+    algorithm = algorithm.with_defaults(digits.training)
+    assert divide(digits, algorithm, algorithm.tunable_mask(digits, algorithm.select(digits)), 10).workers == 2
     together = train(digits, algorithm, weights)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
@@ -54,7 +56,7 @@ def test_threads_have_models_of_their_own(algorithm: FineTuning, digits: Problem
 
 @pytest.mark.usefixtures("two_threads")
 def test_threads_minimise_too(digits: Problem) -> None:
-    algorithm = Minimisation(BitFit(), ridge=0.5, tolerance=1e-4)
+    algorithm = Minimisation(BitFit(), ridge=0.5, gradient_tolerance=1e-4)
     weights = leaving_out(digits.n, 1, 2, 3)
     together = train(digits, algorithm, weights).values
     torch.set_num_threads(1)
@@ -83,10 +85,10 @@ def test_a_model_that_is_a_function_is_run_by_one_thread(digits: Problem, monkey
     """Nobody knows what it shares."""
     monkeypatch.setattr(execution, "_HEAVY", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    algorithm = FineTuning(BitFit(), steps=1)
-    tunable = algorithm.tunable(digits, algorithm.select(digits))
+    algorithm = FineTuning(BitFit(), steps=1, batch_size=20)
+    tunable = algorithm.tunable_mask(digits, algorithm.select(digits))
     bare = dataclasses.replace(digits, logits=lambda parameters, inputs: digits.logits(parameters, inputs))
-    assert [plan(p, algorithm, tunable, 8).workers for p in (digits, bare)] == [2, 1]
+    assert [divide(p, algorithm, tunable, 8).workers for p in (digits, bare)] == [2, 1]
 
 
 @pytest.mark.parametrize("with_whole", [True, False], ids=["S itself among them", "Sⁱ alone"])
@@ -218,7 +220,7 @@ def test_reduced_precision_is_near_and_its_noise_is_told(
     problem: Problem = request.getfixturevalue(name)
     algorithm = FineTuning(SAM(0.05), steps=20, batch_size=8)
     exact, reduced = (
-        measure(problem, dataclasses.replace(algorithm, precision=how), 4, device=device, reselect=False)
+        measure(problem, dataclasses.replace(algorithm, precision=how), Sampled(4), device=device, reselect=False)
         for how in ("float32", "bfloat16")
     )
     assert exact.replicas.values.dtype == reduced.replicas.values.dtype == torch.float32
@@ -230,7 +232,7 @@ def test_reduced_precision_is_near_and_its_noise_is_told(
 def test_precision_is_part_of_the_algorithm() -> None:
     assert "precision" not in FineTuning(BitFit()).settings()
     assert FineTuning(BitFit(), precision="tf32").settings()["precision"] == "tf32"
-    with pytest.raises(UsageError, match="unknown precision 'half': use float32, tf32, bfloat16"):
+    with pytest.raises(UsageError, match="unknown precision 'half': use float32, tf32 or bfloat16"):
         FineTuning(BitFit(), precision="half")  # type: ignore[arg-type]
 
 
@@ -242,13 +244,13 @@ def test_tf32_is_float32_where_there_is_none_and_leaves_the_setting(digits: Prob
     assert torch.get_float32_matmul_precision() == before
 
 
-def test_plans_are_balanced(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divisions_are_balanced(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "_HEAVY", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    algorithm = FineTuning(FullTuning(), steps=1)
-    tunable = algorithm.tunable(digits, algorithm.select(digits))
-    assert plan(digits, algorithm, tunable, 11) == Plan(workers=2, rows=6, at_once=6)
-    tight = plan(digits, algorithm, tunable, 100, memory_budget=60_000_000)
+    algorithm = FineTuning(FullTuning(), steps=1, batch_size=20)
+    tunable = algorithm.tunable_mask(digits, algorithm.select(digits))
+    assert divide(digits, algorithm, tunable, 11) == Division(workers=2, rows=6, at_once=6)
+    tight = divide(digits, algorithm, tunable, 100, memory_budget=60_000_000)
     assert tight.workers == 2
     assert tight.at_once <= tight.rows < 50
 
@@ -259,7 +261,7 @@ def test_the_noise_floor_of_texts_is_no_mere_zero(pairs: Problem) -> None:
     straight, back = (train(pairs, algorithm, reverse_batches=reverse).values for reverse in (False, True))
     assert not torch.equal(straight, back)
     torch.testing.assert_close(straight, back, rtol=0, atol=1e-2)
-    assert measure(pairs, algorithm, 2).noise_floor > 0
+    assert measure(pairs, algorithm, Sampled(2)).noise_floor > 0
 
 
 @pytest.mark.parametrize("lengths", [torch.tensor([3, 9, 5, 9, 1]), None])
@@ -298,7 +300,13 @@ def test_a_plan_with_dropout_is_for_whole_batches(pairs: Problem, monkeypatch: p
     plain = FineTuning(BitFit(), steps=1, batch_size=16)
     wet = dataclasses.replace(plain, dropout=True)
     sizes = [
-        plan(algorithm.training_form(pairs), algorithm, algorithm.tunable(pairs, algorithm.select(pairs)), 1000, 50_000_000).at_once
+        divide(
+            algorithm.training_form(pairs),
+            algorithm,
+            algorithm.tunable_mask(pairs, algorithm.select(pairs)),
+            1000,
+            memory_budget=50_000_000,
+        ).at_once
         for algorithm in (plain, wet)
     ]
     assert sizes[0] > 2 * sizes[1]
@@ -307,9 +315,9 @@ def test_a_plan_with_dropout_is_for_whole_batches(pairs: Problem, monkeypatch: p
 def test_few_replicas_share_the_threads(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "_HEAVY", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    algorithm = FineTuning(BitFit(), steps=1)
-    tunable = algorithm.tunable(digits, algorithm.select(digits))
-    assert [plan(digits, algorithm, tunable, r).workers for r in (1, 3, 9, 80)] == [1, 3, 5, 8]
+    algorithm = FineTuning(BitFit(), steps=1, batch_size=20)
+    tunable = algorithm.tunable_mask(digits, algorithm.select(digits))
+    assert [divide(digits, algorithm, tunable, r).workers for r in (1, 3, 9, 80)] == [1, 3, 5, 8]
 
 
 @pytest.mark.parametrize("replica_batch", [0, -1])

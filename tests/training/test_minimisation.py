@@ -10,8 +10,8 @@ from torch import Tensor
 
 from stability import Mask, Problem, UsageError
 from stability.selectors import SAM, BitFit, FullTuning, Random
-from stability.training.algorithm import FineTuning, Minimisation
-from stability.training.execution import plan
+from stability.training import FineTuning, Minimisation
+from stability.training.execution import divide
 from stability.training.lbfgs import minimise
 from stability.training.replicas import train
 from tests.reference import CUDA, call
@@ -84,7 +84,10 @@ def test_the_memory_plan_knows_of_the_pairs(digits: Problem) -> None:
     mask = Mask.full(digits.start(0))
     short, long = (Minimisation(FullTuning(), ridge=0.5, history=history) for history in (1, 100))
     budget = 64 << 20
-    assert plan(digits, long, mask, 1000, budget).rows < plan(digits, short, mask, 1000, budget).rows / 5
+    assert (
+        divide(digits, long, mask, 1000, memory_budget=budget).rows
+        < divide(digits, short, mask, 1000, memory_budget=budget).rows / 5
+    )
 
 
 def gradient_of_the_objective(problem: Problem, values: dict[str, Tensor], mask: Mask, ridge: float, weights: Tensor) -> Tensor:
@@ -105,12 +108,12 @@ def gradient_of_the_objective(problem: Problem, values: dict[str, Tensor], mask:
 @pytest.mark.parametrize("selector", [FullTuning(), BitFit(), SAM(0.02)], ids=["full", "bitfit", "sam"])
 def test_digits_reach_the_stated_gradient_tolerance(selector: Any, device: str, digits: Problem) -> None:
     """The gradient of L + λ‖θ − θ⁰‖² is as small as promised at A(S) and at A(Sⁱ), by plain autodiff."""
-    algorithm = Minimisation(selector, ridge=0.5, tolerance=1e-4)
+    algorithm = Minimisation(selector, ridge=0.5, gradient_tolerance=1e-4)
     weights = torch.ones(2, digits.n)
     weights[1, 3] = 0
     replicas = train(digits.to(torch.device(device)), algorithm, weights)
     assert (replicas.failed_step == -1).all()
-    tunable = algorithm.tunable(digits, replicas.masks[0])
+    tunable = algorithm.tunable_mask(digits, replicas.masks[0])
     for row in range(2):
         values = {name: tensor.cpu() for name, tensor in replicas.parameters(row).items()}
         gradient = gradient_of_the_objective(digits, values, tunable, 0.5, weights[row])
@@ -120,16 +123,16 @@ def test_digits_reach_the_stated_gradient_tolerance(selector: Any, device: str, 
 
 def test_each_row_keeps_to_its_own_mask(digits: Problem) -> None:
     masks = [SAM(0.02).select(digits, 0), Random(0.01).select(digits, 0)]
-    replicas = train(digits, Minimisation(SAM(0.02), ridge=0.5, tolerance=1e-3), torch.ones(2, digits.n), masks)
+    replicas = train(digits, Minimisation(SAM(0.02), ridge=0.5, gradient_tolerance=1e-3), torch.ones(2, digits.n), masks)
     for row, mask in enumerate(masks):
-        alone = train(digits, Minimisation(SAM(0.02), ridge=0.5, tolerance=1e-3), masks=[mask])
+        alone = train(digits, Minimisation(SAM(0.02), ridge=0.5, gradient_tolerance=1e-3), masks=[mask])
         difference = torch.cat([(replicas.parameters(row)[n] - alone.parameters(0)[n]).flatten() for n in digits.pretrained])
         assert difference.norm() < 4e-3  # two points with ‖∇F‖ ≤ 1e-3 of a function whose curvature is near 1
         replicas.delta(row)
 
 
 def test_the_replica_batch_changes_rounding_only(digits: Problem) -> None:
-    algorithm, weights = Minimisation(BitFit(), ridge=0.5, tolerance=1e-4), torch.ones(3, digits.n)
+    algorithm, weights = Minimisation(BitFit(), ridge=0.5, gradient_tolerance=1e-4), torch.ones(3, digits.n)
     weights[1, 0] = weights[2, 5] = 0
     one, all_ = (train(digits, algorithm, weights, replica_batch=size).values for size in (1, 3))
     torch.testing.assert_close(one, all_, rtol=0, atol=1e-3)
@@ -156,7 +159,7 @@ def test_what_p_theorem_1_speaks_of(digits: Problem) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tolerance": 0}, "tolerance = 0: use a positive number"),
+        ({"gradient_tolerance": 0}, "gradient_tolerance = 0: use a positive number"),
         ({"ridge": -1}, "ridge = -1"),
         ({"ridge": 0}, "λ = 0"),
         ({"ridge": "paper"}, "λ = 0.*1 − p"),

@@ -14,7 +14,7 @@ from stability.masks import Mask
 from stability.problems import digits as digits_module
 from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random
 from stability.training import products
-from stability.training.execution import plan
+from stability.training.execution import divide
 from stability.training.replicas import train
 from tests.reference import as_double, call, leaving_out, plain_loop
 
@@ -122,9 +122,11 @@ def test_a_diverging_replica_is_marked_with_its_step_and_spares_the_others(digit
 
 
 def test_memory_is_planned_from_the_budget(digits: Problem) -> None:
-    algorithm = FineTuning(FullTuning(), steps=1)
-    tunable = algorithm.tunable(digits, Mask.full(digits.pretrained))
-    sizes = [plan(digits, algorithm, tunable, 100, budget).at_once for budget in (1, 20_000_000, 80_000_000, 10**12)]
+    algorithm = FineTuning(FullTuning(), steps=1, batch_size=20)
+    tunable = algorithm.tunable_mask(digits, Mask.full(digits.pretrained))
+    sizes = [
+        divide(digits, algorithm, tunable, 100, memory_budget=budget).at_once for budget in (1, 20_000_000, 80_000_000, 10**12)
+    ]
     assert sizes[0] == 1
     assert sizes == sorted(sizes)
     assert sizes[-1] == 100

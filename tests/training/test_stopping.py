@@ -14,7 +14,7 @@ from stability.leave_one_out.measuring import measure
 from stability.leave_one_out.predictors import Linearised
 from stability.problems.problem import Problem
 from stability.selectors import ChildPruning, DiffPruning, FullTuning, Mixout, Random, Selector
-from stability.training.algorithm import FineTuning
+from stability.training import FineTuning
 from stability.training.replicas import train
 from stability.training.stopping import EarlyStopping
 
@@ -24,7 +24,7 @@ def with_validation(n: int = 30) -> Problem:
     return replace(problem, validation=problem.test.take(slice(0, 60)), test=problem.test.take(slice(60, 200)))
 
 
-RULE = EarlyStopping(every=3, patience=2, least_steps=6)
+RULE = EarlyStopping(evaluate_every=3, patience=2, least_steps=6)
 
 SELECTORS = [FullTuning(), Random(0.05), Mixout(0.3), ChildPruning(0.05), DiffPruning(0.05, burn_in=2)]
 
@@ -32,7 +32,7 @@ SELECTORS = [FullTuning(), Random(0.05), Mixout(0.3), ChildPruning(0.05), DiffPr
 def expected(problem: Problem, selector: Selector, steps: int, weights: torch.Tensor) -> tuple[int, torch.Tensor]:
     """Train anew to every checkpoint, and choose among them."""
     best, chosen, since = -1.0, (0, torch.empty(0)), 0
-    for count in [*range(RULE.every, steps, RULE.every), steps]:
+    for count in [*range(RULE.evaluate_every, steps, RULE.evaluate_every), steps]:
         replicas = train(problem, FineTuning(selector, steps=count, learning_rate=1e-2), weights)
         assert problem.validation is not None
         metric = problem.metric(replicas.logits(problem.validation)[0], problem.validation.labels)
@@ -67,13 +67,13 @@ def test_it_ends_when_none_gets_better_and_counts_no_loss_after_that() -> None:
     problem = with_validation()
     constant = replace(problem, metric=lambda logits, labels: 0.5)
     taken: list[int] = []
-    algorithm = FineTuning(Random(0.05), steps=100, early_stopping=EarlyStopping(every=4, patience=3, least_steps=10))
+    algorithm = FineTuning(Random(0.05), steps=100, early_stopping=EarlyStopping(evaluate_every=4, patience=3, least_steps=10))
     replicas = train(constant, algorithm, torch.ones(2, problem.n), progress=taken.append)
     assert replicas.kept_step.tolist() == [4, 4]  # the first of equals
     assert sum(taken) == 2 * 16  # three more evaluations, at 8, 12 and 16
     assert torch.isfinite(replicas.batch_losses[:16]).all()
     assert torch.isnan(replicas.batch_losses[16:]).all()
-    later = replace(algorithm, early_stopping=EarlyStopping(every=4, patience=3, least_steps=30))
+    later = replace(algorithm, early_stopping=EarlyStopping(evaluate_every=4, patience=3, least_steps=30))
     taken.clear()
     train(constant, later, progress=taken.append)
     assert sum(taken) == 32  # the first evaluation after at least 30 steps
@@ -87,7 +87,7 @@ def test_a_metric_that_is_no_number_is_never_the_best() -> None:
         seen.append(float("nan") if len(seen) % 2 == 0 else 1.0)
         return seen[-1]
 
-    algorithm = FineTuning(Random(0.05), steps=8, early_stopping=EarlyStopping(every=2, patience=9, least_steps=0))
+    algorithm = FineTuning(Random(0.05), steps=8, early_stopping=EarlyStopping(evaluate_every=2, patience=9, least_steps=0))
     assert train(replace(problem, metric=metric), algorithm).kept_step.tolist() == [4]
 
 
@@ -104,7 +104,7 @@ def test_results_do_not_depend_on_what_goes_at_once() -> None:
 
 def test_linearised_replicas_end_where_the_real_run_did() -> None:
     problem = with_validation(12)
-    rule = EarlyStopping(every=5, patience=1, least_steps=0)
+    rule = EarlyStopping(evaluate_every=5, patience=1, least_steps=0)
     worse = replace(problem, metric=lambda logits, labels: 0.0)  # stops at 10, keeps 5
     stopped = FineTuning(Random(0.05), steps=40, early_stopping=rule)
     plain = FineTuning(Random(0.05), steps=5)
