@@ -24,7 +24,7 @@ from stability.bounds.measured import Constants, measure_constants, measured_bou
 from stability.checks import check_whole
 from stability.errors import StabilityError, UsageError
 from stability.leave_one_out import StabilityEstimate, measure
-from stability.leave_one_out.estimators import Alone, Estimator
+from stability.leave_one_out.estimators import Alone, Estimator, Exact, Sampled
 from stability.machine import cores, free_memory, resolve_device
 from stability.selectors import Selector
 from stability.studies.store import Store, key
@@ -202,7 +202,8 @@ def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int |
         drawn = cell.algorithm.seed if cell.sample is None else cell.sample
         problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
         how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
-        how |= {"retrainings": study.retrainings, "estimator": study.estimator} if cell.measured else {"estimator": Alone()}
+        plain = Exact() if study.retrainings is None else Sampled(study.retrainings)
+        how |= {"estimator": (study.estimator or plain) if cell.measured else Alone()}
         estimate = measure(problem, cell.algorithm, **how)
         row = {"status": "ok", "task": task, **_row(estimate), **dict.fromkeys(_MEASURED)}
         if study.check_replicas is None or not cell.measured:
