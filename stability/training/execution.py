@@ -111,7 +111,7 @@ class Task:
 
         def metric(values: Tensor) -> Tensor:
             with _products("highest") if self.algorithm.product_precision == "tf32" else nullcontext():
-                logits = logits_of(problem, start, tunable, values, examples, objective.at_once)
+                logits = logits_of(problem, start, tunable, values, examples=examples, at_once=objective.at_once)
             return torch.tensor([problem.metric(mine, examples.labels) for mine in logits], device=values.device)
 
         return metric

@@ -32,8 +32,20 @@ ALL = slice(None)
 """All rows."""
 
 
-def logits_of(problem: Problem, start: Parameters, tunable: Mask, values: Tensor, examples: Examples, at_once: int) -> Tensor:
-    """Of trained values (r, K): (r, N, C), computed for a block of examples and ``at_once`` replicas at a time."""
+def logits_of(problem: Problem, start: Parameters, tunable: Mask, values: Tensor, *, examples: Examples, at_once: int) -> Tensor:
+    """The logits of r trained models, computed for a block of examples and a few replicas at a time.
+
+    Args:
+        problem: whose model it is.
+        start: θ⁰ and the head's start.
+        tunable: the K coordinates whose values were trained.
+        values: (r, K) the trained values.
+        examples: N examples.
+        at_once: how many replicas are computed at once.
+
+    Returns:
+        (r, N, C).
+    """
     blocks = list(examples.blocks())
     back = torch.cat([index for index, _ in blocks]).argsort().to(values.device)
     with torch.no_grad():
@@ -43,12 +55,12 @@ def logits_of(problem: Problem, start: Parameters, tunable: Mask, values: Tensor
 
 
 class Stack:
-    """The masked tensors of r replicas, (r, *shape) each; the others are shared.
+    """The masked tensors of r replicas, (r, *shape) each. All other tensors are shared.
 
     Args:
         start: θ⁰ and the head's start.
-        tunable: the K coordinates.
-        values: (r, K).
+        tunable: the K coordinates in which the replicas differ.
+        values: (r, K) their values.
         differentiable: whether :meth:`gradient` will be asked for.
     """
 
@@ -95,9 +107,12 @@ class Stack:
                     flat.index_copy_(1, index, values[:, where])
 
     def call(self, function: Callable[..., Tensor], *data: object, randomness: str = "error") -> Tensor:
-        """``function(parameters, *data)`` for every replica at once, the data shared.
+        """Call ``function(parameters, *data)`` for every replica at once; the data are shared.
 
-        ``randomness`` is ``torch.func.vmap``'s: ``same`` draws once for all replicas, by default drawing is an error.
+        Args:
+            function: what is called, such as ``problem.logits``.
+            data: its further arguments.
+            randomness: of ``torch.func.vmap``: ``same`` draws once for all replicas; by default drawing is an error.
         """
 
         # The shared data enter by closure: vmap then treats them as constants, whatever container they come in.
@@ -111,7 +126,7 @@ class Stack:
         return result
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """Of a sum over replicas of what :meth:`call` gave, by the tuned coordinates: (r, K)."""
+        """The gradient of ``loss``, a sum over replicas of what :meth:`call` gave, by the K coordinates: (r, K)."""
         leaves = [*self.tensors.values(), *self._tuned.values()]
         found = list(torch.autograd.grad(loss, leaves, allow_unused=True))
         sited = dict(zip(self._tuned, found[len(self.tensors) :], strict=True))
@@ -126,13 +141,18 @@ class Stack:
 
 
 def blocks_of(batch: Examples, whole: bool = False, reverse: bool = False) -> list[tuple[Tensor, Examples]]:
-    """A batch block by block, each with its indices: sequences of like length together, so that less is padded, and a block's
-    activations are gone before the next.
+    """Cut a batch into blocks that are computed one after the other.
+
+    Sequences of like length go together, so that less is padded, and the activations of a block are gone before the next.
 
     Args:
         batch: the examples of a step.
-        whole: in one block, as dropout needs it, whose draws are of the whole batch.
-        reverse: of a batch in reverse order: the blocks of the straight one, last first, and each from its end.
+        whole: keep them in one block, as dropout needs it, whose draws are of the whole batch.
+        reverse: whether the batch is in reverse order. Its blocks are then those of the straight batch, last first, and each from
+            its end.
+
+    Returns:
+        Each block with the indices of its examples in the batch.
     """
     last = len(batch) - 1
     if whole:
@@ -165,9 +185,16 @@ class Descended(Protocol):
     def __call__(
         self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K).
+        """Loss and gradient of one batch.
 
-        ``values`` are those of some ``rows``, of all by default.
+        Args:
+            values: (r, K) where they are taken.
+            index: the examples of the batch, int64 (b,).
+            dropout: draws dropout, where it is on.
+            rows: the replicas that ``values`` belong to; by default all.
+
+        Returns:
+            The mean loss over the examples that remain (r,), the ridge term (r,), and the gradient of their sum (r, K).
         """
 
 
@@ -189,15 +216,15 @@ class Observer(Protocol):
 
 
 class Objective:
-    """The objective of one set of replicas and its gradient by their tuned values.
+    """The objective of one set of r replicas and its gradient by their K trained values.
 
     Args:
         problem: as the steps see it.
         start: θ⁰ and the head's start.
-        tunable: the K coordinates.
-        weights: (r, n) of the examples.
-        ridges: (r, 1) λ.
-        activity: (r, K) which coordinates each row may change; None: all.
+        tunable: the K coordinates that some replica may change.
+        weights: (r, n) weights of the examples.
+        ridges: (r, 1) λ of each replica.
+        activity: bool (r, K), which coordinates each row may change; None: all.
         observer: is told of every step of a single replica.
         at_once: how many replicas are computed at once; fewer from then on where memory runs out.
         autocast: whether the network runs in bfloat16, under torch.autocast.
@@ -245,10 +272,9 @@ class Objective:
     def __call__(
         self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean loss over the examples that remain of ``index`` (r,), ridge term (r,), gradient of their sum (r, K).
+        """Loss and gradient of one batch, as :class:`Descended` says.
 
-        ``values`` are those of some ``rows``, of all by default. With ``dropout`` the model is to be in training mode:
-        :attr:`ModuleLogits.while_training`.
+        With ``dropout`` the model must be in training mode: :attr:`stability.problems.problem.ModuleLogits.while_training`.
 
         Raises:
             MeasurementError: not even one replica fits into memory.
@@ -285,7 +311,7 @@ class Objective:
     def _of(
         self, values: Tensor, blocks: Sequence[tuple[Tensor, Examples]], shares: Tensor, dropout: Dropout | None
     ) -> tuple[Tensor, Tensor]:
-        """Loss and gradient of some rows: sums over the examples, each with its share."""
+        """Loss and gradient of some rows, sums over the examples, each weighed by its share of the mean."""
         if self._stack is None:
             self._stack = self._make(self.origin.expand(self.at_once, -1))
         stack = self._stack.first(len(values))

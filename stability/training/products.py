@@ -27,7 +27,11 @@ _SAMPLED = 1 / 20  # density up to which, on a CPU, sampled products beat a dens
 
 
 def worthwhile(shape: tuple[int, ...], count: int) -> bool:
-    """Whether a tensor of this shape with ``count`` masked coordinates is a matrix that gains from :class:`Sites`.
+    """Whether a tensor is a matrix that gains from :class:`Sites`.
+
+    Args:
+        shape: of the tensor.
+        count: how many of its coordinates are masked.
 
     Example:
         >>> worthwhile((384, 384), 1000), worthwhile((384, 384), 384**2), worthwhile((16, 16), 3)
@@ -37,16 +41,24 @@ def worthwhile(shape: tuple[int, ...], count: int) -> bool:
 
 
 def pays(tensors: Iterable[Tensor]) -> bool:
-    """Whether any of a model's tensors is a matrix so large that :class:`Products` is worth its call a layer."""
+    """Whether any of a model's tensors is a matrix so large that :class:`Products` is worth its call in each layer.
+
+    Args:
+        tensors: the model's parameters.
+
+    Example:
+        >>> pays([torch.zeros(32, 32)]), pays([torch.zeros(384, 384)])
+        (False, True)
+    """
     return any(tensor.ndim == 2 and tensor.numel() >= _LARGE_MATRIX for tensor in tensors)
 
 
 @dataclass(frozen=True, eq=False)
 class Sites:
-    """The masked coordinates of one matrix, where alone its gradient is wanted.
+    """The masked coordinates of one matrix; its gradient is wanted there alone.
 
     Attributes:
-        index: flat, ascending, (k,).
+        index: flat indices of the coordinates, ascending, int64 (k,).
         shape: of the matrix.
 
     Example:
@@ -87,7 +99,17 @@ class Sites:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b as in :class:`_Linear`."""
+    """x Wᵀ + b, by oneDNN where that is faster.
+
+    Args:
+        x: (…, in), or (r, N, in) where each of r replicas has a matrix of its own.
+        weight: (out, in), or (r, out, in).
+        bias: (out,), or (r, out); None for none.
+
+    Example:
+        >>> product(torch.ones(1, 2), torch.tensor([[1.0, 2.0]]), torch.tensor([0.5]))
+        tensor([[3.5000]])
+    """
     if weight.ndim == 2:
         if x[..., 0].numel() * weight.numel() < _LARGE_PRODUCT or not _onednn(x, weight):
             return linear(x, weight, bias)

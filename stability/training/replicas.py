@@ -31,16 +31,16 @@ _COPIED = 1 << 28  # bytes of copied tensors at once where each replica sees one
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Replicas:
-    """r trained models, each as its tuned values.
+    """r trained models, each as the values of its trained coordinates.
 
     Attributes:
         problem: what they were trained on.
-        algorithm: A.
-        start: θ⁰ and the head's start, shared.
+        algorithm: A, with the settings that it was trained with.
+        start: θ⁰ and the head's start, which all replicas share.
         tunable: the union of all rows' masks, head included: K coordinates.
         values: (r, K) their values after training; where a row's own mask lacks a coordinate, the value of ``start``.
         masks: each row's selected coordinates of the pretrained tensors.
-        failed_step: (r,) the step at which a row diverged, or stopped short of its tolerance; −1 where it did not fail.
+        failed_step: (r,) the step at which a row diverged, or stopped short of its minimum; −1 where it did not fail.
         replica_batch: how many went at once.
         kept_step: (r,) after how many steps the values are: all, unless early stopping kept an earlier checkpoint.
         batch_losses: (t, r) each step's loss on its batch, before the step; without the ridge; NaN where a replica had stopped
@@ -104,16 +104,16 @@ class Replicas:
         )
 
     def logits(self, examples: Examples, rows: slice = ALL) -> Tensor:
-        """(r, N, C), or of some ``rows``, computed for a block of examples and a batch of replicas at a time."""
-        return logits_of(self.problem, self.start, self.tunable, self.values[rows], examples, self.replica_batch)
+        """The logits of N ``examples`` under each replica, or under some ``rows``: (r, N, C)."""
+        return logits_of(self.problem, self.start, self.tunable, self.values[rows], examples=examples, at_once=self.replica_batch)
 
     def losses(self, examples: Examples, rows: slice = ALL) -> Tensor:
-        """ℓ of each example under each replica, (r, N), or under some ``rows``."""
+        """ℓ of each of N ``examples`` under each replica, or under some ``rows``: (r, N)."""
         losses: Tensor = vmap(self.problem.loss, in_dims=(0, None))(self.logits(examples, rows), examples.labels)
         return losses
 
     def own_losses(self, index: Tensor) -> Tensor:
-        """ℓ of one example under each replica, the r-th of ``index`` (r,) under the r-th: (r,)."""
+        """ℓ of one training example under each replica: of example ``index[j]`` under the j-th, (r,)."""
         copied = sum(self.start[name].numel() * self.start[name].element_size() for name in self.tunable.indices)
         parts = []
         with torch.no_grad():
@@ -131,7 +131,7 @@ class Replicas:
         return logits
 
     def distances(self) -> Tensor:
-        """‖θ_r − θ_0‖₂, each replica's distance from the first over all parameters: float64 (r,)."""
+        """The distance ‖θ_j − θ_0‖₂ of each replica j from the first, over all parameters: float64 (r,)."""
         first = self.values[0].double()  # row by row: all at once would hold (r, K) twice more, in float64
         return torch.stack([(row.double() - first).norm() for row in self.values])
 
