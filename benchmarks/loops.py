@@ -74,7 +74,8 @@ class Setting:
     @property
     def algorithm(self) -> FineTuning:
         if self.problem == "digits":
-            return FineTuning(SAM(0.05), steps=self.steps, precision=self.precision)
+            made = FineTuning(SAM(0.05), steps=self.steps, precision=self.precision)
+            return made.with_defaults(problems.training_defaults("digits"))
         rate: dict[str, Any] = {"batch_size": 16, "learning_rate": 1e-3, "schedule": "linear"}
         return FineTuning(SAM(0.005), steps=self.steps, precision=self.precision, **rate)
 

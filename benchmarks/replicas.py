@@ -87,10 +87,10 @@ def _share(left_out: list[int]) -> tuple[list[float], float]:
     return plain_loop(_mine[0], left_out), peak_memory("cpu")
 
 
-def matrix_rate(device: str, precision: str, threads: int) -> float:
-    """Floating-point operations a second of a large matrix product at this precision, by the faster kernel."""
+def matrix_rate(device: str, precision: str, threads: int, size: int | None = None) -> float:
+    """Floating-point operations a second of a matrix product at this precision, by the faster kernel; by default a large one."""
     torch.set_num_threads(threads)
-    size = 8192 if device.startswith("cuda") else 2048
+    size = size or (8192 if device.startswith("cuda") else 2048)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
