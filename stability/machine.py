@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from stability import __version__
 from stability.errors import UsageError
 
 __all__ = ["cores", "free_memory", "kept_for_backward", "out_of_memory", "report", "resolve_device"]
@@ -85,7 +86,7 @@ def report() -> dict[str, Any]:
     """Versions, devices and threads, as ``stability doctor`` prints them."""
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {
-        "stability": metadata.version("stability"),
+        "stability": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{name: metadata.version(name) for name in _PACKAGES},

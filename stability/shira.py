@@ -66,7 +66,7 @@ def export_shira(delta: SparseDelta, pretrained: Parameters, module: nn.Module, 
     try:
         from peft import ShiraConfig
     except ImportError as error:
-        raise UsageError(f"export_shira needs the package peft: pip install 'stability[peft]'; {_KEEP}") from error
+        raise UsageError(f"export_shira needs the package peft: pip install 'peft-stability[peft]'; {_KEEP}") from error
     delta.apply(pretrained)  # refuses another θ⁰
     if not delta.mask.count:
         raise UsageError(f"SHiRA needs at least one changed coordinate, and the mask has k = 0; {_KEEP}")

@@ -4,6 +4,8 @@ import importlib
 import inspect
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,9 +13,73 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+import stability
 from stability.problems.digits import WEIGHTS, pretrain
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "stability"
+
+
+def test_licence_and_version_are_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    licence = (ROOT / "LICENSE").read_text()
+    assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE"])
+    assert citation["license"] == project["license"]
+    assert re.match(r"\s+Apache License\s+Version 2\.0, January 2004\s", licence)
+    assert "END OF TERMS AND CONDITIONS" in licence
+    assert citation["version"] == project["version"] == stability.__version__
+    assert citation["authors"] == project["authors"]
+    assert citation["repository-code"] == project["urls"]["Homepage"]
+
+
+def test_the_version_is_looked_up_in_one_place() -> None:
+    asked = [path for path in PACKAGE.rglob("*.py") if re.search(r"""metadata\.version\(["']""", path.read_text())]
+    assert asked == [PACKAGE / "__init__.py"]
+
+
+def test_what_is_said_to_be_installed_is_this_distribution() -> None:
+    """Every ``pip install`` of an extra names it, wherever a user reads one; and the extra exists."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    read = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PACKAGE.rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    found = [name for path in read for name in re.findall(r"pip install '([\w-]+)\[(\w+)\]'", path.read_text())]
+    assert len(found) >= 4
+    assert {name for name, _ in found} == {project["name"]}
+    assert {extra for _, extra in found} <= project["optional-dependencies"].keys()
+
+
+def test_few_modules_stand_outside_the_folders() -> None:
+    modules = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+    assert 0 < len(modules) <= 7, modules
+
+
+def test_the_public_face_is_small() -> None:
+    """``dir(stability)`` is what the type checker sees, and holds no internals, in a process that has loaded them all."""
+    names = dir(stability)
+    assert sorted(names) == sorted(stability.__all__)
+    assert len(names) <= 30, names
+    assert not [name for name in names if name.startswith("_")]
+    assert not {"lazy_loader", "metadata", "checks", "machine", "masks", "packing"} & set(names)
+    assert all(getattr(stability, name) is not None for name in names)
+
+
+def test_importing_the_package_imports_none_of_the_large_ones() -> None:
+    code = (
+        "import sys, stability; print(*sorted({'torch', 'transformers', 'matplotlib'} & sys.modules.keys()), stability.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [stability.__version__]
+
+
+def test_hooks_before_a_commit_download_nothing_and_run_what_ci_runs() -> None:
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in repositories] == ["local"]
+    hooks = repositories[0]["hooks"]
+    assert {hook["language"] for hook in hooks} == {"system", "pygrep"}
+    programs = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks if hook["language"] == "system"}
+    makefile = (ROOT / "Makefile").read_text()
+    checks = "".join(re.findall(r"^(?:lint|types): .*\n((?:\t.*\n)+)", makefile, flags=re.MULTILINE))
+    assert programs == set(re.findall(r"\$\(BIN\)/([\w-]+)", checks))
 
 
 def test_environment_and_project_name_the_same_packages() -> None:

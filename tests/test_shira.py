@@ -191,7 +191,7 @@ def test_without_peft_export_says_how_to_install_it_and_import_works(
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     delta = import_shira(folder, digits.pretrained)
-    with pytest.raises(UsageError, match=r"pip install 'stability\[peft\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'peft-stability\[peft\]'"):
         export_shira(delta, digits.pretrained, _model(), tmp_path)
 
 

@@ -44,7 +44,7 @@ def load(
     """Fine-tune a pretrained sequence classifier on n examples of a task.
 
     ``data`` is a folder of JSON lines or CSV files, a single such file, or ``glue/cola``, ``glue/stsb``, ``glue/mrpc``,
-    ``glue/rte``, ``super_glue/cb``, ``super_glue/copa``, ``super_glue/wsc`` from the hub (``pip install 'stability[hub]'``). A
+    ``glue/rte``, ``super_glue/cb``, ``super_glue/copa``, ``super_glue/wsc`` from the hub (``pip install 'peft-stability[hub]'``). A
     folder holds train.jsonl, and test.jsonl and val.jsonl where there are such. Without a test split the validation
     split is the test split, as in the paper, and a tenth of the training data becomes the validation split; without
     either a fifth of the training data is the test split. What is held out is drawn with ``split_seed``.
@@ -169,7 +169,7 @@ def _from_hub(name: str) -> Splits:
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise UsageError(f"{name} needs the package datasets: pip install 'stability[hub]'; or give a folder") from error
+        raise UsageError(f"{name} needs the package datasets: pip install 'peft-stability[hub]'; or give a folder") from error
     repository, configuration = TASKS[name].hub
     try:
         # The hub's own conversion to parquet, a folder a configuration: both repositories have it, and no code of theirs runs.

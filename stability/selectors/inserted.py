@@ -331,7 +331,7 @@ def _peft(name: str) -> Any:
     try:
         import peft
     except ImportError as error:
-        raise UsageError(f"{name} needs the package peft: pip install 'stability[peft]'; {_OTHERS}") from error
+        raise UsageError(f"{name} needs the package peft: pip install 'peft-stability[peft]'; {_OTHERS}") from error
     return peft
 
 

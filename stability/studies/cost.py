@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from stability import problems
+from stability import __version__, problems
 from stability.checks import check_whole
 from stability.machine import cores, resolve_device
 from stability.problems.problem import Problem
@@ -98,7 +97,7 @@ def _finished(study: Study, store: str | PathLike[str] | None) -> set[str]:
         return set()
     ledger = Store(store)
     if done := ledger.finished():
-        ledger.check(study.identity(), metadata.version("stability"))
+        ledger.check(study.identity(), __version__)
     return done
 
 

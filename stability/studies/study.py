@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from itertools import islice
 from os import PathLike
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from stability import problems
+from stability import __version__, problems
 from stability.bounds.measured import Constants, measure_constants, measured_bounds
 from stability.checks import check_whole
 from stability.errors import StabilityError, UsageError
@@ -316,9 +315,8 @@ def run(
     place = resolve_device(device)
     if workers is not None and workers < 1:
         raise UsageError(f"workers = {workers}: use at least 1")
-    version = metadata.version("stability")
     reused = [] if reuse is None else reusable(Store(reuse), study)
-    ledger = Store(store, study.identity(), version)
+    ledger = Store(store, study.identity(), __version__)
     for identity, record in reused:
         ledger.add(identity, record)
     done, cells = ledger.finished(), study.cells()
@@ -338,10 +336,9 @@ def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str,
     Raises:
         StabilityError: ``other`` is of another version, or was measured in another way: the setting is named.
     """
-    version = metadata.version("stability")
     wanted, own = {key(cell_identity(study, cell)) for cell in study.cells()}, json.loads(json.dumps(study.identity()))
-    if other.version != version:
-        raise StabilityError(f"{other.path} was made by version {other.version}, this is {version}: nothing can be reused")
+    if other.version != __version__:
+        raise StabilityError(f"{other.path} was made by version {other.version}, this is {__version__}: nothing can be reused")
     # These are in the cells' own identity: a larger study may take over a smaller one's.
     free = {"study", "algorithms", "seeds", "samples", "measured_seeds"}
     theirs, mine = _comparable(other.identity), _comparable(own)

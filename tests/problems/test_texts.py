@@ -196,7 +196,7 @@ def test_without_the_hub_the_local_ways_are_named(model: str, monkeypatch: pytes
     with pytest.raises(UsageError, match="did not give nyu-mll/glue/rte: no route to host; without a network give a folder"):
         problems.load("glue/rte", model=model)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UsageError, match="pip install 'stability\\[hub\\]'; or give a folder"):
+    with pytest.raises(UsageError, match="pip install 'peft-stability\\[hub\\]'; or give a folder"):
         problems.load("glue/rte", model=model)
 
 

@@ -369,7 +369,7 @@ def test_modules_are_inserted_once(digits: Problem) -> None:
 
 def test_without_peft_the_remedy_is_named(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(UsageError, match=r"lora needs the package peft: pip install 'stability\[peft\]'"):
+    with pytest.raises(UsageError, match=r"lora needs the package peft: pip install 'peft-stability\[peft\]'"):
         LoRA().select(digits, seed=0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from stability import StabilityError, UsageError, plotting
+from stability import StabilityError, UsageError, __version__, plotting
 from stability.cli.commands import main
 from stability.leave_one_out.estimators import Approximate, Assisted
 from stability.reports.tables import render
@@ -114,7 +113,7 @@ def test_the_spread_s_interval_is_that_of_a_normal_sample() -> None:
 def shortened(source: Path, target: Path, keep: Any) -> Path:
     """The same study without some of its cells."""
     whole = Store(source)
-    part = Store(target, whole.identity, metadata.version("stability"))
+    part = Store(target, whole.identity, __version__)
     for identity, record in whole.cells():
         if keep(identity):
             part.add(identity, record)
@@ -165,7 +164,7 @@ def renamed(path: Path, target: Path, tasks: dict[str, str], name: str = "both")
     """The same results under the names of other tasks."""
     whole = Store(path)
     identity = {**whole.identity, "study": name, "problems": {tasks[name]: one for name, one in whole.identity["problems"].items()}}
-    other = Store(target, identity, metadata.version("stability"))
+    other = Store(target, identity, __version__)
     for cell, record in whole.cells():
         other.add({**cell, "task": tasks[cell["task"]]}, {**record, "task": tasks[record["task"]]})
     return target

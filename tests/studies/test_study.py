@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 import types
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from stability import Problem, StabilityError, UsageError, plotting, problems
+from stability import Problem, StabilityError, UsageError, __version__, plotting, problems
 from stability.cli.commands import main
 from stability.leave_one_out.estimators import Assisted
 from stability.leave_one_out.measuring import measure
@@ -49,7 +48,7 @@ def test_added_selectors_take_over_what_a_like_study_finished(small_store: Path,
         study.run(dataclasses.replace(larger, retrainings=4), tmp_path / "other.sqlite", reuse=small_store, workers=1)
     assert len(SMALL.with_selectors(BitFit(), SAM(0.1), SAM(0.1)).algorithms) == len(SMALL.algorithms) + 1
     exact = dataclasses.replace(SMALL, name="exact", retrainings=None)
-    Store(tmp_path / "assisted.sqlite", dataclasses.replace(exact, estimator=Assisted(3)).identity(), metadata.version("stability"))
+    Store(tmp_path / "assisted.sqlite", dataclasses.replace(exact, estimator=Assisted(3)).identity(), __version__)
     with pytest.raises(StabilityError, match="measured with estimator = .*assisted.*, this study with None"):
         study.run(exact, tmp_path / "exact.sqlite", reuse=tmp_path / "assisted.sqlite", workers=1)
     with pytest.raises(UsageError, match="retrainings = 3 and an estimator"):
