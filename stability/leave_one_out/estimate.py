@@ -93,17 +93,17 @@ class StabilityEstimate:
 
     @property
     def value(self) -> float:
-        """β₂."""
+        """β₂, the pointwise hypothesis stability of this S and seed."""
         return self.pointwise.value
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of β₂ on this S with this seed."""
+        """The interval of β₂, on this S with this seed."""
         return self.pointwise.interval
 
     @property
     def sparsity(self) -> float:
-        """p = k/m of A(S)."""
+        """The fraction of pretrained parameters that may change in A(S), p = k/m."""
         return self.k / self.m
 
     def examples(self) -> pd.DataFrame:

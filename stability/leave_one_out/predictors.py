@@ -119,6 +119,9 @@ class Predictor(ABC):
 def default_predictor(algorithm: Algorithm) -> Predictor:
     """The predictor that suits an algorithm: linearised replicas for runs of steps, one Newton step for a minimiser.
 
+    Args:
+        algorithm: A.
+
     Example:
         >>> from stability import FineTuning, selectors
         >>> default_predictor(FineTuning(selectors.BitFit()))
@@ -228,7 +231,7 @@ class OneStep(Predictor):
         return self._from(real, lambda model: model.calibrated(left_out, losses))
 
     def predict(self, real: Replicas) -> Prediction:
-        """From A(S)."""
+        """What one Newton step from A(S) predicts."""
         known = real.algorithm.damping_for(real.masks[0]) if self.damping is None else self.damping
         return self._from(real, lambda _: known)
 
