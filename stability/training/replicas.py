@@ -17,6 +17,7 @@ from torch.func import vmap
 
 from stability.checks import check_whole
 from stability.errors import UsageError
+from stability.machine import resolve_device
 from stability.masks import Mask, Parameters, SparseDelta
 from stability.problems.problem import Examples, Problem
 from stability.training.algorithm import Algorithm
@@ -146,12 +147,13 @@ def train(
     memory_budget: int | None = None,
     reverse_batches: bool = False,
     observe: Observer | None = None,
+    device: str | torch.device | None = None,
     progress: Progress | None = None,
 ) -> Replicas:
-    """Run the algorithm r times, once for each row of example weights, on the device that the problem is on.
+    """Run the algorithm r times, once for each row of example weights.
 
     Args:
-        problem: what to learn; all tensors on one device.
+        problem: what to learn; all its tensors are on one device.
         algorithm: A, the definition of a run.
         weights: (r, n), one weight an example, 0 for left out; by default one row of ones, a single ordinary run.
         masks: the selected pretrained coordinates, one mask a row or a single one for all; by default
@@ -160,6 +162,7 @@ def train(
         memory_budget: bytes to plan with; by default half of what is free. One replica at once is always tried.
         reverse_batches: take the examples within each batch in reverse order: the same algorithm, rounded differently.
         observe: is told of every step of a single replica, and may ask for room for further coordinates in ``values``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; by default the one that the problem is on.
         progress: is told how many replica-steps were done.
 
     Raises:
@@ -173,6 +176,8 @@ def train(
         >>> replicas.values.shape
         torch.Size([1, 1093])
     """
+    if device is not None:
+        problem = problem.to(resolve_device(device))
     algorithm = algorithm.with_defaults(problem.training)
     problem = algorithm.equivalent(problem)
     start = problem.start(algorithm.seed)
