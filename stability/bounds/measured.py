@@ -82,10 +82,11 @@ def estimate_constants(estimate: StabilityEstimate, check_replicas: int = 0, mem
         UsageError: ``check_replicas`` is no whole number of at least 0.
 
     Example:
-        >>> from stability import FineTuning, leave_one_out, problems, selectors
-        >>> from stability.leave_one_out.estimators import Sampled
-        >>> algorithm = FineTuning(selectors.BitFit(), steps=3)
-        >>> estimate = leave_one_out.measure(problems.load("digits", n=20), algorithm, estimator=Sampled(2))
+        >>> from stability import leave_one_out, selectors
+        >>> from stability.problems import convex
+        >>> from stability.training.algorithm import Minimisation
+        >>> algorithm = Minimisation(selectors.Random(sparsity=0.5), ridge=0.1)
+        >>> estimate = leave_one_out.measure(convex.logistic(n=20, seed=0).problem, algorithm)
         >>> constants = estimate_constants(estimate)
         >>> constants.lipschitz > constants.tuned_lipschitz > 0, constants.least_eigenvalue.converged
         (True, True)
@@ -97,10 +98,11 @@ def estimate_constants(estimate: StabilityEstimate, check_replicas: int = 0, mem
     finished = table[table["failed_step"] < 0]
     left = [(row, int(i)) for row, (i, step) in enumerate(zip(table["index"], table["failed_step"], strict=True), 1) if step < 0]
 
-    norms = [_norms(problem, model, examples, mask, memory_budget) for examples in (problem.train, problem.test)]
+    norms = [_norms(problem, model, examples, mask=mask, memory_budget=memory_budget) for examples in (problem.train, problem.test)]
     slopes = [_slope(replicas, 0, problem.train, memory_budget)]
     for row, i in left:
-        norms.append(_norms(problem, replicas.parameters(row), problem.train.take(slice(i, i + 1)), mask, memory_budget))
+        one = problem.train.take(slice(i, i + 1))
+        norms.append(_norms(problem, replicas.parameters(row), one, mask=mask, memory_budget=memory_budget))
         slopes.append(_slope(replicas, row, problem.train.without(i), memory_budget))
     largest = torch.cat(norms).max(0).values
     slope = torch.stack(slopes).max(0).values
@@ -224,7 +226,7 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
     return found
 
 
-def _norms(problem: Problem, parameters: Parameters, examples: Examples, mask: Mask, memory_budget: int | None) -> Tensor:
+def _norms(problem: Problem, parameters: Parameters, examples: Examples, *, mask: Mask, memory_budget: int | None) -> Tensor:
     """‖∇ℓ_i‖₂ over all parameters and over the mask's, (N, 2), from one pass."""
     everything = Mask.full(parameters)
     mine = everything.contains(mask).to(next(iter(parameters.values())).device)

@@ -118,7 +118,14 @@ def fine_tune(
     sharing = sharing or Sharing([0] * (objective.rows - 1), lone=False)
     rows, everyone = sharing.rows(0), slice(0, objective.rows)
     asked = slice(int(sharing.lone), everyone.stop)
-    run = Run(origin, rows.stop, sizes, algorithm.steps, partial(AdamW, algorithm, clock), draws)
+    run = Run(
+        origin=origin,
+        rows=rows.stop,
+        sizes=sizes,
+        steps=algorithm.steps,
+        optimizer=partial(AdamW, algorithm, clock),
+        draws=draws,
+    )
     course = selector.begin(run) if selector.moving else _Fixed(run, activity)
     failed = torch.full((everyone.stop,), -1, device=origin.device)
     limit = torch.zeros(())

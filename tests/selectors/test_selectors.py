@@ -223,7 +223,7 @@ def test_settings_identify_a_selector() -> None:
     assert SAM(0.1, curvature="gauss_newton").settings()["name"] == "sam-gauss_newton"
     mine = from_scores(shifted_magnitude, 0.03, name="mine").settings()
     assert mine["name"] == "mine"
-    assert mine["scores"] == "tests.test_laws:shifted_magnitude"
+    assert mine["scores"] == "tests.selectors.test_laws:shifted_magnitude"
 
 
 def test_generators_of_different_roles_are_apart() -> None:
