@@ -63,11 +63,16 @@ def check(seed: int) -> dict[str, Any]:
             lipschitz = max(lipschitz, np.linalg.norm(solvable.gradients(left)[i, free]))
             flattest = min(flattest, shrink * least(_from_below(solvable, full, left, weights), free))
         for name, sharp, size in (("every", False, changes.max()), ("mean", True, changes.mean())):
-            bound = hard_mask_stability(lipschitz, flattest, ridge, n, mean_over=mean_over, sharp=sharp)
+            bound = hard_mask_stability(
+                lipschitz=lipschitz, least_eigenvalue=flattest, ridge=ridge, n=n, mean_over=mean_over, sharp=sharp
+            )
             row[f"{name} over {mean_over}"] = size / bound.value if size else 0.0
         if mean_over == "remaining":
-            row["mean by printed form"] = changes.mean() / hard_mask_stability(lipschitz, flattest, ridge, n).value
-            as_printed = hard_mask_stability(lipschitz, printed, ridge, n).value
+            by_form, as_printed = (
+                hard_mask_stability(lipschitz=lipschitz, least_eigenvalue=eigenvalue, ridge=ridge, n=n).value
+                for eigenvalue in (flattest, printed)
+            )
+            row["mean by printed form"] = changes.mean() / by_form
             row |= {"every, printed Λ_min": changes.max() / as_printed, "mean, printed Λ_min": changes.mean() / as_printed}
     return row
 

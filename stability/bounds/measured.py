@@ -1,48 +1,54 @@
-"""The constants that the bounds need, measured on a trained model and its replicas, and the bounds that they give."""
+"""The constants that the bounds need, estimated from a trained model and its replicas, and the bounds that they give."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stability import bounds
-from stability.bounds import Bound, Checks
-from stability.bounds.base import check_delta
+from stability.bounds.base import Bound, Checks, check_delta
+from stability.bounds.pointwise import first_order_stability, hard_mask_stability, pointwise_hypothesis_stability
+from stability.bounds.risk import generalization, generalization_from_stability, generalization_from_uniform_stability
+from stability.checks import check_whole
 from stability.derivatives.curvature import Curvature, Eigenvalue, least_eigenvalue
 from stability.derivatives.gradients import mean_gradient, per_example_gradients
 from stability.derivatives.influence import first_order_changes
-from stability.errors import StabilityError, UsageError
+from stability.errors import MeasurementError
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, Problem
 from stability.training.replicas import Replicas
 
-__all__ = ["Constants", "measure_constants", "measured_bounds"]
+__all__ = ["Constants", "estimate_constants", "measured_bounds"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Constants:
-    """What the bounds ask for. *Tuned* stands for the coordinates that training could change, the new head included.
+    """The constants that the bounds need, as :func:`estimate_constants` finds them. All losses are in the unit of ℓ.
+
+    The *trained* coordinates, I, are those of the mask, the new head included.
 
     Attributes:
-        lipschitz: ρ, the largest ‖∇ℓ(θ, z)‖₂ over all parameters seen at A(S) on train and test examples and at each
-            A(Sⁱ) on z_i. A lower estimate where a true Lipschitz constant covers all of parameter space; for a linear
-            model with squared or logistic loss, and every i left out, exactly the constant that Theorem 1's proof needs.
-        tuned_lipschitz: ρ_I, the same over the tuned coordinates.
-        least_eigenvalue: Λ_min of the Hessian of the mean loss over all parameters: the least of those taken.
-        tuned_least_eigenvalue: Λ_min(H_II), the same over the tuned coordinates.
-        replicas_checked: how many i had the curvature of the loss on Sⁱ taken at A(S) and at A(Sⁱ) too.
-        gradient_norm: the largest ‖∇F‖₂ over all parameters, F the loss with the ridge that was trained with: on S at
-            A(S), and on each Sⁱ at A(Sⁱ).
-        tuned_gradient_norm: the same over the tuned coordinates.
+        lipschitz: ρ, the largest ‖∇ℓ(θ, z)‖₂ over all parameters, seen at A(S) on train and test examples and at each A(Sⁱ)
+            on z_i. It is a lower estimate where a true Lipschitz constant covers all of parameter space. For a linear model
+            with squared or logistic loss, and every i left out, it is exactly the constant that Theorem 1's proof needs.
+        tuned_lipschitz: ρ_I, the largest of those gradients' norms over the trained coordinates alone.
+        least_eigenvalue: Λ_min of the Hessian of the mean loss over all parameters: the least of those that were taken.
+        tuned_least_eigenvalue: Λ_min(H_II), the least eigenvalue over the trained coordinates alone.
+        replicas_checked: for how many i the curvature of the loss on Sⁱ was taken at A(S) and at A(Sⁱ) too.
+        gradient_norm: the largest ‖∇F‖₂ over all parameters, where F is the loss with the ridge that was trained with: on S
+            at A(S), and on each Sⁱ at A(Sⁱ).
+        tuned_gradient_norm: the largest of those norms over the trained coordinates alone.
         loss_bound: C, the largest ℓ seen, of A(S) on train and test examples and of each A(Sⁱ) on z_i.
-        least_loss: the least ℓ seen there. The bounds on the expected loss need 0 ≤ ℓ.
+        least_loss: the least ℓ seen on the same examples. The bounds on the expected loss need 0 ≤ ℓ.
         empirical_risk: R̂, the mean training loss of A(S).
-        first_order: ℓ_i(A(Sⁱ)) − ℓ_i(A(S)) to first order, for the i that were left out; None where there is none.
-        notes: why something is missing.
+        first_order: ℓ_i(A(Sⁱ)) − ℓ_i(A(S)) to first order, float64 (a,), for the a examples that were left out; None where
+            it could not be had, and then ``notes`` says why.
+        notes: for each constant that is missing, why.
     """
 
     lipschitz: float
@@ -59,38 +65,44 @@ class Constants:
     notes: tuple[str, ...] = ()
 
 
-def measure_constants(estimate: StabilityEstimate, check_replicas: int = 0, memory_budget: int | None = None) -> Constants:
-    """ρ, Λ_min, C, R̂ and the rest, of the models behind a leave-one-out measurement.
+def estimate_constants(estimate: StabilityEstimate, check_replicas: int = 0, memory_budget: int | None = None) -> Constants:
+    """Estimate ρ, Λ_min, C and R̂ from the models behind a leave-one-out measurement.
 
     Args:
-        estimate: its replicas are the models; those that failed are left out.
-        check_replicas: take the curvature on Sⁱ at A(S) and at A(Sⁱ) as well, for as many i, those that moved most, and
-            use the least: Theorem 1 assumes that the curvature does not fall between A(S) and A(Sⁱ). More than were
-            left out means all of them.
+        estimate: the measurement. Its replicas are the models; those that failed are left out.
+        check_replicas: for how many i the curvature on Sⁱ is taken at A(S) and at A(Sⁱ) too; the least one is used. Theorem
+            1 assumes that the curvature does not fall between A(S) and A(Sⁱ). Those i come first whose loss changed most;
+            a number above that of the examples left out means all of them.
         memory_budget: bytes for one block of examples; an eighth of what is free by default.
 
+    Returns:
+        The constants. One that could not be had is no error: ``notes`` says why it is missing.
+
     Raises:
-        UsageError: ``check_replicas`` is negative.
+        UsageError: ``check_replicas`` is no whole number of at least 0.
 
     Example:
-        >>> from stability import FineTuning, leave_one_out, problems, selectors
-        >>> algorithm = FineTuning(selectors.BitFit(), steps=3)
-        >>> constants = measure_constants(leave_one_out.measure(problems.load("digits", n=20), algorithm, retrainings=2))
+        >>> from stability import leave_one_out, selectors
+        >>> from stability.problems import convex
+        >>> from stability.training.algorithm import Minimisation
+        >>> algorithm = Minimisation(selectors.Random(sparsity=0.5), ridge=0.1)
+        >>> estimate = leave_one_out.measure(convex.logistic(n=20, seed=0).problem, algorithm)
+        >>> constants = estimate_constants(estimate)
         >>> constants.lipschitz > constants.tuned_lipschitz > 0, constants.least_eigenvalue.converged
         (True, True)
     """
-    if check_replicas < 0:
-        raise UsageError(f"check_replicas = {check_replicas}: use at least 0")
+    check_whole(0, check_replicas=check_replicas)
     replicas, table = estimate.replicas, estimate.per_example
     problem, algorithm, model = replicas.problem, replicas.algorithm, replicas.parameters(0)
     ridge, mask = algorithm.ridge_for(replicas.masks[0]), algorithm.tunable_mask(problem, replicas.masks[0])
     finished = table[table["failed_step"] < 0]
     left = [(row, int(i)) for row, (i, step) in enumerate(zip(table["index"], table["failed_step"], strict=True), 1) if step < 0]
 
-    norms = [_norms(problem, model, examples, mask, memory_budget) for examples in (problem.train, problem.test)]
+    norms = [_norms(problem, model, examples, mask=mask, memory_budget=memory_budget) for examples in (problem.train, problem.test)]
     slopes = [_slope(replicas, 0, problem.train, memory_budget)]
     for row, i in left:
-        norms.append(_norms(problem, replicas.parameters(row), problem.train.take(slice(i, i + 1)), mask, memory_budget))
+        one = problem.train.take(slice(i, i + 1))
+        norms.append(_norms(problem, replicas.parameters(row), one, mask=mask, memory_budget=memory_budget))
         slopes.append(_slope(replicas, row, problem.train.without(i), memory_budget))
     largest = torch.cat(norms).max(0).values
     slope = torch.stack(slopes).max(0).values
@@ -112,11 +124,15 @@ def measure_constants(estimate: StabilityEstimate, check_replicas: int = 0, memo
             notes.append(f"{name} is unknown: Lanczos did not converge in {eigenvalue.products} products")
     if home.converged and home.value + 2 * ridge <= 0:
         notes.append(f"no middle step: Λ_min(H_II) + 2λ = {home.value + 2 * ridge:.3g} at A(S) is not positive")
+    elif not left:
+        notes.append("no middle step: no replica was trained to its end")
+    elif not torch.isfinite(slopes[0]).all():
+        notes.append("no middle step: a gradient at A(S) is not finite")
     elif home.converged:
         try:
             hessian = Curvature(problem, model, problem.train, mask, memory_budget=memory_budget)
             changes = first_order_changes(hessian, ridge, finished["index"].tolist())
-        except StabilityError as error:
+        except MeasurementError as error:
             notes.append(f"no middle step: {error}")
     return Constants(
         lipschitz=float(largest[0]),
@@ -135,18 +151,22 @@ def measure_constants(estimate: StabilityEstimate, check_replicas: int = 0, memo
 
 
 def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: float = 0.1) -> dict[str, Bound]:
-    """Every bound that the measured constants give, by name. Missing are those whose eigenvalue is unknown
-    (``constants.notes`` tells), and those on the expected loss where some loss is negative or none positive.
+    """Every bound that follows from the constants, by name.
 
-    ``theorem_1``, ``theorem_1_sharp``, ``hard_mask``, ``hard_mask_sharp`` and ``first_order`` bound β₂ (or stand for it);
-    ``theorem_2``, ``theorem_2_measured`` (fed with the measured β₁ and β₂) and ``uniform_measured`` (Bousquet &
-    Elisseeff's Theorem 12, fed with the largest difference found) bound the expected loss. Λ_min enters from below,
-    less its residual.
+    * ``theorem_1``, ``theorem_1_sharp``, ``hard_mask`` and ``hard_mask_sharp`` bound β₂, and ``first_order`` estimates it.
+    * ``theorem_2``, ``theorem_2_measured`` (with the measured β₁ and β₂) and ``uniform_measured`` (Bousquet & Elisseeff's
+      Theorem 12, with the largest difference found) bound the expected loss.
+
+    A bound is missing where its eigenvalue is unknown (``constants.notes`` says so), and a bound on the expected loss where
+    some loss is negative or none is positive. Λ_min enters less its residual.
 
     Args:
-        estimate: what was measured.
-        constants: of the same models.
-        delta: δ of the bounds on the expected loss.
+        estimate: the leave-one-out measurement.
+        constants: the constants of the same models, from :func:`estimate_constants`.
+        delta: δ ∈ (0, 1), the probability that a bound on the expected loss may fail.
+
+    Returns:
+        The bounds by the names above, in the unit of ℓ.
 
     Raises:
         UsageError: δ outside (0, 1).
@@ -156,16 +176,16 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
         >>> from stability.problems.solvable import linear_regression
         >>> from stability.training.algorithm import Minimisation
         >>> problem = linear_regression([[1.0], [2.0], [2.0]], [0.0, 2.0, 1.0]).problem
-        >>> estimate = leave_one_out.measure(problem, Minimisation(selectors.FullTuning(), ridge=0.5, tolerance=1e-9))
-        >>> found = measured_bounds(estimate, measure_constants(estimate, check_replicas=3))
-        >>> found["theorem_1"].state, estimate.value < found["theorem_1_sharp"].value < found["theorem_1"].value
+        >>> estimate = leave_one_out.measure(problem, Minimisation(selectors.FullTuning(), ridge=0.5))
+        >>> found = measured_bounds(estimate, estimate_constants(estimate, check_replicas=3))
+        >>> found["theorem_1"].state.value, estimate.value < found["theorem_1_sharp"].value < found["theorem_1"].value
         ('vacuous', True)
     """
     check_delta(delta)
     algorithm, selected, n = estimate.replicas.algorithm, estimate.replicas.masks[0], estimate.n
     ridge, p = algorithm.ridge_for(selected), algorithm.sparsity_for(selected)
     bounded = constants.least_loss >= 0 and constants.loss_bound > 0
-    risk = (constants.loss_bound, delta, constants.empirical_risk)
+    risk: dict[str, Any] = {"n": n, "loss_bound": constants.loss_bound, "delta": delta, "empirical_risk": constants.empirical_risk}
     found: dict[str, Bound] = {}
 
     def checks(gradient_norm: float, residual: float = 0.0) -> Checks:
@@ -179,17 +199,19 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
         )
 
     if (least := constants.least_eigenvalue).converged:
-        first, known = (constants.lipschitz, least.value, p, n), checks(constants.gradient_norm, least.residual)
-        found["theorem_1"] = bounds.pointwise_hypothesis_stability(*first, checks=known)
-        found["theorem_1_sharp"] = bounds.pointwise_hypothesis_stability(*first, sharp=True, checks=known)
+        known, rho = checks(constants.gradient_norm, least.residual), constants.lipschitz
+        theorem_1 = partial(
+            pointwise_hypothesis_stability, lipschitz=rho, least_eigenvalue=least.value, sparsity=p, n=n, checks=known
+        )
+        found["theorem_1"], found["theorem_1_sharp"] = theorem_1(), theorem_1(sharp=True)
         if bounded:
-            found["theorem_2"] = bounds.generalization(*first, *risk, checks=known)
+            found["theorem_2"] = generalization(lipschitz=rho, least_eigenvalue=least.value, sparsity=p, **risk, checks=known)
     if (tuned := constants.tuned_least_eigenvalue).converged:
-        hard, known = (constants.tuned_lipschitz, tuned.value, ridge, n), checks(constants.tuned_gradient_norm, tuned.residual)
-        found["hard_mask"] = bounds.hard_mask_stability(*hard, checks=known)
-        found["hard_mask_sharp"] = bounds.hard_mask_stability(*hard, sharp=True, checks=known)
+        known, rho = checks(constants.tuned_gradient_norm, tuned.residual), constants.tuned_lipschitz
+        hard_mask = partial(hard_mask_stability, lipschitz=rho, least_eigenvalue=tuned.value, ridge=ridge, n=n, checks=known)
+        found["hard_mask"], found["hard_mask_sharp"] = hard_mask(), hard_mask(sharp=True)
     if constants.first_order is not None:
-        found["first_order"] = bounds.first_order_stability(
+        found["first_order"] = first_order_stability(
             constants.first_order.tolist(),
             lipschitz=constants.tuned_lipschitz,
             ridge=ridge,
@@ -197,12 +219,14 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
             checks=checks(constants.tuned_gradient_norm),
         )
     if bounded:
-        found["theorem_2_measured"] = bounds.generalization_from_stability(estimate.hypothesis.value, estimate.value, n, *risk)
-        found["uniform_measured"] = bounds.generalization_from_uniform_stability(estimate.maximum, n, *risk)
+        found["theorem_2_measured"] = generalization_from_stability(
+            hypothesis=estimate.hypothesis.value, pointwise=estimate.value, **risk
+        )
+        found["uniform_measured"] = generalization_from_uniform_stability(uniform=estimate.maximum, **risk)
     return found
 
 
-def _norms(problem: Problem, parameters: Parameters, examples: Examples, mask: Mask, memory_budget: int | None) -> Tensor:
+def _norms(problem: Problem, parameters: Parameters, examples: Examples, *, mask: Mask, memory_budget: int | None) -> Tensor:
     """‖∇ℓ_i‖₂ over all parameters and over the mask's, (N, 2), from one pass."""
     everything = Mask.full(parameters)
     mine = everything.contains(mask).to(next(iter(parameters.values())).device)
@@ -211,7 +235,7 @@ def _norms(problem: Problem, parameters: Parameters, examples: Examples, mask: M
 
 
 def _slope(replicas: Replicas, row: int, examples: Examples, memory_budget: int | None) -> Tensor:
-    """‖∇F‖₂ at one replica over all parameters and over those that it tuned, F on ``examples`` with its ridge: (2,)."""
+    """‖∇F‖₂ at one replica over all parameters and over those that it trained, F on ``examples`` with its ridge: (2,)."""
     problem, algorithm, parameters = replicas.problem, replicas.algorithm, replicas.parameters(row)
     everything, selected = Mask.full(parameters), replicas.masks[row]
     mean = mean_gradient(problem, parameters, examples, memory_budget)

@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from stability import bounds, machine
+from stability.bounds import estimate_constants, measured_bounds
 from stability.bounds.base import check_delta
-from stability.bounds.measured import measure_constants, measured_bounds
 from stability.cli.arguments import STOPPING, TRAINING, parser
 from stability.cli.options import algorithm_asked, estimator_asked, problem_asked, selector_asked, study_asked, training_asked
 from stability.errors import StabilityError, UsageError
@@ -189,7 +189,7 @@ def _loo(options: argparse.Namespace) -> None:
     found: dict[str, bounds.Bound] = {}
     notes: tuple[str, ...] = ()
     if options.bounds:
-        constants = measure_constants(estimate, replicas_to_check)
+        constants = estimate_constants(estimate, replicas_to_check)
         found, notes = measured_bounds(estimate, constants, delta), constants.notes
     if options.json:
         what = {"problem": problem.name, "problem_settings": dict(problem.settings), "reselect": not options.keep_mask}
@@ -260,18 +260,18 @@ def _select(options: argparse.Namespace) -> None:
 
 
 def _bounds(options: argparse.Namespace) -> None:
-    constants = (options.lipschitz, options.least_eigenvalue, options.sparsity, options.n)
+    constants = {name: getattr(options, name) for name in ("lipschitz", "least_eigenvalue", "sparsity", "n")}
     check_delta(options.delta)
     checks = bounds.Checks(ridge=options.ridge, loss_bound=options.loss_bound)
     found = {
-        "stability": bounds.pointwise_hypothesis_stability(*constants, checks=checks),
-        "stability_sharp": bounds.pointwise_hypothesis_stability(*constants, sharp=True, checks=checks),
+        "stability": bounds.pointwise_hypothesis_stability(**constants, checks=checks),
+        "stability_sharp": bounds.pointwise_hypothesis_stability(**constants, sharp=True, checks=checks),
     }
     if (options.loss_bound is None) != (options.empirical_risk is None):
         raise UsageError("the bound on the expected loss needs both --loss-bound C and --empirical-risk R̂")
     if options.loss_bound is not None:
-        risk = (options.loss_bound, options.delta, options.empirical_risk)
-        found["generalization"] = bounds.generalization(*constants, *risk, checks=checks)
+        risk = {name: getattr(options, name) for name in ("loss_bound", "delta", "empirical_risk")}
+        found["generalization"] = bounds.generalization(**constants, **risk, checks=checks)
     if options.json:
         values = {name: bound.to_dict()["value"] for name, bound in found.items()}
         _print_json({**values, "bounds": {name: bound.to_dict() for name, bound in found.items()}})

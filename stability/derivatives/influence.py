@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stability.derivatives.curvature import Curvature, SymmetricMatrix
 from stability.derivatives.gradients import per_example_gradients, total
-from stability.errors import StabilityError, UsageError
+from stability.errors import MeasurementError, UsageError
 from stability.machine import free_memory
 from stability.problems.problem import Examples
 
@@ -34,7 +34,7 @@ def solve(matrix: SymmetricMatrix, vectors: Tensor, shift: float = 0.0, toleranc
 
     Raises:
         UsageError: vectors that do not have k entries, or a shift that is not finite.
-        StabilityError: no convergence, a true residual ten times what was asked, because the precision of the products
+        MeasurementError: no convergence, a true residual ten times what was asked, because the precision of the products
             is used up, or a direction along which H + shift · I is not positive.
 
     Example:
@@ -61,7 +61,7 @@ def solve(matrix: SymmetricMatrix, vectors: Tensor, shift: float = 0.0, toleranc
         if len(rows) == 0:
             worst = float((unit - matrix.product(x) - shift * x).norm(dim=1).max()) if len(x) else 0.0
             if not worst <= 10 * tolerance:
-                raise StabilityError(
+                raise MeasurementError(
                     f"relative residual {worst:.2g} instead of {tolerance:g}: the precision of the products is used up"
                 )
             result: Tensor = sizes * x
@@ -70,7 +70,7 @@ def solve(matrix: SymmetricMatrix, vectors: Tensor, shift: float = 0.0, toleranc
         image = matrix.product(d) + shift * d
         bend = (d * image).sum(1)
         if not bool((bend > 0).all()):
-            raise StabilityError(
+            raise MeasurementError(
                 f"H + {shift:.4g} I is not positive definite: vᵀ(H + {shift:.4g} I)v/‖v‖² = "
                 f"{float((bend / (d**2).sum(1)).min()):.4g} for a v; use a larger ridge"
             )
@@ -79,7 +79,7 @@ def solve(matrix: SymmetricMatrix, vectors: Tensor, shift: float = 0.0, toleranc
         residual = residual.index_add(0, rows, -length[:, None] * image)
         before, square = square, (residual**2).sum(1)
         direction = direction.index_copy(0, rows, residual[rows] + (square[rows] / before[rows])[:, None] * d)
-    raise StabilityError(
+    raise MeasurementError(
         f"conjugate gradients did not reach a relative residual of {tolerance:g} in {max_steps} steps for {len(rows)} of "
         f"{len(vectors)} vectors: use a larger ridge or tolerance"
     )
@@ -103,7 +103,7 @@ def first_order_changes(
 
     Raises:
         UsageError: fewer than 2 examples, or one left out that there is not.
-        StabilityError: H_II + 2λI is not positive definite, or conjugate gradients did not converge.
+        MeasurementError: H_II + 2λI is not positive definite, or conjugate gradients did not converge.
 
     Example:
         >>> import numpy as np

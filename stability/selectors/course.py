@@ -1,7 +1,9 @@
-"""Methods whose mask moves while A trains: the small interface that they write, and what the engine lends them.
+"""Methods whose mask moves while A trains: the interface that they write, and what the engine gives them for it.
 
-The engine asks a :class:`Course` where to take the loss, tells it the gradient there, again and again, and in the end
-asks for values and mask. A selector with a fixed mask needs none of this.
+The engine asks a :class:`Course` for the parameters at which it takes the loss, gives it the gradient there, and repeats that
+for every step. At the end it asks for values and mask. A selector with a fixed mask needs none of this.
+
+Axes: r replicas, m pretrained coordinates, K = m plus those of the new head.
 """
 
 from __future__ import annotations
@@ -17,37 +19,59 @@ from torch import Tensor
 from stability.errors import UsageError
 from stability.selectors.top_k import Scope, top_k_of_rows
 
-__all__ = ["Course", "Optimizer", "Projected", "Run", "check_burn_in"]
+__all__ = ["Course", "MakeOptimizer", "Optimizer", "Projected", "Run", "check_burn_in"]
 
 
 class MakeOptimizer(Protocol):
     """Starts an :class:`Optimizer` with its moments at 0."""
 
     def __call__(self, values: Tensor, decay: bool = True) -> Optimizer:
-        """For values of the shape of ``values``; without weight decay where they are no parameters of the model."""
+        """Start the algorithm's AdamW.
+
+        Args:
+            values: a tensor of the shape of the values that will be updated, (r, ·).
+            decay: whether weight decay applies. It does not where the values are no parameters of the model.
+        """
 
 
 class Optimizer(Protocol):
-    """AdamW with its moments, as the algorithm has it."""
+    """The algorithm's AdamW with its moments, its learning rate following the schedule."""
 
     def update(self, values: Tensor, gradient: Tensor) -> Tensor:
-        """The values after one step."""
+        """Take one step.
+
+        Args:
+            values: the values before the step, (r, ·).
+            gradient: the gradient there, (r, ·).
+
+        Returns:
+            The values after the step, (r, ·), as a new tensor.
+        """
 
     def take(self, rows: Tensor) -> None:
-        """Go on with these rows of the values, some of them twice."""
+        """Keep the moments of some rows only.
+
+        Args:
+            rows: their indices, in the order that they get; one may stand in it twice.
+        """
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Run:
-    """What the engine lends for one batch of r replicas.
+    """What the engine gives a moving method for one batch of r replicas.
 
     Attributes:
-        origin: (K,) θ⁰ on the m pretrained coordinates, then the head at its start.
-        rows: r.
-        sizes: how many coordinates each pretrained tensor has; they add up to m.
-        steps: how many steps there will be.
+        origin: (K,), θ⁰ on the m pretrained coordinates, then the head at its start.
+        rows: r, the number of replicas.
+        sizes: the number of coordinates of each pretrained tensor; together they are m.
+        steps: the number of training steps that will be taken.
         optimizer: makes the algorithm's AdamW for (r, ·) values.
-        draws: of everything random. Draw once for all rows: the replicas are paired.
+        draws: the generator of everything random. A draw is made once for all rows, so that the replicas stay paired.
+
+    Example:
+        >>> run = Run(origin=torch.zeros(3), rows=2, sizes=[2], steps=4, optimizer=..., draws=torch.Generator())
+        >>> run.m, run.start().shape
+        (2, torch.Size([2, 3]))
     """
 
     origin: Tensor
@@ -59,11 +83,11 @@ class Run:
 
     @property
     def m(self) -> int:
-        """Number of pretrained coordinates."""
+        """The number of pretrained coordinates."""
         return sum(self.sizes)
 
     def start(self) -> Tensor:
-        """Where every replica starts, (r, K)."""
+        """The values at which every replica starts, (r, K), in a tensor of their own."""
         return self.origin.expand(self.rows, -1).clone()
 
     def uniform(self) -> Tensor:
@@ -71,29 +95,57 @@ class Run:
         return torch.rand(self.m, generator=self.draws, dtype=torch.float64).to(self.origin.device)
 
     def with_head(self, gates: Tensor) -> Tensor:
-        """(·, m) gates of the pretrained coordinates → (·, K), the head's all 1."""
+        """Gates of the pretrained coordinates, (·, m), with a 1 for every coordinate of the head: (·, K)."""
         return torch.nn.functional.pad(gates.to(self.origin), (0, len(self.origin) - self.m), value=1.0)
 
     def held(self, mask: Tensor) -> Tensor:
-        """(r, m) bool of the pretrained coordinates → (r, K), the head's all true: what may differ from the start."""
+        """Which coordinates may differ from the start: those of ``mask``, bool (r, m), and the head's; bool (r, K)."""
         return torch.nn.functional.pad(mask, (0, len(self.origin) - self.m), value=True)
 
     def put_back(self, values: Tensor, mask: Tensor) -> Tensor:
-        """(r, K) ``values``, all outside ``mask`` (r, m) at θ⁰ again."""
+        """``values``, (r, K), with every pretrained coordinate outside ``mask``, bool (r, m), at θ⁰ again."""
         return torch.where(self.held(mask), values, self.origin)
 
 
 class Course(ABC):
-    """r replicas on their way, in the state of one method.
+    """r replicas during training, in the state of one moving method.
 
     Attributes:
-        mask: bool (r, m), the last hard mask; None before there is one. A new one is a new tensor: the engine counts
-            what entered it where it is another object than before.
-        relaxed: whether the loss is taken with soft or random gates instead of that mask.
+        mask: the last hard mask, bool (r, m); None before there is one. A new mask is a new tensor: the engine counts which
+            coordinates entered it where it finds another object than before.
+
+    Example:
+        >>> from stability import FineTuning, problems
+        >>> from stability.selectors import Moving
+        >>> from stability.training import replicas
+        >>> class OneTensor(Course):  # trains everything, and in the end keeps the first tensor
+        ...     def __init__(self, run):
+        ...         self.run, self.values = run, run.start()
+        ...         self.optimizer = run.optimizer(self.values)
+        ...
+        ...     def point(self):
+        ...         return self.values
+        ...
+        ...     def step(self, gradient):
+        ...         self.values = self.optimizer.update(self.values, gradient)
+        ...
+        ...     def final(self):
+        ...         return self.values, (torch.arange(self.run.m) < self.run.sizes[0]).expand(self.run.rows, -1)
+        >>> class First(Moving):
+        ...     name = "first"
+        ...
+        ...     def begin(self, run):
+        ...         return OneTensor(run)
+        >>> replicas.train(problems.load("digits"), FineTuning(First(), steps=2)).masks[0].count
+        32
     """
 
     mask: Tensor | None = None
-    relaxed: bool = False
+
+    @property
+    def relaxed(self) -> bool:
+        """Whether the next loss is taken with soft or random gates in the place of :attr:`mask`."""
+        return False
 
     @abstractmethod
     def point(self) -> Tensor:
@@ -101,27 +153,48 @@ class Course(ABC):
 
     @abstractmethod
     def step(self, gradient: Tensor) -> None:
-        """Take one step, given the gradient of the objective at :meth:`point`, (r, K)."""
+        """Take one step.
+
+        Args:
+            gradient: the gradient of the objective at what :meth:`point` gave, (r, K).
+        """
 
     @abstractmethod
     def final(self) -> tuple[Tensor, Tensor | None]:
-        """The trained values (r, K) and the final mask, bool (r, m): outside it the engine puts θ⁰ back. None for a mask
-        that was there before. Early stopping asks a shallow copy in mid-course what they would be: change no tensor in place.
+        """What training has come to, at its end or wherever early stopping asks.
+
+        Early stopping asks a shallow copy during training, so that no tensor may be changed in place.
+
+        Returns:
+            The trained values, (r, K), and the final mask, bool (r, m). The engine puts θ⁰ back outside of the mask. None in
+            the place of the mask where it was fixed before training.
         """
 
 
 class Projected(Course):
-    """Full steps, projected now and then: the k coordinates of highest score stay, the others return to θ⁰.
+    """Full steps with projections: the k coordinates of highest score stay, and all others return to θ⁰.
 
     Args:
-        run: what the engine lends.
-        score: (values (r, m), θ⁰ (m,)) → (r, m).
-        sparsity: p of the mask.
-        scope: of the competition.
-        every: project after so many steps, again and again; None: not until ``burn_in`` or the end.
-        burn_in: after so many steps project for the last time, and train that mask alone from then on; None: project
-            for the last time at the end.
-        reset: at ``burn_in`` the kept coordinates and the head return to their start as well.
+        run: what the engine gives.
+        score: gives one score a coordinate, (r, m), from the values, (r, m), and θ⁰, (m,); the highest stay.
+        sparsity: p ∈ (0, 1]; k = ⌊pm⌋.
+        scope: where coordinates compete: over all parameters (``global``), or within each tensor (``tensor``).
+        every: the number of steps between projections; None for none before ``burn_in`` or the end.
+        burn_in: the step after which the last projection is made and its mask alone is trained; None for a last projection
+            at the end.
+        reset: whether the kept coordinates and the head return to their start at ``burn_in`` too.
+
+    Example:
+        >>> from stability import FineTuning, problems
+        >>> from stability.selectors import Moving
+        >>> from stability.training import replicas
+        >>> class Shrunk(Moving):
+        ...     name, uses_data = "shrunk", True
+        ...
+        ...     def begin(self, run):  # those whose magnitude fell most
+        ...         return Projected(run, lambda values, origin: origin.abs() - values.abs(), sparsity=0.01, every=2)
+        >>> replicas.train(problems.load("digits"), FineTuning(Shrunk(), steps=4)).masks[0].count
+        264
     """
 
     def __init__(
@@ -130,6 +203,7 @@ class Projected(Course):
         score: Callable[[Tensor, Tensor], Tensor],
         sparsity: float,
         scope: Scope = "global",
+        *,
         every: int | None = None,
         burn_in: int | None = None,
         reset: bool = False,
@@ -168,10 +242,18 @@ class Projected(Course):
 
 
 def check_burn_in(name: str, burn_in: int, steps: int) -> None:
-    """That a burn-in leaves steps to train the mask.
+    """Check that a burn-in leaves steps to train the mask.
+
+    Args:
+        name: the selector, for the message.
+        burn_in: the number of steps before the mask is chosen.
+        steps: the number of steps of the whole run.
 
     Raises:
-        UsageError: it does not.
+        UsageError: no step is left.
+
+    Example:
+        >>> check_burn_in("childpruning", burn_in=50, steps=100)
     """
     if burn_in >= steps:
         raise UsageError(f"{name}: burn_in = {burn_in} of {steps} steps leaves none to train the mask: use fewer, or more steps")

@@ -1,8 +1,8 @@
 """Methods that insert modules: Adapter, LoRA, any configuration of peft.
 
-Each maps the problem to its *equivalent problem* (Fu et al. 2023, Definition 2: same outputs, more parameters, the new
-ones starting at no effect) and then selects what it inserted. Training, replicas, bounds and files see an ordinary
-problem; p is trained / all, in the equivalent model.
+Each maps the problem to its *equivalent problem* (Fu et al. 2023, Definition 2: same outputs, more parameters, the new ones
+starting at no effect) and then selects the parameters that it inserted. Training, replicas, bounds and files see an ordinary
+problem. There p is the number of trained parameters divided by that of all parameters, in the equivalent model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from stability.checks import check_number, check_whole
+from stability.checks import check_choice, check_number, check_whole
 from stability.errors import UsageError
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Insertion, ModuleLogits, Problem, generator, refill, without_values
@@ -34,34 +34,72 @@ _QUERY_AND_VALUE = r"query|value|q_proj|v_proj|query_proj|value_proj|q_lin|v_lin
 
 
 class Inserted(Selector):
-    """A method that inserts modules into the model and trains those; it writes :meth:`insert`.
+    """A method that inserts modules into the model and trains those. A subclass writes :meth:`insert`.
 
     Attributes:
-        wrapper: what :meth:`insert` puts before every name; the inserted parameters are called without it.
+        wrapper: the prefix that :meth:`insert` puts before every name. The inserted parameters are named without it.
+
+    Example:
+        >>> from stability.problems import load
+        >>> class Shift(nn.Module):
+        ...     def __init__(self, layer):
+        ...         super().__init__()
+        ...         self.layer, self.by = layer, nn.Parameter(torch.zeros(layer.out_features))
+        ...
+        ...     def forward(self, x):
+        ...         return self.layer(x) + self.by
+        >>> class Shifted(Inserted):
+        ...     name = "shifted"
+        ...
+        ...     def insert(self, module):
+        ...         mlp = module.get_submodule("vit.layers.0.mlp")
+        ...         mlp.fc2 = Shift(mlp.fc2)
+        ...         return module
+        ...
+        ...     def settings(self):
+        ...         return {"name": self.name}
+        >>> Shifted().select(load("digits"), seed=0)
+        Mask(k=32, m=26464)
     """
 
     wrapper: ClassVar[str] = ""
 
     @abstractmethod
     def insert(self, module: nn.Module) -> nn.Module:
-        """``module`` with the method's modules inserted, in place; random starts come from torch's global generator,
-        which is seeded. What is left with ``requires_grad`` is what the method trains.
+        """Insert the method's modules.
+
+        Args:
+            module: the pretrained model on the CPU, a copy that may be changed. None of its parameters requires a gradient.
+                Random starts may come from torch's global generator: it is seeded before and restored afterwards.
+
+        Returns:
+            The model with the modules inserted, ``module`` itself or another. The method trains the parameters that have
+            ``requires_grad``.
 
         Raises:
             UsageError: there is nothing to insert into.
         """
 
     def changed(self, module: nn.Module) -> dict[str, Tensor]:
-        """Where the method only changes coordinates of tensors that are there: their flat indices by the tensors' names
-        in ``module``, after :meth:`insert`. Empty where it adds tensors.
+        """The coordinates that the method trains, where it adds no tensor and changes coordinates of the model's own.
+
+        Args:
+            module: what :meth:`insert` returned.
+
+        Returns:
+            The flat indices of those coordinates by the tensors' names in ``module``; empty where the method adds tensors.
         """
         return {}
 
     def equivalent(self, problem: Problem, seed: int) -> Problem:
         """The problem with the modules inserted; ``problem`` itself where they are in it already.
 
-        Pretrained tensors keep their names. One that the new model does not use any more, for a copy stands in its place,
-        is left out, so that what a method *changes* counts once.
+        Pretrained tensors keep their names. One that the new model no longer uses, because a trained copy stands in its place,
+        is left out, so that the parameters that a method *changes* count once.
+
+        Args:
+            problem: the problem to insert into. Its model is a torch module.
+            seed: the seed of the random starts.
 
         Raises:
             UsageError: the model is no torch module, there is nothing to insert into, the outputs at the start are not
@@ -83,7 +121,7 @@ class Inserted(Selector):
         old = {own_name.get(name, name): nn.Parameter(t.detach().cpu().clone(), requires_grad=False) for name, t in start.items()}
         refill(module, lambda name, _: old[name])
         with torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
-            # That of the CPU alone: torch.manual_seed would change CUDA's as well, which nothing puts back.
+            # The CPU's generator alone: torch.manual_seed would change CUDA's as well, and nothing restores that.
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator(seed, "selection"))))
             module = self.insert(module).eval()
         known = {id(old[own_name.get(name, name)]): name for name in start}
@@ -92,11 +130,15 @@ class Inserted(Selector):
             shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
             mask = Mask(shapes, {known[id(parameters[name])]: index for name, index in indices.items()})
             return replace(problem, insertion=Insertion(by, mask))
-        return self._equivalent(problem, module, start, known, by)
+        return self._equivalent(problem, module, start=start, known=known, by=by)
 
     def _equivalent(
-        self, problem: Problem, module: nn.Module, start: Parameters, known: Mapping[int, str], by: Mapping[str, Any]
+        self, problem: Problem, module: nn.Module, *, start: Parameters, known: Mapping[int, str], by: Mapping[str, Any]
     ) -> Problem:
+        """The problem around ``module``, the model with the modules inserted, after a check that its outputs are the same.
+
+        ``known`` gives the names of the pretrained parameters by their identity, and ``by`` what inserted the modules.
+        """
         like = next(iter(problem.pretrained.values()))
         own_name, pretrained, trained = {}, {}, []
         for own, parameter in module.named_parameters():
@@ -109,7 +151,7 @@ class Inserted(Selector):
             if parameter.requires_grad and name in pretrained:
                 trained.append(name)
         if not trained:
-            raise UsageError(f"{self.name} leaves nothing to train: every parameter that it inserts is frozen")
+            raise UsageError(f"{self.name} leaves nothing to train: every parameter that it inserts is frozen; unfreeze one")
         refill(module, without_values)
         assert isinstance(problem.logits, ModuleLogits)
         names = {name: own for name, own in own_name.items() if name != own}
@@ -145,7 +187,7 @@ class Inserted(Selector):
 
 
 def _through_vmap(logits: ModuleLogits, parameters: Parameters, trained: list[str], inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits, by the way that the engine takes: batched over two replicas, and differentiated."""
+    """The logits as the engine computes them: batched over two replicas, and differentiated."""
     stacked = {name: parameters[name].expand(2, *parameters[name].shape).clone().requires_grad_() for name in trained}
     found: Tensor = vmap(lambda mine: logits({**parameters, **mine}, inputs))(stacked)
     torch.autograd.grad(found.sum(), list(stacked.values()), allow_unused=True)
@@ -153,7 +195,7 @@ def _through_vmap(logits: ModuleLogits, parameters: Parameters, trained: list[st
 
 
 def _equal(found: Tensor, wanted: Tensor) -> bool:
-    """Up to rounding in another order of operations."""
+    """Whether both are equal up to rounding in another order of operations."""
     tolerance = max(1e-5, 4 * torch.finfo(wanted.dtype).eps) * max(1.0, float(wanted.abs().max()))
     return float((found - wanted).abs().max()) <= tolerance
 
@@ -168,17 +210,18 @@ def _used(logits: Callable[..., Tensor], parameters: Parameters, inputs: Mapping
 @dataclass(frozen=True)
 class Adapter(Inserted):
     """Bottlenecks x + U · GELU(D x + d) + u after the attention and feed-forward blocks of every layer, inside their residual
-    branches (Houlsby et al. 2019; ``places="feed_forward"``: Pfeiffer et al. 2021, behind the feed-forward block alone).
+    branches (Houlsby et al. 2019, section 2.1). With ``places="feed_forward"`` they are behind the feed-forward block alone
+    (Pfeiffer et al. 2021).
 
-    U = 0 and u = 0 at the start, so that the first outputs are the pretrained model's; D starts as torch's linear layers
-    do. Only the bottlenecks are trained (and the new head): k = 2 · width · features + width + features for each.
+    U = 0 and u = 0 at the start, so that the first outputs are the pretrained model's. D and d start as torch's linear layers
+    do. Only the bottlenecks and the new head are trained: k = 2 · width · features + width + features for each bottleneck.
 
     Attributes:
-        width: of the bottleneck.
+        width: the number of units in each bottleneck.
         places: ``both`` blocks, or ``feed_forward`` alone.
 
     Raises:
-        UsageError: width below 1 or unknown places; on selecting: the model has no such blocks.
+        UsageError: a width below 1 or unknown places; on selecting: the model has no such blocks, or is no torch module.
 
     Example:
         >>> from stability.problems import load
@@ -193,8 +236,7 @@ class Adapter(Inserted):
 
     def __post_init__(self) -> None:
         check_whole(1, width=self.width)
-        if self.places not in ("both", "feed_forward"):
-            raise UsageError(f"unknown places {self.places!r}: use both or feed_forward")
+        check_choice(("both", "feed_forward"), places=self.places)
 
     def insert(self, module: nn.Module) -> nn.Module:
         kinds = {"attention": _ATTENTION_OUTPUT, "feed-forward": _FEED_FORWARD_OUTPUT}
@@ -216,6 +258,8 @@ class Adapter(Inserted):
 
 
 class _Bottleneck(nn.Module):
+    """A layer with a bottleneck behind it."""
+
     def __init__(self, base_layer: nn.Module, width: int) -> None:
         super().__init__()
         features = int(base_layer.bias.numel()) if isinstance(base_layer.bias, Tensor) else int(base_layer.out_features)  # type: ignore[arg-type]
@@ -232,17 +276,19 @@ class _Bottleneck(nn.Module):
 
 @dataclass(frozen=True)
 class LoRA(Inserted):
-    """W x + (alpha / rank) · B A x beside the query and value matrices, through ``peft`` (Hu et al. 2022).
+    """W x + (alpha / rank) · B A x beside the query and value matrices, through ``peft`` (Hu et al. 2022, section 4.1).
 
-    B = 0 at the start. Only A and B are trained (and the new head).
+    B = 0 at the start, so that the first outputs are the pretrained model's. Only A, B and the new head are trained.
 
     Attributes:
-        rank: of the product.
-        alpha: of the scale alpha / rank; by default 2 · rank.
-        targets: a regular expression for whole names of the modules; by default the query and value matrices.
+        rank: the rank of B A, at least 1.
+        alpha: the numerator of the scale alpha / rank; None stands for 2 · rank.
+        targets: a regular expression that matches the whole names of the modules beside which B A is added; by default those
+            of the query and value matrices.
 
     Raises:
-        UsageError: rank below 1; on selecting: peft is not installed, or no module's name matches.
+        UsageError: a rank below 1 or an alpha that is not finite; on selecting: peft is not installed, no module's name
+            matches, or the model is no torch module.
 
     Example:
         >>> from stability.problems import load
@@ -266,7 +312,7 @@ class LoRA(Inserted):
         return 2 * self.rank if self.alpha is None else self.alpha
 
     def settings(self) -> dict[str, Any]:
-        """With the alpha that is used."""
+        """What defines the selector, with the alpha that is used."""
         return {**super().settings(), "alpha": self._alpha}
 
     def insert(self, module: nn.Module) -> nn.Module:
@@ -278,16 +324,16 @@ class LoRA(Inserted):
 class Peft(Inserted):
     """Any configuration of ``peft`` that inserts layers: ``Peft(IA3Config(target_modules=…, feedforward_modules=…))``.
 
-    What peft would train is trained, with the new head; its dropout is on where the algorithm's is, and nothing that a method
-    does between steps (AdaLoRA's change of ranks) is done. A SHiRA configuration adds no tensor here: it is a mask over the
-    matrices that it names, trained like any other. Prompts and prefixes are not layers, and are refused.
+    The parameters that peft would train are trained, with the new head. Its dropout is on where the algorithm's is. Changes
+    that a method makes between steps (AdaLoRA's ranks) are not made. A SHiRA configuration adds no tensor here: it is a mask
+    over the matrices that it names, trained like any other. Prompts and prefixes are not layers, and are refused.
 
     Attributes:
         config: the configuration; with ``target_modules`` where peft does not know the model.
 
     Raises:
-        UsageError: on selecting: ``peft`` is not installed, no module matches, the configuration does not start at the
-            pretrained model's outputs, or its layers cannot be batched.
+        UsageError: ``config`` is no configuration of a method; on selecting: ``peft`` is not installed, no module matches,
+            the configuration does not start at the pretrained model's outputs, or its layers cannot be batched.
 
     Example:
         >>> import peft
@@ -302,14 +348,16 @@ class Peft(Inserted):
 
     def __post_init__(self) -> None:
         if getattr(self.config, "peft_type", None) is None:
-            raise UsageError(f"{self.config!r} is a configuration of no method: use one of peft's methods, such as peft:LoraConfig")
+            raise UsageError(
+                f"config = {self.config!r} is a configuration of no method: use one of peft's methods, such as peft:LoraConfig"
+            )
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         return f"peft-{self.config.peft_type.value.lower().replace('_', '-')}"
 
     def settings(self) -> dict[str, Any]:
-        """With the configuration's own, those that are set."""
+        """What defines the selector: its name and the configuration's settings, those that are set."""
         own = {
             k: _plain(v) for k, v in self.config.to_dict().items() if v is not None and k not in ("peft_version", "inference_mode")
         }
@@ -328,6 +376,7 @@ class Peft(Inserted):
 
 
 def _peft(name: str) -> Any:
+    """The package peft, needed by the selector ``name``."""
     try:
         import peft
     except ImportError as error:
@@ -336,12 +385,12 @@ def _peft(name: str) -> Any:
 
 
 def _inject(name: str, config: Any, module: nn.Module) -> nn.Module:
-    """``module`` with peft's layers of ``config``, inside peft's tuner, which some methods' layers share tensors with."""
+    """``module`` with the layers of ``config``, inside peft's tuner, because some methods' layers share tensors with it."""
     tuners = _peft(name).PEFT_TYPE_TO_TUNER_MAPPING
     config = copy.deepcopy(config)  # peft writes what it found into it
     if getattr(config, "modules_to_save", None):
         raise UsageError(f"{name}: modules_to_save = {config.modules_to_save}: leave it out, the new head is always trained")
-    config.inference_mode = False  # as a configuration read from a saved adapter has it, which is to be trained here
+    config.inference_mode = False  # a configuration read from a saved adapter has True, and is trained here all the same
     if getattr(config, "random_seed", 0) is None:
         config.random_seed = int(torch.randint(2**31, ()))
     if config.is_prompt_learning or config.peft_type not in tuners:
@@ -350,7 +399,7 @@ def _inject(name: str, config: Any, module: nn.Module) -> nn.Module:
         )
     try:
         with warnings.catch_warnings():
-            # peft warns of the very layers that LN-tuning is for; whether the result is right is checked by its outputs.
+            # peft warns of the layers that LN-tuning is for. A check of the outputs decides whether the result is right.
             warnings.filterwarnings("ignore", "Unsupported layer type")
             tuner: nn.Module = tuners[config.peft_type](module, config, "default")
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, NotImplementedError, re.error) as error:
@@ -360,7 +409,7 @@ def _inject(name: str, config: Any, module: nn.Module) -> nn.Module:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON holds it, whatever the order of a set."""
+    """``value`` as JSON can hold it; a set in sorted order."""
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if isinstance(value, Mapping):

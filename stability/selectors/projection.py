@@ -1,10 +1,10 @@
-"""Selection by projection: train more than the mask, project onto the best mask, go on."""
+"""Selection by projection: train all parameters, project onto the best mask now and then, and train on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
@@ -21,22 +21,24 @@ __all__ = ["ChildPruning", "DiffPruning"]
 
 @dataclass(frozen=True)
 class ChildPruning(Moving):
-    """The ⌊pm⌋ parameters that full steps move farthest, |θ − θ⁰| (Xu et al. 2021; Mostafa & Wang 2019; Fu et al. 2023,
+    """The ⌊pm⌋ parameters that full steps move farthest, by |θ − θ⁰| (Xu et al. 2021; Mostafa & Wang 2019; Fu et al. 2023,
     Table 1, *ChildPruning*).
 
-    Every ``every`` steps of training all parameters, those outside the top-k of |θ − θ⁰| return to θ⁰. Without a burn-in
-    that goes on to the end, where the last projection is. With one, the mask of step ``burn_in`` stays and is trained alone.
+    All parameters are trained, and every ``every`` steps those outside the top-k of |θ − θ⁰| return to θ⁰. Without a burn-in
+    that goes on to the end, where the last projection is made. With one, the mask of step ``burn_in`` stays and is trained
+    alone from there.
 
     Attributes:
-        sparsity: p ∈ (0, 1].
-        scope: compete over all parameters (``global``) or within each tensor (``tensor``).
-        every: steps between projections. With 1 the first mask is a matter of rounding, for AdamW's first step moves every
-            coordinate by the same amount; the noise floor shows it.
-        burn_in: the step from which on the mask is fixed; None for never.
-        reset: at ``burn_in`` return to θ⁰ and train the mask from there.
+        sparsity: p ∈ (0, 1], the fraction of parameters that may change.
+        scope: where parameters compete: over all of them (``global``), or within each tensor (``tensor``).
+        every: the number of steps between projections. With 1 rounding decides a part of the first mask, because AdamW's first
+            step moves every coordinate by the same amount; the noise floor shows it.
+        burn_in: the step from which on the mask is fixed; None where it moves to the end.
+        reset: whether the kept parameters and the head return to their start at ``burn_in`` too, and are trained from there.
 
     Raises:
-        UsageError: a number below 1, or a reset without a burn-in; on training: a burn-in that leaves no step.
+        UsageError: a number below 1, or a reset without a burn-in; on training: a burn-in that leaves no step, p outside
+            (0, 1] or so small that it selects nothing, or an unknown scope.
 
     Example:
         >>> from stability import FineTuning, problems
@@ -47,6 +49,7 @@ class ChildPruning(Moving):
 
     sparsity: float = field()
     scope: Scope = "global"
+    _: KW_ONLY
     every: int = 2
     burn_in: int | None = None
     reset: bool = False
@@ -59,12 +62,12 @@ class ChildPruning(Moving):
         check_whole(1, every=self.every, **({} if self.burn_in is None else {"burn_in": self.burn_in}))
         check_flags(reset=self.reset)
         if self.reset and self.burn_in is None:
-            raise UsageError("reset returns to θ⁰ after the burn-in, and there is none: leave it out, or give a burn_in")
+            raise UsageError("reset = True without a burn_in, after which it returns to θ⁰: leave it out, or give a burn_in")
 
     def begin(self, run: Run) -> Course:
         if self.burn_in is not None:
             check_burn_in(self.name, self.burn_in, run.steps)
-        return Projected(run, _moved, self.sparsity, self.scope, self.every, self.burn_in, self.reset)
+        return Projected(run, _moved, self.sparsity, self.scope, every=self.every, burn_in=self.burn_in, reset=self.reset)
 
 
 def _moved(values: Tensor, origin: Tensor) -> Tensor:
@@ -76,22 +79,26 @@ class DiffPruning(Moving):
     """A mask of relaxed Bernoulli gates, trained with the difference, then projected to the ⌊pm⌋ likeliest
     (Guo, Rush & Kim 2021, sections 3.1 to 3.2; Louizos, Welling & Kingma 2018; Fu et al. 2023, Table 1, *DiffPruning*).
 
-    While the mask is *relaxed* the model is θ⁰ + z ⊙ w, with hard-concrete gates z_j = min(1, max(0, s_j (r − l) + l)),
-    s_j = σ(log u_j − log(1 − u_j) + a_j), u_j uniform and drawn anew each step; w and the gates' a are trained on the
-    objective plus ``l0`` times the mean probability of an open gate, mean_j σ(a_j − log(−l/r)). *Projection* keeps the
-    coordinates of largest a_j and puts the others back to θ⁰. Then the mask is *hard*, z = 1 on it, and w is trained alone.
+    While the mask is *relaxed* the model is θ⁰ + z ⊙ w. Its hard-concrete gates are z_j = min(1, max(0, s_j (r − l) + l)) with
+    s_j = σ(log u_j − log(1 − u_j) + a_j), u_j uniform and drawn anew each step. w and the gates' a are trained on the objective
+    plus ``l0`` times the mean probability of an open gate, mean_j σ(a_j − log(−l/r)). *Projection* keeps the coordinates of
+    largest a_j and returns the others to θ⁰. From then on the mask is *hard*: z = 1 on it, and w is trained alone.
 
     Attributes:
-        sparsity: p ∈ (0, 1].
-        scope: compete over all parameters (``global``) or within each tensor (``tensor``, as in the code of Fu et al.).
-        burn_in: relaxed steps before each projection, at least 2: in the first w = 0, and all gates fare alike.
-        every: relax again, and so project anew, every so many steps; None: only once.
-        l0: weight of the gates' penalty.
-        stretch: (l, r) with l < 0 and r > 1. Guo et al. take (−1.5, 1.5).
-        gate_start: a at the start; σ(gate_start) stretched is the first gates' middle.
+        sparsity: p ∈ (0, 1], the fraction of parameters that may change.
+        scope: where gates compete: over all parameters (``global``), or within each tensor (``tensor``, as the code of Fu et
+            al. does).
+        burn_in: the number of relaxed steps before each projection, at least 2: in the first one w = 0, so that no gate's
+            gradient differs from another's.
+        every: the number of steps after which the mask is relaxed again, and so projected anew; None for one projection only.
+        l0: the weight of the gates' penalty, at least 0.
+        stretch: (l, r) with l < 0 and r > 1, the interval that the gates are stretched to. Guo et al. use (−1.5, 1.5).
+        gate_start: a_j at the start, for every gate. The median gate of the first step is σ(gate_start) (r − l) + l, cut to
+            [0, 1].
 
     Raises:
-        UsageError: a number out of range; on training: a burn-in that leaves no step.
+        UsageError: a number out of range; on training: a burn-in that leaves no step, p outside (0, 1] or so small that it
+            selects nothing, or an unknown scope.
 
     Example:
         >>> from stability import FineTuning, problems
@@ -102,6 +109,7 @@ class DiffPruning(Moving):
 
     sparsity: float = field()
     scope: Scope = "global"
+    _: KW_ONLY
     burn_in: int = 50
     every: int | None = None
     l0: float = 1.0
@@ -117,10 +125,10 @@ class DiffPruning(Moving):
         check_number(0, l0=self.l0)
         check_number(gate_start=self.gate_start)
         if self.every is not None and self.every <= self.burn_in:
-            raise UsageError(f"every = {self.every} steps the mask relaxes for burn_in = {self.burn_in}: use a larger every")
+            raise UsageError(f"every = {self.every} is not above burn_in = {self.burn_in}, the relaxed steps: use a larger every")
         if isinstance(self.stretch, str) or not isinstance(self.stretch, Sequence) or len(self.stretch) != 2:
-            raise UsageError(f"stretch = {self.stretch!r}: give two numbers, on the command line as [-1.5,1.5]")
-        check_number(l=self.stretch[0], r=self.stretch[1])
+            raise UsageError(f"stretch = {self.stretch!r}: use two numbers, on the command line as [-1.5,1.5]")
+        check_number(**{"stretch l": self.stretch[0], "stretch r": self.stretch[1]})
         if not self.stretch[0] < 0 < 1 < self.stretch[1]:
             raise UsageError(f"stretch = {self.stretch}: use (l, r) with l < 0 and r > 1, or no gate is ever quite shut or open")
 
@@ -130,7 +138,7 @@ class DiffPruning(Moving):
 
 
 class _Gated(Course):
-    """Differences with gates; the gates' slopes are written out, for autograd knows nothing of them."""
+    """Differences with gates. The gates' gradients are written out, because the engine differentiates by the point alone."""
 
     def __init__(self, run: Run, method: DiffPruning) -> None:
         self._run, self._method = run, method
@@ -140,6 +148,10 @@ class _Gated(Course):
         self._step = 0
         self._gates = self._slopes = run.origin
         self._held: Tensor | None = None  # which of K may change while the mask is hard
+
+    @property
+    def relaxed(self) -> bool:
+        return self._place < self._method.burn_in
 
     def point(self) -> Tensor:
         low, high = self._method.stretch
@@ -174,10 +186,6 @@ class _Gated(Course):
     def _place(self) -> int:
         """The step within its period."""
         return self._step % self._method.every if self._method.every else self._step
-
-    @property
-    def relaxed(self) -> bool:  # type: ignore[override]
-        return self._place < self._method.burn_in
 
     def _project(self) -> Tensor:
         self.mask = top_k_of_rows(self._alpha, self._run.sizes, self._method.sparsity, self._method.scope)

@@ -1,4 +1,4 @@
-"""Selection by chance: before training, at every step of it, and after it."""
+"""Selection by chance: before training, at every step of training, or after it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stability.checks import check_number
-from stability.errors import UsageError
+from stability.checks import check_probability
 from stability.masks import Mask
 from stability.problems.problem import Problem, generator
 from stability.selectors.base import Moving, Selector
@@ -22,6 +21,13 @@ __all__ = ["Mixout", "MixoutReset", "Random"]
 @dataclass(frozen=True)
 class Random(Selector):
     """⌊pm⌋ coordinates drawn uniformly without replacement (Fu et al. 2023, Table 1, *Random*).
+
+    Attributes:
+        sparsity: p ∈ (0, 1], the fraction of parameters that may change.
+        scope: where it draws: ⌊pm⌋ over all parameters (``global``), or ⌊p·m_t⌋ within each tensor t (``tensor``).
+
+    Raises:
+        UsageError: on selecting: p outside (0, 1] or so small that it selects nothing, or an unknown scope.
 
     Example:
         >>> from stability.problems import load
@@ -43,15 +49,15 @@ class Random(Selector):
 
 @dataclass(frozen=True)
 class Mixout(Moving):
-    """At every step each parameter is θ⁰'s with probability q (Lee, Cho & Kang 2020, *Mixout*, eq. 4 ff.).
+    """At every step each parameter is θ⁰'s with probability q (Lee, Cho & Kang 2020, *Mixout*, equation 4 and after).
 
-    The loss and its gradient are taken at θ⁰ + b/(1 − q) · (θ − θ⁰), b_j ~ Bernoulli(1 − q) drawn anew for every
-    coordinate and step: the correction 1/(1 − q) makes θ its expectation. In the end θ itself is the model, every
-    coordinate of it trained: k = m. The new head, which has no θ⁰, is not mixed. See :class:`MixoutReset` for the
-    form that Fu et al. 2023 use.
+    The loss and its gradient are taken at θ⁰ + b/(1 − q) · (θ − θ⁰), with b_j ~ Bernoulli(1 − q) drawn anew for every
+    coordinate and step. The factor 1/(1 − q) makes θ the expectation of that point. In the end θ itself is the model, and
+    every coordinate was trained: k = m. The new head has no θ⁰ and is not mixed. :class:`MixoutReset` is the form that Fu et
+    al. 2023 use.
 
     Attributes:
-        probability: q ∈ [0, 1) of going back to θ⁰; Lee et al. take 0.7 to 0.9.
+        probability: q ∈ [0, 1), the probability of a return to θ⁰; Lee et al. use 0.7 to 0.9.
 
     Raises:
         UsageError: q outside [0, 1).
@@ -69,22 +75,24 @@ class Mixout(Moving):
     vectors: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
-        check_number(probability=self.probability)
-        if not 0 <= self.probability < 1:
-            raise UsageError(f"mixout's probability = {self.probability} is outside [0, 1): it is that of going back to θ⁰")
+        check_probability(probability=self.probability)
 
     def begin(self, run: Run) -> Course:
         return _Mixed(run, self.probability)
 
 
 class _Mixed(Course):
-    relaxed = True
+    """All parameters, each gated by chance at every step."""
 
     def __init__(self, run: Run, probability: float) -> None:
         self._run, self._probability = run, probability
         self._values = run.start()
         self._optimizer = run.optimizer(self._values)
         self._gates = run.origin
+
+    @property
+    def relaxed(self) -> bool:
+        return True
 
     def point(self) -> Tensor:
         keep = (self._run.uniform() >= self._probability).to(self._values)
@@ -100,14 +108,17 @@ class _Mixed(Course):
 
 @dataclass(frozen=True)
 class MixoutReset(Moving):
-    """Full fine-tuning, then all but ⌊pm⌋ randomly drawn coordinates go back to θ⁰ (Fu et al. 2023, Table 1, *Mixout*).
+    """Full fine-tuning, after which all but ⌊pm⌋ randomly drawn coordinates return to θ⁰ (Fu et al. 2023, Table 1, *Mixout*).
 
-    What Fu et al. call Mixout "resets a portion of the fine-tuned parameters to the pretrained ones", and their code
-    does so at evaluation alone. Nothing is trained after the reset.
+    What Fu et al. call Mixout "resets a portion of the fine-tuned parameters to the pretrained ones", and their code does so
+    for the evaluation only. Nothing is trained after the reset.
 
     Attributes:
-        sparsity: p ∈ (0, 1], the portion that is *not* reset.
-        scope: draw over all parameters (``global``), or the same portion of each tensor (``tensor``).
+        sparsity: p ∈ (0, 1], the fraction of parameters that is *not* reset.
+        scope: where it draws: ⌊pm⌋ over all parameters (``global``), or ⌊p·m_t⌋ within each tensor t (``tensor``).
+
+    Raises:
+        UsageError: on training: p outside (0, 1] or so small that it selects nothing, or an unknown scope.
 
     Example:
         >>> from stability import FineTuning, problems
@@ -120,7 +131,7 @@ class MixoutReset(Moving):
     scope: Scope = "global"
 
     name: ClassVar[str] = "mixout-reset"
-    vectors: ClassVar[int] = 3
+    vectors: ClassVar[int] = 3  # scores, mask and what ranks them
 
     def begin(self, run: Run) -> Course:
         draws = run.uniform()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from stability.checks import check_number, check_whole
+from stability.checks import check_choice, check_number, check_whole
 from stability.derivatives.curvature import Curvature, diagonal
 from stability.derivatives.gradients import gauss_newton_diagonals, mean_gradient, per_example_gradients, total
-from stability.errors import UsageError
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Problem, generator, shuffled_batches
 from stability.selectors.base import Selector
@@ -29,31 +28,33 @@ class SAM(Selector):
     paper bounds the unknown h by a constant, which leaves the squared gradient: ``curvature="constant"``, the default.
     L is the mean of ℓ over S at θ⁰ and the new head's start; sums over S are taken in float64.
 
-    The other two estimate h. Where h_j ≤ 0 the approximation falls without bound along j and Theorem 3 is silent; and
-    an estimate near 0 would let its own error decide. The rule here: |h_j|, as in the paper's formula and as in
-    saddle-free Newton (Dauphin et al. 2014), but not less than ``floor`` times its mean over all coordinates. With
-    ``floor=0`` it is Theorem 3's rule to the letter, with an endless one the paper's g².
+    The other two estimate h. Where h_j ≤ 0 the approximation falls without bound along j and Theorem 3 does not apply; and
+    where h_j is near 0 the error of its estimate would decide. The rule here divides by |h_j|, as the paper's formula and
+    saddle-free Newton do (Dauphin et al. 2014), but by no less than ``floor`` times the mean of |h| over all coordinates.
+    With ``floor=0`` that is Theorem 3's rule to the letter; with a very large one it is the paper's g².
 
-    When z_i is left out the choice is made anew; the constant's from the same sum of gradients: nL(θ) − ℓ_i(θ). Mini-batches
-    stay those of S, paired like the steps of training: z_i is taken out of them, and their means run over what remains.
+    When z_i is left out, the mask is chosen anew. For the constant curvature the same sum of gradients serves for all i:
+    nL(θ) − ℓ_i(θ). Mini-batches stay those of S, paired like the steps of training: z_i is taken out of them, and their
+    means run over the examples that remain.
 
-    The code of Fu et al. sums the gradients of 600 mini-batches instead of S's: ``batches=600, batch_size=16``. Where the
-    batches take every example equally often the masks are the same; dropout, which is on in that code, is off here.
+    The code of Fu et al. sums the gradients of 600 mini-batches instead of those of S: ``batches=600, batch_size=16``. Where
+    the batches take every example equally often, the masks are the same. Dropout is on in that code and off here.
 
     Attributes:
-        sparsity: p ∈ (0, 1].
-        scope: compete over all parameters (``global``) or within each tensor (``tensor``).
+        sparsity: p ∈ (0, 1], the fraction of parameters that may change.
+        scope: where coordinates compete: over all parameters (``global``), or within each tensor (``tensor``).
         curvature: ``constant`` for h = 1; ``gauss_newton`` for the exact diagonal of the Gauss–Newton matrix;
-            ``hutchinson`` for that of the Hessian, estimated.
-        batches: sum the mean gradients of so many mini-batches of shuffled S; None for the whole of S, once.
-        batch_size: examples in each of them.
-        probes: of Hutchinson's estimate.
-        floor: the least |h_j| that counts, as a multiple of mean |h|; finite and ≥ 0. By default 0 for the exact
-            diagonal, and 1 for Hutchinson's: with 100 probes its standard error on ``digits`` is about mean |h|, and
-            below it chance would choose.
+            ``hutchinson`` for an estimate of the Hessian's diagonal.
+        probes: the number of random vectors in Hutchinson's estimate, at least 2.
+        floor: the least |h_j| that counts, as a multiple of the mean of |h|; finite and at least 0. None stands for 0 with
+            ``gauss_newton`` and for 1 with ``hutchinson``: with 100 probes the estimate's standard error on ``digits`` is about
+            the mean of |h|, so that below it chance would choose.
+        batches: the number of mini-batches of shuffled S whose mean gradients are summed; None for the whole of S, once.
+        batch_size: the number of examples in each mini-batch.
 
     Raises:
-        UsageError: a setting out of range.
+        UsageError: a setting out of range; on selecting: p outside (0, 1] or so small that it selects nothing, or an unknown
+            scope.
 
     Example:
         >>> from stability.problems import load
@@ -63,6 +64,7 @@ class SAM(Selector):
 
     sparsity: float = field()
     scope: Scope = "global"
+    _: KW_ONLY
     curvature: Literal["constant", "gauss_newton", "hutchinson"] = "constant"
     probes: int = 100
     floor: float | None = None
@@ -72,18 +74,18 @@ class SAM(Selector):
     uses_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.curvature not in ("constant", "gauss_newton", "hutchinson"):
-            raise UsageError(f"unknown curvature {self.curvature!r}: use constant, gauss_newton or hutchinson")
-        check_number(0, floor=self._floor)
+        check_choice(("constant", "gauss_newton", "hutchinson"), curvature=self.curvature)
+        if self.floor is not None:
+            check_number(0, floor=self.floor)
         check_whole(2, probes=self.probes)
         check_whole(1, batch_size=self.batch_size, **({} if self.batches is None else {"batches": self.batches}))
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         return "sam" if self.curvature == "constant" else f"sam-{self.curvature}"
 
     def settings(self) -> dict[str, Any]:
-        """Without those that are not used."""
+        """What defines the selector, without the settings that its curvature and its batches do not use."""
         unused = {"constant": ("probes", "floor"), "gauss_newton": ("probes",), "hutchinson": ()}[self.curvature]
         unused += () if self.batches else ("batches", "batch_size")
         return {name: value for name, value in {**super().settings(), "floor": self._floor}.items() if name not in unused}
@@ -117,15 +119,15 @@ class SAM(Selector):
                 yield self._choose(problem, gradient - one.double(), None)
 
     def _sum(self, problem: Problem, seed: int, shares: Tensor | None = None) -> Tensor:
-        """Σ_i ∇ℓ_i at the start over the pretrained coordinates, each counted by its share, (m,)."""
+        """Σ_i ∇ℓ_i at the start over the pretrained coordinates, each example weighted by its share, (m,)."""
         start = problem.start(seed)
         if shares is None:
             return problem.n * mean_gradient(problem, start, problem.train)[: problem.m]
         return total(_weighted(per_example_gradients(problem, start, problem.train, Mask.full(problem.pretrained)), shares))
 
     def _shares(self, n: int, seed: int, without: int | None = None) -> Tensor | None:
-        """What each example that remains counts in the sum of the batches' mean gradients: float64 (n or n − 1,). None for
-        the whole of S, where all count alike.
+        """The weight of each example that remains in the sum of the batches' mean gradients: float64, (n,) or (n − 1,). None
+        for the whole of S, where all weights are 1.
         """
         if self.batches is None:
             return None
@@ -140,7 +142,7 @@ class SAM(Selector):
         scores = gradient**2
         if h is not None:
             ratios = scores / h.abs().clamp_min(self._floor * h.abs().mean())
-            # Gradient and no curvature at all: first of all, by gradient. Neither: nothing is gained, 0 and not 0/0.
+            # A gradient without curvature ranks above all others, by gradient. Without a gradient nothing is gained: 0, not 0/0.
             ratios = torch.where(torch.isinf(ratios), torch.finfo(ratios.dtype).max * (scores / scores.max()), ratios)
             scores = torch.where(scores > 0, ratios, scores)
         return top_k(_named(scores, problem.pretrained), self.sparsity, self.scope)
@@ -150,9 +152,16 @@ class SAM(Selector):
 class Fisher(Selector):
     """The ⌊pm⌋ coordinates of largest mean_i (∂ℓ_i/∂θ_j)², the diagonal of the *empirical* Fisher matrix at θ⁰.
 
-    FISH masks (Sung, Nair & Raffel 2021), with the labels of S in the place of the model's own; Xu et al. 2021 choose
-    child networks by it. SAM squares the mean of the gradients, this is the mean of their squares: examples that pull
-    against each other count here and cancel there. Sums over S are taken in float64.
+    These are FISH masks (Sung, Nair & Raffel 2021) with the labels of S in the place of labels drawn from the model; Xu et al.
+    2021 choose child networks by the same diagonal. SAM squares the mean of the gradients, and this is the mean of their
+    squares: examples whose gradients oppose each other count here and cancel there. Sums over S are taken in float64.
+
+    Attributes:
+        sparsity: p ∈ (0, 1], the fraction of parameters that may change.
+        scope: where coordinates compete: over all parameters (``global``), or within each tensor (``tensor``).
+
+    Raises:
+        UsageError: on selecting: p outside (0, 1] or so small that it selects nothing, or an unknown scope.
 
     Example:
         >>> from stability.problems import load
@@ -173,11 +182,13 @@ class Fisher(Selector):
 
 
 def _weighted(parts: Iterator[Tensor], shares: Tensor) -> Iterator[Tensor]:
+    """Each block of per-example gradients, every row times its example's share, float64."""
     for part in parts:
         mine, shares = shares[: len(part)], shares[len(part) :]
         yield part.double() * mine.to(part.device).unsqueeze(1)
 
 
 def _named(vector: Tensor, like: Parameters) -> dict[str, Tensor]:
+    """``vector``, (m,), in the names and shapes of ``like``."""
     parts = vector.split([tensor.numel() for tensor in like.values()])
     return {name: part.view(like[name].shape) for name, part in zip(like, parts, strict=True)}

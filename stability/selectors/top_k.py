@@ -1,4 +1,4 @@
-"""Scores → the coordinates of highest score: one exact top-k, shared by every method that ranks."""
+"""From scores to the coordinates of highest score: one exact top-k, shared by every method that ranks."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from stability.checks import check_sparsity
+from stability.checks import check_choice, check_sparsity
 from stability.errors import UsageError
 from stability.masks import Mask, Parameters
 
 __all__ = ["Scope", "count_for", "counts_for", "top_k", "top_k_of_rows"]
 
 Scope: TypeAlias = Literal["global", "tensor"]
-"""Where a selection competes: over all parameters at once (the paper's theory), or within each tensor (its code)."""
+"""Where coordinates compete: over all parameters at once (``global``, as in the theory of Fu et al. 2023), or within each tensor
+(``tensor``, as in their code)."""
 
 
 def count_for(sparsity: float, m: int) -> int:
-    """⌊pm⌋, the number of coordinates that may change; p is taken to mean the number that rounding it came from.
+    """⌊pm⌋, the number of coordinates that may change.
 
-    So 0.29 of 100 is 29, and k/m of m is k, though both products are a little less in floating point.
+    A p that is a rounded number counts as the number before rounding: 0.29 of 100 is 29, and k/m of m is k, although both
+    products are a little less in floating point.
 
     Args:
-        sparsity: p ∈ (0, 1], the fraction that *may* change: small p means very sparse.
-        m: number of coordinates to choose from.
+        sparsity: p ∈ (0, 1], the fraction of coordinates that *may* change: a small p means very sparse.
+        m: the number of coordinates to choose from.
+
+    Returns:
+        k ≥ 1.
 
     Raises:
         UsageError: p outside (0, 1], or ⌊pm⌋ = 0.
@@ -45,12 +50,15 @@ def count_for(sparsity: float, m: int) -> int:
 
 
 def top_k(scores: Parameters, sparsity: float, scope: Scope = "global") -> Mask:
-    """The coordinates of highest score, exactly ⌊pm⌋ of them; among equal scores those that come first.
+    """The mask of the coordinates of highest score, exactly ⌊pm⌋ of them; among equal scores those that come first.
 
     Args:
-        scores: one finite score a coordinate, in the shapes of the parameters.
-        sparsity: p ∈ (0, 1].
-        scope: ``global`` takes ⌊pm⌋ over all tensors at once; ``tensor`` takes ⌊p·m_t⌋ within each tensor t.
+        scores: one finite score a coordinate, named and shaped as the parameters.
+        sparsity: p ∈ (0, 1], the fraction of coordinates that is chosen.
+        scope: ``global`` takes ⌊pm⌋ over all tensors at once; ``tensor`` takes ⌊p·m_t⌋ within each tensor t of m_t coordinates.
+
+    Returns:
+        The mask over the m coordinates of ``scores``.
 
     Raises:
         UsageError: p outside (0, 1], nothing selected, an unknown scope, or scores that are not finite.
@@ -70,13 +78,16 @@ def top_k(scores: Parameters, sparsity: float, scope: Scope = "global") -> Mask:
 
 
 def top_k_of_rows(scores: Tensor, sizes: Sequence[int], sparsity: float, scope: Scope = "global") -> Tensor:
-    """:func:`top_k` of each row by itself: bool (r, m). Where a score is NaN the coordinate comes last.
+    """The coordinates of highest score in each row, exactly ⌊pm⌋ of them; among equal scores those that come first.
 
     Args:
-        scores: (r, m), the tensors' scores one after the other.
-        sizes: how many coordinates each tensor has; they add up to m.
-        sparsity: p ∈ (0, 1].
-        scope: as for :func:`top_k`.
+        scores: (r, m), in each row the tensors' scores one after the other. A coordinate whose score is NaN comes last.
+        sizes: the number of coordinates of each tensor; together they are m.
+        sparsity: p ∈ (0, 1], the fraction of coordinates that is chosen.
+        scope: ``global`` takes ⌊pm⌋ over all tensors at once; ``tensor`` takes ⌊p·m_t⌋ within each tensor t of m_t coordinates.
+
+    Returns:
+        Bool, (r, m): true where a coordinate is chosen.
 
     Raises:
         UsageError: p outside (0, 1], nothing selected, or an unknown scope.
@@ -93,17 +104,24 @@ def top_k_of_rows(scores: Tensor, sizes: Sequence[int], sparsity: float, scope: 
 
 
 def counts_for(sparsity: float, sizes: Sequence[int], scope: Scope) -> list[int]:
-    """How many coordinates each competition selects: ⌊pm⌋ in the only one, or ⌊p·m_t⌋ within each tensor t.
+    """The number of coordinates to choose: ⌊pm⌋ over all tensors, or ⌊p·m_t⌋ within each tensor t of m_t coordinates.
+
+    Args:
+        sparsity: p ∈ (0, 1], the fraction of coordinates that is chosen.
+        sizes: the number of coordinates of each tensor; together they are m.
+        scope: ``global`` for one number over all tensors, ``tensor`` for a number for each.
+
+    Returns:
+        One number, or one for each tensor, in the order of ``sizes``.
 
     Raises:
-        UsageError: as for :func:`top_k_of_rows`.
+        UsageError: p outside (0, 1], nothing selected, or an unknown scope.
 
     Example:
         >>> counts_for(0.5, [3, 3], "global"), counts_for(0.5, [3, 3], "tensor")
         ([3], [1, 1])
     """
-    if scope not in ("global", "tensor"):
-        raise UsageError(f"unknown scope {scope!r}: use 'global' or 'tensor'")
+    check_choice(("global", "tensor"), scope=scope)
     k = count_for(sparsity, sum(sizes))
     if scope == "global":
         return [k]
@@ -118,7 +136,7 @@ def _floor(sparsity: float, m: int) -> int:
 
 
 def _largest(scores: Tensor, k: int) -> Tensor:
-    """Of each row the k largest, ties by index: above the k-th value all, at it the first ones. Bool (r, m)."""
+    """The k largest of each row, bool (r, m): all above the k-th value, and of those equal to it the first."""
     if k in (0, scores.shape[1]):
         return torch.full_like(scores, k > 0, dtype=torch.bool)
     threshold = torch.topk(scores, k, dim=1, sorted=True).values[:, -1:]

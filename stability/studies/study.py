@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from stability import __version__, problems
-from stability.bounds.measured import Constants, measure_constants, measured_bounds
+from stability.bounds import Constants, estimate_constants, measured_bounds
 from stability.checks import check_whole
 from stability.errors import StabilityError, UsageError
 from stability.leave_one_out import StabilityEstimate, measure
@@ -50,7 +50,7 @@ class Study:
             apart (:func:`stability.leave_one_out.statistics.variance_shares`). None: each seed draws its own S.
         measured_seeds: stability is measured with the first so many seeds only; with the others A(S) is trained alone, for its
             losses and metrics. None: with all.
-        check_replicas: as in :func:`stability.bounds.measured.measure_constants`; None measures no constants and no bounds, whose
+        check_replicas: as in :func:`stability.bounds.estimate_constants`; None measures no constants and no bounds, whose
             eigenvalues cost a large model far more than its training.
         delta: δ of the bounds on the expected loss.
     """
@@ -207,7 +207,7 @@ def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int |
         row = {"status": "ok", "task": task, **_row(estimate), **dict.fromkeys(_MEASURED)}
         if study.check_replicas is None or not cell.measured:
             return row
-        constants = measure_constants(estimate, study.check_replicas, memory_budget)
+        constants = estimate_constants(estimate, study.check_replicas, memory_budget)
         return row | _constants(constants) | _bounds(estimate, constants, study.delta)
     except UsageError:
         raise
@@ -278,7 +278,7 @@ def _bounds(estimate: StabilityEstimate, constants: Constants, delta: float) -> 
     row: dict[str, Any] = {}
     failed = {}
     for name, bound in measured_bounds(estimate, constants, delta).items():
-        row |= {name: bound.to_dict()["value"], f"{name}_state": bound.state}
+        row |= {name: bound.to_dict()["value"], f"{name}_state": bound.state.value}
         failed[name] = [assumption.name for assumption in bound.assumptions if assumption.held is False]
     return row | {"failed_assumptions": failed, "notes": list(constants.notes)}
 

@@ -57,7 +57,7 @@ BOUNDS = (
     "theorem_2_measured",
     "uniform_measured",
 )
-"""Columns of :func:`stability.bounds.measured.measured_bounds`; each has a ``_state`` beside it."""
+"""Columns of :func:`stability.bounds.measured_bounds`; each has a ``_state`` beside it."""
 
 _STATES = ("infinite", "assumption failed", "vacuous", "not refuted", "estimate")  # the worst first
 

@@ -28,7 +28,7 @@ from stability.training.products import Products, Sites, pays, worthwhile
 
 __all__ = ["ALL", "Descended", "Objective", "Observer", "Stack", "blocks_of", "logits_of"]
 
-ALL = slice(None)
+ALL: slice = slice(None)
 """All rows."""
 
 

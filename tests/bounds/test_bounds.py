@@ -14,23 +14,32 @@ from torch import Tensor
 from benchmarks.bounds import check
 from stability import Problem, UsageError, leave_one_out
 from stability.bounds import (
+    Bound,
     Checks,
+    State,
+    estimate_constants,
     first_order_stability,
     generalization,
     generalization_from_stability,
     generalization_from_uniform_stability,
     hard_mask_stability,
+    measured_bounds,
     pointwise_hypothesis_stability,
     sgd_convex,
     sgd_nonconvex,
 )
-from stability.bounds.measured import measure_constants, measured_bounds
 from stability.derivatives.curvature import Eigenvalue
+from stability.errors import MeasurementError
 from stability.leave_one_out.estimators import Exact
 from stability.problems import convex
 from stability.problems.solvable import linear_regression
 from stability.selectors import SAM, FullTuning, Random
 from stability.training import Minimisation
+
+RISK: dict[str, Any] = {"n": 9, "loss_bound": 1, "delta": 0.1, "empirical_risk": 0.2}
+GOOD: dict[str, Any] = {"lipschitz": 1, "least_eigenvalue": 0, "sparsity": 0.5, **RISK}
+SGD: dict[str, Any] = {"lipschitz": 1, "smoothness": 1, "learning_rates": [0.1], "n": 9}
+SLOWING: dict[str, Any] = {"lipschitz": 1, "smoothness": 1, "rate_scale": 1, "steps": 5, "n": 9}
 
 SECURE = ("every over remaining", "mean over remaining", "mean by printed form", "every over all", "mean over all")
 
@@ -45,6 +54,14 @@ def test_no_bound_is_violated_on_5000_random_convex_problems(part: int) -> None:
     # And they are no straw men: some instance comes within a factor of two of each.
     assert max(row["every over remaining"] for row in rows) > 0.5
     assert max(row["every over all"] for row in rows) > 0.5
+
+
+def theorem_1(lipschitz: float, least_eigenvalue: float, sparsity: float, n: int, **more: Any) -> Bound:
+    return pointwise_hypothesis_stability(lipschitz=lipschitz, least_eigenvalue=least_eigenvalue, sparsity=sparsity, n=n, **more)
+
+
+def hard_mask(lipschitz: float, least_eigenvalue: float, ridge: float, n: int, **more: Any) -> Bound:
+    return hard_mask_stability(lipschitz=lipschitz, least_eigenvalue=least_eigenvalue, ridge=ridge, n=n, **more)
 
 
 def linear_losses(slopes: list[float]) -> Problem:
@@ -67,7 +84,7 @@ def test_the_bounds_are_attained(slopes: list[float], sharp: bool, every: bool) 
     estimate = leave_one_out.measure(
         linear_losses(slopes), Minimisation(FullTuning(), ridge=1 - p, gradient_tolerance=1e-12), estimator=Exact(), device="cpu"
     )
-    bounds = measured_bounds(estimate, measure_constants(estimate, check_replicas=3))
+    bounds = measured_bounds(estimate, estimate_constants(estimate, check_replicas=3))
     assert math.isclose(bounds["theorem_1"].terms["curvature"], 2 * (1 - p))
     assert bounds["theorem_1"].state == "not refuted"
     if sharp:
@@ -86,7 +103,7 @@ def test_everything_holds_through_the_toolchain_on_convex_problems(maker: Callab
         estimate = leave_one_out.measure(
             problem, Minimisation(FullTuning(), ridge=1 - p, gradient_tolerance=1e-9), estimator=Exact(), device="cpu"
         )
-        bounds = measured_bounds(estimate, measure_constants(estimate, check_replicas=30))
+        bounds = measured_bounds(estimate, estimate_constants(estimate, check_replicas=30))
         for name in ("theorem_1", "theorem_1_sharp", "hard_mask", "hard_mask_sharp", "theorem_2", "theorem_2_measured"):
             assert bounds[name].applies, bounds[name]
         assert estimate.value <= bounds["theorem_1_sharp"].value <= bounds["theorem_1"].value
@@ -95,6 +112,14 @@ def test_everything_holds_through_the_toolchain_on_convex_problems(maker: Callab
         assert bounds["theorem_1"].value == pytest.approx(bounds["hard_mask"].value)  # the mask is all there is
         test_loss = problem.losses(estimate.replicas.parameters(0), problem.test).mean().item()
         assert test_loss <= bounds["theorem_2_measured"].value
+
+
+def test_a_bound_of_numpy_numbers_is_json_of_the_same_numbers() -> None:
+    plain = theorem_1(2.0, 0.5, 0.5, 100)
+    numpy = theorem_1(np.float64(2), np.float64(0.5), np.float64(0.5), np.int64(100))  # type: ignore[arg-type]
+    assert json.dumps(numpy.to_dict()) == json.dumps(plain.to_dict())
+    assert json.loads(json.dumps(plain.to_dict()))["state"] == "not refuted"
+    assert [state.value for state in State] == ["infinite", "assumption failed", "estimate", "vacuous", "not refuted"]
 
 
 def test_the_root_of_theorem_2_holds_where_stability_dominates() -> None:
@@ -161,31 +186,34 @@ def test_hardt_recht_singer_on_convex_losses() -> None:
     ]
     sizes = torch.stack(linear).abs()
     assert abs(sizes.mean() - bound.value) < 4 * sizes.std() / math.sqrt(400)
-    assert not sgd_convex(1.0, 0.25, [9.0], n).applies  # a step above 2/b
+    assert not sgd_convex(lipschitz=1.0, smoothness=0.25, learning_rates=[9.0], n=n).applies  # a step above 2/b
 
 
 def test_formulas() -> None:
     """Each against its right-hand side written out once more."""
-    first = pointwise_hypothesis_stability(3, 0.5, 0.8, 50)
+    first = theorem_1(3, 0.5, 0.8, 50)
     assert math.isclose(first.value, 2 * 9 / ((0.5 + 0.4) * 50))
-    assert math.isclose(pointwise_hypothesis_stability(3, 0.5, 0.8, 50, mean_over="all").value, first.value / 2)
-    assert math.isclose(pointwise_hypothesis_stability(3, 0.5, 0.8, 50, sharp=True).value, 9 / (0.9 * 49))
-    assert math.isclose(hard_mask_stability(3, 0.5, 0.2, 50).value, first.value)
-    assert math.isclose(hard_mask_stability(3, 0.5, 0.2, 50, sharp=True).value, 9 / (0.9 * 49))
-    second = generalization(2, 1, 0.75, 50, 3, 0.2, 0.1)
+    assert math.isclose(theorem_1(3, 0.5, 0.8, 50, mean_over="all").value, first.value / 2)
+    assert math.isclose(theorem_1(3, 0.5, 0.8, 50, sharp=True).value, 9 / (0.9 * 49))
+    assert math.isclose(hard_mask(3, 0.5, 0.2, 50).value, first.value)
+    assert math.isclose(hard_mask(3, 0.5, 0.2, 50, sharp=True).value, 9 / (0.9 * 49))
+    risk: dict[str, Any] = {"n": 50, "loss_bound": 3, "delta": 0.2, "empirical_risk": 0.1}
+    second = generalization(lipschitz=2, least_eigenvalue=1, sparsity=0.75, **risk)
     assert math.isclose(second.value, 0.1 + math.sqrt((9 + 24 * 3 * 4 / 1.5) / (2 * 50 * 0.2)))
-    once = pointwise_hypothesis_stability(2, 1, 0.75, 50).value
-    assert math.isclose(generalization_from_stability(once, once, 50, 3, 0.2, 0.1).value, second.value)
-    assert math.isclose(
-        generalization_from_stability(0.1, 0.3, 50, 3, 0.2, 0.1).value, 0.1 + math.sqrt((9 + 6 * 3 * 50 * 0.4) / (2 * 50 * 0.2))
-    )
-    uniform = generalization_from_uniform_stability(0.01, 50, 3, 0.2, 0.1)
+    once = theorem_1(2, 1, 0.75, 50).value
+    assert math.isclose(generalization_from_stability(hypothesis=once, pointwise=once, **risk).value, second.value)
+    both = generalization_from_stability(hypothesis=0.1, pointwise=0.3, **risk)
+    assert math.isclose(both.value, 0.1 + math.sqrt((9 + 6 * 3 * 50 * 0.4) / (2 * 50 * 0.2)))
+    uniform = generalization_from_uniform_stability(uniform=0.01, **risk)
     assert math.isclose(uniform.value, 0.1 + 0.02 + (4 * 50 * 0.01 + 3) * math.sqrt(math.log(5) / 100))
-    assert math.isclose(sgd_convex(2, 1, [0.5, 0.25], 30).value, 2 * 4 * 0.75 / 30)
-    nonconvex = sgd_nonconvex(2, 0.5, 3, 100, 30)
+    convex_sgd = sgd_convex(lipschitz=2, smoothness=1, learning_rates=[0.5, 0.25], n=30)
+    assert math.isclose(convex_sgd.value, 2 * 4 * 0.75 / 30)
+    nonconvex = sgd_nonconvex(lipschitz=2, smoothness=0.5, rate_scale=3, steps=100, n=30)
     assert math.isclose(nonconvex.value, (1 + 1 / 1.5) / 29 * (2 * 3 * 4) ** (1 / 2.5) * 100 ** (1.5 / 2.5))
     # ℓ ≤ C is ℓ/C ≤ 1 with constants ρ/C and b/C and steps C times as large.
-    assert math.isclose(sgd_nonconvex(2, 0.5, 3, 100, 30, loss_bound=7).value, 7 * sgd_nonconvex(2 / 7, 0.5 / 7, 21, 100, 30).value)
+    wide = sgd_nonconvex(lipschitz=2, smoothness=0.5, rate_scale=3, steps=100, n=30, loss_bound=7)
+    scaled = sgd_nonconvex(lipschitz=2 / 7, smoothness=0.5 / 7, rate_scale=21, steps=100, n=30)
+    assert math.isclose(wide.value, 7 * scaled.value)
     assert first_order_stability([1.0, -3.0]).value == 2
 
 
@@ -200,24 +228,24 @@ def test_the_hard_mask_is_never_worse_at_equal_ridge() -> None:
             continue
         whole = (np.linalg.norm(gradients, axis=1).max(), np.linalg.eigvalsh(hessian)[0])
         part = (np.linalg.norm(gradients[:, mask], axis=1).max(), np.linalg.eigvalsh(hessian[np.ix_(mask, mask)])[0])
-        assert hard_mask_stability(*part, ridge=0.9, n=20).value <= hard_mask_stability(*whole, ridge=0.9, n=20).value
+        assert hard_mask(*part, ridge=0.9, n=20).value <= hard_mask(*whole, ridge=0.9, n=20).value
 
 
 def test_a_bound_says_when_it_does_not_apply() -> None:
-    failed = pointwise_hypothesis_stability(1, -0.5, 0.5, 100)
+    failed = theorem_1(1, -0.5, 0.5, 100)
     assert math.isclose(failed.value, 2 / (0.5 * 100))
     assert (failed.applies, failed.state, failed.vacuous) == (False, "assumption failed", None)
-    infinite = pointwise_hypothesis_stability(1, 0, 1, 100)
+    infinite = theorem_1(1, 0, 1, 100)
     assert infinite.value == math.inf
     assert infinite.state == "infinite"
     assert "not strongly convex" in infinite.reason
     assert infinite.to_dict()["value"] is None
-    assert generalization(1, 0, 1, 100, 1, 0.1, 0.2).reason == infinite.reason
-    vacuous = pointwise_hypothesis_stability(10, 0.1, 0.5, 100, checks=Checks(loss_bound=1.0))
+    assert generalization(**{**GOOD, "sparsity": 1, "n": 100}).reason == infinite.reason
+    vacuous = theorem_1(10, 0.1, 0.5, 100, checks=Checks(loss_bound=1.0))
     assert (vacuous.state, vacuous.vacuous, vacuous.applies) == ("vacuous", True, True)
-    assert pointwise_hypothesis_stability(1, 0.1, 0.5, 100, checks=Checks(loss_bound=1.0)).state == "not refuted"
-    assert hard_mask_stability(1, 0, 0, 100).state == "infinite"
-    assert pointwise_hypothesis_stability(0, 0, 1, 100).value == 0  # a loss that never moves is stable
+    assert theorem_1(1, 0.1, 0.5, 100, checks=Checks(loss_bound=1.0)).state == "not refuted"
+    assert hard_mask(1, 0, 0, 100).state == "infinite"
+    assert theorem_1(0, 0, 1, 100).value == 0  # a loss that never moves is stable
 
 
 @pytest.mark.parametrize(
@@ -232,7 +260,7 @@ def test_a_bound_says_when_it_does_not_apply() -> None:
     ],
 )
 def test_whether_a_minimised_is_checked(checks: Checks, held: bool | None) -> None:
-    bound = pointwise_hypothesis_stability(2, 0, 0.5, 100, checks=checks)
+    bound = theorem_1(2, 0, 0.5, 100, checks=checks)
     assert bound.assumptions[-1].name == "A minimises L + (1 − p)‖θ − θ⁰‖²"
     assert bound.assumptions[-1].held is held
 
@@ -242,15 +270,15 @@ def test_bounds_that_suppose_one_mask_fail_where_it_is_chosen_anew() -> None:
     algorithm = Minimisation(SAM(0.2), ridge=0.1, gradient_tolerance=1e-9)
     for reselect in (True, False):
         estimate = leave_one_out.measure(problem, algorithm, estimator=Exact(), device="cpu", reselect=reselect)
-        bound = measured_bounds(estimate, measure_constants(estimate))["hard_mask"]
+        bound = measured_bounds(estimate, estimate_constants(estimate))["hard_mask"]
         assert [a.held for a in bound.assumptions if a.name.startswith("the mask")] == [not reselect]
         assert (bound.state == "assumption failed") is reselect
 
 
 def test_every_bound_is_json_whatever_its_numbers() -> None:
-    enormous = hard_mask_stability(1e200, 0, 1, 9)
+    enormous = hard_mask(1e200, 0, 1, 9)
     assert (enormous.state, enormous.reason) == ("infinite", "too large for a floating-point number")
-    for bound in (enormous, generalization_from_stability(math.inf, math.inf, 9, 1, 0.1, 0)):
+    for bound in (enormous, generalization_from_stability(hypothesis=math.inf, pointwise=math.inf, **RISK)):
         assert json.loads(json.dumps(bound.to_dict(), allow_nan=False))["value"] is None
 
 
@@ -258,7 +286,7 @@ def test_theorem_1_is_not_taken_to_hold_for_a_hard_mask_by_its_tuned_gradient_al
     """A minimises over the mask, not L + (1 − p)‖θ − θ⁰‖² over everything."""
     problem = convex.linear(n=20, seed=0).problem
     estimate = leave_one_out.measure(problem, Minimisation(Random(0.3), gradient_tolerance=1e-10), estimator=Exact(), device="cpu")
-    constants = measure_constants(estimate)
+    constants = estimate_constants(estimate)
     assert constants.tuned_gradient_norm < 1e-9 < 1e-3 < constants.gradient_norm
     bounds = measured_bounds(estimate, constants)
     assert [bounds[name].assumptions[-1].held for name in ("theorem_1", "hard_mask")] == [False, True]
@@ -272,7 +300,7 @@ def test_minimisers_of_the_left_out_runs_are_checked_too() -> None:
     values = estimate.replicas.values.clone()
     values[7] += 0.3
     spoilt = dataclasses.replace(estimate, replicas=dataclasses.replace(estimate.replicas, values=values))
-    held = [measured_bounds(e, measure_constants(e))["hard_mask"].assumptions[-1].held for e in (estimate, spoilt)]
+    held = [measured_bounds(e, estimate_constants(e))["hard_mask"].assumptions[-1].held for e in (estimate, spoilt)]
     assert held == [True, False]
 
 
@@ -280,7 +308,7 @@ def test_minimisers_of_the_left_out_runs_are_checked_too() -> None:
 def test_losses_without_a_range_lose_the_bounds_on_the_expected_loss_alone(offset: float) -> None:
     problem = dataclasses.replace(convex.linear(n=10, seed=0).problem, loss=lambda f, y: offset + 0.0 * f.sum(-1))
     estimate = leave_one_out.measure(problem, Minimisation(FullTuning(), ridge=0.3), estimator=Exact(), device="cpu")
-    bounds = measured_bounds(estimate, measure_constants(estimate))
+    bounds = measured_bounds(estimate, estimate_constants(estimate))
     assert "theorem_2" not in bounds
     assert bounds["theorem_1"].vacuous is None
     assert bounds["theorem_1"].value == 0
@@ -289,7 +317,7 @@ def test_losses_without_a_range_lose_the_bounds_on_the_expected_loss_alone(offse
 def test_equal_losses_whose_mean_rounds_above_them() -> None:
     problem = dataclasses.replace(convex.linear(n=10, seed=0).problem, loss=lambda f, y: 0.1 + 0.0 * f.sum(-1))
     estimate = leave_one_out.measure(problem, Minimisation(FullTuning(), ridge=0.3), estimator=Exact(), device="cpu")
-    assert "theorem_2" in measured_bounds(estimate, measure_constants(estimate))
+    assert "theorem_2" in measured_bounds(estimate, estimate_constants(estimate))
 
 
 def test_failed_replicas_and_unknown_eigenvalues_leave_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,34 +330,54 @@ def test_failed_replicas_and_unknown_eigenvalues_leave_the_rest(monkeypatch: pyt
     table.loc[4, "failed_step"] = 3
     values[5] = math.nan
     spoilt = dataclasses.replace(estimate, per_example=table, replicas=dataclasses.replace(estimate.replicas, values=values))
-    constants = measure_constants(spoilt, check_replicas=10)
+    constants = estimate_constants(spoilt, check_replicas=10)
     assert constants.replicas_checked == 9
     assert math.isfinite(constants.lipschitz + constants.gradient_norm + constants.loss_bound)
+    table["failed_step"] = 3
+    none = estimate_constants(dataclasses.replace(estimate, per_example=table))
+    assert (none.first_order, none.notes) == (None, ("no middle step: no replica was trained to its end",))
+    assert none.loss_bound <= estimate_constants(estimate).loss_bound
     unknown = Eigenvalue(math.nan, math.nan, 7, converged=False)
     monkeypatch.setattr("stability.bounds.measured.least_eigenvalue", lambda matrix: unknown)
-    constants = measure_constants(estimate)
+    constants = estimate_constants(estimate)
     assert "Λ_min is unknown: Lanczos did not converge in 7 products" in constants.notes
     assert set(measured_bounds(estimate, constants)) == {"theorem_2_measured", "uniform_measured"}
     first = Eigenvalue(0.1, 0.0, 1, converged=True)
     taken = iter([first, unknown, unknown])
     monkeypatch.setattr("stability.bounds.measured.least_eigenvalue", lambda matrix: next(taken))
-    constants = measure_constants(estimate, 1)  # known at A(S), and not on an Sⁱ
+    constants = estimate_constants(estimate, 1)  # known at A(S), and not on an Sⁱ
     assert set(measured_bounds(estimate, constants)) == {"first_order", "theorem_2_measured", "uniform_measured"}
-    with pytest.raises(UsageError, match="check_replicas = -1"):
-        measure_constants(estimate, -1)
+    for senseless in (-1, 1.5, True):
+        with pytest.raises(UsageError, match=f"check_replicas = {senseless}: use a whole number of at least 0"):
+            estimate_constants(estimate, senseless)  # type: ignore[arg-type]
+
+
+def test_a_failed_linear_system_is_a_note_and_a_senseless_one_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = convex.linear(n=10, seed=0).problem
+    estimate = leave_one_out.measure(
+        problem, Minimisation(FullTuning(), ridge=0.3, gradient_tolerance=1e-9), estimator=Exact(), device="cpu"
+    )
+
+    def failing(error: Exception) -> Callable[..., Tensor]:
+        def changes(*args: object) -> Tensor:
+            raise error
+
+        return changes
+
+    monkeypatch.setattr("stability.bounds.measured.first_order_changes", failing(MeasurementError("too steep")))
+    constants = estimate_constants(estimate)
+    assert (constants.first_order, constants.notes) == (None, ("no middle step: too steep",))
+    monkeypatch.setattr("stability.bounds.measured.first_order_changes", failing(UsageError("senseless")))
+    with pytest.raises(UsageError, match="senseless"):
+        estimate_constants(estimate)
 
 
 def test_an_undecided_sign_of_the_least_eigenvalue_is_undecided() -> None:
     definite = {
-        sign: pointwise_hypothesis_stability(1, sign * 1e-3, 0.5, 100, checks=Checks(residual=residual)).assumptions[1].held
+        sign: theorem_1(1, sign * 1e-3, 0.5, 100, checks=Checks(residual=residual)).assumptions[1].held
         for sign, residual in ((1, 1e-4), (-1, 1e-4), (2, 1e-1))
     }
     assert definite == {1: True, -1: False, 2: None}
-
-
-GOOD: dict[str, Any] = {
-    "lipschitz": 1, "least_eigenvalue": 0, "sparsity": 0.5, "n": 9, "loss_bound": 1, "delta": 0.1, "empirical_risk": 0.2
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -339,13 +387,14 @@ GOOD: dict[str, Any] = {
         ({"lipschitz": math.inf}, "ρ = inf"),
         ({"least_eigenvalue": math.nan}, "Λ_min = nan"),
         ({"sparsity": 0}, "p = 0"),
+        ({"n": True}, "n = True"),
         ({"sparsity": 1.1}, r"p = 1.1 is outside \(0, 1\]"),
         ({"n": 1}, "n = 1"),
         ({"loss_bound": 0}, "C = 0"),
         ({"loss_bound": math.inf}, "C = inf"),
         ({"delta": 1}, "δ = 1"),
         ({"delta": 0}, "δ = 0"),
-        ({"empirical_risk": 2}, "empirical risk = 2"),
+        ({"empirical_risk": 2}, "R̂ = 2 is above loss_bound C = 1"),
     ],
 )
 def test_senseless_constants_are_refused(change: dict[str, float], message: str) -> None:
@@ -356,23 +405,23 @@ def test_senseless_constants_are_refused(change: dict[str, float], message: str)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: hard_mask_stability(1, 0, -1, 9), "ridge λ = -1"),
-        (lambda: hard_mask_stability(1, math.nan, 1, 9), "did Lanczos converge"),
-        (lambda: pointwise_hypothesis_stability(1, 0, 0.5, 9, mean_over="some"), "mean_over = 'some': use 'remaining'"),  # type: ignore[arg-type]
+        (lambda: hard_mask(1, 0, -1, 9), "ridge λ = -1"),
+        (lambda: hard_mask(1, math.nan, 1, 9), "did Lanczos converge"),
+        (lambda: theorem_1(1, 0, 0.5, 9, mean_over="some"), "unknown mean_over 'some': use remaining or all"),
         (lambda: first_order_stability([]), "0 changes"),
-        (lambda: hard_mask_stability(1, 0, 1, math.nan), "n = nan"),  # type: ignore[arg-type]
-        (lambda: hard_mask_stability(1, 0, 1, 9.5), "n = 9.5: use a whole number"),  # type: ignore[arg-type]
+        (lambda: hard_mask(1, 0, 1, math.nan), "n = nan"),  # type: ignore[arg-type]
+        (lambda: hard_mask(1, 0, 1, 9.5), "n = 9.5: use a whole number"),  # type: ignore[arg-type]
         (lambda: Checks(ridge=-1), "ridge = -1"),
         (lambda: Checks(gradient_norm=math.nan), "gradient_norm = nan"),
         (lambda: first_order_stability([1, math.nan]), "1 not finite"),
-        (lambda: generalization_from_stability(-1, 0, 9, 1, 0.1, 0), "β₁ = -1"),
-        (lambda: generalization_from_stability(0, math.nan, 9, 1, 0.1, 0), "β₂ = nan"),
-        (lambda: generalization_from_uniform_stability(-1, 9, 1, 0.1, 0), "β = -1"),
-        (lambda: sgd_convex(1, 0, [0.1], 9), "b = 0"),
-        (lambda: sgd_convex(1, 1, [-0.1], 9), "α_t"),
-        (lambda: sgd_nonconvex(1, 1, 0, 5, 9), "c = 0"),
-        (lambda: sgd_nonconvex(1, 1, 1, 0, 9), "T = 0"),
-        (lambda: sgd_nonconvex(1, 1, 1, 5, 1), "n = 1"),
+        (lambda: generalization_from_stability(hypothesis=-1, pointwise=0, **RISK), "β₁ = -1"),
+        (lambda: generalization_from_stability(hypothesis=0, pointwise=math.nan, **RISK), "β₂ = nan"),
+        (lambda: generalization_from_uniform_stability(uniform=-1, **RISK), "β = -1"),
+        (lambda: sgd_convex(**{**SGD, "smoothness": 0}), "b = 0"),
+        (lambda: sgd_convex(**{**SGD, "learning_rates": [-0.1]}), "α_t"),
+        (lambda: sgd_nonconvex(**{**SLOWING, "rate_scale": 0}), "c = 0"),
+        (lambda: sgd_nonconvex(**{**SLOWING, "steps": 0}), "T = 0"),
+        (lambda: sgd_nonconvex(**{**SLOWING, "n": 1}), "n = 1"),
     ],
 )
 def test_senseless_numbers_are_refused(call: Callable[[], object], message: str) -> None:

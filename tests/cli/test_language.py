@@ -16,7 +16,7 @@ import transformers
 
 from benchmarks.language import minilm
 from stability import FineTuning, Problem, SparseDelta, leave_one_out, problems
-from stability.bounds.measured import measure_constants, measured_bounds
+from stability.bounds import estimate_constants, measured_bounds
 from stability.cli.commands import main
 from stability.derivatives.curvature import Curvature, least_eigenvalue
 from stability.leave_one_out.estimators import Sampled
@@ -120,7 +120,7 @@ def test_a_senseless_request_says_so(command: str, capsys: pytest.CaptureFixture
 
 def test_bounds_of_a_language_model_have_measured_constants(pairs: Problem) -> None:
     estimate = leave_one_out.measure(pairs, FineTuning(SAM(0.02), steps=6, batch_size=8), estimator=Sampled(2))
-    constants = measure_constants(estimate, check_replicas=1)
+    constants = estimate_constants(estimate, check_replicas=1)
     found = measured_bounds(estimate, constants)
     assert {"theorem_1", "hard_mask", "theorem_2_measured"} <= found.keys()
     assert constants.lipschitz > constants.tuned_lipschitz > 0

@@ -262,20 +262,21 @@ def _run(origin: Tensor, m: int) -> Run:
     [
         (lambda: Mixout(1.0), r"probability = 1.0 is outside \[0, 1\)"),
         (lambda: Mixout(-0.1), "probability = -0.1"),
+        (lambda: Mixout(True), "probability = True"),
         (lambda: magnitude(0.1, burn_in=-1), "burn_in = -1"),
         (lambda: magnitude(0.1, reset=True), "burn_in is 0"),
         (lambda: ChildPruning(0.1, every=0), "every = 0: use a whole number of at least 1"),
         (lambda: ChildPruning(0.1, burn_in=0), "burn_in = 0"),
-        (lambda: ChildPruning(0.1, reset=True), "and there is none"),
+        (lambda: ChildPruning(0.1, reset=True), "reset = True without a burn_in"),
         (lambda: ChildPruning(0.1, burn_in=2.5), "burn_in = 2.5: use a whole number"),  # type: ignore[arg-type]
         (lambda: ChildPruning(0.1, burn_in=5, reset="False"), "reset = 'False': use true or false"),  # type: ignore[arg-type]
-        (lambda: Mixout("much"), "probability = 'much': use a finite number"),  # type: ignore[arg-type]
+        (lambda: Mixout("much"), "probability = 'much' is outside .*: use a number of at least 0 and below 1"),  # type: ignore[arg-type]
         (lambda: DiffPruning(0.1, burn_in=1), "burn_in = 1: use a whole number of at least 2"),
         (lambda: DiffPruning(0.1, gate_start=float("nan")), "gate_start = nan"),
-        (lambda: DiffPruning(0.1, burn_in=5, every=5), "every = 5 steps the mask relaxes for burn_in = 5"),
+        (lambda: DiffPruning(0.1, burn_in=5, every=5), "every = 5 is not above burn_in = 5"),
         (lambda: DiffPruning(0.1, l0=-1), "l0 = -1"),
         (lambda: DiffPruning(0.1, stretch=(0.0, 1.5)), "stretch = "),
-        (lambda: DiffPruning(0.1, stretch="(-1, 2)"), "give two numbers"),  # type: ignore[arg-type]
+        (lambda: DiffPruning(0.1, stretch="(-1, 2)"), "use two numbers"),  # type: ignore[arg-type]
     ],
 )
 def test_senseless_settings_are_refused(make: Callable[[], Selector], message: str) -> None:
