@@ -112,7 +112,7 @@ def test_gradients_and_hessian_equal_those_of_the_problem(solvable: Solvable) ->
         (gradient,) = torch.autograd.grad(loss, parameters["weight"])
         np.testing.assert_allclose(gradient, solvable.gradients(theta)[i], rtol=0, atol=1e-12)
     for kind in ("hessian", "gauss_newton"):  # a model that is linear in θ has no curvature of its own
-        product = Curvature(solvable.problem, solvable.parameters(theta), solvable.problem.train, None, kind).product(torch.eye(4))
+        product = Curvature(solvable.problem, solvable.parameters(theta), solvable.problem.train, kind=kind).product(torch.eye(4))
         np.testing.assert_allclose(product, solvable.hessian(theta), rtol=0, atol=1e-12)
 
 
