@@ -1,6 +1,9 @@
-"""Every validator of arguments, in one place. A message names the argument, its value and what to use instead.
+"""Every validator of arguments, in one place.
 
-Numbers of numpy are numbers; ``True`` and ``False`` are not.
+A message names the argument and its value, and says what to use instead: ``steps = 0: use a whole number of at least 1``.
+A word that is not among the known ones is named likewise: ``unknown schedule 'cosine': use constant or linear``.
+
+Numbers of numpy are numbers. ``True`` and ``False``, Python's and numpy's, are not.
 """
 
 from __future__ import annotations
@@ -8,45 +11,62 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from numbers import Integral, Real
+from typing import TypeGuard
 
 from stability.errors import UsageError
 
-__all__ = ["check_choice", "check_flags", "check_number", "check_positive", "check_probability", "check_sparsity", "check_whole"]
+__all__ = [
+    "check_choice",
+    "check_flags",
+    "check_fraction",
+    "check_number",
+    "check_positive",
+    "check_probability",
+    "check_sparsity",
+    "check_whole",
+]
 
 
-def check_whole(least: int, **values: object) -> None:
-    """Check that each value is a whole number of at least ``least``.
+def check_whole(least: int, most: int | None = None, because: str = "", /, **values: object) -> None:
+    """Check that each value is a whole number of at least ``least`` and, where that is given, at most ``most``.
 
     Args:
         least: the least value that is allowed.
-        values: the values to check, by the name of the argument that they were given as.
+        most: the greatest value that is allowed; None for no limit.
+        because: where the limits come from, for the message: "the training split has 20 examples".
+        values: the values to check, each under the name of the argument that it was given as.
 
     Raises:
-        UsageError: a value is something else.
+        UsageError: a value is no whole number, or outside the limits.
 
     Example:
         >>> check_whole(1, steps=3)
+        >>> check_whole(2, 20, "the training split has 20 examples", n=21)
+        Traceback (most recent call last):
+        stability.errors.UsageError: n = 21: use a whole number from 2 to 20 (the training split has 20 examples)
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-            raise UsageError(f"{name} = {value!r}: use a whole number of at least {least}")
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or int(value) < least or (most is not None and int(value) > most):  # type: ignore[call-overload]
+            limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise UsageError(f"{name} = {value!r}: use a whole number {limits}" + (f" ({because})" if because else ""))
 
 
-def check_number(least: float = -math.inf, **values: object) -> None:
+def check_number(least: float = -math.inf, /, **values: object) -> None:
     """Check that each value is a finite number of at least ``least``.
 
     Args:
-        least: the least value that is allowed.
-        values: the values to check, by the name of the argument that they were given as.
+        least: the least value that is allowed; by default every finite number is.
+        values: the values to check, each under the name of the argument that it was given as.
 
     Raises:
-        UsageError: a value is something else.
+        UsageError: a value is no number, not finite, or below ``least``.
 
     Example:
         >>> check_number(0, weight_decay=0.1)
     """
     for name, value in values.items():
-        if not _is_number(value) or float(value) < least:  # type: ignore[arg-type]
+        if not _is_number(value) or value < least:
             raise UsageError(f"{name} = {value!r}: use a finite number" + (f" of at least {least}" if math.isfinite(least) else ""))
 
 
@@ -54,16 +74,16 @@ def check_positive(**values: object) -> None:
     """Check that each value is a finite number above 0.
 
     Args:
-        values: the values to check, by the name of the argument that they were given as.
+        values: the values to check, each under the name of the argument that it was given as.
 
     Raises:
-        UsageError: a value is something else.
+        UsageError: a value is no number, not finite, or not above 0.
 
     Example:
         >>> check_positive(learning_rate=3e-3)
     """
     for name, value in values.items():
-        if not _is_number(value) or float(value) <= 0:  # type: ignore[arg-type]
+        if not _is_number(value) or value <= 0:
             raise UsageError(f"{name} = {value!r}: use a positive number")
 
 
@@ -71,43 +91,60 @@ def check_probability(**values: object) -> None:
     """Check that each value is a number in [0, 1): a probability that may be 0 and is never 1.
 
     Args:
-        values: the values to check, by the name of the argument that they were given as.
+        values: the values to check, each under the name of the argument that it was given as.
 
     Raises:
-        UsageError: a value is something else.
+        UsageError: a value is no number, below 0, or at least 1.
 
     Example:
         >>> check_probability(probability=0.7)
     """
     for name, value in values.items():
-        if not _is_number(value) or not 0 <= float(value) < 1:  # type: ignore[arg-type]
+        if not _is_number(value) or not 0 <= value < 1:
             raise UsageError(f"{name} = {value!r} is outside [0, 1): use a number of at least 0 and below 1")
+
+
+def check_fraction(**values: object) -> None:
+    """Check that each value is a number in (0, 1): a confidence or a probability that is neither 0 nor 1.
+
+    Args:
+        values: the values to check, each under the name of the argument that it was given as.
+
+    Raises:
+        UsageError: a value is no number, at most 0, or at least 1.
+
+    Example:
+        >>> check_fraction(confidence=0.95)
+    """
+    for name, value in values.items():
+        if not _is_number(value) or not 0 < value < 1:
+            raise UsageError(f"{name} = {value!r} is outside (0, 1): use a number above 0 and below 1")
 
 
 def check_sparsity(sparsity: object) -> None:
     """Check that p, the fraction of parameters that may change, is a number in (0, 1].
 
     Args:
-        sparsity: p.
+        sparsity: the fraction p.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: it is no number, at most 0, or above 1.
 
     Example:
         >>> check_sparsity(0.05)
     """
-    if not _is_number(sparsity) or not 0 < float(sparsity) <= 1:  # type: ignore[arg-type]
-        raise UsageError(f"sparsity p = {sparsity!r} is outside (0, 1]: p is the fraction of parameters that may change")
+    if not _is_number(sparsity) or not 0 < sparsity <= 1:
+        raise UsageError(f"sparsity p = {sparsity!r} is outside (0, 1]: use the fraction of parameters that may change")
 
 
 def check_flags(**values: object) -> None:
-    """Check that each value is ``True`` or ``False``, and not a word that stands for it.
+    """Check that each value is ``True`` or ``False``, and not a word or a number that stands for it.
 
     Args:
-        values: the values to check, by the name of the argument that they were given as.
+        values: the values to check, each under the name of the argument that it was given as.
 
     Raises:
-        UsageError: a value is something else.
+        UsageError: a value is neither.
 
     Example:
         >>> check_flags(reset=False)
@@ -117,24 +154,31 @@ def check_flags(**values: object) -> None:
             raise UsageError(f"{name} = {value!r}: use true or false")
 
 
-def check_choice(choices: Collection[object], **values: object) -> None:
+def check_choice(choices: Collection[object], /, **values: object) -> None:
     """Check that each value is one of ``choices``.
 
     Args:
-        choices: what is allowed, in the order in which a message names it.
-        values: the values to check, by the name of the argument that they were given as.
+        choices: the allowed values, in the order in which a message lists them.
+        values: the values to check, each under the name of the argument that it was given as.
 
     Raises:
-        UsageError: a value is something else.
+        UsageError: a value is not among them.
 
     Example:
         >>> check_choice(("constant", "linear"), schedule="linear")
     """
+    known = list(choices)  # a list compares, so that a value that cannot be hashed is refused and not an error of its own
     for name, value in values.items():
-        if value not in choices:
-            *others, last = map(str, choices)
+        if value not in known:
+            *others, last = map(str, known)
             raise UsageError(f"unknown {name} {value!r}: use {', '.join(others)}{' or ' if others else ''}{last}")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite real number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the greatest float
+        return False

@@ -1,4 +1,4 @@
-"""How the toolkit refuses: what was asked makes no sense, a measurement failed, or the work could not be done."""
+"""The errors of the toolkit, by what went wrong: the request, the measurement, or the work itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,19 @@ __all__ = ["MeasurementError", "StabilityError", "UsageError"]
 
 
 class StabilityError(RuntimeError):
-    """The work could not be done: a damaged file, no disk space, no memory (exit code 1)."""
+    """The work could not be done: a file is damaged, the disk or the memory is full.
+
+    It is the base of all errors that the toolkit raises on purpose. The command line ends with exit code 1.
+
+    Attributes:
+        exit_code: what the command line returns to the shell.
+
+    Example:
+        >>> from stability.masks import Mask
+        >>> Mask.load("no-such-file")
+        Traceback (most recent call last):
+        stability.errors.StabilityError: cannot read no-such-file: ...
+    """
 
     exit_code = 1
 
@@ -15,13 +27,26 @@ class MeasurementError(StabilityError):
     """A measurement was carried out and failed: training diverged, a minimum was not reached, a derivative is not finite.
 
     It is a result about the method that was measured. A study records it in the cell and goes on.
+
+    Example:
+        >>> issubclass(MeasurementError, StabilityError)
+        True
     """
 
 
 class UsageError(StabilityError, ValueError):
-    """What was asked for makes no sense: a sparsity of 2, an unknown name (exit code 2).
+    """The request makes no sense: a sparsity of 2, an unknown name. The command line ends with exit code 2.
 
     It is a ``ValueError`` too, so that callers from Python may catch it as one.
+
+    Attributes:
+        exit_code: what the command line returns to the shell.
+
+    Example:
+        >>> from stability.checks import check_sparsity
+        >>> check_sparsity(2)
+        Traceback (most recent call last):
+        stability.errors.UsageError: sparsity p = 2 is outside (0, 1]: use the fraction of parameters that may change
     """
 
     exit_code = 2

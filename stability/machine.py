@@ -19,10 +19,16 @@ _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "transformers", "safetens
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """The device called ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+    """Find a device by its name.
+
+    Args:
+        name: ``auto`` (CUDA where there is a CUDA device, and otherwise the CPU), ``cpu``, ``cuda``, ``cuda:N``, or a device.
+
+    Returns:
+        The device, which exists.
 
     Raises:
-        UsageError: the name is unknown, or CUDA was asked for and is absent.
+        UsageError: the name is unknown, or there is no such CUDA device.
 
     Example:
         >>> resolve_device("cpu")
@@ -47,23 +53,55 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a new allocation on ``device`` can count on now."""
+    """How much memory is free on a device.
+
+    Args:
+        device: a CUDA device or the CPU.
+
+    Returns:
+        The number of free bytes; two gigabytes for a CPU whose system does not tell.
+
+    Example:
+        >>> free_memory(torch.device("cpu")) > 0
+        True
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on every system: a size that any machine has
+    except (AttributeError, ValueError, OSError):  # some systems do not tell; every machine has this much
         return 2 << 30
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether it says that memory ran out, of a GPU or of this machine."""
+    """Whether an error of torch says that memory ran out, that of a GPU or that of this machine.
+
+    Args:
+        error: the error.
+
+    Example:
+        >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+        True
+    """
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def kept_for_backward(forward: Callable[[], object], besides: Iterable[torch.Tensor] = ()) -> int:
-    """Bytes that ``forward()`` keeps for its backward pass, ``besides`` these tensors; it is run once."""
+    """How much memory a forward pass keeps for its backward pass.
+
+    Args:
+        forward: computes something with autograd. It is called once.
+        besides: tensors that exist anyway, such as the parameters; their memory is not counted.
+
+    Returns:
+        The number of bytes.
+
+    Example:
+        >>> x = torch.ones(100, requires_grad=True)
+        >>> kept_for_backward(lambda: x.exp())  # keeps its result, 100 numbers of 4 bytes
+        400
+    """
     known = {tensor.untyped_storage().data_ptr() for tensor in besides}
     saved: dict[int, int] = {}
 
@@ -78,12 +116,25 @@ def kept_for_backward(forward: Callable[[], object], besides: Iterable[torch.Ten
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """The number of processor cores that this process may use.
+
+    Example:
+        >>> cores() >= 1
+        True
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def report() -> dict[str, Any]:
-    """Versions, devices and threads, as ``stability doctor`` prints them."""
+    """Versions, devices and threads of this machine, as ``stability doctor`` prints them.
+
+    Returns:
+        Plain values by name; ``free_memory_gib`` is in units of 2³⁰ bytes.
+
+    Example:
+        >>> report()["devices"][0]
+        'cpu'
+    """
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return {
         "stability": __version__,

@@ -1,7 +1,7 @@
-"""Which coordinates may change: :class:`Mask`; and what they became: :class:`SparseDelta`.
+"""The coordinates that may change, and their values after training.
 
-A *p-sparse fine-tuned model* (Fu et al. 2023, Definition 1) differs from the pretrained θ⁰ ∈ R^m in at most pm
-coordinates; a :class:`Mask` names those that may differ, a :class:`SparseDelta` holds what they became.
+A *p-sparse fine-tuned model* (Fu et al. 2023, Definition 1) differs from the pretrained θ⁰ ∈ R^m in at most pm coordinates. A
+:class:`Mask` holds these coordinates, and a :class:`SparseDelta` holds their values after training.
 """
 
 from __future__ import annotations
@@ -26,11 +26,22 @@ from stability.packing import pack, unpack
 __all__ = ["Mask", "Parameters", "SparseDelta", "fingerprint"]
 
 Parameters: TypeAlias = Mapping[str, Tensor]
-"""Named tensors: a model is a function of these."""
+"""Named tensors. A model is a function of these."""
 
 
 def fingerprint(parameters: Parameters) -> str:
-    """SHA-256 of names, shapes, types and bytes: the identity of θ⁰, whatever order the tensors come in."""
+    """SHA-256 of names, shapes, types and values of some tensors, in whatever order they come: the identity of θ⁰.
+
+    Args:
+        parameters: the tensors by name.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> fingerprint({"w": torch.zeros(2)})[:8]
+        'fde9d0ac'
+    """
     digest = hashlib.sha256()
     for name in sorted(parameters):
         tensor = parameters[name].detach().cpu().contiguous()
@@ -41,15 +52,15 @@ def fingerprint(parameters: Parameters) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A set of coordinates of named tensors.
+    """A set of k coordinates among the m entries of named tensors.
 
     Attributes:
-        shapes: shape of every tensor that the mask speaks of, masked or not; their sizes add up to ``total`` (m).
-        indices: flat int64 indices, ascending and distinct, of the coordinates that may change in each tensor.
-            Tensors without any may be missing.
+        shapes: the shape of every tensor, also of those without a masked coordinate. Their sizes add up to m.
+        indices: for each tensor the flat indices of its masked coordinates, int64, ascending and distinct. Tensors without any
+            may be missing.
 
     Raises:
-        UsageError: an unknown tensor, or indices out of order, repeated or out of range.
+        UsageError: a tensor has indices and no shape, or its indices are unsorted, repeated or out of range.
 
     Example:
         >>> mask = Mask({"weight": (2, 2), "bias": (2,)}, {"bias": torch.tensor([0, 1])})
@@ -65,11 +76,11 @@ class Mask:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.indices) - set(self.shapes))
         if unknown:
-            raise UsageError(f"mask names tensors that the model lacks: {', '.join(unknown)}")
+            raise UsageError(f"mask has indices of tensors without a shape: {', '.join(unknown)}")
         for name, index in self.indices.items():
             size = math.prod(self.shapes[name])
             if index.dtype != torch.int64 or index.ndim != 1:
-                raise UsageError(f"mask of {name!r}: flat int64 indices expected, got {index.dtype} {tuple(index.shape)}")
+                raise UsageError(f"mask of {name!r}: indices are {index.dtype} {tuple(index.shape)}, use flat int64 indices")
             if len(index) and not (index[0] >= 0 and index[-1] < size and bool((index.diff() > 0).all())):
                 raise UsageError(f"mask of {name!r}: indices must be ascending, distinct and in [0, {size})")
         ordered = {n: self.indices[n] for n in self.shapes if n in self.indices and len(self.indices[n])}
@@ -81,13 +92,25 @@ class Mask:
 
     @classmethod
     def full(cls, parameters: Parameters) -> Mask:
-        """Every coordinate of every tensor."""
+        """The mask of every coordinate.
+
+        Args:
+            parameters: the tensors by name.
+        """
         shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
         return cls(shapes, {name: torch.arange(math.prod(shape)) for name, shape in shapes.items()})
 
     @classmethod
     def at(cls, shapes: Mapping[str, tuple[int, ...]], places: Tensor) -> Mask:
-        """The coordinates at ``places``, ascending, counted through all tensors one after the other in their order."""
+        """The mask of coordinates that are counted through all tensors, one after the other.
+
+        Args:
+            shapes: the shape of every tensor, in the order of counting.
+            places: the coordinates' numbers from 0 to m − 1, int64 (k,), ascending and distinct.
+
+        Raises:
+            UsageError: the numbers are unsorted, repeated or out of range.
+        """
         ends = list(accumulate(map(math.prod, shapes.values())))
         parts = torch.tensor_split(places, torch.searchsorted(places, torch.tensor(ends[:-1], dtype=torch.int64)))
         starts = [0, *ends[:-1]]
@@ -95,21 +118,25 @@ class Mask:
 
     @property
     def count(self) -> int:
-        """k, the number of coordinates that may change."""
+        """The number k of masked coordinates."""
         return sum(len(index) for index in self.indices.values())
 
     @property
     def total(self) -> int:
-        """m, the number of coordinates there are."""
+        """The number m of all coordinates."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
     def sparsity(self) -> float:
-        """p = k / m."""
+        """The sparsity p = k / m, the fraction of coordinates that may change."""
         return self.count / self.total
 
     def equals(self, other: Mask) -> bool:
-        """The same coordinates of the same tensors, in whatever order the tensors are named."""
+        """Whether both masks hold the same coordinates of the same tensors; the order of the tensors does not matter.
+
+        Args:
+            other: the mask to compare with.
+        """
         return (
             dict(self.shapes) == dict(other.shapes)
             and self.indices.keys() == other.indices.keys()
@@ -117,7 +144,14 @@ class Mask:
         )
 
     def union(self, other: Mask) -> Mask:
-        """Coordinates in either mask; the masks may speak of different tensors (a model and its new head)."""
+        """The mask of the coordinates that are in either mask.
+
+        Args:
+            other: the other mask; it may have other tensors, as those of a new head.
+
+        Raises:
+            UsageError: a tensor has one shape in this mask and another in the other.
+        """
         for name in self.shapes.keys() & other.shapes.keys():
             if self.shapes[name] != other.shapes[name]:
                 raise UsageError(f"masks disagree on the shape of {name!r}: {self.shapes[name]} and {other.shapes[name]}")
@@ -129,7 +163,11 @@ class Mask:
         return Mask({**self.shapes, **other.shapes}, indices)
 
     def contains(self, other: Mask) -> Tensor:
-        """For each of *my* coordinates, in order, whether ``other`` has it too: bool (k,)."""
+        """For each coordinate of this mask, in order, whether another mask holds it too: bool (k,).
+
+        Args:
+            other: the other mask.
+        """
         parts = [
             torch.isin(index, other.indices[name], assume_unique=True)
             if name in other.indices
@@ -139,26 +177,52 @@ class Mask:
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
 
     def part(self, places: Tensor) -> Mask:
-        """Those of my coordinates that are at ``places`` (ascending) of a k-vector."""
+        """The mask of some of the masked coordinates.
+
+        Args:
+            places: their places among the k masked coordinates, int64, ascending.
+        """
         inside = {name: places[(places >= where.start) & (places < where.stop)] - where.start for name, _, where in self.slices()}
         return Mask(self.shapes, {name: self.indices[name][mine] for name, mine in inside.items() if len(mine)})
 
     def slices(self) -> Iterator[tuple[str, Tensor, slice]]:
-        """(tensor name, its flat indices, their place in a k-vector), in order."""
+        """Go through the tensors with masked coordinates, in the order of ``shapes``.
+
+        Yields:
+            The tensor's name, its flat indices, and their place among the k masked coordinates.
+        """
         start = 0
         for name, index in self.indices.items():
             yield name, index, slice(start, start + len(index))
             start += len(index)
 
     def gather(self, parameters: Parameters) -> Tensor:
-        """The masked coordinates of ``parameters`` as one vector (k,)."""
+        """The values of the masked coordinates as one vector.
+
+        Args:
+            parameters: the tensors by name.
+
+        Returns:
+            The values, (k,), on the tensors' device and differentiable.
+        """
         parts = [parameters[n].reshape(-1)[index.to(parameters[n].device)] for n, index in self.indices.items()]
         return torch.cat(parts) if parts else next(iter(parameters.values())).new_empty(0)
 
     def place(self, parameters: Parameters, values: Tensor) -> dict[str, Tensor]:
-        """``parameters`` with the masked coordinates set to ``values`` (k,); tensors not masked are not copied."""
+        """The tensors with other values at the masked coordinates. Tensors without masked coordinates are not copied.
+
+        Args:
+            parameters: the tensors by name.
+            values: the values of the masked coordinates, (k,). The result is differentiable by these alone.
+
+        Returns:
+            All tensors by name.
+
+        Raises:
+            UsageError: the mask has another number of coordinates.
+        """
         if values.shape != (self.count,):
-            raise UsageError(f"values have shape {tuple(values.shape)}, but the mask has k = {self.count} coordinates")
+            raise UsageError(f"values have shape {tuple(values.shape)}: use (k,) with the mask's k = {self.count}")
         placed = dict(parameters)
         # Nothing in place, and one split: torch.func differentiates by ``values``, and each slice would cost a k-vector.
         parts = values.split([len(index) for index in self.indices.values()])
@@ -170,12 +234,22 @@ class Mask:
         return placed
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the mask as safetensors: its indices packed (:mod:`stability.packing`), the shapes in the metadata."""
+        """Write the mask as safetensors, with its indices packed (:mod:`stability.packing`) and the shapes in the metadata.
+
+        Args:
+            path: the file.
+
+        Raises:
+            StabilityError: the file cannot be written.
+        """
         _save(path, {"indices": self._packed()}, {"kind": "mask", "shapes": json.dumps(self.shapes)})
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Mask:
         """Read a mask written by :meth:`save`.
+
+        Args:
+            path: the file.
 
         Raises:
             StabilityError: the file is missing, damaged or holds something else.
@@ -184,7 +258,7 @@ class Mask:
         return _mask_from(path, tensors, metadata)
 
     def _packed(self) -> Tensor:
-        """The indices over all tensors, one after the other in the order of ``shapes``, packed."""
+        """The indices, counted through all tensors in the order of ``shapes``, packed."""
         starts = dict(zip(self.shapes, accumulate(map(math.prod, self.shapes.values()), initial=0), strict=False))
         parts = [index + starts[name] for name, index in self.indices.items()]
         return pack(torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64), self.total)
@@ -192,16 +266,19 @@ class Mask:
 
 @dataclass(frozen=True, eq=False)
 class SparseDelta:
-    """What fine-tuning changed: the values that the masked coordinates of θ⁰ became, and the new head.
+    """What fine-tuning changed: the values of the masked coordinates, and the new head.
 
-    It *replaces*, it does not add: θ⁰ + (θ − θ⁰) is not θ in floating point, and a saved model must give the same
-    logits, bit for bit. :meth:`difference` gives θ − θ⁰.
+    A delta holds θ itself and not the difference θ − θ⁰, because θ⁰ + (θ − θ⁰) is not θ in floating point: a model that was saved
+    gives the same logits, bit for bit. :meth:`difference` gives θ − θ⁰.
 
     Attributes:
-        mask: the coordinates, over the pretrained tensors only.
-        values: (k,) their values after training.
-        base: :func:`fingerprint` of the θ⁰ that the delta belongs to.
-        head: tensors that θ⁰ has not, in full.
+        mask: the masked coordinates of the pretrained tensors.
+        values: their values after training, (k,).
+        base: the :func:`fingerprint` of the θ⁰ that the delta belongs to.
+        head: the tensors that θ⁰ lacks, in full.
+
+    Raises:
+        UsageError: the mask has another number of coordinates than there are values.
 
     Example:
         >>> base = {"w": torch.zeros(3)}
@@ -216,16 +293,25 @@ class SparseDelta:
     base: str
     head: Parameters = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.values.shape != (self.mask.count,):
+            raise UsageError(f"values have shape {tuple(self.values.shape)}: use (k,) with the mask's k = {self.mask.count}")
+
     def __repr__(self) -> str:
         head = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.head.items())
         return f"SparseDelta({self.mask}, base={self.base[:12]}…, head: {head or 'none'})"
 
     @classmethod
     def between(cls, pretrained: Parameters, tuned: Parameters, mask: Mask) -> SparseDelta:
-        """Read the delta off a tuned model.
+        """The delta that leads from θ⁰ to a tuned model.
+
+        Args:
+            pretrained: θ⁰ by name.
+            tuned: all tensors of the tuned model by name. Those that θ⁰ lacks are the new head.
+            mask: the coordinates that may differ.
 
         Raises:
-            StabilityError: a coordinate outside the mask differs from θ⁰ (compared bit by bit).
+            StabilityError: a coordinate outside the mask differs from θ⁰, compared bit by bit.
         """
         delta = cls(
             mask,
@@ -242,6 +328,12 @@ class SparseDelta:
     def apply(self, pretrained: Parameters) -> dict[str, Tensor]:
         """The tuned model.
 
+        Args:
+            pretrained: the θ⁰ that the delta belongs to.
+
+        Returns:
+            All tensors of the tuned model by name.
+
         Raises:
             StabilityError: ``pretrained`` is not the θ⁰ that the delta was made from.
         """
@@ -255,23 +347,27 @@ class SparseDelta:
         return {**self.mask.place(pretrained, self.values), **self.head}
 
     def difference(self, pretrained: Parameters) -> Tensor:
-        """θ − θ⁰ on the mask, (k,)."""
+        """The difference θ − θ⁰ at the masked coordinates, (k,).
+
+        Args:
+            pretrained: θ⁰ by name.
+        """
         return self.values - self.mask.gather(pretrained)
 
     def save(self, path: str | PathLike[str], dtype: torch.dtype | None = None) -> None:
-        """Write mask, values and head as safetensors, with the identity of θ⁰ in the metadata.
+        """Write mask, values and head as safetensors, with the fingerprint of θ⁰ in the metadata.
 
         Args:
             path: the file.
-            dtype: to round the masked values to, such as ``torch.bfloat16``; by default they are kept exactly. At a density
-                of 0.5 % an entry takes 5.2 bytes in single precision, 3.2 in 16 bits.
+            dtype: the type that the masked values are rounded to, such as ``torch.bfloat16``; by default they are kept exactly.
+                With p = 0.5 % a coordinate takes 5.2 bytes in single precision and 3.2 bytes in 16 bits.
 
         Raises:
-            UsageError: ``dtype`` is of whole numbers.
+            UsageError: ``dtype`` is no floating-point type.
             StabilityError: the file cannot be written.
         """
         if dtype is not None and not dtype.is_floating_point:
-            raise UsageError(f"dtype = {dtype} cannot hold the values of parameters: use torch.bfloat16 or torch.float16")
+            raise UsageError(f"dtype = {dtype}: use a floating-point type such as torch.bfloat16 or torch.float16")
         values = self.values.cpu().contiguous()
         tensors = {"indices": self.mask._packed(), "values": values if dtype is None else values.to(dtype)}
         tensors |= {f"head.{n}": t.cpu().contiguous() for n, t in self.head.items()}
@@ -283,13 +379,16 @@ class SparseDelta:
     def load(cls, path: str | PathLike[str]) -> SparseDelta:
         """Read a delta written by :meth:`save`.
 
+        Args:
+            path: the file.
+
         Raises:
             StabilityError: the file is missing, damaged or holds something else.
         """
         tensors, metadata = _load(path, "sparse delta")
         mask = _mask_from(path, tensors, metadata)
         values = tensors.get("values", torch.empty(0))
-        if len(values) != mask.count:
+        if values.shape != (mask.count,):
             raise StabilityError(f"{path} is damaged: {len(values)} values for k = {mask.count} coordinates; write it again")
         head = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
         dtype = getattr(torch, metadata.get("dtype", ""), values.dtype)

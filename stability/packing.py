@@ -1,4 +1,4 @@
-"""Sorted indices in few bytes: Elias–Fano coding, a bitmap, or nothing where all are there, whichever is least."""
+"""Sorted indices in few bytes: as Elias–Fano code or as a bitmap, whichever is shorter, or as nothing where none is missing."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ _HEADER = struct.Struct("<BBQ")  # coding, low bits an index, count
 
 
 def pack(indices: Tensor, size: int) -> Tensor:
-    """k distinct ascending integers of [0, size) as bytes: uint8.
+    """Pack k distinct ascending whole numbers from [0, size) into bytes.
 
-    Elias–Fano (Elias 1974; Fano 1971) keeps the lowest ⌊log₂(size/k)⌋ bits of each as they are and the rest as the gaps
-    of a bitmap: at most 2 + log₂(size/k) bits an index, while no code of random sets goes below log₂(size/k) + 1.44 (for
-    small k/size). From k/size of about a third on a bitmap is shorter. Ten bytes of header come on top.
+    Elias–Fano code (Elias 1974; Fano 1971) keeps the lowest ⌊log₂(size/k)⌋ bits of each index as they are, and the other bits as
+    the gaps of a bitmap. It takes at most 2 + log₂(size/k) bits for an index. For a random set with small k/size, no code takes
+    less than log₂(size/k) + 1.44 bits. A plain bitmap is shorter where k/size is above about a third. A header of ten bytes comes
+    on top.
 
     Args:
-        indices: (k,) int64.
-        size: of the set that they are from.
+        indices: the indices, int64 (k,). They must be ascending, distinct and in [0, size); this is not checked.
+        size: the number of possible indices.
+
+    Returns:
+        The bytes, uint8.
 
     Example:
         >>> len(pack(torch.arange(0, 1_000_000, 200), 1_000_000)) / 5000  # bytes an index, at a density of 0.5 %
@@ -47,10 +51,17 @@ def pack(indices: Tensor, size: int) -> Tensor:
 
 
 def unpack(code: Tensor, size: int) -> Tensor:
-    """The integers that :func:`pack` packed, ascending: (k,) int64.
+    """Unpack what :func:`pack` packed.
+
+    Args:
+        code: the bytes, uint8.
+        size: the number of possible indices, as it was for :func:`pack`.
+
+    Returns:
+        The indices, ascending, int64 (k,).
 
     Raises:
-        ValueError: the bytes are damaged, or of a set of another size.
+        ValueError: the bytes are damaged, or belong to another size.
 
     Example:
         >>> unpack(pack(torch.tensor([2, 3, 7]), 10), 10)
@@ -58,7 +69,7 @@ def unpack(code: Tensor, size: int) -> Tensor:
     """
     raw = code.numpy().tobytes()
     if len(raw) < _HEADER.size:
-        raise ValueError(f"{len(raw)} bytes of packed indices: at least {_HEADER.size} expected")
+        raise ValueError(f"{len(raw)} bytes of packed indices, and the header alone has {_HEADER.size}")
     coding, low, count = _HEADER.unpack_from(raw)
     body = np.frombuffer(raw, dtype=np.uint8, offset=_HEADER.size)
     if count > size or low > 62 or coding not in (_ALL, _BITMAP, _ELIAS_FANO):

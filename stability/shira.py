@@ -1,9 +1,9 @@
-"""Sparse deltas to and from the adapters that ``peft`` calls SHiRA (Bhardwaj et al. 2024), where those can hold them.
+"""Exchange sparse deltas with ``peft``, whose SHiRA adapters (Bhardwaj et al. 2024) can hold some of them.
 
-SHiRA keeps, for every ``nn.Linear`` that it changes, r · (in + out) coordinates of the weight, r the same for all, and the
-difference θ − θ⁰ at each. Nothing else fits: no bias, no LayerNorm, no embedding. The new head goes along in full.
+SHiRA changes weights of ``nn.Linear`` modules only: no bias, no LayerNorm, no embedding. For every matrix (out, in) that it changes
+it keeps the differences θ − θ⁰ at r · (in + out) coordinates, with the same r for all matrices. It keeps a new head in full.
 
-A mask alone, for peft to train, is the delta of a model that has not moved: ``SparseDelta.between(θ⁰, start, mask)``.
+To let peft train a mask, export the delta of a model that has not been trained: ``SparseDelta.between(θ⁰, start, mask)``.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ _ITS_OWN = "give the pretrained parameters that it was trained from"
 
 
 def export_shira(delta: SparseDelta, pretrained: Parameters, module: nn.Module, folder: str | PathLike[str]) -> None:
-    """Write a folder that ``peft.PeftModel.from_pretrained(model, folder)`` loads, giving the tuned model's logits.
+    """Write a delta as an adapter that ``peft.PeftModel.from_pretrained(model, folder)`` loads.
 
-    r is the least that fits every masked matrix. A matrix with fewer masked coordinates is filled up with its first
-    unmasked ones, at difference 0; they stand behind the masked ones, whose numbers are in the file's metadata, so that
-    :func:`import_shira` gives the same mask. Differences are in single precision (of a model in double precision, in
-    double): peft's θ⁰ + (θ − θ⁰) is θ up to two roundings, and θ itself wherever θ/θ⁰ lies in [½, 2].
+    r is the least number for which every matrix has room for its masked coordinates. A matrix with fewer of them is filled up with
+    its first unmasked coordinates, at difference 0. The metadata tell how many are masked, so that :func:`import_shira` gives the
+    same mask.
+
+    Differences are in single precision, or in double precision for such a model. So θ⁰ + (θ − θ⁰), which peft computes, is θ up to
+    two roundings, and exactly θ wherever θ/θ⁰ lies in [½, 2].
 
     Args:
-        delta: changes weights of ``nn.Linear`` modules only.
-        pretrained: the θ⁰ that it belongs to.
-        module: the model's structure, which tells an ``nn.Linear`` from an embedding, and which modules the new head is;
-            its parameters' values are not read and may be on the meta device.
-        folder: is made where it is missing.
+        delta: the delta; it may change weights of ``nn.Linear`` modules only.
+        pretrained: the θ⁰ that the delta belongs to, by name.
+        module: the model's structure. It tells which tensors are weights of an ``nn.Linear``, and which modules form the new head.
+            The values of its parameters are not read and may be on the meta device.
+        folder: where to write; it is made where it is missing.
 
     Raises:
         UsageError: peft is not installed, or SHiRA cannot hold the delta.
@@ -94,18 +96,21 @@ def export_shira(delta: SparseDelta, pretrained: Parameters, module: nn.Module, 
 
 
 def import_shira(folder: str | PathLike[str], pretrained: Parameters) -> SparseDelta:
-    """Read a SHiRA adapter, written by ``PeftModel.save_pretrained`` or :func:`export_shira`; peft is not needed.
+    """Read a SHiRA adapter that ``PeftModel.save_pretrained`` or :func:`export_shira` wrote. peft need not be installed.
 
-    The mask is every coordinate that peft trains, whatever its difference, without those that :func:`export_shira` filled
-    up with. Values are θ⁰ + difference. A module saved in full (``modules_to_save``) is masked in full where θ⁰ has it,
-    and else the new head.
+    The mask holds every coordinate that peft trains, whatever its difference, and none of those that :func:`export_shira` added to
+    fill up. The values are θ⁰ plus the differences. A module that was saved in full (``modules_to_save``) is masked in full where
+    θ⁰ has it, and is otherwise the new head.
 
     Args:
-        folder: of ``adapter_config.json`` and ``adapter_model.safetensors``.
+        folder: the folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
         pretrained: θ⁰, by the names that the model gives its parameters.
 
+    Returns:
+        The delta from ``pretrained``.
+
     Raises:
-        StabilityError: the folder is missing, damaged, of another method, or belongs to another model.
+        StabilityError: the folder is missing or damaged, holds another method's adapter, or belongs to another model.
 
     Example:
         >>> import_shira("no-such-folder", {})
@@ -155,7 +160,7 @@ def _least_r(mask: Mask, module: nn.Module) -> int:
 
 
 def _modules_of(head: Parameters, module: nn.Module) -> list[str]:
-    """The modules that peft must save in full to save the head, and nothing but the head."""
+    """The modules that peft must save in full, so that it saves the head and nothing else."""
     owners = {name.rpartition(".")[0] for name in head}
     saved = sorted(name for name in owners if not any(name.startswith(f"{other}.") for other in owners))
     # As peft looks for them: a name stands for every module whose name ends like it.
@@ -166,7 +171,7 @@ def _modules_of(head: Parameters, module: nn.Module) -> list[str]:
 
 
 def _flat(pairs: Tensor, difference: Tensor, shape: torch.Size, where: str) -> Tensor:
-    """Rows and columns as flat indices, one for each difference."""
+    """Flat indices from rows and columns, one for each difference."""
     if not difference.numel() or pairs.shape != (2, difference.numel()):
         found = f"{difference.numel()} differences at indices of shape {tuple(pairs.shape)}"
         raise StabilityError(f"{where} is damaged: {found}; write it again")
@@ -182,7 +187,7 @@ def _flat(pairs: Tensor, difference: Tensor, shape: torch.Size, where: str) -> T
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], str | None, dict[str, int]]:
-    """The tensors by their names in the model; of an exported delta also its θ⁰, and how many coordinates are masked."""
+    """The tensors by their names in the model; of an exported delta also the fingerprint of θ⁰ and the masked counts."""
     try:
         method = json.loads((folder / "adapter_config.json").read_text())["peft_type"]
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:

@@ -230,7 +230,8 @@ def _norms(problem: Problem, parameters: Parameters, examples: Examples, *, mask
     """‖∇ℓ_i‖₂ over all parameters and over the mask's, (N, 2), from one pass."""
     everything = Mask.full(parameters)
     mine = everything.contains(mask).to(next(iter(parameters.values())).device)
-    gradients = (block.double() for block in per_example_gradients(problem, parameters, examples, everything, memory_budget))
+    blocks = per_example_gradients(problem, parameters, examples, everything, memory_budget=memory_budget)
+    gradients = (block.double() for block in blocks)
     return torch.cat([torch.stack([block.norm(dim=1), block[:, mine].norm(dim=1)], 1) for block in gradients])
 
 

@@ -120,7 +120,8 @@ def _tell(problem: Problem) -> None:
 
 
 def _problem_settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in PROBLEM if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in PROBLEM if getattr(options, name) is not None}
+    return {"label_type" if name == "labels" else name: value for name, value in given.items()}
 
 
 def training_asked(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Gradients, curvature and influence of any problem, exact, in blocks that fit into memory."""
+"""Derivatives of any problem, exact and in blocks that fit into memory.
+
+Gradients and Jacobians of each example; the Hessian and the Gauss–Newton matrix by their products; and what leaving one example
+out changes to first order.
+"""
 
 from stability.derivatives.curvature import (
     Curvature,

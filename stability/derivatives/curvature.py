@@ -1,13 +1,13 @@
-"""Second derivatives by products alone: the Hessian or Gauss–Newton matrix, its extreme eigenvalues and diagonal.
+"""The Hessian and the Gauss–Newton matrix by their products with vectors, their extreme eigenvalues and their diagonal.
 
-Everything after :class:`Curvature` works on any :class:`SymmetricMatrix`. Products run in the parameters' precision,
-blocks of examples are added in float64, and what is made of them (Lanczos, means) is float64.
+All but :class:`Curvature` works on any :class:`SymmetricMatrix`. Products are computed in the parameters' precision. The sum over
+blocks of examples and everything that is computed from products is in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -18,6 +18,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
+from stability.checks import check_choice, check_positive, check_whole
 from stability.derivatives.gradients import blocks
 from stability.errors import UsageError
 from stability.masks import Mask, Parameters
@@ -34,39 +35,46 @@ __all__ = [
 ]
 
 _PROBES_AT_ONCE = 16
-_BASIS = 1 << 30  # bytes of Lanczos's basis
-_DENSE = 100  # up to so many rows the whole matrix is cheaper than Lanczos, and exact
+_BASIS = 1 << 30  # the most bytes of Lanczos's basis
+_DENSE = 100  # up to this many rows the whole matrix is cheaper than Lanczos, and exact
 
 
 class SymmetricMatrix(Protocol):
-    """A symmetric matrix known by its products."""
+    """A symmetric matrix that is known by its products with vectors."""
 
     @property
     def size(self) -> int:
-        """k, its number of rows."""
+        """The number k of rows."""
 
     def product(self, vectors: Tensor) -> Tensor:
-        """The matrix times each row of ``vectors`` (s, k), float64 on the CPU: (s, k)."""
+        """The product of the matrix with many vectors.
+
+        Args:
+            vectors: one vector in each row, (s, k), float64 on the CPU.
+
+        Returns:
+            One product in each row, (s, k), float64 on the CPU.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """∇²L or its Gauss–Newton part, where L is the *mean* of ℓ over ``examples``, restricted to a mask: H_II.
+    """The Hessian H_II of the mean loss, or its Gauss–Newton part, at the coordinates I of a mask.
 
-    The Hessian is Σ_i ∇²ℓ_i / N by reverse-over-reverse differentiation (Pearlmutter 1994). The Gauss–Newton matrix is
-    Σ_i J_iᵀ Λ_i J_i / N, J_i the Jacobian of the logits and Λ_i = ∂²ℓ/∂f² (Schraudolph 2002): the Hessian without the
-    curvature of the model itself, positive semidefinite where ℓ is convex in the logits.
+    The Hessian is Σ_i ∇²ℓ_i / N, by reverse-over-reverse differentiation (Pearlmutter 1994). The Gauss–Newton matrix is
+    Σ_i J_iᵀ Λ_i J_i / N with the Jacobian J_i of the logits and Λ_i = ∂²ℓ/∂f² (Schraudolph 2002). It is the Hessian without the
+    curvature of the model itself, and positive semidefinite where ℓ is convex in the logits.
 
     Attributes:
-        problem: gives ℓ.
-        parameters: all tensors of the model; where the matrix is taken.
-        examples: N of them.
-        mask: the k coordinates I; all by default, the head included.
+        problem: the problem whose loss ℓ is differentiated.
+        parameters: all tensors of the model, by name: the point at which the matrix is taken.
+        examples: the N examples.
+        mask: the k coordinates I; by default all, the head included.
         kind: ``hessian`` or ``gauss_newton``.
-        memory_budget: bytes for one block of examples; an eighth of what is free by default.
+        memory_budget: bytes that one block of examples may take; by default an eighth of what is free.
 
     Raises:
-        UsageError: an unknown kind, no examples, a mask that is empty or does not fit the parameters.
+        UsageError: the kind is unknown, there are no examples, or the mask is empty or does not fit the parameters.
 
     Example:
         >>> from stability.problems.solvable import linear_regression
@@ -80,38 +88,46 @@ class Curvature:
     parameters: Parameters = field(repr=False)
     examples: Examples
     mask: Mask | None = field(default=None, repr=False)
+    _: KW_ONLY
     kind: Literal["hessian", "gauss_newton"] = "hessian"
     memory_budget: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("hessian", "gauss_newton"):
-            raise UsageError(f"unknown kind of curvature {self.kind!r}: use 'hessian' or 'gauss_newton'")
+        check_choice(("hessian", "gauss_newton"), kind=self.kind)
+        check_whole(1, memory_budget=1 if self.memory_budget is None else self.memory_budget)
         if len(self.examples) == 0:
             raise UsageError("the curvature of no examples: give at least 1")
         if self.mask is not None:
             shapes = {name: tuple(tensor.shape) for name, tensor in self.parameters.items()}
             odd = [name for name in self.mask.indices if self.mask.shapes[name] != shapes.get(name)]
             if odd or self.mask.count == 0:
-                raise UsageError(f"the mask selects nothing of the parameters, or tensors that differ: {', '.join(odd) or 'empty'}")
+                wrong = f"tensors that the parameters lack or have in another shape: {', '.join(odd)}" if odd else "no coordinates"
+                raise UsageError(f"the mask selects {wrong}: use one of these parameters")
 
     @cached_property
     def coordinates(self) -> Mask:
-        """I."""
+        """The coordinates I, as a mask."""
         return Mask.full(self.parameters) if self.mask is None else self.mask
 
     @property
     def size(self) -> int:
-        """k."""
+        """The number k of coordinates, and of rows."""
         return self.coordinates.count
 
     def product(self, vectors: Tensor) -> Tensor:
-        """H v for each row v of ``vectors``: (s, k) → (s, k), float64 on the CPU.
+        """The product of the matrix with many vectors.
+
+        Args:
+            vectors: one vector in each row, (s, k).
+
+        Returns:
+            One product in each row, (s, k), float64 on the CPU.
 
         Raises:
-            UsageError: rows that do not have k entries.
+            UsageError: the rows do not have k entries.
         """
         if vectors.ndim != 2 or vectors.shape[1] != self.size:
-            raise UsageError(f"vectors have shape {tuple(vectors.shape)}: (s, k) with k = {self.size} expected")
+            raise UsageError(f"vectors have shape {tuple(vectors.shape)}: use (s, k) with k = {self.size}")
         rows = vectors.to(self._values)
         result = torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
         for multiply in self._multipliers(min(_PROBES_AT_ONCE, len(rows))):
@@ -127,10 +143,11 @@ class Curvature:
         return {}
 
     def _blocks(self, vectors: int) -> list[Examples]:
-        """The examples in blocks that leave room for so many vectors at once."""
+        """The examples in blocks that leave room for this many vectors at once."""
         if vectors not in self._splits:
-            at = (self.problem, self.parameters, self.examples.by_length(), self.coordinates, self.memory_budget)
-            self._splits[vectors] = list(blocks(*at, copies=vectors, at_most=len(self.examples)))
+            at = (self.problem, self.parameters, self.examples.by_length(), self.coordinates)
+            some = blocks(*at, memory_budget=self.memory_budget, copies=vectors, at_most=len(self.examples))
+            self._splits[vectors] = list(some)
         return self._splits[vectors]
 
     @cached_property
@@ -138,14 +155,14 @@ class Curvature:
         return self._multiplier(self.examples)
 
     def _multipliers(self, vectors: int) -> Iterator[Callable[[Tensor], Tensor]]:
-        """One a block; a single block's derivative is kept, for it serves every product."""
+        """One for each block. The derivative of a single block is kept, because every product needs it."""
         if len(self._blocks(vectors)) == 1:
             yield self._kept
         else:
             yield from map(self._multiplier, self._blocks(vectors))
 
     def _multiplier(self, block: Examples) -> Callable[[Tensor], Tensor]:
-        """(s, k) → (s, k), the *sum* over the block."""
+        """A function (s, k) → (s, k): the products with the *sum* over the block."""
 
         def logits(values: Tensor) -> Tensor:
             return self.problem.logits(self.coordinates.place(self.parameters, values), block.inputs)
@@ -179,14 +196,18 @@ class Curvature:
 
 @dataclass(frozen=True)
 class Eigenvalue:
-    """An extreme eigenvalue.
+    """The least or the greatest eigenvalue, as it was computed.
 
     Attributes:
-        value: the Ritz value, NaN where Lanczos did not converge. A least one is never below the true Λ_min, a greatest
-            one never above Λ_max, but for rounding.
-        residual: ‖Hv − value · v‖₂ for the unit Ritz vector v; some eigenvalue lies within it of ``value``.
-        products: matrix–vector products spent.
+        value: the Ritz value; NaN where Lanczos did not converge. Apart from rounding, the value for Λ_min is never below Λ_min,
+            and that for Λ_max never above Λ_max.
+        residual: ‖Hv − value · v‖₂ with the unit Ritz vector v. Some eigenvalue is at most this far from ``value``.
+        products: the number of matrix–vector products that it took.
         converged: whether Lanczos reached its tolerance.
+
+    Example:
+        >>> Eigenvalue(value=0.5, residual=1e-9, products=21, converged=True).value
+        0.5
     """
 
     value: float
@@ -196,21 +217,21 @@ class Eigenvalue:
 
 
 def least_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30) -> Eigenvalue:
-    """Λ_min by implicitly restarted Lanczos (Lehoucq & Sorensen 1996; scipy's ``eigsh``).
+    """The least eigenvalue Λ_min, by implicitly restarted Lanczos (Lehoucq & Sorensen 1996; scipy's ``eigsh``).
 
-    The start vector is fixed, so the same input gives the same answer. Up to 100 rows the whole matrix is made.
+    The start vector is fixed, so that the same input gives the same answer. A matrix of at most 100 rows is computed in full.
 
     Args:
-        matrix: of k rows.
-        tolerance: accuracy asked of ARPACK, relative to |Λ_min| + ‖Hv‖/‖v‖ for a random v.
-        max_restarts: of the recurrence, each about 20 products. The basis has 20 vectors; above k ≈ 6.7 million as many as take
-            one gigabyte, at least 4, and it is restarted the more often.
+        matrix: the matrix, with k rows.
+        tolerance: the error that is asked of ARPACK, relative to |Λ_min| + ‖Hv‖/‖v‖ for a random v.
+        max_restarts: how often Lanczos may be restarted, where each restart takes about 20 products. Above k ≈ 6.7 million the
+            basis of 20 vectors would take more than a gigabyte. It is then smaller, and may be restarted more often.
 
     Returns:
-        An :class:`Eigenvalue` whose ``converged`` is to be looked at: no convergence is no exception.
+        The eigenvalue. Check its ``converged``: where Lanczos does not converge, there is no exception.
 
     Raises:
-        UsageError: a tolerance that is not positive, or no restarts.
+        UsageError: the tolerance is no positive number, or ``max_restarts`` no whole number of at least 1.
 
     Example:
         >>> from stability.problems.solvable import linear_regression
@@ -222,10 +243,21 @@ def least_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_resta
 
 
 def greatest_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_restarts: int = 30) -> Eigenvalue:
-    """Λ_max, as :func:`least_eigenvalue` finds Λ_min; of a Hessian it is the sharpness, and b where ℓ is b-smooth.
+    """The greatest eigenvalue Λ_max, by implicitly restarted Lanczos (Lehoucq & Sorensen 1996; scipy's ``eigsh``).
+
+    Of a Hessian it is the sharpness, a lower estimate of the b for which L is b-smooth.
+
+    Args:
+        matrix: the matrix, with k rows.
+        tolerance: the error that is asked of ARPACK, relative to |Λ_max| + ‖Hv‖/‖v‖ for a random v.
+        max_restarts: how often Lanczos may be restarted, where each restart takes about 20 products; more often above
+            k ≈ 6.7 million, where the basis is smaller.
+
+    Returns:
+        The eigenvalue. Check its ``converged``: where Lanczos does not converge, there is no exception.
 
     Raises:
-        UsageError: a tolerance that is not positive, or no restarts.
+        UsageError: the tolerance is no positive number, or ``max_restarts`` no whole number of at least 1.
 
     Example:
         >>> from stability.problems.solvable import linear_regression
@@ -238,8 +270,8 @@ def greatest_eigenvalue(matrix: SymmetricMatrix, tolerance: float = 1e-2, max_re
 
 def _extreme(matrix: SymmetricMatrix, sign: float, tolerance: float, max_restarts: int) -> Eigenvalue:
     """The least eigenvalue of sign · matrix, times sign."""
-    if not tolerance > 0 or max_restarts < 1:
-        raise UsageError(f"tolerance = {tolerance}, max_restarts = {max_restarts}: use a positive number and at least 1")
+    check_positive(tolerance=tolerance)
+    check_whole(1, max_restarts=max_restarts)
     k, products = matrix.size, 0
 
     def apply(vector: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -279,9 +311,14 @@ class Diagonal:
     """An estimated diagonal.
 
     Attributes:
-        value: (k,).
-        standard_error: (k,), of the mean over probes: s/√probes with s the standard deviation (n − 1).
-        probes: how many.
+        value: the mean over the probes, float64 (k,).
+        standard_error: the standard error of each entry, float64 (k,): s/√probes, with the standard deviation s over the probes
+            (divisor probes − 1).
+        probes: the number of probes.
+
+    Example:
+        >>> Diagonal(value=torch.ones(2), standard_error=torch.zeros(2), probes=100).probes
+        100
     """
 
     value: Tensor
@@ -290,17 +327,20 @@ class Diagonal:
 
 
 def diagonal(matrix: SymmetricMatrix, probes: int = 100, seed: int = 0) -> Diagonal:
-    """diag(H) as the mean of z ⊙ Hz over independent z of ±1 (Hutchinson 1990; Bekas, Kokiopoulou & Saad 2007).
+    """Estimate the diagonal of a matrix H by the mean of z ⊙ Hz over random z of ±1 (Hutchinson 1990; Bekas et al. 2007).
 
-    Unbiased; one probe has variance Σ_{j≠i} H_ij² in entry i, so that a diagonal matrix is exact at once.
+    The estimate is unbiased. In entry i, one probe has the variance Σ_{j≠i} H_ij², so that a diagonal matrix is exact at once.
 
     Args:
-        matrix: of k rows.
-        probes: independent vectors, at least 2, so that there is a standard error.
-        seed: draws them.
+        matrix: the matrix, with k rows.
+        probes: the number of independent vectors z; at least 2, so that there is a standard error.
+        seed: draws the vectors.
+
+    Returns:
+        The diagonal with its standard error.
 
     Raises:
-        UsageError: fewer than 2 probes.
+        UsageError: ``probes`` is no whole number of at least 2.
 
     Example:
         >>> from stability.problems.solvable import linear_regression
@@ -308,8 +348,7 @@ def diagonal(matrix: SymmetricMatrix, probes: int = 100, seed: int = 0) -> Diago
         >>> diagonal(Curvature(p, p.pretrained, p.train), probes=2).value
         tensor([0.3333, 1.3333, 3.0000], dtype=torch.float64)
     """
-    if probes < 2:
-        raise UsageError(f"probes = {probes}: use at least 2, so that the estimate has a standard error")
+    check_whole(2, None, "the standard error needs two", probes=probes)
     draw = generator(seed, "probes")
     near: Tensor | float = 0.0  # the first probe's terms: squares of what is left do not cancel
     sums, squares = torch.zeros(2, matrix.size, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""First derivatives, example by example: gradients, their norms, Jacobians of the logits.
+"""First derivatives of each example: gradients, their norms, and Jacobians of the logits.
 
-All are taken by the k coordinates of a mask (by every coordinate where none is given), in the order of
-:meth:`Mask.slices <stability.masks.Mask.slices>`, and come block after block, so that memory stays within a budget.
+They are taken by the k coordinates of a mask, in the order of :meth:`Mask.slices <stability.masks.Mask.slices>`, or by all
+coordinates. They come in blocks of examples, so that memory stays within a budget.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
+from stability.checks import check_whole
 from stability.errors import UsageError
 from stability.machine import free_memory, kept_for_backward
 from stability.masks import Mask, Parameters
@@ -33,26 +34,22 @@ _LARGE = 1 << 22  # entries of the masked tensors beyond which, on a CPU, batche
 
 
 def per_example_gradients(
-    problem: Problem,
-    parameters: Parameters,
-    examples: Examples,
-    mask: Mask | None = None,
-    memory_budget: int | None = None,
+    problem: Problem, parameters: Parameters, examples: Examples, mask: Mask | None = None, *, memory_budget: int | None = None
 ) -> Iterator[Tensor]:
-    """∇ℓ_i at ``parameters``, block after block of examples.
+    """The gradient ∇ℓ_i of each example.
 
     Args:
-        problem: gives ℓ.
-        parameters: all tensors of the model.
-        examples: N of them.
-        mask: the k coordinates to differentiate by; all by default, the head included.
-        memory_budget: bytes that one block may take; an eighth of what is free by default.
+        problem: the problem whose loss ℓ is differentiated.
+        parameters: all tensors of the model, by name: the point at which the derivatives are taken.
+        examples: the N examples.
+        mask: the k coordinates to differentiate by; by default all, the head included.
+        memory_budget: bytes that one block may take; by default an eighth of what is free.
 
     Yields:
-        (B, k) in the parameters' precision, in the order of ``examples``.
+        The gradients of one block of examples, (B, k), in the parameters' precision and in the order of ``examples``.
 
     Raises:
-        UsageError: no examples.
+        UsageError: there are no examples, or the budget is no whole number of at least 1.
 
     Example:
         >>> from stability.problems import load
@@ -70,26 +67,27 @@ def per_example_gradients(
         return problem.losses(mask.place(parameters, values), one)[0]
 
     each = vmap(grad(loss), in_dims=(None, 0, 0))
-    for block in blocks(problem, parameters, examples, mask, memory_budget):
+    for block in blocks(problem, parameters, examples, mask, memory_budget=memory_budget):
         yield each(values, dict(block.inputs), block.labels)
 
 
 def per_example_jacobians(
-    problem: Problem,
-    parameters: Parameters,
-    examples: Examples,
-    mask: Mask | None = None,
-    memory_budget: int | None = None,
+    problem: Problem, parameters: Parameters, examples: Examples, mask: Mask | None = None, *, memory_budget: int | None = None
 ) -> Iterator[Tensor]:
-    """J_i = ∂f(x_i)/∂θ, the Jacobian of the logits at ``parameters``, block after block of examples.
+    """The Jacobian J_i = ∂f(x_i)/∂θ of the C logits of each example.
 
-    Args as for :func:`per_example_gradients`.
+    Args:
+        problem: the problem whose logits f are differentiated.
+        parameters: all tensors of the model, by name: the point at which the derivatives are taken.
+        examples: the N examples.
+        mask: the k coordinates to differentiate by; by default all, the head included.
+        memory_budget: bytes that one block may take; by default an eighth of what is free.
 
     Yields:
-        (B, C, k) in the parameters' precision, in the order of ``examples``.
+        The Jacobians of one block of examples, (B, C, k), in the parameters' precision and in the order of ``examples``.
 
     Raises:
-        UsageError: no examples.
+        UsageError: there are no examples, or the budget is no whole number of at least 1.
 
     Example:
         >>> from stability.problems import load
@@ -109,12 +107,12 @@ def per_example_jacobians(
 
     each = vmap(jacrev(logits), in_dims=(None, 0))
     classes = problem.logits(parameters, examples.take(slice(0, 1)).inputs).shape[1]
-    for block in blocks(problem, parameters, examples, mask, memory_budget, copies=classes):
+    for block in blocks(problem, parameters, examples, mask, memory_budget=memory_budget, copies=classes):
         yield each(values, dict(block.inputs))
 
 
 def _one_by_one(problem: Problem, parameters: Parameters, examples: Examples, mask: Mask) -> Iterator[Tensor]:
-    """The same, a backward pass for each example and class."""
+    """The Jacobians with one backward pass for each example and class."""
     if len(examples) == 0:
         raise UsageError("derivatives of no examples: give at least 1")
     leaves = {name: tensor.detach().requires_grad_(name in mask.indices) for name, tensor in parameters.items()}
@@ -128,7 +126,15 @@ def _one_by_one(problem: Problem, parameters: Parameters, examples: Examples, ma
 
 
 def slopes_and_bends(problem: Problem, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """∂ℓ/∂f (B, C) and ∂²ℓ/∂f² (B, C, C) of each example at its logits (B, C).
+    """The first and second derivatives of the loss ℓ by the logits, of each example.
+
+    Args:
+        problem: the problem whose loss ℓ is differentiated.
+        logits: f, (B, C).
+        labels: the labels, (B,).
+
+    Returns:
+        ∂ℓ/∂f, (B, C), and ∂²ℓ/∂f², (B, C, C).
 
     Example:
         >>> from stability.problems.solvable import linear_regression
@@ -144,24 +150,25 @@ def slopes_and_bends(problem: Problem, logits: Tensor, labels: Tensor) -> tuple[
 
 
 def gauss_newton_diagonals(
-    problem: Problem,
-    parameters: Parameters,
-    examples: Examples,
-    mask: Mask | None = None,
-    memory_budget: int | None = None,
+    problem: Problem, parameters: Parameters, examples: Examples, mask: Mask | None = None, *, memory_budget: int | None = None
 ) -> Iterator[Tensor]:
-    """diag(J_iᵀ Λ_i J_i) of each example, Λ_i = ∂²ℓ/∂f² at its logits: the exact diagonal, not an estimate.
+    """The exact diagonal of each example's Gauss–Newton matrix J_iᵀ Λ_i J_i, where Λ_i = ∂²ℓ/∂f².
 
-    The mean over the examples is the diagonal of the Gauss–Newton matrix of L (Schraudolph 2002), never negative
-    where ℓ is convex in the logits.
+    The mean over the examples is the diagonal of the Gauss–Newton matrix of L (Schraudolph 2002). It is never negative where ℓ is
+    convex in the logits.
 
-    Args as for :func:`per_example_gradients`.
+    Args:
+        problem: the problem whose loss ℓ is differentiated.
+        parameters: all tensors of the model, by name: the point at which the derivatives are taken.
+        examples: the N examples.
+        mask: the k coordinates to differentiate by; by default all, the head included.
+        memory_budget: bytes that one block may take; by default an eighth of what is free.
 
     Yields:
-        (B, k) in the parameters' precision, in the order of ``examples``.
+        The diagonals of one block of examples, (B, k), in the parameters' precision and in the order of ``examples``.
 
     Raises:
-        UsageError: no examples.
+        UsageError: there are no examples, or the budget is no whole number of at least 1.
 
     Example:
         >>> from stability.problems.solvable import linear_regression
@@ -172,7 +179,7 @@ def gauss_newton_diagonals(
                 [9., 0.]], dtype=torch.float64)
     """
     start = 0
-    for jacobian in per_example_jacobians(problem, parameters, examples, mask, memory_budget):
+    for jacobian in per_example_jacobians(problem, parameters, examples, mask, memory_budget=memory_budget):
         block = examples.take(slice(start, start + len(jacobian)))
         start += len(jacobian)
         _, bend = slopes_and_bends(problem, problem.logits(parameters, block.inputs).detach(), block.labels)
@@ -180,14 +187,24 @@ def gauss_newton_diagonals(
 
 
 def gradient_norms(
-    problem: Problem, parameters: Parameters, examples: Examples, mask: Mask | None = None, memory_budget: int | None = None
+    problem: Problem, parameters: Parameters, examples: Examples, mask: Mask | None = None, *, memory_budget: int | None = None
 ) -> Tensor:
-    """‖∇ℓ_i‖₂ over the coordinates of ``mask`` (all by default, head included), for each example: float64 (N,).
+    """The norm ‖∇ℓ_i‖₂ of each example's gradient.
 
-    The largest of them over the points at hand is the measured ρ: a lower estimate of the Lipschitz constant of ℓ.
+    The largest of them over the points at hand is the measured ρ, a lower estimate of the Lipschitz constant of ℓ.
+
+    Args:
+        problem: the problem whose loss ℓ is differentiated.
+        parameters: all tensors of the model, by name: the point at which the derivatives are taken.
+        examples: the N examples.
+        mask: the k coordinates to differentiate by; by default all, the head included.
+        memory_budget: bytes that one block may take; by default an eighth of what is free.
+
+    Returns:
+        The norms, float64 (N,).
 
     Raises:
-        UsageError: no examples.
+        UsageError: there are no examples, or the budget is no whole number of at least 1.
 
     Example:
         >>> from stability.problems import load
@@ -195,17 +212,24 @@ def gradient_norms(
         >>> gradient_norms(problem, problem.start(seed=0), problem.train).shape
         torch.Size([10])
     """
-    parts = per_example_gradients(problem, parameters, examples, mask, memory_budget)
+    parts = per_example_gradients(problem, parameters, examples, mask, memory_budget=memory_budget)
     return torch.cat([part.double().norm(dim=1) for part in parts])
 
 
 def mean_gradient(problem: Problem, parameters: Parameters, examples: Examples, memory_budget: int | None = None) -> Tensor:
-    """∇L = mean_i ∇ℓ_i over all coordinates, the head's included: float64 (K,), one backward pass a block of examples.
+    """The gradient ∇L = mean_i ∇ℓ_i over all coordinates, the head included, with one backward pass for each block of examples.
 
-    Args as for :func:`per_example_gradients`.
+    Args:
+        problem: the problem whose loss ℓ is differentiated.
+        parameters: all tensors of the model, by name: the point at which the gradient is taken.
+        examples: the N examples.
+        memory_budget: bytes that one block may take; by default an eighth of what is free.
+
+    Returns:
+        The gradient, in the order of ``parameters``: float64, one number for each entry.
 
     Raises:
-        UsageError: no examples.
+        UsageError: there are no examples, or the budget is no whole number of at least 1.
 
     Example:
         >>> from stability.problems import load
@@ -220,7 +244,7 @@ def mean_gradient(problem: Problem, parameters: Parameters, examples: Examples, 
     first = next(iter(parameters.values()))
     result = torch.zeros(sum(leaf.numel() for leaf in leaves.values()), dtype=torch.float64, device=first.device)
     sums = result.split([leaf.numel() for leaf in leaves.values()])
-    size = _block_size(problem, parameters, examples, list(parameters), memory_budget, copies=1, vectors=0)
+    size = _block_size(problem, parameters, examples, list(parameters), memory_budget=memory_budget, copies=1, vectors=0)
     places = size * examples.longest(slice(None))
     for _, block in examples.blocks(min(size, 256), min(places, 2048)):
         parts = torch.autograd.grad(problem.losses(leaves, block).sum(), list(leaves.values()), materialize_grads=True)
@@ -230,7 +254,13 @@ def mean_gradient(problem: Problem, parameters: Parameters, examples: Examples, 
 
 
 def total(parts: Iterator[Tensor]) -> Tensor:
-    """The sum over all examples of all blocks (B, k), one block at a time: float64 (k,).
+    """Add up blocks over all their examples, one block at a time.
+
+    Args:
+        parts: the blocks, (B, k) each, as :func:`per_example_gradients` yields them.
+
+    Returns:
+        The sum, float64 (k,).
 
     Example:
         >>> total(iter([torch.ones(2, 3), torch.ones(1, 3)]))
@@ -248,17 +278,30 @@ def blocks(
     parameters: Parameters,
     examples: Examples,
     mask: Mask,
+    *,
     memory_budget: int | None = None,
     copies: int = 1,
     at_most: int = 256,
 ) -> Iterator[Examples]:
-    """``examples`` in order, in blocks small enough that a derivative of each example fits in ``memory_budget`` bytes.
+    """Split examples into blocks so small that the derivatives of a block fit into a memory budget.
 
-    An example is reckoned to take, ``copies`` times, four times what its forward pass keeps for the backward pass
-    (measured on the longest), and four vectors in the size of the masked tensors; ``at_most`` examples at once.
+    One derivative is assumed to take four times what the forward pass of the longest example keeps for its backward pass, which is
+    measured, and four vectors of the size of the masked tensors.
+
+    Args:
+        problem: the problem whose loss ℓ is differentiated.
+        parameters: all tensors of the model, by name.
+        examples: the N examples.
+        mask: the coordinates to differentiate by.
+        memory_budget: bytes that one block may take; by default an eighth of what is free. A block has at least one example.
+        copies: how many derivatives of each example are computed at once.
+        at_most: the most examples in a block.
+
+    Yields:
+        The examples of one block, in the order of ``examples``.
 
     Raises:
-        UsageError: no examples.
+        UsageError: there are no examples, or a number is no whole number of at least 1.
 
     Example:
         >>> from stability.problems import load
@@ -267,7 +310,9 @@ def blocks(
         >>> [len(block) for block in blocks(problem, start, problem.train, Mask.full(start), at_most=4)]
         [4, 4, 2]
     """
-    size = min(at_most, _block_size(problem, parameters, examples, list(mask.indices), memory_budget, copies))
+    check_whole(1, copies=copies, at_most=at_most)
+    size = _block_size(problem, parameters, examples, list(mask.indices), memory_budget=memory_budget, copies=copies)
+    size = min(at_most, size)
     for start in range(0, len(examples), size):
         yield examples.take(slice(start, start + size))
 
@@ -277,6 +322,7 @@ def _block_size(
     parameters: Parameters,
     examples: Examples,
     masked: Sequence[str],
+    *,
     memory_budget: int | None,
     copies: int,
     vectors: int = 1,
@@ -284,6 +330,7 @@ def _block_size(
     """How many examples fit where one differentiates by the ``masked`` tensors; with ``vectors=0`` they share one gradient."""
     if len(examples) == 0:
         raise UsageError("derivatives of no examples: give at least 1")
+    check_whole(1, memory_budget=1 if memory_budget is None else memory_budget)
     leaves = {n: t.detach().requires_grad_(n in masked) for n, t in parameters.items()}
     longest = torch.arange(len(examples)) if examples.lengths is None else examples.lengths.argsort(descending=True)
     forward: Callable[[int], object] = lambda size: problem.losses(leaves, examples.take(longest[:size]))  # noqa: E731

@@ -1,13 +1,13 @@
-"""What leaving one example out does to first order: linear systems with a curvature, and the changes that they give."""
+"""What leaving one example out changes, to first order: linear systems with the curvature, and the changes of the loss."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from stability.checks import check_number, check_positive, check_whole
 from stability.derivatives.curvature import Curvature, SymmetricMatrix
 from stability.derivatives.gradients import per_example_gradients, total
 from stability.errors import MeasurementError, UsageError
@@ -17,25 +17,25 @@ from stability.problems.problem import Examples
 __all__ = ["first_order_changes", "solve"]
 
 
-def solve(matrix: SymmetricMatrix, vectors: Tensor, shift: float = 0.0, tolerance: float = 1e-6, max_steps: int = 1000) -> Tensor:
-    """(H + shift · I)⁻¹ v for each row v, by conjugate gradients for all rows at once (Hestenes & Stiefel 1952).
-
-    scipy's ``cg`` takes one v at a time, and products with many vectors at once are what is cheap here.
+def solve(
+    matrix: SymmetricMatrix, vectors: Tensor, *, shift: float = 0.0, tolerance: float = 1e-6, max_steps: int = 1000
+) -> Tensor:
+    """Solve (H + shift · I) x = v for many v at once, by conjugate gradients (Hestenes & Stiefel 1952).
 
     Args:
-        matrix: H, with H + shift · I positive definite.
-        vectors: (s, k).
-        shift: 2λ for a ridge λ‖θ − θ⁰‖².
-        tolerance: ‖residual‖ relative to ‖v‖.
-        max_steps: for each v.
+        matrix: H, (k, k), such that H + shift · I is positive definite.
+        vectors: one v in each row, (s, k).
+        shift: what is added to the diagonal: 2λ for a ridge λ‖θ − θ⁰‖².
+        tolerance: the norm of the residual at which to stop, relative to ‖v‖.
+        max_steps: the most steps, each of one product for each v.
 
     Returns:
-        (s, k) float64 on the CPU.
+        One x in each row, (s, k), float64 on the CPU.
 
     Raises:
-        UsageError: vectors that do not have k entries, or a shift that is not finite.
-        MeasurementError: no convergence, a true residual ten times what was asked, because the precision of the products
-            is used up, or a direction along which H + shift · I is not positive.
+        UsageError: the vectors do not have k finite entries, or a number is out of range.
+        MeasurementError: the steps did not suffice, H + shift · I is not positive along some direction, or the true residual is
+            above ten times the tolerance because the products are not precise enough.
 
     Example:
         >>> import numpy as np
@@ -45,11 +45,13 @@ def solve(matrix: SymmetricMatrix, vectors: Tensor, shift: float = 0.0, toleranc
         tensor([[1., 1.]], dtype=torch.float64)
     """
     if vectors.ndim != 2 or vectors.shape[1] != matrix.size:
-        raise UsageError(f"vectors have shape {tuple(vectors.shape)}: (s, k) with k = {matrix.size} expected")
-    if not math.isfinite(shift):
-        raise UsageError(f"shift = {shift}: use a finite number")
+        raise UsageError(f"vectors have shape {tuple(vectors.shape)}: use (s, k) with k = {matrix.size}")
+    check_number(shift=shift)
+    check_positive(tolerance=tolerance)
+    check_whole(1, max_steps=max_steps)
     if not bool(torch.isfinite(vectors).all()):
-        raise UsageError("vectors: some entries are not finite")
+        raise UsageError("vectors: some entries are not finite; use finite numbers")
+    # scipy's cg takes one v at a time, and here products with many vectors at once are cheap.
     sizes = vectors.double().cpu().norm(dim=1, keepdim=True)
     residual = vectors.double().cpu() / torch.where(sizes > 0, sizes, 1.0)  # of unit norm, so that no square underflows
     unit = residual
@@ -88,21 +90,25 @@ def solve(matrix: SymmetricMatrix, vectors: Tensor, shift: float = 0.0, toleranc
 def first_order_changes(
     hessian: Curvature, ridge: float = 0.0, left_out: Sequence[int] | None = None, tolerance: float = 1e-4
 ) -> Tensor:
-    """ℓ_i(A(Sⁱ)) − ℓ_i(A(S)) to first order, for many i at once, from A(S) alone: float64 (a,).
+    """The first-order approximation of ℓ_i(A(Sⁱ)) − ℓ_i(A(S)), for many i at once, from A(S) alone.
 
-    (g_i − ḡ)ᵀ (H_II + 2λI)⁻¹ g_i / (n − 1), with g_i = ∇_I ℓ_i, ḡ their mean: the step from A(S), the minimiser of
-    L + λ‖θ − θ⁰‖² over I, towards that of the mean over the n − 1 examples that remain, with the curvature of all n (Koh &
-    Liang 2017's influence on the own loss, for this normalisation). Exact to first order in what one example weighs; not
-    an upper bound.
+    A(S) minimises L + λ‖θ − θ⁰‖² over the coordinates I, where L is the mean loss over the n examples. With g_i = ∇_I ℓ_i and their
+    mean ḡ, the change is (g_i − ḡ)ᵀ (H_II + 2λI)⁻¹ g_i / (n − 1). It is the influence of an example on its own loss (Koh & Liang
+    2017), for the mean over the n − 1 examples that remain. It is exact to first order in the weight of one example, and no upper
+    bound.
 
     Args:
-        hessian: of the mean loss over S at A(S), restricted to I.
-        ridge: λ.
-        left_out: the a examples i; all n by default.
-        tolerance: of the conjugate gradients, and so about the relative error of the result.
+        hessian: the Hessian of the mean loss over S at A(S), restricted to I.
+        ridge: the λ of A.
+        left_out: the indices i of the examples that are left out, a of them; by default all n.
+        tolerance: the relative residual of the conjugate gradients, and so about the relative error of the result.
+
+    Returns:
+        The change of each example's loss, float64 (a,), in the unit of ℓ.
 
     Raises:
-        UsageError: fewer than 2 examples, or one left out that there is not.
+        UsageError: there are fewer than 2 examples, ``left_out`` is empty or names an example that does not exist, or a number is
+            out of range.
         MeasurementError: H_II + 2λI is not positive definite, or conjugate gradients did not converge.
 
     Example:
@@ -113,22 +119,22 @@ def first_order_changes(
         tensor([1., 1.], dtype=torch.float64)
     """
     n = len(hessian.examples)
-    if n < 2:
-        raise UsageError(f"n = {n}: leaving one out needs n ≥ 2")
+    check_whole(2, None, "one example is left out", n=n)
+    check_number(ridge=ridge)
     chosen = torch.arange(n) if left_out is None else torch.as_tensor(left_out, dtype=torch.int64)
     if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < n:
-        raise UsageError(f"left_out = {chosen.tolist()}: use indices of the n = {n} examples, 0 to {n - 1}")
+        raise UsageError(f"left_out = {chosen.tolist()}: use indices from 0 to {n - 1} (S has n = {n} examples)")
 
     def gradients(examples: Examples) -> Iterator[Tensor]:
-        at = (hessian.problem, hessian.parameters, examples, hessian.coordinates, hessian.memory_budget)
-        return (block.double().cpu() for block in per_example_gradients(*at))
+        at = (hessian.problem, hessian.parameters, examples, hessian.coordinates)
+        return (block.double().cpu() for block in per_example_gradients(*at, memory_budget=hessian.memory_budget))
 
     if len(chosen) == 0:
-        raise UsageError("left_out is empty: name at least 1 example")
+        raise UsageError("left_out = []: use at least 1 example")
     mean = total(gradients(hessian.examples)) / n
     at_once = max(1, free_memory(torch.device("cpu")) // (64 * 8 * hessian.size))  # conjugate gradients hold 8 vectors each
     parts = [
-        ((part - mean) * solve(hessian, part, 2 * ridge, tolerance)).sum(1)
+        ((part - mean) * solve(hessian, part, shift=2 * ridge, tolerance=tolerance)).sum(1)
         for block in gradients(hessian.examples.take(chosen))
         for part in block.split(at_once)
     ]

@@ -1,9 +1,10 @@
-"""How a model is told which tokens it may attend to: the form of the mask that it is called with.
+"""The form of the attention mask that a model is called with.
 
-Transformers makes the masks of its layers from one ``attention_mask`` (B, T), in code that looks at the mask's values and
-therefore cannot always run under ``torch.func.vmap``. A mask that is made already passes through that code untouched; but
-which form a model then takes, and whether it still means the same (a causal model, or one with sliding windows, ignores
-its own rule), differs. So :mod:`stability.problems.pretrained` chooses by comparison with the plain model.
+transformers makes the masks of its layers from one ``attention_mask`` (B, T). The code that does so looks at the mask's values,
+and so it cannot always run under ``torch.func.vmap``. A mask that is already in the layers' form passes through that code as it
+is. But models differ in the form that they accept, and some then ignore their own rule: a causal model may look ahead, or one
+with sliding windows beyond its window. So :func:`stability.problems.pretrained.agreeing` tries each form and compares with the
+plain model.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ class Attention:
     """The form in which ``attention_mask`` reaches the model.
 
     Attributes:
-        additive: as a float (B, 1, T, T): 0 where query t may see key s, the least finite number where not; otherwise as it
-            is, (B, T).
-        causal: with ``additive``: only s ≤ t may be seen.
-        window: with ``additive``: one such mask for each kind of layer, as a dictionary; layers of kind
-            ``sliding_attention`` see only |s − t| ≤ window.
+        additive: if true, the mask becomes a float tensor (B, 1, T, T) that is 0 where query t may see key s and the least finite
+            number elsewhere. If false, it stays (B, T).
+        causal: with ``additive``, query t may see only keys s ≤ t.
+        window: with ``additive``, the model gets a dictionary with one mask for each kind of layer. In layers of kind
+            ``sliding_attention`` query t may see only keys with |s − t| ≤ window. None: all layers get the same mask.
 
     Example:
         >>> mask = {"attention_mask": torch.tensor([[1, 1, 0]])}
@@ -42,7 +43,15 @@ class Attention:
     window: int | None = None
 
     def prepare(self, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
-        """What the model is called with; ``dtype`` is that of its parameters."""
+        """Put the attention mask into this form.
+
+        Args:
+            inputs: the inputs by name; ``attention_mask`` (B, T) is 1 for tokens and 0 for padding. It may be missing.
+            dtype: the type of the model's parameters.
+
+        Returns:
+            The inputs that the model is called with; all but ``attention_mask`` are as they were.
+        """
         prepared: dict[str, Any] = dict(inputs)
         mask = inputs.get("attention_mask")
         if not self.additive or mask is None:

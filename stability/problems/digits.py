@@ -1,57 +1,61 @@
-"""The embedded problem: a small vision transformer that knows the digits 0 to 4 learns the digits 5 to 9.
+"""The problem that comes with its data and weights: a small vision transformer that knows the digits 0 to 4 learns 5 to 9.
 
-Data: the 8 × 8 handwritten digits of scikit-learn (UCI, 1 797 images). Model: ``ViTForImageClassification`` of
-transformers, 4 × 4 patches, three layers of width 32, pretrained on the digits 0 to 4 by :func:`pretrain`
-(``make weights`` writes the file that is shipped). Nothing is downloaded.
+The data are the 8 × 8 handwritten digits of scikit-learn (UCI, 1797 images). The model is ``ViTForImageClassification`` of
+transformers with patches of 4 × 4 and three layers of width 32, pretrained on the digits 0 to 4 by :func:`pretrain`;
+``make weights`` writes the file that is shipped. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import ViTConfig, ViTForImageClassification
 
-from stability.errors import UsageError
+from stability.checks import check_whole
 from stability.masks import Parameters
 from stability.problems.metrics import accuracy, cross_entropies
 from stability.problems.problem import Examples, ModuleLogits, Problem, TrainingDefaults, generator
 
-__all__ = ["WEIGHTS", "load", "pretrain", "write_weights"]
+# transformers and scikit-learn take seconds to import, so each function below imports what it needs: other problems never do.
+if TYPE_CHECKING:
+    from transformers import ViTConfig, ViTForImageClassification
+
+__all__ = ["WEIGHTS", "load_digits", "pretrain", "write_weights"]
 
 WEIGHTS = Path(__file__).with_name("digits_vit.safetensors")
+"""The file of pretrained weights that is shipped."""
 CLASSES = 5
 TRAINING = TrainingDefaults(steps=150, batch_size=20, learning_rate=3e-3)
 _HELD_OUT = 5  # pretraining holds out every fifth image of its digits
 
 
-def load(n: int = 100, seed: int = 0) -> Problem:
-    """Fine-tune the shipped transformer on n images of the digits 5 to 9; all others of those digits are the test set.
+def load_digits(n: int = 100, seed: int = 0) -> Problem:
+    """Fine-tune the shipped transformer on n images of the digits 5 to 9. All other images of these digits are the test set.
 
-    ℓ is the cross-entropy in nats, the metric accuracy. The head is a new linear layer 32 → 5: weights
-    N(0, 0.02²), biases 0.
+    The loss ℓ is the cross-entropy in nats, and the metric is accuracy. The new head is a linear layer 32 → 5 with weights
+    from N(0, 0.02²) and biases 0.
 
     Args:
         n: size of S, drawn at random without replacement.
         seed: draws S.
 
     Raises:
-        UsageError: n < 2, or so large that nothing is left to test on.
+        UsageError: n is below 2, or so large that no image is left to test on, or the seed is no whole number of at least 0.
 
     Example:
-        >>> problem = load(n=20)
+        >>> problem = load_digits(n=20)
         >>> problem.n, problem.m, sum(t.numel() for t in problem.head(0).values())
         (20, 26432, 165)
     """
     examples = _images(5)
-    if not 2 <= n < len(examples):
-        raise UsageError(f"n = {n} training examples: digits has {len(examples)} images of 5 to 9, use 2 ≤ n < {len(examples)}")
+    check_whole(2, len(examples) - 1, f"digits has {len(examples)} images of 5 to 9 for S and the test set", n=n)
+    check_whole(0, seed=seed)
     order = torch.randperm(len(examples), generator=generator(seed, "sample"))
     return Problem(
         name="digits",
@@ -73,11 +77,27 @@ def load(n: int = 100, seed: int = 0) -> Problem:
 def pretrain(seed: int = 0, steps: int = 600) -> tuple[dict[str, Tensor], float]:
     """Train the transformer on four fifths of the digits 0 to 4.
 
-    AdamW, learning rate 3e-3 falling linearly to 0, weight decay 0.01, batches of 64.
+    It uses AdamW with a learning rate that falls linearly from 3e-3 to 0, weight decay 0.01 and batches of 64.
+
+    Args:
+        seed: draws the initial parameters and the batches.
+        steps: number of optimizer steps.
 
     Returns:
-        The encoder's parameters (the old head is dropped) and the accuracy on the last fifth.
+        The parameters without the old head, by name, and the accuracy on the last fifth.
+
+    Raises:
+        UsageError: seed or steps is out of range.
+
+    Example:
+        >>> parameters, accuracy = pretrain(steps=1)
+        >>> sum(tensor.numel() for tensor in parameters.values())
+        26432
     """
+    from transformers import ViTForImageClassification
+
+    check_whole(0, seed=seed)
+    check_whole(1, steps=steps)
     examples = _images(0)
     held_out = torch.arange(len(examples)) % _HELD_OUT == 0
     train, test = examples.take(~held_out), examples.take(held_out)
@@ -99,7 +119,11 @@ def pretrain(seed: int = 0, steps: int = 600) -> tuple[dict[str, Tensor], float]
 
 
 def write_weights(file: Path = WEIGHTS) -> None:
-    """Pretrain and write the file that is shipped; what the shipped one reached is in its metadata."""
+    """Pretrain, write the parameters as safetensors and print what was reached; the accuracy is in the file's metadata too.
+
+    Args:
+        file: where to write; by default the file that is shipped.
+    """
     parameters, accuracy = pretrain()
     save_file(parameters, file, {"kind": "pretrained", "digits": "0-4", "held_out_accuracy": repr(accuracy)})
     count = sum(tensor.numel() for tensor in parameters.values())
@@ -107,6 +131,8 @@ def write_weights(file: Path = WEIGHTS) -> None:
 
 
 def _config() -> ViTConfig:
+    from transformers import ViTConfig
+
     return ViTConfig(
         image_size=8,
         patch_size=4,
@@ -127,7 +153,9 @@ def _config() -> ViTConfig:
 @cache
 def _images(first: int) -> Examples:
     """The images of the five digits from ``first`` on: pixels in [0, 1], (N, 1, 8, 8)."""
-    data = load_digits()
+    from sklearn import datasets
+
+    data = datasets.load_digits()
     images = torch.tensor(data.images / 16.0, dtype=torch.float32).unsqueeze(1)
     labels = torch.tensor(data.target, dtype=torch.int64) - first
     mine = (labels >= 0) & (labels < CLASSES)
@@ -137,6 +165,8 @@ def _images(first: int) -> Examples:
 @cache
 def _model() -> ViTForImageClassification:
     """The structure only: its weights are never read."""
+    from transformers import ViTForImageClassification
+
     with torch.device("meta"):
         return ViTForImageClassification(_config()).eval()
 

@@ -1,4 +1,4 @@
-"""Of logits and labels: the loss of each example, and metrics, the larger the better, from scikit-learn and scipy."""
+"""Losses of each example and metrics of all, from logits (B, C) and labels (B,). Of a metric, larger is better."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import f1_score, matthews_corrcoef
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+# scikit-learn and scipy.stats are slow to import, and few problems have a metric of theirs: each metric imports its own.
 
 __all__ = [
     "METRICS",
@@ -24,7 +24,14 @@ __all__ = [
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """−log softmax(f)_y of each example, in nats: (B, C), (B,) → (B,).
+    """The cross-entropy −log softmax(f)_y of each example, in nats.
+
+    Args:
+        logits: f, (B, C).
+        labels: the classes y as whole numbers, int64 (B,).
+
+    Returns:
+        The losses, (B,).
 
     Example:
         >>> import torch
@@ -35,7 +42,14 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def squared_errors(logits: Tensor, labels: Tensor) -> Tensor:
-    """(f − y)² of each example: (B, 1), (B,) → (B,).
+    """The squared error (f − y)² of each example.
+
+    Args:
+        logits: f, (B, 1).
+        labels: the numbers y, (B,).
+
+    Returns:
+        The losses, (B,).
 
     Example:
         >>> import torch
@@ -46,7 +60,11 @@ def squared_errors(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of examples whose largest logit is the label's.
+    """The fraction of examples whose largest logit is that of their label.
+
+    Args:
+        logits: (B, C).
+        labels: the classes as whole numbers, (B,).
 
     Example:
         >>> import torch
@@ -57,7 +75,15 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def commonest_class(labels: Tensor, outputs: int, count: int) -> Tensor:
-    """Logits (count, outputs) that name the commonest of ``labels`` whatever the input: what a metric is to be compared with.
+    """Logits that predict the commonest class for every input: a constant prediction that a metric can be compared with.
+
+    Args:
+        labels: the training labels as whole numbers, (N,).
+        outputs: number of classes, C.
+        count: number of predictions, B.
+
+    Returns:
+        The number of labels in each class, repeated: (B, C).
 
     Example:
         >>> import torch
@@ -68,37 +94,55 @@ def commonest_class(labels: Tensor, outputs: int, count: int) -> Tensor:
 
 
 def matthews(logits: Tensor, labels: Tensor) -> float:
-    """Matthews's correlation of predicted and true classes (CoLA), 0 where all predictions are one class.
+    """Matthews's correlation of predicted and true classes, the metric of CoLA. It is 0 where all predictions are one class.
+
+    Args:
+        logits: (B, C).
+        labels: the classes as whole numbers, (B,).
 
     Example:
         >>> import torch
         >>> matthews(torch.eye(2), torch.tensor([0, 1]))
         1.0
     """
+    from sklearn.metrics import matthews_corrcoef
+
     return float(matthews_corrcoef(labels.cpu().numpy(), logits.argmax(-1).cpu().numpy()))
 
 
 def accuracy_and_f1(logits: Tensor, labels: Tensor) -> float:
-    """The mean of accuracy and F1 of the last class (MRPC); F1 is 0 where that class is neither there nor predicted.
+    """The mean of accuracy and F1, the metric of MRPC. The positive class is the last one; F1 is 0 where it never occurs.
+
+    Args:
+        logits: (B, C).
+        labels: the classes as whole numbers, (B,).
 
     Example:
         >>> import torch
         >>> accuracy_and_f1(torch.eye(2), torch.tensor([0, 1]))
         1.0
     """
+    from sklearn.metrics import f1_score
+
     positive = logits.shape[-1] - 1
     pair = labels.cpu().numpy() == positive, logits.argmax(-1).cpu().numpy() == positive
     return (accuracy(logits, labels) + float(f1_score(*pair, zero_division=0.0))) / 2
 
 
 def pearson_and_spearman(logits: Tensor, labels: Tensor) -> float:
-    """The mean of Pearson's and Spearman's correlation of the only logit with the label (STS-B), 0 where either is constant.
+    """The mean of Pearson's and Spearman's correlation of logit and label, the metric of STS-B. It is 0 where one is constant.
+
+    Args:
+        logits: (B, 1).
+        labels: numbers, (B,).
 
     Example:
         >>> import torch
         >>> round(pearson_and_spearman(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0.1, 0.2, 0.3])), 6)
         1.0
     """
+    from scipy.stats import pearsonr, spearmanr
+
     found, true = logits[:, 0].double().cpu().numpy(), labels.double().cpu().numpy()
     if np.ptp(found) == 0 or np.ptp(true) == 0:
         return 0.0
@@ -111,4 +155,4 @@ METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "mean of accuracy and F1": accuracy_and_f1,
     "mean of Pearson and Spearman": pearson_and_spearman,
 }
-"""Metric by the name that tables and figures give it."""
+"""The metrics by the names that tables and figures give them."""

@@ -1,4 +1,4 @@
-"""Any sequence classifier of transformers as a function of its parameters: θ⁰, what is new, and how to call it."""
+"""Any sequence classifier of transformers as a function of its parameters: θ⁰, the new head, and the form that vmap can run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from stability.checks import check_whole
 from stability.errors import UsageError
 from stability.masks import Parameters, fingerprint
 from stability.problems.attention import Attention
@@ -33,22 +34,23 @@ _LOCAL = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Pretrained:
-    """A pretrained model with a new head.
+    """A pretrained model with a new head, as :func:`load_pretrained` loads it.
 
     Attributes:
         name: the last two parts of the folder's path, or the name on the hub.
-        parameters: θ⁰, what the checkpoint holds of the model but for the layer that gives the logits.
-        new_head: generator → the tensors that θ⁰ lacks, initialised as transformers initialises them.
-        network: transformers' module without its values, with the attention kernel that transformers chose.
-        tokenizer: of transformers.
+        parameters: θ⁰: all parameters that the checkpoint holds, without the layer that gives the logits.
+        new_head: a function from a generator to the tensors that θ⁰ lacks, initialised as transformers initialises them.
+        network: the module of transformers without the values of its parameters. Its attention kernel is the one that
+            transformers chose.
+        tokenizer: the tokenizer of transformers.
         max_length: the most tokens that the model can take.
-        vocabulary: how many different tokens it knows.
-        fingerprint: of θ⁰.
-        architecture: SHA-256 of the configuration, without names, paths and versions.
-        notes: what the checkpoint lacks, in words.
-        agreed: what :func:`agreeing` found, by the content of its inputs: every cell of a study asks for the same again.
+        vocabulary: the number of different tokens that it knows.
+        fingerprint: SHA-256 of θ⁰.
+        architecture: SHA-256 of the configuration without names, paths and versions.
+        notes: what the checkpoint lacks, one sentence each.
+        agreed: a cache: what :func:`agreeing` found, by the content of its inputs. Every cell of a study asks for the same.
     """
 
     name: str
@@ -67,18 +69,27 @@ class Pretrained:
 def load_pretrained(model: str | os.PathLike[str], outputs: int) -> Pretrained:
     """Load a model for sequence classification or regression from a folder or by its name on the Hugging Face hub.
 
-    Weights are read from safetensors alone, in single precision, and no code that comes with a model is ever run. The head is
-    found generally: it is every parameter whose shape depends on the number of labels (the layer that gives the
-    logits is never kept), and every one that the checkpoint lacks. All others are θ⁰, an old head's inner layers too.
+    Weights are read from safetensors alone, in single precision. No code that comes with a model is ever run. The new head
+    consists of every parameter whose shape depends on the number of labels, so that the layer that gives the logits is always
+    new, and of every parameter that the checkpoint lacks. All other parameters are θ⁰, the inner layers of an old head too.
 
     Args:
-        model: folder, or name on the hub.
+        model: the model's folder, or its name on the hub.
         outputs: number of logits.
+
+    Returns:
+        The model; it is kept in memory, so that the next call with the same arguments and unchanged files is quick.
 
     Raises:
         UsageError: there is no such model or it cannot be reached, it has no safetensors, no tokenizer or no classifier, or its
-            weights are not those of its configuration.
+            weights do not fit its configuration.
+
+    Example:
+        >>> load_pretrained("./no-such-folder", outputs=2)
+        Traceback (most recent call last):
+        stability.errors.UsageError: there is no folder ./no-such-folder
     """
+    check_whole(1, outputs=outputs)
     folder = Path(model)
     if not folder.is_dir() and (str(model).startswith((".", "/", "~")) or str(model).count("/") > 1):  # no name on the hub
         raise UsageError(f"there is no folder {model}")
@@ -90,12 +101,13 @@ def load_pretrained(model: str | os.PathLike[str], outputs: int) -> Pretrained:
 def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
     import transformers
 
-    with _quiet(), _explained(model), torch.random.fork_rng(devices=[]):
+    with _quiet(), _explained(model):
         config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
         config.num_labels = outputs
         if getattr(config, "use_cache", False):
             config.use_cache = False  # of past keys, which a classifier never needs
-        tokenizer = _tokenizer(model)
+    tokenizer = _tokenizer(model)
+    with _quiet(), _explained(model), torch.random.fork_rng(devices=[]):
         if config.pad_token_id is None:
             config.pad_token_id = tokenizer.pad_token_id
         loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -119,7 +131,7 @@ def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
     if lacking > sum(body.values()) / 10:  # a pooler may be missing, layers may not
         raise UsageError(
             f"{model}: {lacking} of the {sum(body.values())} parameters that config.json tells of are not in the weights: these "
-            "are of another architecture"
+            "belong to another architecture"
         )
     shapes = {name: tuple(own[name].shape) for name in own if name in missing | last}
     pretrained = {name: tensor for name, tensor in own.items() if name not in shapes}
@@ -149,16 +161,17 @@ def _tokenizer(model: str) -> Any:
     kinds = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "tokenizer.model")
     if folder.is_dir() and not any(list(folder.glob(kind)) for kind in kinds):  # transformers would make an empty one
         raise UsageError(f"{model} has no tokenizer (tokenizer.json, vocab.txt, …): save the model's own beside it")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    if tokenizer.pad_token_id is None:  # GPT-2 has none, and what is padded is never looked at
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    with _quiet(), _explained(model):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        if tokenizer.pad_token_id is None:  # GPT-2 has none; any token will do, for the mask hides what is padded
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
         raise UsageError(f"{model}: the tokenizer has neither padding nor end-of-text token, so texts cannot be batched")
     return tokenizer
 
 
 def _shapes(config: Any, labels: int) -> dict[str, tuple[int, ...]]:
-    """Of every parameter with so many labels."""
+    """The shape of every parameter for a number of labels."""
     import transformers
 
     config = copy.deepcopy(config)
@@ -182,7 +195,7 @@ def _most_places(network: nn.Module, tokenizer: Any) -> int:
 
 
 def _new_head(structure: nn.Module, shapes: Mapping[str, tuple[int, ...]], draw: torch.Generator) -> dict[str, Tensor]:
-    """The head's tensors as transformers starts them, drawn from ``draw``."""
+    """The head's tensors as transformers initialises them, drawn from ``draw``."""
     fresh = copy.deepcopy(structure)
     refill(fresh, lambda name, p: nn.Parameter(torch.zeros(shapes[name])) if name in shapes else without_values(name, p))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -197,18 +210,22 @@ def _new_head(structure: nn.Module, shapes: Mapping[str, tuple[int, ...]], draw:
 
 
 def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogits:
-    """The model as a function of its parameters, in the first form of attention mask and kernel that agrees with the plain model.
+    """The model as a function of its parameters that ``torch.func.vmap`` can run and that agrees with the plain model.
 
-    Compared are logits and gradients of ``inputs``, padded and batched over replicas and over examples, with those of
-    transformers' model with its own kernel that sees each sequence alone. A window that no text reaches is not looked at, so
-    give the shortest and the longest text that there are. See :class:`stability.problems.attention.Attention`.
+    It tries each attention kernel with each form of the attention mask (:class:`stability.problems.attention.Attention`) and
+    takes the first that agrees. Compared are logits and gradients: those of the padded inputs, batched over replicas and over
+    examples, with those of transformers' model that sees each sequence alone.
 
     Args:
         pretrained: the model.
-        inputs: (N, T), or (N, c, T) for a choice among c sequences.
+        inputs: the inputs that are compared, each (N, T), or (N, c, T) for a choice among c sequences. Give the shortest and the
+            longest text that there are: a sliding window that no text exceeds is not compared.
+
+    Returns:
+        The function; where an example is a choice, set its ``choices``.
 
     Raises:
-        UsageError: no form agrees, or the logits are not finite.
+        UsageError: no form agrees, or the logits of the model are not finite.
     """
     flat: dict[str, Tensor] = {name: tensor.reshape(-1, tensor.shape[-1]) for name, tensor in inputs.items()}
     if (asked := fingerprint(inputs)) in pretrained.agreed:
@@ -255,7 +272,7 @@ def _difference(
     wanted: Tensor,
     slopes: Mapping[str, Tensor | None],
 ) -> str | None:
-    """What differs from the plain model, batched over two replicas and over the examples; None where nothing does.
+    """Compare with the plain model, batched over two replicas and over the examples: what differs, or None.
 
     The first replica has other values, so that no replica can pass for another.
     """
@@ -287,12 +304,12 @@ def _difference(
 
 
 def _same(found: Tensor, wanted: Tensor) -> bool:
-    """Logits, to a tenth of a thousandth of their norm."""
+    """Whether logits agree to a ten-thousandth of their norm."""
     return bool((found.detach() - wanted).norm() <= 1e-4 * wanted.norm())
 
 
 def _close(found: Tensor, wanted: Tensor, size: float) -> bool:
-    """A gradient, to a thousandth of its norm, and a millionth of the largest norm, which rounding alone may cost."""
+    """Whether a gradient agrees to a thousandth of its norm and a millionth of the largest norm, which rounding may cost."""
     return bool((found.detach() - wanted).norm() <= 1e-3 * wanted.norm() + 1e-6 * size)
 
 
@@ -306,7 +323,7 @@ def _weighted(logits: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bars and reports: what is loaded and what is new is told by :class:`Pretrained`."""
+    """Silence the bars and reports of transformers: :class:`Pretrained` tells what is loaded and what is new."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -322,11 +339,9 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(model: str) -> Iterator[None]:
-    """What transformers cannot load, said in our words with the remedy."""
+    """Turn an error of transformers into one that names the cause and the remedy. Only calls of transformers belong inside."""
     try:
         yield
-    except UsageError:
-        raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         folder = Path(model)

@@ -1,4 +1,4 @@
-"""What is to be learned: :class:`Problem`, its :class:`Examples`, its model, and one random generator a role."""
+"""What is to be learned: :class:`Problem`, its :class:`Examples`, its model, and one random generator for each role."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from stability.checks import check_whole
 from stability.errors import UsageError
 from stability.masks import Mask, Parameters
 from stability.problems.attention import Attention
@@ -32,9 +33,17 @@ __all__ = [
 
 
 def generator(seed: int, role: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for one role (``head``, ``order``, ``selection``, ``plan``, ``dropout``), never the global one.
+    """A random generator for one role. The toolkit never draws from torch's global generator.
 
-    The state depends on both, so that changing how many numbers one role draws leaves the others alone.
+    The state depends on seed and role, so that a role that draws more numbers leaves the numbers of the others as they are.
+
+    Args:
+        seed: the seed of the run.
+        role: what is drawn, such as ``head``, ``order``, ``selection`` or ``dropout``.
+        device: the device that the generator draws on.
+
+    Returns:
+        A generator at its start: the same for the same seed and role.
 
     Example:
         >>> torch.equal(torch.rand(2, generator=generator(0, "head")), torch.rand(2, generator=generator(0, "head")))
@@ -45,12 +54,21 @@ def generator(seed: int, role: str, device: torch.device | str = "cpu") -> torch
 
 
 def shuffled_batches(n: int, batch_size: int, count: int, draw: torch.Generator, lengths: Tensor | None = None) -> Iterator[Tensor]:
-    """``count`` batches of indices of n examples, int64 (b,) each; S is shuffled anew whenever it is used up, and no example is
-    twice in a batch.
+    """Random batches of indices. S is shuffled again whenever it is used up, and no batch holds an example twice.
 
-    With a ``batch_size`` of n or more each batch is the whole of S, in order. Where examples have ``lengths`` (n,), those of
-    like length go together, so that little is padded: the shuffled examples are taken ⌊n/b⌋ batches at a time, ordered by
-    length times a random factor in [0.8, 1.25], cut into batches, and the batches come in random order.
+    With ``lengths``, examples of similar length share a batch, so that little is padded. The shuffled examples are taken
+    ⌊n/b⌋ batches at a time, sorted by length times a random factor in [0.8, 1.25], and cut into batches, which come in random
+    order.
+
+    Args:
+        n: number of examples.
+        batch_size: examples in a batch, b. With n or more each batch is the whole of S, in order.
+        count: number of batches.
+        draw: draws the order.
+        lengths: length of each example, (n,); None where all examples have the same shape.
+
+    Yields:
+        The indices of one batch, int64 (b,).
 
     Example:
         >>> [len(batch) for batch in shuffled_batches(n=6, batch_size=4, count=3, draw=generator(0, "order"))]
@@ -82,16 +100,16 @@ def shuffled_batches(n: int, batch_size: int, count: int, draw: torch.Generator,
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Examples z = (x, y): inputs and labels whose first axis is the example.
+    """N examples z = (x, y): tensors of inputs and labels whose first axis is the example.
 
     Attributes:
-        inputs: what the model is called with, each (N, …).
-        labels: (N,).
-        lengths: for sequences, how many places along the inputs' last axis each example fills, int64 (N,) on the CPU; the
-            rest is padding, and :meth:`take` cuts off what no example taken needs. None: every axis is as it is.
+        inputs: the tensors that the model is called with, by name, each (N, …).
+        labels: the labels, (N,).
+        lengths: of sequences, how many places along the last axis of the inputs each example fills, int64 (N,) on the CPU. The
+            rest is padding, and :meth:`take` cuts off what none of the taken examples needs. None: there is no padding.
 
     Raises:
-        UsageError: inputs, labels and lengths of different numbers.
+        UsageError: inputs, labels and lengths have different numbers of rows.
 
     Example:
         >>> examples = Examples({"x": torch.arange(6.0).reshape(3, 2)}, torch.tensor([0, 1, 1]))
@@ -107,7 +125,7 @@ class Examples:
         counted = {**self.inputs, **({} if self.lengths is None else {"lengths": self.lengths})}
         for name, tensor in counted.items():
             if len(tensor) != len(self.labels):
-                raise UsageError(f"{len(tensor)} rows of {name!r} and {len(self.labels)} labels: one of each an example expected")
+                raise UsageError(f"{len(tensor)} rows of {name!r} and {len(self.labels)} labels: give one of each for each example")
 
     def __repr__(self) -> str:
         shapes = {**{name: tuple(tensor.shape) for name, tensor in self.inputs.items()}, "labels": tuple(self.labels.shape)}
@@ -117,7 +135,14 @@ class Examples:
         return len(self.labels)
 
     def take(self, index: Tensor | slice) -> Examples:
-        """The examples at ``index``, in that order, without padding that none of them needs."""
+        """Take some examples, without padding that none of them needs.
+
+        Args:
+            index: their indices, int64 (a,), or one truth value for each example, (N,), or a slice.
+
+        Returns:
+            The examples, in the order of ``index``.
+        """
         there = index if isinstance(index, slice) else index.to(self.labels.device)
         inputs = {name: tensor[there] for name, tensor in self.inputs.items()}
         if self.lengths is None:
@@ -126,20 +151,33 @@ class Examples:
         return Examples({name: tensor[..., :longest] for name, tensor in inputs.items()}, self.labels[there], mine)
 
     def by_length(self) -> Examples:
-        """Sequences from the shortest to the longest, for sums in blocks; others as they are."""
+        """The examples from the shortest to the longest, so that blocks are padded little; in their order if none has a length."""
         return self if self.lengths is None else self.take(self.lengths.argsort(stable=True))
 
     def longest(self, index: Tensor | slice) -> int:
-        """How many places along the last axis the examples at ``index`` need; 1 for what is no sequence."""
+        """Length of the longest among some examples.
+
+        Args:
+            index: their indices, int64 (a,), or a slice.
+
+        Returns:
+            The number of places that they need along the last axis; 1 for examples that are no sequences.
+        """
         if self.lengths is None or not len(mine := self.lengths[index if isinstance(index, slice) else index.cpu()]):
             return 1
         return int(mine.max())
 
     def blocks(self, most: int = 256, places: int = 1024) -> Iterator[tuple[Tensor, Examples]]:
-        """All examples in blocks, each with its indices: ``most`` at once, sequences by length and no more than ``places``
-        tokens, padding counted, unless one alone has more. On two cores 1024 were fastest for training MiniLM, by a quarter
-        against a whole batch of 16 texts.
+        """All examples in blocks of bounded size; sequences come from the shortest to the longest.
+
+        Args:
+            most: the most examples in a block.
+            places: the most tokens in a block of sequences, padding included. One sequence alone may have more.
+
+        Yields:
+            The indices of the block's examples, int64 (b,), and the examples.
         """
+        # On two cores, 1024 places were fastest for training MiniLM, by a quarter against a whole batch of 16 texts.
         order = torch.arange(len(self)) if self.lengths is None else self.lengths.argsort(stable=True)
         while len(order):
             size = most
@@ -151,17 +189,35 @@ class Examples:
             order = order[size:]
 
     def without(self, i: int) -> Examples:
-        """S without z_i (Sⁱ in the paper)."""
-        if not 0 <= i < len(self):
-            raise UsageError(f"example {i} does not exist: S has n = {len(self)} examples, 0 to {len(self) - 1}")
+        """Sⁱ = S \\ z_i, the examples without one of them.
+
+        Args:
+            i: the index of the example that is left out.
+
+        Raises:
+            UsageError: there is no example i.
+        """
+        check_whole(0, len(self) - 1, f"S has n = {len(self)} examples", i=i)
         return self.take(torch.cat([torch.arange(i), torch.arange(i + 1, len(self))]))
 
     def to(self, device: torch.device) -> Examples:
+        """The same examples on another device; ``lengths`` stay on the CPU."""
         return Examples({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.labels.to(device), self.lengths)
 
 
 def refill(module: nn.Module, value: Callable[[str, nn.Parameter], nn.Parameter]) -> None:
-    """Put ``value(name, parameter)`` in the place of every parameter; tied ones stay tied."""
+    """Replace every parameter of a module, in place. Parameters that were tied stay tied.
+
+    Args:
+        module: the module whose parameters are replaced.
+        value: called with the name and the old parameter, gives the new one.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> refill(layer, without_values)
+        >>> layer.weight.device
+        device(type='meta')
+    """
     new = {id(parameter): value(name, parameter) for name, parameter in module.named_parameters()}
     for owner in list(module.modules()):
         for leaf, parameter in list(owner.named_parameters(recurse=False)):
@@ -169,23 +225,31 @@ def refill(module: nn.Module, value: Callable[[str, nn.Parameter], nn.Parameter]
 
 
 def without_values(_: str, parameter: nn.Parameter) -> nn.Parameter:
-    """For :func:`refill`: the parameter's shape alone."""
+    """The parameter's shape without its values, on the meta device, as :func:`refill` may put it in the parameter's place.
+
+    Args:
+        parameter: the parameter whose shape and type are kept.
+
+    Example:
+        >>> without_values("weight", nn.Parameter(torch.ones(2))).shape
+        torch.Size([2])
+    """
     return nn.Parameter(parameter.to("meta"), requires_grad=False)
 
 
 @dataclass(frozen=True, eq=False)
 class ModuleLogits:
-    """The logits of a torch module as a pure function of its parameters: what :attr:`Problem.logits` may be.
+    """The logits of a torch module as a pure function of its parameters, as :attr:`Problem.logits` needs it.
 
-    A method that inserts modules (Adapter, LoRA) needs this form; a bare function leaves it nothing to insert into.
+    Methods that insert modules (Adapter, LoRA) need this form: into a bare function they cannot insert anything.
 
     Attributes:
-        module: the structure, in evaluation mode; its parameters' values are never read and may be on the meta device.
-            Called as ``module(**inputs)``; what it returns has ``logits`` (B, C).
-        names: the module's own name of each parameter that is called otherwise in the problem.
+        module: the structure, in evaluation mode. It is called as ``module(**inputs)`` and returns an object with ``logits``
+            (B, C). The values of its parameters are never read and may be on the meta device.
+        names: from a parameter's name in the problem to its name in the module, where the two differ.
         attention: the form in which the module takes an attention mask.
-        choices: whether an example is a choice among c sequences: inputs (B, c, T), each sequence scored alone by a
-            module of one logit, its scores the example's logits (B, c).
+        choices: whether an example is a choice among c sequences. The inputs are then (B, c, T), the module has one logit and
+            scores each sequence alone, and these scores are the example's logits (B, c).
 
     Example:
         >>> from stability.problems import load
@@ -200,6 +264,12 @@ class ModuleLogits:
     choices: bool = False
 
     def __call__(self, parameters: Parameters, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The logits (B, C) of B inputs.
+
+        Args:
+            parameters: all tensors of the model, by their names in the problem.
+            inputs: the inputs of B examples, by name, each (B, …).
+        """
         own = {self.names.get(name, name): tensor for name, tensor in parameters.items()}
         each = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()} if self.choices else inputs
         prepared = self.attention.prepare(each, next(iter(parameters.values())).dtype)
@@ -209,11 +279,11 @@ class ModuleLogits:
 
     @cached_property
     def while_training(self) -> ModuleLogits:
-        """The same in training mode, in which dropout is on; its draws are those of :class:`stability.training.dropout.Dropout`."""
+        """The same function in training mode, in which dropout is on; :class:`stability.training.dropout.Dropout` draws for it."""
         return replace(self, module=copy.deepcopy(self.module).train())
 
     def to(self, device: torch.device) -> ModuleLogits:
-        """With the module's buffers on ``device``; a copy, where they are elsewhere now."""
+        """The same function with the module's buffers on another device; itself where they are there already."""
         if all(b.device.type == device.type and device.index in (None, b.device.index) for b in self.module.buffers()):
             return self
         module = copy.deepcopy(self.module)
@@ -225,11 +295,17 @@ class ModuleLogits:
 
 @dataclass(frozen=True, eq=False)
 class Insertion:
-    """That a problem is the *equivalent problem* (Fu et al. 2023, Definition 2) of another: same outputs, more parameters.
+    """How a problem came from another by inserting modules.
+
+    It is the *equivalent problem* of Fu et al. 2023, Definition 2: the same outputs with more parameters.
 
     Attributes:
-        by: settings and seed of the method that inserted modules, as plain values.
+        by: settings and seed of the method that inserted the modules, as plain values.
         tunable: the coordinates that the method trains.
+
+    Example:
+        >>> Insertion({"method": "lora", "seed": 0}, Mask({"w": (3,)}, {"w": torch.tensor([1])})).tunable
+        Mask(k=1, m=3)
     """
 
     by: Mapping[str, Any]
@@ -238,13 +314,17 @@ class Insertion:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDefaults:
-    """How a problem is trained where nothing else is asked for: settings that :class:`stability.FineTuning` leaves open.
+    """The settings of AdamW that suit a problem: :class:`stability.FineTuning` takes from here what it is not given.
 
     Attributes:
         steps: number of optimizer steps.
-        batch_size: examples a step.
-        learning_rate: of AdamW.
-        schedule: of the learning rate, ``constant``, or ``linear`` down to 0 after the last step.
+        batch_size: examples in a step.
+        learning_rate: the learning rate of AdamW.
+        schedule: how the learning rate goes: ``constant``, or ``linear`` down to 0 after the last step.
+
+    Example:
+        >>> TrainingDefaults(steps=300).learning_rate
+        0.003
     """
 
     steps: int = 150
@@ -255,27 +335,36 @@ class TrainingDefaults:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Problem:
-    """A pretrained model, seen as a function of its parameters, and the data to fine-tune it on.
+    """A pretrained model, as a function of its parameters, and the data to fine-tune it on.
 
     Attributes:
-        name: for tables and figures.
-        settings: what defines it, as plain values: with ``name`` the identity under which results are kept.
-        pretrained: θ⁰, the m parameters that sparsity counts. Never changed.
-        new_head: generator → tensors that θ⁰ lacks (empty for none). Always tunable, counted apart.
-        logits: (parameters, inputs) → (B, C). Pure, and fit for ``torch.func.vmap`` over the parameters. A
-            :class:`ModuleLogits` where the model is a torch module.
-        loss: (logits (B, C), labels (B,)) → (B,), ℓ of each example.
-        train: S, n examples.
-        test: held-out examples.
-        metric: (logits (B, C), labels (B,)) → a number, larger is better.
-        metric_name: what it is called.
-        validation: examples to choose settings by, where the data set them apart.
-        loss_unit: of ℓ, for tables and figures; cross-entropy is in nats.
-        notes: what should be known of the data, a sentence each: texts that were cut, labels that a split lacks.
-        insertion: what made this problem from another with fewer parameters; None for a problem as it was loaded.
-        classes: what the labels 0, 1, … are called; None: they are numbers, or have no names.
-        training: how it is trained where nothing else is asked for.
-        shown: what a person sees of the examples of ``train``: a text each, or images (n, height, width); None: nothing known.
+        name: the problem's name in tables and figures.
+        settings: what defines the problem, as plain values. Name and settings are the identity under which results are kept.
+        pretrained: θ⁰, the m pretrained parameters, by name. Sparsity is a fraction of these. They are never changed.
+        new_head: a function from a generator to the tensors that θ⁰ lacks; they may be none. The head is always trained, and
+            sparsity does not count it.
+        logits: a function (parameters, inputs) → (B, C). It is pure and works under ``torch.func.vmap`` over the parameters.
+            Use :class:`ModuleLogits` where the model is a torch module.
+        loss: a function (logits (B, C), labels (B,)) → (B,) that gives the loss ℓ of each example.
+        train: the training set S of n examples.
+        test: the held-out examples.
+        metric: a function (logits (B, C), labels (B,)) → a number; larger is better.
+        metric_name: the metric's name in tables and figures.
+        validation: examples to choose settings by, or None where the data have none.
+        loss_unit: the unit of ℓ for tables and figures; cross-entropy is in nats.
+        notes: what a reader should know of the data, one sentence each, such as texts that were cut.
+        insertion: how the problem came from one with fewer parameters; None for a problem as it was loaded.
+        classes: the names of the labels 0, 1, …; None where labels are numbers or have no names.
+        training: the settings of training that suit this problem.
+        shown: how a person sees the training examples: one text each, or images (n, height, width); None where it is unknown.
+
+    Example:
+        >>> from stability.problems import load
+        >>> problem = load("digits", n=20)
+        >>> problem
+        Problem('digits', n=20, m=26432, {'n': 20, 'seed': 0})
+        >>> problem.losses(problem.start(seed=0), problem.train).shape
+        torch.Size([20])
     """
 
     name: str
@@ -305,38 +394,71 @@ class Problem:
 
     @property
     def n(self) -> int:
-        """Number of training examples."""
+        """The number of training examples."""
         return len(self.train)
 
     @property
     def m(self) -> int:
-        """Number of pretrained parameters, inserted ones with them, the head not counted."""
+        """The number of pretrained parameters. It counts inserted ones, and not the head."""
         return sum(tensor.numel() for tensor in self.pretrained.values())
 
     def head(self, seed: int = 0) -> dict[str, Tensor]:
-        """The new head at its start."""
+        """The new head before training.
+
+        Args:
+            seed: draws its initial values.
+
+        Returns:
+            Its tensors by name; empty where the problem has no new head.
+        """
         device = next(iter(self.pretrained.values())).device
         return {name: tensor.to(device) for name, tensor in self.new_head(generator(seed, "head")).items()}
 
     def start(self, seed: int = 0) -> dict[str, Tensor]:
-        """Where training starts: θ⁰ and the new head."""
+        """All parameters before training: θ⁰ and the new head.
+
+        Args:
+            seed: draws the initial values of the head.
+
+        Returns:
+            The tensors by name.
+        """
         return {**self.pretrained, **self.head(seed)}
 
     def label(self, i: int) -> str:
-        """Of the i-th training example, by its name where it has one."""
+        """The label of a training example in words: the name of its class, or "label" and its number.
+
+        Args:
+            i: the index of the example in ``train``.
+        """
         label = self.train.labels[i].item()
         return f"label {label:g}" if self.classes is None else self.classes[int(label)]
 
     def losses(self, parameters: Parameters, examples: Examples) -> Tensor:
-        """ℓ of each example, (B,)."""
+        """The loss ℓ of each example.
+
+        Args:
+            parameters: all tensors of the model, by name.
+            examples: B examples.
+
+        Returns:
+            The losses (B,) in ``loss_unit``.
+        """
         return self.loss(self.logits(parameters, examples.inputs), examples.labels)
 
     def without(self, i: int) -> Problem:
-        """The same problem on Sⁱ = S \\ z_i."""
+        """The same problem with the training set Sⁱ = S \\ z_i.
+
+        Args:
+            i: the index of the example that is left out.
+
+        Raises:
+            UsageError: there is no example i.
+        """
         return replace(self, train=self.train.without(i), shown=None)
 
     def to(self, device: torch.device) -> Problem:
-        """The same problem on another device; nothing is copied where it is there already."""
+        """The same problem on another device; tensors that are there already are not copied."""
         pretrained = {name: tensor.to(device) for name, tensor in self.pretrained.items()}
         logits = self.logits.to(device) if isinstance(self.logits, ModuleLogits) else self.logits
         return replace(

@@ -1,4 +1,4 @@
-"""Rows of a user's own files, each with the place that it came from, so that every complaint can name file and line."""
+"""Rows of a user's own files. Each row keeps the place that it came from, so that every error can name file and line."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ _SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid", "de
 
 @dataclass(frozen=True)
 class Row:
-    """One example as it was read.
+    """One example as it was read from a file.
 
     Attributes:
-        values: by column.
-        place: where it stands, such as ``train.jsonl, line 7``.
+        values: the value in each column.
+        place: where the row stands, such as ``train.jsonl, line 7``.
+
+    Example:
+        >>> Row({"text": "It rains.", "label": "yes"}, "train.jsonl, line 7").values["label"]
+        'yes'
     """
 
     values: dict[str, Any]
@@ -32,11 +36,22 @@ class Row:
 
 
 def split_files(path: Path) -> dict[str, Path]:
-    """The file of each split: ``train``, ``validation`` and ``test`` of a folder (validation may be called val, valid or
-    dev), or ``train`` alone where ``path`` is a file.
+    """Find the file of each split.
+
+    Args:
+        path: a folder with a file for each split, or a single file, which is the training split. The files are called train,
+            test, and validation, val, valid or dev, and end in .jsonl, .json, .csv or .tsv.
+
+    Returns:
+        The files of ``train`` and, where there are any, of ``validation`` and ``test``.
 
     Raises:
         UsageError: there is no such path, no training file, two files for one split, or a file of an unknown kind.
+
+    Example:
+        >>> split_files(Path("nowhere"))
+        Traceback (most recent call last):
+        stability.errors.UsageError: there is no file or folder nowhere
     """
     if path.is_file():
         if path.suffix.lower() not in _KINDS:
@@ -59,11 +74,24 @@ def split_files(path: Path) -> dict[str, Path]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Every row of a file of JSON lines, or of a CSV or TSV file with a header; blank lines are passed over.
+    """Read all rows of a file. Blank lines are skipped.
+
+    Args:
+        path: a file with one JSON object in each line, or a CSV or TSV file with a header.
+
+    Returns:
+        The rows in the order of the file.
 
     Raises:
-        UsageError: bytes that are not UTF-8, a line that is no JSON object or has too few or too many fields (file and line
-            are named), or no row at all.
+        UsageError: the file is not UTF-8, a line is no JSON object or has too few or too many fields, or there is no row. The
+            message names file and line.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "train.csv").write_text("text,label\\nIt rains.,yes\\n")
+        ...     read_rows(Path(folder) / "train.csv")[0].values
+        {'text': 'It rains.', 'label': 'yes'}
     """
     rows = list(_table(path) if path.suffix.lower() in (".csv", ".tsv") else _json_lines(path))
     if not rows:
@@ -76,7 +104,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         try:
             yield number, line.decode()
         except UnicodeDecodeError as error:
-            raise UsageError(f"{path}, line {number}: not UTF-8 ({error.reason}, byte {error.start}): save it so") from error
+            raise UsageError(f"{path}, line {number}: not UTF-8 ({error.reason}, byte {error.start}): save it as UTF-8") from error
 
 
 def _json_lines(path: Path) -> Iterator[Row]:

@@ -1,8 +1,8 @@
 """Problems whose leave-one-out answers are known exactly: linear, logistic and quadratic, in float64.
 
-Each is an ordinary :class:`~stability.problems.problem.Problem`, so the whole toolchain runs on it, and knows besides what
-the toolchain must find. The objective is F_w(θ) = Σ_j w_j ℓ_j(θ) / Σ_j w_j + λ‖θ − θ⁰‖² over the free coordinates, the
-others at θ⁰: what :class:`~stability.training.algorithm.Minimisation` minimises under a mask.
+A :class:`Solvable` holds an ordinary :class:`~stability.problems.problem.Problem`, on which the whole toolkit runs, and computes
+the answers that the toolkit must find. The objective is F_w(θ) = Σ_j w_j ℓ_j(θ) / Σ_j w_j + λ‖θ − θ⁰‖². It is minimised over the
+free coordinates, with all others at θ⁰, as :class:`~stability.training.algorithm.Minimisation` does it under a mask.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from scipy.special import expit
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from stability.errors import StabilityError, UsageError
+from stability.checks import check_positive, check_whole
+from stability.errors import MeasurementError, UsageError
 from stability.masks import Parameters
 from stability.problems.problem import Examples, Problem
 
@@ -30,11 +31,17 @@ Coordinates = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Solvable:
-    """Losses φ(X_i θ, y_i) of a model that is linear in θ ∈ R^d, with C outputs an example.
+    """Losses φ(X_i θ, y_i) of a model that is linear in θ ∈ R^d, with C outputs for each example.
 
     Attributes:
-        problem: the same thing for the toolchain: the parameters are ``weight`` (d,), there is no head.
-        kind: ``squared`` for φ(f, y) = ½‖f − y‖², ``logistic`` for φ(f, y) = log(1 + e^f) − yf with C = 1, y ∈ {0, 1}.
+        problem: the same problem for the toolkit. Its parameters are one tensor ``weight`` (d,), and it has no head.
+        kind: ``squared`` for φ(f, y) = ½‖f − y‖²; ``logistic`` for φ(f, y) = log(1 + e^f) − yf with C = 1 and y ∈ {0, 1}.
+
+    Example:
+        >>> solvable = linear_regression(np.array([[1.0], [1.0]]), np.array([0.0, 2.0]))
+        >>> solvable.leave_one_out(ridge=0.5)
+        array([[0.125, 0.5  ],
+               [1.125, 2.   ]])
     """
 
     problem: Problem
@@ -42,55 +49,74 @@ class Solvable:
 
     @property
     def inputs(self) -> Array:
-        """X, (n, C, d)."""
+        """The inputs X of the training examples, (n, C, d)."""
         array: Array = self.problem.train.inputs["x"].numpy()
         return array
 
     @property
     def targets(self) -> Array:
-        """y, (n, C)."""
+        """The targets y of the training examples, (n, C)."""
         array: Array = self.problem.train.labels.numpy()
         return array
 
     @property
     def start(self) -> Array:
-        """θ⁰, (d,)."""
+        """The pretrained parameters θ⁰, (d,)."""
         array: Array = self.problem.pretrained["weight"].numpy()
         return array
 
     def parameters(self, theta: Array) -> dict[str, Tensor]:
-        """θ as the problem's named tensors."""
+        """θ as the named tensors of the problem.
+
+        Args:
+            theta: θ, (d,).
+        """
         return {"weight": torch.tensor(theta)}
 
     def losses(self, theta: Array) -> Array:
-        """ℓ of each example, (n,)."""
+        """The loss ℓ of each training example, (n,).
+
+        Args:
+            theta: θ, (d,).
+        """
         f, y = self.inputs @ theta, self.targets
         return np.asarray((0.5 * (f - y) ** 2 if self.kind == "squared" else np.logaddexp(0, f) - y * f).sum(1))
 
     def gradients(self, theta: Array) -> Array:
-        """∇ℓ of each example, (n, d)."""
+        """The gradient ∇ℓ of each training example, (n, d).
+
+        Args:
+            theta: θ, (d,).
+        """
         return np.asarray(np.einsum("ncd,nc->nd", self.inputs, self._slopes(self.inputs @ theta)))
 
     def hessian(self, theta: Array, weights: Array | None = None) -> Array:
-        """∇² of the mean loss with these example weights (all 1 by default), without the ridge: (d, d)."""
+        """The Hessian of the weighted mean loss, without the ridge: (d, d).
+
+        Args:
+            theta: θ, (d,).
+            weights: the weight of each training example, (n,); all 1 by default.
+        """
         w = np.ones(self.problem.n) if weights is None else weights
         x = self.inputs
         return np.asarray(np.einsum("n,nc,ncd,nce->de", w / w.sum(), self._bends(x @ theta), x, x, optimize=True))
 
     def minimise(self, ridge: float, weights: Array | None = None, free: Coordinates | None = None) -> Array:
-        """The minimiser of F_w by Newton's method with backtracking; one step is exact for squared losses.
+        """The minimiser of F_w, by Newton's method with backtracking. One step is exact for squared losses.
 
         Args:
-            ridge: λ > 0.
-            weights: (n,) of the examples; all 1 by default.
-            free: coordinates that may change; all by default.
+            ridge: λ > 0, so that the minimiser is unique.
+            weights: the weight of each training example, (n,); all 1 by default.
+            free: the indices of the coordinates that may change; all by default.
+
+        Returns:
+            The minimiser θ, (d,).
 
         Raises:
-            UsageError: λ is not positive.
-            StabilityError: Newton's method did not converge.
+            UsageError: λ is no positive number.
+            MeasurementError: Newton's method did not converge.
         """
-        if not ridge > 0:
-            raise UsageError(f"ridge λ = {ridge}: use a positive number, so that the minimiser is unique")
+        check_positive(ridge=ridge)
         w = np.ones(self.problem.n) if weights is None else weights
         at = np.arange(len(self.start)) if free is None else free
         theta, before = self.start.copy(), np.inf
@@ -114,24 +140,31 @@ class Solvable:
                     break
                 length /= 2
                 if length < 1e-12:
-                    raise StabilityError(f"Newton's method found no decrease at λ = {ridge:g}: use a larger ridge")
+                    raise MeasurementError(f"Newton's method found no decrease at λ = {ridge:g}: use a larger ridge")
             theta = moved
-        raise StabilityError(f"Newton's method did not converge: last step {before:.2g}; use a larger ridge")
+        raise MeasurementError(f"Newton's method did not converge: last step {before:.2g}; use a larger ridge")
 
     def leave_one_out(self, ridge: float, free: Coordinates | None = None) -> Array:
-        """(n, 2): ℓ(A(S), z_i) and ℓ(A(Sⁱ), z_i), the mean of Sⁱ taken over its n − 1 examples.
+        """The exact losses of each example with and without it in the training set.
 
-        Squared losses have the closed form (I − H_ii)⁻¹ e_i (PRESS, Allen 1974), with residuals e and leverages
-        H_ii = X_i (Σ_j X_jᵀX_j + 2λ(n − 1) I)⁻¹ X_iᵀ of the fit whose ridge is 2λ(n − 1)‖θ − θ⁰‖²/2 on the *sum* of the
-        losses, since leaving out changes the normalisation. Logistic regression is solved anew for each i.
+        The mean loss over Sⁱ is taken over its n − 1 examples. Squared losses have the closed form (I − H_ii)⁻¹ e_i (PRESS, Allen
+        1974) with residuals e and leverages H_ii = X_i (Σ_j X_jᵀX_j + 2λ(n − 1) I)⁻¹ X_iᵀ. These belong to the fit whose ridge on
+        the *sum* of the losses is λ(n − 1)‖θ − θ⁰‖², because leaving one out changes the normalisation. Logistic regression is
+        minimised once for each i.
+
+        Args:
+            ridge: λ > 0.
+            free: the indices of the coordinates that may change; all by default.
+
+        Returns:
+            ℓ(A(S), z_i) and ℓ(A(Sⁱ), z_i) for each i, (n, 2).
 
         Raises:
-            UsageError: λ is not positive.
-            StabilityError: Newton's method did not converge.
+            UsageError: λ is no positive number, or n is below 2.
+            MeasurementError: Newton's method did not converge.
         """
         n = self.problem.n
-        if n < 2:
-            raise UsageError(f"n = {n}: leaving one out needs n ≥ 2")
+        check_whole(2, None, "one example is left out", n=n)
         full = self.losses(self.minimise(ridge, free=free))
         if self.kind == "squared":
             x = self.inputs if free is None else self.inputs[:, :, free]
@@ -157,16 +190,16 @@ class Solvable:
 def linear_regression(
     inputs: Array, targets: Array, start: Array | None = None, test: tuple[Array, Array] | None = None
 ) -> Solvable:
-    """ℓ = ½(xᵀθ − y)².
+    """Linear regression, ℓ = ½(xᵀθ − y)².
 
     Args:
-        inputs: (n, d).
-        targets: (n,).
-        start: θ⁰ (d,), zero by default.
-        test: inputs and targets of held-out examples; the training examples by default.
+        inputs: x of each training example, (n, d).
+        targets: y of each training example, (n,).
+        start: θ⁰, (d,); zero by default.
+        test: inputs and targets of the test examples; the training examples by default.
 
     Raises:
-        UsageError: shapes that do not fit.
+        UsageError: the shapes do not fit together, or a number is not finite.
 
     Example:
         >>> solvable = linear_regression(np.array([[1.0], [1.0]]), np.array([0.0, 2.0]))
@@ -179,31 +212,37 @@ def linear_regression(
 def logistic_regression(
     inputs: Array, targets: Array, start: Array | None = None, test: tuple[Array, Array] | None = None
 ) -> Solvable:
-    """ℓ = log(1 + e^{xᵀθ}) − y xᵀθ with y ∈ {0, 1}: convex and ‖x‖-Lipschitz in θ. Arguments as :func:`linear_regression`.
+    """Logistic regression, ℓ = log(1 + e^{xᵀθ}) − y xᵀθ. The loss is convex and ‖x‖-Lipschitz in θ.
+
+    Args:
+        inputs: x of each training example, (n, d).
+        targets: y of each training example, 0 or 1, (n,).
+        start: θ⁰, (d,); zero by default.
+        test: inputs and targets of the test examples; the training examples by default.
 
     Raises:
-        UsageError: shapes that do not fit, targets other than 0 and 1.
+        UsageError: the shapes do not fit together, a number is not finite, or a target is neither 0 nor 1.
 
     Example:
         >>> logistic_regression(np.array([[1.0], [1.0]]), np.array([0.0, 1.0])).minimise(ridge=0.5)
         array([0.])
     """
     if not np.isin(targets, (0, 1)).all():
-        raise UsageError("targets of logistic regression: use 0 and 1")
+        raise UsageError("targets of logistic regression: use 0 and 1 only")
     return _solvable("logistic", inputs, targets, start, test)
 
 
 def quadratic(hessian: Array, centres: Array, start: Array | None = None, test: Array | None = None) -> Solvable:
-    """ℓ_i = ½(θ − c_i)ᵀ H (θ − c_i): every example has the same Hessian H, so A(S) and A(Sⁱ) are one solve each.
+    """Quadratic losses, ℓ_i = ½(θ − c_i)ᵀ H (θ − c_i). All examples share the Hessian H.
 
     Args:
-        hessian: H (d, d), symmetric and positive semidefinite.
-        centres: c_i, (n, d).
-        start: θ⁰ (d,), zero by default.
-        test: centres of held-out examples; the training examples by default.
+        hessian: H, (d, d), symmetric and positive semidefinite.
+        centres: the centres c_i of the training examples, (n, d).
+        start: θ⁰, (d,); zero by default.
+        test: the centres of the test examples; the training examples by default.
 
     Raises:
-        UsageError: shapes that do not fit, or H not symmetric positive semidefinite.
+        UsageError: the shapes do not fit together, or H is not symmetric and positive semidefinite.
 
     Example:
         >>> quadratic(np.diag([1.0, 3.0]), np.array([[1.0, 1.0], [3.0, 1.0]])).minimise(ridge=0.5)
@@ -211,7 +250,7 @@ def quadratic(hessian: Array, centres: Array, start: Array | None = None, test: 
     """
     h = np.asarray(hessian, dtype=np.float64)
     if h.ndim != 2 or h.shape[0] != h.shape[1] or not np.allclose(h, h.T):
-        raise UsageError(f"Hessian of shape {h.shape}: a symmetric (d, d) matrix expected")
+        raise UsageError(f"hessian has shape {h.shape}: use a symmetric matrix (d, d)")
     values, vectors = np.linalg.eigh(h)
     if values[0] < -1e-10 * max(1.0, values[-1]):
         raise UsageError(f"least eigenvalue of the Hessian = {values[0]:.4g}: use a positive semidefinite matrix")
@@ -223,7 +262,7 @@ def quadratic(hessian: Array, centres: Array, start: Array | None = None, test: 
 def _as_outputs(root: Array, centres: Array) -> tuple[Array, Array]:
     c = np.asarray(centres, dtype=np.float64)
     if c.ndim != 2 or c.shape[1] != len(root):
-        raise UsageError(f"centres {c.shape}: (n, d) with d = {len(root)} expected")
+        raise UsageError(f"centres have shape {c.shape}: use (n, d) with d = {len(root)}")
     return np.broadcast_to(root, (len(c), *root.shape)), c @ root.T
 
 
@@ -234,10 +273,10 @@ def _solvable(
     d = train.inputs["x"].shape[2]
     theta = np.zeros(d) if start is None else np.asarray(start, dtype=np.float64)
     if theta.shape != (d,):
-        raise UsageError(f"start θ⁰ {theta.shape}: ({d},) expected")
+        raise UsageError(f"start θ⁰ has shape {theta.shape}: use ({d},)")
     held_out = train if test is None else _examples(*test)
     if held_out.inputs["x"].shape[2] != d:
-        raise UsageError(f"held-out inputs have d = {held_out.inputs['x'].shape[2]}, the training inputs d = {d}")
+        raise UsageError(f"test inputs have d = {held_out.inputs['x'].shape[2]}, the training inputs d = {d}: use the same d")
     problem = Problem(
         name="logistic regression" if kind == "logistic" else "least squares",
         settings={"n": len(train), "d": d},
@@ -259,9 +298,9 @@ def _examples(inputs: Array, targets: Array) -> Examples:
     if x.ndim == 2 and y.ndim == 1:
         x, y = x[:, None, :], y[:, None]
     if x.ndim != 3 or x.shape[:2] != y.shape or len(x) == 0:
-        raise UsageError(f"inputs {np.shape(inputs)} and targets {np.shape(targets)}: (n, d) and (n,) expected")
+        raise UsageError(f"inputs have shape {np.shape(inputs)} and targets {np.shape(targets)}: use (n, d) and (n,)")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise UsageError("inputs and targets: some are not finite")
+        raise UsageError("inputs and targets: some are not finite; use finite numbers")
     return Examples({"x": torch.tensor(x)}, torch.tensor(y))
 
 

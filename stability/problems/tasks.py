@@ -1,4 +1,4 @@
-"""What is in a row: the texts that a sequence classifier reads, and a label. The seven tasks of the paper, and any other.
+"""From a row to the texts that a sequence classifier reads and to a label, for the seven tasks of the paper and any other.
 
 The tasks are those of GLUE (Wang et al. 2018) and SuperGLUE (Wang et al. 2019) with the paper's metrics:
 
@@ -11,8 +11,8 @@ The tasks are those of GLUE (Wang et al. 2018) and SuperGLUE (Wang et al. 2019) 
 | copa | premise and the question in words, one of two choices | which choice | accuracy |
 | wsc | a text, the same with its pronoun replaced by a noun phrase | whether they mean the same | accuracy |
 
-COPA is a choice: each choice is paired with the premise and scored alone by a classifier with one logit, and the two
-scores are the example's logits. WSC becomes entailment between two texts, as in GLUE's WNLI.
+COPA is a choice: a classifier with one logit scores the premise with each choice, and the two scores are the example's logits.
+WSC becomes entailment between two texts, as in GLUE's WNLI.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from stability.checks import check_choice
 from stability.errors import UsageError
 from stability.problems.problem import TrainingDefaults
 from stability.problems.reading import Row
@@ -33,7 +34,7 @@ from stability.problems.reading import Row
 __all__ = ["HUB", "TASKS", "TEXT_TRAINING", "Sequences", "Task", "labels_of", "task_for", "text_columns", "texts_of"]
 
 Sequences: TypeAlias = list[tuple[str, ...]]
-"""Of one example: a text or a pair of texts for each sequence that the model reads, one but for a choice."""
+"""The texts of one example: for each sequence that the model reads, one text or a pair. Only a choice has several sequences."""
 
 _TEXT_COLUMNS = (
     ("text",),
@@ -47,16 +48,21 @@ _TEXT_COLUMNS = (
 _MOST_INTEGERS = 20  # more different whole numbers than these are quantities, not names of classes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """A known task.
 
     Attributes:
-        hub: repository and configuration on the Hugging Face hub.
-        metric: as :data:`stability.problems.metrics.METRICS` calls it.
-        classes: of each class the values that stand for it, the positive class last; None: the label is a number.
-        columns: those that tell the task by themselves, also inside another; empty where others have the same.
-        sequences: row → its texts; None: the usual columns.
+        hub: its repository and configuration on the Hugging Face hub.
+        metric: the metric's name in :data:`stability.problems.metrics.METRICS`.
+        classes: for each class the values that stand for it, the positive class last; None where labels are numbers.
+        columns: columns that no other data have, so that they tell the task; they may be nested in another column. Empty
+            where the columns do not tell it.
+        sequences: a function from a row to its texts; None where the texts are in columns with the usual names.
+
+    Example:
+        >>> TASKS["rte"].metric, TASKS["rte"].classes
+        ('accuracy', (('entailment',), ('not_entailment',)))
     """
 
     hub: tuple[str, str]
@@ -88,34 +94,50 @@ def _wsc(row: Row) -> Sequences:
 
 
 TASKS: dict[str, Task] = {
-    "cola": Task(("nyu-mll/glue", "cola"), "Matthews", (("0", "unacceptable"), ("1", "acceptable"))),
-    "stsb": Task(("nyu-mll/glue", "stsb"), "mean of Pearson and Spearman", None),
-    "mrpc": Task(("nyu-mll/glue", "mrpc"), "mean of accuracy and F1", (("0", "not_equivalent"), ("1", "equivalent"))),
-    "rte": Task(("nyu-mll/glue", "rte"), "accuracy", (("entailment",), ("not_entailment",))),
-    "cb": Task(("aps/super_glue", "cb"), "accuracy", (("contradiction",), ("entailment",), ("neutral",))),
-    "copa": Task(
-        ("aps/super_glue", "copa"),
-        "accuracy",
-        (("0", "choice1"), ("1", "choice2")),
-        ("premise", "choice1", "choice2", "question"),
-        _copa,
+    "cola": Task(hub=("nyu-mll/glue", "cola"), metric="Matthews", classes=(("0", "unacceptable"), ("1", "acceptable"))),
+    "stsb": Task(hub=("nyu-mll/glue", "stsb"), metric="mean of Pearson and Spearman", classes=None),
+    "mrpc": Task(
+        hub=("nyu-mll/glue", "mrpc"), metric="mean of accuracy and F1", classes=(("0", "not_equivalent"), ("1", "equivalent"))
     ),
-    "wsc": Task(("aps/super_glue", "wsc"), "accuracy", (("false", "0"), ("true", "1")), ("text", "span1_text", "span2_text"), _wsc),
+    "rte": Task(hub=("nyu-mll/glue", "rte"), metric="accuracy", classes=(("entailment",), ("not_entailment",))),
+    "cb": Task(hub=("aps/super_glue", "cb"), metric="accuracy", classes=(("contradiction",), ("entailment",), ("neutral",))),
+    "copa": Task(
+        hub=("aps/super_glue", "copa"),
+        metric="accuracy",
+        classes=(("0", "choice1"), ("1", "choice2")),
+        columns=("premise", "choice1", "choice2", "question"),
+        sequences=_copa,
+    ),
+    "wsc": Task(
+        hub=("aps/super_glue", "wsc"),
+        metric="accuracy",
+        classes=(("false", "0"), ("true", "1")),
+        columns=("text", "span1_text", "span2_text"),
+        sequences=_wsc,
+    ),
 }
-"""The seven tasks by name."""
+"""The paper's seven tasks, by name."""
 
 TEXT_TRAINING = TrainingDefaults(steps=150, batch_size=16, learning_rate=5e-4, schedule="linear")
 """Fu et al. 2023 take batches of 16 as well, a learning rate of 1e-4 and at least 20 000 steps."""
 
 HUB = {f"{task.hub[0].rpartition('/')[2]}/{name}": name for name, task in TASKS.items()}
-"""The paper's tasks by the names under which the Hugging Face hub is asked for them: ``glue/rte``, ``super_glue/cb``, …"""
+"""The paper's tasks, by the names under which :func:`stability.problems.load` asks the hub for them: ``glue/rte``, …"""
 
 
 def task_for(name: str, row: Row, asked: str | None = None) -> Task | None:
-    """The known task: the one asked for, else the one that the columns of ``row`` tell, else that of this name. None: another.
+    """Find out whether data are one of the known tasks.
+
+    Args:
+        name: the data's name; it decides where ``asked`` is None and the columns do not tell.
+        row: a row of the data, whose columns may tell the task.
+        asked: the task that the user named, or ``none`` for no known task; None where the user named nothing.
+
+    Returns:
+        The task; None where it is none of the seven.
 
     Raises:
-        UsageError: the one asked for is unknown.
+        UsageError: ``asked`` is no known task.
 
     Example:
         >>> row = Row({"premise": "…", "choice1": "…", "choice2": "…", "question": "cause", "label": 0}, "line 1")
@@ -123,8 +145,7 @@ def task_for(name: str, row: Row, asked: str | None = None) -> Task | None:
         True
     """
     if asked is not None:
-        if asked not in (*TASKS, "none"):
-            raise UsageError(f"unknown task {asked!r}: there is {', '.join(TASKS)}, and none")
+        check_choice((*TASKS, "none"), task=asked)
         return TASKS.get(asked)
     inner = (key for value in row.values.values() if isinstance(value, Mapping) for key in value)
     columns = {*row.values, *inner}
@@ -135,10 +156,16 @@ def task_for(name: str, row: Row, asked: str | None = None) -> Task | None:
 
 
 def text_columns(row: Row) -> tuple[str, ...]:
-    """The usual one or two columns of texts that ``row`` has: text; text_a and text_b; premise and hypothesis; ….
+    """Find the columns of texts by their usual names: text; text_a and text_b; premise and hypothesis; ….
+
+    Args:
+        row: a row of the data.
+
+    Returns:
+        One or two names of columns.
 
     Raises:
-        UsageError: it has none of them.
+        UsageError: the row has none of the usual columns.
 
     Example:
         >>> text_columns(Row({"premise": "It rains.", "hypothesis": "It is wet.", "label": "yes"}, "line 1"))
@@ -158,12 +185,15 @@ def texts_of(rows: Sequence[Row], columns: Sequence[str] | None, task: Task | No
     """The texts of each row.
 
     Args:
-        rows: of one split.
-        columns: the one or two columns that hold the texts; None: as the task has them.
-        task: a known one with a form of its own.
+        rows: the rows of one split.
+        columns: the one or two columns that hold the texts; None for the form that the task has.
+        task: the known task, where there is one; it is needed where ``columns`` is None.
+
+    Returns:
+        The texts of each row, in the order of the rows.
 
     Raises:
-        UsageError: columns are missing, or hold something that is no text.
+        UsageError: a column is missing, or holds something that is no text; or there are neither columns nor a task's form.
 
     Example:
         >>> texts_of([Row({"premise": "It rains.", "hypothesis": "It is wet."}, "line 1")], ["premise", "hypothesis"])
@@ -179,31 +209,42 @@ def texts_of(rows: Sequence[Row], columns: Sequence[str] | None, task: Task | No
 
 
 def labels_of(
-    splits: Mapping[str, Sequence[Row]], column: str, task: Task | None, kind: Literal["classes", "numbers"] | None = None
+    splits: Mapping[str, Sequence[Row]], column: str, task: Task | None, label_type: Literal["classes", "numbers"] | None = None
 ) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
-    """The labels of every split, coded alike: (N,) int64 classes with their names, or float32 numbers and None.
+    """The labels of every split as tensors.
 
-    The classes are those of the training data, in alphabetical order (in the task's where it is known). Labels of an
-    unknown task are classes where they are words, truth values or at most 20 different whole numbers, and numbers
-    otherwise; ``kind`` decides for itself.
+    The classes are those of the task where it is known, and otherwise those of the training data in alphabetical order.
+
+    Args:
+        splits: the rows of each split, ``train`` among them.
+        column: the column of labels.
+        task: the known task, where there is one; it decides whether labels are classes or numbers.
+        label_type: whether labels of an unknown task are ``classes`` or ``numbers``. By default they are classes where they are
+            words, truth values or at most 20 different whole numbers, and numbers otherwise.
+
+    Returns:
+        The labels of each split, (N,), and the names of the classes: int64 codes 0, 1, … with their names, or float32 numbers
+        and None.
 
     Raises:
-        UsageError: the column is missing, holds neither classes nor numbers, or a class that the training data lack; or the
-            task's labels are of another kind.
+        UsageError: the column is missing or holds neither classes nor numbers, a class does not occur in the training data, there
+            is only one class, or ``label_type`` is unknown or contradicts the task.
 
     Example:
         >>> labels_of({"train": [Row({"label": "yes"}, "line 1"), Row({"label": "no"}, "line 2")]}, "label", None)
         ({'train': tensor([1, 0])}, ('no', 'yes'))
     """
     texts = {split: [_label(row, column) for row in rows] for split, rows in splits.items()}
-    if kind not in (None, "classes", "numbers"):
-        raise UsageError(f"labels of kind {kind!r}: use 'classes' or 'numbers'")
+    if label_type is not None:
+        check_choice(("classes", "numbers"), label_type=label_type)
     if task is not None:
         own: Literal["classes", "numbers"] = "numbers" if task.classes is None else "classes"
-        if kind not in (None, own):
-            raise UsageError(f"labels are to be {kind}, and those of this task are {own}: leave one out, or use task 'none'")
-        kind = own
-    if (kind or _kind(texts["train"], splits["train"][0].place, column)) == "numbers":
+        if label_type not in (None, own):
+            raise UsageError(
+                f"label_type = {label_type!r}, and the labels of this task are {own}: leave label_type out, or use task 'none'"
+            )
+        label_type = own
+    if (label_type or _type_of(texts["train"], splits["train"][0].place, column)) == "numbers":
         pairs = {split: zip(rows, texts[split], strict=True) for split, rows in splits.items()}
         numbers = {split: [_number(row, text, column) for row, text in mine] for split, mine in pairs.items()}
         return {split: torch.tensor(mine, dtype=torch.float32) for split, mine in numbers.items()}, None
@@ -247,7 +288,8 @@ def _label(row: Row, column: str) -> str:
     return str(int(float(text))) if re.fullmatch(r"[-+]?\d{1,15}(\.0*)?", text) else text  # 1, 1.0 and 01 are one label
 
 
-def _kind(texts: Sequence[str], place: str, column: str) -> Literal["classes", "numbers"]:
+def _type_of(texts: Sequence[str], place: str, column: str) -> Literal["classes", "numbers"]:
+    """Whether labels look like classes or like numbers."""
     distinct = set(texts)
     odd = sorted(text for text in distinct if _float(text) is None)
     if any(re.fullmatch(r"-?\d+,\d+", text) for text in odd):
@@ -255,7 +297,7 @@ def _kind(texts: Sequence[str], place: str, column: str) -> Literal["classes", "
     if 0 < len(odd) < len(distinct) / 2:
         raise UsageError(
             f"{place.partition(', line')[0]}: {column} has numbers and {', '.join(odd[:3])}: mend these rows, or "
-            "say that labels are classes (labels='classes', --labels classes)"
+            "say that labels are classes (label_type='classes', --labels classes)"
         )
     if not odd:
         whole = all(re.fullmatch(r"-?\d+", text) for text in distinct)

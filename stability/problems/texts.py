@@ -1,16 +1,17 @@
-"""A pretrained language model with texts of one's own, or with one of the paper's seven tasks: :func:`load`."""
+"""A pretrained language model with texts of your own or with one of the paper's seven tasks: :func:`load_texts`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from stability.checks import check_number, check_whole
+from stability.checks import check_probability, check_whole
 from stability.errors import UsageError
 from stability.masks import fingerprint
 from stability.problems.metrics import METRICS, cross_entropies, squared_errors
@@ -20,86 +21,90 @@ from stability.problems.reading import Row, read_rows, split_files
 from stability.problems.tasks import HUB, TASKS, TEXT_TRAINING, Sequences, labels_of, task_for, text_columns, texts_of
 from stability.problems.tokens import cached_tokens
 
-__all__ = ["load"]
+__all__ = ["load_texts"]
 
 Splits: TypeAlias = dict[str, list[Row]]
 Places: TypeAlias = dict[str, tuple[str, list[int]]]
-"""Of each split: which of the data's own splits its examples come from, and which of them they are."""
+"""For each split: the split of the data that its examples come from, and their indices there."""
 
 
-def load(
-    data: str,
-    model: str,
+def load_texts(
+    data: str | PathLike[str],
+    model: str | PathLike[str],
+    *,
     n: int | None = None,
     seed: int = 0,
     max_length: int = 256,
     task: str | None = None,
     text: str | Sequence[str] | None = None,
     label: str = "label",
-    labels: Literal["classes", "numbers"] | None = None,
+    label_type: Literal["classes", "numbers"] | None = None,
     split_seed: int = 0,
     removed: float = 0.0,
     pool: int | None = None,
 ) -> Problem:
     """Fine-tune a pretrained sequence classifier on n examples of a task.
 
-    ``data`` is a folder of JSON lines or CSV files, a single such file, or ``glue/cola``, ``glue/stsb``, ``glue/mrpc``,
-    ``glue/rte``, ``super_glue/cb``, ``super_glue/copa``, ``super_glue/wsc`` from the hub (``pip install 'peft-stability[hub]'``). A
-    folder holds train.jsonl, and test.jsonl and val.jsonl where there are such. Without a test split the validation
-    split is the test split, as in the paper, and a tenth of the training data becomes the validation split; without
-    either a fifth of the training data is the test split. What is held out is drawn with ``split_seed``.
+    The data may come without a test split. Then the validation split becomes the test split, as in the paper, and a tenth of
+    the training data becomes the validation split. Without a validation split a fifth of the training data becomes the test
+    split.
 
-    ℓ is the cross-entropy in nats, for numbers the squared error (f − y)². The metric is the task's
-    (:mod:`stability.problems.tasks`), for other data accuracy or the mean of Pearson's and Spearman's correlation. What
-    defines the problem is the *content* of texts, labels and model, wherever they lie and whatever they are called.
+    The loss ℓ is the cross-entropy in nats, or the squared error (f − y)² where labels are numbers. The metric is that of the
+    task (:mod:`stability.problems.tasks`); for other data it is accuracy, or the mean of Pearson's and Spearman's correlation.
+    The problem is known by the *content* of texts, labels and model, not by their names and paths.
 
     Args:
-        data: where the examples are.
-        model: a folder or a name on the hub; see :func:`stability.problems.pretrained.load_pretrained`.
+        data: a folder of JSON lines or CSV files (train.jsonl, and val.jsonl and test.jsonl if there are any); one such file; or
+            a task of the hub, which needs ``pip install 'peft-stability[hub]'``: ``glue/cola``, ``glue/stsb``, ``glue/mrpc``,
+            ``glue/rte``, ``super_glue/cb``, ``super_glue/copa`` or ``super_glue/wsc``.
+        model: the model's folder or its name on the hub; :func:`stability.problems.pretrained.load_pretrained` reads it.
         n: size of S, drawn at random from the training split without replacement; by default the whole split.
         seed: draws S.
-        max_length: texts are cut to so many tokens, or to what the model can take.
-        task: one of the seven whose form, labels and metric these are, or ``none``; by default the one whose columns they
-            have or whose name the file or folder has.
-        text: the column, or the two columns, of texts; by default text, text_a and text_b, premise and hypothesis, ….
+        max_length: the most tokens of a text; longer texts are cut. A model that takes fewer tokens cuts them earlier.
+        task: the task of the paper whose form, labels and metric the data have, or ``none``. By default the columns tell the
+            task, or else the name of the file or folder.
+        text: the one or two columns of texts. By default the usual names: text, text_a and text_b, premise and hypothesis, ….
         label: the column of labels.
-        labels: whether they are ``classes`` or ``numbers``; by default what they look like.
-        split_seed: draws what is held out.
-        removed: the fraction of the training split that S lacks, drawn with ``seed``, where there is no n; at least one example
-            where it is not 0. Fu et al. 2023 perturb by 0.1 (Table 2).
-        pool: cut the training split to so many examples, drawn with ``split_seed``: all seeds have the same.
+        label_type: whether the labels are ``classes`` or ``numbers``; by default what they look like.
+        split_seed: draws the examples that are held out, and the pool.
+        removed: the fraction of the training split that is left out of S, drawn with ``seed``; at least one example where it is
+            not 0. It takes the place of n. Fu et al. 2023 remove 0.1 in Table 2.
+        pool: cut the training split to this many examples, drawn with ``split_seed`` and so the same for all seeds.
 
     Raises:
-        UsageError: no such data or model, rows that do not fit, a setting out of range; file and line are named.
+        UsageError: there are no such data or no such model, a row cannot be used, or a setting is out of range. The message
+            names file and line.
 
     Example:
-        >>> load("reviews.csv", model="my_model")
+        >>> load_texts("reviews.csv", model="my_model")
         Traceback (most recent call last):
         ...
         stability.errors.UsageError: there is no file or folder reviews.csv
     """
-    name, own = _read(data)
+    check_whole(8, max_length=max_length)
+    check_whole(0, seed=seed, split_seed=split_seed)
+    check_probability(removed=removed)
+    name, own = _read(str(data))
     first = own["train"][0]
     known = task_for(name, first, task)
     columns = [text] if isinstance(text, str) else text
     if columns is None and (known is None or known.sequences is None):
         columns = text_columns(first)
     sequences = {split: texts_of(rows, columns, known) for split, rows in own.items()}
-    values, classes = labels_of(own, label, known, labels)
+    values, classes = labels_of(own, label, known, label_type)
     places, notes = _held_out({split: len(rows) for split, rows in own.items()}, split_seed)
     if pool is not None:
         places["train"] = _pooled(*places["train"], pool, split_seed)
-    check_whole(8, max_length=max_length)
     size = len(places["train"][1])
-    check_whole(2, n=size if n is None else n)
-    if n is not None and n > size:
-        raise UsageError(f"n = {n}: the training split has {size} examples")
-    check_number(0, removed=removed)
+    if size < 2:
+        raise UsageError(f"the training split has {size} example: give at least 2, so that one can be left out")
     if removed:
-        if n is not None or removed >= 1:
-            raise UsageError(f"removed = {removed}" + (f" and n = {n}: give one of them" if n else ": use a fraction below 1"))
+        if n is not None:
+            raise UsageError(f"removed = {removed} and n = {n}: give one of them")
         n = size - max(1, round(removed * size))
-        check_whole(2, n=n)
+        check_whole(2, None, f"removed = {removed} of {size} training examples", n=n)
+    if n is not None:
+        check_whole(2, size, f"the training split has {size} examples", n=n)
     choices = len(sequences["train"][0]) > 1
     notes = [_described(places, values, classes), *_repeated(places, sequences), *notes]
     pretrained = load_pretrained(model, 1 if choices or classes is None else len(classes))
@@ -156,7 +161,7 @@ def load(
 
 
 def _read(data: str) -> tuple[str, Splits]:
-    """Name and rows of every split that the data have."""
+    """The data's name, and the rows of every split that they have."""
     path = Path(data)
     if path.exists() or data not in HUB:
         return path.resolve().stem, {split: read_rows(file) for split, file in split_files(path).items()}
@@ -207,16 +212,14 @@ def _held_out(sizes: Mapping[str, int], split_seed: int) -> tuple[Places, list[s
 
 
 def _pooled(source: str, index: list[int], pool: int, split_seed: int) -> tuple[str, list[int]]:
-    """So many of the training split."""
-    check_whole(2, pool=pool)
-    if pool > len(index):
-        raise UsageError(f"pool = {pool}: the training split has {len(index)} examples")
+    """The training split cut to ``pool`` examples."""
+    check_whole(2, len(index), f"the training split has {len(index)} examples", pool=pool)
     chosen = torch.randperm(len(index), generator=generator(split_seed, "pool"))[:pool].sort().values
     return source, [index[i] for i in chosen.tolist()]
 
 
 def _described(places: Places, values: Mapping[str, Tensor], classes: tuple[str, ...] | None) -> str:
-    """Sizes of the splits, and what their labels were taken for."""
+    """The note that tells the sizes of the splits, and whether labels were read as classes or as numbers."""
     sizes = ", ".join(f"{len(index)} {split}" for split, (_, index) in places.items())
     own = values["train"]
     if classes is None:
@@ -226,7 +229,7 @@ def _described(places: Places, values: Mapping[str, Tensor], classes: tuple[str,
 
 
 def _repeated(places: Places, sequences: Mapping[str, list[Sequences]]) -> list[str]:
-    """That a text stands twice: leaving one of two out changes little, and a test on training texts is none."""
+    """Notes on repeated texts: leaving out one of two changes little, and a test on training texts tests nothing."""
     texts = {split: [tuple(sequences[source][i]) for i in index] for split, (source, index) in places.items()}
     known = set(texts["train"])
     again = {"train": len(texts["train"]) - len(known)}
@@ -240,14 +243,14 @@ def _repeated(places: Places, sequences: Mapping[str, list[Sequences]]) -> list[
 
 
 def _shown(own: Splits, sequences: Mapping[str, list[Sequences]], place: tuple[str, list[int]], chosen: torch.Tensor) -> list[str]:
-    """Of each training example where it was read and its texts; those of a choice are its alternatives."""
+    """Each training example as a person sees it: file and line, and its texts; those of a choice are its alternatives."""
     source, index = place
     at = [index[i] for i in chosen.tolist()]
     return [f"{Path(own[source][i].place).name}: " + " / ".join(" ‖ ".join(texts) for texts in sequences[source][i]) for i in at]
 
 
 def _shortest_and_longest(made: Mapping[str, Examples]) -> dict[str, Any]:
-    """Inputs of two examples, those of most and of least tokens in the split that has the longest of all."""
+    """The inputs of two examples: the shortest and the longest of the split that has the longest of all."""
     where = max(made.values(), key=lambda some: some.longest(slice(None)))
     assert where.lengths is not None
     return dict(where.take(where.lengths.argsort(stable=True)[[0, -1]]).inputs)

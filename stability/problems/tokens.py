@@ -1,4 +1,4 @@
-"""Texts → token ids, padded on the right, kept in a cache under their content."""
+"""From texts to token ids, padded on the right. They are kept in a cache, by the content of texts and tokenizer."""
 
 from __future__ import annotations
 
@@ -28,9 +28,15 @@ class Tokens:
     """N tokenised examples.
 
     Attributes:
-        inputs: int64 (N, T) each, or (N, c, T) for a choice among c sequences; T is the longest example's.
-        lengths: (N,) tokens of each example, of its longest sequence for a choice.
-        cut: how many examples were longer than allowed.
+        inputs: ``input_ids``, ``attention_mask`` and, where the tokenizer makes them, ``token_type_ids``: each int64 (N, T), or
+            (N, c, T) where an example is a choice among c sequences. T is the length of the longest sequence.
+        lengths: the number of tokens of each example, int64 (N,); of a choice that of its longest sequence.
+        cut: how many examples were cut.
+
+    Example:
+        >>> ids = torch.tensor([[2, 7, 3], [2, 3, 0]])
+        >>> Tokens({"input_ids": ids}, torch.tensor([3, 2]), cut=0).inputs["input_ids"].shape
+        torch.Size([2, 3])
     """
 
     inputs: dict[str, Tensor]
@@ -39,14 +45,38 @@ class Tokens:
 
 
 def cache_folder() -> Path:
-    """Where tokenised data are kept: $STABILITY_CACHE, else $XDG_CACHE_HOME/stability, else ~/.cache/stability."""
+    """The folder of the cache: $STABILITY_CACHE, or else $XDG_CACHE_HOME/stability, or else ~/.cache/stability.
+
+    Example:
+        >>> isinstance(cache_folder(), Path)
+        True
+    """
     own, user = os.environ.get("STABILITY_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return Path(own) if own else (Path(user) if user else Path.home() / ".cache") / "stability"
 
 
 def cached_tokens(tokenizer: Any, examples: Sequence[Sequences], max_length: int) -> Tokens:
-    """What :func:`tokenize` gives, or what the same texts and the same tokenizer gave before."""
-    if getattr(tokenizer, "backend_tokenizer", None) is None:  # one whose rules are Python's: they cannot be told by content
+    """Tokenise examples, or take the result from the cache where the same texts met the same tokenizer before.
+
+    Args:
+        tokenizer: a tokenizer of transformers. One written in Python is never cached: its rules cannot be told by content.
+        examples: the sequences of each example, the same number for all.
+        max_length: the most tokens of a sequence, special tokens included.
+
+    Returns:
+        The same as :func:`tokenize`.
+
+    Example:
+        >>> from unittest.mock import patch
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"[PAD]": 0, "rain": 1}, unk_token="[PAD]"))
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
+        >>> with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, STABILITY_CACHE=folder):
+        ...     cached_tokens(tokenizer, [[("rain",)]], max_length=8).inputs["input_ids"]
+        tensor([[1]])
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:  # one written in Python
         return tokenize(tokenizer, examples, max_length)
     file = cache_folder() / "tokens" / f"{_key(tokenizer, examples, max_length)}.safetensors"
     try:
@@ -68,14 +98,25 @@ def _key(tokenizer: Any, examples: Sequence[Sequences], max_length: int) -> str:
 
 
 def tokenize(tokenizer: Any, examples: Sequence[Sequences], max_length: int) -> Tokens:
-    """Tokenise ``examples``.
+    """Tokenise examples and pad them on the right to the longest.
 
     A sequence of more than ``max_length`` tokens loses the end of its longer text until it fits.
 
     Args:
-        tokenizer: of transformers.
-        examples: of each its sequences, the same number in all.
-        max_length: in tokens, special ones included.
+        tokenizer: a tokenizer of transformers.
+        examples: the sequences of each example, the same number for all.
+        max_length: the most tokens of a sequence, special tokens included.
+
+    Returns:
+        The token ids of all examples, and how many examples were cut.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"[PAD]": 0, "rain": 1}, unk_token="[PAD]"))
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
+        >>> tokenize(tokenizer, [[("rain",)]], max_length=8).lengths
+        tensor([1])
     """
     flat = [texts for sequences in examples for texts in sequences]
     encoded = [_encode(tokenizer, texts, max_length) for texts in flat]
@@ -102,7 +143,7 @@ def _encode(tokenizer: Any, texts: tuple[str, ...], max_length: int) -> tuple[di
 
 
 def _keep(file: Path, tokens: Tokens) -> None:
-    """Whole or not at all; a cache that cannot be written is none."""
+    """Write the cached file, whole or not at all. Where the cache cannot be written, there is none."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.functional import hessian as dense_hessian
 from torch.autograd.functional import jacobian as dense_jacobian
 
-from stability import Examples, Mask, Problem, StabilityError, UsageError
+from stability import Examples, Mask, MeasurementError, Problem, UsageError
 from stability.derivatives.curvature import Curvature, diagonal, greatest_eigenvalue, least_eigenvalue
 from stability.derivatives.gradients import gauss_newton_diagonals, gradient_norms, per_example_gradients, per_example_jacobians
 from stability.derivatives.influence import first_order_changes, solve
@@ -104,7 +104,7 @@ def dense(mask: Mask, kind: str) -> Tensor:
 @pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
 def test_products_equal_dense_autodiff(kind: Any, mask: Mask, budget: int | None) -> None:
     """d = 182 in float64, in one block and example by example."""
-    matrix = Curvature(PROBLEM, START, PROBLEM.train, mask, kind, budget)
+    matrix = Curvature(PROBLEM, START, PROBLEM.train, mask, kind=kind, memory_budget=budget)
     assert matrix.size == mask.count
     if budget == 1:
         assert len(matrix._blocks(1)) == len(PROBLEM.train)
@@ -117,12 +117,12 @@ def test_products_equal_dense_autodiff(kind: Any, mask: Mask, budget: int | None
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_single_precision_agrees_with_double(device: str, kind: Any) -> None:
     problem = network(dtype=torch.float32).to(torch.device(device))
-    product = Curvature(problem, problem.start(0), problem.train, None, kind).product(torch.eye(182, dtype=torch.float64))
+    product = Curvature(problem, problem.start(0), problem.train, kind=kind).product(torch.eye(182, dtype=torch.float64))
     assert product.dtype == torch.float64
     reference = network()
     same = {name: tensor.double().cpu() for name, tensor in problem.start(0).items()}
     examples = Examples({"x": problem.train.inputs["x"].double().cpu()}, problem.train.labels.cpu())
-    truth = Curvature(reference, same, examples, None, kind).product(torch.eye(182, dtype=torch.float64))
+    truth = Curvature(reference, same, examples, kind=kind).product(torch.eye(182, dtype=torch.float64))
     torch.testing.assert_close(product, truth, rtol=0, atol=3e-6)
 
 
@@ -131,21 +131,21 @@ def test_single_precision_agrees_with_double(device: str, kind: Any) -> None:
 def test_first_derivatives_equal_plain_loops(mask: Mask, budget: int | None) -> None:
     values, inputs = values_of(mask), PROBLEM.train.inputs
     whole = dense_jacobian(lambda v: PROBLEM.losses(by_values(mask, v), PROBLEM.train), values)
-    blocks = list(per_example_gradients(PROBLEM, START, PROBLEM.train, mask, budget))
+    blocks = list(per_example_gradients(PROBLEM, START, PROBLEM.train, mask, memory_budget=budget))
     assert len(blocks) == (1 if budget is None else 12)
     torch.testing.assert_close(torch.cat(blocks), whole, rtol=0, atol=1e-13)
-    norms = gradient_norms(PROBLEM, START, PROBLEM.train, mask, budget)
+    norms = gradient_norms(PROBLEM, START, PROBLEM.train, mask, memory_budget=budget)
     torch.testing.assert_close(norms, whole.norm(dim=1), rtol=0, atol=1e-13)
     jacobian = dense_jacobian(lambda v: PROBLEM.logits(by_values(mask, v), inputs), values)
-    found = torch.cat(list(per_example_jacobians(PROBLEM, START, PROBLEM.train, mask, budget)))
+    found = torch.cat(list(per_example_jacobians(PROBLEM, START, PROBLEM.train, mask, memory_budget=budget)))
     torch.testing.assert_close(found, jacobian, rtol=0, atol=1e-13)
-    diagonals = torch.cat(list(gauss_newton_diagonals(PROBLEM, START, PROBLEM.train, mask, budget)))
+    diagonals = torch.cat(list(gauss_newton_diagonals(PROBLEM, START, PROBLEM.train, mask, memory_budget=budget)))
     torch.testing.assert_close(diagonals.mean(0), dense(mask, "gauss_newton").diagonal(), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
 def test_extreme_eigenvalues_equal_dense_ones(kind: Any) -> None:
-    matrix, truth = Curvature(PROBLEM, START, PROBLEM.train, None, kind), torch.linalg.eigvalsh(dense(FULL, kind))
+    matrix, truth = Curvature(PROBLEM, START, PROBLEM.train, kind=kind), torch.linalg.eigvalsh(dense(FULL, kind))
     for found, value in ((least_eigenvalue, truth[0]), (greatest_eigenvalue, truth[-1])):
         eigenvalue = found(matrix, tolerance=1e-9, max_restarts=300)
         assert eigenvalue.converged
@@ -230,16 +230,16 @@ def test_conjugate_gradients_equal_a_dense_solve() -> None:
     vectors[3] = 0
     found = solve(matrix, vectors, shift=1.0, tolerance=1e-12)
     torch.testing.assert_close(found, torch.linalg.solve(matrix.matrix + torch.eye(120), vectors.T).T, rtol=0, atol=1e-9)
-    with pytest.raises(StabilityError, match="not positive definite.*larger ridge"):
+    with pytest.raises(MeasurementError, match="not positive definite.*larger ridge"):
         solve(matrix, vectors, shift=0.1)
 
     class Rounded(Dense):
         def product(self, vectors: Tensor) -> Tensor:
             return (vectors.float() @ self.matrix.float()).double()
 
-    with pytest.raises(StabilityError, match=r"relative residual .* instead of 1e-12: the precision of the products is used up"):
+    with pytest.raises(MeasurementError, match=r"relative residual .* instead of 1e-12: the precision of the products is used up"):
         solve(Rounded(matrix.matrix), vectors, shift=1.0, tolerance=1e-12)
-    with pytest.raises(StabilityError, match="did not reach a relative residual of 1e-12 in 2 steps for 6 of 7 vectors"):
+    with pytest.raises(MeasurementError, match="did not reach a relative residual of 1e-12 in 2 steps for 6 of 7 vectors"):
         solve(matrix, vectors, shift=1.0, tolerance=1e-12, max_steps=2)
 
 
@@ -276,17 +276,28 @@ def test_first_order_is_first_order(kind: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Curvature(PROBLEM, START, PROBLEM.train, kind="fisher"), "unknown kind of curvature 'fisher'"),  # type: ignore[arg-type]
+        (lambda: Curvature(PROBLEM, START, PROBLEM.train, kind="fisher"), "unknown kind 'fisher': use hessian or gauss_newton"),  # type: ignore[arg-type]
         (lambda: Curvature(PROBLEM, START, PROBLEM.train.take(slice(0, 0))), "of no examples"),
         (lambda: Curvature(PROBLEM, START, PROBLEM.train).product(torch.ones(182)), r"\(s, k\) with k = 182"),
-        (lambda: Curvature(PROBLEM, START, PROBLEM.train, Mask({"no": (2,)}, {"no": torch.arange(2)})), "tensors that differ: no"),
-        (lambda: Curvature(PROBLEM, START, PROBLEM.train, Mask({"one.bias": (10,)}, {})), "selects nothing"),
+        (
+            lambda: Curvature(PROBLEM, START, PROBLEM.train, Mask({"no": (2,)}, {"no": torch.arange(2)})),
+            "in another shape: no: use one",
+        ),
+        (lambda: Curvature(PROBLEM, START, PROBLEM.train, Mask({"one.bias": (10,)}, {})), "selects no coordinates"),
         (lambda: least_eigenvalue(Dense(torch.eye(3)), tolerance=math.nan), "tolerance = nan"),
         (lambda: least_eigenvalue(Dense(torch.eye(3)), max_restarts=0), "max_restarts = 0"),
         (lambda: solve(Dense(torch.eye(3)), torch.ones(3)), r"\(s, k\) with k = 3"),
         (lambda: solve(Dense(torch.eye(3)), torch.ones(1, 3), shift=math.nan), "shift = nan"),
+        (lambda: solve(Dense(torch.eye(3)), torch.full((1, 3), math.inf)), "vectors: some entries are not finite"),
+        (lambda: solve(Dense(torch.eye(3)), torch.ones(1, 3), tolerance=0), "tolerance = 0: use a positive number"),
+        (lambda: solve(Dense(torch.eye(3)), torch.ones(1, 3), max_steps=0), "max_steps = 0: use a whole number of at least 1"),
         (lambda: gradient_norms(PROBLEM, START, PROBLEM.train.take(slice(0, 0))), "of no examples"),
-        (lambda: first_order_changes(Curvature(PROBLEM, START, PROBLEM.train), 1.0, []), "left_out is empty"),
+        (lambda: gradient_norms(PROBLEM, START, PROBLEM.train, memory_budget=0), "memory_budget = 0: use a whole number"),
+        (lambda: Curvature(PROBLEM, START, PROBLEM.train, memory_budget=0), "memory_budget = 0: use a whole number"),
+        (
+            lambda: first_order_changes(Curvature(PROBLEM, START, PROBLEM.train), 1.0, []),
+            r"left_out = \[\]: use at least 1 example",
+        ),
         (lambda: diagonal(Dense(torch.eye(3)), probes=1), "probes = 1"),
         (lambda: first_order_changes(Curvature(PROBLEM, START, PROBLEM.train.take(slice(0, 1)))), "n = 1"),
     ],

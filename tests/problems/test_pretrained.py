@@ -225,7 +225,7 @@ BAD: dict[str, tuple[Any, str]] = {
             transformers.GPT2Model(tiny.FAMILIES["gpt2"]()).save_pretrained(folder / "other")
             or (folder / "other" / "model.safetensors").replace(folder / "model.safetensors")
         ),
-        "of another architecture",
+        "belong to another architecture",
     ),
 }
 

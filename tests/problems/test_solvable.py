@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from stability import Examples, FineTuning, StabilityError, UsageError, leave_one_out, problems
+from stability import Examples, FineTuning, MeasurementError, StabilityError, UsageError, leave_one_out, problems
 from stability.derivatives.curvature import Curvature
 from stability.leave_one_out.estimators import Exact, Sampled
 from stability.problems.convex import CONVEX
@@ -113,7 +113,7 @@ def test_gradients_and_hessian_equal_those_of_the_problem(solvable: Solvable) ->
         (gradient,) = torch.autograd.grad(loss, parameters["weight"])
         np.testing.assert_allclose(gradient, solvable.gradients(theta)[i], rtol=0, atol=1e-12)
     for kind in ("hessian", "gauss_newton"):  # a model that is linear in θ has no curvature of its own
-        product = Curvature(solvable.problem, solvable.parameters(theta), solvable.problem.train, None, kind).product(torch.eye(4))
+        product = Curvature(solvable.problem, solvable.parameters(theta), solvable.problem.train, kind=kind).product(torch.eye(4))
         np.testing.assert_allclose(product, solvable.hessian(theta), rtol=0, atol=1e-12)
 
 
@@ -178,26 +178,41 @@ def test_scikit_learns_data_are_split_without_overlap(name: str, data: str, d: i
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: linear_regression(np.ones((3, 2)), np.ones(4)), r"\(3, 2\) and targets \(4,\)"),
+        (lambda: linear_regression(np.ones((3, 2)), np.ones(4)), r"inputs have shape \(3, 2\) and targets \(4,\): use \(n, d\)"),
         (lambda: linear_regression(np.full((3, 2), np.nan), np.ones(3)), "not finite"),
-        (lambda: linear_regression(np.ones((3, 2)), np.ones(3), start=np.ones(3)), r"θ⁰ \(3,\)"),
+        (lambda: linear_regression(np.ones((3, 2)), np.ones(3), start=np.ones(3)), r"θ⁰ has shape \(3,\): use \(2,\)"),
         (lambda: linear_regression(np.ones((3, 2)), np.ones(3), test=(np.ones((3, 4)), np.ones(3))), "d = 4"),
         (lambda: logistic_regression(np.ones((2, 1)), np.array([0.0, 2.0])), "use 0 and 1"),
         (lambda: quadratic(np.array([[0.0, 1.0], [0.0, 0.0]]), np.ones((2, 2))), "symmetric"),
         (lambda: quadratic(-np.eye(2), np.ones((2, 2))), "least eigenvalue of the Hessian = -1"),
-        (lambda: quadratic(np.eye(2), np.ones((2, 3))), r"centres \(2, 3\)"),
-        (lambda: diabetes().minimise(0), "ridge λ = 0"),
-        (lambda: diabetes(1).leave_one_out(1), "n = 1"),
+        (lambda: quadratic(np.eye(2), np.ones((2, 3))), r"centres have shape \(2, 3\): use"),
+        (lambda: diabetes().minimise(0), "ridge = 0: use a positive number"),
+        (lambda: diabetes(1).leave_one_out(1), r"n = 1: use a whole number of at least 2 \(one example is left out\)"),
         (lambda: Examples({"x": torch.ones(3, 2)}, torch.ones(2)), "3 rows of 'x' and 2 labels"),
         (lambda: problems.load("linear", data="houses"), "unknown data 'houses': use generated or diabetes"),
-        (lambda: problems.load("linear", n=1), "n = 1 training examples of a pool of 750"),
+        (lambda: diabetes().problem.without(12), r"i = 12: use a whole number from 0 to 11 \(S has n = 12 examples\)"),
+        (
+            lambda: problems.load("linear", n=1),
+            r"n = 1: use a whole number from 2 to 749 \(S and the test set share 750",
+        ),
+        (lambda: problems.load("linear", n=20.0), r"n = 20\.0: use a whole number"),
         (lambda: problems.load("logistic", d=0), "d = 0"),
+        (lambda: problems.load("quadratic", seed=-1), "seed = -1: use a whole number of at least 0"),
+        (lambda: problems.load("quadratic", rotated=1), "rotated = 1: use true or false"),
+        (lambda: problems.load("digits", n=901), r"n = 901: use a whole number from 2 to 895 \(digits has 896 images of 5 to 9"),
+        (lambda: problems.load("digits", seed=True), "seed = True: use a whole number"),
         (lambda: problems.load("linear", width=3), "problem 'linear' has no setting width: there is n, seed, data, d"),
     ],
 )
 def test_bad_input_is_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         call()
+
+
+def test_a_failed_newton_s_method_is_a_failed_measurement() -> None:
+    """Targets so large that their squares overflow: no step makes the objective smaller."""
+    with pytest.raises(MeasurementError, match="Newton's method found no decrease at λ = 0.1"), np.errstate(over="ignore"):
+        linear_regression(np.full((2, 1), 1e200), np.array([0.0, 1e200])).minimise(0.1)
 
 
 def test_a_minimisation_that_stops_short_has_failed() -> None:

@@ -209,7 +209,7 @@ def test_law_of_the_zero_weight(selector: Selector, learned: Problem) -> None:
 def reloaded(problem: Problem) -> Problem:
     """As from the disk, with tensors of its own."""
     if problem.name == "digits":
-        return digits_module.load(n=24)
+        return digits_module.load_digits(n=24)
     return dataclasses.replace(problem, pretrained={name: tensor.clone() for name, tensor in problem.pretrained.items()})
 
 

@@ -198,9 +198,9 @@ def test_perturbed_training_sets_are_drawn_by_the_seed_and_pools_are_not(tasks: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pool": 41}, "pool = 41: the training split has 40 examples"),
+        ({"pool": 41}, r"pool = 41: use a whole number from 2 to 40 \(the training split has 40 examples\)"),
         ({"pool": 1}, "pool = 1"),
-        ({"removed": 1.0}, "removed = 1.0: use a fraction below 1"),
+        ({"removed": 1.0}, r"removed = 1\.0 is outside \[0, 1\)"),
         ({"removed": 0.1, "n": 20}, "removed = 0.1 and n = 20: give one of them"),
         ({"removed": -0.1}, "removed = -0.1"),
     ],
