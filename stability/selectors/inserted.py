@@ -55,9 +55,6 @@ class Inserted(Selector):
         ...         mlp = module.get_submodule("vit.layers.0.mlp")
         ...         mlp.fc2 = Shift(mlp.fc2)
         ...         return module
-        ...
-        ...     def settings(self):
-        ...         return {"name": self.name}
         >>> Shifted().select(load("digits"), seed=0)
         Mask(k=32, m=26464)
     """
