@@ -123,6 +123,9 @@ def write_weights(file: Path = WEIGHTS) -> None:
 
     Args:
         file: where to write; by default the file that is shipped.
+
+    Example:
+        >>> write_weights()  # doctest: +SKIP
     """
     parameters, accuracy = pretrain()
     save_file(parameters, file, {"kind": "pretrained", "digits": "0-4", "held_out_accuracy": repr(accuracy)})

@@ -51,6 +51,10 @@ class Pretrained:
         architecture: SHA-256 of the configuration without names, paths and versions.
         notes: what the checkpoint lacks, one sentence each.
         agreed: a cache: what :func:`agreeing` found, by the content of its inputs. Every cell of a study asks for the same.
+
+    Example:
+        >>> load_pretrained("roberta-base", outputs=2).max_length  # doctest: +SKIP
+        512
     """
 
     name: str
@@ -226,6 +230,10 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
 
     Raises:
         UsageError: no form agrees, or the logits of the model are not finite.
+
+    Example:
+        >>> model = load_pretrained("roberta-base", outputs=2)  # doctest: +SKIP
+        >>> agreeing(model, dict(model.tokenizer(["Rain.", "It rains."], padding=True, return_tensors="pt")))  # doctest: +SKIP
     """
     flat: dict[str, Tensor] = {name: tensor.reshape(-1, tensor.shape[-1]) for name, tensor in inputs.items()}
     if (asked := fingerprint(inputs)) in pretrained.agreed:

@@ -201,7 +201,11 @@ class Examples:
         return self.take(torch.cat([torch.arange(i), torch.arange(i + 1, len(self))]))
 
     def to(self, device: torch.device) -> Examples:
-        """The same examples on another device; ``lengths`` stay on the CPU."""
+        """The same examples on another device; ``lengths`` stay on the CPU.
+
+        Args:
+            device: where inputs and labels are put.
+        """
         return Examples({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.labels.to(device), self.lengths)
 
 
@@ -224,10 +228,11 @@ def refill(module: nn.Module, value: Callable[[str, nn.Parameter], nn.Parameter]
             owner.register_parameter(leaf, new[id(parameter)])
 
 
-def without_values(_: str, parameter: nn.Parameter) -> nn.Parameter:
+def without_values(name: str, parameter: nn.Parameter) -> nn.Parameter:
     """The parameter's shape without its values, on the meta device, as :func:`refill` may put it in the parameter's place.
 
     Args:
+        name: the parameter's name, which is not used.
         parameter: the parameter whose shape and type are kept.
 
     Example:
@@ -283,7 +288,11 @@ class ModuleLogits:
         return replace(self, module=copy.deepcopy(self.module).train())
 
     def to(self, device: torch.device) -> ModuleLogits:
-        """The same function with the module's buffers on another device; itself where they are there already."""
+        """The same function with the module's buffers on another device; itself where they are there already.
+
+        Args:
+            device: where the buffers are put.
+        """
         if all(b.device.type == device.type and device.index in (None, b.device.index) for b in self.module.buffers()):
             return self
         module = copy.deepcopy(self.module)
@@ -458,7 +467,11 @@ class Problem:
         return replace(self, train=self.train.without(i), shown=None)
 
     def to(self, device: torch.device) -> Problem:
-        """The same problem on another device; tensors that are there already are not copied."""
+        """The same problem on another device; tensors that are there already are not copied.
+
+        Args:
+            device: where parameters and examples are put.
+        """
         pretrained = {name: tensor.to(device) for name, tensor in self.pretrained.items()}
         logits = self.logits.to(device) if isinstance(self.logits, ModuleLogits) else self.logits
         return replace(
