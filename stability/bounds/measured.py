@@ -84,7 +84,7 @@ def estimate_constants(estimate: StabilityEstimate, check_replicas: int = 0, mem
     Example:
         >>> from stability import leave_one_out, selectors
         >>> from stability.problems import convex
-        >>> from stability.training.algorithm import Minimisation
+        >>> from stability.training import Minimisation
         >>> algorithm = Minimisation(selectors.Random(sparsity=0.5), ridge=0.1)
         >>> estimate = leave_one_out.measure(convex.logistic(n=20, seed=0).problem, algorithm)
         >>> constants = estimate_constants(estimate)
@@ -174,7 +174,7 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
     Example:
         >>> from stability import leave_one_out, selectors
         >>> from stability.problems.solvable import linear_regression
-        >>> from stability.training.algorithm import Minimisation
+        >>> from stability.training import Minimisation
         >>> problem = linear_regression([[1.0], [2.0], [2.0]], [0.0, 2.0, 1.0]).problem
         >>> estimate = leave_one_out.measure(problem, Minimisation(selectors.FullTuning(), ridge=0.5))
         >>> found = measured_bounds(estimate, estimate_constants(estimate, check_replicas=3))

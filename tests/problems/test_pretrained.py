@@ -100,7 +100,7 @@ def test_training_without_an_example_is_training_the_plain_model_without_it(
     family: str, selector: SAM | FullTuning, models: Path, data: Path
 ) -> None:
     problem = as_double(problems.load(str(data), model=str(models / family)))
-    algorithm = FineTuning(selector, steps=5, batch_size=6, learning_rate=0.01, seed=2)
+    algorithm = FineTuning(selector, steps=5, batch_size=6, learning_rate=0.01, schedule="constant", seed=2)
     mask = selector.select(problem, 2)
     replicas = train(problem, algorithm, leaving_out(problem.n, 7), [mask])
     model = own_model(models / family, problem, problem.start(2))
@@ -303,7 +303,7 @@ def dropping(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Problem:
 
 
 def with_dropout(selector: Any, **more: Any) -> FineTuning:
-    return FineTuning(selector, steps=4, batch_size=6, learning_rate=0.01, dropout=True, seed=1, **more)
+    return FineTuning(selector, steps=4, batch_size=6, learning_rate=0.01, schedule="constant", dropout=True, seed=1, **more)
 
 
 @pytest.mark.parametrize("selector", [Random(0.1), LoRA(rank=2), Adapter(width=2)], ids=lambda s: s.name)

@@ -216,7 +216,9 @@ def test_a_failed_newton_s_method_is_a_failed_measurement() -> None:
 
 
 def test_a_minimisation_that_stops_short_has_failed() -> None:
-    with pytest.raises(StabilityError, match=r"A\(S\) did not reach ‖∇F‖ ≤ 1e-10 in 2 steps with seed 0: use a larger tol"):
+    with pytest.raises(
+        StabilityError, match=r"A\(S\) did not reach ‖∇F‖ ≤ 1e-10 in 2 steps with seed 0: use a larger gradient_tolerance"
+    ):
         leave_one_out.measure(
             cancer().problem,
             Minimisation(FullTuning(), ridge=RIDGE, gradient_tolerance=1e-10, max_steps=2),
