@@ -2,7 +2,7 @@
 
 :func:`measure` trains A(S), predicts what leaving out each example would do, draws a few examples, retrains without them and
 estimates the stability with an interval. What is drawn and what is concluded is an estimator's (:mod:`.estimators`), what is
-predicted a predictor's (:mod:`.predictors`).
+predicted is a predictor's (:mod:`.predictors`).
 """
 
 from stability.leave_one_out import estimators, predictors

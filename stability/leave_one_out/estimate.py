@@ -21,14 +21,14 @@ __all__ = ["Diagnostics", "StabilityEstimate", "diagnosed"]
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """How well the estimate did; NaN where too little is known to tell.
+    """How well prediction and draws did; NaN where too little is known to tell.
 
     Attributes:
-        correlation: Pearson's, of |Δℓ_i| predicted and retrained, over those retrained.
-        rank_correlation: Spearman's of the same.
-        variance_cut: by how much the variance of the estimate is smaller than plain sampling's with as many retrainings;
+        correlation: Pearson's correlation of predicted and retrained |Δℓ_i|, over the retrained examples.
+        rank_correlation: Spearman's correlation of the same.
+        variance_cut: how many times smaller the variance of the estimate is than plain sampling's with as many retrainings. It is
             estimated from the same draws, and so too large where they missed what matters.
-        effective_retrainings: how many plain sampling would need for the same variance.
+        effective_retrainings: how many retrainings plain sampling would need for the same variance.
     """
 
     correlation: float
@@ -39,18 +39,17 @@ class Diagnostics:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StabilityEstimate:
-    """What leaving one out did.
+    """The leave-one-out stability of one algorithm on one training set, with all that it rests on.
 
     Attributes:
         pointwise: β₂, pointwise hypothesis stability, with its interval.
         hypothesis: β₁ = E_i |ℓ(A(Sⁱ), z) − ℓ(A(S), z)| averaged over the held-out z, with its interval over i.
         distance: mean_i ‖A(Sⁱ) − A(S)‖₂.
         maximum: the largest |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| found: a lower estimate of uniform stability.
-        noise_floor: mean_i |ℓ(A(S), z_i) − ℓ(A(S)', z_i)| between two runs that would agree in exact arithmetic: A(S)
-            trained alone, and A(S)' among the first left-out ones, with the examples of each batch in reverse order. It
-            is what rounding does, as on another device; with a reduced precision, which A(S) alone never has, what that
-            does in the mean, where a single example may be moved ten times as much.
-            A stability below it is not a result.
+        noise_floor: mean_i |ℓ(A(S), z_i) − ℓ(A(S)', z_i)| between two runs that would agree in exact arithmetic. A(S) is trained
+            alone, and A(S)' among the first left-out ones, with the examples of each batch in reverse order. The floor is what
+            rounding does, as on another device. With a reduced precision, which A(S) alone never has, it is what that does in
+            the mean; a single example may be moved ten times as much. A stability below the floor is not a result.
         estimator: ``exact`` (every i was left out), ``sampled``, ``assisted`` or ``approximate``.
         status: how the estimate ended, such as "within tolerance".
         n: size of S.
@@ -107,9 +106,12 @@ class StabilityEstimate:
         return self.k / self.m
 
     def examples(self) -> pd.DataFrame:
-        """Every example of which something is known, the one that carries most of the stability first: index, loss_full,
-        predicted and retrained (Δℓ_i, NaN where there is none), and share, |Δℓ_i| / (n β₂): of the retrained difference
-        where there is one, of the predicted one elsewhere, which may be too large or small by a factor.
+        """The examples of which something is known, the one that carries most of the stability first.
+
+        Returns:
+            Columns index; loss_full, ℓ(A(S), z_i); predicted and retrained, Δℓ_i or NaN where there is none; and share, the
+            example's part of the stability, |Δℓ_i| / (n β₂). The share is that of the retrained difference where there is one,
+            and otherwise of the predicted one, which may be wrong by a factor.
         """
         table = self.per_example.set_index("index")[["loss_full", "difference"]].rename(columns={"difference": "retrained"})
         if self.prediction is None:

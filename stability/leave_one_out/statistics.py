@@ -75,8 +75,16 @@ def mean_of_population(values: ArrayLike, population: int, confidence: float = 0
 
 
 def draw(sizes: ArrayLike, generator: np.random.Generator) -> NDArray[np.int64]:
-    """All N items in the order of successive draws without replacement, each with probability proportional to its size among
-    those that remain; the first a of them are a sample of a.
+    """Draw all N items one after the other without replacement, each with probability proportional to its size.
+
+    The first a of them are a sample of a.
+
+    Args:
+        sizes: one positive number an item, (N,).
+        generator: draws the order.
+
+    Returns:
+        The items in the order in which they were drawn, int64 (N,).
 
     Raises:
         UsageError: sizes that are not positive and finite.
@@ -137,7 +145,14 @@ def mean_of_draws(values: ArrayLike, drawn: ArrayLike, sizes: ArrayLike, confide
 
 
 def mean_over_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """The mean over independent runs: x̄ ± t_{a−1} · s/√a. One run gives an unbounded interval, not none.
+    """The mean over a independent runs, with Student's interval x̄ ± t_{a−1} · s/√a.
+
+    Args:
+        values: one value a run. A single run gives an unbounded interval.
+        confidence: of the interval, in (0, 1).
+
+    Raises:
+        UsageError: there are no values.
 
     Example:
         >>> mean_over_seeds([1.0, 1.0]).interval
@@ -156,7 +171,7 @@ def mean_over_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:
 
 @dataclass(frozen=True)
 class Shares:
-    """Where the variance of a measured stability comes from; each as a variance of one cell, in the values' unit squared.
+    """Where the variance of a measured stability comes from, each part as a variance of one cell, in the values' unit squared.
 
     Attributes:
         samples: between fresh training sets S.
