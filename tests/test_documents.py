@@ -72,3 +72,25 @@ def test_docstrings_are_sentences() -> None:
             if len(re.findall(r"\w{2,}", text)) < 3 or re.search(r": as there|: as in :\w+:`[^`]*`\.?$", text, flags=re.MULTILINE):
                 poor.append(f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', 0)} {text[:60]!r}")
     assert not poor, "\n".join(poor)
+
+
+def test_contributing_names_files_that_are_there() -> None:
+    """Each path in the table of what to change where, below ``stability/`` or ``tests/``; and each folder of the picture."""
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    named = [path for row in rows if len(row) == 3 for cell in row[1:] for path in re.findall(r"`([\w/]+(?:\.py|/))`", cell)]
+    assert len(named) > 30
+    roots = (PACKAGE, PACKAGE.parent / "tests", PACKAGE.parent)
+    assert [path for path in named if not any((root / path).exists() for root in roots)] == []
+    folders = {name for row in rows if len(row) == 2 for name in re.findall(r"^ `(\w+)/`", row[0])}
+    assert folders == set(FOLDERS)
+
+
+def test_imports_of_the_readme_work() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (PACKAGE.parent / "README.md").read_text(), flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if re.match(r"(from|import) ", line)]
+    assert len(lines) >= 4
+    for line in lines:
+        exec(line, {})
+    reached = {name for block in blocks for name in re.findall(r"stability\.(\w+)", block)}
+    assert [name for name in reached if not hasattr(stability, name)] == []
