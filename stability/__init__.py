@@ -14,4 +14,4 @@ import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
 
-__version__ = _metadata.version("stability")
+__version__ = _metadata.version("peft-stability")  # pyproject.toml has the number; everything else asks here

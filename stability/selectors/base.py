@@ -48,6 +48,11 @@ class Selector(ABC):
         if "begin" in vars(cls) and cls.moving is False:
             raise UsageError(f"{cls.__name__} writes begin, so that its mask moves while A trains: derive it from Moving")
 
+    @property
+    def made_of(self) -> object:
+        """What decides: the selector's class, or the score function that it was made from. Two methods differ where this does."""
+        return type(self)
+
     @abstractmethod
     def select(self, problem: Problem, seed: int) -> Mask:
         """The mask over ``problem.pretrained``; every random choice comes from ``generator(seed, "selection")``. Of a moving
@@ -118,6 +123,10 @@ class FromScores(Selector):
     @property
     def name(self) -> str:  # type: ignore[override]
         return self.label or self.scores.__name__
+
+    @property
+    def made_of(self) -> object:
+        return self.scores
 
     def settings(self) -> dict[str, Any]:
         """With a digest of the function's text, so that results of a function never pass for those of its next version."""
