@@ -90,8 +90,11 @@ def save_all(
         StabilityError: the folder cannot be written, or no cell of the study is measured.
 
     Example:
+        >>> import tempfile
         >>> from stability.studies import StudyResults
-        >>> save_all(StudyResults.read("figures/digits.sqlite"), "runs/figures", only="stability")  # doctest: +SKIP
+        >>> results = StudyResults.read("figures/paper-quick-bounds.sqlite")
+        >>> [path.name for path in save_all(results, tempfile.mkdtemp(), only="gap_against_stability")]
+        ['paper-quick_gap_against_stability.png', 'paper-quick_gap_against_stability.pdf']
     """
     if only not in (None, *FIGURES, *SCORED):
         raise UsageError(f"unknown figure {only!r}: there is {', '.join([*FIGURES, *SCORED])}")

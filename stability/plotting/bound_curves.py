@@ -35,7 +35,8 @@ def bounds(results: StudyResults) -> Figure:
 
     Example:
         >>> from stability.studies import StudyResults
-        >>> bounds(StudyResults.read("figures/theory-convex.sqlite"))  # doctest: +SKIP
+        >>> [ax.get_title() for ax in bounds(StudyResults.read("figures/theory-convex.sqlite")).axes[:3]]
+        ['all coordinates, ridge 1 − p', 'hard mask: random', 'hard mask: SAM']
     """
     summary = results.summary().table
     swept = [(str(method), group) for method, group in summary.groupby("method", sort=False) if len(group) > 1]

@@ -34,8 +34,10 @@ def differences(estimate: StabilityEstimate) -> Figure:
         NothingToDrawError: no example's loss changed when it was left out.
 
     Example:
-        >>> from stability import FineTuning, load, measure, selectors
-        >>> differences(measure(load("digits"), FineTuning(selectors.SAM(sparsity=0.05))))  # doctest: +SKIP
+        >>> from stability import FineTuning, estimators, load, measure, selectors
+        >>> tuning = FineTuning(selectors.Random(sparsity=0.05), steps=2)
+        >>> [ax.get_xlabel() for ax in differences(measure(load("digits", n=10), tuning, estimator=estimators.Exact())).axes]
+        ['examples, largest first']
     """
     table = estimate.examples()
     predicted = table["predicted"].abs().to_numpy(dtype=float)
@@ -92,8 +94,10 @@ def influential(estimate: StabilityEstimate, count: int = 8) -> Figure:
         NothingToDrawError: the problem does not know what its examples look like.
 
     Example:
-        >>> from stability import FineTuning, load, measure, selectors
-        >>> influential(measure(load("digits"), FineTuning(selectors.SAM(sparsity=0.05))), count=4)  # doctest: +SKIP
+        >>> from stability import FineTuning, estimators, load, measure, selectors
+        >>> tuning = FineTuning(selectors.Random(sparsity=0.05), steps=2)
+        >>> len(influential(measure(load("digits", n=10), tuning, estimator=estimators.Exact()), count=4).axes)
+        4
     """
     check_whole(1, count=count)
     problem = estimate.replicas.problem

@@ -36,7 +36,9 @@ def projection_discontinuity(results: StudyResults) -> Figure:
 
     Example:
         >>> from stability.studies import StudyResults
-        >>> projection_discontinuity(StudyResults.read("figures/discontinuity.sqlite"))  # doctest: +SKIP
+        >>> figure = projection_discontinuity(StudyResults.read("figures/discontinuity.sqlite"))
+        >>> [ax.get_title() for ax in figure.axes]
+        ['DiffPruning, p = 1 %', 'ChildPruning, p = 1 %']
     """
     table = results.table
     if "history" not in table:  # minimisations have none

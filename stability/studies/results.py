@@ -178,8 +178,9 @@ class StudyResults:
             Results of the same study with fewer cells.
 
         Example:
-            >>> results = StudyResults.read("figures/digits.sqlite")  # doctest: +SKIP
-            >>> fitted = results.only(results.table["train_loss"] < 0.3)  # doctest: +SKIP
+            >>> results = StudyResults.read("figures/discontinuity.sqlite")
+            >>> results.only(results.table["seed"] > 0)
+            StudyResults('discontinuity', 6 cells of 3 algorithms on digits, ...)
         """
         table = self.table[rows]
         tasks, names = (set() if table.empty else set(table[column]) for column in ("task", "algorithm"))
@@ -203,8 +204,9 @@ class StudyResults:
             UsageError: the table has no such column.
 
         Example:
-            >>> results = StudyResults.read("figures/digits.sqlite")  # doctest: +SKIP
-            >>> two = results.where(method=["sam", "full"], status="ok")  # doctest: +SKIP
+            >>> results = StudyResults.read("figures/discontinuity.sqlite")
+            >>> results.where(method=["diffpruning", "childpruning"], seed=0)
+            StudyResults('discontinuity', 2 cells of 2 algorithms on digits, ...)
         """
         kept = pd.Series(True, index=self.table.index)
         for column, wanted in values.items():
