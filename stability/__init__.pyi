@@ -3,7 +3,7 @@ from .errors import MeasurementError, StabilityError, UsageError
 from .leave_one_out import StabilityEstimate, estimators, measure, predictors
 from .masks import Mask, SparseDelta
 from .problems import Examples, Problem, load
-from .studies import Study, run
+from .studies import Study, StudyResults, run
 from .training import EarlyStopping, FineTuning, Minimisation, train
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "StabilityError",
     "StabilityEstimate",
     "Study",
+    "StudyResults",
     "UsageError",
     "bounds",
     "derivatives",

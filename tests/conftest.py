@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 
 import matplotlib as mpl
 import pytest
@@ -18,6 +20,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 @pytest.fixture(scope="session")
 def digits() -> Problem:
     return problems.load("digits", n=24, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open() -> Iterator[None]:
+    """Matplotlib warns of more than twenty, and a warning is an error here."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(scope="session", autouse=True)

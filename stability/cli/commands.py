@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -30,10 +29,10 @@ from stability.reports.terminal import metrics_of, named_examples, show_estimate
 from stability.selectors.naming import SELECTORS, announced
 from stability.studies import cost, published
 from stability.studies.named import PAPER, STUDIES
-from stability.studies.scores import against_published, scores
-from stability.studies.store import Store
+from stability.studies.published import against_published, published_scores
+from stability.studies.results import StudyResults
+from stability.studies.scores import scores
 from stability.studies.study import run
-from stability.studies.summary import summarise, table
 from stability.training import FineTuning, Minimisation
 from stability.training.replicas import train
 
@@ -66,7 +65,7 @@ def _run(options: argparse.Namespace) -> None:
     study = study_asked(options)
     store = options.store or Path("runs") / f"{study.name}.sqlite"
     if options.plan:
-        print(cost.told(cost.expected(study, store, reuse=options.reuse, device=options.device, workers=options.workers)))
+        print(cost.expected(study, store, reuse=options.reuse, device=options.device, workers=options.workers))
         return
     with tqdm(unit="cell", desc=study.name, disable=None) as bar:
 
@@ -74,13 +73,13 @@ def _run(options: argparse.Namespace) -> None:
             bar.total = total
             bar.update(done)
 
-        frame = run(
+        results = run(
             study, store, reuse=options.reuse, device=options.device, workers=options.workers, on_start=start, on_cell=bar.update
         )
-    _show_table(frame)
+    _show_table(results)
     print(f"\nresults: {store}")
     if options.figures is not None:
-        _draw(frame, options.figures)
+        _draw(results, options.figures)
 
 
 def _figures(options: argparse.Namespace) -> None:
@@ -91,24 +90,24 @@ def _figures(options: argparse.Namespace) -> None:
     if options.paper:
         _draw_paper(options.out)
     if options.store is not None:
-        frame = table(Store(options.store))
-        _draw(frame, options.out, options.only, sparsity=options.sparsity, against=_published(options.against, frame))
+        results = StudyResults.read(options.store)
+        _draw(results, options.out, options.only, sparsity=options.sparsity, against=_published(options.against, results))
 
 
-def _draw(frame: pd.DataFrame, folder: Path, only: str | None = None, **how: Any) -> None:
+def _draw(results: StudyResults, folder: Path, only: str | None = None, **how: Any) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
     from stability.plotting import save_all
 
-    for path in save_all(frame, folder, only, **how):
+    for path in save_all(results, folder, only, **how):
         print(path)
 
 
-def _published(asked: str | None, frame: pd.DataFrame) -> published.Part | None:
+def _published(asked: str | None, results: StudyResults) -> published.Part | None:
     """Which table to compare with; ``paper`` stands for the one of the same experiment."""
     if asked == "paper":
-        return "perturbation" if str(frame.attrs["study"]).endswith("-perturbation") else "main"
+        return "perturbation" if results.removed else "main"
     return cast("published.Part | None", asked)
 
 
@@ -119,7 +118,7 @@ def _draw_paper(folder: Path) -> None:
     mpl.use("Agg")
     from stability import plotting
 
-    every = {part: published.scores(part) for part in get_args(published.Part)}
+    every = {part: published_scores(part) for part in get_args(published.Part)}
     written = plotting.save({"ranks": plotting.ranks(*every.values())}, folder, "paper", "published numbers of Fu et al. 2023")
     forms: dict[str, Form] = {"md": "markdown", "tex": "latex", "csv": "csv"}
     for part, mine in every.items():
@@ -136,19 +135,19 @@ def _table(options: argparse.Namespace) -> None:
             raise UsageError("there is no table to print: give --store FILE, or --paper main or perturbation")
         if options.against is not None or options.sparsity is not None:
             raise UsageError("--against and --sparsity belong to --store: add it, or leave them out")
-        shown, beside = published.scores(options.paper), None
+        shown, beside = published_scores(options.paper), None
     elif ranks:
         if options.paper is not None:
             raise UsageError("--paper is of the published numbers alone: to put them beside a store use --against")
-        frame = table(Store(options.store))
-        shown, part = scores(frame, options.sparsity), _published(options.against, frame)
+        results = StudyResults.read(options.store)
+        shown, part = scores(results, options.sparsity), _published(options.against, results)
         beside = None if part is None else against_published(shown, part)
     else:
-        frame = table(Store(options.store))
+        results = StudyResults.read(options.store)
         if options.json:
-            _print_json([_plain(row) for row in summarise(frame).to_dict("records")])
+            _print_json([_plain(row) for row in results.summary().table.to_dict("records")])
         else:
-            _show_table(frame)
+            _show_table(results)
         return
     if not options.json:
         print(rendered(shown, options.format or "text", beside))
@@ -159,10 +158,10 @@ def _table(options: argparse.Namespace) -> None:
     _print_json(_plain({"table": options.paper, **told} if options.store is None else told))
 
 
-def _show_table(frame: pd.DataFrame) -> None:
+def _show_table(results: StudyResults) -> None:
     from stability.reports.tables import render
 
-    print(render(frame))
+    print(render(results))
 
 
 def _loo(options: argparse.Namespace) -> None:

@@ -51,7 +51,7 @@ def study_asked(options: argparse.Namespace) -> Study:
         more: dict[str, Any] = {"check_replicas": options.check_replicas, "estimator": estimator_asked(options), "samples": samples}
         more |= {"measured_seeds": options.measured_seeds}
         where = options.problem[0] if len(options.problem) == 1 else tuple(options.problem)
-        return Study(options.study, where, algorithms, tuple(range(seeds)), settings, **more)
+        return Study(options.study, where, algorithms, tuple(range(seeds)), problem_settings=settings, **more)
     if options.study not in STUDIES:
         raise UsageError(
             f"unknown study {options.study!r}: there is {', '.join([*STUDIES, *PAPER])}; for one of your own give --problem"

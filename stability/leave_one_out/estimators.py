@@ -96,13 +96,14 @@ class Estimator(ABC):
 
     name: ClassVar[str]
     predicts: ClassVar[bool] = False
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     predictor: Predictor | None = None
     retrainings: int | None = None
     tolerance: float | None = None
 
     def settings(self) -> dict[str, Any]:
         """As plain values. Default predictors are named, so that results of another default are never taken for these."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if self.predicts:
             chosen = {"every": self.predictor} if self.predictor else {"FineTuning": Linearised(), "Minimisation": OneStep()}
             own["predictor"] = {kind: predictor.settings() for kind, predictor in chosen.items()}

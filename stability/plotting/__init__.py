@@ -1,4 +1,10 @@
-"""The tidy table of a study → figures. Nothing here trains or reads results from disk."""
+"""Numbers as pictures. Nothing here trains or reads results from disk.
+
+What varies with p is drawn from :class:`stability.studies.StudyResults` (:data:`FIGURES`), methods on tasks from
+:class:`stability.studies.Scores` (:func:`ranks`, :func:`definition_3`), single examples from a
+:class:`stability.StabilityEstimate` (:func:`differences`, :func:`influential`). Each function returns a figure of matplotlib;
+:func:`save` and :func:`save_all` write PNG and PDF.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,6 @@ from os import PathLike
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import pandas as pd
 from matplotlib.figure import Figure
 
 from stability.errors import StabilityError, UsageError
@@ -18,8 +23,9 @@ from stability.plotting.examples import differences, influential
 from stability.plotting.histories import projection_discontinuity
 from stability.plotting.style import NothingToDrawError
 from stability.plotting.sweeps import four_panels, gap_against_stability, generalization, stability
-from stability.studies.published import Part
-from stability.studies.scores import against_published, scores
+from stability.studies.published import Part, against_published
+from stability.studies.results import CellStatus, StudyResults
+from stability.studies.scores import IncomparableError, scores
 
 __all__ = [
     "FIGURES",
@@ -38,7 +44,7 @@ __all__ = [
     "stability",
 ]
 
-FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
+FIGURES: dict[str, Callable[[StudyResults], Figure]] = {
     "stability": stability,
     "generalization": generalization,
     "four_panels": four_panels,
@@ -49,14 +55,14 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
 """Every figure of what varies with p, by the name of its file."""
 
 LINES = ("stability", "generalization", "four_panels", "gap_against_stability")
-"""Those of them that draw one method on several tasks, a line for each."""
+"""The figures among :data:`FIGURES` that draw one method on several tasks, with a line for each task."""
 
 SCORED = ("definition_3", "ranks")
-"""Figures of one setting of each method on each task."""
+"""Names of the figures of one setting of each method on each task."""
 
 
 def save_all(
-    frame: pd.DataFrame,
+    results: StudyResults,
     folder: str | PathLike[str],
     only: str | None = None,
     *,
@@ -65,60 +71,70 @@ def save_all(
 ) -> list[Path]:
     """Draw every figure for which the study holds something, or only the one of that name, as PNG and PDF.
 
-    The study's identity goes into the files' metadata. Of several methods on several tasks each task has figures of its own.
+    The study's fingerprint goes into the files' metadata. Of several methods on several tasks each task has figures of its own.
 
     Args:
-        frame: of :func:`stability.studies.summary.table`.
-        folder: where to.
-        only: a name of :data:`FIGURES` or :data:`SCORED`.
-        sparsity: p of :data:`SCORED` where a method has several, as in :func:`stability.studies.scores.scores`.
-        against: the published table beside whose ranks the study's are drawn.
+        results: the results of the study.
+        folder: where the files are written; it is made where it is missing.
+        only: a name of :data:`FIGURES` or :data:`SCORED`; None: all of them.
+        sparsity: p, for the figures of :data:`SCORED` where a method has several (:func:`stability.studies.scores`).
+        against: the published table beside whose ranks the study's are drawn: ``main`` or ``perturbation``.
+
+    Returns:
+        The files that were written.
 
     Raises:
-        UsageError: there is no figure called ``only``; or of :data:`SCORED` what :mod:`stability.studies.scores` refuses, if they,
-            or what belongs to them alone, were asked for.
-        StabilityError: the folder cannot be written.
+        UsageError: there is no figure called ``only``, or it takes no ``sparsity`` and no ``against``; or the study's methods
+            cannot be compared, where a figure that compares them was asked for.
+        NothingToDrawError: the study holds nothing of the figure that was asked for.
+        StabilityError: the folder cannot be written, or no cell of the study is measured.
+
+    Example:
+        >>> import tempfile
+        >>> from stability.studies import StudyResults
+        >>> results = StudyResults.read("figures/paper-quick-bounds.sqlite")
+        >>> [path.name for path in save_all(results, tempfile.mkdtemp(), only="gap_against_stability")]
+        ['paper-quick_gap_against_stability.png', 'paper-quick_gap_against_stability.pdf']
     """
-    study, identity = frame.attrs.get("study", "study"), frame.attrs.get("identity", "unknown")
     if only not in (None, *FIGURES, *SCORED):
         raise UsageError(f"unknown figure {only!r}: there is {', '.join([*FIGURES, *SCORED])}")
     if only in FIGURES and (sparsity is not None or against is not None):
         raise UsageError(f"a sparsity and published numbers belong to {', '.join(SCORED)}: leave them out with {only}")
     written = []
-    for name, draw in [*_swept(frame, only), *_scored(frame, only, sparsity, against)]:
+    for name, draw in [*_swept(results, only), *_scored(results, only, sparsity, against)]:
         try:
             figure = draw()
         except NothingToDrawError:
             if only is not None or (name == "ranks" and against is not None):
                 raise
             continue
-        written += save({name: figure}, folder, study, f"study {study}, identity {identity}")
+        written += save({name: figure}, folder, results.study, f"study {results.study}, identity {results.fingerprint}")
     return written
 
 
 Drawing = tuple[str, Callable[[], Figure]]
-"""Name of the file, and what draws the figure."""
+"""The name of a figure's file, and what draws the figure."""
 
 
-def _swept(frame: pd.DataFrame, only: str | None) -> Iterator[Drawing]:
-    ok = frame[frame["status"] == "ok"] if len(frame) else frame
+def _swept(results: StudyResults, only: str | None) -> Iterator[Drawing]:
+    ok = results.where(status=CellStatus.OK).table if len(results) else results.table
     tasks = [] if ok.empty else list(ok["task"].unique())
     for name, draw in FIGURES.items():
         if only not in (None, name):
             continue
         if len(tasks) < 2 or (name in LINES and ok["method"].nunique() == 1):
-            yield name, partial(draw, frame)
+            yield name, partial(draw, results)
         else:
-            yield from ((f"{name}_{task}", partial(draw, frame[frame["task"] == task])) for task in tasks)
+            yield from ((f"{name}_{task}", partial(draw, results.where(task=task))) for task in tasks)
 
 
-def _scored(frame: pd.DataFrame, only: str | None, sparsity: float | None, against: Part | None) -> list[Drawing]:
-    """None where a study has several settings of a method, unless something was asked for that belongs to these figures."""
-    if only in FIGURES or frame.empty:
+def _scored(results: StudyResults, only: str | None, sparsity: float | None, against: Part | None) -> list[Drawing]:
+    """None where the study's methods cannot be compared, unless something was asked for that belongs to these figures."""
+    if only in FIGURES or not len(results):
         return []
     try:
-        found = scores(frame, sparsity)
-    except UsageError:
+        found = scores(results, sparsity)
+    except IncomparableError:
         if only is not None or sparsity is not None or against is not None:
             raise
         return []
@@ -128,10 +144,24 @@ def _scored(frame: pd.DataFrame, only: str | None, sparsity: float | None, again
 
 
 def save(figures: Mapping[str, Figure], folder: str | PathLike[str], prefix: str, note: str) -> list[Path]:
-    """Write figures as ``prefix_name`` in PNG and PDF with ``note`` in their metadata, and close them.
+    """Write figures in PNG and PDF, and close them.
+
+    Args:
+        figures: the figures by name; the files are called ``prefix_name``.
+        folder: where the files are written; it is made where it is missing.
+        prefix: what the files' names begin with.
+        note: what the files' metadata say.
+
+    Returns:
+        The files that were written.
 
     Raises:
         StabilityError: the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> [path.suffix for path in save({"empty": plt.figure(figsize=(1, 1))}, tempfile.mkdtemp(), "mine", "an example")]
+        ['.png', '.pdf']
     """
     written = []
     try:

@@ -6,20 +6,19 @@ import math
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, unit
-from stability.studies.summary import summarise
+from stability.studies.results import UNKNOWN, StudyResults
 
 __all__ = ["DRAWN", "bounds"]
 
 
 @styled
-def bounds(frame: pd.DataFrame) -> Figure:
+def bounds(results: StudyResults) -> Figure:
     """(e) Bounds, the middle step and the measured stability against p; below, each divided by the measured.
 
     A column for each method with several p. A bound is solid with filled marks where it is below the largest loss and no
@@ -27,14 +26,23 @@ def bounds(frame: pd.DataFrame) -> Figure:
     where it is infinite an arrow stands at the top edge, where it is unknown (no convergence) nothing. The band is the
     95 % interval over seeds, cut at a tenth of the mean; with a single seed there is none.
 
+    Args:
+        results: the results of a study that measured bounds.
+
     Raises:
         NothingToDrawError: no method with several p, or a study that measured no bounds.
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> [ax.get_title() for ax in bounds(StudyResults.read("figures/theory-convex.sqlite")).axes[:3]]
+        ['all coordinates, ridge 1 − p', 'hard mask: random', 'hard mask: SAM']
     """
-    summary = summarise(frame)
+    summary = results.summary().table
     swept = [(str(method), group) for method, group in summary.groupby("method", sort=False) if len(group) > 1]
     if not swept:
         raise NothingToDrawError("no method was measured at more than one p: there is no curve to draw")
-    if all((summary[f"{name}_state"] == "unknown").all() for name in DRAWN):
+    if all((summary[f"{name}_state"] == UNKNOWN).all() for name in DRAWN):
         raise NothingToDrawError("the study measured no bounds: run it with --check-replicas 0 or more")
     columns = min(len(swept), 4)
     blocks = math.ceil(len(swept) / columns)
@@ -56,7 +64,7 @@ def bounds(frame: pd.DataFrame) -> Figure:
         top.plot(p, measured, color="black", marker="o")
         top.plot(p, group["loss_bound"], color="0.6", ls=":", lw=1)
         low.axhline(1, color="black", lw=1)
-        drawn.update(name for name in shown if not group[f"{name}_state"].eq("unknown").all())
+        drawn.update(name for name in shown if not group[f"{name}_state"].eq(UNKNOWN).all())
         for name in shown:
             values = group[name].to_numpy(dtype=float)
             for ax, y in ((top, values), (low, values / measured)):
@@ -67,7 +75,7 @@ def bounds(frame: pd.DataFrame) -> Figure:
             ax.xaxis.set_minor_locator(NullLocator())
             ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:{'.3g' if p > 0.95 else '.2g'}} %"))
         top.set_title("all coordinates, ridge 1 − p" if method == "regularised" else f"hard mask: {LABELS.get(method, method)}")
-    for row, label in ((0, f"loss difference [{unit(frame)}]"), (1, "divided by the measured")):
+    for row, label in ((0, f"loss difference [{unit(results.table)}]"), (1, "divided by the measured")):
         mine = [pair[row] for pair in pairs]
         limits = [ax.get_ylim() for ax in mine]
         bottom, ceiling = min(low for low, _ in limits), max(high for _, high in limits)
@@ -101,11 +109,11 @@ DRAWN = {
     "theorem_1_sharp": ("Theorem 1, best constant for the mean", "#56B4E9"),
     "theorem_1": ("Theorem 1", "#CC79A7"),
 }
-"""What the figure of bounds draws: label and colour."""
+"""Label and colour of each bound that the figure of bounds draws."""
 
 
 def _apart(p: np.ndarray, places: np.ndarray) -> list[float]:
-    """Those of ``p`` whose ticks do not touch: a sixth of the axis apart, the last one always."""
+    """The values of ``p`` whose ticks do not touch: they are a sixth of the axis apart, and the last one is always there."""
     kept = [len(p) - 1]
     for i in range(len(p) - 2, -1, -1):
         if places[kept[-1]] - places[i] >= np.ptp(places) / 6:
@@ -114,7 +122,7 @@ def _apart(p: np.ndarray, places: np.ndarray) -> list[float]:
 
 
 def _bound_line(ax: Axes, p: np.ndarray, values: np.ndarray, states: list[str], colour: str) -> None:
-    """Segment by segment: solid only between two points that are neither vacuous nor refuted."""
+    """Draw a bound segment by segment: solid only between two points that are neither vacuous nor refuted."""
     for i in range(len(p) - 1):
         if np.isfinite(values[i : i + 2]).all():
             solid = {states[i], states[i + 1]} <= {"not refuted", "estimate"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,13 +13,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from stability.leave_one_out.estimators import POOR
 from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, styles
 from stability.studies.ranks import rank_correlation, ranked
-from stability.studies.scores import correlations, std_interval
+from stability.studies.scores import Scores, std_interval
 
 __all__ = ["definition_3", "ranks"]
 
 
 @styled
-def ranks(*panels: pd.DataFrame) -> Figure:
+def ranks(*panels: Scores) -> Figure:
     """Rank of the standard deviation over seeds against rank of the mean, a point for each method and task (Fu et al. 2023, the
     figure of stability against performance), a panel for each table of scores.
 
@@ -27,25 +28,31 @@ def ranks(*panels: pd.DataFrame) -> Figure:
     standard error where there is more than one.
 
     Args:
-        panels: of :func:`stability.studies.published.scores` or :func:`stability.studies.scores.scores`.
+        panels: scores that were measured (:func:`stability.studies.scores`) or published
+            (:func:`stability.studies.published_scores`).
 
     Raises:
-        NothingToDrawError: a table with fewer than three pairs of mean and standard deviation, or of one method.
+        NothingToDrawError: scores with fewer than three pairs of mean and standard deviation, or of one method.
+
+    Example:
+        >>> from stability.studies import published_scores
+        >>> print(ranks(published_scores("main")).axes[0].get_title().splitlines()[1])
+        Spearman ρ = 0.485 (95%: 0.10 to 0.75), 70 pairs
     """
     for scores in panels:
-        if scores["std"].notna().sum() < 3 or scores["method"].nunique() < 2:
+        if scores.table["std"].notna().sum() < 3 or scores.table["method"].nunique() < 2:
             raise NothingToDrawError("ranks need at least two methods, two seeds and three pairs of method and task")
     figure, axes = new_figure(1, len(panels), (0.6 + 3.7 * len(panels), 4.6))
     for ax, scores in zip(axes, panels, strict=True):
         _panel(ax, scores)
-    methods = list(dict.fromkeys(method for scores in panels for method in scores["method"]))
+    methods = list(dict.fromkeys(method for scores in panels for method in scores.table["method"]))
     mean = Line2D([], [], color="black", marker="_", ms=9, ls="", label="mean ± standard error")
     figure.legend(handles=[*_handles(methods), mean], loc="outside lower center", ncols=3 if len(panels) < 2 else 6)
     return figure
 
 
-def _panel(ax: Axes, scores: pd.DataFrame) -> None:
-    known = ranked(scores[scores["std"].notna()])
+def _panel(ax: Axes, scores: Scores) -> None:
+    known = ranked(scores.table[scores.table["std"].notna()])
     style, tasks = styles(known["method"]), list(dict.fromkeys(known["task"]))
     apart = dict(zip(tasks, np.linspace(-0.3, 0.3, len(tasks)) if len(tasks) > 1 else [0.0], strict=True))
     for method, group in known.groupby("method", sort=False):
@@ -55,7 +62,7 @@ def _panel(ax: Axes, scores: pd.DataFrame) -> None:
     steps = known.assign(step=np.floor(known["rank_std"] + 0.5)).groupby("step")["rank_mean"].agg(["mean", "sem"])
     ax.errorbar(steps.index, steps["mean"], steps["sem"], color="black", marker="_", ms=9, ls="", capsize=3, lw=1, zorder=4)
     found = rank_correlation(known, "mean", "std")
-    title = scores.attrs.get("title", "scores").split(",")[0]
+    title = scores.title.split(",")[0]  # without what the table is about
     ax.set_title(f"{title}\nSpearman ρ = {found.estimate}, {found.count} pairs\n{found.tests}")
     count = int(known["method"].nunique())
     places = range(1, count + 1)
@@ -69,7 +76,7 @@ def _handles(methods: list[str]) -> list[Line2D]:
 
 
 @styled
-def definition_3(scores: pd.DataFrame) -> Figure:
+def definition_3(scores: Scores) -> Figure:
     """Measured leave-one-out stability beside the spread over seeds: a row of panels for each task, a line in it for each method,
     with 95 % intervals.
 
@@ -78,14 +85,21 @@ def definition_3(scores: pd.DataFrame) -> Figure:
     ranks of both go together.
 
     Args:
-        scores: of :func:`stability.studies.scores.scores`.
+        scores: what a study measured (:func:`stability.studies.scores`).
 
     Raises:
         NothingToDrawError: no stability was measured, or fewer than two seeds.
+
+    Example:
+        >>> from stability import studies
+        >>> results = studies.StudyResults.read("figures/paper-quick.sqlite")
+        >>> [ax.get_title(loc="left") for ax in definition_3(studies.scores(results)).axes[::2]]
+        ['CB', 'RTE']
     """
-    known = scores[scores["stability"].notna() & scores["std"].notna()] if "stability" in scores else scores.iloc[:0]
-    if known.empty:
+    whole = scores.table
+    if "stability" not in whole or not (both := whole["stability"].notna() & whole["std"].notna()).any():
         raise NothingToDrawError("no method has both a measured stability and at least two seeds")
+    known = whole[both]
     tasks, methods = list(dict.fromkeys(known["task"])), list(dict.fromkeys(known["method"]))
     figure, axes = new_figure(len(tasks), 2, (7.2, 1.0 + (0.5 + 0.2 * len(methods)) * len(tasks)))
     style, least = styles(methods), known["stability"].min() / 3
@@ -117,6 +131,6 @@ def definition_3(scores: pd.DataFrame) -> Figure:
     if (known["correlation"] < POOR).any():
         hollow = f"hollow: retrainings and their prediction correlate by less than {POOR}; its interval holds the truth less often"
         figure.supxlabel(hollow, fontsize=8)
-    if (found := correlations(known).get(("stability", "std"))) is not None:
+    if len(known) > 2 and math.isfinite((found := rank_correlation(known, "stability", "std")).value):
         figure.suptitle(f"ranks of both within tasks, {found.count} pairs: Spearman\nρ = {found}", fontsize=9)
     return figure

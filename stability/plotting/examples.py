@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from stability.checks import check_whole
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.statistics import Numbers
 from stability.plotting.style import NothingToDrawError, new_figure, styled
@@ -20,10 +21,23 @@ _PREDICTED, _RETRAINED = "#56B4E9", "#D55E00"
 
 @styled
 def differences(estimate: StabilityEstimate) -> Figure:
-    """(left) |Δℓ_i| of every example, sorted by its prediction: predicted and, where it was left out, retrained; the noise floor.
-    (right) retrained against predicted, with the line of equality.
+    """How large the differences of single examples are, and how well they were predicted.
 
-    Without a prediction the left panel alone, sorted by what was retrained.
+    Left: |Δℓ_i| of every example, sorted by its prediction: as it was predicted and, where the example was left out, as it was
+    retrained; the noise floor. Right: retrained against predicted, with the line of equality. Without a prediction there is the
+    left panel alone, sorted by what was retrained.
+
+    Args:
+        estimate: a measured stability.
+
+    Raises:
+        NothingToDrawError: no example's loss changed when it was left out.
+
+    Example:
+        >>> from stability import FineTuning, estimators, load, measure, selectors
+        >>> tuning = FineTuning(selectors.Random(sparsity=0.05), steps=2)
+        >>> [ax.get_xlabel() for ax in differences(measure(load("digits", n=10), tuning, estimator=estimators.Exact())).axes]
+        ['examples, largest first']
     """
     table = estimate.examples()
     predicted = table["predicted"].abs().to_numpy(dtype=float)
@@ -47,7 +61,7 @@ def differences(estimate: StabilityEstimate) -> Figure:
 
 
 def _floor(predicted: Numbers, retrained: Numbers, noise: float) -> float:
-    """Where the axes are cut: below it a difference is rounding, or a millionth of the largest."""
+    """Where the axes are cut: below it a difference is rounding, or less than a millionth of the largest."""
     known = np.concatenate([predicted[np.isfinite(predicted)], retrained[np.isfinite(retrained)]])
     if not len(known) or not known.max() > 0:
         raise NothingToDrawError("no example's loss changed when it was left out: there is nothing to draw")
@@ -71,9 +85,21 @@ def influential(estimate: StabilityEstimate, count: int = 8) -> Figure:
     """The examples that carry most of the stability, as images or texts, with their share of Σ|Δℓ|, their label and what leaving
     them out does to their loss.
 
+    Args:
+        estimate: a measured stability.
+        count: how many examples are drawn.
+
     Raises:
+        UsageError: ``count`` is no whole number of at least 1.
         NothingToDrawError: the problem does not know what its examples look like.
+
+    Example:
+        >>> from stability import FineTuning, estimators, load, measure, selectors
+        >>> tuning = FineTuning(selectors.Random(sparsity=0.05), steps=2)
+        >>> len(influential(measure(load("digits", n=10), tuning, estimator=estimators.Exact()), count=4).axes)
+        4
     """
+    check_whole(1, count=count)
     problem = estimate.replicas.problem
     if problem.shown is None or len(problem.shown) != problem.n:
         raise NothingToDrawError(f"problem {problem.name!r} does not say what its examples look like: set its shown")

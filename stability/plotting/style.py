@@ -34,7 +34,7 @@ __all__ = [
 
 
 class NothingToDrawError(StabilityError):
-    """The study holds nothing of what a figure is about."""
+    """A study, or an estimate, holds nothing of what a figure is about."""
 
 
 # Okabe & Ito's colours, safe for colour-blind readers; marker and dash tell the methods apart in grey.
@@ -108,7 +108,17 @@ def styled(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
 def new_figure(
     rows: int, columns: int, size: tuple[float, float], heights: tuple[float, ...] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes, row by row."""
+    """Make a figure.
+
+    Args:
+        rows: how many rows of axes it has.
+        columns: how many columns of axes it has.
+        size: width and height in inches.
+        heights: the heights of the rows relative to each other; None: all alike.
+
+    Returns:
+        The figure and its axes, row by row.
+    """
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", height_ratios=heights)
     return figure, list(axes.flat)
 
@@ -116,18 +126,29 @@ def new_figure(
 def series(summary: pd.DataFrame) -> str:
     """The column that has a line for each of its values: ``method``, or ``task`` where there is one method on several.
 
+    Args:
+        summary: the table of :meth:`stability.studies.StudyResults.summary`.
+
     Raises:
         NothingToDrawError: several methods on several tasks.
     """
     if summary["task"].nunique() < 2:
         return "method"
     if summary["method"].nunique() > 1:
-        raise NothingToDrawError("several methods on several tasks: draw frame[frame['task'] == …] of each task by itself")
+        raise NothingToDrawError("several methods on several tasks: draw results.where(task=…) of each task by itself")
     return "task"
 
 
 def styles(methods: Iterable[Any]) -> dict[str, tuple[Any, Any, Any]]:
-    """Colour, marker and dash of each method or task; those that are not the toolkit's take the spare ones in turn."""
+    """Colour, marker and dash of each method or task; those that are not the toolkit's take the spare ones in turn.
+
+    Args:
+        methods: names of methods or of tasks.
+
+    Example:
+        >>> styles(["full", "mine"])["full"]
+        ('#000000', '*', '-')
+    """
     known = {**_STYLES, **_TASKS}
     own = [str(method) for method in dict.fromkeys(methods) if method not in known]
     spare = {method: _SPARE[place % len(_SPARE)] for place, method in enumerate(own)}
@@ -135,7 +156,15 @@ def styles(methods: Iterable[Any]) -> dict[str, tuple[Any, Any, Any]]:
 
 
 def lines(ax: Axes, summary: pd.DataFrame, column: str, *, filled: bool = True, spread: bool = True) -> None:
-    """A line a method (or task) over p, with ± one standard deviation over seeds."""
+    """Draw a line over p for each method or task.
+
+    Args:
+        ax: where to draw.
+        summary: the table of :meth:`stability.studies.StudyResults.summary`.
+        column: the quantity.
+        filled: whether marks are filled; hollow ones have a thinner line.
+        spread: whether ± one standard deviation over seeds is drawn.
+    """
     by = series(summary)
     style = styles(summary[by])
     for name, group in summary.groupby(by, sort=False):
@@ -147,25 +176,39 @@ def lines(ax: Axes, summary: pd.DataFrame, column: str, *, filled: bool = True, 
         )  # fmt: skip
 
 
-def unit(frame: pd.DataFrame) -> str:
-    """Of ℓ."""
-    units = frame["loss_unit"].dropna().unique()
+def unit(table: pd.DataFrame) -> str:
+    """The unit of the loss, for a label.
+
+    Args:
+        table: the cells of a study, :attr:`stability.studies.StudyResults.table`.
+    """
+    units = table["loss_unit"].dropna().unique()
     return str(units[0]) if len(units) == 1 else "each task's unit"
 
 
-def metric(frame: pd.DataFrame) -> str:
-    """Name of the metric."""
-    names = frame["metric"].dropna().unique()
+def metric(table: pd.DataFrame) -> str:
+    """The name of the metric, for a label.
+
+    Args:
+        table: the cells of a study, :attr:`stability.studies.StudyResults.table`.
+    """
+    names = table["metric"].dropna().unique()
     return str(names[0]) if len(names) == 1 else "each task's metric"
 
 
 def percent(ax: Axes) -> None:
-    """p as a percentage."""
+    """Show p as a percentage on the horizontal axis."""
     ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:g} %"))
 
 
 def legend(figure: Figure, summary: pd.DataFrame, extra: list[Line2D] | None = None) -> None:
-    """Below the axes, so that it can never cover data."""
+    """Put the legend below the axes, so that it can never cover data.
+
+    Args:
+        figure: the figure.
+        summary: the table of :meth:`stability.studies.StudyResults.summary`, whose methods or tasks get an entry each.
+        extra: further entries.
+    """
     handles = []
     by = series(summary)
     style = styles(summary[by])

@@ -25,27 +25,36 @@ from stability.plotting.style import (
     styles,
     unit,
 )
-from stability.studies.summary import summarise
+from stability.studies.results import CellStatus, StudyResults
 
 __all__ = ["four_panels", "gap_against_stability", "generalization", "stability"]
 
 
 @styled
-def stability(frame: pd.DataFrame) -> Figure:
+def stability(results: StudyResults) -> Figure:
     """(a) Measured leave-one-out stability against p with 95 % intervals over seeds; above it Theorem 1's bound, where measured.
 
     All axes are logarithmic. The bound has one mark a seed, filled only where it is less than the largest loss and no
     checked assumption failed; an infinite bound is an arrow at the top edge. Methods stand a little apart along p, so that
     none hides another. An interval that reaches below a third of the least value measured is cut there.
 
+    Args:
+        results: the results of a study.
+
     Raises:
-        NothingToDrawError: no stability was measured.
+        NothingToDrawError: no stability was measured, or several methods on several tasks.
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> stability(StudyResults.read("figures/paper-quick-bounds.sqlite")).axes[1].get_xscale()
+        'log'
     """
-    summary = summarise(frame)
+    table, summary = results.table, results.summary().table
     summary = summary[summary["stability"].notna()]
     if summary.empty:
         raise NothingToDrawError("stability was measured with no seed: there is nothing to draw")
-    ok = frame[(frame["status"] == "ok") & frame["stability"].notna()]
+    ok = table[(table["status"] == CellStatus.OK) & table["stability"].notna()]
     bounded = bool(ok["theorem_1_state"].notna().any())
     figure, axes = new_figure(2, 1, (6.4, 6.4), heights=(1, 1.8)) if bounded else new_figure(1, 1, (6.4, 4.6))
     ax = axes[-1]
@@ -65,7 +74,7 @@ def stability(frame: pd.DataFrame) -> Figure:
         xscale="log",
         yscale="log",
         xlabel=label,
-        ylabel=f"measured $E_i|\\Delta\\ell_i|$ [{unit(frame)}]",
+        ylabel=f"measured $E_i|\\Delta\\ell_i|$ [{unit(table)}]",
     )
     ax.set_ylim(bottom=floor)
     percent(ax)
@@ -83,7 +92,7 @@ def stability(frame: pd.DataFrame) -> Figure:
 
 
 def _theorem_1(above: Axes, ok: pd.DataFrame, summary: pd.DataFrame, shift: dict[str, float]) -> list[Line2D]:
-    """The bound of every cell, and what the legend says of it."""
+    """Draw the bound of every cell; returns the entries of the legend that explain it."""
     by = series(summary)
     style = styles(summary[by])
     bound = pd.to_numeric(ok["theorem_1"])
@@ -118,17 +127,30 @@ def _side_by_side(summary: pd.DataFrame) -> dict[str, float]:
 
 
 @styled
-def generalization(frame: pd.DataFrame) -> Figure:
-    """(b) Train and test loss, metric, and generalization gap against p: mean and ± one standard deviation over seeds."""
-    summary = summarise(frame)
+def generalization(results: StudyResults) -> Figure:
+    """(b) Train and test loss, metric, and generalization gap against p: mean and ± one standard deviation over seeds.
+
+    Args:
+        results: the results of a study.
+
+    Raises:
+        NothingToDrawError: several methods on several tasks.
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> [ax.get_ylabel() for ax in generalization(StudyResults.read("figures/paper-quick-bounds.sqlite")).axes]
+        ['loss [nats]', 'accuracy', 'test loss − train loss [nats]']
+    """
+    table, summary = results.table, results.summary().table
     figure, axes = new_figure(1, 3, (9.6, 3.5))
-    for ax, name, label in ((axes[0], "loss", f"loss [{unit(frame)}]"), (axes[1], "metric", metric(frame))):
+    for ax, name, label in ((axes[0], "loss", f"loss [{unit(table)}]"), (axes[1], "metric", metric(table))):
         for split, filled in (("test", True), ("train", False)):
             lines(ax, summary, f"{split}_{name}", filled=filled)
         ax.set(xlabel="p", ylabel=label, title=f"{label.split(' ')[0]}: test (filled), train (hollow)")
     lines(axes[2], summary, "gap")
     axes[2].axhline(0, color="0.7", lw=0.8, zorder=0)
-    axes[2].set(xlabel="p", ylabel=f"test loss − train loss [{unit(frame)}]", title="generalization gap")
+    axes[2].set(xlabel="p", ylabel=f"test loss − train loss [{unit(table)}]", title="generalization gap")
     for ax in axes:
         ax.set_xscale("log")
         percent(ax)
@@ -137,11 +159,24 @@ def generalization(frame: pd.DataFrame) -> Figure:
 
 
 @styled
-def four_panels(frame: pd.DataFrame) -> Figure:
-    """(c) The paper's panels: mean and standard deviation over seeds of the test and train metric; a line for each method or, as in
-    the paper, of one method on several tasks for each task.
+def four_panels(results: StudyResults) -> Figure:
+    """(c) The paper's panels: mean and standard deviation over seeds of the test and train metric.
+
+    There is a line for each method; of one method on several tasks, as in the paper, a line for each task.
+
+    Args:
+        results: the results of a study.
+
+    Raises:
+        NothingToDrawError: several methods on several tasks.
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> [ax.get_title() for ax in four_panels(StudyResults.read("figures/discontinuity.sqlite")).axes]
+        ['test mean', 'test std', 'train mean', 'train std']
     """
-    summary = summarise(frame)
+    summary = results.summary().table
     figure, axes = new_figure(2, 2, (7.2, 5.4))
     panels = (
         ("test_metric", "test mean"),
@@ -151,20 +186,29 @@ def four_panels(frame: pd.DataFrame) -> Figure:
     )
     for ax, (column, title) in zip(axes, panels, strict=True):
         lines(ax, summary, column, spread=False)
-        ax.set(xscale="log", xlabel="p", ylabel=metric(frame), title=title)
+        ax.set(xscale="log", xlabel="p", ylabel=metric(results.table), title=title)
         percent(ax)
     legend(figure, summary)
     return figure
 
 
 @styled
-def gap_against_stability(frame: pd.DataFrame) -> Figure:
+def gap_against_stability(results: StudyResults) -> Figure:
     """(d) Generalization gap against measured stability, a point for each method and p, both with 95 % intervals.
 
+    Args:
+        results: the results of a study.
+
     Raises:
-        NothingToDrawError: no stability was measured.
+        NothingToDrawError: no stability was measured, or several methods on several tasks.
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> len(gap_against_stability(StudyResults.read("figures/paper-quick-bounds.sqlite")).axes[0].collections)
+        2
     """
-    summary = summarise(frame)
+    table, summary = results.table, results.summary().table
     summary = summary[summary["stability"].notna()]
     if summary.empty:
         raise NothingToDrawError("stability was measured with no seed: there is nothing to draw")
@@ -185,6 +229,6 @@ def gap_against_stability(frame: pd.DataFrame) -> Figure:
         rho, p_value = stats.spearmanr(summary["stability"], summary["gap"])
         caution = f"p-value {p_value:.2g} as if independent; they share seeds"
         ax.set_title(f"{len(summary)} points, larger for larger p; Spearman ρ = {rho:.2f}\n({caution})", fontsize=8)
-    ax.set(xlabel=f"measured stability $E_i|\\Delta\\ell_i|$ [{unit(frame)}]", ylabel=f"test loss − train loss [{unit(frame)}]")
+    ax.set(xlabel=f"measured stability $E_i|\\Delta\\ell_i|$ [{unit(table)}]", ylabel=f"test loss − train loss [{unit(table)}]")
     legend(figure, summary)
     return figure

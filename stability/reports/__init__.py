@@ -1,10 +1,21 @@
-"""Numbers as text, tables and pages."""
+"""Numbers as text, tables and pages: what a study or an estimate found, ready to read.
 
-from stability.reports.score_tables import score_table
+:func:`study_table` and :func:`render` show the results of a study, :func:`score_table` and :func:`rendered` methods on tasks in the
+form of the paper's tables, :func:`show_estimate` one measured stability in the terminal. :data:`LABELS` has the names that tables
+and figures use.
+"""
+
+from stability.reports.labels import LABELS
+from stability.reports.score_tables import as_values, rendered, score_table
 from stability.reports.tables import render, study_table
+from stability.reports.terminal import show_estimate
 
 __all__ = [
+    "LABELS",
+    "as_values",
     "render",
+    "rendered",
     "score_table",
+    "show_estimate",
     "study_table",
 ]

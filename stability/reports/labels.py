@@ -1,4 +1,4 @@
-"""What tables and figures call methods and tasks."""
+"""The names that tables and figures have for methods and tasks."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ LABELS = {
     "regularised": "all, ridge 1 − p",
     **TASKS,
 }
-"""What tables and figures call methods and tasks."""
+"""The names that tables and figures have for methods and tasks, by the toolkit's own names for them."""

@@ -1,4 +1,4 @@
-"""The tidy table of a study → a table to read."""
+"""The results of a study → a table to read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from stability.studies.summary import summarise
+from stability.studies.results import UNKNOWN, StudyResults
 
 __all__ = ["render", "study_table"]
 
@@ -14,14 +14,28 @@ __all__ = ["render", "study_table"]
 _BOUNDS = {"theorem_1": "Theorem 1", "hard_mask": "hard mask", "first_order": "middle", "theorem_2": "Theorem 2"}
 
 
-def study_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each method and p, its numbers ready to read: mean ± standard deviation over seeds, stability with its
-    95 % interval, the bounds with a mark where they are vacuous or an assumption of them failed.
+def study_table(results: StudyResults) -> pd.DataFrame:
+    """A row for each task, method and p, its numbers ready to read.
+
+    Args:
+        results: the results of a study.
+
+    Returns:
+        Text: mean ± standard deviation over seeds, stability with its 95 % interval, bounds with a mark where they are vacuous or
+        one of their assumptions failed.
+
+    Raises:
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> study_table(StudyResults.read("figures/paper-quick-bounds.sqlite"))["k"].tolist()
+        [22713216, 113566]
     """
-    summary = summarise(frame)
-    metrics = frame["metric"].dropna().unique()
+    summary = results.summary().table
+    metrics = results.table["metric"].dropna().unique()
     metric = str(metrics[0]) if len(metrics) == 1 else "metric"
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             **({"task": summary["task"]} if summary["task"].nunique() > 1 else {}),
             "method": summary["method"],
@@ -53,17 +67,28 @@ def study_table(frame: pd.DataFrame) -> pd.DataFrame:
             "seconds": summary["seconds"].map("{:.1f}".format),
         }
     )
-    table.attrs["all_failed"] = summary.attrs.get("all_failed", [])
-    return table
 
 
-def render(frame: pd.DataFrame) -> str:
-    """The table as text, with what its marks mean."""
-    table = study_table(frame)
-    lost = table.attrs.get("all_failed") or []
+def render(results: StudyResults) -> str:
+    """The table of a study as text, with what its marks mean.
+
+    Args:
+        results: the results of a study.
+
+    Returns:
+        The table of :func:`study_table`, the cells whose every seed failed, and what the columns and marks mean.
+
+    Raises:
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> render(StudyResults.read("figures/paper-quick-bounds.sqlite")).splitlines()[0].split()[:4]
+        ['method', 'p', 'k', 'm']
+    """
     return (
-        table.to_string(index=False)
-        + "".join(f"\nevery seed failed: {name}" for name in lost)
+        study_table(results).to_string(index=False)
+        + "".join(f"\nevery seed failed: {name}" for name in results.summary().all_failed)
         + (
             "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|, interval over seeds, cut at 0; "
             "± is one standard deviation over seeds.\n"
@@ -81,7 +106,7 @@ def render(frame: pd.DataFrame) -> str:
 
 
 def _varied(summary: pd.DataFrame) -> dict[str, list[str]]:
-    """Where the variance comes from, if S was drawn apart from the seeds."""
+    """Where the variance comes from, in three columns; none unless S was drawn apart from the seeds."""
     if not summary["samples_share"].notna().any():
         return {}
     names = {"of S": "samples_share", "of seeds": "seeds_share", "of i": "sampling_share"}
@@ -95,7 +120,7 @@ def _mean_std(summary: pd.DataFrame, name: str) -> list[str]:
 
 
 def _bound(value: float, state: str) -> str:
-    if state == "unknown":
+    if state == UNKNOWN:
         return "–"
     mark = {"assumption failed": " *", "vacuous": " †"}.get(state, "")
     return ("∞" if math.isinf(value) else f"{value:.3g}") + mark

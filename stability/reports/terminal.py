@@ -18,7 +18,14 @@ __all__ = ["metrics_of", "named_examples", "show_estimate", "signed"]
 
 
 def show_estimate(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, metrics: Mapping[str, float]) -> None:
-    """A line a fact, and then what should not be overlooked."""
+    """A line a fact, and then what should not be overlooked.
+
+    Args:
+        problem: the problem that was learned.
+        algorithm: the algorithm whose stability was measured.
+        estimate: what was measured.
+        metrics: the metric of A(S) by split, from :func:`metrics_of`.
+    """
     low, high = estimate.interval
     rows = {
         "stability E_i|Δℓ_i|": f"{estimate.value:.4g} {problem.loss_unit}",
@@ -58,7 +65,7 @@ _STATUS = {
 
 
 def _spared(estimate: StabilityEstimate) -> str:
-    """What replicas that began as one need not have computed."""
+    """The share of steps that replicas had in common, in words; empty where they had none."""
     if not estimate.steps_shared:
         return ""
     every = (estimate.retrainings + 1) * estimate.replicas.algorithm.max_steps
@@ -76,7 +83,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def _foretold(estimate: StabilityEstimate) -> dict[str, str]:
-    """What the prediction said and was worth."""
+    """What was predicted, and how well, as lines of the report."""
     if estimate.prediction is None:
         return {}
     found, foretold = estimate.diagnostics, estimate.prediction
@@ -90,7 +97,15 @@ def _foretold(estimate: StabilityEstimate) -> dict[str, str]:
 
 
 def metrics_of(problem: Problem, replicas: Replicas) -> dict[str, float]:
-    """Of A(S) on every split; and on the test split of the class that is commonest in S, whatever the input."""
+    """The metric of A(S) on every split, and on the test split that of always answering with the class that is commonest in S.
+
+    Args:
+        problem: the problem that was learned.
+        replicas: the trained models, A(S) first.
+
+    Returns:
+        The metric by the name of the split; ``commonest class on test`` where the problem has classes.
+    """
     splits = {"test": problem.test, "validation": problem.validation, "train": problem.train}
     device, first = replicas.values.device, slice(0, 1)
     logits = {name: replicas.logits(some.to(device), first)[0].cpu() for name, some in splits.items() if some is not None}
@@ -102,7 +117,16 @@ def metrics_of(problem: Problem, replicas: Replicas) -> dict[str, float]:
 
 
 def named_examples(problem: Problem, estimate: StabilityEstimate, count: int) -> list[dict[str, Any]]:
-    """Of those that carry most of the stability what is known, and what a person sees of them."""
+    """The examples that carry most of the stability.
+
+    Args:
+        problem: the problem that was learned.
+        estimate: what was measured.
+        count: how many examples.
+
+    Returns:
+        Of each example the columns of :meth:`stability.StabilityEstimate.examples`, and as ``shown`` what a person sees of it.
+    """
     found = estimate.examples().head(count).to_dict("records")
     rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in found]
     for row in rows:
@@ -113,5 +137,13 @@ def named_examples(problem: Problem, estimate: StabilityEstimate, count: int) ->
 
 
 def signed(value: float) -> str:
-    """With its sign, or a dash where there is none."""
+    """A number with its sign, or a dash for NaN.
+
+    Args:
+        value: the number.
+
+    Example:
+        >>> signed(0.25), signed(float("nan"))
+        ('+0.25', '–')
+    """
     return "–" if math.isnan(value) else f"{value:+.3g}"

@@ -1,21 +1,42 @@
-"""Studies: many measurements, kept in one file, resumed where they stopped, and read as tables."""
+"""Studies: many measurements, kept in one file, resumed where they stopped, and read as typed results.
 
+A :class:`Study` says what to measure: problems, algorithms, seeds and an estimator. :func:`run` computes its cells into a
+:class:`Store` and gives :class:`StudyResults`; :meth:`StudyResults.read` reads them again. :func:`scores` puts them into the form
+of the paper's tables, beside which :func:`published_scores` has the published numbers; :func:`rank_correlation` says how far two
+columns of such a table go together. :func:`expected` says beforehand what a study will cost. :data:`STUDIES` has the studies that
+come with the toolkit, :data:`PAPER` the experiments of Fu et al. 2023.
+"""
+
+from stability.studies.cost import Cost, expected
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.protocol import Protocol
-from stability.studies.scores import against_published, scores
+from stability.studies.published import against_published, published_scores
+from stability.studies.ranks import RankCorrelation, rank_correlation, ranked
+from stability.studies.results import CellStatus, StudyResults, Summary
+from stability.studies.scores import IncomparableError, Scores, correlations, scores
 from stability.studies.store import Store
-from stability.studies.study import Study, run
-from stability.studies.summary import summarise, table
+from stability.studies.study import Cell, Study, run
 
 __all__ = [
     "PAPER",
     "STUDIES",
+    "Cell",
+    "CellStatus",
+    "Cost",
+    "IncomparableError",
     "Protocol",
+    "RankCorrelation",
+    "Scores",
     "Store",
     "Study",
+    "StudyResults",
+    "Summary",
     "against_published",
+    "correlations",
+    "expected",
+    "published_scores",
+    "rank_correlation",
+    "ranked",
     "run",
     "scores",
-    "summarise",
-    "table",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,54 @@ from stability.problems.problem import Problem
 from stability.selectors import FullTuning, Random, Selector
 from stability.studies.store import Store, key
 from stability.studies.study import Study, cell_identity, reusable
-from stability.training import FineTuning, Minimisation
-from stability.training.replicas import train
+from stability.training import Algorithm, train
 
-__all__ = ["expected", "told"]
+__all__ = ["Cost", "expected"]
 
 _TIMED = 3  # steps
-_FORETOLD = 2  # trainings that a prediction takes the time of, at most so many (README, "A few retrainings instead of all")
+_PREDICTED = 2  # trainings that a prediction takes the time of, at most so many (README, "A few retrainings instead of all")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cost:
+    """What a study will cost. ``str(cost)`` says it in words.
+
+    Attributes:
+        table: a row for each task and algorithm: task, method, sparsity, n, cells (still to be done), trainings, steps (of one
+            training, at most), step_seconds (on one thread), hours (of all, divided among the workers; NaN of a minimisation) and
+            least_hours (where training may stop early).
+        study: the name of the study.
+        cells: how many cells the study has.
+        done: how many of them are finished, or can be taken over from another store.
+        workers: how many processes will compute.
+        device: where they will.
+    """
+
+    table: pd.DataFrame
+    study: str
+    cells: int
+    done: int
+    workers: int
+    device: str
+
+    def __str__(self) -> str:
+        table = self.table
+        shown = table.assign(
+            sparsity=table["sparsity"].map(lambda p: "" if p is None or math.isnan(p) else f"{p:g}"),
+            step_seconds=table["step_seconds"].map("{:.2g}".format),
+            hours=table["hours"].map("{:.2g}".format),
+        )
+        early = not table["least_hours"].equals(table["hours"])
+        shown = shown.assign(least_hours=table["least_hours"].map("{:.2g}".format)) if early else shown.drop(columns="least_hours")
+        hours, least = table["hours"].sum(), table["least_hours"].sum()
+        span = f"{_duration(least)} to {_duration(hours)}, as early as training stops" if early else _duration(hours)
+        unknown = int(table.loc[table["hours"].isna(), "trainings"].sum())
+        but = f" (without {unknown} minimisations, which take as many steps as they need)" if unknown else ""
+        who = f"{self.workers} workers of one thread" if self.workers > 1 else "one worker"
+        return (
+            f"{shown.to_string(index=False)}\n\n{self.study}: {table['cells'].sum()} of {self.cells} cells to compute, "
+            f"{table['trainings'].sum()} trainings; about {span}{but} with {who} on {self.device}, from a few steps timed just now."
+        )
 
 
 def expected(
@@ -35,34 +76,35 @@ def expected(
     reuse: str | PathLike[str] | None = None,
     device: str = "auto",
     workers: int | None = None,
-) -> pd.DataFrame:
-    """A row for each task and algorithm: what is still to be trained, and how long that should take.
+) -> Cost:
+    """What is still to be trained, and how long that should take.
 
-    Each algorithm is timed for three steps, on one thread as a worker has it: those of a mask chosen from data with a random one of
-    the same size, those of a moving one with all coordinates, and scaled by the tokens of a step. Selecting costs a third of a pass
-    over S for each training that selects, evaluating a third of one over what is evaluated, a prediction two trainings. Good to
-    within a factor of two; a minimisation takes as many steps as it needs, and is not foretold.
+    Each algorithm is timed for three steps, on one thread as a worker has it, and the time is scaled by the tokens of a step. A
+    mask that is chosen from data is replaced by a random one of the same size, a moving one by all coordinates. Selecting is taken
+    to cost a third of a pass over S for each training that selects, evaluating a third of a pass over what is evaluated, and a
+    prediction two trainings. The result is good to within a factor of two. A minimisation takes as many steps as it needs, and its
+    time is not foretold.
 
     Args:
         study: what is to be measured.
-        store: its finished cells are not counted.
-        reuse: nor are those that this one's spare, as in :func:`stability.studies.study.run`.
-        device: as of :func:`stability.studies.study.run`.
-        workers: as there.
+        store: the study's store, whose finished cells are not counted; it need not exist yet.
+        reuse: the store of a study that measured the same way; cells that can be taken over from it are not counted either.
+        device: where the study will be computed: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: the number of processes; by default one a core on the CPU, and one on CUDA.
 
     Returns:
-        Columns task, method, sparsity, n, cells (still to be done), trainings, steps (of one training, at most), step_seconds (on
-        one thread), hours (of all, divided among the workers; NaN of a minimisation), least_hours (where training may stop early).
+        The cost, by task and algorithm.
 
     Raises:
         UsageError: data or a model that cannot be read, or fewer than one worker.
-        StabilityError: a store of another study.
+        StabilityError: ``store`` holds another study, or ``reuse`` measured otherwise.
 
     Example:
         >>> from stability import FineTuning
+        >>> from stability.leave_one_out.estimators import Sampled
         >>> from stability.selectors import BitFit
-        >>> plan = expected(Study("mine", "digits", (FineTuning(BitFit()),), seeds=(0, 1), retrainings=5), device="cpu")
-        >>> plan[["cells", "trainings", "steps"]].to_numpy().tolist()
+        >>> study = Study("mine", "digits", (FineTuning(BitFit()),), seeds=(0, 1), estimator=Sampled(5))
+        >>> expected(study, device="cpu").table[["cells", "trainings", "steps"]].to_numpy().tolist()
         [[2, 14, 150]]
     """
     place = resolve_device(device)
@@ -86,13 +128,12 @@ def expected(
                 rows.append({"task": problems.short_name(name), **row})
     finally:
         torch.set_num_threads(threads)
-    frame = pd.DataFrame(rows)
-    frame.attrs.update(study=study.name, workers=count, device=str(place), done=len(done), cells=len(study.cells()))
-    return frame
+    every = len(study.cells())
+    return Cost(table=pd.DataFrame(rows), study=study.name, cells=every, done=every - len(cells), workers=count, device=str(place))
 
 
 def _finished(study: Study, store: str | PathLike[str] | None) -> set[str]:
-    """Keys of what the store holds of this study."""
+    """Keys of the study's cells that the store holds."""
     if store is None or not Path(store).exists() or not Path(store).stat().st_size:
         return set()
     ledger = Store(store)
@@ -101,16 +142,10 @@ def _finished(study: Study, store: str | PathLike[str] | None) -> set[str]:
     return done
 
 
-def _row(
-    study: Study, problem: Problem, algorithm: FineTuning | Minimisation, cells: int, measured: int, workers: int
-) -> dict[str, Any]:
+def _row(study: Study, problem: Problem, algorithm: Algorithm, cells: int, measured: int, workers: int) -> dict[str, Any]:
     estimator, n = study.estimator, problem.n
-    left_out = n if estimator is None and study.retrainings is None else study.retrainings or 0
-    foretold = 0
-    if estimator is not None:
-        most = getattr(estimator, "retrainings", None) or n
-        left_out = most if estimator.tolerance is not None else estimator.more(n, 0, None)
-        foretold = _FORETOLD if estimator.predicts else 0
+    left_out = estimator.most(n)
+    predictions = _PREDICTED if estimator.predicts else 0
     trainings = cells + measured * (left_out + (left_out > 0))  # A(S), the noise floor's A(S), and the A(Sⁱ)
     row = {
         "method": algorithm.name,
@@ -120,63 +155,42 @@ def _row(
         "trainings": trainings,
         "steps": algorithm.max_steps,
     }
-    if not isinstance(algorithm, FineTuning) or not cells:
-        unknown = 0.0 if not cells else math.nan
+    seconds = _step(problem, algorithm) if cells else None
+    if seconds is None:
+        unknown = math.nan if cells else 0.0
         return row | {"step_seconds": math.nan, "hours": unknown, "least_hours": unknown}
-    seconds = _step(problem, algorithm)
-    batches = n / min(algorithm.batch_size, n)  # of one pass over S
+    size = len(next(iter(algorithm.batches(problem.train))))
     selector = algorithm.selector
-    selecting = batches / 3 if selector.uses_data and not selector.moving else 0.0
+    selecting = n / size / 3 if selector.uses_data and not selector.moving else 0.0
     # A(S) is evaluated on both splits, and each A(Sⁱ) on the test split too.
-    evaluated = cells * len(problem.train) + trainings * len(problem.test)
-    rule, hours = algorithm.early_stopping, []
-    for steps in (algorithm.steps, algorithm.steps if rule is None else min(rule.least_steps, algorithm.steps)):
-        looks = 0 if rule is None or problem.validation is None else steps / rule.every * len(problem.validation)
-        each = steps + selecting + looks / algorithm.batch_size / 3
-        evaluating = evaluated / algorithm.batch_size / 3
-        hours.append(((trainings + measured * foretold) * each + evaluating) * seconds / workers / 3600)
+    evaluating = (cells * len(problem.train) + trainings * len(problem.test)) / size / 3
+    validated = 0 if problem.validation is None else len(problem.validation) * algorithm.evaluations / algorithm.max_steps
+    hours = []
+    for steps in (algorithm.max_steps, algorithm.least_steps):
+        each = steps + selecting + steps * validated / size / 3
+        hours.append(((trainings + measured * predictions) * each + evaluating) * seconds / workers / 3600)
     return row | {"step_seconds": seconds, "hours": hours[0], "least_hours": hours[1]}
 
 
-def _step(problem: Problem, algorithm: FineTuning) -> float:
-    """Seconds of one step of one run, in the mean over its batches."""
+def _step(problem: Problem, algorithm: Algorithm) -> float | None:
+    """Seconds that one step of one run takes, in the mean over its batches; None where a short run cannot tell."""
     stand_in: Selector = algorithm.selector
     if stand_in.moving:
         stand_in = FullTuning()
     elif stand_in.uses_data and stand_in.sparsity is not None:
         stand_in = Random(stand_in.sparsity)
-    short = replace(algorithm, selector=stand_in, steps=_TIMED, early_stopping=None, ridge=0.0)
+    once, short, usual = (algorithm.timed(stand_in, steps) for steps in (1, _TIMED, min(algorithm.max_steps, 200)))
+    if once is None or short is None or usual is None:
+        return None
     problem = short.equivalent(problem)
     masks = [short.select(problem)]
-    train(problem, replace(short, steps=1), masks=masks)  # whatever happens only once
+    train(problem, once, masks=masks)  # whatever happens only once
     began = time.perf_counter()
     replicas = train(problem, short, masks=masks)
     replicas.values.cpu()  # waits for a GPU
     seconds = time.perf_counter() - began
-    usual = replace(algorithm, steps=min(algorithm.steps, 200))
     sizes = [[problem.train.longest(i) * len(i) for i in a.batches(problem.train)] for a in (short, usual)]
     return seconds / sum(sizes[0]) * sum(sizes[1]) / len(sizes[1])
-
-
-def told(plan: pd.DataFrame) -> str:
-    """The plan as text."""
-    shown = plan.assign(
-        sparsity=plan["sparsity"].map(lambda p: "" if p is None or math.isnan(p) else f"{p:g}"),
-        step_seconds=plan["step_seconds"].map("{:.2g}".format),
-        hours=plan["hours"].map("{:.2g}".format),
-    )
-    early = not plan["least_hours"].equals(plan["hours"])
-    shown = shown.assign(least_hours=plan["least_hours"].map("{:.2g}".format)) if early else shown.drop(columns="least_hours")
-    a = plan.attrs
-    hours, least = plan["hours"].sum(), plan["least_hours"].sum()
-    span = f"{_duration(least)} to {_duration(hours)}, as early as training stops" if early else _duration(hours)
-    unknown = int(plan.loc[plan["hours"].isna(), "trainings"].sum())
-    but = f" (without {unknown} minimisations, which take as many steps as they need)" if unknown else ""
-    who = f"{a['workers']} workers of one thread" if a["workers"] > 1 else "one worker"
-    return (
-        f"{shown.to_string(index=False)}\n\n{a['study']}: {plan['cells'].sum()} of {a['cells']} cells to compute, "
-        f"{plan['trainings'].sum()} trainings; about {span}{but} with {who} on {a['device']}, from a few steps timed just now."
-    )
 
 
 def _duration(hours: float) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from stability.leave_one_out.estimators import Assisted
+from stability.leave_one_out.estimators import Assisted, Exact, Sampled
 from stability.selectors import (
     SAM,
     Adapter,
@@ -18,23 +19,24 @@ from stability.selectors import (
     MixoutReset,
     Random,
 )
-from stability.studies.protocol import Protocol
+from stability.studies.protocol import Part, Protocol
 from stability.studies.study import Study
 from stability.training import FineTuning, Minimisation
 
-__all__ = ["PAPER", "STUDIES"]
+__all__ = ["NOTES", "PAPER", "STUDIES"]
 
 _SWEPT = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 def _digits(name: str, sparsities: tuple[float, ...], widths: tuple[int, ...], seeds: int, steps: int, retrainings: int) -> Study:
-    """The ten methods of the paper, Mixout in both its forms."""
+    """A study of digits: the ten methods of the paper, Mixout in both its forms, each at every p that it can have."""
     whole = (FullTuning(), BitFit(), Mixout())
     ranked = (Random, MagPruning, SAM, MixoutReset, ChildPruning)
     swept = [kind(p) for kind in ranked for p in sparsities] + [DiffPruning(p, burn_in=steps // 2) for p in sparsities]
     inserted = [kind(width) for kind in (Adapter, LoRA) for width in widths]
     algorithms = tuple(FineTuning(selector, steps=steps) for selector in (*whole, *swept, *inserted))
-    return Study(name, "digits", algorithms, tuple(range(seeds)), {"n": 100}, estimator=Assisted(retrainings))
+    estimator = Assisted(retrainings)
+    return Study(name, "digits", algorithms, tuple(range(seeds)), problem_settings={"n": 100}, estimator=estimator)
 
 
 def _relaxed(sparsities: tuple[float, ...], tolerance: float) -> tuple[Minimisation, ...]:
@@ -57,8 +59,8 @@ STUDIES = {
             for selector in (DiffPruning(0.01, burn_in=50, every=600), ChildPruning(0.01, every=600), SAM(0.01))
         ),
         tuple(range(3)),
-        {"n": 100},
-        retrainings=2,
+        problem_settings={"n": 100},
+        estimator=Sampled(2),
     ),
     "theory-convex": Study(
         "theory-convex",
@@ -69,7 +71,8 @@ STUDIES = {
             *_hard(SAM, (0.1, 0.2, 0.4, 0.7, 0.9), ridge=0.01, tolerance=1e-9),
         ),
         tuple(range(5)),
-        {"data": "breast_cancer", "n": 100},
+        problem_settings={"data": "breast_cancer", "n": 100},
+        estimator=Exact(),
         check_replicas=100,
     ),
     "theory-digits": Study(
@@ -81,15 +84,15 @@ STUDIES = {
             *_hard(SAM, _SWEPT, ridge=0.1, tolerance=1e-4),
         ),
         tuple(range(3, 11)),  # 0 to 2 were a pilot
-        {"n": 100},
-        retrainings=20,
+        problem_settings={"n": 100},
+        estimator=Sampled(20),
         check_replicas=2,
     ),
 }
 """Studies by name. ``digits-quick`` shows the machinery in seconds; nothing should be concluded from it. The theory
 studies measure the very minimisers that the bounds speak of: ``regularised`` is L + (1 − p)‖θ − θ⁰‖² over all
-coordinates, the others are hard masks with one small ridge for every p. ``discontinuity`` trains long, for the loss's
-curve where a mask changes every 600 steps; its two retrainings a cell say little of stability."""
+coordinates, the others are hard masks with one small ridge for every p. ``discontinuity`` trains for long, to show the loss
+where a mask changes every 600 steps; its two retrainings a cell say little about stability."""
 
 _MASKS, _MODULES = ("random", "magnitude", "childpruning", "sam"), ("bitfit", "adapter", "lora")
 _QUICK = Protocol(
@@ -116,11 +119,19 @@ _QUICK = Protocol(
     predictor="linearised",
 )
 
-PAPER = {
-    f"{name}{'' if part == 'main' else f'-{part}'}": replace(protocol, part=part)
-    for name, protocol in (("paper", Protocol()), ("paper-quick", _QUICK))
-    for part in ("main", "perturbation", "sparsity")
-}
+
+def _parts(name: str, protocol: Protocol) -> dict[str, Protocol]:
+    """The three experiments of a protocol, by name."""
+    names: dict[Part, str] = {"main": name, "perturbation": f"{name}-perturbation", "sparsity": f"{name}-sparsity"}
+    return {own: replace(protocol, part=part) for part, own in names.items()}
+
+
+_QUICK_PARTS = _parts("paper-quick", _QUICK)
+
+PAPER: Mapping[str, Protocol] = {**_parts("paper", Protocol()), **_QUICK_PARTS}
 """The experiments of Fu et al. 2023 by name; each number is a parameter of the command line. The quick ones are for small machines:
 MiniLM on RTE and CB, 32 examples, 32 steps without early stopping, a learning rate for each kind of method with which it fits most
-of them; they show the machinery and this small model, not the paper's."""
+of them. They show the machinery and this small model, not the paper's."""
+
+NOTES: Mapping[str, str] = dict.fromkeys(_QUICK_PARTS, "a quick protocol of a small model, few examples and steps, not the paper's")
+"""What a reader of a named study's results must know, by the exact name of the study."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from stability.checks import check_positive, check_whole
+from stability.checks import check_choice, check_positive, check_whole
 from stability.errors import UsageError
 from stability.leave_one_out.estimators import Assisted
 from stability.leave_one_out.predictors import Linearised, OneStep, Predictor
@@ -21,7 +21,7 @@ from stability.training.stopping import EarlyStopping
 __all__ = ["AUTHORS", "METHODS", "TASKS", "UNUSED", "Part", "Protocol"]
 
 METHODS, TASKS = tuple(published.METHODS), tuple(published.TASKS)
-"""Of Table 1, in its order."""
+"""The methods and the tasks of the paper's Table 1, in its order."""
 
 _ON_HUB = {task: name for name, task in HUB.items()}
 
@@ -41,10 +41,10 @@ UNUSED: Mapping[Part, tuple[str, ...]] = {
     "perturbation": ("sparsities",),
     "sparsity": ("methods", "sparsity", "removed"),
 }
-"""Settings that a part has no use for."""
+"""Settings of :class:`Protocol` that a part has no use for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """One of the three experiments; the defaults are the paper's numbers where it gives them.
 
@@ -59,32 +59,40 @@ class Protocol:
         data: a folder with a folder for each task; None: the hub.
         tasks: of :data:`TASKS`, or names of other folders in ``data``.
         methods: of :data:`METHODS`, or any selector's name.
-        sparsity: p of ``main`` and ``perturbation``.
-        sparsities: the p of ``sparsity``.
-        adapter_width: which makes Adapter's p.
-        lora_rank: which makes LoRA's.
-        mixout: the probability of Mixout.
-        burn_in: steps for which DiffPruning's mask relaxes, and what ``authors`` says.
+        sparsity: the p of the parts ``main`` and ``perturbation``.
+        sparsities: every p of the part ``sparsity``.
+        adapter_width: the width of Adapter's bottlenecks, which makes its p.
+        lora_rank: the rank of LoRA's factors, which makes its p.
+        mixout: the probability with which Mixout takes a parameter from θ⁰ in a step.
+        burn_in: the steps for which DiffPruning's mask is relaxed, and magnitude and ChildPruning train everything where
+            ``authors`` asks for that.
         project_every: steps between ChildPruning's projections.
         authors: names of :data:`AUTHORS`.
-        seeds: how many.
-        removed: of S, in ``perturbation``.
-        pool: examples of the training split, the same for all seeds; None: all.
-        max_length: in tokens.
-        steps: at most.
-        evaluate_every: steps between evaluations on the validation split; 0: no early stopping, the last step is kept.
-        patience: evaluations without improvement after which training ends.
-        least_steps: but not before.
-        measured_seeds: with how many of the seeds stability is measured too.
-        retrainings: for each of them.
-        check_replicas: as of :class:`stability.studies.study.Study`: None measures no bounds.
-        predictor: of the assisted estimator. ``linearised`` keeps a gradient a step, too much for the paper's 20 000.
-        batch_size, learning_rate, schedule, weight_decay, dropout, precision: of :class:`stability.FineTuning`.
+        seeds: the number of seeds.
+        removed: the fraction of the training data that each S lacks in the part ``perturbation``.
+        pool: examples of the training split that are used, the same for all seeds; None: all.
+        max_length: the most tokens of a sequence; longer ones are cut.
+        steps: the most steps that a run takes.
+        batch_size: examples a step.
+        learning_rate: of AdamW, for the methods without one of their own in ``rates``.
         rates: pairs of a method and a learning rate of its own. The paper has one for all, and at least 20 000 steps; in few
             steps one rate cannot suit a thousandth of the parameters and all of them.
+        schedule: of the learning rate: ``constant``, or ``linear`` down to 0 after the last step.
+        weight_decay: of AdamW.
+        dropout: whether the model's own dropout is on while it trains.
+        precision: of the network's matrix products while it trains.
+        evaluate_every: steps between evaluations on the validation split; 0: no early stopping, the last step is kept.
+        patience: evaluations in a row without improvement after which training ends.
+        least_steps: training does not end before so many steps.
+        measured_seeds: with how many of the seeds stability is measured too.
+        retrainings: how many examples are left out for each seed with which stability is measured.
+        check_replicas: at how many of the A(Sⁱ) the curvature for the bounds is taken; None measures no bounds.
+        predictor: what predicts the differences for the assisted estimator. ``linearised`` keeps a gradient a step, too much for
+            the paper's 20 000.
 
     Raises:
-        UsageError: an unknown part or name; on making the study whatever its parts refuse.
+        UsageError: an unknown part or name, a number out of range. Making the study refuses what its selectors, its training and
+            its data refuse.
 
     Example:
         >>> study = Protocol(tasks=("cb", "rte"), seeds=2).study("mine")
@@ -126,8 +134,7 @@ class Protocol:
     predictor: Literal["one-step", "linearised"] = "one-step"
 
     def __post_init__(self) -> None:
-        if self.part not in get_args(Part):
-            raise UsageError(f"unknown part {self.part!r}: use {', '.join(get_args(Part))}")
+        check_choice(get_args(Part), part=self.part)
         if odd := [name for name in self.authors if name not in AUTHORS]:
             raise UsageError(f"unknown choice of the authors {odd[0]!r}: there is {', '.join(AUTHORS)}")
         if self.data is None and (odd := [task for task in self.tasks if task not in TASKS]):
@@ -141,7 +148,17 @@ class Protocol:
             raise UsageError("a study needs at least one task and one method")
 
     def study(self, name: str) -> Study:
-        """As a study of that name."""
+        """The experiment as a study.
+
+        Args:
+            name: the study's name.
+
+        Returns:
+            The study; the data are read when its identity is asked for.
+
+        Raises:
+            UsageError: a setting that a selector or the training refuses.
+        """
         where = [f"{self.data}/{task}" if self.data else _ON_HUB[task] for task in self.tasks]
         settings: dict[str, Any] = {"model": self.model, "max_length": self.max_length}
         settings |= {} if self.pool is None else {"pool": self.pool}
@@ -154,21 +171,37 @@ class Protocol:
             tuple(where),
             tuple(self.algorithm(method, p) for method, p in chosen),
             tuple(range(self.seeds)),
-            settings,
+            problem_settings=settings,
             check_replicas=self.check_replicas,
             estimator=Assisted(self.retrainings, predictor=self._predictor()),
             measured_seeds=self.measured_seeds,
         )
 
     def algorithm(self, method: str, sparsity: float) -> FineTuning:
-        """A with this method."""
+        """The algorithm A with a method.
+
+        Args:
+            method: a selector's name.
+            sparsity: p, for methods that choose so many.
+
+        Returns:
+            Fine-tuning with the protocol's numbers; each study replaces its seed.
+        """
         rule = EarlyStopping(self.evaluate_every, self.patience, self.least_steps) if self.evaluate_every else None
         own = {name: getattr(self, name) for name in ("steps", "batch_size", "schedule", "weight_decay", "dropout", "precision")}
         rate = dict(self.rates).get(method, self.learning_rate)
         return FineTuning(self.selector(method, sparsity), learning_rate=rate, early_stopping=rule, **own)
 
     def selector(self, method: str, sparsity: float) -> Selector:
-        """The method as this protocol has it."""
+        """The selector of a method, with the settings that this protocol has for it.
+
+        Args:
+            method: a selector's name.
+            sparsity: p, for methods that choose so many.
+
+        Returns:
+            The selector; with ``authors`` in the form that the authors' code has.
+        """
         if method in ("full", "bitfit"):
             return selector_named(method)
         if method == "mixout" and "reset-mixout" not in self.authors:

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from stability.checks import check_positive, check_probability, check_whole
 from stability.errors import UsageError
 from stability.leave_one_out.statistics import Numbers
 
@@ -19,42 +20,43 @@ __all__ = ["RankCorrelation", "rank_correlation", "ranked"]
 _DIGITS = 9  # equal but for the order in which they were summed is equal
 
 
-def ranked(scores: pd.DataFrame) -> pd.DataFrame:
-    """``scores`` with the ranks of its numbers within each task: 1 is best, ties share the mean of their ranks.
+def ranked(table: pd.DataFrame) -> pd.DataFrame:
+    """Rank the numbers of a table within each task: 1 is best, ties share the mean of their ranks.
 
     Args:
-        scores: a row for each method and task: task, method, mean (larger is better), std; and, where it was measured, stability.
+        table: a row for each method and task, as in :attr:`stability.studies.Scores.table`: task, method, mean (larger is better),
+            std; and, where it was measured, stability.
 
     Returns:
-        The same with rank_mean (1: the largest mean), rank_std (1: the smallest standard deviation) and rank_stability (1: the
-        smallest |Δℓ|), NaN where there is no number.
+        The same table with rank_mean (1: the largest mean), rank_std (1: the smallest standard deviation) and rank_stability (1:
+        the smallest |Δℓ|), NaN where there is no number.
 
     Example:
-        >>> from stability.studies import published
-        >>> found = ranked(published.scores("main"))
+        >>> from stability.studies import published_scores
+        >>> found = ranked(published_scores("main").table)
         >>> found.query("task == 'cb'").set_index("method").loc["sam", ["rank_mean", "rank_std"]].tolist()
         [2.5, 1.0]
     """
-    found = scores.copy()
+    found = table.copy()
     for column, smallest in (("mean", False), ("std", True), ("stability", True)):
         if column in found:
             found[f"rank_{column}"] = found[column].round(_DIGITS).groupby(found["task"]).rank(ascending=smallest)
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RankCorrelation:
     """Spearman's ρ between ranks within tasks.
 
     Attributes:
-        value: ρ, over all pairs of method and task together; NaN, like all that follows from it, where all ranks are equal.
-        interval: see :func:`rank_correlation`; NaN where it cannot be had.
-        confidence: of the interval.
-        p_value: of ρ = 0, two-sided, as if the pairs were independent, by Student's t with count − 2 degrees of freedom: what the
-            paper reports.
-        method_p_value: of the same, methods shuffled as wholes.
-        count: pairs.
-        methods: of them with at least one pair.
+        value: ρ, over all pairs of method and task together. It is NaN where all ranks are equal, and the p-values with it.
+        interval: for ρ, from the jackknife over methods (:func:`rank_correlation`); NaN where it cannot be had.
+        confidence: the confidence of the interval.
+        p_value: the two-sided p-value of ρ = 0, as if the pairs were independent, by Student's t with count − 2 degrees of freedom:
+            what the paper reports.
+        method_p_value: the p-value of ρ = 0 when methods are shuffled as wholes.
+        count: the number of pairs of method and task.
+        methods: the number of methods with at least one pair.
     """
 
     value: float
@@ -81,7 +83,7 @@ class RankCorrelation:
 
 
 def rank_correlation(
-    scores: pd.DataFrame, first: str, second: str, *, confidence: float = 0.95, permutations: int = 1_999, seed: int = 0
+    table: pd.DataFrame, first: str, second: str, *, confidence: float = 0.95, permutations: int = 1_999, seed: int = 0
 ) -> RankCorrelation:
     """Spearman's ρ of two columns, each ranked within its task, over all methods and tasks (Fu et al. 2023, the figure of stability
     against performance, with ``mean`` and ``std``).
@@ -93,25 +95,32 @@ def rank_correlation(
     its numbers on all tasks, whose \\|ρ\\| is no less.
 
     Args:
-        scores: task, method and both columns; a pair that lacks a number is left out, before the ranks are taken.
-        first: a column; of ``mean`` the largest has rank 1, of all others the smallest.
-        second: another.
-        confidence: of the interval.
-        permutations: how many.
-        seed: of the permutations.
+        table: a row for each method and task: task, method and both columns. A pair of method and task that lacks a number is left
+            out before the ranks are taken.
+        first: the name of a column; of ``mean`` the largest has rank 1, of all others the smallest.
+        second: the name of the other column.
+        confidence: the confidence of the interval, in (0, 1).
+        permutations: how many shuffles of methods the second p-value is from.
+        seed: the seed of the permutations.
+
+    Returns:
+        ρ with its interval and both p-values.
 
     Raises:
-        UsageError: a column that is not there, one method twice for one task, or fewer than three pairs.
+        UsageError: a column that is not there, one method twice for one task, fewer than three pairs, or a number out of range.
 
     Example:
-        >>> from stability.studies import published
-        >>> found = rank_correlation(published.scores("main"), "mean", "std")
+        >>> from stability.studies import published_scores
+        >>> found = rank_correlation(published_scores("main").table, "mean", "std")
         >>> round(found.value, 3), found.count
         (0.485, 70)
     """
-    if odd := [name for name in (first, second) if name not in scores]:
-        raise UsageError(f"there is no column {odd[0]!r}: there is {', '.join(map(str, scores.columns))}")
-    known = scores[scores[[first, second]].notna().all(axis=1)]
+    check_positive(confidence=confidence)
+    check_probability(confidence=confidence)
+    check_whole(0, permutations=permutations)
+    if odd := [name for name in (first, second) if name not in table]:
+        raise UsageError(f"there is no column {odd[0]!r}: there is {', '.join(map(str, table.columns))}")
+    known = table[table[[first, second]].notna().all(axis=1)]
     if known.duplicated(["task", "method"]).any():
         raise UsageError("a method stands twice for one task: give one setting of each method")
     if len(known) < 3:
@@ -123,24 +132,32 @@ def rank_correlation(
     )
     value, count, methods = _spearman(x, y), len(known), len(x)
     if math.isnan(value):
-        return RankCorrelation(value, (value, value), confidence, value, value, count, methods)
+        return RankCorrelation(
+            value=math.nan,
+            interval=(math.nan, math.nan),
+            confidence=confidence,
+            p_value=math.nan,
+            method_p_value=math.nan,
+            count=count,
+            methods=methods,
+        )
     t = abs(value) * math.sqrt((count - 2) / (1 - value**2)) if abs(value) < 1 else math.inf
     generator = np.random.default_rng(seed)
     shuffled = [_spearman(x, y[generator.permutation(methods)]) for _ in range(permutations)]
     as_large = sum(not abs(other) < abs(value) - 1e-12 for other in shuffled)
     return RankCorrelation(
-        value,
-        _interval(x, y, value, confidence),
-        confidence,
-        float(2 * stats.t.sf(t, count - 2)),
-        (as_large + 1) / (permutations + 1),
-        count,
-        methods,
+        value=value,
+        interval=_interval(x, y, value, confidence),
+        confidence=confidence,
+        p_value=float(2 * stats.t.sf(t, count - 2)),
+        method_p_value=(as_large + 1) / (permutations + 1),
+        count=count,
+        methods=methods,
     )
 
 
 def _spearman(x: Numbers, y: Numbers) -> float:
-    """Of (methods, tasks) values, ranked within each task where both are known; NaN where all ranks are equal."""
+    """Spearman's ρ of (methods, tasks) values, ranked within each task where both are known; NaN where all ranks are equal."""
     both = ~(np.isnan(x) | np.isnan(y))
     ranks = [_ranks(values, both) for values in (x, y)]
     deviations = [r - r.mean() for r in ranks]
@@ -149,7 +166,7 @@ def _spearman(x: Numbers, y: Numbers) -> float:
 
 
 def _ranks(values: Numbers, both: NDArray[np.bool_]) -> Numbers:
-    """Within each task, then among all pairs, in one row."""
+    """Ranks within each task, then among all pairs, in one row."""
     mine = stats.rankdata(np.where(both, values, np.nan), axis=0, nan_policy="omit")
     return np.asarray(stats.rankdata(mine[both]), dtype=np.float64)
 

@@ -26,7 +26,13 @@ CREATE TABLE cells (
 
 
 def key(identity: Mapping[str, Any]) -> str:
-    """SHA-256 of what defines a cell, whatever the order of its entries.
+    """SHA-256 of what defines a cell, or a study, whatever the order of its entries.
+
+    Args:
+        identity: plain values that JSON can hold.
+
+    Returns:
+        64 hexadecimal digits.
 
     Example:
         >>> key({"a": 1, "b": 2}) == key({"b": 2, "a": 1})
@@ -41,7 +47,12 @@ class Store:
     Args:
         path: the file; made where it is missing and ``identity`` is given.
         identity: what defines the study, as plain values. None opens whatever study the file holds.
-        version: of the program whose results these are; results of another are refused.
+        version: the version of the program whose results these are; results of another version are refused.
+
+    Attributes:
+        path: the file.
+        identity: what defines the study that the file holds.
+        version: the version of the program that made it.
 
     Raises:
         StabilityError: the file is missing, damaged or not a store, the disk is full, or it holds another study or
@@ -89,12 +100,20 @@ class Store:
             self.check(identity, version)
 
     def finished(self) -> set[str]:
-        """Keys of the cells that are done."""
+        """The keys (:func:`key`) of the finished cells."""
         with self._connection() as connection:
             return {row[0] for row in connection.execute("SELECT key FROM cells")}
 
     def add(self, identity: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        """Write one finished cell, at once and for good; a cell that is there already is left as it is."""
+        """Write one finished cell, at once and for good; a cell that is there already is left as it is.
+
+        Args:
+            identity: what defines the cell, as plain values.
+            record: what was measured, as plain values.
+
+        Raises:
+            StabilityError: the file cannot be written.
+        """
         row = (key(identity), json.dumps(identity, sort_keys=True), json.dumps(record))
         with self._connection() as connection:
             connection.execute("INSERT OR IGNORE INTO cells (key, identity, record) VALUES (?, ?, ?)", row)
@@ -127,7 +146,11 @@ class Store:
             ) from error
 
     def check(self, identity: Mapping[str, Any], version: str) -> None:
-        """That the results are of this study and this version.
+        """Check that the results are of this study and this version.
+
+        Args:
+            identity: what defines the study, as plain values.
+            version: the version of the program.
 
         Raises:
             StabilityError: they are not; what differs is named.
@@ -147,7 +170,7 @@ class Store:
 
 
 def _first_difference(old: Any, new: Any) -> tuple[Any, Any]:
-    """Of two lists the first entries that differ, of two settings what differs in them, of anything else both."""
+    """Where two values differ: the first such entries of two lists, the entries of two dictionaries that do, or both values."""
     if isinstance(old, list) and isinstance(new, list):
         return _first_difference(*next(pair for pair in zip_longest(old, new, fillvalue="nothing more") if pair[0] != pair[1]))
     if isinstance(old, dict) and isinstance(new, dict):

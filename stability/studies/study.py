@@ -1,4 +1,4 @@
-"""A study: problem × selectors × seeds → a tidy table, computed cell by cell and resumable."""
+"""A study: problems × algorithms × seeds → a tidy table, computed cell by cell and resumable."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import islice
 from os import PathLike
 from typing import Any
 
-import pandas as pd
 import torch
 
 from stability import __version__, problems
-from stability.bounds import Constants, estimate_constants, measured_bounds
-from stability.checks import check_whole
-from stability.errors import StabilityError, UsageError
+from stability.bounds.measured import Constants, estimate_constants, measured_bounds
+from stability.checks import check_positive, check_probability, check_whole
+from stability.errors import MeasurementError, StabilityError, UsageError
 from stability.leave_one_out import StabilityEstimate, measure
-from stability.leave_one_out.estimators import Alone, Estimator, Exact, Sampled
+from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled
 from stability.machine import cores, free_memory, resolve_device
 from stability.selectors import Selector
+from stability.studies.results import BOUNDS, CellStatus, StudyResults
 from stability.studies.store import Store, key
-from stability.studies.summary import BOUNDS, table
-from stability.training import FineTuning, Minimisation
+from stability.training import Algorithm
 
-__all__ = ["Cell", "Study", "reusable", "run", "run_cell"]
+__all__ = ["Cell", "Study", "cell_identity", "reusable", "run", "run_cell"]
 
 
 @dataclass(frozen=True)
@@ -38,32 +37,44 @@ class Study:
     """What to measure. Everything here is identity: stored results of one study never mix with another's.
 
     Attributes:
-        name: of the study.
-        problem: name of the problem, or path of texts; each seed draws its own S. Several: every algorithm and seed on each.
-        algorithms: each with its selector; their own seeds are replaced.
-        seeds: of S, of the head's start, of the order of examples and of selection alike.
-        problem_settings: further settings of every problem.
-        retrainings: left-out examples a cell, drawn at random; None for all n, or for what the estimator says.
-        estimator: how else stability is estimated.
-        samples: seeds of S alone, each with as many seeds of the algorithm as there are, and these its own (0 and 1 for the
-            first S are 2 and 3 for the second): then the shares of S, seed and retrainings in the variance can be told
+        name: the study's name.
+        problem: the name of a problem, or the path of texts; each seed draws its own S. A tuple of several: every algorithm and
+            seed is measured on each.
+        algorithms: what is measured, each with its selector; their own seeds are replaced.
+        seeds: of S, of the head's start, of the order of the examples and of the selection alike.
+        problem_settings: further settings of every problem, such as n.
+        check_replicas: take the curvature that bounds need at A(S) and, for so many i, on Sⁱ at A(S) and at A(Sⁱ) too
+            (:func:`stability.bounds.measured.estimate_constants`). None measures no constants and no bounds: their eigenvalues
+            cost a large model far more than its training.
+        delta: δ of the bounds on the expected loss, in (0, 1).
+        estimator: how stability is estimated; one of :mod:`stability.leave_one_out.estimators`.
+        samples: seeds of S alone. Each S has as many seeds of the algorithm as there are in ``seeds``, and these are its own (0 and
+            1 for the first S are 2 and 3 for the second). The shares of S, seed and retrainings in the variance can then be told
             apart (:func:`stability.leave_one_out.statistics.variance_shares`). None: each seed draws its own S.
-        measured_seeds: stability is measured with the first so many seeds only; with the others A(S) is trained alone, for its
-            losses and metrics. None: with all.
-        check_replicas: as in :func:`stability.bounds.estimate_constants`; None measures no constants and no bounds, whose
-            eigenvalues cost a large model far more than its training.
-        delta: δ of the bounds on the expected loss.
+        measured_seeds: stability is measured with the first so many seeds only. With the others A(S) is trained alone, for its
+            losses and metrics. None: stability is measured with all.
+
+    Raises:
+        UsageError: a number out of range, no algorithm or seed, an algorithm twice, two problems of one name, or both
+            ``measured_seeds`` and ``samples``.
+
+    Example:
+        >>> from stability.selectors import SAM, BitFit
+        >>> algorithms = (FineTuning(BitFit()), FineTuning(SAM(sparsity=0.05)))
+        >>> study = Study("mine", "digits", algorithms, seeds=(0, 1, 2), problem_settings={"n": 50}, estimator=Sampled(5))
+        >>> len(study.cells())
+        6
     """
 
     name: str
     problem: str | tuple[str, ...]
-    algorithms: tuple[FineTuning | Minimisation, ...]
+    algorithms: tuple[Algorithm, ...]
     seeds: tuple[int, ...]
+    _: KW_ONLY
     problem_settings: Mapping[str, Any] = field(default_factory=dict)
-    retrainings: int | None = None
     check_replicas: int | None = 0
     delta: float = 0.1
-    estimator: Estimator | None = None
+    estimator: Estimator = Assisted()  # noqa: RUF009
     samples: tuple[int, ...] | None = None
     measured_seeds: int | None = None
 
@@ -75,45 +86,64 @@ class Study:
                 f"study {self.name!r}: {', '.join(self.problems)} are trained in different ways by default: give steps, "
                 "batch_size, learning_rate and schedule"
             )
-        own = made.pop()
-        object.__setattr__(self, "algorithms", own)
+        object.__setattr__(self, "algorithms", made.pop())
         if self.measured_seeds is not None:
             check_whole(0, measured_seeds=self.measured_seeds)
             if self.measured_seeds > len(self.seeds):
                 raise UsageError(f"measured_seeds = {self.measured_seeds} of {len(self.seeds)} seeds: use at most as many")
             if self.samples is not None:
                 raise UsageError("measured_seeds and samples: shares of the variance need every cell measured; leave one out")
+        if self.check_replicas is not None:
+            check_whole(0, check_replicas=self.check_replicas)
+        check_positive(delta=self.delta)
+        check_probability(delta=self.delta)
+        if not self.algorithms or not self.seeds:
+            raise UsageError(
+                f"study {self.name!r} has {len(self.algorithms)} algorithms and {len(self.seeds)} seeds: give at least 1"
+            )
         if len(set(names := [problems.short_name(name) for name in self.problems])) < len(names):
             raise UsageError(f"study {self.name!r}: two problems have one name among {', '.join(names)}; rename a folder")
         own = [key(algorithm.settings()) for algorithm in self.algorithms]
         if twice := [algorithm.name for algorithm, kind in zip(self.algorithms, own, strict=True) if own.count(kind) > 1]:
             raise UsageError(f"study {self.name!r} has {twice[0]} with the same settings twice: leave one out")
-        if self.retrainings is not None and self.estimator is not None:
-            raise UsageError(f"study {self.name!r}: retrainings = {self.retrainings} and an estimator: say it to the estimator")
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """All of them."""
+        """The names of all problems, of one too."""
         return (self.problem,) if isinstance(self.problem, str) else self.problem
 
     def identity(self) -> dict[str, Any]:
-        """What defines the study, as plain values."""
+        """Everything that defines the study, as plain values.
+
+        Returns:
+            A dictionary that JSON can hold. Texts are in it by their content, wherever they lie. That S lacks a part of the
+            training data is in it where it does (``removed``).
+
+        Raises:
+            UsageError: data or a model that cannot be read.
+        """
         each = {problems.short_name(name): problems.identity(name, self.problem_settings) for name in self.problems}
         return {
             "study": self.name,
             **(next(iter(each.values())) if isinstance(self.problem, str) else {"problems": each}),
             "algorithms": [algorithm.settings() for algorithm in self.algorithms],
             "seeds": list(self.seeds),
-            "retrainings": self.retrainings,
             "check_replicas": self.check_replicas,
             "delta": self.delta,
-            **({} if self.estimator is None else {"estimator": self.estimator.settings()}),
+            **_estimator_identity(self.estimator),
+            **({"removed": removed} if (removed := self.problem_settings.get("removed")) else {}),
             **({} if self.samples is None else {"samples": list(self.samples)}),
             **({} if self.measured_seeds is None else {"measured_seeds": self.measured_seeds}),
         }
 
     def with_selectors(self, *selectors: Selector) -> Study:
         """The same study with further selectors, trained as its last algorithm trains; those that it has already are left out.
+
+        Args:
+            selectors: at least one that is new.
+
+        Returns:
+            A study whose name has the names of what was added.
 
         Raises:
             UsageError: no selector, none that is new, or two different ones of one name.
@@ -133,7 +163,7 @@ class Study:
             raise UsageError(f"study {self.name!r} has {', '.join(mine.name for mine in selectors)} with these settings already")
         kinds: dict[str, Any] = {}
         for algorithm in (*self.algorithms, *new):
-            kind = getattr(algorithm.selector, "scores", type(algorithm.selector))
+            kind = algorithm.selector.made_of
             if kinds.setdefault(algorithm.name, kind) is not kind:
                 raise UsageError(
                     f"two different selectors are called {algorithm.name!r}: no figure could tell them apart, rename one"
@@ -142,7 +172,7 @@ class Study:
         return replace(self, name="+".join([self.name, *names]), algorithms=(*self.algorithms, *new))
 
     def cells(self) -> list[Cell]:
-        """Seed by seed, so that an interrupted study holds whole curves and tables."""
+        """Every cell, seed by seed, so that an interrupted study holds whole curves and tables."""
         if self.samples is None:
             measured = self.seeds[: self.measured_seeds]
             return [
@@ -167,20 +197,37 @@ class Cell:
     """One algorithm with its seed, on one S.
 
     Attributes:
-        algorithm: with its seed.
-        sample: the seed of S, where it is not the algorithm's.
-        problem: which of the study's.
-        measured: whether its stability is, and not its losses and metrics alone.
+        algorithm: what is trained, with its seed.
+        sample: the seed of S; None where it is the algorithm's.
+        problem: which of the study's problems.
+        measured: whether stability is measured, and not the losses and metrics of A(S) alone.
     """
 
-    algorithm: FineTuning | Minimisation
+    algorithm: Algorithm
     sample: int | None
     problem: str
     measured: bool = True
 
 
+def _estimator_identity(estimator: Estimator) -> dict[str, Any]:
+    """What the identity says of the estimator. The two plain ones are in it as they were before there were others."""
+    if type(estimator) is Exact:
+        return {"retrainings": None}
+    if type(estimator) is Sampled and estimator.retrainings is not None and estimator.tolerance is None:
+        return {"retrainings": estimator.retrainings}
+    return {"retrainings": None, "estimator": estimator.settings()}
+
+
 def cell_identity(study: Study, cell: Cell) -> dict[str, Any]:
-    """What defines a cell within its study."""
+    """What defines a cell within its study, as plain values.
+
+    Args:
+        study: the study.
+        cell: one of its cells.
+
+    Returns:
+        A dictionary that JSON can hold; the store finds a finished cell by it.
+    """
     mine = cell.algorithm
     own = {"method": mine.name, "asked_sparsity": mine.asked_sparsity, "algorithm": mine.settings(), "seed": mine.seed}
     return {
@@ -194,25 +241,33 @@ def cell_identity(study: Study, cell: Cell) -> dict[str, Any]:
 def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int | None = None) -> dict[str, Any]:
     """Train, leave out, measure, bound: one row of the study as plain values.
 
-    A run that fails is recorded as failed with its reason, not raised and not averaged.
+    Args:
+        study: the study.
+        cell: one of its cells.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        memory_budget: bytes that one block of work may take; None: a part of what is free.
+
+    Returns:
+        What was measured, by the names of the table's columns. A measurement that fails gives its reason instead.
+
+    Raises:
+        UsageError: what was asked for makes no sense.
+        StabilityError: the work could not be done, for a reason other than a failed measurement.
     """
     task = problems.short_name(cell.problem)
     try:
         drawn = cell.algorithm.seed if cell.sample is None else cell.sample
         problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
         how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
-        plain = Exact() if study.retrainings is None else Sampled(study.retrainings)
-        how |= {"estimator": (study.estimator or plain) if cell.measured else Alone()}
+        how |= {"estimator": study.estimator if cell.measured else Alone()}
         estimate = measure(problem, cell.algorithm, **how)
-        row = {"status": "ok", "task": task, **_row(estimate), **dict.fromkeys(_MEASURED)}
+        row = {"status": CellStatus.OK, "task": task, **_row(estimate), **dict.fromkeys(_MEASURED)}
         if study.check_replicas is None or not cell.measured:
             return row
         constants = estimate_constants(estimate, study.check_replicas, memory_budget)
         return row | _constants(constants) | _bounds(estimate, constants, study.delta)
-    except UsageError:
-        raise
-    except StabilityError as error:
-        return {"status": "failed", "task": task, "reason": str(error)}
+    except MeasurementError as error:
+        return {"status": CellStatus.FAILED, "task": task, "reason": str(error)}
 
 
 _CONSTANTS = ("lipschitz", "tuned_lipschitz", "gradient_norm", "tuned_gradient_norm", "loss_bound", "replicas_checked")
@@ -265,7 +320,7 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
 
 
 def _constants(constants: Constants) -> dict[str, Any]:
-    """As they stand; of an eigenvalue that is unknown, nothing."""
+    """The constants as they stand, without the eigenvalues that did not converge."""
     row = {name: getattr(constants, name) for name in _CONSTANTS}
     for name in _EIGENVALUES:
         if (eigenvalue := getattr(constants, name)).converged:
@@ -292,8 +347,8 @@ def run(
     workers: int | None = None,
     on_start: Callable[[int, int], object] = lambda done, total: None,
     on_cell: Callable[[], object] = lambda: None,
-) -> pd.DataFrame:
-    """Compute the cells that ``store`` lacks, several at once on the CPU, and return the whole table.
+) -> StudyResults:
+    """Compute the cells that ``store`` lacks, several at once on the CPU, and return all results.
 
     Each finished cell is written at once. Stopping (Ctrl-C, kill) loses only the cells under way; calling again goes on.
 
@@ -308,13 +363,24 @@ def run(
         on_start: called once with the number of finished cells and of all cells.
         on_cell: called after each cell.
 
+    Returns:
+        The finished cells of the store, those of earlier runs among them.
+
     Raises:
         StabilityError: the store holds another study, is damaged, or cannot be written; or ``reuse`` measured otherwise.
         UsageError: a setting out of range, or CUDA asked for and absent.
+
+    Example:
+        >>> import tempfile
+        >>> from stability.selectors import BitFit
+        >>> study = Study("mine", "digits", (FineTuning(BitFit(), steps=2),), (0,), problem_settings={"n": 20}, check_replicas=None)
+        >>> store = f"{tempfile.mkdtemp()}/mine.sqlite"
+        >>> results = run(study, store, device="cpu", workers=1)
+        >>> bool(results.table["stability"][0] > 0)
+        True
     """
     place = resolve_device(device)
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers = {workers}: use at least 1")
+    check_whole(1, workers=1 if workers is None else workers)
     reused = [] if reuse is None else reusable(Store(reuse), study)
     ledger = Store(store, study.identity(), __version__)
     for identity, record in reused:
@@ -327,11 +393,18 @@ def run(
     for cell, record in _compute(study, waiting, str(place), count):
         ledger.add(cell_identity(study, cell), record)
         on_cell()
-    return table(ledger)
+    return StudyResults.read(store)
 
 
 def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Identity and record of the finished cells of ``other`` that belong to ``study``.
+    """The finished cells of another store that belong to a study.
+
+    Args:
+        other: the store of a study that measured the same way.
+        study: the study that could take its cells over.
+
+    Returns:
+        Identity and record of each such cell.
 
     Raises:
         StabilityError: ``other`` is of another version, or was measured in another way: the setting is named.
@@ -353,14 +426,14 @@ def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str,
 
 
 def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
-    """Each of several problems by itself."""
+    """The identity with each of several problems as an entry of its own."""
     several = {f"problem {name}": one for name, one in identity.get("problems", {}).items()}
     return {name: one for name, one in identity.items() if name != "problems"} | several
 
 
 def _only_here(selector: Selector) -> bool:
     """Whether the selector's function or class is inside another one or in an interactive session: no process could import it."""
-    made_of = getattr(selector, "scores", type(selector))
+    made_of: Any = selector.made_of
     home = made_of.__module__
     return "<" in made_of.__qualname__ or (home == "__main__" and not hasattr(sys.modules["__main__"], "__file__"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -46,6 +46,7 @@ class Algorithm(ABC):
     ridge: float | Literal["paper"]
     seed: int
     stepwise: ClassVar[bool]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # every kind is a dataclass, so that dataclasses.replace takes any
 
     @property
     def name(self) -> str:
@@ -64,7 +65,7 @@ class Algorithm(ABC):
 
     def settings(self) -> dict[str, Any]:
         """What defines the algorithm apart from its seed, as plain values: part of the identity of a result."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("selector", "seed")}  # type: ignore[arg-type]
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("selector", "seed")}
         return {"kind": type(self).__name__, "selector": self.selector.settings(), **own}
 
     # How a run goes.

@@ -15,18 +15,26 @@ import pytest
 
 from stability import StabilityError, plotting
 from stability.cli.commands import main
+from stability.leave_one_out.estimators import Sampled
 from stability.masks import Mask
 from stability.plotting.bound_curves import DRAWN
 from stability.reports import tables
 from stability.selectors import BitFit, Random
 from stability.studies import study
 from stability.studies.named import STUDIES
+from stability.studies.results import BOUNDS, StudyResults
 from stability.studies.store import Store, key
 from stability.studies.study import Study
-from stability.studies.summary import BOUNDS, summarise, table
 from stability.training import FineTuning
 
-SMALL = Study("small", "digits", tuple(FineTuning(s, steps=3) for s in (BitFit(), Random(0.02), Random(0.2))), (0, 1), {"n": 20}, 3)
+SMALL = Study(
+    "small",
+    "digits",
+    tuple(FineTuning(s, steps=3) for s in (BitFit(), Random(0.02), Random(0.2))),
+    (0, 1),
+    problem_settings={"n": 20},
+    estimator=Sampled(3),
+)
 
 
 @pytest.fixture(scope="module")
@@ -233,11 +241,11 @@ def test_a_study_goes_on_where_it_was(small_store: Path, tmp_path: Path) -> None
     cells: list[None] = []
     frame = study.run(
         SMALL, half.path, device="cpu", workers=1, on_start=lambda a, b: started.append((a, b)), on_cell=lambda: cells.append(None)
-    )
+    ).table
     assert started == [(3, 6)]
     assert len(cells) == 3
     assert list(frame["status"]) == ["failed"] * 3 + ["ok"] * 3
-    expected = table(whole)
+    expected = StudyResults.read(small_store).table
     merged = frame[frame["status"] == "ok"].merge(expected, on=["method", "sparsity", "seed"])
     assert len(merged) == 3
     assert (merged["stability_x"] == merged["stability_y"]).all()
@@ -274,8 +282,8 @@ def _count(store: Path) -> int:
 
 
 def test_workers_give_the_same_results(small_store: Path, tmp_path: Path) -> None:
-    frame = study.run(SMALL, tmp_path / "parallel.sqlite", device="cpu", workers=2)
-    expected = table(Store(small_store))
+    frame = study.run(SMALL, tmp_path / "parallel.sqlite", device="cpu", workers=2).table
+    expected = StudyResults.read(small_store).table
     both = frame.merge(expected, on=["method", "sparsity", "seed"])
     assert len(both) == 6
     assert (both["stability_x"] - both["stability_y"]).abs().max() < 1e-5
@@ -319,8 +327,8 @@ def test_a_full_disk_is_told_and_loses_nothing(small_store: Path, tmp_path: Path
 
 
 def test_summary_is_mean_and_spread_over_seeds(small_store: Path) -> None:
-    frame = table(Store(small_store))
-    summary = summarise(frame)
+    results = StudyResults.read(small_store)
+    frame, summary = results.table, results.summary().table
     assert list(summary["method"]) == ["bitfit", "random", "random"]
     for _, row in summary.iterrows():
         group = frame[(frame["method"] == row["method"]) & (frame["sparsity"] == row["sparsity"])]
@@ -330,11 +338,12 @@ def test_summary_is_mean_and_spread_over_seeds(small_store: Path) -> None:
 
 
 def test_figures_show_the_numbers_of_the_table(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    frame = table(Store(small_store))
+    results = StudyResults.read(small_store)
     drawn = [
-        tuple(offset) for c in plotting.gap_against_stability(frame).axes[0].collections for offset in np.asarray(c.get_offsets())
+        tuple(offset) for c in plotting.gap_against_stability(results).axes[0].collections for offset in np.asarray(c.get_offsets())
     ]
-    expected = sorted(zip(summarise(frame)["stability"], summarise(frame)["gap"], strict=True))
+    summary = results.summary().table
+    expected = sorted(zip(summary["stability"], summary["gap"], strict=True))
     assert np.allclose(sorted(drawn), expected)
     assert main(["figures", "--store", str(small_store), "--out", str(tmp_path)]) == 0
     names = set(plotting.FIGURES) - {"projection_discontinuity"}  # no mask of this study moves
@@ -345,7 +354,8 @@ def test_figures_show_the_numbers_of_the_table(small_store: Path, tmp_path: Path
 
 def test_figure_and_table_of_bounds_tell_their_states(small_store: Path) -> None:
     """Solid and filled only what is neither vacuous nor refuted; an arrow for the infinite, nothing for the unknown."""
-    frame = table(Store(small_store))
+    results = StudyResults.read(small_store)
+    frame = results.table
     random = frame["method"] == "random"
     p_low = frame.loc[random, "sparsity"].min()
     for name in BOUNDS:
@@ -360,7 +370,7 @@ def test_figure_and_table_of_bounds_tell_their_states(small_store: Path) -> None
     mark(random, "hard_mask", 7.0, "vacuous")
     mark(random & (frame["sparsity"] == p_low), "hard_mask_sharp", 6.0, "assumption failed")
     mark(random & (frame["sparsity"] > p_low), "hard_mask_sharp", None, "infinite")
-    figure = plotting.bounds(frame)
+    figure = plotting.bounds(results)
     lines = {name: [x for x in figure.axes[0].lines if x.get_color() == colour] for name, (_, colour) in DRAWN.items()}
     assert {x.get_linestyle() for x in lines["theorem_1"]} == {"-", "None"}
     assert {x.get_linestyle() for x in lines["first_order"]} == {"-", "None"}
@@ -369,13 +379,13 @@ def test_figure_and_table_of_bounds_tell_their_states(small_store: Path) -> None
     assert all(x.get_markerfacecolor() == "white" for x in hollow)
     assert {x.get_marker() for x in lines["hard_mask_sharp"] if len(np.asarray(x.get_xdata()))} == {"x", "$\\uparrow$"}
     ratio = [np.asarray(x.get_ydata(), dtype=float) for x in figure.axes[1].lines if x.get_color() == DRAWN["theorem_1"][1]]
-    measured = summarise(frame).query("method == 'random'")["stability"].to_numpy()
+    measured = results.summary().table.query("method == 'random'")["stability"].to_numpy()
     assert any(len(y) == 2 and np.allclose(y, 5.0 / measured) for y in ratio)
-    shown = tables.study_table(frame).query("method == 'random'").set_index("p")
+    shown = tables.study_table(results).query("method == 'random'").set_index("p")
     assert list(shown["Theorem 1"]) == ["5", "5"]
     assert list(shown["hard mask"]) == ["7 †", "7 †"]
     with pytest.raises(StabilityError, match="more than one p"):
-        plotting.bounds(frame[~random])
+        plotting.bounds(results.only(~random))
 
 
 def test_table_as_text_and_json(small_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -383,9 +393,10 @@ def test_table_as_text_and_json(small_store: Path, capsys: pytest.CaptureFixture
     assert "95 % interval" in capsys.readouterr().out
     rows = printed(capsys, "table", "--store", str(small_store), "--json")
     assert [row["method"] for row in rows] == ["bitfit", "random", "random"]
-    assert rows[0]["stability"] == pytest.approx(summarise(table(Store(small_store)))["stability"][0])
+    assert rows[0]["stability"] == pytest.approx(StudyResults.read(small_store).summary().table["stability"][0])
 
 
 def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
+    Store(tmp_path / "empty.sqlite", SMALL.identity())
     with pytest.raises(StabilityError, match="no finished cell yet"):
-        summarise(pd.DataFrame())
+        StudyResults.read(tmp_path / "empty.sqlite").summary()

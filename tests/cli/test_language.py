@@ -21,8 +21,7 @@ from stability.cli.commands import main
 from stability.derivatives.curvature import Curvature, least_eigenvalue
 from stability.leave_one_out.estimators import Sampled
 from stability.selectors import SAM, FullTuning
-from stability.studies.store import Store
-from stability.studies.summary import table
+from stability.studies.results import StudyResults
 from stability.training.execution import divide
 from stability.training.replicas import train
 from tests import tiny
@@ -86,7 +85,7 @@ def test_a_study_of_ones_own_goes_on_from_a_copy(
 
     assert main(command(data, "--figures", str(tmp_path / "figures"))) == 0
     assert (tmp_path / "figures" / "mine_stability.png").exists()
-    frame = table(Store(store))
+    frame = StudyResults.read(store).table
     assert len(frame) == 2 * 3
     assert (frame["status"] == "ok").all()
     (tmp_path / "elsewhere").mkdir()

@@ -11,9 +11,9 @@ from benchmarks.language import minilm
 from stability import __version__
 from stability.studies import study
 from stability.studies.named import PAPER, STUDIES
+from stability.studies.results import StudyResults
 from stability.studies.store import Store, key
 from stability.studies.study import Study
-from stability.studies.summary import summarise, table
 from tests.problems.test_texts import SHARED
 
 MINILM = minilm()
@@ -26,7 +26,9 @@ def test_committed_results_are_whole_and_of_this_program(path: Path) -> None:
     mine = STUDIES.get(path.stem) or paper_s(path.stem)
     store = Store(path, mine.identity(), __version__)
     assert {key(study.cell_identity(mine, cell)) for cell in mine.cells()} == store.finished()
-    assert len(summarise(table(store))) == len(mine.algorithms) * len(mine.problems)
+    results = StudyResults.read(path)
+    assert results.fingerprint == key(mine.identity())[:12]
+    assert len(results.summary().table) == len(mine.algorithms) * len(mine.problems)
 
 
 def paper_s(name: str) -> Study:

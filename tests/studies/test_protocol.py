@@ -17,8 +17,7 @@ from stability.selectors import SAM, ChildPruning, DiffPruning, LoRA, MagPruning
 from stability.selectors.naming import SELECTORS
 from stability.studies.named import PAPER
 from stability.studies.protocol import AUTHORS, METHODS, TASKS, Protocol
-from stability.studies.store import Store
-from stability.studies.summary import table
+from stability.studies.results import StudyResults
 from stability.training import FineTuning
 from stability.training.stopping import EarlyStopping
 from tests import tiny
@@ -34,7 +33,7 @@ def test_the_defaults_are_the_paper_s_numbers() -> None:
         assert isinstance(algorithm, FineTuning)
         assert (algorithm.learning_rate, algorithm.batch_size, algorithm.dropout) == (1e-4, 16, True)
         assert algorithm.early_stopping == EarlyStopping(evaluate_every=500, patience=40, least_steps=20_000)
-        assert algorithm.steps >= 20_000
+        assert algorithm.max_steps >= 20_000
     assert {a.selector.sparsity for a in study.algorithms} == {None, 0.005}
     perturbed = PAPER["paper-perturbation"].study("p")
     assert perturbed.problem_settings["removed"] == 0.1
@@ -76,7 +75,7 @@ def test_every_number_is_a_parameter() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"part": "third"}, "unknown part 'third': use main, perturbation, sparsity"),
+        ({"part": "third"}, "unknown part 'third': use main, perturbation or sparsity"),
         ({"authors": ("typos",)}, "unknown choice of the authors 'typos': there is per-tensor, burn-in"),
         ({"tasks": ("mnli",)}, "unknown task 'mnli': there is cola, stsb, .* or with data"),
         ({"tasks": ()}, "at least one task and one method"),
@@ -118,7 +117,9 @@ def test_the_whole_of_it_with_a_tiny_model(quick: list[str], tmp_path: Path, cap
     assert not (tmp_path / "runs").exists()
     assert main(["run", "paper-quick", *quick, "--figures", "drawn"]) == 0
     store = "runs/paper-quick.sqlite"
-    frame = table(Store(store))
+    results = StudyResults.read(store)
+    frame = results.table
+    assert results.removed == 0
     assert (frame["status"] == "ok").all()
     assert frame["stability"].notna().sum() == 2 * 3
     assert set(frame["n"]) == {32}
@@ -139,19 +140,24 @@ def test_the_whole_of_it_with_a_tiny_model(quick: list[str], tmp_path: Path, cap
     assert main(["run", "paper-quick", *quick, "--seeds", "3"]) == 1
     assert "was made with seeds = " in capsys.readouterr().err
     assert main(["run", "paper-quick", *quick, "--seeds", "3", "--store", "more.sqlite", "--reuse", store]) == 0
-    assert len(table(Store("more.sqlite"))) == 2 * 3 * 3
+    assert len(StudyResults.read("more.sqlite")) == 2 * 3 * 3
 
 
 def test_early_stopping_perturbation_and_sweep_on_the_command_line(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     stopped = ["--evaluate-every", "2", "--patience", "1", "--least-steps", "2", "--dropout", "--precision", "float32"]
     assert main(["run", "paper-quick-perturbation", *quick, *stopped, "--pool", "30", "--authors", "per-tensor"]) == 0
-    frame = table(Store("runs/paper-quick-perturbation.sqlite"))
-    assert set(frame["n"]) == {27}
-    assert set(frame["kept_step"]) <= {2, 4, 6}
+    perturbed = StudyResults.read("runs/paper-quick-perturbation.sqlite")
+    assert set(perturbed.table["n"]) == {27}
+    assert set(perturbed.table["kept_step"]) <= {2, 4, 6}
+    assert perturbed.removed == 0.1
     assert main(["run", "paper-quick-sparsity", *quick[:7], "--sparsities", "0.02", "0.2", *quick[11:], "--figures", "drawn"]) == 0
     assert Path("drawn/paper-quick-sparsity_four_panels.png").exists()
-    assert list(table(Store("runs/paper-quick-sparsity.sqlite"))["task"].unique()) == ["cb", "mrpc"]
+    assert list(StudyResults.read("runs/paper-quick-sparsity.sqlite").table["task"].unique()) == ["cb", "mrpc"]
     capsys.readouterr()
+    assert main(["table", "--store", "runs/paper-quick-perturbation.sqlite", "--against", "paper"]) == 0
+    text = capsys.readouterr().out
+    assert "Table 2 of Fu et al. 2023" in text
+    assert "a quick protocol of a small model" in text
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from scipy import stats
 from stability import UsageError
 from stability.reports.score_tables import as_values, rendered, score_table
 from stability.studies import published
+from stability.studies.published import published_scores
 from stability.studies.ranks import rank_correlation, ranked
+from stability.studies.scores import Scores
 from tests.problems.test_texts import SHARED
 
 
@@ -29,7 +31,7 @@ def made(x: np.ndarray, y: np.ndarray) -> pd.DataFrame:
 
 @pytest.mark.parametrize("part", ["main", "perturbation"])
 def test_rho_is_scipys_of_the_ranks_within_tasks(part: published.Part) -> None:
-    scores = published.scores(part)
+    scores = published_scores(part).table
     by_hand = scores.groupby("task", group_keys=False)[["mean", "std"]].apply(
         lambda one: pd.DataFrame({"mean": stats.rankdata(-one["mean"]), "std": stats.rankdata(one["std"])}, index=one.index)
     )
@@ -100,16 +102,18 @@ def test_means_that_differ_by_rounding_are_ties() -> None:
 
 
 def test_senseless_requests_are_refused() -> None:
-    scores = published.scores("main")
+    scores = published_scores("main")
     with pytest.raises(UsageError, match="no column 'median': there is task, method, mean, std, seeds"):
-        rank_correlation(scores, "mean", "median")
+        rank_correlation(scores.table, "mean", "median")
     with pytest.raises(UsageError, match="2 pairs of method and task with mean and std: ranks need at least 3"):
-        rank_correlation(scores.head(2), "mean", "std")
+        rank_correlation(scores.table.head(2), "mean", "std")
     with pytest.raises(UsageError, match="a method stands twice for one task"):
-        rank_correlation(pd.concat([scores, scores]), "mean", "std")
-    with pytest.raises(UsageError, match="the paper has no table 'third': use main or perturbation"):
-        published.scores("third")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="unknown form 'html': use text, markdown, latex, csv"):
+        rank_correlation(pd.concat([scores.table, scores.table]), "mean", "std")
+    with pytest.raises(UsageError, match="confidence = 1.5"):
+        rank_correlation(scores.table, "mean", "std", confidence=1.5)
+    with pytest.raises(UsageError, match="unknown table of the paper 'third': use main or perturbation"):
+        published_scores("third")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="unknown form 'html': use text, markdown, latex or csv"):
         rendered(scores, "html")  # type: ignore[arg-type]
 
 
@@ -122,7 +126,7 @@ def test_published_numbers_are_those_of_the_paper() -> None:
         rows = list(csv.DictReader(file))
     names = {"main": "table1_main", "perturbation": "table2_data_perturbation"}
     for part in ("main", "perturbation"):
-        scores = published.scores(part)
+        scores = published_scores(part).table
         mine = {
             (published.TASKS[row["task"]], published.METHODS[row["method"]]): (row["mean"], row["std"])
             for _, row in scores.iterrows()
@@ -138,7 +142,7 @@ def test_neither_rounding_nor_chance_makes_the_rounded_tables_say_what_the_paper
     """ρ = 0.4356 with p = 1.4e-5: the tables give 0.485 and 2.1e-5; rounding moves that by 0.01 at most in 200 draws (fixed in
     advance), and no test by Student's t gives that p for that ρ with 70 pairs, but with 92.
     """
-    scores, generator = published.scores("main"), np.random.default_rng(0)
+    scores, generator = published_scores("main").table, np.random.default_rng(0)
     unrounded = []
     for _ in range(200):
         shaken = scores.assign(**{name: scores[name] + generator.uniform(-0.005, 0.005, 70) for name in ("mean", "std")})
@@ -154,7 +158,7 @@ def test_neither_rounding_nor_chance_makes_the_rounded_tables_say_what_the_paper
 
 
 def test_tables_in_every_form() -> None:
-    scores = published.scores("main")
+    scores = published_scores("main")
     table = score_table(scores)
     assert list(table.columns) == ["CoLA", "STS-B", "MRPC", "RTE", "CB", "COPA", "WSC", "average"]
     assert table.loc["SAM", "average"] == "77.12 (1)"
@@ -176,10 +180,10 @@ def test_tables_in_every_form() -> None:
 
 
 def test_holes_and_single_seeds_are_shown_as_such() -> None:
-    scores = published.scores("main").query("task in ('cb', 'rte') and method in ('full', 'sam')").reset_index(drop=True)
-    scores.loc[0, ["mean", "std"]] = np.nan
-    scores.loc[3, "std"] = np.nan
-    table = score_table(scores)
+    few = published_scores("main").table.query("task in ('cb', 'rte') and method in ('full', 'sam')").reset_index(drop=True)
+    few.loc[0, ["mean", "std"]] = np.nan
+    few.loc[3, "std"] = np.nan
+    table = score_table(Scores(few, "few"))
     assert table.loc["full tuning", "RTE"] == "–"
     assert table.loc["full tuning", "average"] == "–"
     assert table.loc["SAM", "CB"] == "88.93 (1.5)"

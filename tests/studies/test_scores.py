@@ -14,15 +14,16 @@ from scipy import stats
 
 from stability import StabilityError, UsageError, __version__, plotting
 from stability.cli.commands import main
-from stability.leave_one_out.estimators import Approximate, Assisted
+from stability.leave_one_out.estimators import Approximate, Assisted, Sampled
 from stability.reports.tables import render
 from stability.selectors import BitFit, FullTuning, MagPruning, Random
-from stability.studies import published, study
-from stability.studies.cost import expected, told
-from stability.studies.scores import against_published, scores, std_interval
+from stability.studies import study
+from stability.studies.cost import expected
+from stability.studies.published import against_published, published_scores
+from stability.studies.results import StudyResults
+from stability.studies.scores import IncomparableError, scores, std_interval
 from stability.studies.store import Store, key
 from stability.studies.study import Study, cell_identity
-from stability.studies.summary import summarise, table
 from stability.training import FineTuning, Minimisation
 from stability.training.replicas import train
 from tests.studies.test_study import small_store  # noqa: F401
@@ -33,11 +34,13 @@ BOTH = Study(
     ("digits", "logistic"),
     tuple(FineTuning(selector, steps=4) for selector in KINDS),
     (0, 1, 2),
-    {"n": 20},
-    retrainings=3,
+    problem_settings={"n": 20},
+    estimator=Sampled(3),
     check_replicas=None,
     measured_seeds=1,
 )
+
+QUICK: dict[str, Any] = {"problem_settings": {"n": 20}, "estimator": Sampled(2), "check_replicas": None}
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +51,14 @@ def both_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_several_tasks_in_one_study(both_store: Path) -> None:
-    frame = table(Store(both_store))
-    assert len(frame) == 2 * 2 * 3
+    results = StudyResults.read(both_store)
+    frame = results.table
+    assert len(results) == 2 * 2 * 3
     assert list(frame["task"].unique()) == ["digits", "logistic"]
     assert frame["stability"].notna().sum() == 4  # of the first seed alone
     assert set(frame.loc[frame["stability"].isna(), "estimate_status"]) == {"not measured"}
-    summary = summarise(frame)
-    assert summary["measured"].tolist() == [1] * 4
-    assert "not measured" not in render(frame)
+    assert results.summary().table["measured"].tolist() == [1] * 4
+    assert "not measured" not in render(results)
     alone = dataclasses.replace(BOTH, problem="digits", measured_seeds=None, name="alone", seeds=(0,))
     row = study.run_cell(alone, alone.cells()[0])
     same = frame[(frame["task"] == "digits") & (frame["method"] == "random") & (frame["seed"] == 0)].iloc[0]
@@ -86,9 +89,9 @@ def test_studies_of_tasks_refuse_what_makes_no_sense() -> None:
 
 
 def test_scores_are_those_of_the_records(both_store: Path) -> None:
-    frame = table(Store(both_store))
-    found = scores(frame)
-    for _, row in found.iterrows():
+    results = StudyResults.read(both_store)
+    frame, found = results.table, scores(results)
+    for _, row in found.table.iterrows():
         mine = frame[(frame["task"] == row["task"]) & (frame["method"] == row["method"])]
         assert row["mean"] == pytest.approx(100 * np.mean(mine["test_metric"].tolist()))
         assert row["std"] == pytest.approx(100 * np.std(mine["test_metric"].tolist(), ddof=1))
@@ -96,9 +99,9 @@ def test_scores_are_those_of_the_records(both_store: Path) -> None:
         assert row["stability"] == first["stability"]
         assert [row["stability_low"], row["stability_high"]] == first["stability_interval"]
         assert (row["seeds"], row["missing"], row["measured"]) == (3, 0, 1)
-    assert found.attrs["title"] == "study both"
-    assert "20 of digits" in found.attrs["notes"][0]
-    assert "steps 4" in found.attrs["notes"][0]
+    assert found.title == "study both"
+    assert "20 of digits" in found.notes[0]
+    assert "steps 4" in found.notes[0]
 
 
 def test_the_spread_s_interval_is_that_of_a_normal_sample() -> None:
@@ -124,7 +127,7 @@ def test_missing_cells_are_counted_and_shown(both_store: Path, tmp_path: Path, c
     path = shortened(
         both_store, tmp_path / "holes.sqlite", lambda cell: not (cell["task"] == "digits" and cell["method"] == "magnitude")
     )
-    found = scores(table(Store(path)))
+    found = scores(StudyResults.read(path)).table
     assert len(found) == 4
     assert found["missing"].tolist() == [0, 3, 0, 0]
     assert np.isnan(found["mean"].iloc[1])
@@ -133,37 +136,35 @@ def test_missing_cells_are_counted_and_shown(both_store: Path, tmp_path: Path, c
     assert "3 of 12 cells are missing" in text
     assert "–" in text
     single = shortened(both_store, tmp_path / "single.sqlite", lambda cell: cell["seed"] == 0)
-    assert scores(table(Store(single)))["std"].isna().all()
+    assert scores(StudyResults.read(single)).table["std"].isna().all()
 
 
 def test_mixed_settings_are_refused_by_name(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
-    frame = table(Store(small_store))
+    results = StudyResults.read(small_store)
     with pytest.raises(
-        UsageError, match=r"random has 2 settings in this study, sparsity = 0.02, 0.2, .*: choose with --sparsity P"
+        IncomparableError, match=r"random has 2 settings in this study, sparsity = 0.02, 0.2, .*: choose with --sparsity P"
     ):
-        scores(frame)
-    assert scores(frame, 0.1)["sparsity"].tolist()[1] == pytest.approx(0.2, abs=1e-4)  # nearer than 0.02 on a log scale
-    uneven = Study("uneven", "digits", (FineTuning(BitFit(), steps=2), FineTuning(Random(0.1), steps=3)), (0,), {"n": 20}, 2, None)
+        scores(results)
+    assert scores(results, 0.1).table["sparsity"].tolist()[1] == pytest.approx(0.2, abs=1e-4)  # nearer than 0.02 on a log scale
+    uneven = Study("uneven", "digits", (FineTuning(BitFit(), steps=2), FineTuning(Random(0.1), steps=3)), (0,), **QUICK)
     path = tmp_path / "uneven.sqlite"
     for p, message in ((-1.0, "p = -1.0 is outside"), (float("nan"), "p = nan is outside")):
         with pytest.raises(UsageError, match=message):
-            scores(frame, p)
-    with pytest.raises(UsageError, match="methods of this study were trained with steps = 2, 3: no table compares them"):
+            scores(results, p)
+    with pytest.raises(IncomparableError, match="methods of this study were trained with steps = 2, 3: no table compares them"):
         scores(study.run(uneven, path, device="cpu", workers=1))
     assert main(["table", "--store", str(path), "--ranks"]) == 2
     assert "steps = 2, 3" in capsys.readouterr().err
     rates = Study("rates", "digits", (FineTuning(BitFit(), steps=2, learning_rate=1e-2), FineTuning(Random(0.1), steps=2)), (0,))
-    told_rates = scores(
-        study.run(dataclasses.replace(rates, retrainings=2, check_replicas=None), tmp_path / "rates.sqlite", workers=1)
-    )
-    assert told_rates.attrs["notes"][0].endswith("learning rate 0.01 (bitfit); 0.003 (random)")
-    assert "one seed a cell: there is no standard deviation" in told_rates.attrs["notes"]
+    told_rates = scores(study.run(dataclasses.replace(rates, **QUICK), tmp_path / "rates.sqlite", workers=1))
+    assert told_rates.notes[0].endswith("learning rate 0.01 (bitfit); 0.003 (random)")
+    assert "one seed a cell: there is no standard deviation" in told_rates.notes
 
 
-def renamed(path: Path, target: Path, tasks: dict[str, str], name: str = "both") -> Path:
-    """The same results under the names of other tasks."""
+def renamed(path: Path, target: Path, tasks: dict[str, str], **more: Any) -> Path:
+    """The same results under the names of other tasks, with more in the study's identity."""
     whole = Store(path)
-    identity = {**whole.identity, "study": name, "problems": {tasks[name]: one for name, one in whole.identity["problems"].items()}}
+    identity = {**whole.identity, **more, "problems": {tasks[name]: one for name, one in whole.identity["problems"].items()}}
     other = Store(target, identity, __version__)
     for cell, record in whole.cells():
         other.add({**cell, "task": tasks[cell["task"]]}, {**record, "task": tasks[record["task"]]})
@@ -191,26 +192,42 @@ def test_a_store_beside_the_published_numbers(both_store: Path, tmp_path: Path, 
     assert main(["figures", "--store", known, "--against", "paper", "--out", str(tmp_path / "f")]) == 0
     names = {file.name for file in (tmp_path / "f").glob("*.png")}
     assert {"both_ranks.png", "both_definition_3.png", "both_stability_cb.png", "both_generalization_rte.png"} <= names
-    found = against_published(scores(table(Store(path))))
-    assert found.attrs["title"] == published.scores().attrs["title"]
+    found = against_published(scores(StudyResults.read(path)))
+    assert found.title == published_scores().title
 
 
 def test_one_p_in_two_settings_is_refused(tmp_path: Path) -> None:
     rates = tuple(FineTuning(Random(0.1), steps=2, learning_rate=rate) for rate in (1e-2, 1e-4))
-    frame = study.run(Study("rates", "digits", rates, (0,), {"n": 20}, 2, None), tmp_path / "rates.sqlite", device="cpu", workers=1)
+    results = study.run(Study("rates", "digits", rates, (0,), **QUICK), tmp_path / "rates.sqlite", device="cpu", workers=1)
     for p in (None, 0.1):
         with pytest.raises(
-            UsageError, match=r"random has 2 settings in this study, learning_rate = 0.01, 0.0001, .*: take those rows"
+            IncomparableError,
+            match=r"random has 2 settings in this study, learning_rate = 0.01, 0.0001, .*: keep those that belong together",
         ):
-            scores(frame, p)
+            scores(results, p)
+    slow = next(name for name, settings in results.algorithms.items() if settings["learning_rate"] == 1e-4)
+    assert scores(results.where(algorithm=slow)).notes[0].endswith("learning rate 0.0001")
+    assert {path.stem for path in plotting.save_all(results, tmp_path)} & {"rates_ranks", "rates_definition_3"} == set()
+    with pytest.raises(IncomparableError):
+        plotting.save_all(results, tmp_path, "ranks")
 
 
 def test_the_table_to_compare_with_is_that_of_the_same_experiment(
     both_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = renamed(both_store, tmp_path / "p.sqlite", {"digits": "cb", "logistic": "rte"}, "mine-perturbation")
-    assert main(["table", "--store", str(path), "--against", "paper"]) == 0
-    assert "Table 2 of Fu et al. 2023" in capsys.readouterr().out
+    """Known by what the study is, whatever it is called."""
+    for table, more in ((2, {"study": "mine", "removed": 0.1}), (1, {"study": "mine-perturbation"})):
+        path = renamed(both_store, tmp_path / f"{table}.sqlite", {"digits": "cb", "logistic": "rte"}, **more)
+        assert main(["table", "--store", str(path), "--against", "paper"]) == 0
+        assert f"Table {table} of Fu et al. 2023" in capsys.readouterr().out
+
+
+def test_a_note_belongs_to_a_study_of_exactly_that_name(both_store: Path, tmp_path: Path) -> None:
+    tasks = {"digits": "digits", "logistic": "logistic"}
+    for name, count in (("paper-quick", 1), ("paper-quick-perturbation", 1), ("paper-quickly", 0), ("paper", 0)):
+        results = StudyResults.read(renamed(both_store, tmp_path / f"{name}.sqlite", tasks, study=name))
+        assert len(results.notes) == count
+        assert scores(results).notes[:count] == results.notes
 
 
 def test_failed_cells_spoil_neither_figures_nor_names(both_store: Path, tmp_path: Path) -> None:
@@ -219,62 +236,63 @@ def test_failed_cells_spoil_neither_figures_nor_names(both_store: Path, tmp_path
     for cell in BOTH.cells():
         if cell.problem == "logistic":
             store.add(cell_identity(BOTH, cell), {"status": "failed", "task": "logistic", "reason": "planted"})
-    frame = table(store)
-    written = {file.name for file in plotting.save_all(frame, tmp_path / "f")}
+    results = StudyResults.read(path)
+    assert "failed" in repr(results)
+    written = {file.name for file in plotting.save_all(results, tmp_path / "f")}
     assert {"both_stability.png", "both_definition_3.png"} <= written
-    assert summarise(frame).attrs["all_failed"] == ["random at p = 0.3 on logistic", "magnitude at p = 0.3 on logistic"]
+    lost = ("random at p = 0.3 on logistic", "magnitude at p = 0.3 on logistic")
+    assert results.summary().all_failed == lost
+    assert all(f"every seed failed: {name}" in render(results) for name in lost)
 
 
 def test_without_any_measured_seed_there_are_scores_and_no_stability(tmp_path: Path) -> None:
     unmeasured = dataclasses.replace(BOTH, name="none", problem="digits", measured_seeds=0, seeds=(0, 1))
-    frame = study.run(unmeasured, tmp_path / "none.sqlite", device="cpu", workers=1)
-    assert scores(frame)["stability"].isna().all()
-    names = {file.name for file in plotting.save_all(frame, tmp_path / "f")}
+    results = study.run(unmeasured, tmp_path / "none.sqlite", device="cpu", workers=1)
+    assert scores(results).table["stability"].isna().all()
+    names = {file.name for file in plotting.save_all(results, tmp_path / "f")}
     assert "none_generalization.png" in names
     assert not {"none_stability.png", "none_definition_3.png", "none_gap_against_stability.png"} & names
     with pytest.raises(plotting.NothingToDrawError, match="measured with no seed"):
-        plotting.stability(frame)
+        plotting.stability(results)
 
 
 def test_bounds_of_the_measured_seed_are_shown_and_predictions_are_kept(tmp_path: Path) -> None:
     bounded = dataclasses.replace(BOTH, name="bounded", problem="logistic", check_replicas=0, seeds=(0, 1))
-    frame = study.run(bounded, tmp_path / "bounded.sqlite", device="cpu", workers=1)
-    first = frame[frame["seed"] == 0].set_index("method")["theorem_1_state"]
-    assert summarise(frame).set_index("method")["theorem_1_state"].to_dict() == first.to_dict()
-    foretold = dataclasses.replace(
-        BOTH, name="told", problem="digits", retrainings=None, estimator=Approximate(), measured_seeds=None
-    )
+    results = study.run(bounded, tmp_path / "bounded.sqlite", device="cpu", workers=1)
+    first = results.where(seed=0).table.set_index("method")["theorem_1_state"]
+    assert results.summary().table.set_index("method")["theorem_1_state"].to_dict() == first.to_dict()
+    foretold = dataclasses.replace(BOTH, name="told", problem="digits", estimator=Approximate(), measured_seeds=None)
     row = study.run_cell(foretold, foretold.cells()[0])
     assert row["estimate_status"] == "approximate"
     assert row["stability"] > 0
 
 
 def test_lines_are_tasks_where_there_is_one_method(both_store: Path, tmp_path: Path) -> None:
-    frame = table(Store(both_store))
-    one = frame[frame["method"] == "random"]
+    results = StudyResults.read(both_store)
+    one = results.where(method="random")
     figure = plotting.four_panels(one)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["digits", "logistic"]
     with pytest.raises(plotting.NothingToDrawError, match="several methods on several tasks"):
-        plotting.four_panels(frame)
+        plotting.four_panels(results)
     with pytest.raises(plotting.NothingToDrawError, match="ranks need at least two methods"):
         plotting.ranks(scores(one))
 
 
 def test_figures_show_the_scores(both_store: Path) -> None:
-    found = scores(table(Store(both_store)))
-    figure = plotting.definition_3(found)
+    scored = scores(StudyResults.read(both_store))
+    found, figure = scored.table, plotting.definition_3(scored)
     left, right = figure.axes[:2]
     for ax, column in ((left, "stability"), (right, "std")):
         points = [np.ravel(line.get_xdata())[0] for line in ax.lines if line.get_marker() != "None"]
         assert points == pytest.approx(found.loc[found["task"] == "digits", column].tolist())
-    published_ranks = plotting.ranks(published.scores("main"), published.scores("perturbation"))
+    published_ranks = plotting.ranks(published_scores("main"), published_scores("perturbation"))
     assert "Spearman ρ = 0.485" in published_ranks.axes[0].get_title()
     assert "Spearman ρ = 0.310" in published_ranks.axes[1].get_title()
     points = [np.size(line.get_xdata()) for line in published_ranks.axes[0].lines if line.get_alpha() is not None]
     assert points == [7] * 10
     steps = [line for line in published_ranks.axes[0].lines if line.get_marker() == "_"]
-    known = published.scores("main")
+    known = published_scores("main").table
     rank = known.groupby("task")["std"].rank().round()
     mean = known.groupby("task")["mean"].rank(ascending=False)
     assert steps[0].get_ydata() == pytest.approx(mean.groupby(rank).mean().to_numpy())
@@ -315,7 +333,8 @@ def test_a_senseless_request_says_so(command: str, message: str, both_store: Pat
 
 
 def test_the_plan_counts_what_is_really_trained(both_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = expected(BOTH, device="cpu", workers=1)
+    cost = expected(BOTH, device="cpu", workers=1)
+    plan = cost.table
     assert plan["cells"].tolist() == [3] * 4
     trained: list[int] = []
 
@@ -327,10 +346,11 @@ def test_the_plan_counts_what_is_really_trained(both_store: Path, tmp_path: Path
     study.run(BOTH, tmp_path / "again.sqlite", device="cpu", workers=1)
     assert plan["trainings"].sum() == sum(trained)
     rest = expected(BOTH, both_store, device="cpu", workers=1)
-    assert rest["cells"].sum() == rest["trainings"].sum() == 0
-    assert rest["hours"].sum() == 0
-    assert "0 of 12 cells to compute" in told(rest)
-    text = told(plan)
+    assert rest.table["cells"].sum() == rest.table["trainings"].sum() == 0
+    assert rest.table["hours"].sum() == 0
+    assert (rest.done, rest.cells) == (12, 12)
+    assert "0 of 12 cells to compute" in str(rest)
+    text = str(cost)
     assert "12 of 12 cells to compute" in text
     assert "one worker on cpu" in text
     assert (plan["step_seconds"] > 0).all()
@@ -342,11 +362,11 @@ def test_a_plan_knows_what_it_can_foretell(both_store: Path, tmp_path: Path) -> 
     with pytest.raises(UsageError, match="workers = -2"):
         expected(BOTH, device="cpu", workers=-2)
     more = dataclasses.replace(BOTH, seeds=(0, 1, 2, 3))
-    assert expected(more, reuse=both_store, device="cpu", workers=1)["cells"].tolist() == [1] * 4
-    capped = dataclasses.replace(BOTH, retrainings=None, estimator=Assisted(5, tolerance=0.1), problem="digits", seeds=(0,))
-    assert expected(capped, device="cpu", workers=1)["trainings"].tolist() == [7, 7]
-    minimised = Study("least", "logistic", (Minimisation(FullTuning(), ridge=0.5),), (0,), {"n": 20}, 3)
-    assert "without 5 minimisations, which take as many steps as they need" in told(expected(minimised, device="cpu", workers=1))
+    assert expected(more, reuse=both_store, device="cpu", workers=1).table["cells"].tolist() == [1] * 4
+    capped = dataclasses.replace(BOTH, estimator=Assisted(5, tolerance=0.1), problem="digits", seeds=(0,))
+    assert expected(capped, device="cpu", workers=1).table["trainings"].tolist() == [7, 7]
+    minimised = Study("least", "logistic", (Minimisation(FullTuning(), ridge=0.5),), (0,), **QUICK)
+    assert "without 4 minimisations, which take as many steps as they need" in str(expected(minimised, device="cpu", workers=1))
 
 
 def test_cells_are_named_by_task_and_by_what_is_measured() -> None:

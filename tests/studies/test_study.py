@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from stability import Problem, StabilityError, UsageError, __version__, plotting, problems
+from stability import MeasurementError, Problem, StabilityError, UsageError, __version__, plotting, problems
 from stability.cli.commands import main
-from stability.leave_one_out.estimators import Assisted
-from stability.leave_one_out.measuring import measure
+from stability.leave_one_out import measure
+from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled
 from stability.leave_one_out.statistics import variance_shares
 from stability.reports.tables import render
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, MagPruning, from_scores
 from stability.studies import study
 from stability.studies.named import STUDIES
+from stability.studies.results import CellStatus, StudyResults
 from stability.studies.store import Store
-from stability.studies.summary import summarise, table
+from stability.studies.study import Study
 from stability.training import FineTuning
 from stability.training.replicas import train
 from tests.cli.test_command_line import SMALL
@@ -39,20 +40,18 @@ def test_added_selectors_take_over_what_a_like_study_finished(small_store: Path,
     assert larger.name == "small+magnitude+childpruning"
     computed = []
     path = tmp_path / "larger.sqlite"
-    frame = study.run(larger, path, reuse=small_store, device="cpu", workers=1, on_cell=lambda: computed.append(1))
+    frame = study.run(larger, path, reuse=small_store, device="cpu", workers=1, on_cell=lambda: computed.append(1)).table
     assert len(computed) == 4
     assert list(frame["method"].unique()) == ["bitfit", "random", "magnitude", "childpruning"]
-    old, new = table(Store(small_store)), frame[frame["method"].isin(["bitfit", "random"])]
+    old, new = StudyResults.read(small_store).table, frame[frame["method"].isin(["bitfit", "random"])]
     assert new["stability"].tolist() == old["stability"].tolist()
     with pytest.raises(StabilityError, match=r"measured with retrainings = 3, this study with 4: its cells cannot be reused"):
-        study.run(dataclasses.replace(larger, retrainings=4), tmp_path / "other.sqlite", reuse=small_store, workers=1)
+        study.run(dataclasses.replace(larger, estimator=Sampled(4)), tmp_path / "other.sqlite", reuse=small_store, workers=1)
     assert len(SMALL.with_selectors(BitFit(), SAM(0.1), SAM(0.1)).algorithms) == len(SMALL.algorithms) + 1
-    exact = dataclasses.replace(SMALL, name="exact", retrainings=None)
+    exact = dataclasses.replace(SMALL, name="exact", estimator=Exact())
     Store(tmp_path / "assisted.sqlite", dataclasses.replace(exact, estimator=Assisted(3)).identity(), __version__)
     with pytest.raises(StabilityError, match="measured with estimator = .*assisted.*, this study with None"):
         study.run(exact, tmp_path / "exact.sqlite", reuse=tmp_path / "assisted.sqlite", workers=1)
-    with pytest.raises(UsageError, match="retrainings = 3 and an estimator"):
-        dataclasses.replace(SMALL, estimator=Assisted(3))
     with pytest.raises(UsageError, match="'small' has bitfit with these settings already"):
         SMALL.with_selectors(BitFit())
     smaller = dataclasses.replace(SMALL, algorithms=SMALL.algorithms[:1])
@@ -78,38 +77,40 @@ def test_a_selector_of_one_s_own_gets_its_line_in_every_figure(
     assert main(command.split()) == 0
     printed = capsys.readouterr().out
     assert "results: runs/small+smallest.sqlite" in printed
-    frame = table(Store("runs/small+smallest.sqlite"))
+    results = StudyResults.read("runs/small+smallest.sqlite")
+    frame = results.table
     assert (frame["status"] == "ok").all()
     assert len(frame[frame["method"] == "smallest"]) == 4
     names = set(plotting.FIGURES) - {"projection_discontinuity"}
     assert {path.stem for path in Path("figures").iterdir()} == {f"small+smallest_{name}" for name in names}
     for name in ("stability", "generalization", "four_panels", "gap_against_stability"):
-        (legend,) = plotting.FIGURES[name](frame).legends
+        (legend,) = plotting.FIGURES[name](results).legends
         assert "smallest" in {text.get_text() for text in legend.get_texts()}
-    titles = {ax.get_title() for ax in plotting.bounds(frame).axes}
+    titles = {ax.get_title() for ax in plotting.bounds(results).axes}
     assert "hard mask: smallest" in titles
 
 
 def test_fresh_training_sets_and_seeds_have_their_shares(tmp_path: Path) -> None:
     """Two S of two seeds each: one cell for each pair, S drawn by its own seed, and the shares of the variance in the table."""
-    mine = dataclasses.replace(SMALL, name="apart", algorithms=SMALL.algorithms[:2], seeds=(0, 1), samples=(5, 6), retrainings=None)
+    mine = dataclasses.replace(SMALL, name="apart", algorithms=SMALL.algorithms[:2], seeds=(0, 1), samples=(5, 6))
     mine = dataclasses.replace(mine, estimator=Assisted(6))
     assert mine.identity()["samples"] == [5, 6]
-    frame = study.run(mine, tmp_path / "apart.sqlite", device="cpu", workers=1)
-    assert len(frame) == 2 * 2 * 2
+    results = study.run(mine, tmp_path / "apart.sqlite", device="cpu", workers=1)
+    frame = results.table
+    assert len(results) == 2 * 2 * 2
     assert set(zip(frame["sample"], frame["seed"], strict=True)) == {(5, 0), (5, 1), (6, 2), (6, 3)}
     tuning = dataclasses.replace(SMALL.algorithms[1], seed=1)
     again = measure(problems.load("digits", n=20, seed=5), tuning, estimator=Assisted(6), device="cpu")
     row = frame[(frame["method"] == "random") & (frame["sample"] == 5) & (frame["seed"] == 1)].iloc[0]
     assert row["stability"] == again.value
     assert row["correlation"] == pytest.approx(again.diagnostics.correlation)
-    summary = summarise(frame).set_index("method").loc["random"]
+    summary = results.summary().table.set_index("method").loc["random"]
     group = frame[frame["method"] == "random"]
     values, errors = (group.sort_values(["sample", "seed"])[n].to_numpy().reshape(2, 2) for n in ("stability", "stability_error"))
     mean, shares = variance_shares(values, errors)
     assert (summary["stability_low"], summary["stability_high"]) == pytest.approx(mean.interval)
     assert [summary[f"{name}_share"] for name in shares.fractions()] == list(shares.fractions().values())
-    assert "of S" in render(frame)
+    assert "of S" in render(results)
     (stored, *_) = [record for _, record in Store(tmp_path / "apart.sqlite").cells()]
     assert len(stored["prediction"]["difference"]) == 20
     plain = study.run(dataclasses.replace(mine, name="plain", samples=None), tmp_path / "plain.sqlite", device="cpu", workers=1)
@@ -129,11 +130,11 @@ def test_two_methods_of_one_name_are_refused() -> None:
 
 def test_a_store_without_a_finished_cell_starts_anew(tmp_path: Path) -> None:
     """A first run that was refused leaves no obstacle to the corrected one."""
-    Store(tmp_path / "mine.sqlite", dataclasses.replace(SMALL, retrainings=9).identity(), "0.0.1")
-    frame = study.run(SMALL, tmp_path / "mine.sqlite", device="cpu", workers=1)
-    assert len(frame) == len(SMALL.cells())
+    Store(tmp_path / "mine.sqlite", dataclasses.replace(SMALL, estimator=Sampled(9)).identity(), "0.0.1")
+    results = study.run(SMALL, tmp_path / "mine.sqlite", device="cpu", workers=1)
+    assert len(results) == len(SMALL.cells())
     with pytest.raises(StabilityError, match="made with retrainings = 3, now it is 9"):
-        study.run(dataclasses.replace(SMALL, retrainings=9), tmp_path / "mine.sqlite", device="cpu", workers=1)
+        study.run(dataclasses.replace(SMALL, estimator=Sampled(9)), tmp_path / "mine.sqlite", device="cpu", workers=1)
 
 
 def test_a_function_that_no_other_process_knows_is_measured_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,17 +154,95 @@ def test_discontinuity_is_drawn_from_the_run(tmp_path: Path) -> None:
     """The drawn losses are those that training recorded, the ticks where its mask changed, the shade where it was relaxed."""
     moving = (DiffPruning(0.02, burn_in=4, every=12), SAM(0.02))
     mine = dataclasses.replace(SMALL, name="moves", algorithms=tuple(FineTuning(s, steps=60) for s in moving), seeds=(0,))
-    frame = study.run(mine, tmp_path / "moves.sqlite", device="cpu", workers=1)
+    results = study.run(mine, tmp_path / "moves.sqlite", device="cpu", workers=1)
     problem = problems.load("digits", n=20, seed=0)
     found = train(problem, FineTuning(moving[0], steps=60, seed=0))
-    (ax,) = plotting.projection_discontinuity(frame).axes
+    (ax,) = plotting.projection_discontinuity(results).axes
     drawn = [np.asarray(line.get_ydata(), dtype=float) for line in ax.lines if len(np.asarray(line.get_ydata())) == 60]
     assert len(drawn) == 2
     np.testing.assert_allclose(drawn[1], found.batch_losses[:, 0], rtol=1e-3, atol=1e-6)
     (ticks,) = [line for line in ax.lines if line.get_marker() == "|"]
     assert np.asarray(ticks.get_xdata()).tolist() == [4, 16, 28, 40, 52]
-    assert [int(step) + 1 for step in frame.iloc[0]["history"]["mask_changes"]] == [4, 16, 28, 40, 52]
+    assert [int(step) + 1 for step in results.table.iloc[0]["history"]["mask_changes"]] == [4, 16, 28, 40, 52]
     assert len(ax.patches) == 5
     assert ax.get_yscale() == "log"
     with pytest.raises(plotting.NothingToDrawError, match="see study 'discontinuity'"):
-        plotting.projection_discontinuity(frame[frame["method"] == "sam"])
+        plotting.projection_discontinuity(results.where(method="sam"))
+
+
+def test_the_plain_estimators_are_in_the_identity_as_they_always_were() -> None:
+    """A number of retrainings drawn at random, or null for all; any other estimator by its settings."""
+
+    def stored(estimator: Estimator) -> dict[str, object]:
+        identity = dataclasses.replace(SMALL, estimator=estimator).identity()
+        return {name: identity[name] for name in ("retrainings", "estimator") if name in identity}
+
+    assert stored(Exact()) == {"retrainings": None}
+    assert stored(Sampled(4)) == {"retrainings": 4}
+    for estimator in (Sampled(), Sampled(4, tolerance=0.1), Assisted(), Assisted(4)):
+        assert stored(estimator) == {"retrainings": None, "estimator": estimator.settings()}
+    assert Study("s", "digits", SMALL.algorithms, (0,)).estimator == Assisted()
+
+
+def test_a_failed_measurement_is_recorded_and_anything_else_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(error: Exception) -> dict[str, object]:
+        def fail(*what: object, **how: object) -> None:
+            raise error
+
+        monkeypatch.setattr(study, "measure", fail)
+        return study.run_cell(SMALL, SMALL.cells()[0])
+
+    found = failing(MeasurementError("A(S) diverged at step 3"))
+    assert found == {"status": CellStatus.FAILED, "task": "digits", "reason": "A(S) diverged at step 3"}
+    assert found["status"] == "failed"
+    for error in (UsageError("n = 1"), StabilityError("no disk space")):
+        with pytest.raises(type(error), match=str(error)):
+            failing(error)
+
+
+def test_cells_that_are_not_measured_are_trained_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Estimator] = []
+
+    def measured(*what: object, estimator: Estimator, **how: object) -> None:
+        asked.append(estimator)
+        raise MeasurementError("planted")
+
+    monkeypatch.setattr(study, "measure", measured)
+    for cell in dataclasses.replace(SMALL, measured_seeds=1).cells():
+        study.run_cell(SMALL, cell)
+    assert asked == [SMALL.estimator] * 3 + [Alone()] * 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"check_replicas": -1}, "check_replicas = -1"),
+        ({"delta": 0.0}, "delta = 0.0"),
+        ({"delta": 1.0}, "delta = 1.0"),
+        ({"algorithms": ()}, "study 'small' has 0 algorithms and 2 seeds"),
+        ({"seeds": ()}, "study 'small' has 3 algorithms and 0 seeds"),
+    ],
+)
+def test_senseless_studies_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        dataclasses.replace(SMALL, **settings)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="workers = True: use a whole number"):
+        study.run(SMALL, "nowhere.sqlite", workers=True)
+
+
+def test_results_can_be_filtered(small_store: Path) -> None:
+    results = StudyResults.read(small_store)
+    assert results.table.attrs == {}
+    assert (results.study, results.tasks, len(results), results.notes) == ("small", ("digits",), 6, ())
+    assert repr(results) == f"StudyResults('small', 6 cells of 3 algorithms on digits, fingerprint {results.fingerprint})"
+    random = results.where(method="random", seed=[0])
+    assert len(random) == len(random.algorithms) == 2
+    assert random.identity == results.identity
+    assert {settings["method"] for settings in random.algorithms.values()} == {"random"}
+    assert len(results.only(results.table["sparsity"] > 0.1)) == 2
+    nothing = results.where(seed=7)
+    assert (len(nothing), nothing.tasks, dict(nothing.algorithms)) == (0, (), {})
+    with pytest.raises(StabilityError, match="no finished cell"):
+        nothing.summary()
+    with pytest.raises(UsageError, match="there is no column 'p': use algorithm, sparsity"):
+        results.where(p=0.1)

@@ -1,0 +1,339 @@
+"""What a study measured: one tidy table with the study's identity, and its summary over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stability.errors import StabilityError, UsageError
+from stability.leave_one_out.statistics import mean_over_seeds, variance_shares
+from stability.studies.store import Store, key
+
+__all__ = ["BOUNDS", "UNKNOWN", "CellStatus", "StudyResults", "Summary"]
+
+
+class CellStatus(StrEnum):
+    """How the measurement of a cell ended.
+
+    Attributes:
+        OK: the cell was measured.
+        FAILED: its measurement failed; column ``reason`` says why.
+    """
+
+    OK = "ok"
+    FAILED = "failed"
+
+
+BOUNDS = (
+    "theorem_1",
+    "theorem_1_sharp",
+    "hard_mask",
+    "hard_mask_sharp",
+    "first_order",
+    "theorem_2",
+    "theorem_2_measured",
+    "uniform_measured",
+)
+"""Columns of :func:`stability.bounds.measured.measured_bounds`; each has a ``_state`` beside it."""
+
+UNKNOWN = "unknown"
+"""State, in a summary, of a bound that some seed lacks; the other states are those of :data:`stability.bounds.State`."""
+
+_STATES = ("infinite", "assumption failed", "vacuous", "not refuted", "estimate")  # the worst first
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Means over seeds.
+
+    Attributes:
+        table: a row for each task, method and sparsity. Each quantity is a mean over the seeds that finished, with its standard
+            deviation (n − 1) beside it as ``…_std``.
+            ``stability_low`` and ``stability_high`` are the 95 % interval of the expected stability: a t interval over seeds, for
+            each seed draws its own S. Where stability was measured with one seed only, the interval is that cell's own: it is over
+            the choice of the examples that are left out, and says nothing of other S and seeds. Where the study draws S apart
+            from the seeds, it is a t interval over the S, each averaged over its seeds; then ``samples_share``, ``seeds_share`` and
+            ``sampling_share`` are the shares in the variance of a cell of S, of the seeds, and of retraining without some i only.
+            They are NaN elsewhere.
+            ``seeds`` counts the cells averaged, ``measured`` those of them whose stability was measured, ``failed`` the cells that
+            failed and are not averaged, ``failed_replicas`` the left-out runs that failed, which enter no average.
+            ``retrainings`` is the mean over the cells.
+        all_failed: of each method whose every cell on a task failed, its name and p (and its task, where there are several).
+    """
+
+    table: pd.DataFrame
+    all_failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StudyResults:
+    """The finished cells of a study, and what they belong to.
+
+    Attributes:
+        table: a row for each cell: ``task``, ``method`` (the algorithm's name), ``algorithm`` (a short hash of its settings),
+            ``sparsity`` (p of the mask; of a failed cell, p as asked for), ``seed``, ``status`` (a value of :class:`CellStatus`),
+            and what :func:`stability.studies.study.run_cell` measured; in the study's order.
+        study: the name of the study.
+        identity: everything that defines the study, as plain values.
+        tasks: names of the tasks in the study's order, those without a finished cell among them.
+        algorithms: the settings of each algorithm and its ``method``, by the name that column ``algorithm`` has for it.
+        notes: what a reader of these results must know, a sentence each.
+
+    Example:
+        >>> import tempfile
+        >>> from stability import FineTuning
+        >>> from stability.selectors import BitFit, FullTuning
+        >>> from stability.studies import Study, run
+        >>> algorithms = tuple(FineTuning(selector, steps=2) for selector in (BitFit(), FullTuning()))
+        >>> study = Study("mine", "digits", algorithms, (0,), problem_settings={"n": 20}, check_replicas=None, measured_seeds=0)
+        >>> results = run(study, f"{tempfile.mkdtemp()}/mine.sqlite", device="cpu", workers=1)
+        >>> results
+        StudyResults('mine', 2 cells of 2 algorithms on digits, ...)
+        >>> results.where(method="bitfit").summary().table[["method", "seeds"]].to_numpy().tolist()
+        [['bitfit', 1]]
+    """
+
+    table: pd.DataFrame
+    study: str
+    identity: Mapping[str, Any]
+    tasks: tuple[str, ...]
+    algorithms: Mapping[str, Mapping[str, Any]]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: str | PathLike[str]) -> StudyResults:
+        """Read the finished cells of a store.
+
+        Args:
+            path: the SQLite file that :func:`stability.studies.run` wrote.
+
+        Returns:
+            The results; their table is empty where no cell is finished yet.
+
+        Raises:
+            StabilityError: the file is missing, damaged or not a store.
+
+        Example:
+            >>> import tempfile
+            >>> from stability.studies import STUDIES, Store
+            >>> path = f"{tempfile.mkdtemp()}/digits.sqlite"
+            >>> store = Store(path, STUDIES["digits"].identity())
+            >>> results = StudyResults.read(path)
+            >>> results.study, len(results), len(results.algorithms)
+            ('digits', 0, 39)
+        """
+        # The named studies are made of Study, and running one gives the results that this module defines.
+        from stability.studies.named import NOTES
+
+        store = Store(path)
+        identity = store.identity
+        table = _table(store)
+        methods = {} if table.empty else dict(zip(table["algorithm"], table["method"], strict=True))
+        known = {_short(one): one for one in identity["algorithms"]}
+        several = identity.get("problems", {})
+        return cls(
+            table=table,
+            study=identity["study"],
+            identity=identity,
+            tasks=tuple(several) or (() if table.empty else tuple(table["task"].unique())),
+            algorithms={name: {**one, "method": methods.get(name, one["selector"]["name"])} for name, one in known.items()},
+            notes=(note,) if (note := NOTES.get(identity["study"])) is not None else (),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of the identity: results of one fingerprint are of one study."""
+        return _short(self.identity)
+
+    @property
+    def removed(self) -> float:
+        """The fraction of the training data that each S lacks; more than 0 in studies of perturbed data."""
+        return float(self.identity.get("removed", 0.0))
+
+    def summary(self) -> Summary:
+        """Average over seeds.
+
+        Returns:
+            A row for each task, method and sparsity, and the cells whose every seed failed.
+
+        Raises:
+            StabilityError: there is no finished cell, or every one failed.
+        """
+        return _summarise(self.table)
+
+    def only(self, rows: pd.Series[bool]) -> StudyResults:
+        """Keep some cells, with the tasks and algorithms that they are of.
+
+        Args:
+            rows: of each row of the table whether it is kept.
+
+        Returns:
+            Results of the same study with fewer cells.
+
+        Example:
+            >>> results = StudyResults.read("figures/discontinuity.sqlite")
+            >>> results.only(results.table["seed"] > 0)
+            StudyResults('discontinuity', 6 cells of 3 algorithms on digits, ...)
+        """
+        table = self.table[rows]
+        tasks, names = (set() if table.empty else set(table[column]) for column in ("task", "algorithm"))
+        return dataclasses.replace(
+            self,
+            table=table,
+            tasks=tuple(task for task in self.tasks if task in tasks),
+            algorithms={name: settings for name, settings in self.algorithms.items() if name in names},
+        )
+
+    def where(self, **values: Any) -> StudyResults:
+        """Keep the cells with the given values.
+
+        Args:
+            values: a value, or a list of values, for each column of the table that is named.
+
+        Returns:
+            Results of the same study with fewer cells.
+
+        Raises:
+            UsageError: the table has no such column.
+
+        Example:
+            >>> results = StudyResults.read("figures/discontinuity.sqlite")
+            >>> results.where(method=["diffpruning", "childpruning"], seed=0)
+            StudyResults('discontinuity', 2 cells of 2 algorithms on digits, ...)
+        """
+        kept = pd.Series(True, index=self.table.index)
+        for column, wanted in values.items():
+            if column not in self.table:
+                raise UsageError(f"there is no column {column!r}: use {', '.join(map(str, self.table.columns))}")
+            kept &= self.table[column].isin(wanted if _several(wanted) else [wanted])
+        return self.only(kept)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        failed = 0 if self.table.empty else int((self.table["status"] != CellStatus.OK).sum())
+        tasks = ", ".join(self.tasks) or "no task"
+        lost = f", {failed} failed" if failed else ""
+        of = f"{len(self)} cells of {len(self.algorithms)} algorithms on {tasks}"
+        return f"StudyResults({self.study!r}, {of}{lost}, fingerprint {self.fingerprint})"
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html(max_rows=10, max_cols=12)
+
+
+def _several(wanted: object) -> bool:
+    return isinstance(wanted, Sequence | set | frozenset | np.ndarray | pd.Series) and not isinstance(wanted, str)
+
+
+def _short(identity: Mapping[str, Any]) -> str:
+    return key(identity)[:12]
+
+
+def _table(store: Store) -> pd.DataFrame:
+    """One row for each finished cell, in the study's order, without what was measured for single examples."""
+    identity = store.identity
+    order = {key(algorithm): place for place, algorithm in enumerate(identity["algorithms"])}
+    tasks = {name: place for place, name in enumerate(identity.get("problems", {}))}
+
+    def place(record: Mapping[str, Any]) -> tuple[int, int, int, int]:
+        return record.get("sample", 0), record["seed"], tasks.get(record.get("task"), 0), order[key(record["algorithm"])]
+
+    records = sorted(store.records(), key=place)
+    # Old records, and failed ones among them, have no task: a study of one problem has one name for it.
+    alone = next((record["task"] for record in records if "task" in record), identity.get("problem"))
+    rows = []
+    for record in records:
+        record.pop("per_example", None)
+        record.pop("prediction", None)
+        record.setdefault("task", alone)
+        rows.append({"algorithm": _short(record.pop("algorithm")), "sparsity": record.pop("asked_sparsity"), **record})
+    return pd.DataFrame(rows)
+
+
+def _over_seeds(values: pd.Series[Any], states: pd.Series[Any]) -> tuple[float, str]:
+    """Mean and worst state; infinite where one seed's is, NaN and :data:`UNKNOWN` where one has none."""
+    if states.empty or states.isna().any():
+        return np.nan, UNKNOWN
+    worst = min(states, key=_STATES.index)
+    return (np.inf if worst == "infinite" else float(values.astype(float).mean())), worst
+
+
+_SUMMARISED = (
+    "stability",
+    "hypothesis_stability",
+    "gap",
+    "train_loss",
+    "test_loss",
+    "train_metric",
+    "test_metric",
+    "noise_floor",
+    "distance",
+    "loss_bound",
+    "gradient_norm",
+)
+
+
+def _shares(group: pd.DataFrame) -> dict[str, float]:
+    """Shares of the variance over one algorithm's cells, where every S has every seed and every estimate its standard error."""
+    none = dict.fromkeys(("samples_share", "seeds_share", "sampling_share"), np.nan)
+    if "sample" not in group or min(group["sample"].nunique(), group["seed"].nunique()) < 2:
+        return none
+    group = group.assign(place=group.groupby("sample")["seed"].rank())  # each S has seeds of its own
+    values, errors = (
+        group.pivot(index="sample", columns="place", values=name).astype(float) for name in ("stability", "stability_error")
+    )
+    if values.isna().any(axis=None) or errors.isna().any(axis=None):
+        return none
+    _, shares = variance_shares(values.to_numpy(), errors.to_numpy())
+    return {f"{name}_share": part for name, part in shares.fractions().items()}
+
+
+def _summarise(table: pd.DataFrame) -> Summary:
+    if table.empty:
+        raise StabilityError("there is no finished cell yet: run the study again, it goes on where it was")
+    rows = []
+    finished = table["status"] == CellStatus.OK
+    ok, bad = table[finished], table[~finished]
+    if ok.empty:
+        raise StabilityError(f"all {len(bad)} finished cells failed; the first: {bad.iloc[0]['reason']}")
+    for (task, algorithm), group in ok.groupby(["task", "algorithm"], sort=False):
+        first = group.iloc[0]
+        row: dict[str, Any] = {"task": task, "method": first["method"], "algorithm": algorithm}
+        row["sparsity"] = group["sparsity"].mean()
+        row |= {"tunable": int(first["tunable"]), "total": int(first["total"]), "seconds": group["seconds"].mean()}
+        row["failed"] = int(((bad["algorithm"] == algorithm) & (bad["task"] == task)).sum())
+        row |= {"head": int(group["head"].iloc[0]), "seeds": len(group), "failed_replicas": int(group["failed"].map(len).sum())}
+        measured = group[group["stability"].notna()]
+        row["measured"] = len(measured)
+        for name in _SUMMARISED:
+            values = group[name].astype(float)  # None where a study measures no bounds
+            row[name] = values.mean()
+            row[f"{name}_std"] = values.std(ddof=1) if len(group) > 1 else np.nan
+        means = group if "sample" not in group else group.groupby("sample")[["stability", "gap"]].mean()
+        for name in ("stability", "gap"):
+            known = means[name].dropna().to_numpy(dtype=float)
+            row[f"{name}_low"], row[f"{name}_high"] = mean_over_seeds(known).interval if len(known) else (np.nan, np.nan)
+        if len(measured) == 1:
+            ends = measured["stability_interval"].iloc[0]
+            row["stability_low"], row["stability_high"] = (np.nan if end is None else end for end in ends)
+        row |= _shares(group) | {"retrainings": measured["retrainings"].mean(), "samples": len(means)}
+        for name in BOUNDS:
+            row[name], row[f"{name}_state"] = _over_seeds(measured[name], measured[f"{name}_state"])
+        rows.append(row)
+    tasks, methods = (list(table[name].unique()) for name in ("task", "method"))
+    rows.sort(key=lambda row: (tasks.index(row["task"]), methods.index(row["method"]), row["sparsity"]))
+    cell = ["task", "algorithm"]
+    lost = bad[~pd.MultiIndex.from_frame(bad[cell]).isin(pd.MultiIndex.from_frame(ok[cell]))]
+    all_failed = (
+        f"{method} at p = {p}" + (f" on {task}" if len(tasks) > 1 else "")
+        for task, method, p in lost[["task", "method", "sparsity"]].drop_duplicates().to_numpy()
+    )
+    return Summary(pd.DataFrame(rows), tuple(all_failed))
