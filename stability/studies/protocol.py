@@ -55,29 +55,29 @@ class Protocol:
     Attributes:
         part: ``main`` (Table 1), ``perturbation`` (Table 2: each seed trains without a ``removed`` part of S that it draws) or
             ``sparsity`` (SAM at every p of ``sparsities``).
-        model: a folder or a name on the hub.
-        data: a folder with a folder for each task; None: the hub.
+        model: the pretrained model, a folder or a name on the hub.
+        data: the folder that holds a folder for each task; None for the hub.
         tasks: of :data:`TASKS`, or names of other folders in ``data``.
         methods: of :data:`METHODS`, or any selector's name.
-        sparsity: p of ``main`` and ``perturbation``.
-        sparsities: the p of ``sparsity``.
-        adapter_width: which makes Adapter's p.
-        lora_rank: which makes LoRA's.
-        mixout: the probability of Mixout.
-        burn_in: steps for which DiffPruning's mask relaxes, and what ``authors`` says.
+        sparsity: p of the methods that choose so many parameters.
+        sparsities: each p at which SAM is measured.
+        adapter_width: width of Adapter's bottlenecks.
+        lora_rank: rank of LoRA's factors.
+        mixout: probability with which Mixout puts a parameter back to θ⁰ in a step.
+        burn_in: steps for which DiffPruning's mask relaxes, and with ``burn-in`` of ``authors`` those of other methods.
         project_every: steps between ChildPruning's projections.
         authors: names of :data:`AUTHORS`.
-        seeds: how many.
-        removed: of S, in ``perturbation``.
-        pool: examples of the training split, the same for all seeds; None: all.
-        max_length: in tokens.
-        steps: at most.
+        seeds: number of seeds.
+        removed: fraction of S that each seed leaves out in ``perturbation``.
+        pool: examples of the training split, the same for all seeds; None for all.
+        max_length: tokens to which texts are cut.
+        steps: number of optimizer steps, at most.
         evaluate_every: steps between evaluations on the validation split; 0: no early stopping, the last step is kept.
         patience: evaluations without improvement after which training ends.
-        least_steps: but not before.
-        measured_seeds: with how many of the seeds stability is measured too.
-        retrainings: for each of them.
-        check_replicas: as of :class:`stability.studies.study.Study`: None measures no bounds.
+        least_steps: steps before which training does not end.
+        measured_seeds: seeds with which stability is measured too, the first ones.
+        retrainings: examples left out in each measurement of stability.
+        check_replicas: left-out models at which the curvature is taken for the bounds; None measures no bounds.
         predictor: of the assisted estimator. ``linearised`` keeps a gradient a step, too much for the paper's 20 000.
         batch_size, learning_rate, schedule, weight_decay, dropout, precision: of :class:`stability.FineTuning`.
         rates: pairs of a method and a learning rate of its own. The paper has one for all, and at least 20 000 steps; in few
