@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from stability.errors import StabilityError, UsageError
 
@@ -71,9 +73,11 @@ def _failed(message: str, code: int) -> int:
 
 def _reader_gone() -> bool:
     """Whether standard output was closed at its other end, as by ``| head``; then nothing more is written there."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
-        return True
+    with suppress(OSError, ValueError):  # a standard output that is no file
+        place = sys.stdout.fileno()
+        look = select.poll()
+        look.register(place, select.POLLOUT)
+        if any(event & select.POLLERR for _, event in look.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), place)  # Python flushes once more when it ends
+            return True
     return False

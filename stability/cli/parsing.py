@@ -10,11 +10,11 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Argument, Group, Parameter
 from cyclopts.exceptions import CycloptsError, MissingArgumentError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 from docstring_parser import DocstringStyle, parse
 
@@ -75,11 +75,12 @@ class RefusedOptionError(UsageError):
 
     def __init__(self, command: str, option: str, remedy: str) -> None:
         super().__init__(f"{command} has no {option}: {remedy}")
-        self._command, self.option = command, option
+        self._command, self.option, self._remedy = command, option, remedy
 
-    def instead(self, remedy: str) -> RefusedOptionError:
-        """The same with another remedy."""
-        return RefusedOptionError(self._command, self.option, remedy)
+    def belonging(self, where: str) -> RefusedOptionError:
+        """The same, with the place where there is such an option."""
+        asked = f"; {self._remedy}" if self._remedy.endswith("?") else ""
+        return RefusedOptionError(self._command, self.option, f"{self.option} belongs to {where}{asked}")
 
 
 def application(name: str, **how: Any) -> App:
@@ -114,9 +115,11 @@ def shown(value: Any) -> str | None:
 
 def names(app: App) -> set[str]:
     """The options of a parser without commands, as they are written: ``--steps``."""
-    return {
-        name for argument in app.assemble_argument_collection(parse_docstring=False) if argument.parse for name in argument.names
-    }
+    return _names(app.assemble_argument_collection(parse_docstring=False))
+
+
+def _names(arguments: Iterable[Argument]) -> set[str]:
+    return {name for argument in arguments if argument.parse for name in argument.names if name.startswith("--")}
 
 
 def called(app: App, arguments: Sequence[str]) -> Any:
@@ -146,25 +149,33 @@ def _refusal(app: App, error: CycloptsError) -> UsageError:
     if isinstance(error, UnknownCommandError):
         return UsageError(str(error))
     if isinstance(error, UnknownOptionError):
-        option = (error.token.keyword or error.token.value).split("=")[0]
-        known = [name for argument in error.argument_collection if argument.parse for name in argument.names]
-        return RefusedOptionError(command, option, nearest(option, known) or f"see 'stability {command} --help'")
+        return _unknown(command, error.token.keyword or error.token.value, error.argument_collection)
+    # A required option that is missing is often one that was misspelt.
+    left = error.unused_tokens or ()
+    known = [] if error.app is None else list(error.app.assemble_argument_collection(parse_docstring=False))
+    if odd := [word for word in left if word.startswith("--") and word.split("=")[0] not in _names(known)]:
+        return _unknown(command, odd[0], known)
     if isinstance(error, UnusedCliTokensError):
-        return UsageError(f"{command} does not take {' '.join(error.unused_tokens or ())!r}: leave it out")
-    if isinstance(error, MissingArgumentError) and error.argument is not None:
-        return UsageError(f"{command}: {error.keyword or error.argument.name} needs a value; see 'stability {command} --help'")
+        return UsageError(f"{command} does not take {' '.join(left)!r}: leave it out")
     text = str(error)
+    if isinstance(error, MissingArgumentError) and error.argument is not None and "at most" not in text:
+        return UsageError(f"{command}: {error.keyword or error.argument.name} needs a value; see 'stability {command} --help'")
     return UsageError(f"{command}: {text[0].lower()}{text[1:].removesuffix('.')}")
 
 
+def _unknown(command: str, word: str, arguments: Iterable[Argument]) -> RefusedOptionError:
+    option = word.split("=")[0]
+    return RefusedOptionError(command, option, nearest(option, _names(arguments)) or f"see 'stability {command} --help'")
+
+
 def nearest(word: str, known: Collection[str]) -> str:
-    """The question whether the most similar known word was meant; empty where none is similar.
+    """The question whether a known word was meant: one that begins so, or the most similar. Empty where none is similar.
 
     Example:
         >>> nearest("--seed", ["--seeds", "--steps"])
         'did you mean --seeds?'
     """
-    found = difflib.get_close_matches(word, known, n=1)
+    found = [name for name in sorted(known) if name.startswith(word)] or difflib.get_close_matches(word, known, n=1)
     return f"did you mean {found[0]}?" if found else ""
 
 

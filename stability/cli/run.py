@@ -301,7 +301,7 @@ def asked(arguments: Sequence[str]) -> Asked | None:
         where = ["--problem"] if unknown.option in names(_own_form()) else []
         where += [f"the studies {', '.join(papers)}"] if papers else []
         if where:
-            raise unknown.instead(f"{unknown.option} belongs to {' and '.join(where)}") from None
+            raise unknown.belonging(" and ".join(where)) from None
         raise
     return found
 

@@ -86,7 +86,8 @@ def _study(table: Mapping[str, Any]) -> Study:
     settings = found.get("problem_settings", {})
     for problem in problems:
         loader = PROBLEMS.get(problem, texts.load)
-        _checked(loader, {"data": problem, **settings} if loader is texts.load else settings, "problem_settings.")
+        own = {"data": problem, "model": "", **settings} if loader is texts.load else settings
+        _checked(loader, own, "problem_settings.")
         load(problem, **settings)
     defaults = training_defaults(problems)
     found["algorithms"] = tuple(made for one in algorithms for made in _algorithms(one, defaults))

@@ -168,7 +168,7 @@ def test_early_stopping_perturbation_and_sweep_on_the_command_line(quick: list[s
         ("run digits --tasks cb", "--tasks belongs to the studies paper, paper-perturbation"),
         ("run paper --problem digits --selectors full", "study 'paper' has its own problem"),
         ("run paper --tasks mnli", "unknown task 'mnli'"),
-        ("run paper --task cb", "run paper has no --task: --task belongs to --problem"),
+        ("run paper --task cb", "run paper has no --task: --task belongs to --problem; did you mean --tasks?"),
         ("run paper --rates lora", "'lora' is not of the form NAME=VALUE"),
         ("loo --selector full --patience 3", "--patience and --least-steps belong to --evaluate-every"),
     ],
