@@ -68,6 +68,7 @@ class Data:
 
     Attributes:
         n: Number of training examples, drawn at random; by default 100, and of texts the whole training split.
+        labels: Whether the labels are classes or numbers; by default what they look like.
         data: The data of the problems linear and logistic: generated, diabetes or breast_cancer.
     """
 
@@ -128,7 +129,19 @@ class Model:
 
 
 def problem_settings(data: Data, model: Model) -> dict[str, Any]:
-    """The settings of a problem that were given."""
+    """The settings of a problem that were given.
+
+    Args:
+        data: options of the data.
+        model: options of the model.
+
+    Returns:
+        Keyword arguments of :func:`stability.problems.load`.
+
+    Example:
+        >>> problem_settings(Data(n=40, text=("question",)), Model(max_length=64))
+        {'n': 40, 'text': ['question'], 'max_length': 64}
+    """
     found = {**given(data), **given(model)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
@@ -164,7 +177,11 @@ class Method:
     option: _Option = ()
 
     def made(self) -> Selector:
-        """The selector."""
+        """The selector.
+
+        Raises:
+            UsageError: a setting is given twice, or the selector refuses it.
+        """
         named, free = {"scope": self.scope, "curvature": self.curvature}, dict(settings(self.option))
         if twice := sorted(name for name in free if named.get(name) is not None):
             raise UsageError(f"{', '.join(twice)} is given twice: leave --option {twice[0]}=… out")
@@ -188,7 +205,11 @@ class Methods:
     option: _Option = ()
 
     def made(self) -> list[Selector]:
-        """The selectors, each at every sparsity."""
+        """The selectors, each at every sparsity.
+
+        Raises:
+            UsageError: there are sparsities or settings and no selector, or a selector refuses them.
+        """
         if not self.selectors and (self.sparsities or self.option):
             raise UsageError("--sparsities and --option belong to --selectors SELECTOR …: add them, or leave these out")
         return selectors_named(self.selectors, self.sparsities, **dict(settings(self.option)))
@@ -216,7 +237,11 @@ class Training:
     least_steps: Whole = None
 
     def made(self, defaults: dict[str, Any]) -> dict[str, Any]:
-        """Settings of :class:`FineTuning`: those that were given, and otherwise the ``defaults`` of the problem."""
+        """Settings of :class:`FineTuning`: those that were given, and otherwise the ``defaults`` of the problem.
+
+        Raises:
+            UsageError: patience or least steps without early stopping.
+        """
         stopping = {name: value for name, value in given(self).items() if name in ("patience", "least_steps")}
         if self.evaluate_every is None and stopping:
             raise UsageError("--patience and --least-steps belong to --evaluate-every: give it too, or leave them out")
@@ -225,12 +250,22 @@ class Training:
 
 
 def training_defaults(names: Sequence[str]) -> dict[str, Any]:
-    """How the problems of these names are trained where nothing is asked for: as texts, where one of them is texts."""
+    """How the problems of these names are trained where nothing is asked for: as texts, where one of them is texts.
+
+    Example:
+        >>> training_defaults(["digits"]), training_defaults(["glue/rte"])["batch_size"]
+        ({}, 16)
+    """
     return asdict(texts.TRAINING) if any(name not in PROBLEMS for name in names) else {}
 
 
 def flags(group: Any) -> str:
-    """The options of a group that were given, as they are written: ``--steps, --batch-size``."""
+    """The options of a group that were given, as they are written.
+
+    Example:
+        >>> flags(Training(steps=3, batch_size=8))
+        '--steps, --batch-size'
+    """
     return ", ".join(f"--{name.replace('_', '-')}" for name in given(group))
 
 
@@ -249,7 +284,17 @@ class Objective:
     minimise: float | None = None
 
     def made(self, selector: Selector, training: Training, defaults: dict[str, Any], seed: int) -> FineTuning | Minimisation:
-        """The algorithm."""
+        """The algorithm: fine-tuning, or a minimisation where that is asked for.
+
+        Args:
+            selector: which parameters may change.
+            training: options of AdamW, which a minimisation does not have.
+            defaults: how the problem is trained where nothing is asked for.
+            seed: the algorithm's seed.
+
+        Raises:
+            UsageError: a minimisation with options of training, or without a ridge; or a value out of range.
+        """
         ridge: dict[str, Any] = given(self, "minimise")
         if self.minimise is None:
             return FineTuning(selector, seed=seed, **training.made(defaults), **ridge)
@@ -283,7 +328,11 @@ class EstimatorOptions:
     checkpoints: Whole = None
 
     def made(self) -> Estimator:
-        """The estimator."""
+        """The estimator.
+
+        Raises:
+            UsageError: an option that this estimator does not have, or a value out of range.
+        """
         kind, predictor, how = self.estimator or "assisted", self._predictor(), given(self, "estimator", "predictor", "checkpoints")
         if predictor is not None and not ESTIMATORS[kind].predicts:
             raise UsageError(

@@ -135,6 +135,18 @@ def called(app: App, arguments: Sequence[str]) -> Any:
     Raises:
         RefusedOptionError: the command has no such option.
         UsageError: another word that the parser refuses.
+
+    Example:
+        >>> app = application("greet")
+        >>> @app.default
+        ... def greet(name: str, /, *, times: int = 1) -> str:
+        ...     return " ".join([name] * times)
+        >>> called(app, ["Ada", "--times", "2"])
+        'Ada Ada'
+        >>> called(app, ["Ada", "--time", "2"])
+        Traceback (most recent call last):
+        ...
+        stability.cli.parsing.RefusedOptionError: greet has no --time: did you mean --times?
     """
     try:
         command, bound, _ = app.parse_args(list(arguments), exit_on_error=False, print_error=False)
@@ -230,6 +242,7 @@ def told(owner: Callable[..., Any]) -> dict[str, str]:
     found = {}
     for name, text in _described(owner).items():
         first = re.split(r"(?<=[^.])\.(?:\s|$)", text, maxsplit=1)[0]
+        first = re.sub(r"[;,:] None\b[^;]*$", "", first)  # what None means is of no use at a terminal
         if first.startswith("Of "):  # the name is the subject of the sentence: "learning_rate: of AdamW"
             first = f"{name.replace('_', ' ').capitalize()} o{first[1:]}"
         found[name] = first
@@ -256,6 +269,9 @@ def given(group: Any, *without: str) -> dict[str, Any]:
     Args:
         group: an instance of a dataclass of options.
         without: names of fields to leave out.
+
+    Returns:
+        The values of the other fields that are neither None nor ().
     """
     found = {field.name: getattr(group, field.name) for field in fields(group) if field.name not in without}
     return {name: value for name, value in found.items() if value is not None and value != ()}

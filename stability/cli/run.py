@@ -6,9 +6,9 @@ Each of the four has options of its own; the word STUDY says which it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, NamedTuple
 
 from cyclopts import App, Group, Parameter
 from tqdm import tqdm
@@ -17,12 +17,7 @@ from stability.checks import check_whole
 from stability.cli.figures import draw
 from stability.cli.groups import (
     BOUNDS,
-    DATA,
-    ESTIMATOR,
-    EXPERIMENT,
-    MODEL,
     OUTPUT,
-    PAPER_TRAINING,
     Data,
     EstimatorOptions,
     Folder,
@@ -36,27 +31,13 @@ from stability.cli.groups import (
     training_defaults,
 )
 from stability.cli.groups import MACHINE as MACHINE_GROUP
-from stability.cli.parsing import (
-    Flags,
-    Names,
-    Numbers,
-    RefusedOptionError,
-    Whole,
-    application,
-    called,
-    given,
-    names,
-    options,
-    settings,
-    shown,
-    told,
-)
+from stability.cli.parsing import RefusedOptionError, Whole, application, called, given, names, options, settings
+from stability.cli.protocol_options import protocol_options
 from stability.cli.study_file import read
 from stability.errors import UsageError
 from stability.reports import render
 from stability.studies import cost, study
 from stability.studies.named import PAPER, STUDIES
-from stability.studies.protocol import AUTHORS, TASKS, UNUSED, Protocol
 from stability.studies.study import Study
 from stability.training.algorithm import FineTuning
 
@@ -168,7 +149,7 @@ def _of_file(path: Annotated[Path, Parameter(show=False)], /, *, stored: Stored 
 def _of_paper(name: str) -> Callable[..., Asked]:
     """The command of one of the paper's studies: its options are the fields of the protocol."""
     protocol = PAPER[name]
-    options_of_it = _protocol_options(protocol)
+    options_of_it = protocol_options(protocol)
 
     def command(name: _Word, /, *, own: Any = options_of_it(), stored: Stored = Stored(), machine: Workers = Workers()) -> Asked:
         """Run an experiment of Fu et al. 2023, or go on with it; print its table."""
@@ -184,44 +165,6 @@ def _of_paper(name: str) -> Callable[..., Asked]:
 
     command.__annotations__["own"] = options_of_it
     return command
-
-
-_PLAIN = {
-    "tasks": f"Tasks of the paper ({', '.join(TASKS)}), or folders of --data.",
-    "methods": "Methods to compare: names of 'stability list', or module:name for your own.",
-    "rates": "METHOD=RATE for methods that have a learning rate of their own.",
-    "authors": "Do as the authors' code does: " + "; ".join(f"{name}: {what}" for name, what in AUTHORS.items()) + ".",
-}
-"""Help of those fields whose documentation refers to constants."""
-
-_KINDS: dict[Any, Any] = {
-    int: Whole,
-    int | None: Whole,
-    bool: Flags,
-    tuple[str, ...]: Names,
-    tuple[float, ...]: Numbers,
-    tuple[tuple[str, float], ...]: Names,
-}
-"""How an option is read, by the type of the field."""
-
-
-def _protocol_options(protocol: Protocol) -> type[Any]:
-    """A dataclass with the fields that the part of the protocol uses, none of them given."""
-    hints, text = get_type_hints(Protocol), {**told(FineTuning), **told(Protocol), **_PLAIN}
-    shared = ((DATA, Data), (DATA, SomeProblems), (MODEL, Model), (PAPER_TRAINING, Training), (ESTIMATOR, EstimatorOptions))
-    groups = {mine.name: group for group, owner in shared for mine in fields(owner)} | {"check_replicas": BOUNDS}
-    made: list[tuple[str, Any, Any]] = []
-    for mine in fields(Protocol):
-        if mine.name in ("part", *UNUSED[protocol.part]):
-            continue
-        value, hint = getattr(protocol, mine.name), hints[mine.name]
-        how = Parameter(group=groups.get(mine.name, EXPERIMENT), help=text.get(mine.name), show_default=shown(value) or False)
-        empty = () if isinstance(value, tuple) else None
-        made.append((mine.name, Annotated[_KINDS.get(hint, hint | None), how], field(default=empty)))
-        if mine.name == "methods":
-            added = Parameter(name=("--selectors", "--add"), group=EXPERIMENT, help="Methods besides those of --methods.")
-            made.append(("selectors", Annotated[Names, added], field(default=())))
-    return Parameter(name="*")(make_dataclass("Protocol", made, namespace={"__module__": __name__}, frozen=True, kw_only=True))
 
 
 _FORMS = """Run a study, or go on with one; print its table. There are four forms:

@@ -50,7 +50,7 @@ _PREDICTORS: dict[str, Callable[..., Any]] = {"linearised": Linearised, "one-ste
 
 
 def read(path: Path) -> Study:
-    """The study that a file describes.
+    r"""The study that a file describes.
 
     Args:
         path: a TOML file.
@@ -60,6 +60,15 @@ def read(path: Path) -> Study:
 
     Raises:
         UsageError: there is no such file, it is not TOML, it names a field that does not exist, or a value does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "mine.toml"
+        ...     size = path.write_text('problem = "digits"\nseeds = 2\n[[algorithms]]\nselector = "full"')
+        ...     study = read(path)
+        >>> study.name, study.seeds
+        ('mine', (0, 1))
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
