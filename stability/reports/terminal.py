@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from stability.bounds.base import Assumption, Bound
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.problems.metrics import commonest_class
 from stability.problems.problem import Problem
 from stability.training import Algorithm
 from stability.training.replicas import Replicas
 
-__all__ = ["metrics_of", "named_examples", "show_estimate", "signed"]
+__all__ = ["metrics_of", "named_examples", "show_bounds", "show_estimate", "show_examples", "signed"]
 
 
 def show_estimate(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, metrics: Mapping[str, float]) -> None:
@@ -147,3 +148,37 @@ def signed(value: float) -> str:
         ('+0.25', '–')
     """
     return "–" if math.isnan(value) else f"{value:+.3g}"
+
+
+def show_bounds(found: Mapping[str, Bound], notes: Sequence[str] = ()) -> None:
+    """Print a line for each bound, and then each assumption once, with the bounds that make it.
+
+    Args:
+        found: the bounds by name.
+        notes: what else should not be overlooked.
+    """
+    made: dict[Assumption, list[str]] = {}
+    for name, bound in found.items():
+        print(f"{name}: {bound}")
+        if bound.reason:
+            print(f"  {bound.reason}")
+        for assumption in bound.assumptions:
+            made.setdefault(assumption, []).append(name)
+    print("assumptions:")
+    for assumption, names in made.items():
+        state = {True: "held", False: "FAILED", None: "not checked"}[assumption.held]
+        print(f"  {state:>11}: {assumption.name} ({assumption.detail}) [{', '.join(names)}]")
+    for note in notes:
+        print(f"  {note}")
+
+
+def show_examples(rows: Sequence[Mapping[str, Any]], n: int) -> None:
+    """Print a line for each of the examples that carry most of the stability.
+
+    Args:
+        rows: of :func:`named_examples`.
+        n: the number of training examples.
+    """
+    print(f"\nThe examples that carry most of it (share; of what was not retrained, as predicted), of {n}:")
+    for row in rows:
+        print(f"  {row['share']:4.0%}  Δℓ {signed(row['retrained'])} (predicted {signed(row['predicted'])})  {row['shown']}")

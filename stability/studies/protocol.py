@@ -55,8 +55,8 @@ class Protocol:
     Attributes:
         part: ``main`` (Table 1), ``perturbation`` (Table 2: each seed trains without a ``removed`` part of S that it draws) or
             ``sparsity`` (SAM at every p of ``sparsities``).
-        model: a folder or a name on the hub.
-        data: a folder with a folder for each task; None: the hub.
+        model: the pretrained model, a folder or a name on the hub.
+        data: the folder that holds a folder for each task; None for the hub.
         tasks: of :data:`TASKS`, or names of other folders in ``data``.
         methods: of :data:`METHODS`, or any selector's name.
         sparsity: the p of the parts ``main`` and ``perturbation``.

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from stability import UsageError, problems
-from stability.cli.arguments import parser
 from stability.cli.commands import main
-from stability.cli.options import study_asked
+from stability.cli.run import asked
 from stability.leave_one_out.estimators import Assisted
 from stability.leave_one_out.predictors import Linearised
 from stability.selectors import SAM, ChildPruning, DiffPruning, LoRA, MagPruning, Mixout, MixoutReset, Random, magnitude
@@ -135,8 +134,9 @@ def test_the_whole_of_it_with_a_tiny_model(quick: list[str], tmp_path: Path, cap
         (["--rates", "lora=0.1"], [5e-4, 2e-3, 0.1]),
         (["--learning-rate", "0.01"], [0.01] * 3),
     ):
-        asked = study_asked(parser().parse_args(["run", "paper-quick", *quick, *more]))
-        assert [algorithm.learning_rate for algorithm in asked.algorithms if isinstance(algorithm, FineTuning)] == rates
+        found = asked(["paper-quick", *quick, *more])
+        assert found is not None
+        assert [algorithm.learning_rate for algorithm in found.study.algorithms if isinstance(algorithm, FineTuning)] == rates
     assert main(["run", "paper-quick", *quick, "--seeds", "3"]) == 1
     assert "was made with seeds = " in capsys.readouterr().err
     assert main(["run", "paper-quick", *quick, "--seeds", "3", "--store", "more.sqlite", "--reuse", store]) == 0
@@ -163,17 +163,19 @@ def test_early_stopping_perturbation_and_sweep_on_the_command_line(quick: list[s
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("run paper --n 20", "study 'paper' has no --n: leave it out; there is --adapter-width, "),
-        ("run paper --estimator sampled", "study 'paper' has no --estimator"),
-        ("run paper --sparsities 0.1", "study 'paper' has no --sparsities"),
-        ("run paper --removed 0.2", "study 'paper' has no --removed"),
-        ("run paper-sparsity --add fisher", "study 'paper-sparsity' has no --methods"),
+        ("run paper --n 20", "run paper has no --n: --n belongs to --problem"),
+        ("run paper --estimator sampled", "run paper has no --estimator: --estimator belongs to --problem"),
+        ("run paper --sparsities 0.1", "run paper has no --sparsities"),
+        ("run paper --removed 0.2", "--removed belongs to --problem and the studies paper-perturbation, paper-quick-perturbation"),
+        ("run paper-sparsity --add fisher", "run paper-sparsity has no --add"),
         ("run paper --add sam", "study 'paper' has sam with the same settings twice"),
         ("run paper-quick --patience 3", "--patience belongs to --evaluate-every, which is 0"),
-        ("run paper --tolerance 0.1", "study 'paper' has no --tolerance"),
+        ("run paper --tolerance 0.1", "run paper has no --tolerance"),
         ("run digits --tasks cb", "--tasks belongs to the studies paper, paper-perturbation"),
         ("run paper --problem digits --selectors full", "study 'paper' has its own problem"),
         ("run paper --tasks mnli", "unknown task 'mnli'"),
+        ("run paper --task cb", "run paper has no --task: --task belongs to --problem; did you mean --tasks?"),
+        ("run paper --rates lora", "'lora' is not of the form NAME=VALUE"),
         ("loo --selector full --patience 3", "--patience and --least-steps belong to --evaluate-every"),
     ],
 )

@@ -1,0 +1,377 @@
+"""The groups of options that commands share, each a dataclass, and the objects that they stand for.
+
+None and () mean that an option was not given: what was is handed on, and the rest is the default of the class that owns
+the setting. That class also tells what the setting means (:func:`stability.cli.parsing.options`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from stability import problems
+from stability.cli.parsing import WHOLE, Flags, Names, Numbers, Whole, given, options, settings
+from stability.errors import UsageError
+from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled
+from stability.leave_one_out.predictors import Linearised, OneStep, Predictor
+from stability.problems import PROBLEMS, Problem, TrainingDefaults, load_texts, training_defaults
+from stability.problems.tasks import TEXT_TRAINING
+from stability.selectors import SAM, Selector
+from stability.selectors.naming import selector_named, selectors_named
+from stability.training import Algorithm, EarlyStopping, FineTuning, Minimisation, Precision
+
+__all__ = [
+    "ESTIMATORS",
+    "Data",
+    "EstimatorOptions",
+    "Method",
+    "Methods",
+    "Model",
+    "Objective",
+    "OneProblem",
+    "SomeProblems",
+    "Training",
+    "common_defaults",
+    "flags",
+    "load",
+    "problem_settings",
+]
+
+
+def _said(defaults: TrainingDefaults) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in asdict(defaults).items())
+
+
+# Groups are shown in this order.
+EXPERIMENT = Group.create_ordered("Experiment")
+DATA = Group.create_ordered("Data")
+MODEL = Group.create_ordered("Model")
+METHOD = Group.create_ordered("Method")
+TRAINING = Group.create_ordered("Training", help=f"By default {_said(TrainingDefaults())}; of texts {_said(TEXT_TRAINING)}.")
+PAPER_TRAINING = Group.create_ordered("Training")
+ESTIMATOR = Group.create_ordered("Estimator")
+BOUNDS = Group.create_ordered("Bounds")
+OUTPUT = Group.create_ordered("Output")
+MACHINE = Group.create_ordered("Machine")
+
+
+@options(DATA, load_texts)
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is learned.
+
+    Attributes:
+        n: Number of training examples, drawn at random; by default 100, and of texts the whole training split.
+        labels: Whether the labels are classes or numbers; by default what they look like.
+        data: The data of the problems linear and logistic: generated, diabetes or breast_cancer.
+    """
+
+    n: Whole = None
+    text: Annotated[Names, Parameter(consume_multiple=(1, 2))] = ()
+    label: str | None = None
+    label_type: Annotated[Literal["classes", "numbers"] | None, Parameter(name="--labels")] = None
+    task: str | None = None
+    split_seed: Whole = None
+    removed: float | None = None
+    pool: Whole = None
+    data: str | None = None
+
+
+@options(DATA)
+@dataclass(frozen=True, kw_only=True)
+class OneProblem:
+    """The problem.
+
+    Attributes:
+        problem: A name of 'stability list'; or a folder or file of texts, or glue/rte, super_glue/cb, …, with --model.
+        seed: Draws the training set, the start of the head, the order of the examples and the selection.
+    """
+
+    problem: str = "digits"
+    seed: Annotated[int, WHOLE] = 0
+
+
+@options(DATA)
+@dataclass(frozen=True, kw_only=True)
+class SomeProblems:
+    """The problems.
+
+    Attributes:
+        problem: One problem or several: names of 'stability list', folders or files of texts, or glue/rte, ….
+        seeds: Number of seeds; each draws its own training set. By default 3.
+        samples: Number of training sets, each with as many seeds of its own as there are seeds.
+        measured_seeds: Measure stability with the first so many seeds only; by default with all.
+    """
+
+    problem: Names
+    seeds: Whole = None
+    samples: Whole = None
+    measured_seeds: Whole = None
+
+
+@options(MODEL, load_texts)
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The pretrained model.
+
+    Attributes:
+        model: The pretrained model of texts: a folder, or a name on the Hugging Face hub.
+    """
+
+    model: str | None = None
+    max_length: Whole = None
+
+
+def problem_settings(data: Data, model: Model) -> dict[str, Any]:
+    """The settings of a problem that were given.
+
+    Args:
+        data: options of the data.
+        model: options of the model.
+
+    Returns:
+        Keyword arguments of :func:`stability.problems.load`.
+
+    Example:
+        >>> problem_settings(Data(n=40, text=("question",)), Model(max_length=64))
+        {'n': 40, 'text': ['question'], 'max_length': 64}
+    """
+    found = {**given(data), **given(model)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
+def load(name: str, **settings: Any) -> Problem:
+    """The problem; what is worth knowing of its data goes to standard error."""
+    problem = problems.load(name, **settings)
+    for note in problem.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return problem
+
+
+_Option = Annotated[tuple[str, ...], Parameter(show_choices=False)]
+
+
+@options(METHOD, SAM)
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Which parameters may change.
+
+    Attributes:
+        selector: The method: a name of 'stability list', or module:name for your own.
+        sparsity: p, the fraction of the pretrained parameters that may change, in (0, 1].
+        curvature: Of sam: where h in its score |g²/h| comes from; by default constant.
+        option: Any setting of the method as NAME=VALUE, the value as JSON or a word: rank=4, reset=true,
+            stretch=[-1.5,1.5]. Repeat it for more.
+    """
+
+    selector: str
+    sparsity: float | None = None
+    scope: Literal["global", "tensor"] | None = None
+    curvature: Literal["constant", "gauss_newton", "hutchinson"] | None = None
+    option: _Option = ()
+
+    def made(self) -> Selector:
+        """The selector.
+
+        Raises:
+            UsageError: a setting is given twice, or the selector refuses it.
+        """
+        named, free = {"scope": self.scope, "curvature": self.curvature}, dict(settings(self.option))
+        if twice := sorted(name for name in free if named.get(name) is not None):
+            raise UsageError(f"{', '.join(twice)} is given twice: leave --option {twice[0]}=… out")
+        return selector_named(self.selector, self.sparsity, **{**named, **free})
+
+
+@options(METHOD)
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """Which parameters may change.
+
+    Attributes:
+        selectors: The methods: names of 'stability list', or module:name for your own. To a study that comes with the
+            toolkit they are added.
+        sparsities: Take each of them at every such p.
+        option: A setting of them all as NAME=VALUE, the value as JSON or a word: rank=4, scope=tensor. Repeat it for more.
+    """
+
+    selectors: Annotated[Names, Parameter(name=("--selectors", "--add"))] = ()
+    sparsities: Numbers = ()
+    option: _Option = ()
+
+    def made(self) -> list[Selector]:
+        """The selectors, each at every sparsity.
+
+        Raises:
+            UsageError: there are sparsities or settings and no selector, or a selector refuses them.
+        """
+        if not self.selectors and (self.sparsities or self.option):
+            raise UsageError("--sparsities and --option belong to --selectors SELECTOR …: add them, or leave these out")
+        return selectors_named(self.selectors, self.sparsities, **dict(settings(self.option)))
+
+
+@options(TRAINING, FineTuning, EarlyStopping, varied=TrainingDefaults.__dataclass_fields__)
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How parameters are trained.
+
+    Attributes:
+        evaluate_every: Stop early: keep the best checkpoint on the validation split, evaluated each time after so many steps.
+        least_steps: Training does not end before so many steps; by default 20000.
+    """
+
+    steps: Whole = None
+    batch_size: Whole = None
+    learning_rate: float | None = None
+    schedule: Literal["constant", "linear"] | None = None
+    weight_decay: float | None = None
+    dropout: Flags = None
+    precision: Precision | None = None
+    evaluate_every: Whole = None
+    patience: Whole = None
+    least_steps: Whole = None
+
+    def made(self) -> dict[str, Any]:
+        """Settings of :class:`FineTuning`: those that were given.
+
+        Raises:
+            UsageError: patience or least steps without early stopping.
+        """
+        stopping = {name: value for name, value in given(self).items() if name in ("patience", "least_steps")}
+        if self.evaluate_every is None and stopping:
+            raise UsageError("--patience and --least-steps belong to --evaluate-every: give it too, or leave them out")
+        rule = {} if self.evaluate_every is None else {"early_stopping": EarlyStopping(self.evaluate_every, **stopping)}
+        return {**given(self, "evaluate_every", "patience", "least_steps"), **rule}
+
+
+def common_defaults(names: Sequence[str]) -> TrainingDefaults:
+    """How problems of these names are trained together where nothing is asked for: as texts, where one of them is texts.
+
+    Example:
+        >>> common_defaults(["digits"]).batch_size, common_defaults(["digits", "glue/rte"]).batch_size
+        (20, 16)
+    """
+    return TEXT_TRAINING if any(name not in PROBLEMS for name in names) else training_defaults(names[0])
+
+
+def flags(group: Any) -> str:
+    """The options of a group that were given, as they are written.
+
+    Example:
+        >>> flags(Training(steps=3, batch_size=8))
+        '--steps, --batch-size'
+    """
+    return ", ".join(f"--{name.replace('_', '-')}" for name in given(group))
+
+
+@options(TRAINING)
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What training minimises.
+
+    Attributes:
+        ridge: λ of the term λ‖θ − θ⁰‖², or 'paper' for 1 − p; by default 0.
+        minimise: Do not take steps of AdamW, but minimise the loss and its ridge by L-BFGS until the gradient's norm is at
+            most this.
+    """
+
+    ridge: float | Literal["paper"] | None = None
+    minimise: float | None = None
+
+    def made(self, selector: Selector, training: Training, seed: int) -> Algorithm:
+        """The algorithm: fine-tuning, or a minimisation where that is asked for.
+
+        Args:
+            selector: which parameters may change.
+            training: options of AdamW, which a minimisation does not have.
+            defaults: how the problem is trained where nothing is asked for.
+            seed: the algorithm's seed.
+
+        Raises:
+            UsageError: a minimisation with options of training, or without a ridge; or a value out of range.
+        """
+        ridge: dict[str, Any] = given(self, "minimise")
+        if self.minimise is None:
+            return FineTuning(selector, seed=seed, **training.made(), **ridge)
+        if odd := flags(training):
+            raise UsageError(f"--minimise takes no {odd}: L-BFGS has no such setting")
+        if not ridge:
+            raise UsageError("--minimise needs --ridge λ (or 'paper'), so that there is a minimum to find")
+        return Minimisation(selector, gradient_tolerance=self.minimise, seed=seed, **ridge)
+
+
+ESTIMATORS: dict[str, type[Estimator]] = {"exact": Exact, "sampled": Sampled, "assisted": Assisted, "approximate": Approximate}
+
+
+@options(ESTIMATOR, Sampled)
+@dataclass(frozen=True, kw_only=True)
+class EstimatorOptions:
+    """How stability is estimated.
+
+    Attributes:
+        estimator: Leave out every example (exact); some, drawn at random (sampled); some, drawn by what one trained model
+            predicts (assisted, the default); or none, and take the prediction (approximate).
+        retrainings: Leave out at most so many examples; by default 20, and with a tolerance all.
+        predictor: Predict by linearised replicas or by one Newton step; by default by what suits the training.
+        checkpoints: Checkpoints of linearised replicas; by default 12. For a large model 3 are enough.
+    """
+
+    estimator: Literal["exact", "sampled", "assisted", "approximate"] | None = None
+    retrainings: Whole = None
+    tolerance: float | None = None
+    predictor: Literal["linearised", "one-step"] | None = None
+    checkpoints: Whole = None
+
+    def made(self) -> Estimator:
+        """The estimator.
+
+        Raises:
+            UsageError: an option that this estimator does not have, or a value out of range.
+        """
+        kind, predictor, how = self.estimator or "assisted", self._predictor(), given(self, "estimator", "predictor", "checkpoints")
+        if predictor is not None and not ESTIMATORS[kind].predicts:
+            raise UsageError(
+                f"--predictor and --checkpoints belong to --estimator assisted or approximate: leave it out with {kind}"
+            )
+        if how and not issubclass(ESTIMATORS[kind], Sampled):
+            why = "leaves out every example" if kind == "exact" else "leaves out none"
+            odd = ", ".join(f"--{name}" for name in how)
+            raise UsageError(f"--estimator {kind} {why}: leave {odd} out, or use sampled or assisted")
+        return ESTIMATORS[kind](**how, **({} if predictor is None else {"predictor": predictor}))
+
+    def _predictor(self) -> Predictor | None:
+        if self.predictor == "one-step":
+            if self.checkpoints is not None:
+                raise UsageError("--checkpoints are of linearised replicas: leave it out with --predictor one-step")
+            return OneStep()
+        if self.checkpoints is not None:
+            return Linearised(self.checkpoints)
+        return None if self.predictor is None else Linearised()
+
+
+@options(MACHINE)
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where the work is done.
+
+    Attributes:
+        device: The device: auto, cpu, cuda or cuda:N.
+    """
+
+    device: str = "auto"
+
+
+@options(OUTPUT)
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """Where figures go.
+
+    Attributes:
+        figures: Draw the figures into this folder.
+    """
+
+    figures: Path | None = None

@@ -1,0 +1,184 @@
+"""``stability loo``: the leave-one-out stability of one method."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from tqdm import tqdm
+
+from stability.bounds import estimate_constants, measured_bounds
+from stability.bounds.base import check_delta
+from stability.checks import check_whole
+from stability.cli.groups import (
+    BOUNDS,
+    MACHINE,
+    METHOD,
+    OUTPUT,
+    Data,
+    EstimatorOptions,
+    Folder,
+    Machine,
+    Method,
+    Model,
+    Objective,
+    OneProblem,
+    Training,
+    load,
+    problem_settings,
+)
+from stability.cli.parsing import WHOLE, Whole, options
+from stability.cli.printing import plain, print_json
+from stability.errors import UsageError
+from stability.leave_one_out.estimate import StabilityEstimate
+from stability.leave_one_out.estimators import Approximate, Estimator
+from stability.leave_one_out.measuring import measure
+from stability.problems import Problem
+from stability.reports.terminal import metrics_of, named_examples, show_bounds, show_estimate, show_examples
+from stability.training import Algorithm
+
+__all__ = ["loo"]
+
+
+@options(METHOD)
+@dataclass(frozen=True, kw_only=True)
+class Kept(Method):
+    """Which parameters may change.
+
+    Attributes:
+        keep_mask: Keep the mask of S, instead of selecting again without the example that is left out.
+    """
+
+    keep_mask: bool = False
+
+
+@options(BOUNDS)
+@dataclass(frozen=True, kw_only=True)
+class BoundsOptions:
+    """Which bounds are measured.
+
+    Attributes:
+        bounds: Measure the constants as well, and print every bound.
+        check_replicas: With --bounds: take the curvature at so many of the left-out models too; by default 2.
+        delta: With --bounds: δ, the probability with which those on the expected loss may fail; by default 0.1.
+    """
+
+    bounds: bool = False
+    check_replicas: Whole = None
+    delta: float | None = None
+
+    def checked(self, estimator: Estimator) -> tuple[int, float]:
+        """The replicas to check and δ."""
+        if self.bounds and isinstance(estimator, Approximate):
+            raise UsageError("--bounds are measured at left-out replicas, and --estimator approximate trains none: use assisted")
+        if not self.bounds and (self.check_replicas is not None or self.delta is not None):
+            raise UsageError("--check-replicas and --delta belong to --bounds: add it, or leave them out")
+        replicas, delta = 2 if self.check_replicas is None else self.check_replicas, 0.1 if self.delta is None else self.delta
+        check_delta(delta)
+        check_whole(0, check_replicas=replicas)
+        return replicas, delta
+
+
+@options(OUTPUT)
+@dataclass(frozen=True, kw_only=True)
+class Output(Folder):
+    """What is printed and drawn.
+
+    Attributes:
+        examples: Name so many examples: those that carry most of the stability.
+        figures: Draw the examples' differences, and those that carry most of them, into this folder.
+        json: Print one JSON value on standard output and nothing else.
+    """
+
+    examples: Annotated[int, WHOLE] = 0
+    json: bool = False
+
+
+@options(MACHINE)
+@dataclass(frozen=True, kw_only=True)
+class Threads(Machine):
+    """Where the work is done.
+
+    Attributes:
+        threads: Threads of this process; by default as many as torch chooses.
+    """
+
+    threads: Whole = None
+
+
+def loo(
+    *,
+    which: OneProblem = OneProblem(),
+    data: Data = Data(),
+    model: Model = Model(),
+    method: Kept,
+    training: Training = Training(),
+    objective: Objective = Objective(),
+    estimation: EstimatorOptions = EstimatorOptions(),
+    bounding: BoundsOptions = BoundsOptions(),
+    output: Output = Output(),
+    machine: Threads = Threads(),
+) -> None:
+    """Measure the leave-one-out stability of one method."""
+    if machine.threads is not None:
+        check_whole(1, threads=machine.threads)
+        torch.set_num_threads(machine.threads)
+    check_whole(0, examples=output.examples)
+    estimator = estimation.made()
+    replicas_to_check, delta = bounding.checked(estimator)
+    problem = load(which.problem, seed=which.seed, **problem_settings(data, model))
+    algorithm = objective.made(method.made(), training, which.seed).with_defaults(problem.training)
+    how: dict[str, Any] = {"estimator": estimator, "reselect": not method.keep_mask, "device": machine.device}
+    with tqdm(total=_steps(algorithm, estimator, problem.n), unit="step", disable=True if output.json else None) as bar:
+        estimate = measure(problem, algorithm, progress=bar.update, **how)
+    metrics = metrics_of(problem, estimate.replicas)
+    if not output.json:
+        show_estimate(problem, algorithm, estimate, metrics)
+    more: dict[str, Any] = {}
+    if bounding.bounds:
+        constants = estimate_constants(estimate, replicas_to_check)
+        found = measured_bounds(estimate, constants, delta)
+        more = {"bounds": {name: bound.to_dict() for name, bound in found.items()}, "notes": [*estimate.notes, *constants.notes]}
+        if not output.json:
+            print(f"\nBounds from the constants measured on these runs (δ = {delta:g} for the expected loss):")
+            show_bounds(found, constants.notes)
+    if output.examples:
+        more["examples"] = named_examples(problem, estimate, output.examples)
+        if not output.json:
+            show_examples(more["examples"], estimate.n)
+    if output.json:
+        what = {"problem": problem.name, "problem_settings": dict(problem.settings), "reselect": not method.keep_mask}
+        what |= {"algorithm": {**algorithm.settings(), "seed": algorithm.seed}, "asked": estimator.settings()}
+        also = {"test_metric": {"name": problem.metric_name, "value": metrics["test"]}, "metrics": metrics}
+        print_json({**what, **plain(estimate.to_dict()), **plain({**also, "data_notes": list(problem.notes), **more})})
+    if output.figures is not None:
+        _draw(problem, algorithm, estimate, output.figures, quiet=output.json)
+
+
+def _steps(algorithm: Algorithm, estimator: Estimator, n: int) -> int | None:
+    """The steps of all replicas together, where they are known beforehand."""
+    if not algorithm.stepwise or estimator.tolerance is not None:
+        return None
+    count = estimator.most(n)
+    return (count + 1 + (count > 0)) * algorithm.max_steps
+
+
+def _draw(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, folder: Path, *, quiet: bool) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from stability import plotting
+
+    name = f"{problem.name}_{algorithm.name}"
+    figures = {}
+    for kind, draw in (("differences", plotting.differences), ("influential", plotting.influential)):
+        try:
+            figures[kind] = draw(estimate)
+        except plotting.NothingToDrawError as error:
+            print(f"note: no figure {kind}: {error}", file=sys.stderr)
+    for path in plotting.save(figures, folder, name, f"{name}, seed {algorithm.seed}"):
+        if not quiet:
+            print(path)

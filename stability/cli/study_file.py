@@ -1,0 +1,202 @@
+"""A study as a TOML file: the fields of :class:`stability.Study`, and of what it is made of, by their names.
+
+.. code-block:: toml
+
+    problem = "digits"            # or several: ["data/cb", "data/rte"]
+    seeds = 3                     # or [0, 1, 2]
+
+    [problem_settings]
+    n = 40
+
+    [[algorithms]]                # kind = "Minimisation" for the other kind
+    selector = ["full", {name = "sam", sparsity = [0.01, 0.1], scope = "tensor"}]
+    steps = 100
+    early_stopping = {patience = 5, least_steps = 20}
+
+    [estimator]                   # exact, sampled, assisted or approximate
+    kind = "assisted"
+    retrainings = 10
+    predictor = {kind = "linearised", checkpoints = 3}
+
+The name of the study is that of the file, unless the file gives a ``name``. Without ``check_replicas`` no bounds are measured.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from stability.cli.groups import ESTIMATORS, common_defaults, load
+from stability.cli.parsing import nearest
+from stability.errors import UsageError
+from stability.leave_one_out.estimators import Estimator
+from stability.leave_one_out.predictors import Linearised, OneStep
+from stability.problems import PROBLEMS, TrainingDefaults, load_texts
+from stability.selectors import Selector
+from stability.selectors.naming import selectors_named
+from stability.studies.study import Study
+from stability.training import Algorithm, FineTuning, Minimisation
+
+__all__ = ["read"]
+
+_ALGORITHMS: dict[str, type[FineTuning | Minimisation]] = {"FineTuning": FineTuning, "Minimisation": Minimisation}
+
+_PREDICTORS: dict[str, Callable[..., Any]] = {"linearised": Linearised, "one-step": OneStep}
+
+
+def read(path: Path) -> Study:
+    r"""The study that a file describes.
+
+    Args:
+        path: a TOML file.
+
+    Returns:
+        The study. The problems have been loaded once, so that a wrong setting is refused before anything is trained.
+
+    Raises:
+        UsageError: there is no such file, it is not TOML, it names a field that does not exist, or a value does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "mine.toml"
+        ...     size = path.write_text('problem = "digits"\nseeds = 2\n[[algorithms]]\nselector = "full"')
+        ...     study = read(path)
+        >>> study.name, study.seeds
+        ('mine', (0, 1))
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"there is no file {path}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not a TOML file: {error}") from error
+    try:
+        return _study({"name": path.stem, "check_replicas": None, **table})
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _study(table: Mapping[str, Any]) -> Study:
+    found = dict(table)
+    for name in ("seeds", "samples"):
+        if isinstance(found.get(name), int) and found[name] is not True:
+            found[name] = list(range(found[name]))
+    algorithms, estimator = found.pop("algorithms", None), found.pop("estimator", None)
+    found = _checked(Study, found, "", "algorithms", "estimator")
+    if not algorithms or not isinstance(algorithms, list):
+        raise UsageError("there is no [[algorithms]]: give at least one, with its selector")
+    problems = (found["problem"],) if isinstance(found["problem"], str) else found["problem"]
+    settings = found.get("problem_settings", {})
+    for problem in problems:
+        loader = PROBLEMS.get(problem, load_texts)
+        own = {"data": problem, "model": "", **settings} if loader is load_texts else settings
+        _checked(loader, own, "problem_settings.")
+        load(problem, **settings)
+    defaults = common_defaults(problems)
+    found["algorithms"] = tuple(made for one in algorithms for made in _algorithms(one, defaults))
+    if estimator is not None:
+        found["estimator"] = _estimator(estimator)
+    return Study(**found)
+
+
+def _algorithms(table: Any, defaults: TrainingDefaults) -> list[Algorithm]:
+    """One for each of its selectors."""
+    kind, own = _kind(table, "algorithms", _ALGORITHMS, "FineTuning")
+    selectors = own.pop("selector", None)
+    if selectors is None:
+        raise UsageError("algorithms.selector is missing: give a name, a table with a name, or a list of them")
+    own = _checked(kind, own, "algorithms.", "selector", "seed")
+    each = selectors if isinstance(selectors, list) else [selectors]
+    return [kind(selector, **own).with_defaults(defaults) for one in each for selector in _selectors(one)]
+
+
+def _selectors(asked: Any) -> list[Selector]:
+    """The selector of a name, or of a table with a name, once for each of its sparsities."""
+    own = {"name": asked} if isinstance(asked, str) else dict(asked) if isinstance(asked, dict) else {}
+    name: Any = own.pop("name", None)
+    sparsity: Any = own.pop("sparsity", [])
+    if not isinstance(name, str):
+        raise UsageError(f"algorithms.selector = {asked!r}: use a name, or a table with a name")
+    return selectors_named([name], sparsity if isinstance(sparsity, list) else [sparsity], **own)
+
+
+def _estimator(asked: Any) -> Estimator:
+    kind, own = _kind(asked, "estimator", ESTIMATORS, "assisted")
+    if (predictor := own.pop("predictor", None)) is not None:
+        which, how = _kind(predictor, "estimator.predictor", _PREDICTORS, "linearised")
+        predictor = {"predictor": which(**_checked(which, how, "estimator.predictor."))}
+        if "predictor" not in inspect.signature(kind).parameters:
+            raise UsageError(f"estimator {kind.name} has no predictor: leave it out, or use assisted or approximate")
+    made: Estimator = kind(**_checked(kind, own, "estimator.", "predictor"), **(predictor or {}))
+    return made
+
+
+def _kind(asked: Any, where: str, kinds: Mapping[str, Any], usual: str) -> tuple[Any, dict[str, Any]]:
+    """The class that a word, or the ``kind`` of a table, stands for; and the rest of the table."""
+    table = {"kind": asked} if isinstance(asked, str) else dict(asked) if isinstance(asked, dict) else None
+    if table is None:
+        raise UsageError(f"{where} = {asked!r}: use a table")
+    kind = table.pop("kind", usual)
+    if kind not in kinds:
+        raise UsageError(f"unknown {where}.kind {kind!r}: use {', '.join(kinds)}")
+    return kinds[kind], table
+
+
+def _checked(made: Callable[..., Any], table: Mapping[str, Any], where: str, *elsewhere: str) -> dict[str, Any]:
+    """The settings of a class or function: each is known, of its type, and made of what the class takes.
+
+    Args:
+        made: the class or function.
+        table: settings by name.
+        where: what precedes the names in a message.
+        elsewhere: settings that are given in another way.
+    """
+    known = {name: own for name, own in inspect.signature(made, eval_str=True).parameters.items() if name not in elsewhere}
+    for name in table:
+        if name not in known:
+            there = nearest(name, list(known)) or f"use {', '.join(known)}"
+            raise UsageError(f"there is no {where}{name}: {there}")
+    if missing := [name for name, own in known.items() if own.default is own.empty and name not in table]:
+        raise UsageError(f"{where}{missing[0]} is missing")
+    return {name: _fitting(value, known[name].annotation, f"{where}{name}") for name, value in table.items()}
+
+
+def _fitting(value: Any, hint: Any, where: str) -> Any:
+    """The value as the class takes it: a list as a tuple, a table as the dataclass that it describes."""
+    inner = [one for one in (hint, *get_args(hint)) if isinstance(one, type) and is_dataclass(one)]
+    if isinstance(value, dict) and inner:
+        return inner[0](**_checked(inner[0], value, f"{where}."))
+    if not _fits(value, hint):
+        raise UsageError(f"{where} = {value!r}: use {_words(hint)}")
+    return tuple(value) if isinstance(value, list) and tuple in (get_origin(one) for one in (hint, *get_args(hint))) else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin in (tuple, Sequence):
+        return isinstance(value, list) and all(_fits(one, parts[0]) for one in value)
+    if origin is not None or hint is None:
+        return isinstance(value, dict) if origin is Mapping else value is None
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return value is None if hint is type(None) else not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(part) for part in parts if part is not type(None))
+    if origin is Literal:
+        return " or ".join(map(str, parts))
+    named = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a list", Sequence: "a list"}
+    return named.get(origin or hint, "a table")

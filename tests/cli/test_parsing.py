@@ -1,0 +1,194 @@
+"""The words of the command line: what is parsed, what is refused and with which message, and what ``--help`` shows."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+import pytest
+
+from stability.cli import groups, loo, run, select
+from stability.cli.commands import COMMANDS, main
+from stability.cli.parsing import application, called, names, told
+from stability.leave_one_out.estimators import Assisted, Exact
+from stability.studies.named import PAPER, STUDIES
+from stability.studies.protocol import UNUSED, Protocol
+from stability.training import FineTuning
+from stability.training.stopping import EarlyStopping
+
+
+def told_by(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What ``--help`` prints, without the frames and on one line."""
+    assert main([*arguments, "--help"]) == 0
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("run mine --problem digits --selectors full --seed 3", "run NAME has no --seed: did you mean --seeds?"),
+        ("loo --selector full --step 3", "loo has no --step: did you mean --steps?"),
+        ("loo --selector full --retraining=3", "loo has no --retraining: did you mean --retrainings?"),
+        ("loo --sel full", "loo has no --sel: did you mean --selector?"),
+        ("run digits --fig x", "run digits has no --fig"),
+        ("loo --selector full --wildly-different 3", "see 'stability loo --help'"),
+    ],
+)
+def test_abbreviated_options_are_refused(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "give a command: run, loo, select"),
+        ("lo", 'Unknown command "lo". Did you mean "loo"?'),
+        ("loo", "loo: --selector needs a value; see 'stability loo --help'"),
+        ("loo --selector", "loo: --selector needs a value"),
+        ("loo --selector full --steps 2.5", "loo: invalid value for --steps: '2.5' is not a whole number"),
+        ("loo --selector full --seed one", "'one' is not a whole number"),
+        ("loo --selector full --learning-rate fast", 'unable to convert "fast" into float'),
+        ("loo --selector full --ridge paper1", 'unable to convert "paper1"'),
+        ("loo --selector full --schedule cosine", 'Choose from: "constant", "linear"'),
+        ("loo --selector full --no-json", "loo has no --no-json"),
+        ("loo --selector full --text a b c", "--text accepts at most 2 elements. Got 3"),
+        ("loo --selector lora --option rank", "'rank' is not of the form NAME=VALUE"),
+        ("loo --selector full sam", "loo does not take 'sam': leave it out"),
+        ("run mine --problem digits --selectors", "run NAME: --selectors needs a value"),
+        ("run", "run needs the name of a study: there is digits, "),
+        ("run --problem digits --selectors full", "run NAME: NAME needs a value"),
+        ("bounds --lipschitz 1", "needs a value"),
+        ("table --paper third", 'Choose from: "main", "perturbation"'),
+        ("doctor --jsn", "doctor has no --jsn: did you mean --json?"),
+    ],
+)
+def test_words_that_make_no_sense_are_refused(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("stability: ")
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_an_option_of_another_study_says_where_it_belongs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "digits", "--steps", "3"]) == 2
+    assert "--steps belongs to --problem and the studies paper, paper-perturbation" in capsys.readouterr().err
+    assert main(["run", "digits", "--mixout", "0.5"]) == 2
+    assert "--mixout belongs to the studies paper, " in capsys.readouterr().err
+
+
+def test_the_word_of_the_study_may_stand_anywhere() -> None:
+    for words in (["digits-quick", "--plan"], ["--plan", "digits-quick"], ["--store", "x.sqlite", "digits-quick", "--plan"]):
+        found = run.asked(words)
+        assert found is not None
+        assert found.study is STUDIES["digits-quick"]
+        assert found.stored.plan
+
+
+def test_the_last_of_a_repeated_option_counts_and_given_defaults_are_given() -> None:
+    words = "mine --problem digits --selectors full --steps 9 --steps=3 --no-dropout --evaluate-every 2 --patience 4 --samples 2"
+    found = run.asked(words.split())
+    assert found is not None
+    (algorithm,) = found.study.algorithms
+    assert isinstance(algorithm, FineTuning)
+    assert (algorithm.steps, algorithm.dropout) == (3, False)
+    assert algorithm.early_stopping == EarlyStopping(2, 4)
+    assert found.study.samples == (0, 1)
+    assert found.study.estimator == Assisted()
+    exact = run.asked([*words.split(), "--estimator", "exact"])
+    assert exact is not None
+    assert exact.study.estimator == Exact()
+
+
+def test_negative_numbers_are_values() -> None:
+    app = application("test")
+    seen: list[Any] = []
+
+    @app.default
+    def command(*, objective: groups.Objective = groups.Objective()) -> None:  # noqa: B008
+        seen.append(objective)
+
+    for text in ("-1e-3", "-.5", "-3"):
+        called(app, ["--ridge", text])
+    assert [objective.ridge for objective in seen] == [-1e-3, -0.5, -3]
+
+
+def test_the_options_of_a_paper_s_study_are_the_fields_of_its_part() -> None:
+    for name, protocol in PAPER.items():
+        known = names(run._form(run._of_paper(name), name))
+        wanted = {field.name for field in fields(Protocol)} - {"part", *UNUSED[protocol.part]}
+        assert {f"--{field.replace('_', '-')}" for field in wanted} <= known
+        assert not {f"--{field.replace('_', '-')}" for field in UNUSED[protocol.part]} & known
+
+
+@pytest.mark.parametrize("command", [loo.loo, select.select, run._named, run._own, run._of_paper("paper"), run._of_file])
+def test_every_option_has_help(command: Any) -> None:
+    """From the dataclass of options, or from the class to whose settings it is handed on."""
+    kinds = [kind for kind in get_type_hints(command).values() if is_dataclass(kind) and isinstance(kind, type)]
+    assert kinds
+    for kind in kinds:
+        known = told(kind)
+        for field in fields(kind):
+            in_annotation = [one.help for one in getattr(field.type, "__metadata__", ()) if one.help]
+            assert known.get(field.name) or in_annotation, (kind, field.name)
+
+
+def test_help_is_in_groups_and_comes_from_what_the_options_set(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told_by(capsys, "loo")
+    order = ["Data", "Model", "Method", "Training", "Estimator", "Bounds", "Output", "Machine"]
+    places = [text.index(f"─ {group} ─") for group in order]
+    assert places == sorted(places)
+    patience = inspect.cleandoc(EarlyStopping.__doc__ or "").split("patience: ")[1].split(".\n")[0]
+    assert " ".join(patience.split())[1:] in text
+    assert "[default: digits]" in text
+    assert "of texts steps 150, batch size 16" in text
+    assert ":class:" not in text
+    assert "``" not in text
+
+
+def test_help_of_each_form_of_run(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told_by(capsys, "run")
+    assert "There are four forms" in text
+    assert "--problem" in text
+    assert told_by(capsys, "run", "mine") == text
+    assert "--steps" not in told_by(capsys, "run", "digits")
+    quick = told_by(capsys, "run", "paper-quick")
+    assert "[default: 32]" in quick
+    assert "lora=0.005" in quick
+    assert "[default: 40000]" in told_by(capsys, "run", "paper")
+    assert "Usage: stability run study.toml [OPTIONS]" in told_by(capsys, "run", "study.toml")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told_by(capsys, command).startswith(f"Usage: stability {command}")
+
+
+@pytest.mark.parametrize("reader", ["head -1", "true"])
+def test_a_pipe_that_is_closed_early_is_no_error(reader: str) -> None:
+    """In a real shell: a reader that takes one line, and one that is gone before anything is written."""
+    command = f"{sys.executable} -m stability list | {reader}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_and_version_do_without_torch() -> None:
+    code = "import sys; from stability.cli.commands import main; assert main([{}]) == 0; print('torch' in sys.modules)"
+    for words in ("'--help'", "'--version'"):
+        done = subprocess.run([sys.executable, "-c", code.format(words)], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("False\n")
+
+
+def test_ctrl_c_while_a_command_is_imported_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(words: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stability.cli.commands._call", interrupted)
+    assert main(["run", "digits"]) == 130
+    assert capsys.readouterr().err == "stability: stopped; what was finished is kept, the same command goes on from there\n"
