@@ -25,7 +25,7 @@ from stability.training.replicas import train
 __all__ = ["Cost", "expected"]
 
 _TIMED = 3  # steps
-_PREDICTION = 2  # trainings that a prediction takes the time of, at most so many (README, "A few retrainings instead of all")
+_FORETOLD = 2  # trainings that a prediction takes the time of, at most so many (README, "A few retrainings instead of all")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -84,7 +84,7 @@ def expected(
     mask that is chosen from data is replaced by a random one of the same size, a moving one by all coordinates. Selecting is taken
     to cost a third of a pass over S for each training that selects, evaluating a third of a pass over what is evaluated, and a
     prediction two trainings. The result is good to within a factor of two. A minimisation takes as many steps as it needs, and its
-    time is not estimated.
+    time is not foretold.
 
     Args:
         study: what is to be measured.
@@ -148,7 +148,7 @@ def _row(
 ) -> dict[str, Any]:
     estimator, n = study.estimator, problem.n
     left_out = (estimator.retrainings or n) if estimator.tolerance is not None else estimator.more(n, 0, None)
-    predicting = _PREDICTION if estimator.predicts else 0
+    foretold = _FORETOLD if estimator.predicts else 0
     trainings = cells + measured * (left_out + (left_out > 0))  # A(S), the noise floor's A(S), and the A(Sⁱ)
     row = {
         "method": algorithm.name,
@@ -172,7 +172,7 @@ def _row(
         looks = 0 if rule is None or problem.validation is None else steps / rule.every * len(problem.validation)
         each = steps + selecting + looks / algorithm.batch_size / 3
         evaluating = evaluated / algorithm.batch_size / 3
-        hours.append(((trainings + measured * predicting) * each + evaluating) * seconds / workers / 3600)
+        hours.append(((trainings + measured * foretold) * each + evaluating) * seconds / workers / 3600)
     return row | {"step_seconds": seconds, "hours": hours[0], "least_hours": hours[1]}
 
 

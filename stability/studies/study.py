@@ -79,11 +79,6 @@ class Study:
     measured_seeds: int | None = None
 
     def __post_init__(self) -> None:
-        for seed in (*self.seeds, *(self.samples or ())):
-            check_whole(0, seed=seed)
-        # Numbers of numpy are numbers, but JSON cannot hold them.
-        object.__setattr__(self, "seeds", tuple(map(int, self.seeds)))
-        object.__setattr__(self, "samples", None if self.samples is None else tuple(map(int, self.samples)))
         if self.measured_seeds is not None:
             check_whole(0, measured_seeds=self.measured_seeds)
             if self.measured_seeds > len(self.seeds):
@@ -94,6 +89,11 @@ class Study:
             check_whole(0, check_replicas=self.check_replicas)
         check_positive(delta=self.delta)
         check_probability(delta=self.delta)
+        for seed in (*self.seeds, *(self.samples or ())):
+            check_whole(0, seed=seed)
+        # Numbers of numpy are numbers, but JSON cannot hold them.
+        object.__setattr__(self, "seeds", tuple(map(int, self.seeds)))
+        object.__setattr__(self, "samples", None if self.samples is None else tuple(map(int, self.samples)))
         if not self.algorithms or not self.seeds:
             raise UsageError(
                 f"study {self.name!r} has {len(self.algorithms)} algorithms and {len(self.seeds)} seeds: give at least 1"
