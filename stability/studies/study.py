@@ -59,6 +59,8 @@ class Study:
             ``measured_seeds`` and ``samples``.
 
     Example:
+        >>> from stability import FineTuning
+        >>> from stability.leave_one_out.estimators import Sampled
         >>> from stability.selectors import SAM, BitFit
         >>> algorithms = (FineTuning(BitFit()), FineTuning(SAM(sparsity=0.05)))
         >>> study = Study("mine", "digits", algorithms, seeds=(0, 1, 2), problem_settings={"n": 50}, estimator=Sampled(5))
@@ -146,6 +148,7 @@ class Study:
             UsageError: no selector, none that is new, or two different ones of one name.
 
         Example:
+            >>> from stability import FineTuning
             >>> from stability.selectors import SAM, BitFit
             >>> study = Study("mine", "digits", (FineTuning(BitFit()),), seeds=(0,))
             >>> study.with_selectors(SAM(0.1), SAM(0.2)).name
@@ -369,6 +372,7 @@ def run(
 
     Example:
         >>> import tempfile
+        >>> from stability import FineTuning
         >>> from stability.selectors import BitFit
         >>> study = Study("mine", "digits", (FineTuning(BitFit(), steps=2),), (0,), problem_settings={"n": 20}, check_replicas=None)
         >>> store = f"{tempfile.mkdtemp()}/mine.sqlite"
