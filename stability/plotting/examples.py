@@ -1,4 +1,4 @@
-"""Figures of one estimate, example by example: which carry the stability, and whether they were foretold."""
+"""Figures of one estimate, example by example: which carry the stability, and how well they were predicted."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def differences(estimate: StabilityEstimate) -> Figure:
     table = estimate.examples()
     predicted = table["predicted"].abs().to_numpy(dtype=float)
     retrained = table["retrained"].abs().to_numpy(dtype=float)
-    foretold = bool(np.isfinite(predicted).any())
-    figure, axes = new_figure(1, 2, (7.2, 3.2)) if foretold else new_figure(1, 1, (4.4, 3.2))
-    order = np.argsort(-np.nan_to_num(predicted if foretold else retrained, nan=-1.0), kind="stable")
+    has_prediction = bool(np.isfinite(predicted).any())
+    figure, axes = new_figure(1, 2, (7.2, 3.2)) if has_prediction else new_figure(1, 1, (4.4, 3.2))
+    order = np.argsort(-np.nan_to_num(predicted if has_prediction else retrained, nan=-1.0), kind="stable")
     unit = estimate.replicas.problem.loss_unit
     floor = _floor(predicted, retrained, estimate.noise_floor)
     rank, ax = np.arange(1, len(table) + 1), axes[0]
-    if foretold:
+    if has_prediction:
         ax.plot(rank, np.maximum(predicted[order], floor), ".", color=_PREDICTED, ms=4, label="predicted, all")
     ax.plot(rank, np.maximum(retrained[order], floor), "o", mfc="none", color=_RETRAINED, ms=5, label="retrained")
     if floor < estimate.noise_floor:
         ax.axhline(estimate.noise_floor, color="0.5", lw=0.8, ls=":", label="noise floor")
     ax.set(yscale="log", xlabel="examples, largest first", ylabel=f"$|\\Delta\\ell_i|$ [{unit}]")
     ax.legend(loc="best")
-    if foretold:
+    if has_prediction:
         _against(axes[1], np.maximum(predicted, floor), np.maximum(retrained, floor), unit)
     return figure
 

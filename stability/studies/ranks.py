@@ -91,7 +91,7 @@ def rank_correlation(
     The pairs are not independent: a method that varies much on one task does so on others. So there are, beside the p-value as if
     they were, two statements that take a method's tasks together. The interval is Student's, with M − 1 degrees of freedom, on
     Fisher's scale artanh ρ, its standard error that of the jackknife which leaves out one of the M methods at a time and ranks the
-    others anew (Efron & Stein 1981). The second p-value is the share of ``permutations`` shuffles of whole methods, each keeping
+    others again (Efron & Stein 1981). The second p-value is the share of ``permutations`` shuffles of whole methods, each keeping
     its numbers on all tasks, whose \\|ρ\\| is no less.
 
     Args:

@@ -92,7 +92,8 @@ class Store:
             raise StabilityError(
                 f"{self.path} has format {stored_format}, this program writes {_FORMAT}: move it away, or use another --store"
             )
-        if identity is not None and not self.finished():  # nothing is lost: a store whose study never got anywhere starts anew
+        # A store without a finished cell has nothing to lose: it may become that of another study.
+        if identity is not None and not self.finished():
             with self._connection() as connection:
                 connection.execute("UPDATE study SET version = ?, identity = ?", (version, json.dumps(identity, sort_keys=True)))
             self.version, self.identity = version, json.loads(json.dumps(identity))

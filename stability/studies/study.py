@@ -59,6 +59,8 @@ class Study:
             ``measured_seeds`` and ``samples``.
 
     Example:
+        >>> from stability import FineTuning
+        >>> from stability.leave_one_out.estimators import Sampled
         >>> from stability.selectors import SAM, BitFit
         >>> algorithms = (FineTuning(BitFit()), FineTuning(SAM(sparsity=0.05)))
         >>> study = Study("mine", "digits", algorithms, seeds=(0, 1, 2), problem_settings={"n": 50}, estimator=Sampled(5))
@@ -97,6 +99,11 @@ class Study:
             check_whole(0, check_replicas=self.check_replicas)
         check_positive(delta=self.delta)
         check_probability(delta=self.delta)
+        for seed in (*self.seeds, *(self.samples or ())):
+            check_whole(0, seed=seed)
+        # Numbers of numpy are numbers, but JSON cannot hold them.
+        object.__setattr__(self, "seeds", tuple(map(int, self.seeds)))
+        object.__setattr__(self, "samples", None if self.samples is None else tuple(map(int, self.samples)))
         if not self.algorithms or not self.seeds:
             raise UsageError(
                 f"study {self.name!r} has {len(self.algorithms)} algorithms and {len(self.seeds)} seeds: give at least 1"
@@ -149,6 +156,7 @@ class Study:
             UsageError: no selector, none that is new, or two different ones of one name.
 
         Example:
+            >>> from stability import FineTuning
             >>> from stability.selectors import SAM, BitFit
             >>> study = Study("mine", "digits", (FineTuning(BitFit()),), seeds=(0,))
             >>> study.with_selectors(SAM(0.1), SAM(0.2)).name
@@ -372,6 +380,7 @@ def run(
 
     Example:
         >>> import tempfile
+        >>> from stability import FineTuning
         >>> from stability.selectors import BitFit
         >>> study = Study("mine", "digits", (FineTuning(BitFit(), steps=2),), (0,), problem_settings={"n": 20}, check_replicas=None)
         >>> store = f"{tempfile.mkdtemp()}/mine.sqlite"

@@ -217,6 +217,8 @@ def test_cells_that_are_not_measured_are_trained_alone(monkeypatch: pytest.Monke
     ("settings", "message"),
     [
         ({"check_replicas": -1}, "check_replicas = -1"),
+        ({"seeds": (0, True)}, "seed = True: use a whole number"),
+        ({"samples": (-1,)}, "seed = -1: use a whole number of at least 0"),
         ({"delta": 0.0}, "delta = 0.0"),
         ({"delta": 1.0}, "delta = 1.0"),
         ({"algorithms": ()}, "study 'small' has 0 algorithms and 2 seeds"),
@@ -228,6 +230,7 @@ def test_senseless_studies_are_refused(settings: dict[str, object], message: str
         dataclasses.replace(SMALL, **settings)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="workers = True: use a whole number"):
         study.run(SMALL, "nowhere.sqlite", workers=True)
+    assert dataclasses.replace(SMALL, seeds=tuple(np.arange(2))).identity() == SMALL.identity()
 
 
 def test_results_can_be_filtered(small_store: Path) -> None:
