@@ -187,10 +187,10 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert told_by(capsys, command).startswith(f"Usage: stability {command}")
 
 
-@pytest.mark.parametrize("reader", ["head -1", "true"])
-def test_a_pipe_that_is_closed_early_is_no_error(reader: str) -> None:
+@pytest.mark.parametrize(("words", "reader"), [("list", "head -1"), ("list", "true"), ("--help", "true")])
+def test_a_pipe_that_is_closed_early_is_no_error(words: str, reader: str) -> None:
     """In a real shell: a reader that takes one line, and one that is gone before anything is written."""
-    command = f"{sys.executable} -m stability list | {reader}; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m stability {words} | {reader}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
