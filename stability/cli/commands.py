@@ -40,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except StabilityError as error:
         return _failed(str(error), error.exit_code)
+    except SystemExit:
+        if not {"--help", "-h", "--version"} & set(words):
+            raise
+        return 0  # rich, which prints help, ends the program where the reader has gone
     except BrokenPipeError as error:
         return 0 if _reader_gone() else _failed(str(error), 1)
     except OSError as error:

@@ -233,7 +233,7 @@ def _with_defaults(owner: Callable[..., Any], varied: Collection[str]) -> dict[s
 
 
 def told(owner: Callable[..., Any]) -> dict[str, str]:
-    """What the docstring of a class or function says of each setting in its first sentence, by the setting's name.
+    """What the docstring of a class or function says of each setting, by name: its first sentence, and what the default is.
 
     Example:
         >>> told(settings)
@@ -241,7 +241,8 @@ def told(owner: Callable[..., Any]) -> dict[str, str]:
     """
     found = {}
     for name, text in _described(owner).items():
-        first = re.split(r"(?<=[^.])\.(?:\s|$)", text, maxsplit=1)[0]
+        first, *rest = re.split(r"\.\s+(?=[A-Z])", text)
+        first += next((f"; {one[0].lower()}{one[1:]}" for one in rest if one.startswith("By default")), "")
         first = re.sub(r"[;,:] None\b[^;]*$", "", first)  # what None means is of no use at a terminal
         if first.startswith("Of "):  # the name is the subject of the sentence: "learning_rate: of AdamW"
             first = f"{name.replace('_', ' ').capitalize()} o{first[1:]}"
@@ -254,7 +255,9 @@ def _described(owner: Any) -> dict[str, str]:
     if not owner.__doc__:
         return {}
     found = parse(inspect.cleandoc(owner.__doc__), style=DocstringStyle.GOOGLE).params
-    return {param.arg_name: _plain(param.description or "") for param in found}
+    texts = {param.arg_name: _plain(param.description or "") for param in found}
+    options = {name: f"--{name.replace('_', '-')}" for name in texts if "_" in name}
+    return {name: re.sub(r"\w+", lambda word: options.get(word[0], word[0]), text) for name, text in texts.items()}
 
 
 def _plain(text: str) -> str:

@@ -137,6 +137,25 @@ def test_every_option_has_help(command: Any) -> None:
             assert known.get(field.name) or in_annotation, (kind, field.name)
 
 
+def test_help_of_a_setting_is_one_sentence_for_a_terminal() -> None:
+    def owner(split_seed: int, text: str | None, rate: float, pool: int) -> None:
+        """Nothing.
+
+        Args:
+            split_seed: draws what is held out, as :func:`stability.load` says. Much more is to be said of it.
+            text: the column of texts, e.g. ``words``. By default the usual names. It is drawn with ``split_seed``.
+            rate: of AdamW.
+            pool: so many examples, drawn with ``split_seed``; None for all.
+        """
+
+    assert told(owner) == {
+        "split_seed": "Draws what is held out, as load says",
+        "text": "The column of texts, e.g. words; by default the usual names",
+        "rate": "Rate of AdamW",
+        "pool": "So many examples, drawn with --split-seed",
+    }
+
+
 def test_help_is_in_groups_and_comes_from_what_the_options_set(capsys: pytest.CaptureFixture[str]) -> None:
     text = told_by(capsys, "loo")
     order = ["Data", "Model", "Method", "Training", "Estimator", "Bounds", "Output", "Machine"]
@@ -168,10 +187,10 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert told_by(capsys, command).startswith(f"Usage: stability {command}")
 
 
-@pytest.mark.parametrize("reader", ["head -1", "true"])
-def test_a_pipe_that_is_closed_early_is_no_error(reader: str) -> None:
+@pytest.mark.parametrize(("words", "reader"), [("list", "head -1"), ("list", "true"), ("--help", "true")])
+def test_a_pipe_that_is_closed_early_is_no_error(words: str, reader: str) -> None:
     """In a real shell: a reader that takes one line, and one that is gone before anything is written."""
-    command = f"{sys.executable} -m stability list | {reader}; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m stability {words} | {reader}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
