@@ -82,7 +82,7 @@ def test_contributing_names_files_that_are_there() -> None:
     assert len(named) > 30
     roots = (PACKAGE, PACKAGE.parent / "tests", PACKAGE.parent)
     assert [path for path in named if not any((root / path).exists() for root in roots)] == []
-    folders = {name for row in rows if len(row) == 2 for name in re.findall(r"^ `(\w+)/`", row[0])}
+    folders = {name for row in rows if len(row) == 2 for name in re.findall(r"^ `(\w+)/` ", row[0])} - {"stability"}
     assert folders == set(FOLDERS)
 
 

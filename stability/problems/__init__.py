@@ -10,6 +10,7 @@ from stability.problems.convex import load_linear, load_logistic, load_quadratic
 from stability.problems.digits import load_digits
 from stability.problems.naming import PROBLEMS, identity, load, short_name, training_defaults
 from stability.problems.problem import Examples, ModuleLogits, Problem, TrainingDefaults
+from stability.problems.solvable import Solvable, linear_regression, logistic_regression, quadratic
 from stability.problems.tasks import HUB
 from stability.problems.texts import load_texts
 
@@ -19,14 +20,18 @@ __all__ = [
     "Examples",
     "ModuleLogits",
     "Problem",
+    "Solvable",
     "TrainingDefaults",
     "identity",
+    "linear_regression",
     "load",
     "load_digits",
     "load_linear",
     "load_logistic",
     "load_quadratic",
     "load_texts",
+    "logistic_regression",
+    "quadratic",
     "short_name",
     "training_defaults",
 ]

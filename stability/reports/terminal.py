@@ -19,13 +19,21 @@ __all__ = ["metrics_of", "named_examples", "show_bounds", "show_estimate", "show
 
 
 def show_estimate(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, metrics: Mapping[str, float]) -> None:
-    """A line a fact, and then what should not be overlooked.
+    """Print an estimate, a line a fact, and then what should not be overlooked.
 
     Args:
         problem: the problem that was learned.
         algorithm: the algorithm whose stability was measured.
         estimate: what was measured.
         metrics: the metric of A(S) by split, from :func:`metrics_of`.
+
+    Example:
+        >>> from stability import FineTuning, estimators, load, measure, selectors
+        >>> problem, algorithm = load("digits", n=20), FineTuning(selectors.BitFit(), steps=2)
+        >>> estimate = measure(problem, algorithm, estimators.Sampled(2), device="cpu")
+        >>> show_estimate(problem, estimate.replicas.algorithm, estimate, {"test": 0.25})  # doctest: +ELLIPSIS
+        stability E_i|Δℓ_i|  ... nats
+        ...
     """
     low, high = estimate.interval
     rows = {

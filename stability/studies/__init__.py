@@ -7,6 +7,7 @@ columns of such a table go together. :func:`expected` says beforehand what a stu
 come with the toolkit, :data:`PAPER` the experiments of Fu et al. 2023.
 """
 
+from stability.leave_one_out.statistics import mean_over_seeds
 from stability.studies.cost import Cost, expected
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.protocol import Protocol
@@ -34,6 +35,7 @@ __all__ = [
     "against_published",
     "correlations",
     "expected",
+    "mean_over_seeds",
     "published_scores",
     "rank_correlation",
     "ranked",
