@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import enum
 import importlib
 import inspect
 import json
+import pkgutil
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +64,28 @@ def test_the_public_face_is_small() -> None:
     assert not [name for name in names if name.startswith("_")]
     assert not {"lazy_loader", "metadata", "checks", "machine", "masks", "packing"} & set(names)
     assert all(getattr(stability, name) is not None for name in names)
+
+
+def public_classes() -> Iterator[type]:
+    """Every class of the package whose name has no leading underscore, from the module that defines it."""
+    for found in pkgutil.walk_packages(stability.__path__, "stability."):
+        if not found.name.endswith("__main__"):
+            module = importlib.import_module(found.name)
+            for name, value in vars(module).items():
+                if inspect.isclass(value) and value.__module__ == found.name and not name.startswith("_"):
+                    yield value
+
+
+def test_constructors_take_no_more_than_four_arguments_by_position() -> None:
+    classes = [c for c in public_classes() if not issubclass(c, enum.Enum | BaseException)]
+    assert len(classes) > 40
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    offenders = {}
+    for found in classes:
+        names = [p.name for p in inspect.signature(found).parameters.values() if p.kind in by_position]
+        if len(names) > 4:
+            offenders[f"{found.__module__}.{found.__qualname__}"] = names
+    assert not offenders, "\n".join(f"{name}({', '.join(names)})" for name, names in sorted(offenders.items()))
 
 
 def test_importing_the_package_imports_none_of_the_large_ones() -> None:

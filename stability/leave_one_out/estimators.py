@@ -337,7 +337,7 @@ class Approximate(Estimator):
 
     def conclude(self, measured: Estimate, prediction: Prediction | None) -> Estimate:
         assert prediction is not None
-        return Estimate(prediction.mean, (math.nan, math.nan), measured.confidence, 0, measured.population)
+        return dataclasses.replace(measured, value=prediction.mean, interval=(math.nan, math.nan), count=0, error=math.nan)
 
     def recalibrated(self, real: Replicas, left_out: Sequence[int], losses: Sequence[float]) -> Prediction | None:
         return self.predictor.calibrated(real, left_out, losses) if self.predictor is not None and left_out else None

@@ -60,9 +60,9 @@ class Trajectory:
     steps: frozenset[int]
     hold: Mask | None = None
     part: Part | None = None
-    points: dict[int, Tensor] = field(default_factory=dict)
-    logits: list[Tensor] = field(default_factory=list)
-    gradients: list[Tensor] = field(default_factory=list)
+    points: dict[int, Tensor] = field(default_factory=dict, init=False)
+    logits: list[Tensor] = field(default_factory=list, init=False)
+    gradients: list[Tensor] = field(default_factory=list, init=False)
 
     def add(self, values: Tensor, logits: Tensor, gradient: Tensor) -> None:
         """Keep one more step: values and gradient (1, K), logits (1, b, C)."""

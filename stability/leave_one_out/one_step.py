@@ -67,7 +67,7 @@ class OneStepModel:
     """
 
     def __init__(
-        self, problem: Problem, parameters: Parameters, tunable: Mask, memory_budget: int = 2 << 30, seed: int = 0
+        self, problem: Problem, parameters: Parameters, tunable: Mask, *, memory_budget: int = 2 << 30, seed: int = 0
     ) -> None:
         if problem.n < 2:
             raise UsageError(f"n = {problem.n} training examples: leaving one out needs n ≥ 2")

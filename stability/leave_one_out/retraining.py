@@ -101,7 +101,8 @@ class Retrained:
         """The mean over all n of the sizes in a column of the table; ``ratio`` as for :meth:`.estimators.Design.mean`."""
         values = self.table[column].abs().to_numpy(dtype=np.float64)
         if np.isnan(values).all():
-            return Estimate(math.nan, (math.nan, math.nan), self._confidence, 0, len(self._design.order))
+            unknown, n = (math.nan, math.nan), len(self._design.order)
+            return Estimate(math.nan, unknown, confidence=self._confidence, count=0, population=n)
         return self._design.mean(values, self._confidence, ratio)
 
     def estimate(self, estimator: Estimator, prediction: Prediction | None, began: float) -> StabilityEstimate:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +32,7 @@ class Estimate:
 
     value: float
     interval: tuple[float, float]
+    _: KW_ONLY
     confidence: float
     count: int
     population: int
@@ -163,10 +165,11 @@ def mean_over_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     if a == 0:
         raise UsageError("the mean over no runs: at least 1 is needed")
     if a == 1:
-        return Estimate(float(x[0]), (-math.inf, math.inf), confidence, 1, 1)
+        return Estimate(float(x[0]), (-math.inf, math.inf), confidence=confidence, count=1, population=1)
     error = float(x.std(ddof=1)) / math.sqrt(a)
     half = float(stats.t.ppf((1 + confidence) / 2, a - 1)) * error
-    return Estimate(float(x.mean()), (float(x.mean()) - half, float(x.mean()) + half), confidence, a, a, error)
+    mean = float(x.mean())
+    return Estimate(mean, (mean - half, mean + half), confidence=confidence, count=a, population=a, error=error)
 
 
 @dataclass(frozen=True)
@@ -239,13 +242,14 @@ def _estimate(parts: Numbers, scale: float, sure: float, confidence: float, popu
     if not 0 < confidence < 1:
         raise UsageError(f"confidence = {confidence} is outside (0, 1)")
     a, value = len(parts), float(parts.mean())
+    estimate = partial(Estimate, confidence=confidence, count=a, population=population + missing)
     if missing:
-        return Estimate(value, (sure, math.inf), confidence, a, population + missing)
+        return estimate(value, (sure, math.inf))
     if scale == 0:
-        return Estimate(value, (value, value), confidence, a, population, 0.0)
+        return estimate(value, (value, value), error=0.0)
     spread = float(parts.std(ddof=1)) if a > 1 else 0.0
     if spread <= 1e-6 * abs(value):  # equal in single precision
-        return Estimate(value, (sure, math.inf), confidence, a, population)
+        return estimate(value, (sure, math.inf))
     error, value = scale * spread / math.sqrt(a), max(value, sure)
     t = float(stats.t.ppf((1 + confidence) / 2, a - 1))
     skewness = float(stats.skew(parts)) / math.sqrt(a)
@@ -253,7 +257,7 @@ def _estimate(parts: Numbers, scale: float, sure: float, confidence: float, popu
     if abs(skewness) > 1e-6:  # else both are the same but for rounding
         low = min(low, value - error * _unskewed(t, skewness))
         high = max(high, value - error * _unskewed(-t, skewness))
-    return Estimate(value, (max(low, sure), high), confidence, a, population, error)
+    return estimate(value, (max(low, sure), high), error=error)
 
 
 def _unskewed(x: float, skewness: float) -> float:

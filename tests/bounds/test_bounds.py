@@ -45,9 +45,12 @@ SECURE = ("every over remaining", "mean over remaining", "mean by printed form",
 
 
 @pytest.mark.parametrize("part", range(5))
-def test_no_bound_is_violated_on_5000_random_convex_problems(part: int) -> None:
-    """A thousand a part: linear, logistic and quadratic, n from 2 to 24, masks and ridges at random, all exact."""
-    rows = [check(seed) for seed in range(1000 * part, 1000 * (part + 1))]
+def test_no_bound_is_violated_on_random_convex_problems(part: int) -> None:
+    """Two hundred a part: linear, logistic and quadratic, n from 2 to 24, masks and ridges at random, all exact.
+
+    ``python -m benchmarks.bounds`` does 5 000, and its record is committed.
+    """
+    rows = [check(seed) for seed in range(200 * part, 200 * (part + 1))]
     for name in SECURE:
         worst = max(rows, key=lambda row: row[name])
         assert worst[name] <= 1 + 1e-9, worst

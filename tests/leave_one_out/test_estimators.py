@@ -44,7 +44,7 @@ def foretold(sizes: Any) -> Prediction:
 
 
 def found(value: float, reach: float, count: int = 12) -> Estimate:
-    return Estimate(value, (value - reach, value + reach), 0.95, count, 100)
+    return Estimate(value, (value - reach, value + reach), confidence=0.95, count=count, population=100)
 
 
 def test_assisted_is_the_estimate_of_its_draws(assisted: StabilityEstimate, exact: StabilityEstimate) -> None:
@@ -126,7 +126,7 @@ def test_how_many_more() -> None:
     assert some.more(100, 96, found(1.0, 0.5, 96)) == 4
     assert some.more(100, 100, found(1.0, 0.5, 100)) == 0
     assert some.more(100, 12, found(0.0, 0.5)) == 12
-    assert some.more(100, 12, Estimate(1.0, (0.5, math.inf), 0.95, 12, 100)) == 12
+    assert some.more(100, 12, Estimate(1.0, (0.5, math.inf), confidence=0.95, count=12, population=100)) == 12
     assert Sampled(5).more(100, 0, None) == 5
     assert Sampled(5).more(100, 5, found(1.0, 9)) == 0
     assert Sampled().more(100, 0, None) == 20
