@@ -10,7 +10,7 @@ from stability.bounds.base import Assumption, Bound, Checks, State
 from stability.bounds.measured import Constants, estimate_constants, measured_bounds
 from stability.bounds.pointwise import first_order_stability, hard_mask_stability, pointwise_hypothesis_stability
 from stability.bounds.risk import generalization, generalization_from_stability, generalization_from_uniform_stability
-from stability.bounds.sgd import sgd_convex, sgd_nonconvex
+from stability.bounds.sgd_bounds import sgd_convex, sgd_nonconvex
 
 __all__ = [
     "Assumption",

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from stability.bounds import estimate_constants, measured_bounds
 from stability.bounds.base import check_delta
 from stability.checks import check_whole
-from stability.cli.groups import (
+from stability.cli.options import (
     BOUNDS,
     MACHINE,
     METHOD,

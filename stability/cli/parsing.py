@@ -176,8 +176,11 @@ def _refusal(app: App, error: CycloptsError) -> UsageError:
 
 
 def _unknown(command: str, word: str, arguments: Iterable[Argument]) -> RefusedOptionError:
-    option = word.split("=")[0]
-    return RefusedOptionError(command, option, nearest(option, _names(arguments)) or f"see 'stability {command} --help'")
+    option, known = word.split("=")[0], _names(arguments)
+    remedy = nearest(option, known) or f"see 'stability {command} --help'"
+    if "did you mean" not in remedy and "--option" in known and command.split()[0] != "run":
+        remedy += f"; a setting of the method is given as --option {option.removeprefix('--').replace('-', '_')}=VALUE"
+    return RefusedOptionError(command, option, remedy)
 
 
 def nearest(word: str, known: Collection[str]) -> str:
@@ -187,7 +190,7 @@ def nearest(word: str, known: Collection[str]) -> str:
         >>> nearest("--seed", ["--seeds", "--steps"])
         'did you mean --seeds?'
     """
-    found = [name for name in sorted(known) if name.startswith(word)] or difflib.get_close_matches(word, known, n=1)
+    found = [name for name in sorted(known) if name.startswith(word)] or difflib.get_close_matches(word, known, n=1, cutoff=0.75)
     return f"did you mean {found[0]}?" if found else ""
 
 

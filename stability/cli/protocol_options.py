@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Parameter
 
-from stability.cli.groups import (
+from stability.cli.options import (
     BOUNDS,
     DATA,
     ESTIMATOR,

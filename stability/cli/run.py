@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from stability.checks import check_whole
 from stability.cli.figures import draw
-from stability.cli.groups import (
+from stability.cli.options import (
     BOUNDS,
     OUTPUT,
     Data,
@@ -30,7 +30,7 @@ from stability.cli.groups import (
     load,
     problem_settings,
 )
-from stability.cli.groups import MACHINE as MACHINE_GROUP
+from stability.cli.options import MACHINE as MACHINE_GROUP
 from stability.cli.parsing import RefusedOptionError, Whole, application, called, given, names, options, settings
 from stability.cli.protocol_options import protocol_options
 from stability.cli.study_file import read

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from stability.cli.groups import OUTPUT, Data, Machine, Method, Model, OneProblem, Training, flags, load, problem_settings
+from stability.cli.options import OUTPUT, Data, Machine, Method, Model, OneProblem, Training, flags, load, problem_settings
 from stability.errors import MeasurementError, UsageError
 from stability.training import FineTuning, train
 

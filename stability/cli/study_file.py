@@ -31,7 +31,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from stability.cli.groups import ESTIMATORS, common_defaults, load
+from stability.cli.options import ESTIMATORS, common_defaults, load
 from stability.cli.parsing import nearest
 from stability.errors import UsageError
 from stability.leave_one_out.estimators import Estimator

@@ -10,7 +10,7 @@ import torch
 from stability.errors import UsageError
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Assisted, Estimator
-from stability.leave_one_out.retraining import Retrained, losses_of
+from stability.leave_one_out.retrained import Retrained, losses_of
 from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.problems.problem import Problem

@@ -1,4 +1,4 @@
-"""Figures over p: stability, generalization, the paper's panels, gap against stability."""
+"""Figures of a sweep over p: stability, generalization, the paper's panels, gap against stability."""
 
 from __future__ import annotations
 

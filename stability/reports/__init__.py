@@ -7,7 +7,7 @@ and figures use.
 
 from stability.reports.labels import LABELS
 from stability.reports.score_tables import as_values, rendered, score_table
-from stability.reports.tables import render, study_table
+from stability.reports.study_table import render, study_table
 from stability.reports.terminal import show_estimate
 
 __all__ = [

@@ -1,8 +1,13 @@
-"""Ways to choose the tunable parameters: one interface, :class:`Selector`, and the methods of the paper."""
+"""Which parameters may change: a problem and a seed become a mask.
+
+:class:`Selector` is the interface. A fixed mask subclasses it and writes ``select``; a mask that moves while A trains subclasses
+:class:`Moving` and writes ``begin``; a method that inserts modules subclasses :class:`Inserted` and writes ``insert``.
+:func:`from_scores` makes a selector of a function of one's own.
+"""
 
 from stability.selectors.base import FromScores, Moving, ScoreFunction, Selector, from_scores
-from stability.selectors.course import Course, Optimizer, Projected, Run
 from stability.selectors.inserted import Adapter, Inserted, LoRA, Peft
+from stability.selectors.moving import Course, Optimizer, Projected, Run
 from stability.selectors.projection import ChildPruning, DiffPruning
 from stability.selectors.random import Mixout, MixoutReset, Random
 from stability.selectors.rule import BitFit, FullTuning, MagPruning, TrainedMagPruning, magnitude

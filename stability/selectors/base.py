@@ -14,7 +14,7 @@ import torch
 from stability.errors import UsageError
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Problem, generator
-from stability.selectors.course import Course, Run
+from stability.selectors.moving import Course, Run
 from stability.selectors.top_k import Scope, top_k
 
 __all__ = ["FromScores", "Moving", "ScoreFunction", "Selector", "from_scores"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from stability.checks import check_flags, check_number, check_whole
 from stability.errors import UsageError
 from stability.selectors.base import Moving
-from stability.selectors.course import Course, Projected, Run, check_burn_in
+from stability.selectors.moving import Course, Projected, Run, check_burn_in
 from stability.selectors.top_k import Scope, top_k_of_rows
 
 __all__ = ["ChildPruning", "DiffPruning"]

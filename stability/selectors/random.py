@@ -12,7 +12,7 @@ from stability.checks import check_probability
 from stability.masks import Mask
 from stability.problems.problem import Problem, generator
 from stability.selectors.base import Moving, Selector
-from stability.selectors.course import Course, Projected, Run
+from stability.selectors.moving import Course, Projected, Run
 from stability.selectors.top_k import Scope, top_k
 
 __all__ = ["Mixout", "MixoutReset", "Random"]

@@ -12,7 +12,7 @@ from stability.errors import UsageError
 from stability.masks import Mask
 from stability.problems.problem import Problem
 from stability.selectors.base import Moving, Selector
-from stability.selectors.course import Course, Projected, Run, check_burn_in
+from stability.selectors.moving import Course, Projected, Run, check_burn_in
 from stability.selectors.top_k import Scope, top_k
 
 __all__ = ["BitFit", "FullTuning", "MagPruning", "TrainedMagPruning", "magnitude"]

@@ -17,7 +17,7 @@ from stability.errors import UsageError
 from stability.masks import Mask
 from stability.problems.problem import generator
 from stability.selectors import Course, Run, Selector
-from stability.selectors.course import MakeOptimizer
+from stability.selectors.moving import MakeOptimizer
 from stability.training.adamw import Clock
 from stability.training.dropout import Dropout
 from stability.training.objective import Descended

@@ -14,7 +14,7 @@ from stability.errors import UsageError
 from stability.masks import Mask
 from stability.problems.problem import Examples, ModuleLogits, Problem, TrainingDefaults, generator, shuffled_batches
 from stability.selectors import Selector
-from stability.selectors.course import MakeOptimizer
+from stability.selectors.moving import MakeOptimizer
 from stability.training.adamw import AdamW, Clock
 from stability.training.algorithm import Algorithm, Precision, check_ridge
 from stability.training.descent import Progress, Sharing, Trained, descend

@@ -18,7 +18,7 @@ from stability.cli.commands import main
 from stability.leave_one_out.estimators import Sampled
 from stability.masks import Mask
 from stability.plotting.bound_curves import DRAWN
-from stability.reports import tables
+from stability.reports import study_table
 from stability.selectors import BitFit, Random
 from stability.studies import study
 from stability.studies.named import STUDIES
@@ -393,7 +393,7 @@ def test_figure_and_table_of_bounds_tell_their_states(small_store: Path) -> None
     ratio = [np.asarray(x.get_ydata(), dtype=float) for x in figure.axes[1].lines if x.get_color() == DRAWN["theorem_1"][1]]
     measured = results.summary().table.query("method == 'random'")["stability"].to_numpy()
     assert any(len(y) == 2 and np.allclose(y, 5.0 / measured) for y in ratio)
-    shown = tables.study_table(results).query("method == 'random'").set_index("p")
+    shown = study_table(results).query("method == 'random'").set_index("p")
     assert list(shown["Theorem 1"]) == ["5", "5"]
     assert list(shown["hard mask"]) == ["7 †", "7 †"]
     with pytest.raises(StabilityError, match="more than one p"):

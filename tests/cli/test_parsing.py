@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from stability.cli import groups, loo, run, select
+from stability.cli import loo, options, run, select
 from stability.cli.commands import COMMANDS, main
 from stability.cli.parsing import application, called, names, told
 from stability.leave_one_out.estimators import Assisted, Exact
@@ -109,7 +109,7 @@ def test_negative_numbers_are_values() -> None:
     seen: list[Any] = []
 
     @app.default
-    def command(*, objective: groups.Objective = groups.Objective()) -> None:  # noqa: B008
+    def command(*, objective: options.Objective = options.Objective()) -> None:  # noqa: B008
         seen.append(objective)
 
     for text in ("-1e-3", "-.5", "-3"):

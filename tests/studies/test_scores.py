@@ -15,7 +15,7 @@ from scipy import stats
 from stability import StabilityError, UsageError, __version__, plotting
 from stability.cli.commands import main
 from stability.leave_one_out.estimators import Approximate, Assisted, Sampled
-from stability.reports.tables import render
+from stability.reports.study_table import render
 from stability.selectors import BitFit, FullTuning, MagPruning, Random
 from stability.studies import study
 from stability.studies.cost import expected

@@ -16,7 +16,7 @@ from stability.cli.commands import main
 from stability.leave_one_out import measure
 from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled
 from stability.leave_one_out.statistics import variance_shares
-from stability.reports.tables import render
+from stability.reports.study_table import render
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, MagPruning, from_scores
 from stability.studies import study
 from stability.studies.named import STUDIES
