@@ -19,6 +19,7 @@ __all__ = [
     "check_choice",
     "check_flags",
     "check_fraction",
+    "check_kind",
     "check_number",
     "check_positive",
     "check_probability",
@@ -152,6 +153,25 @@ def check_flags(**values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, bool):
             raise UsageError(f"{name} = {value!r}: use true or false")
+
+
+def check_kind(kind: type | tuple[type, ...], remedy: str, **values: object) -> None:
+    """Check that each value is an object of one kind.
+
+    Args:
+        kind: the class, or the base class of all that is allowed; or several.
+        remedy: what to use instead, for the message.
+        values: the values to check, by the name of the argument that they were given as.
+
+    Raises:
+        UsageError: a value is something else.
+
+    Example:
+        >>> check_kind(dict, "a dictionary", settings={"n": 20})
+    """
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise UsageError(f"{name} = {value!r}: use {remedy}")
 
 
 def check_choice(choices: Collection[object], /, **values: object) -> None:

@@ -39,7 +39,7 @@ OF_NUMBERS: dict[str, Check] = {
 
 
 def test_every_validator_is_tested_here() -> None:
-    assert {*OF_NUMBERS, "check_flags", "check_choice"} == set(checks.__all__)
+    assert {*OF_NUMBERS, "check_flags", "check_choice", "check_kind"} == set(checks.__all__)
 
 
 @pytest.mark.parametrize("name", OF_NUMBERS)
@@ -126,3 +126,9 @@ def test_a_message_names_argument_value_and_remedy(call: Callable[[], None], mes
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, StabilityError)
     assert caught.value.exit_code == 2
+
+
+def test_objects_are_of_the_kinds_that_are_asked_for() -> None:
+    checks.check_kind((str, tuple), "a name or several", problem=("a", "b"), other="c")
+    with pytest.raises(UsageError, match="problem = 7: use a name or several"):
+        checks.check_kind((str, tuple), "a name or several", problem=7)

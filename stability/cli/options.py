@@ -88,7 +88,7 @@ class OneProblem:
     """The problem.
 
     Attributes:
-        problem: A name of 'stability list'; or a folder or file of texts, or glue/rte, super_glue/cb, …, with --model.
+        problem: A problem of 'stability list'; or with --model a file or folder of texts, or a task of the hub such as glue/rte.
         seed: Draws the training set, the start of the head, the order of the examples and the selection.
     """
 
@@ -195,7 +195,7 @@ class Methods:
     Attributes:
         selectors: The methods: names of 'stability list', or module:name for your own. To a study that comes with the
             toolkit they are added.
-        sparsities: Take each of them at every such p.
+        sparsities: Run each method that takes a p at each of these.
         option: A setting of them all as NAME=VALUE, the value as JSON or a word: rank=4, scope=tensor. Repeat it for more.
     """
 

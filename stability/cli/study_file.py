@@ -157,10 +157,11 @@ def _checked(made: Callable[..., Any], table: Mapping[str, Any], where: str, *el
         where: what precedes the names in a message.
         elsewhere: settings that are given in another way.
     """
-    known = {name: own for name, own in inspect.signature(made, eval_str=True).parameters.items() if name not in elsewhere}
+    every = inspect.signature(made, eval_str=True).parameters
+    known = {name: own for name, own in every.items() if name not in elsewhere}
     for name in table:
         if name not in known:
-            there = nearest(name, list(known)) or f"use {', '.join(known)}"
+            there = nearest(name, list(every)) or f"use {', '.join(every)}"
             raise UsageError(f"there is no {where}{name}: {there}")
     if missing := [name for name, own in known.items() if own.default is own.empty and name not in table]:
         raise UsageError(f"{where}{missing[0]} is missing")

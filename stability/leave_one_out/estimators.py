@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stability.checks import check_positive, check_whole
+from stability.checks import check_kind, check_positive, check_whole
 from stability.errors import UsageError
 from stability.leave_one_out.predictors import Linearised, OneStep, Prediction, Predictor, default_predictor
 from stability.leave_one_out.statistics import Estimate, Numbers, draw, mean_of_draws, mean_of_population
@@ -278,6 +278,10 @@ class Assisted(Sampled):
     name: ClassVar[str] = "assisted"
     predicts: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_predictor(self.predictor)
+
     def design(self, n: int, seed: int, prediction: Prediction | None) -> Design:
         assert prediction is not None
         predicted = prediction.sizes
@@ -317,6 +321,7 @@ class Approximate(Estimator):
     predicts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        _check_predictor(self.predictor)
         check_whole(0, calibration=self.calibration)
         if self.calibration:
             if self.predictor is None:
@@ -344,3 +349,8 @@ class Approximate(Estimator):
 
     def status(self, found: Estimate) -> Status:
         return Status.APPROXIMATE
+
+
+def _check_predictor(predictor: Predictor | None) -> None:
+    if predictor is not None:
+        check_kind(Predictor, "one of stability.predictors, such as Linearised()", predictor=predictor)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from stability.checks import check_kind
 from stability.errors import UsageError
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Assisted, Estimator
@@ -71,8 +72,7 @@ def measure(
         <Status.EXACT: 'exact'>
     """
     began = time.perf_counter()
-    estimator = Assisted(retrainings=min(20, problem.n)) if estimator is None else estimator
-    problem, algorithm = _prepared(problem, algorithm, estimator, reselect, device)
+    problem, algorithm, estimator = _prepared(problem, algorithm, estimator, reselect, device)
     masks = _Masks(problem, algorithm, reselect)
 
     # 1. Train A(S) alone, in full precision: what reduced precision does to the losses is then in the noise floor.
@@ -118,11 +118,13 @@ def measure(
 
 
 def _prepared(
-    problem: Problem, algorithm: Algorithm, estimator: Estimator, reselect: bool, device: str | torch.device
-) -> tuple[Problem, Algorithm]:
+    problem: Problem, algorithm: Algorithm, estimator: Estimator | None, reselect: bool, device: str | torch.device
+) -> tuple[Problem, Algorithm, Estimator]:
     """Problem and algorithm as they are trained, checked against the estimator."""
-    if not isinstance(estimator, Estimator):
-        raise UsageError(f"estimator = {estimator!r}: use one of stability.estimators, such as Sampled(retrainings=10)")
+    estimator = Assisted() if estimator is None else estimator
+    check_kind(Problem, "a problem, such as stability.load('digits')", problem=problem)
+    check_kind(Algorithm, "an algorithm, such as stability.FineTuning(selector)", algorithm=algorithm)
+    check_kind(Estimator, "one of stability.estimators, such as Sampled(retrainings=10)", estimator=estimator)
     if problem.n < 2:
         raise UsageError(f"n = {problem.n} training examples: leaving one out needs n ≥ 2")
     estimator.check(problem.n)
@@ -131,7 +133,7 @@ def _prepared(
             f"{algorithm.selector.name} finds its mask while it trains: there is none of S to keep; leave reselect=False out"
         )
     algorithm = algorithm.with_defaults(problem.training)
-    return algorithm.equivalent(problem.to(resolve_device(device))), algorithm
+    return algorithm.equivalent(problem.to(resolve_device(device))), algorithm, estimator
 
 
 class _Masks:

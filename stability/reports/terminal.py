@@ -43,7 +43,7 @@ def show_estimate(problem: Problem, algorithm: Algorithm, estimate: StabilityEst
         "estimator": f"{estimate.estimator}, {estimate.retrainings} of n = {estimate.n} left out, {len(estimate.failed)} failed"
         f"; {_STATUS.get(estimate.status, estimate.status)}",
         **_foretold(estimate),
-        "on the test split": _number(estimate.hypothesis.value),
+        "change of test losses": _number(estimate.hypothesis.value),
         "largest |Δℓ_i|": _number(estimate.maximum),
         "tunable": f"k = {estimate.k} of m = {estimate.m} (p = {estimate.sparsity:.4g}), head {estimate.head}",
         problem.metric_name: ", ".join(f"{split} {value:.4f}" for split, value in metrics.items()),

@@ -14,7 +14,7 @@ from typing import Any
 
 from stability.errors import StabilityError
 
-__all__ = ["Store", "key"]
+__all__ = ["Store", "as_json", "key"]
 
 _FORMAT = 3  # raise it with every change of what a record holds
 _SCHEMA = """
@@ -38,7 +38,22 @@ def key(identity: Mapping[str, Any]) -> str:
         >>> key({"a": 1, "b": 2}) == key({"b": 2, "a": 1})
         True
     """
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(as_json(identity).encode()).hexdigest()
+
+
+def as_json(value: Any, sort_keys: bool = True) -> str:
+    """JSON in which a number of numpy is a number.
+
+    Args:
+        value: plain values.
+        sort_keys: whether the entries of dictionaries are sorted.
+
+    Example:
+        >>> import numpy as np
+        >>> as_json({"steps": np.int64(5)})
+        '{"steps": 5}'
+    """
+    return json.dumps(value, sort_keys=sort_keys, default=lambda number: number.item())
 
 
 class Store:
@@ -80,7 +95,7 @@ class Store:
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA.split(";")[:-1]:
                     connection.execute(statement)
-                connection.execute("INSERT INTO study VALUES (?, ?, ?)", (_FORMAT, version, json.dumps(identity, sort_keys=True)))
+                connection.execute("INSERT INTO study VALUES (?, ?, ?)", (_FORMAT, version, as_json(identity)))
         with self._connection() as connection:
             rows = connection.execute("SELECT format, version, identity FROM study").fetchall()
             identities = [json.loads(row[2]) for row in rows]
@@ -95,8 +110,8 @@ class Store:
         # A store without a finished cell has nothing to lose: it may become that of another study.
         if identity is not None and not self.finished():
             with self._connection() as connection:
-                connection.execute("UPDATE study SET version = ?, identity = ?", (version, json.dumps(identity, sort_keys=True)))
-            self.version, self.identity = version, json.loads(json.dumps(identity))
+                connection.execute("UPDATE study SET version = ?, identity = ?", (version, as_json(identity)))
+            self.version, self.identity = version, json.loads(as_json(identity))
         elif identity is not None:
             self.check(identity, version)
 
@@ -115,7 +130,7 @@ class Store:
         Raises:
             StabilityError: the file cannot be written.
         """
-        row = (key(identity), json.dumps(identity, sort_keys=True), json.dumps(record))
+        row = (key(identity), as_json(identity), as_json(record, sort_keys=False))
         with self._connection() as connection:
             connection.execute("INSERT OR IGNORE INTO cells (key, identity, record) VALUES (?, ?, ?)", row)
 
@@ -156,7 +171,7 @@ class Store:
         Raises:
             StabilityError: they are not; what differs is named.
         """
-        wanted = json.loads(json.dumps(identity))
+        wanted = json.loads(as_json(identity))
         if self.version != version:
             raise StabilityError(
                 f"{self.path} was made by version {self.version}, this is {version}: use another --store, or that version"

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import islice
@@ -19,14 +19,14 @@ import torch
 
 from stability import __version__, problems
 from stability.bounds.measured import Constants, estimate_constants, measured_bounds
-from stability.checks import check_positive, check_probability, check_whole
+from stability.checks import check_kind, check_positive, check_probability, check_whole
 from stability.errors import MeasurementError, StabilityError, UsageError
 from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled
 from stability.machine import cores, free_memory, resolve_device
 from stability.selectors import Selector
 from stability.studies.results import BOUNDS, CellStatus, StudyResults
-from stability.studies.store import Store, key
+from stability.studies.store import Store, as_json, key
 from stability.training import Algorithm
 
 __all__ = ["Cell", "Study", "cell_identity", "reusable", "run", "run_cell"]
@@ -81,14 +81,20 @@ class Study:
     measured_seeds: int | None = None
 
     def __post_init__(self) -> None:
+        check_kind((str, tuple), "the name of a problem, the path of texts, or a tuple of them", problem=self.problem)
+        check_kind((tuple, list), "a tuple, such as (FineTuning(selector),)", algorithms=self.algorithms)
+        check_kind(Iterable, "whole numbers, such as (0, 1, 2)", seeds=self.seeds)
+        for algorithm in self.algorithms:
+            check_kind(Algorithm, "an algorithm, such as FineTuning(selector)", algorithm=algorithm)
+        check_kind(Estimator, "one of stability.estimators, such as Assisted(retrainings=10)", estimator=self.estimator)
         defaults = {problems.training_defaults(name) for name in self.problems}
-        made = {tuple(algorithm.with_defaults(one) for algorithm in self.algorithms) for one in defaults}
-        if len(made) > 1:
+        made = [tuple(algorithm.with_defaults(one) for algorithm in self.algorithms) for one in defaults]
+        if any(other != made[0] for other in made):
             raise UsageError(
                 f"study {self.name!r}: {', '.join(self.problems)} are trained in different ways by default: give steps, "
                 "batch_size, learning_rate and schedule"
             )
-        object.__setattr__(self, "algorithms", made.pop())
+        object.__setattr__(self, "algorithms", made[0])
         if self.measured_seeds is not None:
             check_whole(0, measured_seeds=self.measured_seeds)
             if self.measured_seeds > len(self.seeds):
@@ -418,7 +424,7 @@ def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str,
     Raises:
         StabilityError: ``other`` is of another version, or was measured in another way: the setting is named.
     """
-    wanted, own = {key(cell_identity(study, cell)) for cell in study.cells()}, json.loads(json.dumps(study.identity()))
+    wanted, own = {key(cell_identity(study, cell)) for cell in study.cells()}, json.loads(as_json(study.identity()))
     if other.version != __version__:
         raise StabilityError(f"{other.path} was made by version {other.version}, this is {__version__}: nothing can be reused")
     # These are in the cells' own identity: a larger study may take over a smaller one's.

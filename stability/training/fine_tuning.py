@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from stability.checks import check_choice, check_flags, check_number, check_positive, check_whole
+from stability.checks import check_choice, check_flags, check_kind, check_number, check_positive, check_whole
 from stability.errors import UsageError
 from stability.masks import Mask
 from stability.problems.problem import Examples, ModuleLogits, Problem, TrainingDefaults, generator, shuffled_batches
@@ -86,6 +86,7 @@ class FineTuning(Algorithm):
     stepwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_kind(Selector, "a selector of stability.selectors, such as SAM(sparsity=0.05)", selector=self.selector)
         given = {name: value for name in _LEFT_OPEN if (value := getattr(self, name)) is not None}
         check_whole(1, **{name: value for name, value in given.items() if name in ("steps", "batch_size")})
         check_positive(epsilon=self.epsilon, **{name: value for name, value in given.items() if name == "learning_rate"})

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stability.checks import check_positive, check_whole
+from stability.checks import check_kind, check_positive, check_whole
 from stability.errors import UsageError
 from stability.masks import Mask
 from stability.problems.problem import Examples, Problem
@@ -63,6 +63,7 @@ class Minimisation(Algorithm):
     stepwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_kind(Selector, "a selector of stability.selectors, such as SAM(sparsity=0.05)", selector=self.selector)
         if self.selector.moving:
             raise UsageError(f"{self.selector.name} moves its mask while it trains, step by step: use FineTuning")
         check_whole(1, max_steps=self.max_steps, history=self.history)

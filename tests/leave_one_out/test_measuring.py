@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stability import FineTuning, Problem, StabilityError, UsageError, leave_one_out
-from stability.leave_one_out.estimators import Exact, Sampled
+from stability.leave_one_out.estimators import Assisted, Exact, Sampled
 from stability.leave_one_out.statistics import mean_of_population
 from stability.selectors import SAM, FullTuning, Random
 from stability.training.replicas import Replicas, train
@@ -84,3 +84,19 @@ def test_interval_covers_as_it_says_on_a_normal_population() -> None:
         low, high = mean_of_population(draw.choice(population, 20, replace=False), 100).interval
         hits += low <= population.mean() <= high
     assert abs(hits / 1000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 1000)
+
+
+def test_what_is_no_problem_algorithm_estimator_or_selector_is_named(digits: Problem) -> None:
+    tuning = FineTuning(FullTuning(), steps=1)
+    for arguments, message in (
+        (("digits", tuning), "problem = 'digits': use a problem"),
+        ((digits, FullTuning()), "algorithm = FullTuning.*: use an algorithm"),
+        ((digits, tuning, 10), "estimator = 10: use one of stability.estimators, such as Sampled"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            leave_one_out.measure(*arguments)
+    for wrong in ("sam", SAM):
+        with pytest.raises(UsageError, match="selector = .*: use a selector of stability.selectors"):
+            FineTuning(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="predictor = 'linearised': use one of stability.predictors"):
+        Assisted(3, predictor="linearised")  # type: ignore[arg-type]

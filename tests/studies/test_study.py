@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -249,3 +250,32 @@ def test_results_can_be_filtered(small_store: Path) -> None:
         nothing.summary()
     with pytest.raises(UsageError, match="there is no column 'p': use algorithm, sparsity"):
         results.where(p=0.1)
+
+
+def test_numbers_of_numpy_are_numbers_in_a_study(tmp_path: Path) -> None:
+    """As sweeps with np.arange and np.logspace have them: the same cells as from plain numbers, and the same store."""
+
+    def mine(whole: Any, real: Any) -> Study:
+        algorithms = (FineTuning(SAM(real(0.25)), steps=whole(3), batch_size=whole(5), learning_rate=real(0.5)),)
+        seeds: Any = np.arange(1) if whole is np.int64 else (0,)
+        return Study("mine", "digits", algorithms, seeds, problem_settings={"n": 20}, estimator=Sampled(2), check_replicas=None)
+
+    plain = study.run(mine(int, float), tmp_path / "mine.sqlite", device="cpu", workers=1)
+    again = study.run(mine(np.int64, np.float32), tmp_path / "mine.sqlite", device="cpu", workers=1)
+    assert again.table["stability"].tolist() == plain.table["stability"].tolist()
+    assert len(again) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"algorithms": FineTuning(BitFit())}, "algorithms = .*: use a tuple"),
+        ({"algorithms": (BitFit(),)}, r"algorithm = BitFit\(\): use an algorithm"),
+        ({"seeds": 3}, "seeds = 3: use whole numbers, such as"),
+        ({"estimator": "assisted"}, "estimator = 'assisted': use one of stability.estimators"),
+        ({"problem": 7}, "problem = 7: use the name of a problem"),
+    ],
+)
+def test_what_a_study_is_not_made_of_is_refused_when_it_is_made(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        dataclasses.replace(SMALL, **change)
