@@ -2,7 +2,7 @@
 
 A :class:`Solvable` holds an ordinary :class:`~stability.problems.problem.Problem`, on which the whole toolkit runs, and computes
 the answers that the toolkit must find. The objective is F_w(θ) = Σ_j w_j ℓ_j(θ) / Σ_j w_j + λ‖θ − θ⁰‖². It is minimised over the
-free coordinates, with all others at θ⁰, as :class:`~stability.training.algorithm.Minimisation` does it under a mask.
+free coordinates, with all others at θ⁰, as :class:`~stability.Minimisation` does it under a mask.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def show_estimate(problem: Problem, algorithm: Algorithm, estimate: StabilityEst
         "noise floor": _number(estimate.noise_floor, ".2g"),
         "estimator": f"{estimate.estimator}, {estimate.retrainings} of n = {estimate.n} left out, {len(estimate.failed)} failed"
         f"; {_STATUS.get(estimate.status, estimate.status)}",
-        **_foretold(estimate),
+        **_predicted(estimate),
         "change of test losses": _number(estimate.hypothesis.value),
         "largest |Δℓ_i|": _number(estimate.maximum),
         "tunable": f"k = {estimate.k} of m = {estimate.m} (p = {estimate.sparsity:.4g}), head {estimate.head}",
@@ -91,12 +91,12 @@ def _interval(low: float, high: float) -> str:
     return "exact for this S and seed" if low == high else f"{low:.4g} … {high:.4g}"
 
 
-def _foretold(estimate: StabilityEstimate) -> dict[str, str]:
+def _predicted(estimate: StabilityEstimate) -> dict[str, str]:
     """What was predicted, and how well, as lines of the report."""
     if estimate.prediction is None:
         return {}
-    found, foretold = estimate.diagnostics, estimate.prediction
-    rows = {"predicted": f"{foretold.mean:.4g} by {foretold.by}, in {foretold.seconds:.1f} s"}
+    found, predicted = estimate.diagnostics, estimate.prediction
+    rows = {"predicted": f"{predicted.mean:.4g} by {predicted.by}, in {predicted.seconds:.1f} s"}
     if not math.isnan(found.correlation):
         worth = f"correlation {found.correlation:.2f}, of ranks {found.rank_correlation:.2f}"
         if not math.isnan(found.variance_cut):

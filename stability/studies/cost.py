@@ -83,7 +83,7 @@ def expected(
     mask that is chosen from data is replaced by a random one of the same size, a moving one by all coordinates. Selecting is taken
     to cost a third of a pass over S for each training that selects, evaluating a third of a pass over what is evaluated, and a
     prediction two trainings. The result is good to within a factor of two. A minimisation takes as many steps as it needs, and its
-    time is not foretold.
+    time is not known.
 
     Args:
         study: what is to be measured.
