@@ -31,7 +31,8 @@ def show_estimate(problem: Problem, algorithm: Algorithm, estimate: StabilityEst
         >>> from stability import FineTuning, estimators, load, measure, selectors
         >>> problem, algorithm = load("digits", n=20), FineTuning(selectors.BitFit(), steps=2)
         >>> estimate = measure(problem, algorithm, estimators.Sampled(2), device="cpu")
-        >>> show_estimate(problem, estimate.replicas.algorithm, estimate, {"test": 0.25})  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        >>> trained = estimate.replicas.algorithm
+        >>> show_estimate(problem, trained, estimate, {"test": 0.25})  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
         stability E_i|Δℓ_i|  ... nats
         ...
     """
