@@ -7,7 +7,7 @@ MODEL ?=
 
 MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
 
-.PHONY: run quick theory discontinuity language assisted assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda weights clean
+.PHONY: run quick theory discontinuity language assisted assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda recomputed weights clean
 
 run: $(READY)  ## the main job: the study `digits`, its table, and its figures in figures/
 	$(BIN)/stability run digits --store runs/digits.sqlite --figures figures
@@ -81,6 +81,9 @@ cuda:  ## on a machine with a GPU and the packages installed: the CUDA tests, th
 	$(PYTHON) -m benchmarks.curvature --device cuda
 	$(PYTHON) -m benchmarks.assisted --device cuda
 	$(PYTHON) -m benchmarks.language --device cuda --data $(DATA) $(if $(MODEL),--model $(MODEL))
+
+recomputed: $(READY)  ## eleven stored cells of digits computed again and compared bit for bit (2 minutes)
+	$(BIN)/python -m benchmarks.recomputed
 
 weights: $(READY)  ## pretrain the transformer of `digits` again
 	$(BIN)/python -c "from stability.problems.digits import write_weights; write_weights()"
