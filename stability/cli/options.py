@@ -288,7 +288,6 @@ class Objective:
         Args:
             selector: which parameters may change.
             training: options of AdamW, which a minimisation does not have.
-            defaults: how the problem is trained where nothing is asked for.
             seed: the algorithm's seed.
 
         Raises:

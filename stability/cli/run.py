@@ -207,6 +207,8 @@ def _form_of(arguments: Sequence[str]) -> App:
     first = arguments[0] if arguments and not arguments[0].startswith("-") else None
     word = first or next((word for word in arguments if word in studies or word.endswith(".toml")), None)
     if any(word.split("=")[0] == "--problem" for word in arguments):
+        if first is not None and first.endswith(".toml"):
+            raise UsageError(f"{first} names its own problem: leave --problem out, or give your study another name")
         return _own_form()
     if word in STUDIES:
         return _form(_named, word)

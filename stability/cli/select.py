@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from stability.cli.options import OUTPUT, Data, Machine, Method, Model, OneProblem, Training, flags, load, problem_settings
 from stability.errors import MeasurementError, UsageError
+from stability.machine import resolve_device
 from stability.training import FineTuning, train
 
 __all__ = ["select"]
@@ -31,11 +32,11 @@ def select(
         algorithm = FineTuning(selector, seed=which.seed, **training.made())
         replicas = train(problem, algorithm, device=machine.device)
         if (step := int(replicas.failed_step[0])) >= 0:
-            raise MeasurementError(f"{selector.name} found no mask, for its training {algorithm.failure(step)}")
+            raise MeasurementError(f"{selector.name} found no mask, for its training {replicas.algorithm.failure(step)}")
         mask = replicas.masks[0]
     elif odd := flags(training):
         raise UsageError(f"{selector.name} selects before training: leave {odd} out")
     else:
-        mask = selector.select(problem, which.seed)
+        mask = selector.select(problem.to(resolve_device(machine.device)), which.seed)
     mask.save(out)
     print(f"{out}: k = {mask.count} of m = {mask.total} coordinates, p = {mask.sparsity:.4g}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stability.checks import check_kind, check_positive, check_whole
 from stability.errors import UsageError
-from stability.leave_one_out.predictors import Linearised, OneStep, Prediction, Predictor, default_predictor
+from stability.leave_one_out.predictors import DEFAULTS, Prediction, Predictor, default_predictor
 from stability.leave_one_out.statistics import Estimate, Numbers, draw, mean_of_draws, mean_of_population
 from stability.problems.problem import generator
 from stability.training import Algorithm
@@ -105,7 +105,7 @@ class Estimator(ABC):
         """As plain values. Default predictors are named, so that results of another default are never taken for these."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if self.predicts:
-            chosen = {"every": self.predictor} if self.predictor else {"FineTuning": Linearised(), "Minimisation": OneStep()}
+            chosen = {"every": self.predictor} if self.predictor else DEFAULTS
             own["predictor"] = {kind: predictor.settings() for kind, predictor in chosen.items()}
         return {"name": self.name, **own}
 
@@ -310,6 +310,7 @@ class Approximate(Estimator):
         UsageError: a calibration of anything but a OneStep without a damping of its own.
 
     Example:
+        >>> from stability.leave_one_out.predictors import OneStep
         >>> Approximate().most(n=100), Approximate(OneStep(), calibration=5).most(n=100)
         (0, 5)
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from stability.training import Algorithm
 from stability.training.objective import Observer
 from stability.training.replicas import Replicas
 
-__all__ = ["Linearised", "Masks", "Observation", "OneStep", "Prediction", "Predictor", "default_predictor"]
+__all__ = ["DEFAULTS", "Linearised", "Masks", "Observation", "OneStep", "Prediction", "Predictor", "default_predictor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ def default_predictor(algorithm: Algorithm) -> Predictor:
         >>> default_predictor(FineTuning(selectors.BitFit()))
         Linearised(checkpoints=12, memory_budget=2147483648, reselect=True)
     """
-    return Linearised() if algorithm.stepwise else OneStep()
+    return DEFAULTS["FineTuning" if algorithm.stepwise else "Minimisation"]
 
 
 @dataclass(frozen=True)
@@ -256,6 +256,10 @@ class _NewtonStep(Observation):
 
     def predict(self, real: Replicas) -> Prediction:
         return self._predictor.predict(real)
+
+
+DEFAULTS: Mapping[str, Predictor] = {"FineTuning": Linearised(), "Minimisation": OneStep()}
+"""The default of runs of steps and that of minimisers, by the names under which results are stored for them."""
 
 
 def _prediction(real: Replicas, losses: Tensor, by: str, began: float) -> Prediction:

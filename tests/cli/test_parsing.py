@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -211,3 +212,15 @@ def test_ctrl_c_while_a_command_is_imported_is_told_in_a_line(
     monkeypatch.setattr("stability.cli.commands._call", interrupted)
     assert main(["run", "digits"]) == 130
     assert capsys.readouterr().err == "stability: stopped; what was finished is kept, the same command goes on from there\n"
+
+
+def test_a_mask_that_training_finds_may_diverge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message has the learning rate of the problem where none was asked for."""
+    command = ["select", "--selector", "childpruning", "--sparsity", "0.1", "--n", "20", "--steps", "30", "--device", "cpu"]
+    assert main([*command, "--weight-decay", "1e9", "--out", str(tmp_path / "mask.safetensors")]) == 1
+    assert "use a smaller learning rate than 0.003" in capsys.readouterr().err
+
+
+def test_a_study_file_has_its_own_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "study.toml", "--problem", "digits", "--selectors", "full"]) == 2
+    assert "study.toml names its own problem: leave --problem out" in capsys.readouterr().err
