@@ -155,7 +155,11 @@ class StudyResults:
     @property
     def removed(self) -> float:
         """The fraction of the training data that each S lacks; more than 0 in studies of perturbed data."""
-        return float(self.identity.get("removed", 0.0))
+        from stability.studies.named import PAPER  # the named studies are made of what this module is read by
+
+        protocol = PAPER.get(self.study)
+        older = protocol.removed if protocol is not None and protocol.part == "perturbation" else 0.0
+        return float(self.identity.get("removed", older))
 
     def summary(self) -> Summary:
         """Average over seeds.

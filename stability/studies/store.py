@@ -14,9 +14,13 @@ from typing import Any
 
 from stability.errors import StabilityError
 
-__all__ = ["Store", "as_json", "key"]
+__all__ = ["LATER", "Store", "as_json", "key"]
 
 _FORMAT = 3  # raise it with every change of what a record holds
+LATER = {"removed"}
+"""Entries of an identity that older stores of this format lack. What they say follows from the others there: without them a study
+is the same."""
+
 _SCHEMA = """
 CREATE TABLE study (format INTEGER NOT NULL, version TEXT NOT NULL, identity TEXT NOT NULL);
 CREATE TABLE cells (
@@ -176,7 +180,7 @@ class Store:
             raise StabilityError(
                 f"{self.path} was made by version {self.version}, this is {version}: use another --store, or that version"
             )
-        for name in sorted(wanted.keys() | self.identity.keys()):
+        for name in sorted((wanted.keys() | self.identity.keys()) - (LATER - self.identity.keys())):
             if wanted.get(name) != self.identity.get(name):
                 old, new = _first_difference(self.identity.get(name), wanted.get(name))
                 raise StabilityError(

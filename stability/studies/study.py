@@ -26,7 +26,7 @@ from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact
 from stability.machine import cores, free_memory, resolve_device
 from stability.selectors import Selector
 from stability.studies.results import BOUNDS, CellStatus, StudyResults
-from stability.studies.store import Store, as_json, key
+from stability.studies.store import LATER, Store, as_json, key
 from stability.training import Algorithm
 
 __all__ = ["Cell", "Study", "cell_identity", "reusable", "run", "run_cell"]
@@ -428,7 +428,7 @@ def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str,
     if other.version != __version__:
         raise StabilityError(f"{other.path} was made by version {other.version}, this is {__version__}: nothing can be reused")
     # These are in the cells' own identity: a larger study may take over a smaller one's.
-    free = {"study", "algorithms", "seeds", "samples", "measured_seeds"}
+    free = {"study", "algorithms", "seeds", "samples", "measured_seeds"} | (LATER - other.identity.keys())
     theirs, mine = _comparable(other.identity), _comparable(own)
     for name in (mine.keys() | theirs.keys()) - free:
         alone = name.startswith("problem ") and (name not in theirs or name not in mine)  # a task of one of them

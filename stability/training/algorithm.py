@@ -38,14 +38,16 @@ class Algorithm(ABC):
         selector: chooses the pretrained coordinates that may change. The new head may always change.
         ridge: λ; the word ``paper`` stands for 1 − p with the p of the mask.
         seed: of the head's start, the order of the examples, the selection and dropout; each has its own generator.
-        stepwise: whether a run is a sequence of optimizer steps over batches. Replicas of such a run share its beginning, and
-            a tangent model can follow it.
+        stepwise: whether a run takes one gradient on each of its batches in turn, so that a tangent model can follow it.
+        shares_beginnings: whether :meth:`run` can compute replicas as one run until they depart (its argument ``sharing``). One
+            that cannot is never asked to.
     """
 
     selector: Selector
     ridge: float | Literal["paper"]
     seed: int
     stepwise: ClassVar[bool]
+    shares_beginnings: ClassVar[bool] = False
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # every kind is a dataclass, so that dataclasses.replace takes any
 
     @property
@@ -103,7 +105,8 @@ class Algorithm(ABC):
             batches: the indices that each step takes.
             reverse: whether each batch is in reverse order.
             activity: bool (r, K), which coordinates each row may change; by default all.
-            sharing: which rows begin as one run; of a stepwise algorithm with a fixed mask.
+            sharing: which rows begin as one run, where :attr:`shares_beginnings` and the mask is fixed. Row 0 is then a run with
+                all weights 1; where nobody asked for it (``sharing.lone``), what comes back is without it.
             metric: trained values (r, K) → the metric on the validation split (r,), where :attr:`validates` asks for one.
             progress: is told how many replica-steps were done.
         """

@@ -193,7 +193,7 @@ def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, mem
 
 def carry_out(task: Task, how: Division, progress: Progress | None = None) -> Iterator[tuple[Tensor, Trained]]:
     """Train the replicas of ``task``, divided as ``how`` says. Sets of rows come in any order, each with what came of them."""
-    fixed = task.algorithm.stepwise and not task.algorithm.selector.moving and task.activity is None
+    fixed = task.algorithm.shares_beginnings and not task.algorithm.selector.moving and task.activity is None
     fixed = fixed and task.watched is None  # who ends early would have to leave the trunk's company
     never = len(task.batches)
     when = departures(task.weights, task.batches) if fixed else torch.zeros(len(task.weights), dtype=torch.int64)

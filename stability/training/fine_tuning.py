@@ -84,6 +84,7 @@ class FineTuning(Algorithm):
     seed: int = 0
 
     stepwise: ClassVar[bool] = True
+    shares_beginnings: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_kind(Selector, "a selector of stability.selectors, such as SAM(sparsity=0.05)", selector=self.selector)
@@ -156,8 +157,7 @@ class FineTuning(Algorithm):
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step 0, 1, …."""
-        rate = self._settled(self.learning_rate, "learning_rate")
-        return rate * (1 - step / self.max_steps if self._settled(self.schedule, "schedule") == "linear" else 1)
+        return self._rate * (1 - step / self.max_steps if self._settled(self.schedule, "schedule") == "linear" else 1)
 
     def check(self, problem: Problem, masks: Sequence[Mask]) -> None:
         if self.validates and (problem.validation is None or not len(problem.validation)):
@@ -208,17 +208,21 @@ class FineTuning(Algorithm):
 
     def damping_for(self, mask: Mask) -> float:
         """λ, or without a ridge 1/(learning rate · steps), which is right to within orders of magnitude only."""
-        return self.ridge_for(mask) or 1 / (self._settled(self.learning_rate, "learning_rate") * self.max_steps)
+        return self.ridge_for(mask) or 1 / (self._rate * self.max_steps)
 
     def failure(self, step: int) -> str:
-        return f"diverged at step {step} with seed {self.seed}: use a smaller learning rate than {self.learning_rate:g}"
+        return f"diverged at step {step} with seed {self.seed}: use a smaller learning rate than {self._rate:g}"
 
     def describe(self) -> str:
         told = (
-            f"{self.steps} steps of {self.batch_size}, learning rate {self.learning_rate:g}, {self.schedule}, "
+            f"{self.steps} steps of {self.batch_size}, learning rate {self._rate:g}, {self.schedule}, "
             f"dropout {'on' if self.dropout else 'off'}"
         )
         return told if self.precision == "float32" else f"{told}, {self.precision}"
+
+    @property
+    def _rate(self) -> float:
+        return self._settled(self.learning_rate, "learning_rate")
 
     def _settled(self, value: T | None, name: str) -> T:
         if value is None:

@@ -16,6 +16,7 @@ from stability import Examples, FineTuning, Mask, Problem, UsageError
 from stability.leave_one_out import measure
 from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled, Status
 from stability.leave_one_out.predictors import OneStep
+from stability.problems.problem import generator, shuffled_batches
 from stability.problems.solvable import linear_regression
 from stability.selectors import SAM, FullTuning, Random, Selector
 from stability.training import Algorithm, train
@@ -33,6 +34,20 @@ class Warmed(FineTuning):
 
     def learning_rate_at(self, step: int) -> float:
         return super().learning_rate_at(step) * min(1.0, (step + 1) / self.warm_up)
+
+
+def _trained(values: Tensor, steps: int) -> Trained:
+    """Rows that all ended well."""
+    none = torch.empty(0, len(values))
+    return Trained(
+        values=values,
+        failed_step=torch.full((len(values),), -1),
+        kept_step=torch.full((len(values),), steps),
+        batch_losses=none,
+        mask_changes=none.long(),
+        relaxed=none.bool()[:, 0],
+        masks=[],
+    )
 
 
 @dataclass(frozen=True)
@@ -73,16 +88,7 @@ class Descent(Algorithm):
         values = objective.origin.expand(objective.rows, -1).clone()
         for _ in range(self.steps):
             values = values - self.rate * objective(values, batches[0])[2]
-        none = torch.empty(0, len(values))
-        return Trained(
-            values=values,
-            failed_step=torch.full((len(values),), -1),
-            kept_step=torch.full((len(values),), self.steps),
-            batch_losses=none,
-            mask_changes=none.long(),
-            relaxed=none.bool()[:, 0],
-            masks=[],
-        )
+        return _trained(values, self.steps)
 
     def check(self, problem: Problem, masks: Sequence[Mask]) -> None:
         pass
@@ -97,8 +103,24 @@ class Descent(Algorithm):
         return 1 / (self.rate * self.steps)
 
 
+@dataclass(frozen=True)
+class Steps(Descent):
+    """Plain gradient descent, a batch of six a step."""
+
+    stepwise: ClassVar[bool] = True
+
+    def batches(self, examples: Examples) -> Iterator[Tensor]:
+        return shuffled_batches(len(examples), 6, self.steps, generator(self.seed, "order"))
+
+    def run(self, objective: Descended, batches: Sequence[Tensor], **how: Any) -> Trained:
+        values = objective.origin.expand(objective.rows, -1).clone()
+        for index in batches:
+            values = values - self.rate * objective(values, index)[2]
+        return _trained(values, self.steps)
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: f"{estimator.name}-{type(estimator.predictor).__name__}")
-@pytest.mark.parametrize("kind", [Warmed, Descent])
+@pytest.mark.parametrize("kind", [Warmed, Descent, Steps])
 def test_any_algorithm_works_with_every_estimator(kind: Any, estimator: Estimator, digits: Problem) -> None:
     algorithm = kind(SAM(0.05), steps=5)
     estimate = measure(digits, algorithm, estimator, device="cpu")
@@ -144,3 +166,15 @@ def test_what_a_problem_leaves_open_is_asked_for(digits: Problem) -> None:
 
 def test_the_default_estimator_is_that_of_the_command_line(digits: Problem) -> None:
     assert measure(digits, FineTuning(Random(0.05), steps=2), device="cpu").estimator == "assisted"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_loop_of_one_s_own_is_predicted_by_linearised_replicas(seed: int) -> None:
+    """Exactly, for the model is linear; in whatever order its batches come, and it is never asked to share beginnings."""
+    draw = np.random.default_rng(seed)
+    problem = linear_regression(draw.normal(size=(20, 5)), draw.normal(size=20)).problem
+    estimate = measure(problem, Steps(FullTuning(), rate=0.05, seed=seed), Assisted(20), device="cpu")
+    assert estimate.steps_shared == 0
+    assert estimate.prediction is not None
+    retrained = estimate.per_example.set_index("index")["loss_left_out"].sort_index()
+    np.testing.assert_allclose(estimate.prediction.table["loss_left_out"], retrained, rtol=1e-8, atol=1e-12)

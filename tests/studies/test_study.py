@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -279,3 +280,20 @@ def test_numbers_of_numpy_are_numbers_in_a_study(tmp_path: Path) -> None:
 def test_what_a_study_is_not_made_of_is_refused_when_it_is_made(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         dataclasses.replace(SMALL, **change)
+
+
+def test_a_store_from_before_removed_was_in_the_identity_goes_on(tmp_path: Path) -> None:
+    """Nothing else of its identity is new; and of the paper's perturbation it is known by the study."""
+    identity = {"study": "paper-perturbation", "algorithms": [], "seeds": [0]}
+    store = Store(tmp_path / "old.sqlite", identity, "1")
+    store.add({"seed": 0}, {"value": 0.5})
+    Store(store.path, {**identity, "removed": 0.1}, "1")
+    with pytest.raises(StabilityError, match="made with seeds = "):
+        Store(store.path, {**identity, "removed": 0.1, "seeds": [1]}, "1")
+    newer = Store(tmp_path / "new.sqlite", {**identity, "removed": 0.1}, "1")
+    newer.add({"seed": 0}, {"value": 0.5})
+    with pytest.raises(StabilityError, match="made with removed = 0.1, now it is 0.2"):
+        Store(newer.path, {**identity, "removed": 0.2}, "1")
+    empty = StudyResults(table=pd.DataFrame(), study="paper-perturbation", identity=identity, tasks=(), algorithms={})
+    assert empty.removed == 0.1
+    assert dataclasses.replace(empty, study="mine").removed == 0
