@@ -6,7 +6,7 @@ __all__ = ["MeasurementError", "StabilityError", "UsageError"]
 
 
 class StabilityError(RuntimeError):
-    """The work could not be done: a file is damaged, the disk or the memory is full.
+    """The work could not be done: a file is damaged, the disk is full.
 
     It is the base of all errors that the toolkit raises on purpose. The command line ends with exit code 1.
 
@@ -26,7 +26,7 @@ class StabilityError(RuntimeError):
 class MeasurementError(StabilityError):
     """A measurement was carried out and failed: training diverged, a minimum was not reached, a derivative is not finite.
 
-    It is a result about the method that was measured. A study records it in the cell and goes on.
+    That not even one run fits into memory counts as such a failure too. A study records it in the cell and goes on.
 
     Example:
         >>> issubclass(MeasurementError, StabilityError)

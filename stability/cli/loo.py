@@ -34,7 +34,7 @@ from stability.cli.parsing import WHOLE, Whole, options
 from stability.cli.printing import plain, print_json
 from stability.errors import UsageError
 from stability.leave_one_out.estimate import StabilityEstimate
-from stability.leave_one_out.estimators import Approximate, Estimator
+from stability.leave_one_out.estimators import Estimator
 from stability.leave_one_out.measuring import measure
 from stability.problems import Problem
 from stability.reports.terminal import metrics_of, named_examples, show_bounds, show_estimate, show_examples
@@ -72,7 +72,7 @@ class BoundsOptions:
 
     def checked(self, estimator: Estimator) -> tuple[int, float]:
         """The replicas to check and δ."""
-        if self.bounds and isinstance(estimator, Approximate):
+        if self.bounds and estimator.most(2) == 0:
             raise UsageError("--bounds are measured at left-out replicas, and --estimator approximate trains none: use assisted")
         if not self.bounds and (self.check_replicas is not None or self.delta is not None):
             raise UsageError("--check-replicas and --delta belong to --bounds: add it, or leave them out")

@@ -79,7 +79,8 @@ class RefusedOptionError(UsageError):
 
     def belonging(self, where: str) -> RefusedOptionError:
         """The same, with the place where there is such an option."""
-        asked = f"; {self._remedy}" if self._remedy.endswith("?") else ""
+        # A longer name of this command may have been meant; a merely similar one would contradict the place that is told.
+        asked = f"; {self._remedy}" if self._remedy.startswith(f"did you mean {self.option}") else ""
         return RefusedOptionError(self._command, self.option, f"{self.option} belongs to {where}{asked}")
 
 

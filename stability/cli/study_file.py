@@ -175,7 +175,10 @@ def _fitting(value: Any, hint: Any, where: str) -> Any:
         return inner[0](**_checked(inner[0], value, f"{where}."))
     if not _fits(value, hint):
         raise UsageError(f"{where} = {value!r}: use {_words(hint)}")
-    return tuple(value) if isinstance(value, list) and tuple in (get_origin(one) for one in (hint, *get_args(hint))) else value
+    kinds = (hint, *get_args(hint))
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
+        return float(value)  # 0 and 0.0 are one setting, and so one identity
+    return tuple(value) if isinstance(value, list) and tuple in (get_origin(one) for one in kinds) else value
 
 
 def _fits(value: Any, hint: Any) -> bool:

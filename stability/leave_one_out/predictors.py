@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -161,12 +161,16 @@ class Linearised(Predictor):
 
     def settings(self) -> dict[str, Any]:
         """With the names under which results are stored; ``reselect`` is named where it is off."""
-        own = {"name": "linearised", "checkpoints": self.checkpoints, "memory": self.memory_budget}
-        return own if self.reselect else {**own, "reselect": False}
+        own = asdict(self)
+        own["memory"] = own.pop("memory_budget")
+        return {"name": "linearised", **{name: value for name, value in own.items() if name != "reselect" or not value}}
 
     def observe(self, problem: Problem, algorithm: Algorithm, masks: Masks) -> Observation:
         if not algorithm.stepwise:
-            raise UsageError("Linearised follows the steps of FineTuning, and a minimisation has none: use OneStep")
+            raise UsageError(
+                f"Linearised follows the steps of FineTuning, and {type(algorithm).__name__} has none that it could follow: "
+                "use OneStep"
+            )
         own = masks.of(range(problem.n) if self.reselect else ())
         observer = trajectory_for(problem, algorithm, own, checkpoints=self.checkpoints, memory_budget=self.memory_budget)
         return _Tangent(observer, own, self.memory_budget)
@@ -215,7 +219,9 @@ class OneStep(Predictor):
 
     def settings(self) -> dict[str, Any]:
         """With the names under which results are stored."""
-        return {"name": "one step", "damping": self.damping, "memory": self.memory_budget}
+        own = asdict(self)
+        own["memory"] = own.pop("memory_budget")
+        return {"name": "one step", **own}
 
     def observe(self, problem: Problem, algorithm: Algorithm, masks: Masks) -> Observation:
         return _NewtonStep(self)

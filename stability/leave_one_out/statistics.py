@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from stability.checks import check_fraction
 from stability.errors import UsageError
 
 __all__ = ["Estimate", "Numbers", "Shares", "draw", "mean_of_draws", "mean_of_population", "mean_over_seeds", "variance_shares"]
@@ -239,8 +240,7 @@ def _each_draw(y: Numbers, x: Numbers, total: float, population: int) -> Numbers
 
 def _estimate(parts: Numbers, scale: float, sure: float, confidence: float, population: int, missing: int) -> Estimate:
     """Of the mean of ``parts``, each with as much say, whose standard error is ``scale`` · s/√a; never below ``sure``."""
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence = {confidence} is outside (0, 1)")
+    check_fraction(confidence=confidence)
     a, value = len(parts), float(parts.mean())
     estimate = partial(Estimate, confidence=confidence, count=a, population=population + missing)
     if missing:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from stability.checks import check_positive, check_probability, check_whole
+from stability.checks import check_fraction, check_whole
 from stability.errors import UsageError
 from stability.leave_one_out.statistics import Numbers
 
@@ -115,8 +115,7 @@ def rank_correlation(
         >>> round(found.value, 3), found.count
         (0.485, 70)
     """
-    check_positive(confidence=confidence)
-    check_probability(confidence=confidence)
+    check_fraction(confidence=confidence)
     check_whole(0, permutations=permutations)
     if odd := [name for name in (first, second) if name not in table]:
         raise UsageError(f"there is no column {odd[0]!r}: there is {', '.join(map(str, table.columns))}")

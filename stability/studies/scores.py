@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from stability.checks import check_positive, check_probability, check_sparsity
+from stability.checks import check_fraction, check_sparsity
 from stability.errors import UsageError
 from stability.studies.ranks import RankCorrelation, rank_correlation
 from stability.studies.results import StudyResults
@@ -238,8 +238,7 @@ def std_interval(std: float, seeds: int, confidence: float = 0.95) -> tuple[floa
         >>> [round(end, 2) for end in std_interval(1.0, 10)]
         [0.69, 1.83]
     """
-    check_positive(confidence=confidence)
-    check_probability(confidence=confidence)
+    check_fraction(confidence=confidence)
     if seeds < 2 or not math.isfinite(std):
         return math.nan, math.nan
     quantiles = stats.chi2.ppf([(1 + confidence) / 2, (1 - confidence) / 2], seeds - 1)

@@ -19,7 +19,7 @@ import torch
 
 from stability import __version__, problems
 from stability.bounds.measured import Constants, estimate_constants, measured_bounds
-from stability.checks import check_kind, check_positive, check_probability, check_whole
+from stability.checks import check_fraction, check_kind, check_whole
 from stability.errors import MeasurementError, StabilityError, UsageError
 from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled
@@ -103,8 +103,12 @@ class Study:
                 raise UsageError("measured_seeds and samples: shares of the variance need every cell measured; leave one out")
         if self.check_replicas is not None:
             check_whole(0, check_replicas=self.check_replicas)
-        check_positive(delta=self.delta)
-        check_probability(delta=self.delta)
+        check_fraction(delta=self.delta)
+        if self.check_replicas is not None and self.measured_seeds != 0 and self.estimator.most(2) == 0:
+            raise UsageError(
+                f"check_replicas = {self.check_replicas}: bounds are measured at left-out replicas, and {self.estimator.name} "
+                "trains none; use check_replicas=None, or another estimator"
+            )
         for seed in (*self.seeds, *(self.samples or ())):
             check_whole(0, seed=seed)
         # Numbers of numpy are numbers, but JSON cannot hold them.

@@ -96,6 +96,7 @@ class FineTuning(Algorithm):
         check_ridge(self.ridge)
         check_number(0, weight_decay=self.weight_decay)
         check_flags(dropout=self.dropout)
+        check_whole(0, seed=self.seed)
         if self.ridge == "paper" and self.selector.moving:
             raise UsageError(f"ridge = 'paper' is 1 − p of the mask, and {self.selector.name} has none yet: give λ as a number")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -67,6 +67,7 @@ class Minimisation(Algorithm):
         if self.selector.moving:
             raise UsageError(f"{self.selector.name} moves its mask while it trains, step by step: use FineTuning")
         check_whole(1, max_steps=self.max_steps, history=self.history)
+        check_whole(0, seed=self.seed)
         check_positive(gradient_tolerance=self.gradient_tolerance)
         check_ridge(self.ridge)
         if self.ridge == 0 or (self.ridge == "paper" and self.selector.selects_all):

@@ -3,7 +3,7 @@
 Replicas share θ⁰, the head's start, the batches and their order. Those with one mask are also the same run until a step takes
 an example on whose weight they differ, and are computed as one up to there. How many go at once, and how they are divided among
 the threads of a CPU, is planned from memory and changes results only by rounding: see :attr:`StabilityEstimate.noise_floor
-<stability.leave_one_out.measuring.StabilityEstimate.noise_floor>`, which measures it.
+<stability.leave_one_out.StabilityEstimate.noise_floor>`, which measures it.
 """
 
 from __future__ import annotations
@@ -189,6 +189,8 @@ def train(
     if bool((weights < 0).any()):
         row = int((weights < 0).any(1).nonzero()[0])
         raise UsageError(f"a weight of replica {row} is {float(weights[row].min()):g}: use 0 for left out and 1 for kept")
+    if observe is not None and len(weights) != 1:
+        raise UsageError(f"observe and r = {len(weights)} replicas: an observer is told of a single run, give one row of weights")
     weights = weights.to(first)
     masks = _one_each(problem, algorithm, len(weights), masks)
     hold = None if observe is None else observe.hold

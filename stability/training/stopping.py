@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -44,7 +44,8 @@ class EarlyStopping:
 
     def settings(self) -> dict[str, int]:
         """As plain values, with the name under which results are stored for ``evaluate_every``."""
-        return {"every": self.evaluate_every, "patience": self.patience, "least_steps": self.least_steps}
+        own = asdict(self)
+        return {"every": own.pop("evaluate_every"), **own}
 
 
 class Checkpoints:

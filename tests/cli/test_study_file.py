@@ -14,6 +14,7 @@ from stability.leave_one_out.estimators import Assisted, Sampled
 from stability.leave_one_out.predictors import Linearised
 from stability.selectors import SAM, FullTuning, LoRA
 from stability.studies.results import StudyResults
+from stability.studies.store import key
 from stability.studies.study import Study
 from stability.training import FineTuning, Minimisation
 from stability.training.stopping import EarlyStopping
@@ -156,3 +157,9 @@ def test_what_does_not_fit_is_refused_by_name(text: str, message: str, tmp_path:
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(UsageError, match=r"there is no file absent\.toml"):
         read(Path("absent.toml"))
+
+
+def test_a_whole_number_is_a_real_one_where_that_is_asked_for(tmp_path: Path) -> None:
+    """0 and 0.0 are one setting: the file goes on with the same store."""
+    made = [read(written(tmp_path, f"{SMALL}weight_decay = {value}")) for value in ("0", "0.0")]
+    assert key(made[0].identity()) == key(made[1].identity())

@@ -15,11 +15,11 @@ from torch import Tensor
 from stability import Examples, FineTuning, Mask, Problem, UsageError
 from stability.leave_one_out import measure
 from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled, Status
-from stability.leave_one_out.predictors import OneStep
+from stability.leave_one_out.predictors import Linearised, OneStep
 from stability.problems.problem import generator, shuffled_batches
 from stability.problems.solvable import linear_regression
 from stability.selectors import SAM, FullTuning, Random, Selector
-from stability.training import Algorithm, train
+from stability.training import Algorithm, EarlyStopping, train
 from stability.training.descent import Progress, Sharing, Trained
 from stability.training.objective import Descended
 
@@ -178,3 +178,39 @@ def test_a_loop_of_one_s_own_is_predicted_by_linearised_replicas(seed: int) -> N
     assert estimate.prediction is not None
     retrained = estimate.per_example.set_index("index")["loss_left_out"].sort_index()
     np.testing.assert_allclose(estimate.prediction.table["loss_left_out"], retrained, rtol=1e-8, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class Later(EarlyStopping):
+    grace: int = 0
+
+
+@dataclass(frozen=True)
+class Finer(Linearised):
+    order: int = 1
+
+
+@dataclass(frozen=True)
+class Farther(OneStep):
+    steps: int = 1
+
+
+@pytest.mark.parametrize(("kind", "more"), [(Later, "grace"), (Finer, "order"), (Farther, "steps")])
+def test_what_a_subclass_adds_is_part_of_the_identity(kind: Any, more: str) -> None:
+    one, two = kind(**{more: 5}).settings(), kind(**{more: 6}).settings()
+    assert (one.pop(more), two.pop(more)) == (5, 6)
+    assert one == two == kind.__mro__[1]().settings()
+
+
+def test_an_observer_is_told_of_a_single_run(digits: Problem) -> None:
+    class Counting:
+        hold, told = None, 0
+
+        def add(self, values: Tensor, logits: Tensor, gradient: Tensor) -> None:
+            self.told += 1
+
+    watched, tuning = Counting(), FineTuning(Random(0.05), steps=4)
+    train(digits, tuning, observe=watched)
+    assert watched.told == 4
+    with pytest.raises(UsageError, match="observe and r = 2 replicas: an observer is told of a single run"):
+        train(digits, tuning, torch.ones(2, digits.n), observe=watched)

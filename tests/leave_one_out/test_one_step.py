@@ -126,7 +126,7 @@ def test_minimisers_are_foretold_by_one_step_and_measured_with_its_help() -> Non
     assert helped.interval[0] <= truth.mean() <= helped.interval[1]
     assert helped.diagnostics.correlation > 1 - 1e-6
     assert helped.diagnostics.variance_cut > 10
-    with pytest.raises(UsageError, match="a minimisation has none: use OneStep"):
+    with pytest.raises(UsageError, match="Minimisation has none that it could follow: use OneStep"):
         leave_one_out.measure(known.problem, algorithm, estimator=Assisted(8, predictor=Linearised()), device="cpu")
 
 

@@ -16,7 +16,7 @@ import torch
 from stability import MeasurementError, Problem, StabilityError, UsageError, __version__, plotting, problems
 from stability.cli.commands import main
 from stability.leave_one_out import measure
-from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled
+from stability.leave_one_out.estimators import Alone, Approximate, Assisted, Estimator, Exact, Sampled
 from stability.leave_one_out.statistics import variance_shares
 from stability.reports.study_table import render
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, MagPruning, from_scores
@@ -275,6 +275,7 @@ def test_numbers_of_numpy_are_numbers_in_a_study(tmp_path: Path) -> None:
         ({"seeds": 3}, "seeds = 3: use whole numbers, such as"),
         ({"estimator": "assisted"}, "estimator = 'assisted': use one of stability.estimators"),
         ({"problem": 7}, "problem = 7: use the name of a problem"),
+        ({"estimator": Approximate()}, "check_replicas = 0: bounds are measured at left-out replicas, and approximate trains none"),
     ],
 )
 def test_what_a_study_is_not_made_of_is_refused_when_it_is_made(change: dict[str, Any], message: str) -> None:
