@@ -7,7 +7,7 @@ the setting. That class also tells what the setting means (:func:`stability.cli.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -305,6 +305,8 @@ class Objective:
 
 ESTIMATORS: dict[str, type[Estimator]] = {"exact": Exact, "sampled": Sampled, "assisted": Assisted, "approximate": Approximate}
 
+PREDICTORS: dict[str, Callable[..., Predictor]] = {"linearised": Linearised, "one-step": OneStep}
+
 
 @options(ESTIMATOR, Sampled)
 @dataclass(frozen=True, kw_only=True)
@@ -343,13 +345,12 @@ class EstimatorOptions:
         return ESTIMATORS[kind](**how, **({} if predictor is None else {"predictor": predictor}))
 
     def _predictor(self) -> Predictor | None:
-        if self.predictor == "one-step":
-            if self.checkpoints is not None:
-                raise UsageError("--checkpoints are of linearised replicas: leave it out with --predictor one-step")
-            return OneStep()
-        if self.checkpoints is not None:
-            return Linearised(self.checkpoints)
-        return None if self.predictor is None else Linearised()
+        if self.predictor is None and self.checkpoints is None:
+            return None
+        own = {} if self.checkpoints is None else {"checkpoints": self.checkpoints}
+        if own and self.predictor == "one-step":
+            raise UsageError("--checkpoints are of linearised replicas: leave it out with --predictor one-step")
+        return PREDICTORS[self.predictor or "linearised"](**own)
 
 
 @options(MACHINE)

@@ -31,11 +31,10 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from stability.cli.options import ESTIMATORS, common_defaults, load
+from stability.cli.options import ESTIMATORS, PREDICTORS, common_defaults, load
 from stability.cli.parsing import nearest
 from stability.errors import UsageError
 from stability.leave_one_out.estimators import Estimator
-from stability.leave_one_out.predictors import Linearised, OneStep
 from stability.problems import PROBLEMS, TrainingDefaults, load_texts
 from stability.selectors import Selector
 from stability.selectors.naming import selectors_named
@@ -45,8 +44,6 @@ from stability.training import Algorithm, FineTuning, Minimisation
 __all__ = ["read"]
 
 _ALGORITHMS: dict[str, type[FineTuning | Minimisation]] = {"FineTuning": FineTuning, "Minimisation": Minimisation}
-
-_PREDICTORS: dict[str, Callable[..., Any]] = {"linearised": Linearised, "one-step": OneStep}
 
 
 def read(path: Path) -> Study:
@@ -129,7 +126,7 @@ def _selectors(asked: Any) -> list[Selector]:
 def _estimator(asked: Any) -> Estimator:
     kind, own = _kind(asked, "estimator", ESTIMATORS, "assisted")
     if (predictor := own.pop("predictor", None)) is not None:
-        which, how = _kind(predictor, "estimator.predictor", _PREDICTORS, "linearised")
+        which, how = _kind(predictor, "estimator.predictor", PREDICTORS, "linearised")
         predictor = {"predictor": which(**_checked(which, how, "estimator.predictor."))}
         if "predictor" not in inspect.signature(kind).parameters:
             raise UsageError(f"estimator {kind.name} has no predictor: leave it out, or use assisted or approximate")

@@ -22,6 +22,7 @@ from stability.derivatives.gradients import per_example_jacobians
 from stability.masks import Mask
 from stability.problems.problem import Problem, generator
 from stability.training import Algorithm
+from stability.training.descent import RunOptions
 from stability.training.dropout import Dropout
 from stability.training.objective import ALL
 from stability.training.replicas import Replicas
@@ -127,7 +128,7 @@ def losses_left_out(real: Replicas, trajectory: Trajectory, masks: Sequence[Mask
         weights[torch.arange(1, len(weights)), left_out] = 0
         tangent.weights, tangent.step = weights, 0
         mine = None if activity is None else activity[torch.cat([torch.zeros(1, dtype=torch.int64), left_out + 1])]
-        run = algorithm.run(tangent, batches, activity=mine)
+        run = algorithm.run(tangent, batches, RunOptions(activity=mine))
         found.append(torch.where(run.failed_step[1:] < 0, tangent.losses(run.values, left_out), torch.nan))
     losses = torch.cat(found).double().cpu()
     return torch.where(torch.isfinite(losses), losses, torch.nan)

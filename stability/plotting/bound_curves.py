@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from stability.bounds.base import State
 from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, unit
 from stability.studies.results import UNKNOWN, StudyResults
 
@@ -96,7 +97,7 @@ def bounds(results: StudyResults) -> Figure:
         Line2D([], [], color="0.3", ls="--", marker="o", mfc="none", ms=4, label="vacuous (in some seed)"),
         Line2D([], [], color="0.3", ls="--", marker="x", ms=5, label="an assumption failed (in some seed)"),
     ]
-    if any((summary[f"{name}_state"] == "infinite").any() for name in DRAWN):
+    if any((summary[f"{name}_state"] == State.INFINITE).any() for name in DRAWN):
         handles.append(Line2D([], [], color="0.3", ls="", marker="$\\uparrow$", ms=8, label="infinite"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
@@ -125,12 +126,17 @@ def _bound_line(ax: Axes, p: np.ndarray, values: np.ndarray, states: list[str], 
     """Draw a bound segment by segment: solid only between two points that are neither vacuous nor refuted."""
     for i in range(len(p) - 1):
         if np.isfinite(values[i : i + 2]).all():
-            solid = {states[i], states[i + 1]} <= {"not refuted", "estimate"}
+            solid = {states[i], states[i + 1]} <= {State.NOT_REFUTED, State.ESTIMATE}
             ax.plot(p[i : i + 2], values[i : i + 2], color=colour, ls="-" if solid else (0, (3, 2)), lw=1.3 if solid else 0.9)
-    marks = {"not refuted": ("o", colour), "estimate": ("o", colour), "vacuous": ("o", "white"), "assumption failed": ("x", colour)}
+    marks = {
+        State.NOT_REFUTED: ("o", colour),
+        State.ESTIMATE: ("o", colour),
+        State.VACUOUS: ("o", "white"),
+        State.ASSUMPTION_FAILED: ("x", colour),
+    }
     for state, (marker, fill) in marks.items():
         at = np.array([mine == state for mine in states]) & np.isfinite(values)
         ax.plot(p[at], values[at], color=colour, marker=marker, mfc=fill, ms=4, ls="")
-    infinite = np.array([state == "infinite" for state in states])
+    infinite = np.array([state == State.INFINITE for state in states])
     if infinite.any():
         ax.plot(p[infinite], np.full(infinite.sum(), np.nan), color=colour, marker="$\\uparrow$", ms=8, ls="", gid="infinite")

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 from scipy import stats
 
+from stability.bounds.base import State
 from stability.plotting.style import (
     P_LABEL,
     NothingToDrawError,
@@ -100,10 +101,10 @@ def _theorem_1(above: Axes, ok: pd.DataFrame, summary: pd.DataFrame, shift: dict
     for name, group in ok.groupby(by, sort=False):
         colour, marker, _ = style[str(name)]
         mine, p = bound[group.index], group["sparsity"] * shift[str(name)]
-        holds = group["theorem_1_state"] == "not refuted"
+        holds = group["theorem_1_state"] == State.NOT_REFUTED
         for chosen, fill in ((holds, colour), (~holds, "none")):
             above.plot(p[chosen], mine[chosen], marker, ms=4, mfc=fill, mec=colour, mew=0.8, ls="", alpha=0.9)
-        infinite = p[group["theorem_1_state"] == "infinite"].unique()
+        infinite = p[group["theorem_1_state"] == State.INFINITE].unique()
         above.plot(infinite, np.full(len(infinite), top * 0.6), marker="$\\uparrow$", ms=8, color=colour, ls="")
     above.plot(summary["sparsity"], summary["loss_bound"], "_", color="0.6", ms=6)
     above.set(xscale="log", yscale="log", ylabel=f"Theorem 1's bound [{unit(ok)}]", xticklabels=[])
@@ -113,7 +114,7 @@ def _theorem_1(above: Axes, ok: pd.DataFrame, summary: pd.DataFrame, shift: dict
         Line2D([], [], color="0.3", marker="$\\uparrow$", ms=8, ls="", label="bound infinite"),
         Line2D([], [], color="0.6", marker="_", ms=6, ls="", label="largest loss: bounds above are vacuous"),
     ]
-    if (ok["theorem_1_state"] == "not refuted").any():
+    if (ok["theorem_1_state"] == State.NOT_REFUTED).any():
         extra.insert(0, Line2D([], [], color="0.3", marker="o", ms=4, ls="", label="bound, not refuted"))
     return extra
 

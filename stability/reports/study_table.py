@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 
+from stability.bounds.base import State
 from stability.studies.results import UNKNOWN, StudyResults
 
 __all__ = ["render", "study_table"]
@@ -122,5 +123,6 @@ def _mean_std(summary: pd.DataFrame, name: str) -> list[str]:
 def _bound(value: float, state: str) -> str:
     if state == UNKNOWN:
         return "–"
-    mark = {"assumption failed": " *", "vacuous": " †"}.get(state, "")
+    marks: dict[str, str] = {State.ASSUMPTION_FAILED: " *", State.VACUOUS: " †"}
+    mark = marks.get(state, "")
     return ("∞" if math.isinf(value) else f"{value:.3g}") + mark

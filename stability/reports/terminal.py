@@ -10,6 +10,7 @@ import torch
 
 from stability.bounds.base import Assumption, Bound
 from stability.leave_one_out.estimate import StabilityEstimate
+from stability.leave_one_out.estimators import Status
 from stability.problems.metrics import commonest_class
 from stability.problems.problem import Problem
 from stability.training import Algorithm
@@ -68,9 +69,11 @@ def show_estimate(problem: Problem, algorithm: Algorithm, estimate: StabilityEst
 
 
 _STATUS = {
-    "exact": "every one",
-    "tolerance not met": "the tolerance is not met with as many as were allowed: give more --retrainings, or a larger --tolerance",
-    "approximate": "a prediction, of unknown error",
+    Status.EXACT: "every one",
+    Status.TOLERANCE_NOT_MET: (
+        "the tolerance is not met with as many as were allowed: give more --retrainings, or a larger --tolerance"
+    ),
+    Status.APPROXIMATE: "a prediction, of unknown error",
 }
 
 

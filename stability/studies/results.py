@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stability.bounds.base import State
 from stability.errors import StabilityError, UsageError
 from stability.leave_one_out.statistics import mean_over_seeds, variance_shares
 from stability.studies.store import Store, key
@@ -46,7 +47,7 @@ BOUNDS = (
 UNKNOWN = "unknown"
 """State, in a summary, of a bound that some seed lacks; the other states are those of :data:`stability.bounds.State`."""
 
-_STATES = ("infinite", "assumption failed", "vacuous", "not refuted", "estimate")  # the worst first
+_WORST_FIRST = (State.INFINITE, State.ASSUMPTION_FAILED, State.VACUOUS, State.NOT_REFUTED, State.ESTIMATE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,8 +267,8 @@ def _over_seeds(values: pd.Series[Any], states: pd.Series[Any]) -> tuple[float, 
     """Mean and worst state; infinite where one seed's is, NaN and :data:`UNKNOWN` where one has none."""
     if states.empty or states.isna().any():
         return np.nan, UNKNOWN
-    worst = min(states, key=_STATES.index)
-    return (np.inf if worst == "infinite" else float(values.astype(float).mean())), worst
+    worst = min(states, key=_WORST_FIRST.index)
+    return (np.inf if worst == State.INFINITE else float(values.astype(float).mean())), worst
 
 
 _SUMMARISED = (

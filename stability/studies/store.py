@@ -52,12 +52,22 @@ def as_json(value: Any, sort_keys: bool = True) -> str:
         value: plain values.
         sort_keys: whether the entries of dictionaries are sorted.
 
+    Raises:
+        TypeError: a value that JSON cannot hold.
+
     Example:
         >>> import numpy as np
         >>> as_json({"steps": np.int64(5)})
         '{"steps": 5}'
     """
-    return json.dumps(value, sort_keys=sort_keys, default=lambda number: number.item())
+    return json.dumps(value, sort_keys=sort_keys, default=_plain)
+
+
+def _plain(value: Any) -> object:
+    """A number of numpy or torch as a number of Python."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{value!r} is of type {type(value).__name__}, and JSON holds plain values only")
 
 
 class Store:

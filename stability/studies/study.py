@@ -22,7 +22,7 @@ from stability.bounds.measured import Constants, estimate_constants, measured_bo
 from stability.checks import check_fraction, check_kind, check_whole
 from stability.errors import MeasurementError, StabilityError, UsageError
 from stability.leave_one_out import StabilityEstimate, measure
-from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled
+from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled, Status
 from stability.machine import cores, free_memory, resolve_device
 from stability.selectors import Selector
 from stability.studies.results import BOUNDS, CellStatus, StudyResults
@@ -111,7 +111,7 @@ class Study:
             )
         for seed in (*self.seeds, *(self.samples or ())):
             check_whole(0, seed=seed)
-        # Numbers of numpy are numbers, but JSON cannot hold them.
+        # Seeds may come as a list or as an array of numpy; a frozen study holds tuples of plain numbers.
         object.__setattr__(self, "seeds", tuple(map(int, self.seeds)))
         object.__setattr__(self, "samples", None if self.samples is None else tuple(map(int, self.samples)))
         if not self.algorithms or not self.seeds:
@@ -306,7 +306,7 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
     plain = estimate.to_dict()
     row: dict[str, Any] = {
         "sparsity": replicas.algorithm.sparsity_for(replicas.masks[0]),
-        "stability": None if estimate.status == "not measured" else plain["value"],
+        "stability": None if estimate.status == Status.NOT_MEASURED else plain["value"],
         "stability_interval": plain["interval"],
         "stability_error": plain["error"],
         "estimate_status": estimate.status,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,7 +15,7 @@ from stability.errors import UsageError
 from stability.masks import Mask
 from stability.problems.problem import Examples, Problem, TrainingDefaults
 from stability.selectors import Selector
-from stability.training.descent import Progress, Sharing, Trained
+from stability.training.descent import PLAIN, RunOptions, Trained
 from stability.training.dropout import Dropout
 from stability.training.objective import Descended
 
@@ -39,7 +39,7 @@ class Algorithm(ABC):
         ridge: λ; the word ``paper`` stands for 1 − p with the p of the mask.
         seed: of the head's start, the order of the examples, the selection and dropout; each has its own generator.
         stepwise: whether a run takes one gradient on each of its batches in turn, so that a tangent model can follow it.
-        shares_beginnings: whether :meth:`run` can compute replicas as one run until they depart (its argument ``sharing``). One
+        shares_beginnings: whether :meth:`run` can compute replicas as one run until they depart (``options.sharing``). One
             that cannot is never asked to.
     """
 
@@ -87,28 +87,15 @@ class Algorithm(ABC):
         """The indices of the ``examples`` that the steps take, the same for every replica: int64 (b,) each."""
 
     @abstractmethod
-    def run(
-        self,
-        objective: Descended,
-        batches: Sequence[Tensor],
-        *,
-        reverse: bool = False,
-        activity: Tensor | None = None,
-        sharing: Sharing | None = None,
-        metric: Callable[[Tensor], Tensor] | None = None,
-        progress: Progress | None = None,
-    ) -> Trained:
+    def run(self, objective: Descended, batches: Sequence[Tensor], options: RunOptions = PLAIN) -> Trained:
         """Train one set of r replicas from start to end.
 
         Args:
             objective: gives losses and gradients by the trained values.
             batches: the indices that each step takes.
-            reverse: whether each batch is in reverse order.
-            activity: bool (r, K), which coordinates each row may change; by default all.
-            sharing: which rows begin as one run, where :attr:`shares_beginnings` and the mask is fixed. Row 0 is then a run with
-                all weights 1; where nobody asked for it (``sharing.lone``), what comes back is without it.
-            metric: trained values (r, K) → the metric on the validation split (r,), where :attr:`validates` asks for one.
-            progress: is told how many replica-steps were done.
+            options: how the replicas are run. It has ``sharing`` only where :attr:`shares_beginnings`: row 0 is then a run with
+                all weights 1, and where nobody asked for it (``sharing.lone``), what comes back is without it. It has a
+                ``metric`` only where :attr:`validates`.
         """
 
     @abstractmethod

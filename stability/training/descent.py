@@ -23,7 +23,7 @@ from stability.training.dropout import Dropout
 from stability.training.objective import Descended
 from stability.training.stopping import Checkpoints
 
-__all__ = ["DIVERGED", "Progress", "Sharing", "Stepwise", "Trained", "descend"]
+__all__ = ["DIVERGED", "PLAIN", "Progress", "RunOptions", "Sharing", "Stepwise", "Trained", "descend"]
 
 DIVERGED = 1e4
 """A replica has diverged when its batch loss is not finite or exceeds this many times max(1, its first batch loss)."""
@@ -48,6 +48,29 @@ class Sharing:
         """The rows that are computed in this step."""
         end = bisect.bisect_right(self.departures, step)
         return slice(int(self.lone and end == len(self.departures)), 1 + end)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RunOptions:
+    """How one set of r replicas is run, beside its objective and its batches.
+
+    Attributes:
+        reverse: whether each batch is in reverse order.
+        activity: bool (r, K), which coordinates each row may change; by default all. Only with a fixed mask.
+        sharing: which rows begin as one run; by default none. Only with a fixed mask, the same for all rows.
+        metric: trained values (r, K) → the metric on the validation split (r,), to choose a checkpoint by.
+        progress: is told how many replica-steps were done.
+    """
+
+    reverse: bool = False
+    activity: Tensor | None = None
+    sharing: Sharing | None = None
+    metric: Callable[[Tensor], Tensor] | None = None
+    progress: Progress | None = None
+
+
+PLAIN: RunOptions = RunOptions()
+"""Every row trains alone and may change every coordinate, and nobody watches."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -126,12 +149,8 @@ def descend(
     objective: Descended,
     algorithm: Stepwise,
     batches: Sequence[Tensor],
-    *,
-    reverse: bool = False,
-    activity: Tensor | None = None,
-    sharing: Sharing | None = None,
+    options: RunOptions = PLAIN,
     kept: Checkpoints | None = None,
-    progress: Progress | None = None,
 ) -> Trained:
     """Train one set of r replicas from start to end, down the network's objective or its linearisation.
 
@@ -139,11 +158,8 @@ def descend(
         objective: gives losses and gradients by the K trained values.
         algorithm: the optimizer, the selector and the number of steps.
         batches: the indices that each step takes, int64 (b,) each.
-        reverse: whether each batch is in reverse order.
-        activity: bool (r, K), which coordinates each row may change; by default all. Only with a fixed mask.
-        sharing: which rows begin as one run. Only with a fixed mask, the same for all rows.
-        kept: stops early, and says which checkpoint is the end. Not together with ``sharing``.
-        progress: is told how many replica-steps were done.
+        options: how the rows are run; its ``metric`` is left to ``kept``.
+        kept: stops early, and says which checkpoint is the end. Not together with ``options.sharing``.
 
     Returns:
         What came of each row. A row has failed in the step whose loss is not finite or exceeds :data:`DIVERGED` times the larger
@@ -152,7 +168,7 @@ def descend(
     origin, selector, shapes = objective.origin, algorithm.selector, objective.shapes
     sizes = [math.prod(shape) for shape in shapes.values()]
     clock = Clock()
-    sharing = sharing or Sharing([0] * (objective.rows - 1), lone=False)
+    sharing = options.sharing or Sharing([0] * (objective.rows - 1), lone=False)
     rows, everyone = sharing.rows(0), slice(0, objective.rows)
     asked = slice(int(sharing.lone), everyone.stop)
     run = Run(
@@ -163,14 +179,14 @@ def descend(
         optimizer=algorithm.optimizer(clock),
         draws=generator(algorithm.seed, "selection"),
     )
-    course = selector.begin(run) if selector.moving else _Fixed(run, activity)
+    course = selector.begin(run) if selector.moving else _Fixed(run, options.activity)
     failed = torch.full((everyone.stop,), -1, device=origin.device)
     limit = torch.zeros(())
     losses, changes, relaxed, spared = [], [], [], 0
     for step, index in enumerate(batches):
         clock.step = step
         rows = _go_on(course, rows, sharing.rows(step))
-        dropout = algorithm.dropout_at(step, origin.device, (len(index), objective.sequences) if reverse else None)
+        dropout = algorithm.dropout_at(step, origin.device, (len(index), objective.sequences) if options.reverse else None)
         found, _, gradient = objective(course.point(), index, dropout, rows)
         rest = found[:1].expand(everyone.stop - rows.stop)  # of those that are still one with the trunk
         loss = torch.cat([found.new_zeros(rows.start), found, rest])
@@ -188,8 +204,8 @@ def descend(
         spared += asked.stop - asked.start - len(found)
         losses.append(loss)
         changes.append(_entered(before, course.mask, everyone.stop))
-        if progress is not None:
-            progress(asked.stop - asked.start)
+        if options.progress is not None:
+            options.progress(asked.stop - asked.start)
         if kept is not None and kept.due(step + 1):
             kept.look(step + 1, *_ended(copy.copy(course), run))  # a copy, for the course itself goes on
             if bool(kept.ended.all()):

@@ -19,7 +19,7 @@ from stability.machine import free_memory, kept_for_backward
 from stability.masks import Mask, Parameters
 from stability.problems.problem import ModuleLogits, Problem
 from stability.training.algorithm import Algorithm
-from stability.training.descent import Progress, Sharing, Trained
+from stability.training.descent import Progress, RunOptions, Sharing, Trained
 from stability.training.objective import ALL, Objective, Observer, Stack, blocks_of, logits_of
 
 __all__ = ["Division", "Task", "carry_out", "departures", "divide"]
@@ -91,15 +91,10 @@ class Task:
             autocast=self.algorithm.product_precision == "bfloat16",
             reverse=self.reverse,
         )
-        found = self.algorithm.run(
-            objective,
-            self.batches,
-            reverse=self.reverse,
-            activity=activity,
-            sharing=sharing,
-            metric=self._metric(objective),
-            progress=progress,
+        options = RunOptions(
+            reverse=self.reverse, activity=activity, sharing=sharing, metric=self._metric(objective), progress=progress
         )
+        found = self.algorithm.run(objective, self.batches, options)
         return replace(found, at_once=objective.at_once)
 
     def _metric(self, objective: Objective) -> Callable[[Tensor], Tensor] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
@@ -17,7 +17,7 @@ from stability.selectors import Selector
 from stability.selectors.moving import MakeOptimizer
 from stability.training.adamw import AdamW, Clock
 from stability.training.algorithm import Algorithm, Precision, check_ridge
-from stability.training.descent import Progress, Sharing, Trained, descend
+from stability.training.descent import PLAIN, RunOptions, Trained, descend
 from stability.training.dropout import Dropout
 from stability.training.objective import Descended
 from stability.training.stopping import Checkpoints, EarlyStopping
@@ -125,21 +125,11 @@ class FineTuning(Algorithm):
         order, size = generator(self.seed, "order"), self._settled(self.batch_size, "batch_size")
         return shuffled_batches(len(examples), size, self.max_steps, order, examples.lengths)
 
-    def run(
-        self,
-        objective: Descended,
-        batches: Sequence[Tensor],
-        *,
-        reverse: bool = False,
-        activity: Tensor | None = None,
-        sharing: Sharing | None = None,
-        metric: Callable[[Tensor], Tensor] | None = None,
-        progress: Progress | None = None,
-    ) -> Trained:
+    def run(self, objective: Descended, batches: Sequence[Tensor], options: RunOptions = PLAIN) -> Trained:
         kept = None
-        if self.early_stopping is not None and metric is not None:
-            kept = Checkpoints(self.early_stopping, metric, self.max_steps)
-        return descend(objective, self, batches, reverse=reverse, activity=activity, sharing=sharing, kept=kept, progress=progress)
+        if self.early_stopping is not None and options.metric is not None:
+            kept = Checkpoints(self.early_stopping, options.metric, self.max_steps)
+        return descend(objective, self, batches, options, kept)
 
     def optimizer(self, clock: Clock) -> MakeOptimizer:
         """What makes the optimizers of one run, which share its ``clock``. Another optimizer is a subclass that writes this."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ from stability.masks import Mask
 from stability.problems.problem import Examples, Problem
 from stability.selectors import Selector
 from stability.training.algorithm import Algorithm, check_ridge
-from stability.training.descent import Progress, Sharing, Trained
+from stability.training.descent import PLAIN, RunOptions, Trained
 from stability.training.lbfgs import minimise
 from stability.training.objective import Descended
 
@@ -90,25 +90,15 @@ class Minimisation(Algorithm):
         if not all(self.ridge_for(mask) > 0 for mask in masks):
             raise UsageError("λ = 0, for the mask selects everything and ridge='paper' is 1 − p: use a positive ridge")
 
-    def run(
-        self,
-        objective: Descended,
-        batches: Sequence[Tensor],
-        *,
-        reverse: bool = False,
-        activity: Tensor | None = None,
-        sharing: Sharing | None = None,
-        metric: Callable[[Tensor], Tensor] | None = None,
-        progress: Progress | None = None,
-    ) -> Trained:
+    def run(self, objective: Descended, batches: Sequence[Tensor], options: RunOptions = PLAIN) -> Trained:
         """One set of replicas to the minimum; the failed step is where one stopped that did not get there."""
         (everything,) = batches
         start = objective.origin.expand(objective.rows, -1).clone()
 
         def whole(values: Tensor) -> tuple[Tensor, Tensor]:
             loss, penalty, gradient = objective(values, everything)
-            if progress is not None:
-                progress(len(values))
+            if options.progress is not None:
+                options.progress(len(values))
             return loss + penalty, gradient
 
         found = minimise(whole, start, self.gradient_tolerance, self.max_steps, self.history)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +20,7 @@ from stability.problems.problem import generator, shuffled_batches
 from stability.problems.solvable import linear_regression
 from stability.selectors import SAM, FullTuning, Random, Selector
 from stability.training import Algorithm, EarlyStopping, train
-from stability.training.descent import Progress, Sharing, Trained
+from stability.training.descent import PLAIN, RunOptions, Trained
 from stability.training.objective import Descended
 
 ESTIMATORS: list[Estimator] = [Exact(), Sampled(4), Assisted(4), Assisted(4, predictor=OneStep()), Approximate()]
@@ -74,17 +74,7 @@ class Descent(Algorithm):
     def batches(self, examples: Examples) -> Iterator[Tensor]:
         yield torch.arange(len(examples))
 
-    def run(
-        self,
-        objective: Descended,
-        batches: Sequence[Tensor],
-        *,
-        reverse: bool = False,
-        activity: Tensor | None = None,
-        sharing: Sharing | None = None,
-        metric: Callable[[Tensor], Tensor] | None = None,
-        progress: Progress | None = None,
-    ) -> Trained:
+    def run(self, objective: Descended, batches: Sequence[Tensor], options: RunOptions = PLAIN) -> Trained:
         values = objective.origin.expand(objective.rows, -1).clone()
         for _ in range(self.steps):
             values = values - self.rate * objective(values, batches[0])[2]
@@ -112,7 +102,7 @@ class Steps(Descent):
     def batches(self, examples: Examples) -> Iterator[Tensor]:
         return shuffled_batches(len(examples), 6, self.steps, generator(self.seed, "order"))
 
-    def run(self, objective: Descended, batches: Sequence[Tensor], **how: Any) -> Trained:
+    def run(self, objective: Descended, batches: Sequence[Tensor], options: RunOptions = PLAIN) -> Trained:
         values = objective.origin.expand(objective.rows, -1).clone()
         for index in batches:
             values = values - self.rate * objective(values, index)[2]

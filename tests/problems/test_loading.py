@@ -31,6 +31,7 @@ def test_a_problem_is_the_same_by_name_and_by_its_own_function(name: str, settin
     one, other = loader(**settings), problems.load(name, **settings)
     assert isinstance(one, Problem)
     assert (one.name, one.settings) == (other.name, other.settings)
+    assert one.training == problems.training_defaults(name)
     assert all(torch.equal(tensor, other.train.inputs[key]) for key, tensor in one.train.inputs.items())
     assert all(torch.equal(tensor, other.pretrained[key]) for key, tensor in one.pretrained.items())
 
