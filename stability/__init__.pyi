@@ -1,5 +1,5 @@
 from . import bounds, derivatives, plotting, problems, reports, selectors, studies
-from .errors import MeasurementError, StabilityError, UsageError
+from .errors import MachineError, MeasurementError, StabilityError, UsageError
 from .leave_one_out import StabilityEstimate, estimators, measure, predictors
 from .masks import Mask, SparseDelta
 from .problems import Examples, Problem, load
@@ -10,6 +10,7 @@ __all__ = [
     "EarlyStopping",
     "Examples",
     "FineTuning",
+    "MachineError",
     "Mask",
     "MeasurementError",
     "Minimisation",

@@ -1,8 +1,8 @@
-"""The errors of the toolkit, by what went wrong: the request, the measurement, or the work itself."""
+"""The errors of the toolkit, by what went wrong: the request, the measurement, the machine, or the work itself."""
 
 from __future__ import annotations
 
-__all__ = ["MeasurementError", "StabilityError", "UsageError"]
+__all__ = ["MachineError", "MeasurementError", "StabilityError", "UsageError"]
 
 
 class StabilityError(RuntimeError):
@@ -26,11 +26,22 @@ class StabilityError(RuntimeError):
 class MeasurementError(StabilityError):
     """A measurement was carried out and failed: training diverged, a minimum was not reached, a derivative is not finite.
 
-    That not even one run fits into memory counts as such a failure too. A study records it in the cell and goes on.
+    That is a result of the method. A study records it in the cell, goes on, and does not try again.
 
     Example:
         >>> issubclass(MeasurementError, StabilityError)
         True
+    """
+
+
+class MachineError(StabilityError):
+    """The machine failed and not the method: not even one run fits into memory, a worker was killed.
+
+    A study records it in the cell, goes on, and tries the cell again when it is run the next time.
+
+    Example:
+        >>> issubclass(MachineError, MeasurementError)
+        False
     """
 
 

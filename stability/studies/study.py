@@ -20,7 +20,7 @@ import torch
 from stability import __version__, problems
 from stability.bounds.measured import Constants, estimate_constants, measured_bounds
 from stability.checks import check_fraction, check_kind, check_whole
-from stability.errors import MeasurementError, StabilityError, UsageError
+from stability.errors import MachineError, MeasurementError, StabilityError, UsageError
 from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled, Status
 from stability.machine import cores, free_memory, resolve_device
@@ -284,7 +284,7 @@ def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int |
             return row
         constants = estimate_constants(estimate, study.check_replicas, memory_budget)
         return row | _constants(constants) | _bounds(estimate, constants, study.delta)
-    except MeasurementError as error:
+    except (MeasurementError, MachineError) as error:
         return {"status": CellStatus.FAILED, "task": task, "reason": str(error)}
 
 

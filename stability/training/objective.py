@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from stability.errors import MeasurementError
+from stability.errors import MachineError
 from stability.machine import free_memory, out_of_memory
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, ModuleLogits, Problem
@@ -277,7 +277,7 @@ class Objective:
         With ``dropout`` the model must be in training mode: :attr:`stability.problems.problem.ModuleLogits.while_training`.
 
         Raises:
-            MeasurementError: not even one replica fits into memory.
+            MachineError: not even one replica fits into memory.
         """
         batch = self._problem.train.take(index)
         blocks = blocks_of(batch, whole=dropout is not None, reverse=self._reverse)
@@ -338,7 +338,7 @@ class Objective:
         """After ``failed`` replicas at once did not fit."""
         device = self.origin.device
         if failed == 1:
-            raise MeasurementError(
+            raise MachineError(
                 f"one replica alone does not fit: {free_memory(device) / 2**30:.1f} GiB are free on {device}, and K = "
                 f"{len(self.origin)} values are tuned; use smaller batches, shorter texts, a sparser mask or another device"
             )
