@@ -49,7 +49,8 @@ class StabilityEstimate:
         noise_floor: mean_i |ℓ(A(S), z_i) − ℓ(A(S)', z_i)| between two runs that would agree in exact arithmetic. A(S) is trained
             alone, and A(S)' among the first left-out ones, with the examples of each batch in reverse order. The floor is what
             rounding does, as on another device. With a reduced precision, which A(S) alone never has, it is what that does in
-            the mean; a single example may be moved ten times as much. A stability below the floor is not a result.
+            the mean; a single example may be moved ten times as much. It is never below ε · mean_i |ℓ(A(S), z_i)|, the precision
+            of the numbers that hold the losses. A stability below the floor is not a result.
         estimator: ``exact`` (every i was left out), ``sampled``, ``assisted`` or ``approximate``.
         status: how the estimate ended, such as "within tolerance".
         n: size of S.

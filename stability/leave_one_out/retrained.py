@@ -72,7 +72,9 @@ class Retrained:
         if not self._parts:
             self._full = part.losses(problem.train, slice(0, 1))[0].double().cpu()
             self._held_out = part.losses(problem.test, slice(0, 1)).double().cpu()
-            self._noise_floor = (self._full - self._whole).abs().mean().item()
+            measured = (self._full - self._whole).abs().mean().item()
+            # Two runs may agree in every bit; the losses are then still rounded to the numbers that hold them.
+            self._noise_floor = max(measured, torch.finfo(part.values.dtype).eps * self._whole.abs().mean().item())
             if (step := int(part.failed_step[0])) >= 0 or not math.isfinite(self._noise_floor):
                 raise MeasurementError(
                     f"the run that gives the noise floor {algorithm.failure(step if step >= 0 else algorithm.max_steps)}"

@@ -74,7 +74,7 @@ def mean_of_population(values: ArrayLike, population: int, confidence: float = 0
     if not 1 <= a + missing <= population or a == 0:
         raise UsageError(f"{a} measured and {missing} missing values of a population of {population}: at least 1 must be measured")
     scale = math.sqrt(max(0.0, 1 - a / population))
-    return _estimate(y, scale, float(y.sum()) / population, confidence, population, missing)
+    return _estimate(y, scale, float(y.sum()), confidence, population, missing)
 
 
 def draw(sizes: ArrayLike, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -131,20 +131,20 @@ def mean_of_draws(values: ArrayLike, drawn: ArrayLike, sizes: ArrayLike, confide
     if len(index) != len(y) or len(np.unique(index)) != len(index) or not np.isin(index, np.arange(len(x))).all():
         raise UsageError(f"drawn = {index.tolist()} for {len(y)} values of {len(x)} items: name the item of each value, once")
     known = ~np.isnan(y)
-    population, missing = len(x) - int((~known).sum()), int((~known).sum())
+    population, missing = len(x), int((~known).sum())
     if not known.any():
         raise UsageError(f"none of {len(y)} values could be measured: at least 1 must be")
+    rest = population - missing
     total, y, x = x.sum() - x[index[~known]].sum(), y[known], x[index[known]]
-    sure = float(y.sum()) / (population + missing)
-    if len(y) == population:  # then the sizes no longer matter
-        return _estimate(y, 0.0, sure, confidence, population, missing)
+    if len(y) == rest:  # then the sizes no longer matter
+        return _estimate(y, 0.0, float(y.sum()), confidence, population, missing)
     if not ratio:
-        return _estimate(_each_draw(y, x, total, population), 1.0, sure, confidence, population, missing)
-    ones = _each_draw(np.ones_like(y), x, total, population)
-    value = _each_draw(y, x, total, population).mean() / ones.mean()
+        return _estimate(_each_draw(y, x, total, rest), 1.0, float(y.sum()), confidence, population, missing)
+    ones = _each_draw(np.ones_like(y), x, total, rest)
+    value = _each_draw(y, x, total, rest).mean() / ones.mean()
     # To first order the ratio's error is that of the residuals' mean, which the value is added to.
-    residuals = _each_draw(y - value, x, total, population) / ones.mean()
-    return _estimate(residuals - residuals.mean() + value, 1.0, sure, confidence, population, missing)
+    residuals = _each_draw(y - value, x, total, rest) / ones.mean()
+    return _estimate(residuals - residuals.mean() + value, 1.0, float(y.sum()), confidence, population, missing)
 
 
 def mean_over_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:
@@ -238,11 +238,16 @@ def _each_draw(y: Numbers, x: Numbers, total: float, population: int) -> Numbers
     return (before + y * (total - (np.cumsum(x) - x)) / x) / population
 
 
-def _estimate(parts: Numbers, scale: float, sure: float, confidence: float, population: int, missing: int) -> Estimate:
-    """Of the mean of ``parts``, each with as much say, whose standard error is ``scale`` · s/√a; never below ``sure``."""
+def _estimate(parts: Numbers, scale: float, found: float, confidence: float, population: int, missing: int) -> Estimate:
+    """Of the mean of ``parts``, each with as much say, whose standard error is ``scale`` · s/√a.
+
+    ``found`` is the sum of what was measured. No mean is below that sum spread over all, because nothing is negative: neither the
+    value, which is of the population without the missing ones, nor the lower end, which is of the whole population.
+    """
     check_fraction(confidence=confidence)
-    a, value = len(parts), float(parts.mean())
-    estimate = partial(Estimate, confidence=confidence, count=a, population=population + missing)
+    a, sure = len(parts), found / population
+    value = max(float(parts.mean()), found / (population - missing))
+    estimate = partial(Estimate, confidence=confidence, count=a, population=population)
     if missing:
         return estimate(value, (sure, math.inf))
     if scale == 0:
@@ -250,7 +255,7 @@ def _estimate(parts: Numbers, scale: float, sure: float, confidence: float, popu
     spread = float(parts.std(ddof=1)) if a > 1 else 0.0
     if spread <= 1e-6 * abs(value):  # equal in single precision
         return estimate(value, (sure, math.inf))
-    error, value = scale * spread / math.sqrt(a), max(value, sure)
+    error = scale * spread / math.sqrt(a)
     t = float(stats.t.ppf((1 + confidence) / 2, a - 1))
     skewness = float(stats.skew(parts)) / math.sqrt(a)
     low, high = value - t * error, value + t * error

@@ -58,6 +58,15 @@ def test_failed_replicas_are_counted_and_never_averaged(digits: Problem, monkeyp
     assert estimate.to_dict()["interval"][1] is None
 
 
+def test_the_noise_floor_is_never_below_the_precision_of_the_losses(digits: Problem) -> None:
+    """Batches of one example have no order to reverse: both runs agree, to the rounding of sums in another order."""
+    estimate = leave_one_out.measure(digits, FineTuning(Random(0.02), steps=3, batch_size=1), Exact(), device="cpu")
+    losses = estimate.per_example["loss_full"].to_numpy()
+    unit = np.spacing(losses.astype(np.float32)).mean()  # a difference of one unit in the last place
+    assert estimate.noise_floor >= unit > 0
+    assert estimate.noise_floor == pytest.approx(np.finfo(np.float32).eps * losses.mean(), rel=1e-6)
+
+
 def test_a_diverging_full_run_is_an_error_with_its_step(digits: Problem) -> None:
     with pytest.raises(StabilityError, match=r"diverged at step \d+ with seed 0: use a smaller learning rate"):
         leave_one_out.measure(digits, FineTuning(FullTuning(), steps=20, learning_rate=1e6), Sampled(2), device="cpu")

@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stability import UsageError
 from stability.leave_one_out.statistics import Shares, _each_draw, draw, mean_of_draws, mean_of_population, variance_shares
@@ -80,6 +82,35 @@ def test_a_missing_value_leaves_the_population_and_the_upper_end() -> None:
     assert found.value == mean_of_draws([4.0, 1.5], [0, 1], SIZES[:3]).value
     assert found.interval[1] == math.inf
     assert found.interval[0] == (4.0 + 1.5) / 4
+
+
+def test_a_value_is_inside_its_own_interval_where_a_replica_failed() -> None:
+    """The draws' mean is 1.25 here, and 10 of the five values' sum is known: 2.5 of the four that can be, 2 of all five."""
+    found = mean_of_draws([0.0, 10.0, math.nan], [0, 1, 2], [1.0, 100.0, 1.0, 0.001, 0.001])
+    assert _each_draw(np.array([0.0, 10.0]), np.array([1.0, 100.0]), 101.002, 4).mean() == pytest.approx(1.25, rel=1e-4)
+    assert (found.value, found.interval, found.population, found.count) == (2.5, (2.0, math.inf), 5, 2)
+
+
+@given(st.data())
+def test_every_value_is_inside_its_interval(data: st.DataObject) -> None:
+    """Whatever was drawn, whatever failed, and however far the sizes are from the values."""
+    n = data.draw(st.integers(2, 6), label="n")
+    numbers = st.floats(0, 1e6).map(lambda value: float(f"{value:.3g}"))
+    values = np.array(data.draw(st.lists(numbers, min_size=n, max_size=n), label="values"))
+    sizes = data.draw(st.lists(st.floats(1e-3, 1e3), min_size=n, max_size=n), label="sizes")
+    order = data.draw(st.permutations(range(n)), label="order")[: data.draw(st.integers(1, n), label="drawn")]
+    failed = data.draw(st.sets(st.sampled_from(order), max_size=len(order) - 1), label="failed")
+    values[list(failed)] = math.nan
+    known = [i for i in order if i not in failed]
+    for found in (
+        mean_of_draws(values[order], order, sizes),
+        mean_of_draws(values[order], order, sizes, ratio=True),
+        mean_of_population(values[known], n, missing=len(failed)),
+    ):
+        low, high = found.interval
+        assert low <= found.value <= high
+        assert values[known].sum() / n <= low * (1 + 1e-12)
+        assert (found.count, found.population) == (len(known), n)
 
 
 @pytest.mark.parametrize(
