@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["MachineError", "MeasurementError", "StabilityError", "UsageError"]
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["MachineError", "MeasurementError", "StabilityError", "UsageError", "described", "explained"]
+
+_LIBRARIES = tuple({str(Path(__file__).parent), *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))})
 
 
 class StabilityError(RuntimeError):
@@ -61,3 +69,62 @@ class UsageError(StabilityError, ValueError):
     """
 
     exit_code = 2
+
+
+def described(error: BaseException) -> str:
+    """An error in one line: what was raised, and in which line of the user's own code; without one, in which line at all.
+
+    Args:
+        error: the error.
+
+    Example:
+        >>> try:
+        ...     1 / 0
+        ... except ZeroDivisionError as error:
+        ...     described(error)
+        'ZeroDivisionError: division by zero (..., line 2, in <module>)'
+    """
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return what
+    place = (_own(frames) or frames)[-1]
+    return f"{what} ({place.filename}, line {place.lineno}, in {place.name})"
+
+
+def _own(frames: traceback.StackSummary) -> list[traceback.FrameSummary]:
+    """The frames that are neither of the toolkit nor of Python and installed packages."""
+    return [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, "<frozen"))]
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn what a user's own code raises into one line that names the code and the place. All other errors stay as they are.
+
+    Args:
+        what: the code, as the beginning of a sentence: "selector 'mine'".
+
+    Raises:
+        UsageError: the user's code raised an error.
+        MachineError: memory ran out while it ran.
+
+    Example:
+        >>> with explained("selector 'mine'"):
+        ...     {}["layer"]
+        Traceback (most recent call last):
+        stability.errors.UsageError: selector 'mine' raised KeyError: 'layer' (..., line 2, in <module>)
+    """
+    from stability.machine import out_of_memory  # which imports torch, and these errors
+
+    try:
+        yield
+    except StabilityError:
+        raise
+    except Exception as error:
+        if not (_own(traceback.extract_tb(error.__traceback__)) or isinstance(error, SyntaxError)):
+            raise
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+            raise MachineError(f"memory ran out in {what}: {described(error)}") from error
+        raise UsageError(f"{what} raised {described(error)}") from error

@@ -37,6 +37,6 @@ def select(
     elif odd := flags(training):
         raise UsageError(f"{selector.name} selects before training: leave {odd} out")
     else:
-        mask = selector.select(problem.to(resolve_device(machine.device)), which.seed)
+        mask = selector.selected(problem.to(resolve_device(machine.device)), which.seed)
     mask.save(out)
     print(f"{out}: k = {mask.count} of m = {mask.total} coordinates, p = {mask.sparsity:.4g}")

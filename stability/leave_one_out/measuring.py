@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from stability.checks import check_kind
-from stability.errors import UsageError
+from stability.errors import UsageError, explained
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Assisted, Estimator
 from stability.leave_one_out.retrained import Retrained, losses_of
@@ -150,4 +150,6 @@ class _Masks:
             return []
         if not self._reselect or not left_out:
             return [self._own] * (len(left_out) + 1)
-        return [self._own, *self._algorithm.selector.select_each_left_out(self._problem, left_out, self._algorithm.seed)]
+        selector = self._algorithm.selector
+        with explained(f"selector {selector.name!r}"):
+            return [self._own, *selector.select_each_left_out(self._problem, left_out, self._algorithm.seed)]

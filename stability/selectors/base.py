@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from stability.errors import UsageError
+from stability.checks import check_kind
+from stability.errors import UsageError, explained
 from stability.masks import Mask, Parameters
-from stability.problems.problem import Problem, generator
+from stability.problems.problem import Examples, Problem, generator
+from stability.selectors.code import code_of, plain
 from stability.selectors.moving import Course, Run
 from stability.selectors.top_k import Scope, top_k
 
@@ -78,6 +80,32 @@ class Selector(ABC):
         Every random choice comes from ``generator(seed, "selection")``.
         """
 
+    def selected(self, problem: Problem, seed: int) -> Mask:
+        """What :meth:`select` gives, checked. A selector of the user's own sees copies of all tensors.
+
+        Args:
+            problem: what is to be learned.
+            seed: of the selection.
+
+        Raises:
+            UsageError: ``select`` refuses, raises an error, or gives no mask; the message tells file and line.
+        """
+        with explained(f"selector {self.name!r}"):
+            mask = self.select(problem if self._of_toolkit else _copied(problem), seed)
+        if not isinstance(mask, Mask):
+            raise UsageError(f"selector {self.name!r} selected {type(mask).__name__}: select returns a stability.Mask")
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.equivalent(problem, seed).pretrained.items()}
+        if odd := sorted(name for name in mask.shapes.keys() | shapes.keys() if mask.shapes.get(name) != shapes.get(name)):
+            raise UsageError(
+                f"the mask of selector {self.name!r} does not fit the pretrained parameters: names or shapes differ for "
+                f"{', '.join(odd[:3])}"
+            )
+        return mask
+
+    @property
+    def _of_toolkit(self) -> bool:
+        return type(self).__module__.startswith(f"{__name__.partition('.')[0]}.")
+
     def equivalent(self, problem: Problem, seed: int) -> Problem:
         """The problem that is trained: ``problem`` itself, or its equivalent with modules inserted. Idempotent."""
         return problem
@@ -87,15 +115,20 @@ class Selector(ABC):
         raise NotImplementedError(f"{self.name} has a fixed mask")
 
     def settings(self) -> dict[str, Any]:
-        """What defines the selector, as plain values: part of the identity of a result."""
+        """What defines the selector, as plain values: part of the identity of a result.
+
+        ``code`` is among them where a user's own code or a value that JSON cannot hold decides
+        (:func:`stability.selectors.code.code_of`), so that results of that code never pass for those of its next version.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else dict(vars(self))
-        named = {k: f"{v.__module__}:{v.__qualname__}" if callable(v) else v for k, v in values.items()}
-        return {"name": self.name, **named}
+        code = code_of(self.made_of, *values.values())
+        named = {name: plain(value) for name, value in values.items()}
+        return {"name": self.name, **named, **({} if code is None else {"code": code})}
 
     def select_each_left_out(self, problem: Problem, left_out: Sequence[int], seed: int) -> Iterator[Mask]:
         """The mask chosen on S without z_i, for each i of ``left_out`` in turn."""
         for i in left_out:
-            yield self.select(problem.without(i), seed)
+            yield self.selected(problem.without(i), seed)
 
 
 class Moving(Selector):
@@ -149,24 +182,17 @@ class FromScores(Selector):
 
     @property
     def name(self) -> str:
-        return self.label or self.scores.__name__
+        return self.label or _called(self.scores)
 
     @property
     def made_of(self) -> object:
         return self.scores
 
-    def settings(self) -> dict[str, Any]:
-        """With a digest of the function's text, so that results of a function never pass for those of its next version."""
-        try:
-            text = inspect.getsource(self.scores)
-        except (OSError, TypeError):  # typed into an interpreter, or not written in Python
-            text = ""
-        return {**super().settings(), "text": hashlib.sha256(text.encode()).hexdigest()[:12]}
-
     def select(self, problem: Problem, seed: int) -> Mask:
-        # Copies: a function may do with them what it likes, θ⁰ itself is shared by all runs.
-        head, copies = problem.head(seed), {name: tensor.clone() for name, tensor in problem.pretrained.items()}
-        scores = self.scores(replace(problem, pretrained=copies, new_head=lambda _: head), generator(seed, "selection"))
+        head = problem.head(seed)
+        shown = replace(_copied(problem), new_head=lambda _: head)
+        with explained(f"selector {self.name!r}"):
+            scores = self.scores(shown, generator(seed, "selection"))
         _check_scores(self.name, scores, problem.pretrained)
         return top_k({name: scores[name] for name in problem.pretrained}, self.sparsity, self.scope)
 
@@ -194,20 +220,47 @@ def from_scores(scores: ScoreFunction, sparsity: float, scope: Scope = "global",
         >>> from_scores(smallest, sparsity=0.01).select(load("digits"), seed=0).count
         264
     """
+    check_kind(Callable, "a function (problem, generator) → scores", scores=scores)  # type: ignore[arg-type]
     try:
         inspect.signature(scores).bind(None, None)
     except TypeError as error:
         raise UsageError(
-            f"the score function {scores.__name__!r} takes (problem, generator), and this one does not: {error}"
+            f"the score function {name or _called(scores)!r} takes (problem, generator), and this one does not: {error}"
         ) from error
+    except ValueError:  # a function written in C may not tell what it takes
+        pass
     return FromScores(scores, sparsity, scope, name)
 
 
+def _called(scores: Any) -> str:
+    """The name of a function, of what was made of one, or of the class of an object that can be called."""
+    while isinstance(scores, functools.partial):
+        scores = scores.func
+    return str(getattr(scores, "__name__", type(scores).__name__))
+
+
+def _copied(problem: Problem) -> Problem:
+    """The problem with tensors of its own. A user's code may do with them what it likes; the originals are shared by all runs."""
+
+    def own(examples: Examples) -> Examples:
+        inputs = {name: tensor.clone() for name, tensor in examples.inputs.items()}
+        return replace(examples, inputs=inputs, labels=examples.labels.clone())
+
+    return replace(
+        problem,
+        pretrained={name: tensor.clone() for name, tensor in problem.pretrained.items()},
+        train=own(problem.train),
+        test=own(problem.test),
+        validation=None if problem.validation is None else own(problem.validation),
+    )
+
+
 def _check_scores(name: str, scores: Parameters, pretrained: Parameters) -> None:
-    if not (isinstance(scores, Mapping) and all(isinstance(t, torch.Tensor) and not t.is_complex() for t in scores.values())):
-        raise UsageError(
-            f"{name!r} returned {type(scores).__name__}: a dictionary of real tensors named as problem.pretrained expected"
-        )
+    values = list(scores.values()) if isinstance(scores, Mapping) else [scores]
+    odd = [one for one in values if not isinstance(one, torch.Tensor) or one.is_complex()]
+    if odd or not isinstance(scores, Mapping):
+        what = type(scores).__name__ + (f" of {type(odd[0]).__name__}" if odd and isinstance(scores, Mapping) else "")
+        raise UsageError(f"selector {name!r} returned {what}: a dictionary of real tensors named as problem.pretrained expected")
     missing, unknown = sorted(pretrained.keys() - scores.keys()), sorted(scores.keys() - pretrained.keys())
     if missing or unknown:
         parts = [f"{what}: {', '.join(names[:3])}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
@@ -218,5 +271,7 @@ def _check_scores(name: str, scores: Parameters, pretrained: Parameters) -> None
                 f"scores of {name!r} for {tensor!r} have shape {tuple(score.shape)}: that of the parameter, "
                 f"{tuple(pretrained[tensor].shape)}, expected"
             )
+        if bad := int((~torch.isfinite(score)).sum()):
+            raise UsageError(f"scores of {name!r} for {tensor!r}: {bad} of {score.numel()} are not finite, so they have no order")
     if len({float(end) for score in scores.values() if score.numel() for end in (score.min(), score.max())}) == 1:
         raise UsageError(f"scores of {name!r} are all equal: there is nothing to choose by; 'random' chooses by chance")

@@ -67,6 +67,7 @@ class Run:
         steps: the number of training steps that will be taken.
         optimizer: makes the algorithm's AdamW for (r, ·) values.
         draws: the generator of everything random. A draw is made once for all rows, so that the replicas stay paired.
+        name: the selector's, for messages.
 
     Example:
         >>> run = Run(origin=torch.zeros(3), rows=2, sizes=[2], steps=4, optimizer=..., draws=torch.Generator())
@@ -80,6 +81,7 @@ class Run:
     steps: int
     optimizer: MakeOptimizer
     draws: torch.Generator
+    name: str = "moving"
 
     @property
     def m(self) -> int:
@@ -214,6 +216,8 @@ class Projected(Course):
         self._optimizer = run.optimizer(self._values)
         self._step = 0
         self._open: Tensor | None = None  # which of K may change, once that is settled
+        # Per row whether some scores were of no use. A flag and no check at once: a GPU would have to be waited for in each step.
+        self._odd = torch.zeros(run.rows, dtype=torch.bool, device=run.origin.device)
 
     def point(self) -> Tensor:
         return self._values
@@ -223,7 +227,7 @@ class Projected(Course):
         self._values = updated if self._open is None else torch.where(self._open, updated, self._values)
         self._step += 1
         if self._step == self._burn_in:
-            self._open = self._run.held(self._project())
+            self._open = self._run.held(self._project(last=True))
             if self._reset:
                 self._values = self._run.start()
                 self._optimizer = self._run.optimizer(self._values)
@@ -231,14 +235,40 @@ class Projected(Course):
             self._project()
 
     def final(self) -> tuple[Tensor, Tensor]:
-        mask = self._project() if self._open is None or self.mask is None else self.mask
+        mask = self._project(last=True) if self._open is None or self.mask is None else self.mask
+        if bool(self._odd.any()):
+            raise UsageError(
+                f"scores of selector {self._run.name!r} are not finite, or all equal where the last mask is chosen, although the "
+                "values are finite: there is nothing to choose by; return one finite score a coordinate"
+            )
         return self._values, mask
 
-    def _project(self) -> Tensor:
-        m, origin = self._run.m, self._run.origin
-        self.mask = top_k_of_rows(self._score(self._values[:, :m], origin[:m]), self._run.sizes, self._sparsity, self._scope)
+    def _project(self, last: bool = False) -> Tensor:
+        self.mask = top_k_of_rows(self._scores(last), self._run.sizes, self._sparsity, self._scope)
         self._values = self._run.put_back(self._values, self.mask)
         return self.mask
+
+    def _scores(self, last: bool) -> Tensor:
+        """The scores (r, m) of the values, checked as those of a fixed mask are."""
+        m, origin, values = self._run.m, self._run.origin, self._values
+        before = values._version, origin._version
+        scores = self._score(values[:, :m], origin[:m])
+        if (values._version, origin._version) != before:
+            raise UsageError(
+                f"selector {self._run.name!r} changed the values or θ⁰ in place: its score function returns new tensors"
+            )
+        if not isinstance(scores, Tensor) or scores.is_complex() or scores.shape != (self._run.rows, m):
+            what = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+            raise UsageError(
+                f"the score function of selector {self._run.name!r} returned {what}: a real tensor (r, m) = "
+                f"({self._run.rows}, {m}) expected, a score for each replica and coordinate"
+            )
+        least, most = scores.aminmax(dim=1)  # NaN where a score is
+        useless = ~(torch.isfinite(least) & torch.isfinite(most))
+        if last:  # before, all may be equal: nothing has moved yet in a replica whose first batches are left out
+            useless = useless | (least == most)
+        self._odd = self._odd | (useless & torch.isfinite(values).all(1))  # a run that diverged has failed already
+        return scores
 
 
 def check_burn_in(name: str, burn_in: int, steps: int) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from stability.checks import check_sparsity
-from stability.errors import UsageError
+from stability.errors import UsageError, explained
 from stability.selectors import (
     SAM,
     Adapter,
@@ -31,7 +32,7 @@ from stability.selectors import (
     magnitude,
 )
 
-__all__ = ["ENTRY_POINTS", "SELECTORS", "announced", "selector_named", "selectors_named"]
+__all__ = ["ENTRY_POINTS", "LOCAL", "SELECTORS", "announced", "imported", "selector_named", "selectors_named"]
 
 SELECTORS: dict[str, Callable[..., Selector]] = {
     "full": FullTuning,
@@ -53,6 +54,10 @@ ENTRY_POINTS = "stability.selectors"
 """Group of the entry points by which a package announces selectors of its own."""
 
 
+LOCAL: dict[str, Path] = {}
+"""The modules that :func:`imported` found in a folder, and the folder: a process that is to know them imports them from there."""
+
+
 def announced() -> dict[str, metadata.EntryPoint]:
     """What installed packages announce under ``[project.entry-points."stability.selectors"]``, by name."""
     return {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
@@ -62,8 +67,8 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
     """The selector called ``name``, with its p and its options.
 
     Args:
-        name: a built-in name; one that a package announces; or ``module:name``, where the module is looked for in the
-            current folder first, and the name stands for a function (problem, generator) → scores, a :class:`Selector`
+        name: a built-in name; one that a package announces; or ``module:name``, where the module is an installed one or a file
+            in the current folder, and the name stands for a function (problem, generator) → scores, a :class:`Selector`
             class, a selector, or a configuration of peft (``peft:IA3Config``, or one of yours).
         sparsity: p; needed unless the selector's rule decides it.
         options: such as ``scope``, ``rank``, or what a configuration of peft takes; None stands for not given.
@@ -107,7 +112,10 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
     if "sparsity" in given:
         check_sparsity(given["sparsity"])
     try:
-        result = made(**given)
+        with explained(f"selector {name!r}"):
+            result = made(**given)
+    except UsageError:
+        raise
     except (TypeError, ValueError) as error:
         raise UsageError(f"selector {name!r} cannot be made with {given}: {error}") from error
     return result if isinstance(result, Selector) else Peft(result)
@@ -141,19 +149,45 @@ def _find(name: str) -> Any:
         if name not in entries:
             names = ", ".join([*SELECTORS, *sorted(entries)])
             raise UsageError(f"unknown selector {name!r}: there is {names}, and module:name for one of your own")
-        return _checked(name, entries[name].load())
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # the console script, unlike python -m, does not look there; nor do worker processes
-    try:
-        holder = importlib.import_module(module)
-    except ImportError as error:
-        raise UsageError(
-            f"selector {name!r}: cannot import module {module!r}: {error}; is it in this folder, or installed?"
-        ) from error
+        with explained(f"selector {name!r}, on import,"):
+            return _checked(name, entries[name].load())
+    holder = imported(module, Path.cwd(), f"selector {name!r}")
     if not hasattr(holder, attribute):
         known = [own for own, value in vars(holder).items() if callable(value) and not own.startswith("_")]
-        raise UsageError(f"selector {name!r}: module {module!r} has no {attribute!r}; there is {', '.join(known) or 'nothing'}")
+        raise UsageError(
+            f"selector {name!r}: module {module!r} ({getattr(holder, '__file__', None)}) has no {attribute!r}; there is "
+            f"{', '.join(known) or 'nothing'}"
+        )
     return _checked(name, getattr(holder, attribute))
+
+
+def imported(module: str, folder: Path, whose: str) -> ModuleType:
+    """Import a module that is installed or lies in a folder. The folder comes last, so that no file in it hides a package.
+
+    Args:
+        module: the module's name.
+        folder: where it may lie. What the module imports at its top may lie there too.
+        whose: what needs it, for messages.
+
+    Raises:
+        UsageError: there is no such module, or its own code raises an error.
+
+    Example:
+        >>> imported("math", Path.cwd(), "an example").__name__
+        'math'
+    """
+    here = str(folder)
+    sys.path.append(here)  # the console script, unlike python -m, does not look there; nor do worker processes
+    try:
+        with explained(f"{whose}, on import,"):
+            made = importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"{whose}: cannot import module {module!r}: {error}; is it in this folder, or installed?") from error
+    finally:
+        sys.path.remove(here)
+    if Path(getattr(made, "__file__", None) or "").parent.is_relative_to(folder):
+        LOCAL[module] = folder
+    return made
 
 
 def _maker(found: Any) -> Callable[..., Any]:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from stability.checks import check_number
-from stability.errors import UsageError
+from stability.errors import UsageError, explained
 from stability.masks import Mask
 from stability.problems.problem import Examples, Problem, TrainingDefaults
 from stability.selectors import Selector
+from stability.selectors.code import code_of
 from stability.training.descent import PLAIN, RunOptions, Trained
 from stability.training.dropout import Dropout
 from stability.training.objective import Descended
@@ -68,6 +69,8 @@ class Algorithm(ABC):
     def settings(self) -> dict[str, Any]:
         """What defines the algorithm apart from its seed, as plain values: part of the identity of a result."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("selector", "seed")}
+        code = code_of(type(self), *own.values())
+        own |= {} if code is None else {"code": code}
         return {"kind": type(self).__name__, "selector": self.selector.settings(), **own}
 
     # How a run goes.
@@ -185,11 +188,12 @@ class Algorithm(ABC):
 
     def equivalent(self, problem: Problem) -> Problem:
         """The problem that is trained: ``problem`` with the modules that the selector inserts, or ``problem`` itself."""
-        return self.selector.equivalent(problem, self.seed)
+        with explained(f"selector {self.selector.name!r}"):
+            return self.selector.equivalent(problem, self.seed)
 
     def select(self, problem: Problem) -> Mask:
         """The pretrained coordinates that may change; of a moving mask all that may be chosen."""
-        return self.selector.select(problem, self.seed)
+        return self.selector.selected(problem, self.seed)
 
     def tunable_mask(self, problem: Problem, selected: Mask) -> Mask:
         """The ``selected`` coordinates and the whole of the new head."""

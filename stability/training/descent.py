@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from stability.errors import UsageError
+from stability.errors import UsageError, explained
 from stability.masks import Mask
 from stability.problems.problem import generator
 from stability.selectors import Course, Run, Selector
@@ -178,8 +178,13 @@ def descend(
         steps=algorithm.max_steps,
         optimizer=algorithm.optimizer(clock),
         draws=generator(algorithm.seed, "selection"),
+        name=selector.name,
     )
-    course = selector.begin(run) if selector.moving else _Fixed(run, options.activity)
+    method = f"selector {selector.name!r}"
+    with explained(method):
+        course = selector.begin(run) if selector.moving else _Fixed(run, options.activity)
+    if not isinstance(course, Course):
+        raise UsageError(f"{method} began {type(course).__name__}: begin returns a stability.selectors.Course")
     failed = torch.full((everyone.stop,), -1, device=origin.device)
     limit = torch.zeros(())
     losses, changes, relaxed, spared = [], [], [], 0
@@ -187,7 +192,9 @@ def descend(
         clock.step = step
         rows = _go_on(course, rows, sharing.rows(step))
         dropout = algorithm.dropout_at(step, origin.device, (len(index), objective.sequences) if options.reverse else None)
-        found, _, gradient = objective(course.point(), index, dropout, rows)
+        with explained(method):
+            values = course.point()
+        found, _, gradient = objective(values, index, dropout, rows)
         rest = found[:1].expand(everyone.stop - rows.stop)  # of those that are still one with the trunk
         loss = torch.cat([found.new_zeros(rows.start), found, rest])
         if step == 0:
@@ -200,7 +207,8 @@ def descend(
         failed = torch.where(failing, step, failed)
         before = course.mask
         relaxed.append(course.relaxed)
-        course.step(gradient)
+        with explained(method):
+            course.step(gradient)
         spared += asked.stop - asked.start - len(found)
         losses.append(loss)
         changes.append(_entered(before, course.mask, everyone.stop))
@@ -238,7 +246,13 @@ def descend(
 
 def _ended(course: Course, run: Run) -> tuple[Tensor, Tensor | None]:
     """Values and mask if training ended here."""
-    values, chosen = course.final()
+    with explained(f"selector {run.name!r}"):
+        values, chosen = course.final()
+    if chosen is not None and (chosen.dtype != torch.bool or chosen.shape != (run.rows, run.m)):
+        raise UsageError(
+            f"selector {run.name!r} ended with a mask {tuple(chosen.shape)} of {chosen.dtype}: a bool mask (r, m) = ({run.rows}, "
+            f"{run.m}) expected"
+        )
     return values if chosen is None else run.put_back(values, chosen), chosen
 
 
