@@ -94,6 +94,8 @@ class Selector(ABC):
             mask = self.select(problem if self._of_toolkit else _copied(problem), seed)
         if not isinstance(mask, Mask):
             raise UsageError(f"selector {self.name!r} selected {type(mask).__name__}: select returns a stability.Mask")
+        if self._of_toolkit:
+            return mask
         shapes = {name: tuple(tensor.shape) for name, tensor in self.equivalent(problem, seed).pretrained.items()}
         if odd := sorted(name for name in mask.shapes.keys() | shapes.keys() if mask.shapes.get(name) != shapes.get(name)):
             raise UsageError(

@@ -165,7 +165,7 @@ def test_a_score_function_sees_where_training_starts(digits: Problem) -> None:
         (lambda problem, draw: None, "returned NoneType: a dictionary of real tensors"),
         (
             lambda problem, draw: {n: t.numpy() for n, t in problem.pretrained.items()},
-            "returned dict: a dictionary of real tensors",
+            "returned dict of ndarray: a dictionary of real tensors",
         ),
         (lambda problem, draw: {n: t + 1j for n, t in problem.pretrained.items()}, "a dictionary of real tensors"),
     ],
