@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from stability import __version__
 from stability.errors import UsageError
 
-__all__ = ["cores", "free_memory", "kept_for_backward", "out_of_memory", "report", "resolve_device"]
+__all__ = ["cores", "device_name", "free_memory", "kept_for_backward", "out_of_memory", "report", "resolve_device", "software"]
 
 _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "transformers", "safetensors", "scikit-learn")
 
@@ -74,7 +75,7 @@ def free_memory(device: torch.device) -> int:
         return 2 << 30
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch says that memory ran out, that of a GPU or that of this machine.
 
     Args:
@@ -123,6 +124,30 @@ def cores() -> int:
         True
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_name(device: torch.device) -> str:
+    """What kind of device it is: ``cpu``, or the name of the GPU.
+
+    Args:
+        device: a device.
+
+    Example:
+        >>> device_name(torch.device("cpu"))
+        'cpu'
+    """
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def software() -> str:
+    """The packages whose version may change a measured number, with their versions; those that are installed.
+
+    Example:
+        >>> software().split()[0]
+        'torch'
+    """
+    found = {name: metadata.version(name) for name in ("torch", "transformers", "peft") if find_spec(name) is not None}
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def report() -> dict[str, Any]:

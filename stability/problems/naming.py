@@ -97,28 +97,29 @@ def short_name(name: str) -> str:
     return own.removesuffix(path.suffix) if path.suffix in _FILES else own
 
 
-def identity(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def identity(name: str, settings: Mapping[str, Any], problem: Problem | None = None) -> dict[str, Any]:
     """What defines a problem apart from its seed: the part of a result's key that says what was learned.
 
-    Texts are known by the *content* of data and model, not by names and paths. So a study goes on from a copy of the data, and
-    never from other data of the same name.
+    Texts and weights are known by their *content*, not by names and paths. So a study goes on from a copy of the data, and never
+    from other data of the same name.
 
     Args:
         name: the name or path under which the problem is loaded.
         settings: those that :func:`load` is called with, apart from the seed.
+        problem: what :func:`load` gave for them, with any seed; by default it is loaded.
 
     Returns:
         Plain values, under ``problem`` and ``problem_settings``.
 
     Raises:
-        UsageError: :func:`load` refuses texts of this name with these settings.
+        UsageError: :func:`load` refuses this name with these settings.
 
     Example:
-        >>> identity("digits", {"n": 40})
-        {'problem': 'digits', 'problem_settings': {'n': 40}}
+        >>> identity("digits", {"n": 40})["problem_settings"]["n"]
+        40
     """
+    loaded = load(name, **settings) if problem is None else problem
+    found = {key: value for key, value in loaded.settings.items() if key not in ("seed", "model")}
     if name in PROBLEMS:
-        return {"problem": name, "problem_settings": dict(settings)}
-    problem = load(name, **settings)
-    found = {key: value for key, value in problem.settings.items() if key not in ("seed", "model")}
+        return {"problem": name, "problem_settings": {**settings, **found}}
     return {"problem": "texts", "problem_settings": found}

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from stability.bounds.base import State
-from stability.studies.results import UNKNOWN, StudyResults
+from stability.studies.results import UNKNOWN, CellStatus, Failure, StudyResults
 
 __all__ = ["render", "study_table"]
 
@@ -77,7 +77,7 @@ def render(results: StudyResults) -> str:
         results: the results of a study.
 
     Returns:
-        The table of :func:`study_table`, the cells whose every seed failed, and what the columns and marks mean.
+        The table of :func:`study_table`, what failed and why, what a reader must know, and what the columns and marks mean.
 
     Raises:
         StabilityError: no cell is finished, or every one failed.
@@ -89,7 +89,7 @@ def render(results: StudyResults) -> str:
     """
     return (
         study_table(results).to_string(index=False)
-        + "".join(f"\nevery seed failed: {name}" for name in results.summary().all_failed)
+        + "".join(f"\n{line}" for line in (*_failures(results), *(f"note: {note}" for note in results.notes)))
         + (
             "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|, interval over seeds, cut at 0; "
             "± is one standard deviation over seeds.\n"
@@ -104,6 +104,21 @@ def render(results: StudyResults) -> str:
             "†: vacuous in at least one seed, no less than the largest loss. ∞: no positive curvature. –: none."
         )
     )
+
+
+def _failures(results: StudyResults) -> list[str]:
+    """What failed, a line for each method that never finished, and for each reason."""
+    lines = [f"every seed failed: {name}" for name in results.summary().all_failed]
+    bad = results.table[results.table["status"] == CellStatus.FAILED]
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for row in bad.to_dict("records"):
+        asked = "" if pd.isna(row["sparsity"]) else f" at p = {row['sparsity']:g}"
+        what = row["method"] + asked + (f" on {row['task']}" if len(results.tasks) > 1 else "")
+        final = row.get("failure") in (Failure.METHOD, None)  # records from before there were kinds have none
+        why = row["reason"] + ("" if final else " (tried again when the study is run again)")
+        grouped.setdefault((what, why), []).append(str(row["seed"]))
+    lines += [f"failed: {what}, seed {', '.join(seeds)}: {why}" for (what, why), seeds in grouped.items()]
+    return lines
 
 
 def _varied(summary: pd.DataFrame) -> dict[str, list[str]]:

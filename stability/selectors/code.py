@@ -87,7 +87,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if inspect.isroutine(value) or inspect.isclass(value):
-        return f"{value.__module__}:{value.__qualname__}"
+        # A worker process calls the script that was started by another name.
+        return f"{str(value.__module__).replace('__mp_main__', '__main__')}:{value.__qualname__}"
     return type(value).__qualname__
 
 

@@ -114,9 +114,9 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
     try:
         with explained(f"selector {name!r}"):
             result = made(**given)
-    except UsageError:
-        raise
     except (TypeError, ValueError) as error:
+        if str(error).startswith(f"selector {name!r} raised"):
+            raise
         raise UsageError(f"selector {name!r} cannot be made with {given}: {error}") from error
     return result if isinstance(result, Selector) else Peft(result)
 

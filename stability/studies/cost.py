@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from stability import __version__, problems
+from stability import problems
 from stability.checks import check_whole
 from stability.machine import cores, resolve_device
 from stability.problems.problem import Problem
@@ -113,7 +113,8 @@ def expected(
     if reuse is not None:
         done |= {key(identity) for identity, _ in reusable(Store(reuse), study)}
     threads = torch.get_num_threads()
-    cells = [cell for cell in study.cells() if key(cell_identity(study, cell)) not in done]
+    identity = study.identity()
+    cells = [cell for cell in study.cells() if key(cell_identity(study, cell, identity)) not in done]
     count = min(workers or (1 if place.type == "cuda" else cores()), max(1, len(cells)))
     rows = []
     try:
@@ -138,7 +139,7 @@ def _finished(study: Study, store: str | PathLike[str] | None) -> set[str]:
         return set()
     ledger = Store(store)
     if done := ledger.finished():
-        ledger.check(study.identity(), __version__)
+        ledger.check(study.identity())
     return done
 
 

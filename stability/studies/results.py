@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 
 from stability.bounds.base import State
-from stability.errors import StabilityError, UsageError
+from stability.errors import MachineError, MeasurementError, StabilityError, UsageError
 from stability.leave_one_out.statistics import mean_over_seeds, variance_shares
+from stability.machine import out_of_memory
+from stability.selectors.code import UNKNOWN as UNKNOWN_CODE
 from stability.studies.store import Store, key
 
-__all__ = ["BOUNDS", "UNKNOWN", "CellStatus", "StudyResults", "Summary"]
+__all__ = ["BOUNDS", "UNKNOWN", "CellStatus", "Failure", "StudyResults", "Summary"]
 
 
 class CellStatus(StrEnum):
@@ -25,14 +27,40 @@ class CellStatus(StrEnum):
 
     Attributes:
         OK: the cell was measured.
-        FAILED: its measurement failed; column ``reason`` says why.
+        FAILED: its measurement failed; column ``failure`` says of which kind, and ``reason`` why.
     """
 
     OK = "ok"
     FAILED = "failed"
 
 
-BOUNDS = (
+class Failure(StrEnum):
+    """What it was that failed.
+
+    Attributes:
+        METHOD: the method itself: training diverged, or stopped short of its minimum. That is a result, and is not tried again.
+        MACHINE: the machine: memory ran out, or a process was killed. It is tried again when the study is run the next time.
+        ERROR: what was asked for, or code: the method does not suit the problem, or raises an error. It is tried again as well.
+    """
+
+    METHOD = "method"
+    MACHINE = "machine"
+    ERROR = "error"
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """The kind of an error.
+
+        Example:
+            >>> Failure.of(MemoryError()).value
+            'machine'
+        """
+        if isinstance(error, MeasurementError):
+            return cls.METHOD
+        return cls.MACHINE if isinstance(error, MachineError) or out_of_memory(error) else cls.ERROR
+
+
+BOUNDS: tuple[str, ...] = (
     "theorem_1",
     "theorem_1_sharp",
     "hard_mask",
@@ -80,7 +108,8 @@ class StudyResults:
     Attributes:
         table: a row for each cell: ``task``, ``method`` (the algorithm's name), ``algorithm`` (a short hash of its settings),
             ``sparsity`` (p of the mask; of a failed cell, p as asked for), ``seed``, ``status`` (a value of :class:`CellStatus`),
-            and what :func:`stability.studies.study.run_cell` measured; in the study's order.
+            what :func:`stability.studies.study.run_cell` measured, and by which ``software`` on which ``device``; in the study's
+            order.
         study: the name of the study.
         identity: everything that defines the study, as plain values.
         tasks: names of the tasks in the study's order, those without a finished cell among them.
@@ -135,7 +164,7 @@ class StudyResults:
 
         store = Store(path)
         identity = store.identity
-        table = _table(store)
+        table, earlier = _table(store)
         methods = {} if table.empty else dict(zip(table["algorithm"], table["method"], strict=True))
         known = {_short(one): one for one in identity["algorithms"]}
         several = identity.get("problems", {})
@@ -145,7 +174,7 @@ class StudyResults:
             identity=identity,
             tasks=tuple(several) or (() if table.empty else tuple(table["task"].unique())),
             algorithms={name: {**one, "method": methods.get(name, one["selector"]["name"])} for name, one in known.items()},
-            notes=(note,) if (note := NOTES.get(identity["study"])) is not None else (),
+            notes=(*([note] if (note := NOTES.get(identity["study"])) is not None else []), *_mixed(table), *_code(known, earlier)),
         )
 
     @property
@@ -242,8 +271,11 @@ def _short(identity: Mapping[str, Any]) -> str:
     return key(identity)[:12]
 
 
-def _table(store: Store) -> pd.DataFrame:
-    """One row for each finished cell, in the study's order, without what was measured for single examples."""
+def _table(store: Store) -> tuple[pd.DataFrame, int]:
+    """One row for each cell of the study, in its order, without what was measured for single examples.
+
+    Second, how many other cells there are: of code that was changed since.
+    """
     identity = store.identity
     order = {key(algorithm): place for place, algorithm in enumerate(identity["algorithms"])}
     tasks = {name: place for place, name in enumerate(identity.get("problems", {}))}
@@ -251,16 +283,46 @@ def _table(store: Store) -> pd.DataFrame:
     def place(record: Mapping[str, Any]) -> tuple[int, int, int, int]:
         return record.get("sample", 0), record["seed"], tasks.get(record.get("task"), 0), order[key(record["algorithm"])]
 
-    records = sorted(store.records(), key=place)
+    every = store.records()
+    if odd := [record for record in every if not record.keys() >= {"status", "seed", "algorithm"}]:
+        raise StabilityError(
+            f"{store.path} is damaged: {len(odd)} of its {len(every)} cells have no record; restore a copy, or run again with "
+            "another --store"
+        )
+    records = sorted((record for record in every if key(record["algorithm"]) in order), key=place)
     # Old records, and failed ones among them, have no task: a study of one problem has one name for it.
     alone = next((record["task"] for record in records if "task" in record), identity.get("problem"))
     rows = []
     for record in records:
-        record.pop("per_example", None)
-        record.pop("prediction", None)
+        for name in ("per_example", "prediction", "data", "how"):
+            record.pop(name, None)
         record.setdefault("task", alone)
         rows.append({"algorithm": _short(record.pop("algorithm")), "sparsity": record.pop("asked_sparsity"), **record})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), len(every) - len(records)
+
+
+def _mixed(table: pd.DataFrame) -> list[str]:
+    """Notes on cells that were computed by different software or on different devices: they agree to rounding at best."""
+    notes = []
+    for column, what in (("software", "by different software"), ("device", "on different devices")):
+        counts = table[column].fillna("not recorded").value_counts() if column in table else pd.Series(dtype=int)
+        if len(counts) > 1:
+            each = "; ".join(f"{name} ({count} cells)" for name, count in counts.items())
+            notes.append(f"the cells were computed {what}: {each}")
+    return notes
+
+
+def _code(algorithms: Mapping[str, Mapping[str, Any]], earlier: int) -> list[str]:
+    """Notes on code that was changed, and on code that cannot be compared."""
+    notes = [f"{earlier} cells of code that was changed since are in the store, and are not shown"] if earlier else []
+    for one in algorithms.values():
+        code = str(one["selector"].get("code", ""))
+        if code.startswith(UNKNOWN_CODE):
+            notes.append(
+                f"{one['selector']['name']} is measured anew in every run: its code holds {code.partition(': ')[2]}, which cannot "
+                "be compared with what it was"
+            )
+    return notes
 
 
 def _over_seeds(values: pd.Series[Any], states: pd.Series[Any]) -> tuple[float, str]:

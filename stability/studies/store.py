@@ -1,4 +1,4 @@
-"""The ledger of finished work: one SQLite file, one row a finished cell, written at once and never rewritten."""
+"""The ledger of finished work: one SQLite file, one row a finished cell, written at once and for good."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from stability.errors import StabilityError
 
-__all__ = ["LATER", "Store", "as_json", "key"]
+__all__ = ["Store", "as_json", "difference", "key", "reserved", "without_code"]
 
-_FORMAT = 3  # raise it with every change of what a record holds
-LATER = {"removed"}
-"""Entries of an identity that older stores of this format lack. What they say follows from the others there: without them a study
-is the same."""
+_FORMAT = 4  # raise it with every change of what a record holds
+_READABLE = (3, _FORMAT)  # the cells of format 3 do not say which code and which data they belong to
 
 _SCHEMA = """
-CREATE TABLE study (format INTEGER NOT NULL, version TEXT NOT NULL, identity TEXT NOT NULL);
-CREATE TABLE cells (
-    key TEXT PRIMARY KEY, identity TEXT NOT NULL, record TEXT NOT NULL, finished TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+CREATE TABLE IF NOT EXISTS study (format INTEGER NOT NULL, identity TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS cells (
+    key TEXT PRIMARY KEY, identity TEXT NOT NULL, record TEXT NOT NULL, passing INTEGER NOT NULL DEFAULT 0,
+    finished TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
 );
+INSERT INTO study SELECT {format}, ? WHERE NOT EXISTS (SELECT 1 FROM study);
 """
 
 
@@ -70,90 +72,140 @@ def _plain(value: Any) -> object:
     raise TypeError(f"{value!r} is of type {type(value).__name__}, and JSON holds plain values only")
 
 
-class Store:
-    """Results of one study.
+@contextmanager
+def reserved(path: str | PathLike[str]) -> Iterator[None]:
+    """Keep every other process from writing to a store. Reading goes on. It ends with the process, however that ends.
 
     Args:
-        path: the file; made where it is missing and ``identity`` is given.
-        identity: what defines the study, as plain values. None opens whatever study the file holds.
-        version: the version of the program whose results these are; results of another version are refused.
-
-    Attributes:
-        path: the file.
-        identity: what defines the study that the file holds.
-        version: the version of the program that made it.
+        path: the store. The file ``path.lock`` beside it is what processes agree by; it stays, and is empty.
 
     Raises:
-        StabilityError: the file is missing, damaged or not a store, the disk is full, or it holds another study or
-            another version's results.
+        StabilityError: another process has it, or nothing can be written there.
 
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "study.sqlite"
-        >>> store = Store(path, {"name": "mine"}, version="1")
+        >>> with reserved(path), reserved(path):
+        ...     pass
+        Traceback (most recent call last):
+        stability.errors.StabilityError: another run is writing to ...
+    """
+    lock = FileLock(f"{path}.lock", timeout=0)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise StabilityError(f"another run is writing to {path}: wait until it has finished, or use another --store") from error
+    except OSError as error:
+        raise StabilityError(f"nothing can be written beside {path}: {error}; use another --store") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Store:
+    """Results of one study.
+
+    A cell is known by what changes its result, the code of its method among it. So a store goes on where only code was changed:
+    cells of the old code stay in the file, and are no cells of the study any more.
+
+    Args:
+        path: the file; made where it is missing and ``identity`` is given.
+        identity: what defines the study, as plain values. None opens whatever study the file holds, to read it.
+
+    Attributes:
+        path: the file.
+        identity: what defines the study that the file holds.
+        complete: whether its cells say which code and which data they belong to. Those of older versions do not.
+
+    Raises:
+        StabilityError: the file is missing, damaged or not a store, the disk is full, or it holds another study.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "study.sqlite"
+        >>> store = Store(path, {"name": "mine"})
         >>> store.add({"seed": 0}, {"value": 0.5})
         >>> Store(path).records()
         [{'seed': 0, 'value': 0.5}]
     """
 
-    def __init__(self, path: str | PathLike[str], identity: Mapping[str, Any] | None = None, version: str = "") -> None:
+    def __init__(self, path: str | PathLike[str], identity: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
-        if not self.path.exists() or (identity is not None and self.path.stat().st_size == 0):  # 0: stopped while making it
+        if not self.path.exists() or self.path.stat().st_size == 0:  # 0: stopped while making it
             if identity is None:
                 raise StabilityError(f"there is no store {self.path}: make one with 'stability run STUDY --store {self.path}'")
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StabilityError(f"cannot make the folder of {self.path}: {error}") from error
+            create, fill, first = _SCHEMA.format(format=_FORMAT).split(";")[:-1]
             with self._connection() as connection:  # one transaction: a store is whole or absent
                 connection.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA.split(";")[:-1]:
-                    connection.execute(statement)
-                connection.execute("INSERT INTO study VALUES (?, ?, ?)", (_FORMAT, version, as_json(identity)))
+                connection.execute(create)
+                connection.execute(fill)
+                connection.execute(first, (as_json(identity),))
         with self._connection() as connection:
-            rows = connection.execute("SELECT format, version, identity FROM study").fetchall()
-            identities = [json.loads(row[2]) for row in rows]
+            rows = connection.execute("SELECT format, identity FROM study").fetchall()
+            identities = [json.loads(row[1]) for row in rows]
         if len(rows) != 1:
             raise StabilityError(f"{self.path} is damaged: {len(rows)} studies in it instead of 1; delete it and run again")
-        stored_format, self.version, _ = rows[0]
+        self.complete = rows[0][0] == _FORMAT
         self.identity: dict[str, Any] = identities[0]
-        if stored_format != _FORMAT:
+        if rows[0][0] not in _READABLE:
+            raise StabilityError(f"{self.path} has format {rows[0][0]}, this program writes {_FORMAT}: use another --store")
+        if identity is not None:
+            self._become(identity)
+
+    def _become(self, identity: Mapping[str, Any]) -> None:
+        """Hold the study of this identity. It is written even where it is the same: what cannot be written to is found out now."""
+        if not self.complete:
             raise StabilityError(
-                f"{self.path} has format {stored_format}, this program writes {_FORMAT}: move it away, or use another --store"
+                f"{self.path} is of an older version, whose results do not say which code and which data they belong to: its table "
+                "and figures can still be made; to run the study again, use another --store"
             )
-        # A store without a finished cell has nothing to lose: it may become that of another study.
-        if identity is not None and not self.finished():
-            with self._connection() as connection:
-                connection.execute("UPDATE study SET version = ?, identity = ?", (version, as_json(identity)))
-            self.version, self.identity = version, json.loads(as_json(identity))
-        elif identity is not None:
-            self.check(identity, version)
+        other = difference(self.identity, identity) is not None
+        if self.finished():  # a store without a finished cell has nothing to lose: it may become that of another study
+            self.check(identity)
+        with self._connection() as connection:
+            connection.execute("UPDATE study SET identity = ?", (as_json(identity),))
+            if other:
+                connection.execute("DELETE FROM cells")
+        self.identity = json.loads(as_json(identity))
 
     def finished(self) -> set[str]:
-        """The keys (:func:`key`) of the finished cells."""
+        """The keys (:func:`key`) of the finished cells, without those that are to be tried again."""
+        if not self.complete:
+            return set()
         with self._connection() as connection:
-            return {row[0] for row in connection.execute("SELECT key FROM cells")}
+            return {row[0] for row in connection.execute("SELECT key FROM cells WHERE NOT passing")}
 
-    def add(self, identity: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        """Write one finished cell, at once and for good; a cell that is there already is left as it is.
+    def add(self, identity: Mapping[str, Any], record: Mapping[str, Any], passing: bool = False) -> None:
+        """Write one cell at once. A finished one is left as it is; one that was to be tried again is replaced.
 
         Args:
             identity: what defines the cell, as plain values.
             record: what was measured, as plain values.
+            passing: whether it is to be tried again, because something failed that may pass.
 
         Raises:
             StabilityError: the file cannot be written.
         """
-        row = (key(identity), as_json(identity), as_json(record, sort_keys=False))
+        row = (key(identity), as_json(identity), as_json(record, sort_keys=False), passing)
         with self._connection() as connection:
-            connection.execute("INSERT OR IGNORE INTO cells (key, identity, record) VALUES (?, ?, ?)", row)
+            connection.execute(
+                "INSERT INTO cells (key, identity, record, passing) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE "
+                "SET record = excluded.record, passing = excluded.passing, finished = CURRENT_TIMESTAMP WHERE passing",
+                row,
+            )
 
     def records(self) -> list[dict[str, Any]]:
-        """Every finished cell, identity and record in one dictionary, in the order they were finished."""
+        """Every cell, identity and record in one dictionary, in the order in which they were first written."""
         return [{**identity, **record} for identity, record in self.cells()]
 
     def cells(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Identity and record of every finished cell, in the order they were finished."""
+        """Identity and record of every cell, in the order in which they were first written."""
         with self._connection() as connection:
             rows = connection.execute("SELECT identity, record FROM cells ORDER BY rowid").fetchall()
             return [(json.loads(identity), json.loads(record)) for identity, record in rows]
@@ -168,6 +220,10 @@ class Store:
             finally:
                 connection.close()
         except sqlite3.OperationalError as error:
+            if "no such" in str(error):
+                raise StabilityError(
+                    f"{self.path} is a database of another program ({error}): use another --store; it was left as it is"
+                ) from error
             remedy = "free some disk space and run again" if "full" in str(error) else "check the path and its permissions"
             raise StabilityError(f"cannot use the store {self.path}: {error}; what was finished is kept, {remedy}") from error
         except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
@@ -175,28 +231,44 @@ class Store:
                 f"{self.path} is damaged or no store: {error}; move it away and run again, or restore a copy"
             ) from error
 
-    def check(self, identity: Mapping[str, Any], version: str) -> None:
-        """Check that the results are of this study and this version.
+    def check(self, identity: Mapping[str, Any]) -> None:
+        """Check that the store holds a study. That only code was changed is no difference: its cells have other keys.
 
         Args:
             identity: what defines the study, as plain values.
-            version: the version of the program.
 
         Raises:
-            StabilityError: they are not; what differs is named.
+            StabilityError: it holds another one; what differs is named.
         """
-        wanted = json.loads(as_json(identity))
-        if self.version != version:
+        if (name := difference(self.identity, identity)) is not None:
+            old, new = _first_difference(*(without_code(json.loads(as_json(one.get(name)))) for one in (self.identity, identity)))
             raise StabilityError(
-                f"{self.path} was made by version {self.version}, this is {version}: use another --store, or that version"
+                f"{self.path} was made with {name} = {old}, now it is {new}: use another --store, or the settings that it "
+                "was made with"
             )
-        for name in sorted((wanted.keys() | self.identity.keys()) - (LATER - self.identity.keys())):
-            if wanted.get(name) != self.identity.get(name):
-                old, new = _first_difference(self.identity.get(name), wanted.get(name))
-                raise StabilityError(
-                    f"{self.path} was made with {name} = {old}, now it is {new}: use another --store, or the settings that it "
-                    "was made with"
-                )
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """The first entry, by its name, in which two identities differ apart from code; None where they do not.
+
+    Example:
+        >>> difference({"seeds": [0], "delta": 0.1}, {"seeds": [0], "delta": 0.2})
+        'delta'
+    """
+    first, second = (without_code(json.loads(as_json(one))) for one in (old, new))
+    return next((name for name in sorted(first.keys() | second.keys()) if first.get(name) != second.get(name)), None)
+
+
+def without_code(value: Any) -> Any:
+    """An identity, or a part of one, without the digests of code in it.
+
+    Example:
+        >>> without_code([{"name": "mine", "code": "0123456789abcdef"}])
+        [{'name': 'mine'}]
+    """
+    if isinstance(value, dict):
+        return {name: without_code(one) for name, one in value.items() if name != "code"}
+    return [without_code(one) for one in value] if isinstance(value, list) else value
 
 
 def _first_difference(old: Any, new: Any) -> tuple[Any, Any]:

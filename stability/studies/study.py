@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import KW_ONLY, dataclass, field, replace
-from itertools import islice
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from stability import __version__, problems
+from stability import problems
 from stability.bounds.measured import Constants, estimate_constants, measured_bounds
 from stability.checks import check_fraction, check_kind, check_whole
-from stability.errors import MachineError, MeasurementError, StabilityError, UsageError
+from stability.errors import StabilityError, UsageError, described
 from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled, Status
-from stability.machine import cores, free_memory, resolve_device
+from stability.machine import cores, device_name, free_memory, resolve_device, software
+from stability.problems import Problem
 from stability.selectors import Selector
-from stability.studies.results import BOUNDS, CellStatus, StudyResults
-from stability.studies.store import LATER, Store, as_json, key
+from stability.selectors.naming import LOCAL, imported
+from stability.studies.results import BOUNDS, CellStatus, Failure, StudyResults
+from stability.studies.store import Store, difference, key, reserved
 from stability.training import Algorithm
 
-__all__ = ["Cell", "Study", "cell_identity", "reusable", "run", "run_cell"]
+__all__ = ["NUMERICS", "Cell", "Study", "cell_identity", "reusable", "run", "run_cell"]
+
+NUMERICS = 1
+"""The version of the numbers that the toolkit computes, part of every identity. It is raised with each change of the program that
+changes a stored number by more than rounding, and with no other: results of one version are comparable."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +118,11 @@ class Study:
                 f"check_replicas = {self.check_replicas}: bounds are measured at left-out replicas, and {self.estimator.name} "
                 "trains none; use check_replicas=None, or another estimator"
             )
-        for seed in (*self.seeds, *(self.samples or ())):
-            check_whole(0, seed=seed)
         # Seeds may come as a list or as an array of numpy; a frozen study holds tuples of plain numbers.
-        object.__setattr__(self, "seeds", tuple(map(int, self.seeds)))
-        object.__setattr__(self, "samples", None if self.samples is None else tuple(map(int, self.samples)))
+        for name, seeds in (("seeds", self.seeds), ("samples", self.samples)):
+            for seed in () if seeds is None else seeds:
+                check_whole(0, seed=seed)
+            object.__setattr__(self, name, None if seeds is None else tuple(map(int, seeds)))
         if not self.algorithms or not self.seeds:
             raise UsageError(
                 f"study {self.name!r} has {len(self.algorithms)} algorithms and {len(self.seeds)} seeds: give at least 1"
@@ -133,8 +142,8 @@ class Study:
         """Everything that defines the study, as plain values.
 
         Returns:
-            A dictionary that JSON can hold. Texts are in it by their content, wherever they lie. That S lacks a part of the
-            training data is in it where it does (``removed``).
+            A dictionary that JSON can hold. Data and weights are in it by their content, wherever they lie; methods of the user's
+            own by their code.
 
         Raises:
             UsageError: data or a model that cannot be read.
@@ -142,13 +151,14 @@ class Study:
         each = {problems.short_name(name): problems.identity(name, self.problem_settings) for name in self.problems}
         return {
             "study": self.name,
+            "numerics": NUMERICS,
             **(next(iter(each.values())) if isinstance(self.problem, str) else {"problems": each}),
             "algorithms": [algorithm.settings() for algorithm in self.algorithms],
             "seeds": list(self.seeds),
             "check_replicas": self.check_replicas,
             "delta": self.delta,
             **_estimator_identity(self.estimator),
-            **({"removed": removed} if (removed := self.problem_settings.get("removed")) else {}),
+            "removed": self.problem_settings.get("removed", 0.0),
             **({} if self.samples is None else {"samples": list(self.samples)}),
             **({} if self.measured_seeds is None else {"measured_seeds": self.measured_seeds}),
         }
@@ -236,27 +246,42 @@ def _estimator_identity(estimator: Estimator) -> dict[str, Any]:
     return {"retrainings": None, "estimator": estimator.settings()}
 
 
-def cell_identity(study: Study, cell: Cell) -> dict[str, Any]:
-    """What defines a cell within its study, as plain values.
+_HOW = ("numerics", "retrainings", "estimator", "check_replicas", "delta")
+"""What of a study's identity says how each of its cells is measured."""
+
+
+def cell_identity(study: Study, cell: Cell, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What defines a cell, as plain values: everything that changes its result.
 
     Args:
         study: the study.
         cell: one of its cells.
+        identity: what ``study.identity()`` gives, which reads all data; by default it is asked.
 
     Returns:
-        A dictionary that JSON can hold; the store finds a finished cell by it.
+        A dictionary that JSON can hold; the store finds a finished cell by it. ``data`` and ``how`` are digests of the problem's
+        identity and of how it is measured, so that no cell passes for one of other data.
     """
-    mine = cell.algorithm
-    own = {"method": mine.name, "asked_sparsity": mine.asked_sparsity, "algorithm": mine.settings(), "seed": mine.seed}
+    whole = study.identity() if identity is None else identity
+    mine, task = cell.algorithm, problems.short_name(cell.problem)
+    several = whole.get("problems")
+    problem = several[task] if several else {name: whole[name] for name in ("problem", "problem_settings")}
     return {
-        **own,
+        "method": mine.name,
+        "asked_sparsity": mine.asked_sparsity,
+        "algorithm": mine.settings(),
+        "seed": mine.seed,
+        "data": key(problem)[:16],
+        "how": key({name: whole.get(name) for name in _HOW})[:16],
         **({} if cell.sample is None else {"sample": cell.sample}),
-        **({} if isinstance(study.problem, str) else {"task": problems.short_name(cell.problem)}),
+        **({"task": task} if several else {}),
         **({} if cell.measured else {"measured": False}),
     }
 
 
-def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int | None = None) -> dict[str, Any]:
+def run_cell(
+    study: Study, cell: Cell, device: str = "cpu", memory_budget: int | None = None, identity: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Train, leave out, measure, bound: one row of the study as plain values.
 
     Args:
@@ -264,28 +289,53 @@ def run_cell(study: Study, cell: Cell, device: str = "cpu", memory_budget: int |
         cell: one of its cells.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         memory_budget: bytes that one block of work may take; None: a part of what is free.
+        identity: the cell's, under which the row will be kept. The data and the code that are found are checked against it.
 
     Returns:
-        What was measured, by the names of the table's columns. A measurement that fails gives its reason instead.
-
-    Raises:
-        UsageError: what was asked for makes no sense.
-        StabilityError: the work could not be done, for a reason other than a failed measurement.
+        What was measured, by the names of the table's columns. Where something failed, its kind and its reason instead
+        (:class:`stability.studies.results.Failure`), whatever it was: one cell never ends the others.
     """
     task = problems.short_name(cell.problem)
+    place = {"software": software(), "device": device_name(resolve_device(device))}
     try:
-        drawn = cell.algorithm.seed if cell.sample is None else cell.sample
-        problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
-        how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
-        how |= {"estimator": study.estimator if cell.measured else Alone()}
-        estimate = measure(problem, cell.algorithm, **how)
-        row = {"status": CellStatus.OK, "task": task, **_row(estimate), **dict.fromkeys(_MEASURED)}
-        if study.check_replicas is None or not cell.measured:
-            return row
-        constants = estimate_constants(estimate, study.check_replicas, memory_budget)
-        return row | _constants(constants) | _bounds(estimate, constants, study.delta)
-    except (MeasurementError, MachineError) as error:
-        return {"status": CellStatus.FAILED, "task": task, "reason": str(error)}
+        return {"status": CellStatus.OK, "task": task, **_measured(study, cell, device, memory_budget, identity), **place}
+    except Exception as error:
+        kind = Failure.of(error)
+        reason = str(error) if isinstance(error, StabilityError) else described(error)
+        return {"status": CellStatus.FAILED, "task": task, "failure": kind, "reason": reason, **place}
+
+
+def _measured(
+    study: Study, cell: Cell, device: str, memory_budget: int | None, identity: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    algorithm = copy.deepcopy(cell.algorithm)  # a selector may keep something of its last run: each cell begins alike, in any order
+    drawn = algorithm.seed if cell.sample is None else cell.sample
+    problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
+    if identity is not None:
+        _check_unchanged(study, cell, problem, algorithm, identity)
+    how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
+    how |= {"estimator": study.estimator if cell.measured else Alone()}
+    estimate = measure(problem, algorithm, **how)
+    row = {**_row(estimate), **dict.fromkeys(_MEASURED)}
+    if study.check_replicas is None or not cell.measured:
+        return row
+    constants = estimate_constants(estimate, study.check_replicas, memory_budget)
+    return row | _constants(constants) | _bounds(estimate, constants, study.delta)
+
+
+def _check_unchanged(study: Study, cell: Cell, problem: Problem, algorithm: Algorithm, identity: Mapping[str, Any]) -> None:
+    """Check that data and code are still those that the cell will be kept under: a study may run for days.
+
+    Raises:
+        StabilityError: they are not.
+    """
+    data = key(problems.identity(cell.problem, study.problem_settings, problem))[:16]
+    for what, same in (
+        (f"the data or the model of {cell.problem!r}", data == identity["data"]),
+        (f"the code of {algorithm.name!r}", key(algorithm.settings()) == key(identity["algorithm"])),
+    ):
+        if not same:
+            raise StabilityError(f"{what} changed while the study ran: start it again, so that all its cells are of one version")
 
 
 _CONSTANTS = ("lipschitz", "tuned_lipschitz", "gradient_norm", "tuned_gradient_norm", "loss_bound", "replicas_checked")
@@ -401,17 +451,25 @@ def run(
     place = resolve_device(device)
     check_whole(1, workers=1 if workers is None else workers)
     reused = [] if reuse is None else reusable(Store(reuse), study)
-    ledger = Store(store, study.identity(), __version__)
-    for identity, record in reused:
-        ledger.add(identity, record)
-    done, cells = ledger.finished(), study.cells()
-    waiting = [cell for cell in cells if key(cell_identity(study, cell)) not in done]
-    on_start(len(cells) - len(waiting), len(cells))
-    one = place.type == "cuda" or any(_only_here(cell.algorithm.selector) for cell in waiting)
-    count = min(workers or (1 if one else cores()), max(1, len(waiting)))
-    for cell, record in _compute(study, waiting, str(place), count):
-        ledger.add(cell_identity(study, cell), record)
-        on_cell()
+    with reserved(store):
+        identity = study.identity()
+        ledger = Store(store, identity)
+        for one, record in reused:
+            ledger.add(one, record)
+        done = ledger.finished()
+        cells = [(cell, cell_identity(study, cell, identity)) for cell in study.cells()]
+        waiting = [(cell, mine) for cell, mine in cells if key(mine) not in done]
+        on_start(len(cells) - len(waiting), len(cells))
+        here = next((cell.algorithm.name for cell, _ in waiting if _only_here(cell.algorithm)), None)
+        if here is not None and (workers or 1) > 1:
+            raise UsageError(
+                f"workers = {workers}: no other process can import selector {here!r}; use workers=1, or move its code into a module"
+            )
+        alone = place.type != "cpu" or here is not None
+        count = min(workers or (1 if alone else cores()), max(1, len(waiting)))
+        for mine, record in _compute(study, waiting, str(place), count):
+            ledger.add(mine, record, passing=record.get("failure", Failure.METHOD) != Failure.METHOD)
+            on_cell()
     return StudyResults.read(store)
 
 
@@ -426,67 +484,113 @@ def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str,
         Identity and record of each such cell.
 
     Raises:
-        StabilityError: ``other`` is of another version, or was measured in another way: the setting is named.
+        StabilityError: ``other`` is of an older version; or none of its cells belongs to the study, because it was measured in
+            another way: the setting is named.
     """
-    wanted, own = {key(cell_identity(study, cell)) for cell in study.cells()}, json.loads(as_json(study.identity()))
-    if other.version != __version__:
-        raise StabilityError(f"{other.path} was made by version {other.version}, this is {__version__}: nothing can be reused")
-    # These are in the cells' own identity: a larger study may take over a smaller one's.
-    free = {"study", "algorithms", "seeds", "samples", "measured_seeds"} | (LATER - other.identity.keys())
-    theirs, mine = _comparable(other.identity), _comparable(own)
-    for name in (mine.keys() | theirs.keys()) - free:
-        alone = name.startswith("problem ") and (name not in theirs or name not in mine)  # a task of one of them
-        if theirs.get(name) != mine.get(name) and not alone:
-            raise StabilityError(
-                f"{other.path} was measured with {name} = {theirs.get(name)}, this study with {mine.get(name)}: its cells cannot "
-                "be reused"
-            )
-    return [(identity, record) for identity, record in other.cells() if key(identity) in wanted]
+    if not other.complete:
+        raise StabilityError(
+            f"{other.path} is of an older version, whose results do not say which code and which data they belong to: its cells "
+            "cannot be reused"
+        )
+    own = study.identity()
+    wanted = {key(cell_identity(study, cell, own)) for cell in study.cells()}
+    found = [(identity, record) for identity, record in other.cells() if key(identity) in wanted & other.finished()]
+    if not found and other.finished():
+        theirs, mine = _comparable(other.identity), _comparable(own)
+        for name in {**mine, **theirs}:
+            one_has_it = name.startswith("problem ") and not (name in theirs and name in mine)
+            if not one_has_it and difference({name: theirs.get(name)}, {name: mine.get(name)}) is not None:
+                raise StabilityError(
+                    f"{other.path} was measured with {name} = {theirs.get(name)}, this study with {mine.get(name)}: its cells "
+                    "cannot be reused"
+                )
+    return found
 
 
-def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
-    """The identity with each of several problems as an entry of its own."""
+def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What two studies that share cells have in common, with each of several problems as an entry of its own."""
+    free = {"study", "algorithms", "seeds", "samples", "measured_seeds", "removed", "problems"}  # a larger study has more of them
     several = {f"problem {name}": one for name, one in identity.get("problems", {}).items()}
-    return {name: one for name, one in identity.items() if name != "problems"} | several
+    return {name: one for name, one in identity.items() if name not in free} | several
 
 
-def _only_here(selector: Selector) -> bool:
-    """Whether the selector's function or class is inside another one or in an interactive session: no process could import it."""
-    made_of: Any = selector.made_of
-    home = made_of.__module__
-    return "<" in made_of.__qualname__ or (home == "__main__" and not hasattr(sys.modules["__main__"], "__file__"))
+def _only_here(algorithm: Algorithm) -> bool:
+    """Whether no other process could import its code: it is inside a function, or in an interactive session."""
+    try:
+        written = pickle.dumps(algorithm)
+    except Exception:  # whatever is said by an object that cannot be pickled
+        return True
+    return b"__main__" in written and not hasattr(sys.modules["__main__"], "__file__")
 
 
-def _compute(study: Study, cells: list[Cell], device: str, workers: int) -> Iterator[tuple[Cell, dict[str, Any]]]:
+_Work = tuple[Cell, dict[str, Any]]
+"""A cell and its identity."""
+
+
+def _compute(study: Study, work: list[_Work], device: str, workers: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The identity and the record of each cell, as they are finished."""
     if workers == 1:
-        for cell in cells:
-            yield cell, run_cell(study, cell, device)
+        for cell, identity in work:
+            yield identity, run_cell(study, cell, device, identity=identity)
         return
-    others = set(multiprocessing.active_children())  # the caller's own, which are none of our business
+    waiting = deque(work)
+    while waiting:
+        lost = yield from _side_by_side(study, waiting, device, workers)
+        workers = max(1, workers // 2)
+        for cell, identity in lost:  # one of them may be what no process survives
+            if (yield from _side_by_side(study, deque([(cell, identity)]), device, 1)):
+                reason = "the process that measured it was killed, most likely by the system because memory ran out"
+                place = {"software": software(), "device": device_name(resolve_device(device))}
+                task = problems.short_name(cell.problem)
+                yield identity, {"status": CellStatus.FAILED, "task": task, "failure": Failure.MACHINE, "reason": reason, **place}
+
+
+def _side_by_side(
+    study: Study, waiting: deque[_Work], device: str, workers: int
+) -> Generator[tuple[dict[str, Any], dict[str, Any]], None, list[_Work]]:
+    """Compute what is waiting in worker processes, until it is done or one of them is killed. Returns what was lost with it."""
     # Forking a process that has used its thread pools can hang, so each worker starts afresh.
     context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    waiting = iter(cells)
-    running: dict[Future[dict[str, Any]], Cell] = {}
+    started: list[multiprocessing.process.BaseProcess] = []
+
+    def start(*how: Any, **more: Any) -> multiprocessing.process.BaseProcess:
+        started.append(multiprocessing.context.SpawnProcess(*how, **more))
+        return started[-1]
+
+    context.Process = start  # type: ignore[misc, assignment] # so that these processes alone are ended, and no others
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(dict(LOCAL),))
+    running: dict[Future[dict[str, Any]], _Work] = {}
     budget = free_memory(torch.device(device)) // (2 * workers)
     try:
         while True:
-            for cell in islice(waiting, workers - len(running)):
-                running[executor.submit(run_cell, study, cell, device, budget)] = cell
+            while waiting and len(running) < workers:
+                cell, identity = waiting.popleft()
+                running[executor.submit(run_cell, study, cell, device, budget, identity)] = cell, identity
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+                yield running[future][1], future.result()
+                del running[future]
         executor.shutdown()
+    except BrokenProcessPool as error:
+        executor.shutdown()
+        codes = [one.exitcode or 0 for one in started]
+        if max(codes) > 0 or min(codes) == 0:  # nobody killed it
+            raise StabilityError(
+                f"a worker process ended by itself, with exit code {max(codes)}: in a script put the call under "
+                "if __name__ == '__main__':, or use workers=1"
+            ) from error
+        return list(running.values())
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - others:
-            child.terminate()
+        for process in started:
+            process.terminate()
         raise
+    return []
 
 
-def _start_worker() -> None:
-    """One thread a worker; the parent alone hears Ctrl-C; a worker whose parent is gone ends too."""
+def _start_worker(modules: Mapping[str, Path]) -> None:
+    """One thread a worker; the parent alone hears Ctrl-C; a worker whose parent is gone ends too; it knows the user's modules."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -497,3 +601,5 @@ def _start_worker() -> None:
             os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    for module, folder in modules.items():
+        imported(module, folder, "a study")

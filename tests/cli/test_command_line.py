@@ -233,7 +233,7 @@ def test_bad_input_gets_a_message_and_a_code(command: str, code: int, message: s
 def test_a_study_goes_on_where_it_was(small_store: Path, tmp_path: Path) -> None:
     """Half the cells first: the rest is computed, nothing twice, and the table is that of an unbroken run."""
     whole = Store(small_store)
-    half = Store(tmp_path / "half.sqlite", whole.identity, whole.version)
+    half = Store(tmp_path / "half.sqlite", whole.identity)
     for cell in SMALL.cells()[:3]:
         identity = study.cell_identity(SMALL, cell)
         half.add(identity, {"status": "failed", "reason": "planted, to see that it is not computed again"})
@@ -301,12 +301,12 @@ def test_workers_give_the_same_results(small_store: Path, tmp_path: Path) -> Non
     assert (both["stability_x"] - both["stability_y"]).abs().max() < 1e-5
 
 
-def test_another_study_or_version_is_refused(small_store: Path) -> None:
+def test_another_study_or_other_numerics_are_refused(small_store: Path) -> None:
     store = Store(small_store)
     with pytest.raises(StabilityError, match="made with retrainings = 3, now it is 5"):
-        Store(small_store, {**store.identity, "retrainings": 5}, store.version)
-    with pytest.raises(StabilityError, match="made by version .*, this is 9"):
-        Store(small_store, store.identity, "9")
+        Store(small_store, {**store.identity, "retrainings": 5})
+    with pytest.raises(StabilityError, match="made with numerics = 1, now it is 2"):
+        Store(small_store, {**store.identity, "numerics": 2})
 
 
 def test_damaged_stores_are_refused(small_store: Path, tmp_path: Path) -> None:
@@ -317,12 +317,28 @@ def test_damaged_stores_are_refused(small_store: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.sqlite"
     sqlite3.connect(empty).close()
     empty.touch()
-    with pytest.raises(StabilityError, match="cannot use the store"):
+    with pytest.raises(StabilityError, match="there is no store"):
         Store(empty)
+    foreign = tmp_path / "foreign.sqlite"
+    with sqlite3.connect(foreign) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    connection.close()
+    before = foreign.read_bytes()
+    for identity in (None, {"study": "x"}):
+        with pytest.raises(StabilityError, match="is a database of another program .no such table: study.: .* left as it is"):
+            Store(foreign, identity)
+    assert foreign.read_bytes() == before
+
+
+def test_a_cell_without_a_record_is_told(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(tmp_path / "hollow.sqlite", Store(small_store).identity)
+    store.add(study.cell_identity(SMALL, SMALL.cells()[0]), {})
+    assert main(["table", "--store", str(store.path)]) == 1
+    assert "hollow.sqlite is damaged: 1 of its 1 cells have no record" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told_and_loses_nothing(small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path / "full.sqlite", {"study": "x"}, "1")
+    store = Store(tmp_path / "full.sqlite", {"study": "x"})
     store.add({"seed": 0}, {"value": 1})
     connect = sqlite3.connect
 

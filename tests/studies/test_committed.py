@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.language import minilm
-from stability import __version__
 from stability.studies import study
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.results import StudyResults
@@ -24,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def test_committed_results_are_whole_and_of_this_program(path: Path) -> None:
     """What the figures were drawn from can be read, goes on being this study's, and lacks no cell."""
     mine = STUDIES.get(path.stem) or paper_s(path.stem)
-    store = Store(path, mine.identity(), __version__)
+    store = Store(path)
     assert {key(study.cell_identity(mine, cell)) for cell in mine.cells()} == store.finished()
     results = StudyResults.read(path)
     assert results.fingerprint == key(mine.identity())[:12]

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from stability import StabilityError, UsageError, __version__, plotting
+from stability import StabilityError, UsageError, plotting
 from stability.cli.commands import main
 from stability.leave_one_out.estimators import Approximate, Assisted, Sampled
 from stability.reports.study_table import render
@@ -116,7 +116,7 @@ def test_the_spread_s_interval_is_that_of_a_normal_sample() -> None:
 def shortened(source: Path, target: Path, keep: Any) -> Path:
     """The same study without some of its cells."""
     whole = Store(source)
-    part = Store(target, whole.identity, __version__)
+    part = Store(target, whole.identity)
     for identity, record in whole.cells():
         if keep(identity):
             part.add(identity, record)
@@ -165,7 +165,7 @@ def renamed(path: Path, target: Path, tasks: dict[str, str], **more: Any) -> Pat
     """The same results under the names of other tasks, with more in the study's identity."""
     whole = Store(path)
     identity = {**whole.identity, **more, "problems": {tasks[name]: one for name, one in whole.identity["problems"].items()}}
-    other = Store(target, identity, __version__)
+    other = Store(target, identity)
     for cell, record in whole.cells():
         other.add({**cell, "task": tasks[cell["task"]]}, {**record, "task": tasks[record["task"]]})
     return target

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from stability import MeasurementError, Problem, StabilityError, UsageError, __version__, plotting, problems
+from stability import MachineError, MeasurementError, Problem, StabilityError, UsageError, plotting, problems
 from stability.cli.commands import main
-from stability.leave_one_out import measure
+from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Alone, Approximate, Assisted, Estimator, Exact, Sampled
 from stability.leave_one_out.statistics import variance_shares
 from stability.reports.study_table import render
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, MagPruning, from_scores
 from stability.studies import study
 from stability.studies.named import STUDIES
-from stability.studies.results import CellStatus, StudyResults
+from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.store import Store
 from stability.studies.study import Study
-from stability.training import FineTuning
+from stability.training import Algorithm, FineTuning
 from stability.training.replicas import train
 from tests.cli.test_command_line import SMALL
 
@@ -51,16 +51,14 @@ def test_added_selectors_take_over_what_a_like_study_finished(small_store: Path,
         study.run(dataclasses.replace(larger, estimator=Sampled(4)), tmp_path / "other.sqlite", reuse=small_store, workers=1)
     assert len(SMALL.with_selectors(BitFit(), SAM(0.1), SAM(0.1)).algorithms) == len(SMALL.algorithms) + 1
     exact = dataclasses.replace(SMALL, name="exact", estimator=Exact())
-    Store(tmp_path / "assisted.sqlite", dataclasses.replace(exact, estimator=Assisted(3)).identity(), __version__)
+    assisted = Store(tmp_path / "assisted.sqlite", dataclasses.replace(exact, estimator=Assisted(3)).identity())
+    assisted.add({"seed": 0}, {"status": "ok"})
     with pytest.raises(StabilityError, match="measured with estimator = .*assisted.*, this study with None"):
         study.run(exact, tmp_path / "exact.sqlite", reuse=tmp_path / "assisted.sqlite", workers=1)
     with pytest.raises(UsageError, match="'small' has bitfit with these settings already"):
         SMALL.with_selectors(BitFit())
     smaller = dataclasses.replace(SMALL, algorithms=SMALL.algorithms[:1])
     assert len(study.run(smaller, tmp_path / "smaller.sqlite", reuse=small_store, workers=1)) == 2  # its own cells alone
-    Store(tmp_path / "old.sqlite", SMALL.identity(), "0.0.1")
-    with pytest.raises(StabilityError, match="made by version 0.0.1, this is .*: nothing can be reused"):
-        study.run(larger, tmp_path / "other.sqlite", reuse=tmp_path / "old.sqlite", workers=1)
     with pytest.raises(UsageError, match="no selector to add"):
         SMALL.with_selectors()
 
@@ -127,12 +125,12 @@ def test_two_methods_of_one_name_are_refused() -> None:
 
     with pytest.raises(UsageError, match="two different selectors are called 'bitfit'.*rename one"):
         SMALL.with_selectors(from_scores(bitfit, 0.1))
-    assert study._only_here(from_scores(bitfit, 0.1))  # inside another function: nothing could import it
+    assert study._only_here(FineTuning(from_scores(bitfit, 0.1)))  # inside another function: nothing could import it
 
 
 def test_a_store_without_a_finished_cell_starts_anew(tmp_path: Path) -> None:
     """A first run that was refused leaves no obstacle to the corrected one."""
-    Store(tmp_path / "mine.sqlite", dataclasses.replace(SMALL, estimator=Sampled(9)).identity(), "0.0.1")
+    Store(tmp_path / "mine.sqlite", dataclasses.replace(SMALL, estimator=Sampled(9)).identity())
     results = study.run(SMALL, tmp_path / "mine.sqlite", device="cpu", workers=1)
     assert len(results) == len(SMALL.cells())
     with pytest.raises(StabilityError, match="made with retrainings = 3, now it is 9"):
@@ -148,8 +146,8 @@ def test_a_function_that_no_other_process_knows_is_measured_in_this_one(monkeypa
     scores.__module__, scores.__qualname__ = "__main__", "scores"
     selector = from_scores(scores, 0.1)
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
-    assert study._only_here(selector)
-    assert not study._only_here(SAM(0.1))
+    assert study._only_here(FineTuning(selector))
+    assert not study._only_here(FineTuning(SAM(0.1)))
 
 
 def test_discontinuity_is_drawn_from_the_run(tmp_path: Path) -> None:
@@ -186,20 +184,41 @@ def test_the_plain_estimators_are_in_the_identity_as_they_always_were() -> None:
     assert Study("s", "digits", SMALL.algorithms, (0,)).estimator == Assisted()
 
 
-def test_a_failed_measurement_is_recorded_and_anything_else_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(error: Exception) -> dict[str, object]:
-        def fail(*what: object, **how: object) -> None:
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (MeasurementError("A(S) diverged at step 3"), Failure.METHOD, "A.S. diverged at step 3"),
+        (MachineError("one replica alone does not fit"), Failure.MACHINE, "one replica alone does not fit"),
+        (MemoryError("2 GiB"), Failure.MACHINE, "MemoryError: 2 GiB .*test_study.py, line "),
+        (UsageError("bitfit tunes biases"), Failure.ERROR, "bitfit tunes biases"),
+        (KeyError("layer"), Failure.ERROR, "KeyError: 'layer' .*test_study.py, line "),
+    ],
+)
+def test_a_failed_cell_is_recorded_with_its_kind_and_the_machine_s_is_tried_again(
+    error: Exception, kind: Failure, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others go on; the table names the reason; and the next run measures what may have passed, and nothing else."""
+
+    def failing(problem: Problem, algorithm: Algorithm, **how: Any) -> StabilityEstimate:
+        if algorithm.name == "bitfit" and algorithm.seed == 0:
             raise error
+        return measure(problem, algorithm, **how)
 
-        monkeypatch.setattr(study, "measure", fail)
-        return study.run_cell(SMALL, SMALL.cells()[0])
-
-    found = failing(MeasurementError("A(S) diverged at step 3"))
-    assert found == {"status": CellStatus.FAILED, "task": "digits", "reason": "A(S) diverged at step 3"}
-    assert found["status"] == "failed"
-    for error in (UsageError("n = 1"), StabilityError("no disk space")):
-        with pytest.raises(type(error), match=str(error)):
-            failing(error)
+    monkeypatch.setattr(study, "measure", failing)
+    frame = study.run(SMALL, tmp_path / "small.sqlite", device="cpu", workers=1).table
+    bad = frame[frame["status"] == CellStatus.FAILED]
+    assert len(frame) == 6
+    assert bad["failure"].tolist() == [kind]
+    assert re.match(reason, bad["reason"].iloc[0])
+    shown = render(StudyResults.read(tmp_path / "small.sqlite"))
+    assert re.search(f"failed: bitfit, seed 0: {reason}", shown)
+    assert ("tried again" in shown) == (kind != Failure.METHOD)
+    monkeypatch.setattr(study, "measure", measure)
+    again: list[None] = []
+    frame = study.run(SMALL, tmp_path / "small.sqlite", device="cpu", workers=1, on_cell=lambda: again.append(None)).table
+    assert len(frame) == 6
+    assert len(again) == (0 if kind == Failure.METHOD else 1)
+    assert (frame["status"] == CellStatus.OK).sum() == 5 + len(again)
 
 
 def test_cells_that_are_not_measured_are_trained_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,20 +300,3 @@ def test_numbers_of_numpy_are_numbers_in_a_study(tmp_path: Path) -> None:
 def test_what_a_study_is_not_made_of_is_refused_when_it_is_made(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         dataclasses.replace(SMALL, **change)
-
-
-def test_a_store_from_before_removed_was_in_the_identity_goes_on(tmp_path: Path) -> None:
-    """Nothing else of its identity is new; and of the paper's perturbation it is known by the study."""
-    identity = {"study": "paper-perturbation", "algorithms": [], "seeds": [0]}
-    store = Store(tmp_path / "old.sqlite", identity, "1")
-    store.add({"seed": 0}, {"value": 0.5})
-    Store(store.path, {**identity, "removed": 0.1}, "1")
-    with pytest.raises(StabilityError, match="made with seeds = "):
-        Store(store.path, {**identity, "removed": 0.1, "seeds": [1]}, "1")
-    newer = Store(tmp_path / "new.sqlite", {**identity, "removed": 0.1}, "1")
-    newer.add({"seed": 0}, {"value": 0.5})
-    with pytest.raises(StabilityError, match="made with removed = 0.1, now it is 0.2"):
-        Store(newer.path, {**identity, "removed": 0.2}, "1")
-    empty = StudyResults(table=pd.DataFrame(), study="paper-perturbation", identity=identity, tasks=(), algorithms={})
-    assert empty.removed == 0.1
-    assert dataclasses.replace(empty, study="mine").removed == 0
