@@ -70,6 +70,7 @@ JSON: list[tuple[list[Any], tuple[str, ...] | None]] = [
     (many(map(str, range(77))), tuple(sorted(map(str, range(77))))),
     (many(["1.0", "1", "007", "7", " 7 "]), ("007", "1", "1.0", "7")),
     (many(["4.5", "3.8", "0.5"]), ("0.5", "3.8", "4.5")),
+    (many(["1,2", "2,3"]), ("1,2", "2,3")),  # two labels of one text
     ([1.0, 0.0, 1.0], ("0", "1")),
     (many([1, 1.0, -1, 0]), ("-1", "0", "1")),
     ([1, 2, 3, 4, 5, 5, 4, 3], ("1", "2", "3", "4", "5")),  # ratings
@@ -124,6 +125,7 @@ def test_seventy_seven_whole_numbers_are_as_many_classes(kind: str, tmp_path: Pa
     counts = torch.bincount(problem.train.labels, minlength=77)
     assert f"77 classes, in S (n = 247) {int(counts.min())} to {int(counts.max())} examples of each" in problem.notes[0]
     assert any("names of the classes are numbers; if they are quantities: label_type='numbers'" in note for note in problem.notes)
+    assert not any("label_type" in note for note in problems.load(path, model=model, label_type="classes").notes)
     numbers = problems.load(path, model=model, label_type="numbers")
     assert (numbers.classes, numbers.loss_unit) == (None, "squared error")
     assert not any("label_type" in note for note in numbers.notes)
@@ -174,7 +176,13 @@ def test_rows_without_label_or_text_are_left_out_where_asked(kind: str, tmp_path
     good = [{"text": tiny.sentence(random.Random(i)), "label": "yes" if i % 3 else "no"} for i in range(30)]
     bad: list[dict[str, Any]] = [{"text": "the cat", "label": "NaN"}, {"text": " ", "label": "yes"}, {"text": "a dog", "label": ""}]
     if kind == "jsonl":
-        bad += [{"text": None, "label": "no"}, {"text": "a", "label": None}, {"text": "a", "label": math.nan}, {"text": "a"}]
+        bad += [
+            {"text": None, "label": "no"},
+            {"text": "a", "label": None},
+            {"text": "a", "label": math.nan},
+            {"text": "a"},
+            {"label": "no"},
+        ]
     names = {"text": "None", "label": "no"}  # somebody may have said so
     mixed = [*bad[:2], *good[:10], *bad[2:], *good[10:], names]
     for folder, train in (("whole", [*good, names]), ("mixed", mixed)):
@@ -379,9 +387,10 @@ def test_a_class_that_chance_holds_out_whole_is_still_a_class(tmp_path: Path, mo
 
 def test_the_notes_count_s_itself_and_the_whole_split(tmp_path: Path, model: str) -> None:
     """With labels of 99 to 1 most S have one class alone; their texts, repeats and cuts are counted in S too."""
-    texts = [tiny.sentence(random.Random(i), 20) for i in range(190)]
-    rows = [{"text": text, "label": "rare" if i % 100 == 0 else "usual"} for i, text in enumerate([*texts, *texts[:10]])]
+    texts = [tiny.sentence(random.Random(i), 20) for i in range(100)]
+    rows = [{"text": text, "label": "rare" if i % 100 == 0 else "usual"} for i, text in enumerate([*texts, *texts])]
     data = lines(tmp_path / "skewed", train=rows, test=rows[:50])
+    kinds = set()
     for seed in range(6):
         problem = problems.load(data, model=model, n=20, seed=seed, max_length=12)
         own = [str(text).partition(": ")[2] for text in problem.shown or ()]
@@ -397,6 +406,14 @@ def test_the_notes_count_s_itself_and_the_whole_split(tmp_path: Path, model: str
         assert {note for note in problem.notes if " S " in note and note[0].isdigit()} - {problem.notes[0]} == {
             note for note, count in told.items() if count
         }
+        kinds |= {("rare", rare > 0), ("cut", cut > 0), ("repeats", repeats > 0), ("leaked", leaked > 0)}
+    assert kinds >= {
+        ("rare", False),
+        ("rare", True),
+        ("cut", True),
+        ("repeats", True),
+        ("leaked", True),
+    }  # each was put to the test
 
 
 def test_numbers_are_told_for_s_and_for_the_whole_split(tmp_path: Path, model: str) -> None:
@@ -409,9 +426,10 @@ def test_numbers_are_told_for_s_and_for_the_whole_split(tmp_path: Path, model: s
 def test_a_text_with_several_labels_is_named_with_its_places(tmp_path: Path, model: str) -> None:
     rows = [{"text": f"the {word}", "label": "no"} for word in tiny.WORDS[:20]]
     rows[7] = {"text": rows[3]["text"], "label": "yes"}
+    rows[8] = dict(rows[3])
     test = [{"text": rows[5]["text"], "label": "yes"}, {"text": rows[6]["text"], "label": "no"}]
     problem = problems.load(lines(tmp_path / "doubtful", train=rows, test=test), model=model)
-    told = "2 of 19 texts of the data, all splits together, have different labels, the first at train.jsonl, line 4 (no) and "
+    told = "2 of 18 texts of the data, all splits together, have different labels, the first at train.jsonl, line 4 (no) and "
     assert [note for note in problem.notes if "different labels" in note] == [f"{told}train.jsonl, line 8 (yes)"]
     rows[7]["label"] = "no"
     rows[9]["label"] = test[0]["label"] = "yes"
