@@ -67,7 +67,6 @@ class Data:
 
     Attributes:
         n: Number of training examples, drawn at random; by default 100, and of texts the whole training split.
-        labels: Whether the labels are classes or numbers; by default what they look like.
         data: The data of the problems linear and logistic: generated, diabetes or breast_cancer.
     """
 
@@ -75,6 +74,7 @@ class Data:
     text: Annotated[Names, Parameter(consume_multiple=(1, 2))] = ()
     label: str | None = None
     label_type: Annotated[Literal["classes", "numbers"] | None, Parameter(name="--labels")] = None
+    drop_missing: Flags = None
     task: str | None = None
     split_seed: Whole = None
     removed: float | None = None

@@ -25,6 +25,7 @@ class Row:
     Attributes:
         values: the value in each column.
         place: where the row stands, such as ``train.jsonl, line 7``.
+        table: whether it comes from a table, which has texts only: there a number is a text that reads as one.
 
     Example:
         >>> Row({"text": "It rains.", "label": "yes"}, "train.jsonl, line 7").values["label"]
@@ -33,6 +34,7 @@ class Row:
 
     values: dict[str, Any]
     place: str
+    table: bool = False
 
 
 def split_files(path: Path) -> dict[str, Path]:
@@ -140,6 +142,6 @@ def _table(path: Path) -> Iterator[Row]:
                     f"{place}: {len(fields)} fields, the header has {len(names)} ({', '.join(names)}); "
                     "put texts that contain the separator in double quotes"
                 )
-            yield Row(dict(zip(names, fields, strict=True)), place)
+            yield Row(dict(zip(names, fields, strict=True)), place, table=True)
     except csv.Error as error:
         raise UsageError(f"{path}, line {reader.line_num}: {error}") from error

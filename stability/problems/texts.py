@@ -11,21 +11,36 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from stability.checks import check_probability, check_whole
+from stability.checks import check_flags, check_probability, check_whole
 from stability.errors import UsageError
 from stability.masks import fingerprint
 from stability.problems.metrics import METRICS, cross_entropies, squared_errors
 from stability.problems.pretrained import agreeing, load_pretrained
 from stability.problems.problem import Examples, Problem, generator
 from stability.problems.reading import Row, read_rows, split_files
-from stability.problems.tasks import HUB, TASKS, TEXT_TRAINING, Sequences, labels_of, task_for, text_columns, texts_of
+from stability.problems.tasks import (
+    HUB,
+    MISSING,
+    TASKS,
+    TEXT_TRAINING,
+    Sequences,
+    complete_rows,
+    is_number,
+    labels_of,
+    listed,
+    task_for,
+    text_columns,
+    texts_of,
+)
 from stability.problems.tokens import cached_tokens
 
 __all__ = ["load_texts"]
 
 Splits: TypeAlias = dict[str, list[Row]]
-Places: TypeAlias = dict[str, tuple[str, list[int]]]
-"""For each split: the split of the data that its examples come from, and their indices there."""
+Place: TypeAlias = tuple[str, list[int]]
+"""The split of the data that some examples come from, and their indices there."""
+Places: TypeAlias = dict[str, Place]
+"""The place of each split's examples."""
 
 
 def load_texts(
@@ -39,6 +54,7 @@ def load_texts(
     text: str | Sequence[str] | None = None,
     label: str = "label",
     label_type: Literal["classes", "numbers"] | None = None,
+    drop_missing: bool = False,
     split_seed: int = 0,
     removed: float = 0.0,
     pool: int | None = None,
@@ -53,6 +69,8 @@ def load_texts(
     task (:mod:`stability.problems.tasks`); for other data it is accuracy, or the mean of Pearson's and Spearman's correlation.
     The problem is known by the *content* of texts, labels and model, not by their names and paths.
 
+    The problem's notes tell what was read and how. They count S itself, and the whole training split where they say so.
+
     Args:
         data: a folder of JSON lines or CSV files (train.jsonl, and val.jsonl and test.jsonl if there are any); one such file; or
             a task of the hub, which needs ``pip install 'peft-stability[hub]'``: ``glue/cola``, ``glue/stsb``, ``glue/mrpc``,
@@ -65,7 +83,15 @@ def load_texts(
             task, or else the name of the file or folder.
         text: the one or two columns of texts. By default the usual names: text, text_a and text_b, premise and hypothesis, ….
         label: the column of labels.
-        label_type: whether the labels are ``classes`` or ``numbers``; by default what they look like.
+        label_type: whether the labels are ``classes`` or ``numbers``; by default what they look like. A string or truth value of
+            JSON names a class, and so does a field of a table that does not read as a number. Labels that are all numbers are
+            classes where they are whole and at least half of the different ones occur more than once in the training data,
+            such as 77 codes or ratings from 1 to 5. Other numbers are regressed on. The name of a class is the text as it is
+            written, without the white space around it: in a table 7, 007 and 7.0 are three classes.
+        drop_missing: leave out rows without a label or without a text. By default they are refused. A label is missing where it
+            is empty, JSON's null or NaN, or a word that stands for these, such as nan, None, null, NA or N/A; a text is
+            missing where it is empty or null. ``label_type="classes"`` takes such words for names of classes, unless
+            ``drop_missing`` is given too.
         split_seed: draws the examples that are held out, and the pool.
         removed: the fraction of the training split that is left out of S, drawn with ``seed``; at least one example where it is
             not 0. It takes the place of n. Fu et al. 2023 remove 0.1 in Table 2.
@@ -84,12 +110,16 @@ def load_texts(
     check_whole(8, max_length=max_length)
     check_whole(0, seed=seed, split_seed=split_seed)
     check_probability(removed=removed)
+    check_flags(drop_missing=drop_missing)
     name, own = _read(str(data))
     first = own["train"][0]
     known = task_for(name, first, task)
     columns = [text] if isinstance(text, str) else text
     if columns is None and (known is None or known.sequences is None):
         columns = text_columns(first)
+    dropped: list[str] = []
+    if drop_missing:
+        own, dropped = _complete(own, label, columns or (known.columns if known else ()))
     sequences = {split: texts_of(rows, columns, known) for split, rows in own.items()}
     values, classes = labels_of(own, label, known, label_type)
     places, notes = _held_out({split: len(rows) for split, rows in own.items()}, split_seed)
@@ -105,19 +135,32 @@ def load_texts(
         check_whole(2, None, f"removed = {removed} of {size} training examples", n=n)
     if n is not None:
         check_whole(2, size, f"the training split has {size} examples", n=n)
+    chosen = torch.arange(size)
+    if n is not None and n < size:
+        chosen = torch.randperm(size, generator=generator(seed, "sample"))[:n]
+    source, index = places["train"]
+    drawn = {**places, "train": (source, [index[i] for i in chosen.tolist()])}
     choices = len(sequences["train"][0]) > 1
-    notes = [_described(places, values, classes), *_repeated(places, sequences), *notes]
+    notes = [
+        _described(places, drawn, values, classes),
+        *_doubts(values["train"], classes, guessed=label_type is None and known is None),
+        *dropped,
+        *_repeated(drawn, sequences),
+        *_contradicting(own, sequences, values, classes),
+        *notes,
+    ]
     pretrained = load_pretrained(model, 1 if choices or classes is None else len(classes))
     longest = min(max_length, pretrained.max_length)
     made = {}
     for split, (source, index) in places.items():
         tokens = cached_tokens(pretrained.tokenizer, [sequences[source][i] for i in index], longest)
         made[split] = Examples(tokens.inputs, values[source][index], tokens.lengths)
-        if tokens.cut:
-            notes.append(f"{tokens.cut} of {len(index)} texts of the {split} split are cut to {longest} tokens")
-        present = set() if classes is None else set(made[split].labels.tolist())
-        if absent := [kind for code, kind in enumerate(classes or ()) if code not in present]:
-            notes.append(f"the {split} split has no example of {', '.join(absent)}")
+        cut, labels = tokens.cut, made[split].labels
+        if split == "train":
+            cut, labels = cut[chosen], labels[chosen]
+        if cut.any():
+            notes.append(f"{int(cut.sum())} of {len(cut)} texts of {_called(split)} are cut to {longest} tokens")
+        notes += _absent(_called(split), labels, classes or ())
     most = max(int(some.inputs["input_ids"].max()) for some in made.values())
     if most >= pretrained.vocabulary:
         raise UsageError(
@@ -126,9 +169,7 @@ def load_texts(
     logits = agreeing(pretrained, _shortest_and_longest(made))
     content = {f"{split} {name}": tensor for split, some in made.items() for name, tensor in some.inputs.items()}
     content |= {f"{split} labels": some.labels for split, some in made.items()}
-    chosen = torch.arange(size)
-    if n is not None and n < size:
-        chosen = torch.randperm(size, generator=generator(seed, "sample"))[:n]
+    if len(chosen) < size:
         made["train"] = made["train"].take(chosen)
     metric = known.metric if known else "accuracy" if classes else "mean of Pearson and Spearman"
     return Problem(
@@ -156,7 +197,7 @@ def load_texts(
         loss_unit="squared error" if classes is None else "nats",
         notes=(*notes, *pretrained.notes),
         classes=None if classes is None else tuple(classes),
-        shown=_shown(own, sequences, places["train"], chosen),
+        shown=_shown(own, sequences, drawn["train"]),
     )
 
 
@@ -193,6 +234,18 @@ def _from_hub(name: str) -> Splits:
         ) from error
 
 
+def _complete(own: Splits, label: str, texts: Sequence[str]) -> tuple[Splits, list[str]]:
+    """The rows that have a label and their texts, and a note for each split that loses some."""
+    kept, notes = {}, []
+    for split, rows in own.items():
+        kept[split] = complete_rows(rows, label, texts)
+        if not kept[split]:
+            raise UsageError(f"{rows[0].place.rpartition(', ')[0]}: no row has a label and a text: nothing is left of {split}")
+        if lost := len(rows) - len(kept[split]):
+            notes.append(f"{lost} of {len(rows)} rows of the {split} data have no label or no text, and are left out")
+    return kept, notes
+
+
 def _held_out(sizes: Mapping[str, int], split_seed: int) -> tuple[Places, list[str]]:
     """A test split for data that have none, and the paper's validation split where their own became the test."""
     places: Places = {split: (split, list(range(size))) for split, size in sizes.items()}
@@ -211,42 +264,95 @@ def _held_out(sizes: Mapping[str, int], split_seed: int) -> tuple[Places, list[s
     return places, [*notes, f"the {split} split is one in {share} of the training data, held out at random"]
 
 
-def _pooled(source: str, index: list[int], pool: int, split_seed: int) -> tuple[str, list[int]]:
+def _pooled(source: str, index: list[int], pool: int, split_seed: int) -> Place:
     """The training split cut to ``pool`` examples."""
     check_whole(2, len(index), f"the training split has {len(index)} examples", pool=pool)
     chosen = torch.randperm(len(index), generator=generator(split_seed, "pool"))[:pool].sort().values
     return source, [index[i] for i in chosen.tolist()]
 
 
-def _described(places: Places, values: Mapping[str, Tensor], classes: tuple[str, ...] | None) -> str:
-    """The note that tells the sizes of the splits, and whether labels were read as classes or as numbers."""
+def _described(places: Places, drawn: Places, values: Mapping[str, Tensor], classes: tuple[str, ...] | None) -> str:
+    """The note that tells the sizes of the splits, whether labels were read as classes or as numbers, and those of S."""
     sizes = ", ".join(f"{len(index)} {split}" for split, (_, index) in places.items())
-    own = values["train"]
+    whole, own = (values[source][index] for source, index in (places["train"], drawn["train"]))
+    more = f"; in the whole train split {_spread(whole, classes)}" if len(own) < len(whole) else ""
+    kind = "numbers" if classes is None else f"{len(classes)} classes"
+    return f"{sizes} examples; labels are {kind}, in S (n = {len(own)}) {_spread(own, classes)}{more}"
+
+
+def _spread(labels: Tensor, classes: tuple[str, ...] | None) -> str:
     if classes is None:
-        return f"{sizes} examples; labels are numbers, {float(own.min()):g} to {float(own.max()):g}"
-    counts = ", ".join(f"{name} {int((own == code).sum())}" for code, name in enumerate(classes))
-    return f"{sizes} examples; labels are {len(classes)} classes, in the training data {counts}"
+        return f"{float(labels.min()):g} to {float(labels.max()):g}"
+    counts = labels.bincount(minlength=len(classes)).tolist()
+    if len(classes) > 10:  # a list of all would hide what else there is to say
+        return f"{min(counts)} to {max(counts)} examples of each"
+    return ", ".join(f"{name} {count}" for name, count in zip(classes, counts, strict=True))
 
 
-def _repeated(places: Places, sequences: Mapping[str, list[Sequences]]) -> list[str]:
+def _doubts(labels: Tensor, classes: tuple[str, ...] | None, guessed: bool) -> list[str]:
+    """What to say where labels may be something else than what they were read as."""
+    if classes is None:
+        whole = guessed and bool((labels == labels.round()).all())
+        note = "labels are whole numbers that seldom repeat; if they name classes: label_type='classes', --labels classes"
+        return [note] if whole else []
+    notes = [
+        f"the class {name} is a name, and no missing label, as label_type = 'classes' says" for name in classes if name in MISSING
+    ]
+    if guessed and len(classes) > 2 and all(map(is_number, classes)):
+        notes.append("the names of the classes are numbers; if they are quantities: label_type='numbers', --labels numbers")
+    return notes
+
+
+def _called(split: str) -> str:
+    return "S" if split == "train" else f"the {split} split"
+
+
+def _absent(called: str, labels: Tensor, classes: Sequence[str]) -> list[str]:
+    """Whether some examples lack a class, or have one alone."""
+    present = set(labels.tolist())
+    absent = [name for code, name in enumerate(classes) if code not in present]
+    alone = f": all are {classes[present.pop()]}" if len(present) == 1 else ""
+    return [f"{called} has no example of {listed(absent)}{alone}"] if absent else []
+
+
+def _repeated(drawn: Places, sequences: Mapping[str, list[Sequences]]) -> list[str]:
     """Notes on repeated texts: leaving out one of two changes little, and a test on training texts tests nothing."""
-    texts = {split: [tuple(sequences[source][i]) for i in index] for split, (source, index) in places.items()}
+    texts = {split: [tuple(sequences[source][i]) for i in index] for split, (source, index) in drawn.items()}
     known = set(texts["train"])
     again = {"train": len(texts["train"]) - len(known)}
     again |= {split: sum(one in known for one in mine) for split, mine in texts.items() if split != "train"}
     return [
-        f"{again[split]} of {len(mine)} examples of the {split} split "
-        + ("repeat another of it" if split == "train" else "are training examples too")
+        f"{again[split]} of {len(mine)} examples of {_called(split)} "
+        + ("repeat another of it" if split == "train" else "are in S too")
         for split, mine in texts.items()
         if again[split]
     ]
 
 
-def _shown(own: Splits, sequences: Mapping[str, list[Sequences]], place: tuple[str, list[int]], chosen: torch.Tensor) -> list[str]:
+def _contradicting(
+    own: Splits, sequences: Mapping[str, list[Sequences]], values: Mapping[str, Tensor], classes: tuple[str, ...] | None
+) -> list[str]:
+    """A note on texts that have different labels, over all rows of the data: a person must see which of them is right."""
+    places: dict[Any, dict[float, Row]] = {}  # of each text, the first row with each of its labels
+    for split, rows in own.items():
+        for row, texts, value in zip(rows, sequences[split], values[split].tolist(), strict=True):
+            places.setdefault(tuple(texts), {}).setdefault(value, row)
+    found = [labels for labels in places.values() if len(labels) > 1]
+    if not found:
+        return []
+    name = "{:g}".format if classes is None else lambda code: classes[code]
+    first = " and ".join(f"{_at(row)} ({name(value)})" for value, row in list(found[0].items())[:2])
+    return [f"{len(found)} of {len(places)} texts of the data, all splits together, have different labels, the first at {first}"]
+
+
+def _shown(own: Splits, sequences: Mapping[str, list[Sequences]], place: Place) -> list[str]:
     """Each training example as a person sees it: file and line, and its texts; those of a choice are its alternatives."""
     source, index = place
-    at = [index[i] for i in chosen.tolist()]
-    return [f"{Path(own[source][i].place).name}: " + " / ".join(" ‖ ".join(texts) for texts in sequences[source][i]) for i in at]
+    return [f"{_at(own[source][i])}: " + " / ".join(" ‖ ".join(texts) for texts in sequences[source][i]) for i in index]
+
+
+def _at(row: Row) -> str:
+    return Path(row.place).name
 
 
 def _shortest_and_longest(made: Mapping[str, Examples]) -> dict[str, Any]:

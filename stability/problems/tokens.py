@@ -20,7 +20,7 @@ from stability.problems.tasks import Sequences
 
 __all__ = ["Tokens", "cache_folder", "cached_tokens", "tokenize"]
 
-_FORMAT = 1  # raise it with every change of what a cached file holds
+_FORMAT = 2  # raise it with every change of what a cached file holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,17 +31,17 @@ class Tokens:
         inputs: ``input_ids``, ``attention_mask`` and, where the tokenizer makes them, ``token_type_ids``: each int64 (N, T), or
             (N, c, T) where an example is a choice among c sequences. T is the length of the longest sequence.
         lengths: the number of tokens of each example, int64 (N,); of a choice that of its longest sequence.
-        cut: how many examples were cut.
+        cut: whether each example was cut, truth values (N,).
 
     Example:
         >>> ids = torch.tensor([[2, 7, 3], [2, 3, 0]])
-        >>> Tokens({"input_ids": ids}, torch.tensor([3, 2]), cut=0).inputs["input_ids"].shape
+        >>> Tokens({"input_ids": ids}, torch.tensor([3, 2]), torch.tensor([False, False])).inputs["input_ids"].shape
         torch.Size([2, 3])
     """
 
     inputs: dict[str, Tensor]
     lengths: Tensor
-    cut: int
+    cut: Tensor
 
 
 def cache_folder() -> Path:
@@ -82,9 +82,9 @@ def cached_tokens(tokenizer: Any, examples: Sequence[Sequences], max_length: int
     try:
         with safe_open(file, framework="pt") as cached:
             tensors = {name: cached.get_tensor(name) for name in cached.keys()}  # noqa: SIM118 - not a dict
-            lengths = tensors.pop("lengths")
-            return Tokens(tensors, lengths, int(cached.metadata()["cut"]))
-    except (OSError, SafetensorError, KeyError, TypeError):  # absent or damaged: made again
+            lengths, cut = tensors.pop("lengths"), tensors.pop("cut")
+            return Tokens(tensors, lengths, cut)
+    except (OSError, SafetensorError, KeyError):  # absent or damaged: made again
         tokens = tokenize(tokenizer, examples, max_length)
     _keep(file, tokens)
     return tokens
@@ -108,7 +108,7 @@ def tokenize(tokenizer: Any, examples: Sequence[Sequences], max_length: int) -> 
         max_length: the most tokens of a sequence, special tokens included.
 
     Returns:
-        The token ids of all examples, and how many examples were cut.
+        The token ids of all examples, and which examples were cut.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -130,7 +130,7 @@ def tokenize(tokenizer: Any, examples: Sequence[Sequences], max_length: int) -> 
     }
     shape = (len(examples), longest) if choices == 1 else (len(examples), choices, longest)
     cut = torch.tensor([was_cut for _, was_cut in encoded]).view(-1, choices).any(1)
-    return Tokens({name: tensor.view(shape) for name, tensor in inputs.items()}, sizes.max(1).values, int(cut.sum()))
+    return Tokens({name: tensor.view(shape) for name, tensor in inputs.items()}, sizes.max(1).values, cut)
 
 
 def _encode(tokenizer: Any, texts: tuple[str, ...], max_length: int) -> tuple[dict[str, list[int]], bool]:
@@ -148,7 +148,7 @@ def _keep(file: Path, tokens: Tokens) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             fresh = Path(folder) / file.name
-            save_file({**tokens.inputs, "lengths": tokens.lengths}, fresh, {"cut": str(tokens.cut)})
+            save_file({**tokens.inputs, "lengths": tokens.lengths, "cut": tokens.cut}, fresh)
             fresh.replace(file)
     except (OSError, SafetensorError):
         return

@@ -60,8 +60,23 @@ def test_a_csv_of_two_columns_on_the_command_line(reviews: tuple[str, str], caps
     assert set(result["metrics"]) == {"test", "train", "commonest class on test"}
     assert result["algorithm"]["learning_rate"] == 5e-4
     assert len(result["notes"]) + len(result["bounds"]) >= 8
-    assert result["data_notes"][0].startswith("32 train, 8 test examples; labels are 2 classes, in the training data bad ")
+    assert result["data_notes"][0].startswith("32 train, 8 test examples; labels are 2 classes, in S (n = 20) bad ")
     assert result["data_notes"][-1] == "the test split is one in 5 of the training data, held out at random"
+
+
+def test_rows_without_a_label_are_left_out_on_the_command_line(
+    reviews: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, model = reviews
+    with Path(data).open("a") as file:
+        file.write("the cat sleeps,NaN\na dog,\n")
+    command = f"loo --problem {data} --model {model} --selector full --steps 2 --retrainings 1 --device cpu --json"
+    assert main(command.split()) == 2
+    assert "reviews.csv: 2 of 42 rows have no 'label': line 42 ('NaN'), line 43 (''): mend" in capsys.readouterr().err
+    assert main([*command.split(), "--drop-missing"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["n"] == 32
+    assert "2 of 42 rows of the train data have no label or no text, and are left out" in result["data_notes"]
 
 
 def test_training_options_and_dropout(reviews: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:

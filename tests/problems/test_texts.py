@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas
 import pytest
 import torch
 
 from stability import UsageError, problems
 from stability.problems.reading import Row, read_rows
-from stability.problems.tasks import HUB, TASKS, labels_of, texts_of
+from stability.problems.tasks import HUB, MISSING, TASKS, labels_of, texts_of
 from tests import tiny
 from tests.tiny import lines, table
 
@@ -54,34 +55,165 @@ def test_columns_of_any_name_can_be_named(tmp_path: Path, model: str) -> None:
     assert problem.head()["classifier.weight"].shape == (1, 16)
 
 
-@pytest.mark.parametrize(
-    ("values", "classes"),
-    [
-        (["b", "a", "b", "c", "a", "c"], ("a", "b", "c")),
-        ([True, False, True, True], ("false", "true")),
-        ([1, 2, 3, 2], ("1", "2", "3")),
-        (["1", "0", "1", "1"], ("0", "1")),
-        ([1.0, 0.0, 1.0], ("0", "1")),
-        (["1.0", "0.0", "1.0"], ("0", "1")),
-        ([0.5, 1, 2, 3], None),
-        (["0.5", "1", "2", "3"], None),
-        ([*range(21)], None),
-    ],
-)
-def test_labels_are_classes_or_numbers_by_their_looks(values: list[Any], classes: tuple[str, ...] | None) -> None:
-    coded, found = labels_of({"train": [Row({"label": value}, "x") for value in values]}, "label", None)
+def rows_of(values: list[Any], table: bool = False) -> list[Row]:
+    return [Row({"label": value}, f"train, line {i}", table) for i, value in enumerate(values, 1)]
+
+
+def many(values: Any) -> list[Any]:
+    return [*values] * 4
+
+
+JSON: list[tuple[list[Any], tuple[str, ...] | None]] = [
+    (["b", "a", "b", "c", "a", "c"], ("a", "b", "c")),
+    ([True, False, True, True], ("false", "true")),
+    (many(range(77)), tuple(sorted(map(str, range(77))))),
+    (many(map(str, range(77))), tuple(sorted(map(str, range(77))))),
+    (many(["1.0", "1", "007", "7", " 7 "]), ("007", "1", "1.0", "7")),
+    (many(["4.5", "3.8", "0.5"]), ("0.5", "3.8", "4.5")),
+    (many(["1,2", "2,3"]), ("1,2", "2,3")),  # two labels of one text
+    ([1.0, 0.0, 1.0], ("0", "1")),
+    (many([1, 1.0, -1, 0]), ("-1", "0", "1")),
+    ([1, 2, 3, 4, 5, 5, 4, 3], ("1", "2", "3", "4", "5")),  # ratings
+    ([1, 2, 3, 1, 2, 9, 10], None),  # three of five different ones occur once
+    ([1, 2, 3, 4, 1, 2], ("1", "2", "3", "4")),  # half of them do
+    (many([0.5, 1, 2, 3]), None),
+    ([*range(15)], None),
+    (many([1e16, 0.25]), None),
+]
+TABLE: list[tuple[list[Any], tuple[str, ...] | None]] = [
+    (many(map(str, range(77))), tuple(sorted(map(str, range(77))))),
+    (["1", "0", "1", "1"], ("0", "1")),
+    (many(["1.0", "0.0"]), ("0.0", "1.0")),
+    (many(["007", "7", " 7", "1.0", "1"]), ("007", "1", "1.0", "7")),
+    (many(["1_2", "2_1"]), ("1_2", "2_1")),  # float() takes them for 12 and 21
+    (["0.5", "1", "2", "3"] * 3, None),
+    (["5.0", "4.2", "0.0", "-1e-3"] * 3, None),
+    ([str(1000 + i) for i in range(15)], None),
+]
+
+
+@pytest.mark.parametrize(("values", "classes", "table"), [(*one, False) for one in JSON] + [(*one, True) for one in TABLE])
+def test_labels_are_classes_or_numbers_by_their_looks(values: list[Any], classes: tuple[str, ...] | None, table: bool) -> None:
+    coded, found = labels_of({"train": rows_of(values, table)}, "label", None)
     assert found == classes
     if classes is None:
-        assert coded["train"].tolist() == [float(value) for value in values]
+        torch.testing.assert_close(coded["train"], torch.tensor([float(value) for value in values]))
     else:
-        assert [classes[i] for i in coded["train"]] == [str(value).lower().removesuffix(".0") for value in values]
+        written = [value.strip() if isinstance(value, str) else str(value).lower().removesuffix(".0") for value in values]
+        assert [classes[i] for i in coded["train"]] == written
 
 
-def test_labels_that_look_like_classes_can_be_numbers() -> None:
-    rows = {"train": [Row({"label": value}, "x") for value in (1, 2, 5)]}
-    assert labels_of(rows, "label", None, "numbers")[0]["train"].tolist() == [1.0, 2.0, 5.0]
-    halves = {"train": [Row({"label": f"{value / 2}"}, "x") for value in (1, 2, 5)]}
-    assert labels_of(halves, "label", None, "classes")[1] == ("0.5", "1", "2.5")
+def test_the_user_s_word_on_labels_overrides_their_looks() -> None:
+    assert labels_of({"train": rows_of([1, 2, 5] * 3)}, "label", None, "numbers")[0]["train"].tolist() == [1.0, 2.0, 5.0] * 3
+    assert labels_of({"train": rows_of(["4.5", " 3 "])}, "label", None, "numbers")[0]["train"].tolist() == [4.5, 3.0]
+    assert labels_of({"train": rows_of(["0.5", "1.0", "2.5"])}, "label", None, "classes")[1] == ("0.5", "1.0", "2.5")
+    assert labels_of({"train": rows_of([0.5, 1.0, 2.5])}, "label", None, "classes")[1] == ("0.5", "1", "2.5")
+    assert labels_of({"train": rows_of(["x", "y", "1", "2", "3"], table=True)}, "label", None, "classes")[1] is not None
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_seventy_seven_whole_numbers_are_as_many_classes(kind: str, tmp_path: Path, model: str) -> None:
+    rows = [(tiny.WORDS[i % 20], i % 77) for i in range(308)]
+    if kind == "csv":
+        path = table(tmp_path / "many.csv", [["text", "label"], *([text, str(code)] for text, code in rows)])
+    else:
+        path = str(tiny.write_lines(tmp_path / "many.jsonl", [{"text": text, "label": str(code)} for text, code in rows]))
+    problem = problems.load(path, model=model)
+    assert problem.classes == tuple(sorted(map(str, range(77))))
+    assert problem.head()["classifier.weight"].shape[0] == 77
+    assert problem.metric_name == "accuracy"
+    counts = torch.bincount(problem.train.labels, minlength=77)
+    assert f"77 classes, in S (n = 247) {int(counts.min())} to {int(counts.max())} examples of each" in problem.notes[0]
+    assert any("names of the classes are numbers; if they are quantities: label_type='numbers'" in note for note in problem.notes)
+    assert not any("label_type" in note for note in problems.load(path, model=model, label_type="classes").notes)
+    numbers = problems.load(path, model=model, label_type="numbers")
+    assert (numbers.classes, numbers.loss_unit) == (None, "squared error")
+    assert not any("label_type" in note for note in numbers.notes)
+
+
+def test_whole_numbers_that_seldom_repeat_are_regressed_on_and_this_is_said(tmp_path: Path, model: str) -> None:
+    rows = [{"text": tiny.WORDS[i], "label": 1990 + i} for i in range(20)]
+    problem = problems.load(str(tiny.write_lines(tmp_path / "years.jsonl", rows)), model=model)
+    assert problem.classes is None
+    assert any("whole numbers that seldom repeat; if they name classes: label_type='classes'" in note for note in problem.notes)
+
+
+# Missing labels and texts
+
+
+def test_the_words_that_stand_for_nothing_are_those_of_pandas(tmp_path: Path) -> None:
+    words = [*sorted(MISSING), "none", "no", "nil", "-", "0", "false"]
+    file = table(tmp_path / "a.csv", [["text", "label"], *(["a", word] for word in ["", *words])])
+    missing = pandas.read_csv(file)["label"].isna().tolist()
+    assert missing == [word in MISSING for word in ["#N/A", *words]]
+
+
+def test_a_word_that_stands_for_nothing_is_a_class_only_where_the_user_says_so(tmp_path: Path, model: str) -> None:
+    rows = [{"text": tiny.WORDS[i], "label": ("NA", "person", "place")[i % 3]} for i in range(20)]
+    data = lines(tmp_path / "relations", train=rows, test=rows)
+    lacking = r"7 of 20 rows have no 'label': line 1 \('NA'\), line 4 \('NA'\), .*, line 13 \('NA'\) and 2 more"
+    remedy = (
+        r"mend these rows, or leave them out \(drop_missing=True, --drop-missing\); if NA is a class, say so: label_type='classes'"
+    )
+    with pytest.raises(UsageError, match=rf"train.jsonl: {lacking}; .*test.jsonl: {lacking}: {remedy}, --labels classes$"):
+        problems.load(data, model=model)
+    problem = problems.load(data, model=model, label_type="classes")
+    assert problem.classes == ("NA", "person", "place")
+    assert "the class NA is a name, and no missing label, as label_type = 'classes' says" in problem.notes
+    assert problems.load(data, model=model, label_type="classes", drop_missing=True).classes == ("person", "place")
+
+
+@pytest.mark.parametrize("label_type", [None, "classes", "numbers"])
+@pytest.mark.parametrize("value", [None, math.nan, "", "  "])
+def test_an_empty_label_is_never_a_class(value: Any, label_type: Any) -> None:
+    with pytest.raises(UsageError, match=r"train: 1 of 9 rows have no 'label': line 9 \("):
+        labels_of({"train": rows_of([*[1, 2] * 4, value])}, "label", None, label_type)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_rows_without_label_or_text_are_left_out_where_asked(kind: str, tmp_path: Path, model: str) -> None:
+    """What is left is the same problem as the same rows in a file without the others."""
+    good = [{"text": tiny.sentence(random.Random(i)), "label": "yes" if i % 3 else "no"} for i in range(30)]
+    bad: list[dict[str, Any]] = [{"text": "the cat", "label": "NaN"}, {"text": " ", "label": "yes"}, {"text": "a dog", "label": ""}]
+    if kind == "jsonl":
+        bad += [
+            {"text": None, "label": "no"},
+            {"text": "a", "label": None},
+            {"text": "a", "label": math.nan},
+            {"text": "a"},
+            {"label": "no"},
+        ]
+    names = {"text": "None", "label": "no"}  # somebody may have said so
+    mixed = [*bad[:2], *good[:10], *bad[2:], *good[10:], names]
+    for folder, train in (("whole", [*good, names]), ("mixed", mixed)):
+        for split, rows in {"train": train, "test": good[:5]}.items():
+            (tmp_path / folder).mkdir(exist_ok=True)
+            if kind == "jsonl":
+                tiny.write_lines(tmp_path / folder / f"{split}.jsonl", rows)
+            else:
+                table(tmp_path / folder / f"{split}.csv", [["text", "label"], *([row["text"], row["label"]] for row in rows)])
+    whole = problems.load(str(tmp_path / "whole"), model=model, n=20)
+    with pytest.raises(UsageError, match="drop_missing=True, --drop-missing"):
+        problems.load(str(tmp_path / "mixed"), model=model, n=20)
+    mended = problems.load(str(tmp_path / "mixed"), model=model, n=20, drop_missing=True)
+    assert mended.settings == whole.settings
+    assert torch.equal(mended.train.inputs["input_ids"], whole.train.inputs["input_ids"])
+    told = f"{len(bad)} of {31 + len(bad)} rows of the train data have no label or no text, and are left out"
+    assert [note for note in mended.notes if "left out" in note] == [told]
+    places = {row.place.rpartition("/")[2] for row in read_rows(next((tmp_path / "mixed").glob("train.*")))}
+    assert {str(text).partition(": ")[0] for text in mended.shown or ()} <= places
+
+
+def test_what_a_task_s_own_form_lacks_is_missing_too(tmp_path: Path, model: str) -> None:
+    copa = {"premise": "the cat", "choice1": "runs", "choice2": "sleeps", "question": "cause"}
+    rows: list[dict[str, Any]] = [{**copa, "label": i % 2} for i in range(10)]
+    found = problems.load(lines(tmp_path / "any", train=[*rows, {**rows[0], "choice2": ""}]), model=model, drop_missing=True)
+    assert (found.n, len(found.test)) == (8, 2)
+    wsc = {"text": "the cat runs it", "target": {"span1_text": "the cat", "span1_index": 0, "span2_text": "it", "span2_index": 3}}
+    rows = [{**wsc, "label": bool(i % 2)} for i in range(10)]
+    empty = {**wsc, "target": {**SPANS, "span1_text": None}, "label": True}
+    found = problems.load(lines(tmp_path / "other", train=[*rows, empty]), model=model, drop_missing=True)
+    assert (found.n, len(found.test)) == (8, 2)
 
 
 def test_copa_is_a_choice_and_wsc_an_entailment() -> None:
@@ -128,8 +260,8 @@ def test_cb_s_validation_split_has_no_contradiction_and_this_is_said(model: str)
     problem = problems.load(str(SHARED / "cb"), model=model, max_length=32)
     assert problem.settings["classes"] == ["contradiction", "entailment", "neutral"]
     assert "the validation split has no example of contradiction" in problem.notes
-    cut = next(note for note in problem.notes if "of the train split" in note)
-    assert cut.endswith("of 225 texts of the train split are cut to 32 tokens")
+    cut = next(note for note in problem.notes if "of S are cut" in note)
+    assert cut.endswith("of 225 texts of S are cut to 32 tokens")
     assert int((problem.train.lengths == 32).sum()) >= int(cut.split()[0]) > 100  # type: ignore[union-attr]
     assert problem.validation is not None
     assert len(problem.validation) == 25
@@ -208,9 +340,9 @@ def test_what_is_missing_is_held_out_at_random_and_said(tmp_path: Path, model: s
     whole = problems.load(lines(tmp_path / "whole", train=rows, val=rows[:5], test=rows[:7]), model=model)
     assert (whole.n, len(whole.test), whole.validation and len(whole.validation)) == (50, 7, 5)
     yes = sum(row["label"] == "yes" for row in rows)
-    told = f"50 train, 5 validation, 7 test examples; labels are 2 classes, in the training data no {50 - yes}, yes {yes}"
+    told = f"50 train, 5 validation, 7 test examples; labels are 2 classes, in S (n = 50) no {50 - yes}, yes {yes}"
     leaked = ["5 of 5 examples of the validation split are", "7 of 7 examples of the test split are"]
-    assert whole.notes == (told, *(f"{note} training examples too" for note in leaked))
+    assert whole.notes == (told, *(f"{note} in S too" for note in leaked))
     paper = problems.load(lines(tmp_path / "paper", train=rows, dev=rows[:7]), model=model)
     assert (paper.n, len(paper.test), paper.validation and len(paper.validation)) == (45, 7, 5)
     alone = [problems.load(lines(tmp_path / "alone", train=rows), model=model, split_seed=seed) for seed in (0, 0, 1)]
@@ -244,9 +376,65 @@ def test_a_class_that_chance_holds_out_whole_is_still_a_class(tmp_path: Path, mo
     rows = [*({**row, "label": "no"} for row in tiny.rows(29)), {**GOOD[0], "label": "rare"}]
     loaded = [problems.load(lines(tmp_path / "rare", train=rows), model=model, split_seed=seed) for seed in range(12)]
     assert all(problem.settings["classes"] == ["no", "rare"] for problem in loaded)
-    lacking = ["the train split has no example of rare" in problem.notes for problem in loaded]
+    lacking = ["S has no example of rare: all are no" in problem.notes for problem in loaded]
+    assert lacking == [int(problem.train.labels.sum()) == 0 for problem in loaded]
     assert any(lacking)
     assert not all(lacking)
+
+
+# What the notes count
+
+
+def test_the_notes_count_s_itself_and_the_whole_split(tmp_path: Path, model: str) -> None:
+    """With labels of 99 to 1 most S have one class alone; their texts, repeats and cuts are counted in S too."""
+    texts = [tiny.sentence(random.Random(i), 20) for i in range(100)]
+    rows = [{"text": text, "label": "rare" if i % 100 == 0 else "usual"} for i, text in enumerate([*texts, *texts])]
+    data = lines(tmp_path / "skewed", train=rows, test=rows[:50])
+    kinds = set()
+    for seed in range(6):
+        problem = problems.load(data, model=model, n=20, seed=seed, max_length=12)
+        own = [str(text).partition(": ")[2] for text in problem.shown or ()]
+        rare = int((problem.train.labels == 0).sum())
+        head = f"labels are 2 classes, in S (n = 20) rare {rare}, usual {20 - rare}; in the whole train split rare 2, usual 198"
+        assert problem.notes[0] == f"200 train, 50 test examples; {head}"
+        assert ("S has no example of rare: all are usual" in problem.notes) == (rare == 0)
+        cut = sum(len(text.split()) + 2 > 12 for text in own)
+        repeats = 20 - len(set(own))
+        leaked = sum(row["text"] in own for row in rows[:50])
+        told = {f"{cut} of 20 texts of S are cut to 12 tokens": cut, f"{repeats} of 20 examples of S repeat another of it": repeats}
+        told[f"{leaked} of 50 examples of the test split are in S too"] = leaked
+        assert {note for note in problem.notes if " S " in note and note[0].isdigit()} - {problem.notes[0]} == {
+            note for note, count in told.items() if count
+        }
+        kinds |= {("rare", rare > 0), ("cut", cut > 0), ("repeats", repeats > 0), ("leaked", leaked > 0)}
+    assert kinds >= {
+        ("rare", False),
+        ("rare", True),
+        ("cut", True),
+        ("repeats", True),
+        ("leaked", True),
+    }  # each was put to the test
+
+
+def test_numbers_are_told_for_s_and_for_the_whole_split(tmp_path: Path, model: str) -> None:
+    rows = [{"text": tiny.WORDS[i], "label": i / 4} for i in range(20)]
+    problem = problems.load(lines(tmp_path / "scores", train=rows, test=rows[:3]), model=model, n=4)
+    low, high = float(problem.train.labels.min()), float(problem.train.labels.max())
+    assert problem.notes[0].endswith(f"labels are numbers, in S (n = 4) {low:g} to {high:g}; in the whole train split 0 to 4.75")
+
+
+def test_a_text_with_several_labels_is_named_with_its_places(tmp_path: Path, model: str) -> None:
+    rows = [{"text": f"the {word}", "label": "no"} for word in tiny.WORDS[:20]]
+    rows[7] = {"text": rows[3]["text"], "label": "yes"}
+    rows[8] = dict(rows[3])
+    test = [{"text": rows[5]["text"], "label": "yes"}, {"text": rows[6]["text"], "label": "no"}]
+    problem = problems.load(lines(tmp_path / "doubtful", train=rows, test=test), model=model)
+    told = "2 of 18 texts of the data, all splits together, have different labels, the first at train.jsonl, line 4 (no) and "
+    assert [note for note in problem.notes if "different labels" in note] == [f"{told}train.jsonl, line 8 (yes)"]
+    rows[7]["label"] = "no"
+    rows[9]["label"] = test[0]["label"] = "yes"
+    problem = problems.load(lines(tmp_path / "doubtful", train=rows, test=test[1:]), model=model)
+    assert not any("different labels" in note for note in problem.notes)
 
 
 # What can be wrong
@@ -269,7 +457,45 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "a text that is none": ({"train": [*GOOD, {**GOOD[0], "text_b": 7}]}, {}, "train.jsonl, line 21: text_b = 7 is no text"),
     "an empty text": ({"train": [*GOOD, {**GOOD[0], "text_b": " "}]}, {}, "train.jsonl, line 21: text_b = ' ' is no text"),
-    "a label that is none": ({"train": [*GOOD, {**GOOD[0], "label": None}]}, {}, "line 21: label = None is neither a class nor a"),
+    "a label that is none": ({"train": [*GOOD, {**GOOD[0], "label": [1]}]}, {}, r"line 21: label = \[1\] is neither a class nor a"),
+    "a row without a label": (
+        {"train": [*GOOD, {**GOOD[0], "label": None}]},
+        {},
+        r"train.jsonl: 1 of 21 rows have no 'label': line 21 \(None\): mend these rows, or leave them out \(drop_missing=True, "
+        r"--drop-missing\)$",
+    ),
+    "a task's row without a label": (
+        {"train": [*GOOD, {**GOOD[0], "label": "nan"}]},
+        {"task": "rte"},
+        r"line 21 \('nan'\): mend these rows, or leave them out \(drop_missing=True, --drop-missing\)$",
+    ),
+    "a row with no text": (
+        {"train": [*GOOD, {**GOOD[0], "text_b": None}]},
+        {},
+        "line 21: text_b = None is no text: mend the row, or",
+    ),
+    "no row is whole": (
+        {"train": GOOD, "test": [{**GOOD[0], "label": None}, {**GOOD[0], "text_a": ""}]},
+        {"drop_missing": True},
+        "test.jsonl: no row has a label and a text: nothing is left of test",
+    ),
+    "no such column of labels": ({"train": GOOD}, {"label": "stars", "drop_missing": True}, "line 1: no column 'stars' of labels"),
+    "a word for a flag": ({"train": GOOD}, {"drop_missing": "yes"}, "drop_missing = 'yes': use true or false"),
+    "a class written in another way": (
+        {"train": [{"text": "a", "label": f"{i % 2}"} for i in range(9)], "test": [{"text": "a", "label": "1.0"}]},
+        {},
+        "test.jsonl, line 1: label = '1.0' is no class of the training data: 0, 1; if '1.0' is the class '1', write both alike",
+    ),
+    "a class in capitals": (
+        {"train": GOOD, "test": [{**GOOD[0], "label": "Yes"}]},
+        {},
+        "'Yes' is no class of the training data: no, yes; if 'Yes' is the class 'yes', write both alike",
+    ),
+    "a quantity that is new": (
+        {"train": [{"text": "a", "label": i % 4} for i in range(9)], "test": [{"text": "a", "label": 7}]},
+        {},
+        "'7' is no class of the training data: 0, 1, 2, 3; if labels are quantities, say so: label_type='numbers', --labels num",
+    ),
     "an unknown label in test": (
         {"train": GOOD, "test": [GOOD[0], {**GOOD[0], "label": "perhaps"}]},
         {},
@@ -286,8 +512,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         "label has 10 different texts in 10 examples: neither classes nor numbers",
     ),
-    "numbers and words": ({"train": [{"text": "a", "label": v} for v in (1.5, 2.5, "n/a", 3.5)]}, {}, "has numbers and n/a: mend"),
-    "decimal commas": ({"train": [{"text": "a", "label": f"{i},5"} for i in range(9)]}, {}, "has decimal commas .0,5.: write 4.5"),
+    "numbers and words": (
+        {"train": [{"text": "a", "label": v} for v in (1.5, 2.5, "?", 3.5, "4.5", 0.5)]},
+        {},
+        r"has numbers and words \('4.5', '\?'\): mend",
+    ),
     "one class": ({"train": [{"text": "a", "label": "x"}] * 9, "test": [{"text": "a", "label": "x"}]}, {}, "one class alone, 'x'"),
     "an empty split": ({"train": GOOD, "test": []}, {}, "test.jsonl is empty: at least one example expected"),
     "no train": ({"test": GOOD}, {}, "has no training data: train.jsonl or train.csv expected, found test.jsonl"),
@@ -344,6 +573,13 @@ def test_broken_files_are_named_with_their_line(name: str, tmp_path: Path, model
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=message):
         problems.load(str(tmp_path), model=model)
+
+
+def test_decimal_commas_are_refused(tmp_path: Path, model: str) -> None:
+    path = table(tmp_path / "a.csv", [["text", "label"], *(["a", f"{i % 4},5"] for i in range(12))])
+    with pytest.raises(UsageError, match="has decimal commas .0,5.: write 4.5 for 4,5, or say that labels are classes"):
+        problems.load(path, model=model)
+    assert problems.load(path, model=model, label_type="classes").classes == ("0,5", "1,5", "2,5", "3,5")
 
 
 def test_a_table_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
