@@ -273,7 +273,7 @@ class ModuleLogits:
     names: Mapping[str, str] = field(default_factory=dict)
     attention: Attention = field(default_factory=Attention)
     choices: bool = False
-    training: bool = False
+    training: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, part in self.module.named_modules():
