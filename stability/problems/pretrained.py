@@ -22,6 +22,7 @@ from torch.func import functional_call, grad, vmap
 
 from stability.checks import check_whole
 from stability.errors import UsageError
+from stability.machine import out_of_memory
 from stability.masks import Parameters, fingerprint
 from stability.problems.attention import Attention
 from stability.problems.drawing import DrawingFrom
@@ -31,7 +32,7 @@ __all__ = ["Pretrained", "agreeing", "load_pretrained"]
 
 _NAMES_IN_CONFIG = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id"}
 _OTHERS = "use another, such as BERT, RoBERTa, DeBERTa, GPT-2 or Llama"
-_ALONE = threading.RLock()
+_ONE_AT_A_TIME = threading.RLock()
 _LOCAL = (
     "without a network (HF_HUB_OFFLINE=1 spares you the waiting) give a folder that holds config.json, model.safetensors and the "
     "tokenizer's files"
@@ -48,7 +49,7 @@ class Pretrained:
         new_head: a function from a generator to the tensors that θ⁰ lacks, initialised as transformers initialises them.
         network: the module of transformers without the values of its parameters. Its attention kernel is the one that
             transformers chose.
-        tokenizer: the tokenizer of transformers.
+        tokenizer: the tokenizer of transformers, with a padding token that the model knows.
         max_length: the most tokens that the model can take.
         vocabulary: the number of different tokens that it knows.
         fingerprint: SHA-256 of θ⁰ and of the buffers that a checkpoint holds, such as the statistics of batch normalisation.
@@ -183,12 +184,12 @@ def _agree_on_padding(model: str, config: Any, tokenizer: Any) -> None:
     """Give tokenizer and configuration one padding token, in the model's vocabulary.
 
     The attention mask hides padding, so any token will do. But a causal model takes its logits at the last token that is not the
-    configuration's padding token. So it must be the token that texts are padded with, and must not be the last of a text. For
-    models that count positions from their padding token it is a part of the model, and stays.
+    configuration's padding token. This must be the token that texts are padded with, and not one that every text ends with. A
+    model that counts positions from its padding token keeps it, for its table of positions was trained so.
     """
     config = config.get_text_config()
     known = getattr(config, "vocab_size", None) or len(tokenizer)
-    own = config.pad_token_id
+    own = getattr(config, "pad_token_id", None)
     with _quiet(), _explained(model):
         last = tokenizer("a")["input_ids"][-1:]
         special = [getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "eos", "bos", "cls", "sep", "mask", "unk")]
@@ -198,14 +199,15 @@ def _agree_on_padding(model: str, config: Any, tokenizer: Any) -> None:
             f"{model}: its tokenizer has no token to pad texts with, so texts cannot be batched: no special token is in the "
             f"model's vocabulary of {known} and not the last of every text; add one"
         )
-    if tokenizer.pad_token_id != usable[0]:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(usable[0])
+    chosen = usable[0]
+    if tokenizer.pad_token_id != chosen:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chosen)
     if own is None or not 0 <= own < known:
-        config.pad_token_id = usable[0]
-    elif own != usable[0]:
+        config.pad_token_id = chosen
+    elif own != chosen:
         with _quiet(), _explained(model):
-            counted = any(True for _ in _counting_from_padding(_structure(config, config.num_labels)))
-        config.pad_token_id = own if counted else usable[0]
+            counted = list(_counting_from_padding(_structure(config, config.num_labels)))
+        config.pad_token_id = own if counted else chosen
 
 
 def _structure(config: Any, labels: int) -> nn.Module:
@@ -277,7 +279,7 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
         The function; where an example is a choice, set its ``choices``.
 
     Raises:
-        UsageError: no form agrees, or the logits of the model are not finite.
+        UsageError: no form agrees, transformers itself cannot run the model, or its logits are not finite.
 
     Example:
         >>> model = load_pretrained("roberta-base", outputs=2)  # doctest: +SKIP
@@ -295,9 +297,9 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
     try:
         wanted = torch.cat([functional_call(network, leaves, (), one).logits for one in alone])
         found = torch.autograd.grad(_weighted(wanted), list(leaves.values()), allow_unused=True)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a model refuses
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
         raise UsageError(f"{refused}: transformers itself fails on a single text of these; {_OTHERS}. {_short(error)}") from error
     slopes, wanted = dict(zip(leaves, found, strict=True)), wanted.detach()
     if not bool(torch.isfinite(wanted).all()):
@@ -314,9 +316,9 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
             with _quiet():
                 trial.set_attn_implementation(kernel)
             reason = _difference(logits, leaves, flat, wanted, slopes)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a model does that vmap cannot
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                raise
             reason = _short(error)
         if reason is None:
             pretrained.agreed[asked] = logits
@@ -412,7 +414,7 @@ def _quiet() -> Iterator[None]:
     """
     from transformers.utils import logging
 
-    with _ALONE:
+    with _ONE_AT_A_TIME:
         before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity(logging.CRITICAL)
         logging.disable_progress_bar()
