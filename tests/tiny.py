@@ -25,6 +25,10 @@ MODERN = {"local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id":
 DISTIL = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "initializer_range": 0.3, "max_position_embeddings": 64}
 GPT = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.3, "bos_token_id": 2, "eos_token_id": 3}
 DEBERTA = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "type_vocab_size": 0}
+LLAMA = {**COMMON, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 64, "initializer_range": 0.3}
+ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+BART = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "bert": lambda: transformers.BertConfig(**SMALL),
@@ -34,8 +38,23 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "electra": lambda: transformers.ElectraConfig(**SMALL, embedding_size=16),
     "modernbert": lambda: transformers.ModernBertConfig(**SMALL, **MODERN, eos_token_id=3),
     "gpt2": lambda: transformers.GPT2Config(vocab_size=COMMON["vocab_size"], **GPT),
+    "llama": lambda: transformers.LlamaConfig(**LLAMA),
 }
 """The configuration of each family."""
+
+OTHERS: dict[str, Callable[[], Any]] = {
+    "t5": lambda: transformers.T5Config(vocab_size=COMMON["vocab_size"], **T5, **ENDS),
+    "bart": lambda: transformers.BartConfig(vocab_size=COMMON["vocab_size"], **BART, **ENDS, max_position_embeddings=64),
+    "xlnet": lambda: transformers.XLNetConfig(vocab_size=COMMON["vocab_size"], d_model=16, n_layer=2, n_head=2, d_inner=32),
+    "fnet": lambda: transformers.FNetConfig(vocab_size=COMMON["vocab_size"], hidden_size=16, num_hidden_layers=2),
+    "bloom": lambda: transformers.BloomConfig(vocab_size=COMMON["vocab_size"], hidden_size=16, n_layer=2, n_head=2),
+    "reformer": lambda: transformers.ReformerConfig(
+        vocab_size=COMMON["vocab_size"], attn_layers=["local"], axial_pos_embds=False, hidden_size=16, is_decoder=False
+    ),
+    "canine": lambda: transformers.CanineConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32),
+    "ibert": lambda: transformers.IBertConfig(**{**SMALL, "max_position_embeddings": 65}),
+}
+"""Families that cannot be trained here; and I-BERT, whose checkpoint holds buffers."""
 
 
 def tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
@@ -44,7 +63,7 @@ def tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     names = {"unk_token": "[UNK]", "eos_token": "[SEP]", "model_max_length": 64}
     inputs = ["input_ids", "attention_mask"]
-    if family != "gpt2":  # it has neither special tokens around a text nor one for padding
+    if family not in ("gpt2", "llama", "t5"):  # neither special tokens around a text nor one for padding
         made.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
@@ -56,7 +75,7 @@ def tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
 
 def write_model(folder: Path, family: str = "bert", labels: int = 2, **settings: Any) -> Path:
     """A model of ``family`` with ``labels`` labels and its tokenizer, as transformers saves them."""
-    config = FAMILIES[family]()
+    config = {**FAMILIES, **OTHERS}[family]()
     config.num_labels = labels
     for name, value in settings.items():
         setattr(config, name, value)

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stability.checks import check_whole
-from stability.masks import Parameters
+from stability.masks import Parameters, fingerprint
+from stability.problems.drawing import DrawingFrom
 from stability.problems.metrics import accuracy, cross_entropies
 from stability.problems.problem import Examples, ModuleLogits, Problem, TrainingDefaults, generator
 
@@ -59,7 +60,7 @@ def load_digits(n: int = 100, seed: int = 0) -> Problem:
     order = torch.randperm(len(examples), generator=generator(seed, "sample"))
     return Problem(
         name="digits",
-        settings={"n": n, "seed": seed},
+        settings={"n": n, "seed": seed, "weights": _content()[:16]},
         pretrained=_shipped(),
         new_head=_new_head,
         logits=ModuleLogits(_model()),
@@ -102,8 +103,7 @@ def pretrain(seed: int = 0, steps: int = 600) -> tuple[dict[str, Tensor], float]
     held_out = torch.arange(len(examples)) % _HELD_OUT == 0
     train, test = examples.take(~held_out), examples.take(held_out)
     draw = generator(seed, "pretraining")
-    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
-        torch.manual_seed(seed)
+    with DrawingFrom(torch.Generator().manual_seed(seed)):
         model = ViTForImageClassification(_config()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
@@ -178,6 +178,13 @@ def _model() -> ViTForImageClassification:
 def _shipped() -> Parameters:
     with safe_open(WEIGHTS, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+@cache
+def _content() -> str:
+    """SHA-256 of θ⁰ and of all images of 5 to 9 with their labels. The model has no buffers."""
+    examples = _images(5)
+    return fingerprint({**_shipped(), **examples.inputs, "labels": examples.labels})
 
 
 def _new_head(draw: torch.Generator) -> Parameters:

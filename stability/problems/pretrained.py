@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,13 +22,17 @@ from torch.func import functional_call, grad, vmap
 
 from stability.checks import check_whole
 from stability.errors import UsageError
+from stability.machine import out_of_memory
 from stability.masks import Parameters, fingerprint
 from stability.problems.attention import Attention
+from stability.problems.drawing import DrawingFrom
 from stability.problems.problem import ModuleLogits, refill, without_values
 
 __all__ = ["Pretrained", "agreeing", "load_pretrained"]
 
 _NAMES_IN_CONFIG = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id"}
+_OTHERS = "use another, such as BERT, RoBERTa, DeBERTa, GPT-2 or Llama"
+_ONE_AT_A_TIME = threading.RLock()
 _LOCAL = (
     "without a network (HF_HUB_OFFLINE=1 spares you the waiting) give a folder that holds config.json, model.safetensors and the "
     "tokenizer's files"
@@ -44,10 +49,10 @@ class Pretrained:
         new_head: a function from a generator to the tensors that θ⁰ lacks, initialised as transformers initialises them.
         network: the module of transformers without the values of its parameters. Its attention kernel is the one that
             transformers chose.
-        tokenizer: the tokenizer of transformers.
+        tokenizer: the tokenizer of transformers, with a padding token that the model knows.
         max_length: the most tokens that the model can take.
         vocabulary: the number of different tokens that it knows.
-        fingerprint: SHA-256 of θ⁰.
+        fingerprint: SHA-256 of θ⁰ and of the buffers that a checkpoint holds, such as the statistics of batch normalisation.
         architecture: SHA-256 of the configuration without names, paths and versions.
         notes: what the checkpoint lacks, one sentence each.
         agreed: a cache: what :func:`agreeing` found, by the content of its inputs. Every cell of a study asks for the same.
@@ -85,8 +90,8 @@ def load_pretrained(model: str | os.PathLike[str], outputs: int) -> Pretrained:
         The model; it is kept in memory, so that the next call with the same arguments and unchanged files is quick.
 
     Raises:
-        UsageError: there is no such model or it cannot be reached, it has no safetensors, no tokenizer or no classifier, or its
-            weights do not fit its configuration.
+        UsageError: there is no such model or it cannot be reached, it has no safetensors, no tokenizer or no classifier, it is an
+            encoder–decoder, or its weights do not fit its configuration.
 
     Example:
         >>> load_pretrained("./no-such-folder", outputs=2)
@@ -110,10 +115,14 @@ def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
         config.num_labels = outputs
         if getattr(config, "use_cache", False):
             config.use_cache = False  # of past keys, which a classifier never needs
+    if getattr(config, "is_encoder_decoder", False):
+        raise UsageError(
+            f"{model} is an encoder–decoder ({config.model_type}): its classifier looks for the end token of each text, and that "
+            f"cannot be done for many replicas at once; {_OTHERS}"
+        )
     tokenizer = _tokenizer(model)
-    with _quiet(), _explained(model), torch.random.fork_rng(devices=[]):
-        if config.pad_token_id is None:
-            config.pad_token_id = tokenizer.pad_token_id
+    _agree_on_padding(model, config, tokenizer)
+    with _quiet(), _explained(model), DrawingFrom(torch.Generator()):  # what is drawn here is never used
         loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
             model,
             config=config,
@@ -123,10 +132,11 @@ def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        sized = [_shapes(config, count) for count in (outputs + 1, outputs + 2)]
+        sized = [_structure(config, count) for count in (outputs + 1, outputs + 2)]
     network: Any = loaded.eval()
     own = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    missing, last = set(report["missing_keys"]) & own.keys(), {name for name in own if sized[0][name] != sized[1][name]}
+    shapes = [{name: tuple(parameter.shape) for name, parameter in one.named_parameters()} for one in sized]
+    missing, last = set(report["missing_keys"]) & own.keys(), {name for name in own if shapes[0][name] != shapes[1][name]}
     for name, *two in sorted(report["mismatched_keys"]):
         if name in own and name not in last:
             raise UsageError(f"{model}: {name} is {tuple(two[0])} in the weights, {tuple(two[1])} by config.json: mend one")
@@ -137,22 +147,23 @@ def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
             f"{model}: {lacking} of the {sum(body.values())} parameters that config.json tells of are not in the weights: these "
             "belong to another architecture"
         )
-    shapes = {name: tuple(own[name].shape) for name in own if name in missing | last}
-    pretrained = {name: tensor for name, tensor in own.items() if name not in shapes}
+    head = {name: tuple(own[name].shape) for name in own if name in missing | last}
+    pretrained = {name: tensor for name, tensor in own.items() if name not in head}
     if odd := [name for name, tensor in pretrained.items() if not bool(torch.isfinite(tensor).all())]:
         raise UsageError(f"{model}: the weights of {odd[0]} are not all finite")
+    buffers = {name: buffer for name, buffer in network.named_buffers() if name in network.state_dict()}
     refill(network, without_values)
     kept = {name: value for name, value in config.to_dict().items() if name not in _NAMES_IN_CONFIG}
     new = sorted(name for name in missing if name in body)
     return Pretrained(
         name="/".join(Path(model).resolve().parts[-2:]) if Path(model).is_dir() else model,
         parameters=pretrained,
-        new_head=lambda draw: _new_head(network, shapes, draw),
+        new_head=lambda draw: _new_head(network, head, draw),
         network=network,
         tokenizer=tokenizer,
         max_length=_most_places(network, tokenizer),
-        vocabulary=network.get_input_embeddings().weight.shape[0],
-        fingerprint=fingerprint(pretrained),
+        vocabulary=_vocabulary(network),
+        fingerprint=fingerprint({**pretrained, **buffers}),
         architecture=hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest(),
         notes=(f"the checkpoint lacks {', '.join(new)}: new, and tuned with the head",) if new else (),
     )
@@ -166,23 +177,65 @@ def _tokenizer(model: str) -> Any:
     if folder.is_dir() and not any(list(folder.glob(kind)) for kind in kinds):  # transformers would make an empty one
         raise UsageError(f"{model} has no tokenizer (tokenizer.json, vocab.txt, …): save the model's own beside it")
     with _quiet(), _explained(model):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        if tokenizer.pad_token_id is None:  # GPT-2 has none; any token will do, for the mask hides what is padded
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token_id is None:
-        raise UsageError(f"{model}: the tokenizer has neither padding nor end-of-text token, so texts cannot be batched")
-    return tokenizer
+        return transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
 
 
-def _shapes(config: Any, labels: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter for a number of labels."""
+def _agree_on_padding(model: str, config: Any, tokenizer: Any) -> None:
+    """Give tokenizer and configuration one padding token, in the model's vocabulary.
+
+    The attention mask hides padding, so any token will do. But a causal model takes its logits at the last token that is not the
+    configuration's padding token. This must be the token that texts are padded with, and not one that every text ends with. A
+    model that counts positions from its padding token keeps it, for its table of positions was trained so.
+    """
+    config = config.get_text_config()
+    known = getattr(config, "vocab_size", None) or len(tokenizer)
+    own = getattr(config, "pad_token_id", None)
+    with _quiet(), _explained(model):
+        last = tokenizer("a")["input_ids"][-1:]
+        special = [getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "eos", "bos", "cls", "sep", "mask", "unk")]
+    usable = [token for token in special if token is not None and token < known and (token == own or [token] != last)]
+    if not usable:
+        raise UsageError(
+            f"{model}: its tokenizer has no token to pad texts with, so texts cannot be batched: no special token is in the "
+            f"model's vocabulary of {known} and not the last of every text; add one"
+        )
+    chosen = usable[0]
+    if tokenizer.pad_token_id != chosen:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chosen)
+    if own is None or not 0 <= own < known:
+        config.pad_token_id = chosen
+    elif own != chosen:
+        with _quiet(), _explained(model):
+            counted = list(_counting_from_padding(_structure(config, config.num_labels)))
+        config.pad_token_id = own if counted else chosen
+
+
+def _structure(config: Any, labels: int) -> nn.Module:
+    """The model for a number of labels, without values."""
     import transformers
 
     config = copy.deepcopy(config)
     config.num_labels = labels
     with torch.device("meta"):
-        model = transformers.AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        made: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    return made
+
+
+def _counting_from_padding(network: nn.Module) -> Iterator[int]:
+    """The padding token of each table of positions that is counted from behind it, as RoBERTa's is."""
+    for name, part in network.named_modules():
+        if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
+            yield int(part.padding_idx)
+
+
+def _vocabulary(network: Any) -> int:
+    """The number of different tokens that the model knows."""
+    try:
+        return int(network.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError) as error:
+        raise UsageError(
+            f"{type(network).__name__} cannot be trained here: it has no table of token embeddings; {_OTHERS}"
+        ) from error
 
 
 def _most_places(network: nn.Module, tokenizer: Any) -> int:
@@ -191,10 +244,7 @@ def _most_places(network: nn.Module, tokenizer: Any) -> int:
     config: Any = network.config
     places = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 0
     if places > 0:  # XLNet says −1 for no limit
-        for name, part in network.named_modules():
-            if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
-                places -= int(part.padding_idx) + 1  # RoBERTa counts from behind the padding's place
-        most = min(most, places)
+        most = min(most, places - sum(token + 1 for token in _counting_from_padding(network)))
     return most
 
 
@@ -202,8 +252,8 @@ def _new_head(structure: nn.Module, shapes: Mapping[str, tuple[int, ...]], draw:
     """The head's tensors as transformers initialises them, drawn from ``draw``."""
     fresh = copy.deepcopy(structure)
     refill(fresh, lambda name, p: nn.Parameter(torch.zeros(shapes[name])) if name in shapes else without_values(name, p))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=draw)))
+    seed = int(torch.randint(2**62, (), generator=draw))
+    with DrawingFrom(torch.Generator().manual_seed(seed)), torch.no_grad():
         for name, module in fresh.named_modules():
             mine = [part for part in shapes if part.startswith(f"{name}." if name else "")]
             if any("." not in part.removeprefix(f"{name}.") for part in mine) and hasattr(module, "reset_parameters"):
@@ -229,7 +279,7 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
         The function; where an example is a choice, set its ``choices``.
 
     Raises:
-        UsageError: no form agrees, or the logits of the model are not finite.
+        UsageError: no form agrees, transformers itself cannot run the model, or its logits are not finite.
 
     Example:
         >>> model = load_pretrained("roberta-base", outputs=2)  # doctest: +SKIP
@@ -243,16 +293,22 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
     lengths = flat["attention_mask"].sum(1).tolist()
     alone = [{name: tensor[i : i + 1, :length] for name, tensor in flat.items()} for i, length in enumerate(lengths)]
-    wanted = torch.cat([functional_call(network, leaves, (), one).logits for one in alone])
-    slopes = dict(zip(leaves, torch.autograd.grad(_weighted(wanted), list(leaves.values()), allow_unused=True), strict=True))
-    wanted = wanted.detach()
+    refused = f"{pretrained.name} ({type(network).__name__}) cannot be trained here"
+    try:
+        wanted = torch.cat([functional_call(network, leaves, (), one).logits for one in alone])
+        found = torch.autograd.grad(_weighted(wanted), list(leaves.values()), allow_unused=True)
+    except Exception as error:  # whatever a model refuses
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        raise UsageError(f"{refused}: transformers itself fails on a single text of these; {_OTHERS}. {_short(error)}") from error
+    slopes, wanted = dict(zip(leaves, found, strict=True)), wanted.detach()
     if not bool(torch.isfinite(wanted).all()):
         raise UsageError(f"{pretrained.name}: the logits at the start are not finite; its weights are damaged")
     window = getattr(network.config, "sliding_window", None)
     forms = [Attention(additive=True), Attention(additive=True, causal=True), Attention()]
     if window is not None and "sliding_attention" in (getattr(network.config, "layer_types", None) or ()):
         forms.insert(0, Attention(additive=True, window=window))
-    reasons = []
+    reasons = {}
     for kernel, attention in product(("eager", "sdpa"), forms):
         trial = copy.deepcopy(network)
         logits = ModuleLogits(trial, attention=attention)
@@ -260,17 +316,38 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
             with _quiet():
                 trial.set_attn_implementation(kernel)
             reason = _difference(logits, leaves, flat, wanted, slopes)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a model does that vmap cannot
-            reason = str(error).partition("\n")[0][:120]
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                raise
+            reason = _short(error)
         if reason is None:
             pretrained.agreed[asked] = logits
             return logits
-        reasons.append(f"{kernel}, {attention}: {reason}")
+        reasons[kernel, attention] = reason
+    if cause := _cause(network, start, flat, wanted):
+        raise UsageError(f"{refused}: {cause}; {_OTHERS}")
     raise UsageError(
-        f"{pretrained.name} cannot be batched: no form of attention mask agrees with the plain model. {'; '.join(reasons)}"
+        f"{refused}: torch.func.vmap, which runs many replicas at once, cannot run its code, or gives other logits than the plain "
+        f"model; {_OTHERS}. With eager attention and an unchanged mask: {reasons['eager', Attention()]}"
     )
+
+
+def _cause(network: nn.Module, start: Parameters, inputs: Mapping[str, Tensor], wanted: Tensor) -> str | None:
+    """Why the model cannot be batched, where transformers' own model shows it: its logits of padded texts are not those alone."""
+    with torch.no_grad():
+        padded = [{name: tensor[i : i + 1] for name, tensor in inputs.items()} for i in range(len(wanted))]
+        singly = torch.cat([functional_call(network, dict(start), (), one).logits for one in padded])
+        if not _same(singly, wanted):
+            return f"the logits of a text change by {float((singly - wanted).abs().max()):.2g} with the padding behind it"
+        together = functional_call(network, dict(start), (), dict(inputs)).logits
+    if not _same(together, wanted):
+        return f"the logits of a text change by {float((together - wanted).abs().max()):.2g} with the other texts of its batch"
+    return None
+
+
+def _short(error: Exception) -> str:
+    """The first sentence of an error, for a message."""
+    return " ".join(str(error).split()).partition(". ")[0][:200] or type(error).__name__
 
 
 def _difference(
@@ -331,18 +408,22 @@ def _weighted(logits: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the bars and reports of transformers: :class:`Pretrained` tells what is loaded and what is new."""
+    """Silence the bars and reports of transformers: :class:`Pretrained` tells what is loaded and what is new.
+
+    Verbosity belongs to the process, and so do the initialisers that transformers replaces while it loads. So threads take turns.
+    """
     from transformers.utils import logging
 
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
+    with _ONE_AT_A_TIME:
+        before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity(logging.CRITICAL)
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before)
+            if bars:
+                logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

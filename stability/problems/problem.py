@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from stability.checks import check_whole
 from stability.errors import UsageError
@@ -249,12 +251,16 @@ class ModuleLogits:
     Methods that insert modules (Adapter, LoRA) need this form: into a bare function they cannot insert anything.
 
     Attributes:
-        module: the structure, in evaluation mode. It is called as ``module(**inputs)`` and returns an object with ``logits``
-            (B, C). The values of its parameters are never read and may be on the meta device.
+        module: the structure, in evaluation mode. It is called as ``module(**inputs)`` and returns the logits (B, C), or an
+            object with ``logits``. The values of its parameters are never read and may be on the meta device.
         names: from a parameter's name in the problem to its name in the module, where the two differ.
         attention: the form in which the module takes an attention mask.
         choices: whether an example is a choice among c sequences. The inputs are then (B, c, T), the module has one logit and
             scores each sequence alone, and these scores are the example's logits (B, c).
+        training: whether the module is in training mode, as in :attr:`while_training`.
+
+    Raises:
+        UsageError: a part of the module is in training mode, and would drop out or take the statistics of each batch.
 
     Example:
         >>> from stability.problems import load
@@ -267,6 +273,15 @@ class ModuleLogits:
     names: Mapping[str, str] = field(default_factory=dict)
     attention: Attention = field(default_factory=Attention)
     choices: bool = False
+    training: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, part in self.module.named_modules():
+            kind = f"{type(self.module).__name__}: its {type(part).__name__} {name!r} is in training mode and would"
+            if isinstance(part, _NormBase) and part.training and part.track_running_stats:
+                raise UsageError(f"{kind} change its running statistics with each batch: call module.eval() first")
+            if isinstance(part, _DropoutNd) and part.training and part.p > 0 and not self.training:
+                raise UsageError(f"{kind} drop out: call module.eval() first; dropout=True of the algorithm is for training")
 
     def __call__(self, parameters: Parameters, inputs: Mapping[str, Tensor]) -> Tensor:
         """The logits (B, C) of B inputs.
@@ -274,18 +289,33 @@ class ModuleLogits:
         Args:
             parameters: all tensors of the model, by their names in the problem.
             inputs: the inputs of B examples, by name, each (B, …).
+
+        Raises:
+            UsageError: the module returns neither a tensor nor an object with ``logits``.
         """
         own = {self.names.get(name, name): tensor for name, tensor in parameters.items()}
         each = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()} if self.choices else inputs
         prepared = self.attention.prepare(each, next(iter(parameters.values())).dtype)
         output: Any = functional_call(self.module, own, (), prepared)
-        logits: Tensor = output.logits
+        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+        if not isinstance(logits, Tensor):
+            raise UsageError(
+                f"{type(self.module).__name__} returned a {type(output).__name__} without logits: let its forward return the "
+                "logits, a tensor (B, C), or an object that has them as .logits"
+            )
         return logits.reshape(len(next(iter(inputs.values()))), -1) if self.choices else logits
 
     @cached_property
     def while_training(self) -> ModuleLogits:
-        """The same function in training mode, in which dropout is on; :class:`stability.training.dropout.Dropout` draws for it."""
-        return replace(self, module=copy.deepcopy(self.module).train())
+        """The same function in training mode, in which dropout is on; :class:`stability.training.dropout.Dropout` draws for it.
+
+        Batch normalisation keeps its running statistics: with those of the batch no example could be left out by its weight.
+        """
+        module = copy.deepcopy(self.module).train()
+        for part in module.modules():
+            if isinstance(part, _NormBase):
+                part.eval()
+        return replace(self, module=module, training=True)
 
     def to(self, device: torch.device) -> ModuleLogits:
         """The same function with the module's buffers on another device; itself where they are there already.
@@ -352,9 +382,10 @@ class Problem:
         pretrained: θ⁰, the m pretrained parameters, by name. Sparsity is a fraction of these. They are never changed.
         new_head: a function from a generator to the tensors that θ⁰ lacks; they may be none. The head is always trained, and
             sparsity does not count it.
-        logits: a function (parameters, inputs) → (B, C). It is pure and works under ``torch.func.vmap`` over the parameters.
-            Use :class:`ModuleLogits` where the model is a torch module.
-        loss: a function (logits (B, C), labels (B,)) → (B,) that gives the loss ℓ of each example.
+        logits: a function (parameters, inputs) → (B, C). It is pure and works under ``torch.func.vmap`` over the parameters. The
+            logits of an example do not depend on the others of its batch (:meth:`check_independence`). Use
+            :class:`ModuleLogits` where the model is a torch module.
+        loss: a function (logits (B, C), labels (B,)) → (B,) that gives the loss ℓ of each example, whatever the others are.
         train: the training set S of n examples.
         test: the held-out examples.
         metric: a function (logits (B, C), labels (B,)) → a number; larger is better.
@@ -371,7 +402,7 @@ class Problem:
         >>> from stability.problems import load
         >>> problem = load("digits", n=20)
         >>> problem
-        Problem('digits', n=20, m=26432, {'n': 20, 'seed': 0})
+        Problem('digits', n=20, m=26432, {'n': 20, 'seed': 0, 'weights': '...'})
         >>> problem.losses(problem.start(seed=0), problem.train).shape
         torch.Size([20])
     """
@@ -454,6 +485,70 @@ class Problem:
             The losses (B,) in ``loss_unit``.
         """
         return self.loss(self.logits(parameters, examples.inputs), examples.labels)
+
+    def check_independence(self) -> None:
+        """Check that an example changes neither logits nor loss of the others in its batch.
+
+        An example is left out by its weight 0 in the loss, while it stays in the batch. If the others saw it there, as batch
+        normalisation over the batch lets them, the result would not be that of training without it. Compared are the logits, their
+        gradients and the losses of two training examples, alone and with a third, at the start of training.
+
+        Raises:
+            UsageError: they change by more than rounding may, or logits and losses are not one row for each example.
+
+        Example:
+            >>> from stability.problems import load
+            >>> load("digits").check_independence()
+        """
+        if self._dependence is not None:
+            raise UsageError(f"{self.name}: {self._dependence}")
+
+    @cached_property
+    def _dependence(self) -> str | None:
+        """What :meth:`check_independence` refuses; None where all is well."""
+        index = torch.arange(4) * self.n // 4  # spread over S, whose examples may come class by class
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.start().items()}
+
+        def answers(batch: Examples) -> Tensor:
+            # Inside vmap a model that draws at random fails, and draws nothing.
+            found: Tensor = vmap(lambda _: self.logits(leaves, batch.inputs))(torch.zeros(1))
+            return found[0]
+
+        def random(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator(0, "independence")).to(like)
+
+        def gradients(logits: Tensor) -> Tensor:
+            """The norm of the gradient of all logits, mixed, by each parameter."""
+            mixed = (logits * random(logits)).sum()
+            slopes = torch.autograd.grad(mixed, list(leaves.values()), retain_graph=True, materialize_grads=True)
+            return torch.stack([slope.norm() for slope in slopes])
+
+        alone = answers(self.train.take(index[:2]))
+        batches = [self.train.take(index[[0, 1, third]]) for third in (2, 3)]
+        beside = [answers(batch) for batch in batches]
+        if beside[0].ndim != 2 or len(beside[0]) != 3:
+            return f"the model returned {tuple(beside[0].shape)} for 3 examples: let it return one row of logits for each, (3, C)"
+        changed = torch.cat([logits[:2] - alone for logits in beside])
+        tolerance = max(1e-3, 8 * torch.finfo(alone.dtype).eps)
+        cause = "Batch normalisation over the batch does that: use its running statistics, group norm or layer norm"
+        compared = [("logits", changed.detach(), alone.detach(), cause), ("gradients", gradients(changed), gradients(alone), cause)]
+        for batch, logits in zip(batches, beside, strict=True):
+            for scores in (logits.detach(), logits.detach() + random(logits)):  # all logits may be 0 at the start
+                losses, own = self.loss(scores, batch.labels), self.loss(scores[:2], batch.labels[:2])
+                if losses.shape != (3,):
+                    return (
+                        f"the loss returned {tuple(losses.shape)} for 3 examples: let it return one number for each, without a mean"
+                    )
+                cause = "Contrastive losses do that: use a loss of each example alone"
+                compared.append(("losses", losses[:2] - own, own, cause))
+        for what, change, values, cause in compared:
+            by, size = float(change.norm()), float(values.norm())
+            if by > tolerance * size:  # NaN is not: training tells of it
+                return (
+                    f"the {what} of two examples change by {by:.2g}, from {size:.2g}, where a third is in their batch, and so its "
+                    f"weight 0 would not leave it out. {cause}"
+                )
+        return None
 
     def without(self, i: int) -> Problem:
         """The same problem with the training set Sⁱ = S \\ z_i.

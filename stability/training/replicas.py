@@ -166,8 +166,8 @@ def train(
         progress: is told how many replica-steps were done.
 
     Raises:
-        UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to train, or early stopping without a
-            validation split.
+        UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to train, early stopping without a
+            validation split, or a model or loss by which an example changes the others of its batch.
         MeasurementError: not even one replica fits into memory.
 
     Example:
@@ -192,6 +192,7 @@ def train(
     if observe is not None and len(weights) != 1:
         raise UsageError(f"observe and r = {len(weights)} replicas: an observer is told of a single run, give one row of weights")
     weights = weights.to(first)
+    problem.check_independence()
     masks = _one_each(problem, algorithm, len(weights), masks)
     hold = None if observe is None else observe.hold
     distinct = list({id(mask): mask for mask in masks}.values())

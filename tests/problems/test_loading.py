@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sklearn.datasets
 import torch
+from safetensors.torch import load_file
 
 from stability import Problem, UsageError, problems
+from stability.masks import fingerprint
+from stability.problems.digits import WEIGHTS
 from stability.problems.pretrained import load_pretrained
+from stability.problems.problem import ModuleLogits
 from tests import tiny
 
 
@@ -34,6 +39,20 @@ def test_a_problem_is_the_same_by_name_and_by_its_own_function(name: str, settin
     assert one.training == problems.training_defaults(name)
     assert all(torch.equal(tensor, other.train.inputs[key]) for key, tensor in one.train.inputs.items())
     assert all(torch.equal(tensor, other.pretrained[key]) for key, tensor in one.pretrained.items())
+
+
+def test_digits_are_known_by_their_weights_and_images() -> None:
+    data = sklearn.datasets.load_digits()
+    later = data.target >= 5
+    content = {
+        **load_file(WEIGHTS),
+        "pixel_values": torch.tensor(data.images[later] / 16, dtype=torch.float32).unsqueeze(1),
+        "labels": torch.tensor(data.target[later] - 5),
+    }
+    problem = problems.load("digits", n=20, seed=1)
+    assert problem.settings == {"n": 20, "seed": 1, "weights": fingerprint(content)[:16]}
+    assert isinstance(problem.logits, ModuleLogits)
+    assert list(problem.logits.module.buffers()) == []
 
 
 def test_texts_are_the_same_by_path_and_by_their_own_function(tmp_path: Path) -> None:

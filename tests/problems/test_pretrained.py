@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from stability import FineTuning, Problem, UsageError, problems
 from stability.derivatives import gradients
+from stability.masks import fingerprint
 from stability.problems.attention import Attention
 from stability.problems.pretrained import load_pretrained
 from stability.problems.problem import ModuleLogits, generator
@@ -33,6 +35,7 @@ EXPECTED = {
     "deberta-v2": Attention(),
     "modernbert": Attention(additive=True, window=4),
     "gpt2": Attention(additive=True, causal=True),
+    "llama": Attention(additive=True, causal=True),
 }
 
 
@@ -67,7 +70,7 @@ def alone(problem: Problem, examples: Any, i: int) -> dict[str, Tensor]:
     return {name: tensor[i : i + 1, : int(examples.lengths[i])] for name, tensor in examples.inputs.items()}
 
 
-ROUNDING = {"modernbert": 1e-6}  # it takes its softmax in single precision
+ROUNDING = {"modernbert": 1e-6, "llama": 1e-6}  # they take softmax or norms in single precision
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 
@@ -129,6 +132,7 @@ HEADS = {
     "electra": {"classifier.out_proj.weight", "classifier.out_proj.bias"},
     "modernbert": {"classifier.weight", "classifier.bias"},
     "gpt2": {"score.weight"},
+    "llama": {"score.weight"},
 }
 
 
@@ -193,8 +197,112 @@ def test_a_model_that_mixes_the_texts_of_a_batch_is_refused(
 
     monkeypatch.setattr(transformers.BertForSequenceClassification, "forward", mixing)
     shutil.copytree(models / "bert", tmp_path / "mixing")
-    with pytest.raises(UsageError, match="no form of attention mask agrees with the plain model.*logits of replicas differ"):
+    with pytest.raises(
+        UsageError, match="cannot be trained here: the logits of a text change by .* with the other texts of its ba"
+    ):
         problems.load(str(data), model=str(tmp_path / "mixing"))
+
+
+OTHERS = {
+    "t5": "t5 is an encoder–decoder .t5.: its classifier looks for the end token of each text, and that cannot be done for many",
+    "bart": "bart is an encoder–decoder .bart.: its classifier looks for",
+    "xlnet": "xlnet .XLNetForSequenceClassification. cannot be trained here: the logits of a text change by .* with the padding",
+    "fnet": "cannot be trained here: the logits of a text change by .* with the padding behind it; use another, such as BERT",
+    "bloom": "cannot be trained here: torch.func.vmap, which runs many replicas at once, cannot run its code, .*autograd.Function",
+    "reformer": "Reformer.* cannot be trained here: transformers itself fails on a single text of these; use another",
+    "canine": "Canine.* cannot be trained here: it has no table of token embeddings; use another",
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_family_that_cannot_be_trained_is_refused_with_the_cause_first(family: str, data: Path, tmp_path: Path) -> None:
+    tiny.write_model(tmp_path / family, family)
+    with pytest.raises(UsageError, match=OTHERS[family]) as refused:
+        problems.load(str(data), model=str(tmp_path / family))
+    assert "; use another, such as BERT, RoBERTa" in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+def last_token_logits(folder: Path, problem: Problem, start: dict[str, Tensor]) -> Tensor:
+    """Transformers' logits of each text alone, without padding; without a padding token a causal model takes the last place."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if config.model_type in ("gpt2", "llama"):
+        config.pad_token_id = None
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, config=config).double().eval()
+    model.load_state_dict(start, strict=False)
+    return torch.cat([model(**alone(problem, problem.train, i)).logits for i in range(problem.n)])
+
+
+def change(file: Path, **settings: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+
+
+PADDING: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "one that the tokenizer has not": ("gpt2", {"pad_token_id": 5}, "[PAD]"),
+    "none of either": ("gpt2", {}, None),
+    "outside of the vocabulary": ("llama", {"pad_token_id": 28}, "[PAD]"),
+    "below the vocabulary": ("llama", {"pad_token_id": -1}, "[PAD]"),
+    "a word": ("llama", {"pad_token_id": 5}, "[PAD]"),
+    "the tokenizer's is outside": ("llama", {"pad_token_id": 28}, "<new>"),
+    "the tokenizer's alone is outside": ("gpt2", {"pad_token_id": 5}, "<new>"),
+    "positions count from it": ("roberta", {"pad_token_id": 1}, "[PAD]"),
+    "of a mere encoder": ("bert", {"pad_token_id": 5}, "<new>"),
+}
+
+
+@pytest.mark.parametrize("what", PADDING)
+def test_padding_tokens_that_contradict_each_other_change_nothing(what: str, tmp_path: Path) -> None:
+    """Some texts end with the token 5, a word, which a causal model must not take for padding."""
+    family, settings, token = PADDING[what]
+    folder = tiny.write_model(tmp_path / "model", family)
+    change(folder / "config.json", **settings)
+    if token is not None:
+        tokenizer = tiny.tokenizer(family)
+        tokenizer.add_special_tokens({"pad_token": token})
+        tokenizer.save_pretrained(folder)
+    rows = [{"text": f"{row['text_a']} {end}", "label": row["label"]} for row in tiny.rows(24) for end in ("the", "a")]
+    data = tiny.lines(tmp_path / "data", train=rows, test=rows[:5])
+    problem = as_double(problems.load(data, model=str(folder)))
+    start = problem.start(1)
+    assert tiny.WORDS[1] == "a"
+    assert len(set(problem.train.lengths.tolist())) > 5  # type: ignore[union-attr]
+    found = problem.logits(start, problem.train.inputs)
+    torch.testing.assert_close(found, last_token_logits(folder, problem, start), rtol=0, atol=ROUNDING.get(family, 1e-10))
+
+
+def test_the_end_token_behind_each_text_is_no_padding(tmp_path: Path) -> None:
+    """A causal model whose tokenizer ends each text: its logits are those of the end token, which must not pad too."""
+    folder = tiny.write_model(tmp_path / "model", "gpt2")
+    tokenizer = tiny.tokenizer("roberta")  # [CLS] … [SEP], and [SEP] is the end token
+    tokenizer.pad_token = "[SEP]"
+    tokenizer.save_pretrained(folder)
+    problem = as_double(problems.load(tiny.lines(tmp_path / "data", train=tiny.rows(24), test=tiny.rows(5)), model=str(folder)))
+    start = problem.start(1)
+    found = problem.logits(start, problem.train.inputs)
+    torch.testing.assert_close(found, last_token_logits(folder, problem, start), rtol=0, atol=1e-10)
+
+
+def test_a_tokenizer_without_any_token_to_pad_with_is_refused(data: Path, tmp_path: Path) -> None:
+    folder = tiny.write_model(tmp_path / "model", "gpt2")
+    change(folder / "tokenizer_config.json", unk_token=None, eos_token=None)
+    with pytest.raises(
+        UsageError, match="its tokenizer has no token to pad texts with, so texts cannot be batched: no special tok"
+    ):
+        problems.load(str(data), model=str(folder))
+
+
+def test_buffers_of_a_checkpoint_are_part_of_its_identity(models: Path, tmp_path: Path) -> None:
+    bert = load_pretrained(models / "bert", 2)
+    assert bert.fingerprint == fingerprint(bert.parameters)
+    first = load_pretrained(tiny.write_model(tmp_path / "first", "ibert"), 2)
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    tensors = load_file(tmp_path / "second" / "model.safetensors")
+    tensors["ibert.encoder.layer.0.pre_intermediate_act.x_max"] += 1
+    save_file(tensors, tmp_path / "second" / "model.safetensors", {"format": "pt"})
+    second = load_pretrained(tmp_path / "second", 2)
+    assert fingerprint(first.parameters) == fingerprint(second.parameters)
+    assert first.fingerprint != second.fingerprint
+    assert first.fingerprint == load_pretrained(tmp_path / "first", 3).fingerprint
 
 
 def test_transformers_is_as_loud_as_before(models: Path, data: Path, capfd: pytest.CaptureFixture[str]) -> None:
