@@ -138,12 +138,13 @@ class Inserted(Selector):
             raise UsageError(f"{self.name}: the module has parameters that the problem lacks: {', '.join(sorted(odd)[:3])}")
         old = {own_name.get(name, name): nn.Parameter(t.detach().cpu().clone(), requires_grad=False) for name, t in start.items()}
         refill(module, lambda name, _: old[name])
-        body, head = set(module.modules()), {id(old[own_name.get(name, name)]) for name in start.keys() - problem.pretrained.keys()}
+        known = {id(old[own_name.get(name, name)]): name for name in start}
+        head = {one for one, name in known.items() if name not in problem.pretrained}
+        body = set(module.modules())
         with _without_parts(module, head), torch.random.fork_rng(devices=[]):  # initialisers draw from the global generator
             # The CPU's generator alone: torch.manual_seed would change CUDA's as well, and nothing restores that.
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator(seed, "selection"))))
             module = self.insert(module).eval()
-        known = {id(old[own_name.get(name, name)]): name for name in start}
         if indices := self.changed(module):
             parameters = dict(module.named_parameters())
             shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
@@ -195,10 +196,10 @@ class Inserted(Selector):
             replaced = _used(problem.logits, start, sample) - _used(logits, {**pretrained, **head}, sample)
             without = {name: tensor for name, tensor in pretrained.items() if name not in replaced}
             wanted = problem.logits(start, sample)
-            found, slopes = _through_vmap(logits, {**without, **head}, trained, sample)
+            found, _ = _through_vmap(logits, {**without, **head}, trained, sample)
             if not _equal(found, wanted):  # a layer may read a tensor's values past autograd's back
                 without = pretrained
-                found, slopes = _through_vmap(logits, {**without, **head}, trained, sample)
+                found, _ = _through_vmap(logits, {**without, **head}, trained, sample)
         except Exception as error:  # whatever it is, the engine could not run this model
             if out_of_memory(error):
                 raise
@@ -210,22 +211,12 @@ class Inserted(Selector):
                 f"{self.name} is no equivalent model (Definition 2): at the start its logits differ by up to "
                 f"{float((found - wanted).abs().max()):.2g} from the pretrained model's; start it at no effect"
             )
-        for part in module.modules():
-            part.training = part not in body
-        try:
-            with _WithoutDropout():
-                again = _through_vmap(logits, {**without, **head}, trained, sample)
-            otherwise = "" if all(map(_equal, (found, *slopes), (again[0], *again[1]))) else "its outputs or gradients differ"
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            otherwise = _line(error).partition(". ")[0]
-        if otherwise:
+        known_parts = {name for name, part in module.named_modules() if part in body}
+        if more := _more_in_training(logits, known_parts, {**without, **head}, trained, inputs=sample):
             raise UsageError(
                 f"{self.name} cannot be trained here: beside plain dropout, its layers do more in training than in evaluation "
-                f"({otherwise}), and here they would not; set a dropout of its own to 0, or choose another method"
+                f"({more}), and here they would not; set a dropout of its own to 0, or choose another method"
             )
-        module.eval()
         shapes = {name: tuple(tensor.shape) for name, tensor in without.items()}
         mask = Mask(shapes, {name: torch.arange(without[name].numel()) for name in trained})
         return replace(problem, pretrained=without, logits=logits, insertion=Insertion(by, mask))
@@ -276,7 +267,27 @@ def _through_vmap(
     stacked = {name: parameters[name].expand(2, *parameters[name].shape).clone().requires_grad_() for name in trained}
     found: Tensor = vmap(lambda mine: logits({**parameters, **mine}, inputs))(stacked)
     slopes = torch.autograd.grad(found.sum(), list(stacked.values()), allow_unused=True)
-    return found[1].detach(), [slope for slope in slopes if slope is not None]
+    return found[1].detach(), [slope for slope in slopes if slope is not None and slope.numel()]
+
+
+def _more_in_training(
+    logits: ModuleLogits, body: Collection[str], parameters: Parameters, trained: list[str], *, inputs: Mapping[str, Tensor]
+) -> str:
+    """What the modules beside those of ``body`` do in training, beside plain dropout, and not in evaluation; empty: nothing."""
+    wanted, slopes = _through_vmap(logits, parameters, trained, inputs)
+    for name, part in logits.module.named_modules():
+        part.training = name not in body
+    try:
+        with _WithoutDropout():
+            found, again = _through_vmap(logits, parameters, trained, inputs)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        return _line(error).partition(". ")[0]
+    finally:
+        logits.module.eval()
+    same = len(slopes) == len(again) and all(map(_equal, (found, *again), (wanted, *slopes)))
+    return "" if same else "its outputs or gradients differ"
 
 
 def _equal(found: Tensor, wanted: Tensor) -> bool:
@@ -443,7 +454,7 @@ class Peft(Inserted):
             )
         settings = {field.name for field in fields(self.config)}
         for name, value in vars(self.config).items():
-            if name not in settings and value is not None and not getattr(value, "__module__", "").startswith("peft."):
+            if name not in settings and value is not None and not str(getattr(value, "__module__", "")).startswith("peft."):
                 raise UsageError(
                     f"{self.name}: {name} is no setting of the configuration, so that results could not say what it was: leave "
                     "it out (from_scores makes a mask from a function)"
