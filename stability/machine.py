@@ -74,7 +74,7 @@ def free_memory(device: torch.device) -> int:
         return 2 << 30
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch says that memory ran out, that of a GPU or that of this machine.
 
     Args:

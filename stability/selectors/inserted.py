@@ -47,6 +47,7 @@ _NEEDS = {
     "SHADOW": "a second model and a loss for it",
     "XLORA": "trained adapters to mix",
 }
+# What a saved configuration says of its file.
 _OF_THE_FILE = ("peft_version", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping")
 
 
@@ -507,7 +508,7 @@ def _inject(name: str, config: Any, module: nn.Module) -> nn.Module:
             f"{name} adds prompts or prefixes, not layers: use a configuration that inserts layers, or adapter or lora"
         )
     asked = {config.peft_type.value, getattr(config, "init_lora_weights", ""), *(k for k, v in vars(config).items() if v)}
-    for needy in asked & _NEEDS.keys():
+    for needy in sorted(asked & _NEEDS.keys()):
         raise _incomplete(name if needy == config.peft_type.value else f"{name} with {needy}", _NEEDS[needy])
     config.inference_mode = False  # a configuration read from a saved adapter has True, and is trained here all the same
     if getattr(config, "random_seed", 0) is None:
