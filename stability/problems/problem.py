@@ -293,10 +293,13 @@ class ModuleLogits:
         Raises:
             UsageError: the module returns neither a tensor nor an object with ``logits``.
         """
-        own = {self.names.get(name, name): tensor for name, tensor in parameters.items()}
+        own: dict[str, Tensor] = {}
+        for name, tensor in parameters.items():
+            first = self.names.get(name, name)
+            own.update(dict.fromkeys(self._places.get(first, [first]), tensor))
         each = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()} if self.choices else inputs
         prepared = self.attention.prepare(each, next(iter(parameters.values())).dtype)
-        output: Any = functional_call(self.module, own, (), prepared)
+        output: Any = functional_call(self.module, own, (), prepared, tie_weights=False)
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise UsageError(
@@ -304,6 +307,18 @@ class ModuleLogits:
                 "logits, a tensor (B, C), or an object that has them as .logits"
             )
         return logits.reshape(len(next(iter(inputs.values()))), -1) if self.choices else logits
+
+    @cached_property
+    def _places(self) -> dict[str, list[str]]:
+        """By a parameter's first name, all places where it stands, those in a module that stands in several places once.
+
+        torch ties parameters by every name, and leaves its last tensor in a module that has two names.
+        """
+        places: dict[int, list[str]] = {}
+        for owner, part in self.module.named_modules():
+            for leaf, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+                places.setdefault(id(parameter), []).append(f"{owner}.{leaf}" if owner else leaf)
+        return {names[0]: names for names in places.values()}
 
     @cached_property
     def while_training(self) -> ModuleLogits:

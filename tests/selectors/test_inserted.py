@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -22,7 +24,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from stability import Examples, FineTuning, Problem, UsageError
+from stability import Examples, FineTuning, Problem, SparseDelta, StabilityError, UsageError
 from stability.problems import convex
 from stability.problems import digits as digits_module
 from stability.problems.problem import ModuleLogits
@@ -71,6 +73,7 @@ def test_lora_is_the_merged_matrices(digits: Problem) -> None:
         peft.LNTuningConfig(target_modules=["layernorm_before", "layernorm_after"]),
         peft.VeraConfig(r=4, target_modules=["q_proj"]),
         peft.ShiraConfig(r=1, target_modules=QV, random_seed=7),
+        peft.LoKrConfig(r=2, target_modules=QV),  # draws for a dropout at rate 0
     ],
     ids=lambda config: config.peft_type.value,
 )
@@ -91,18 +94,73 @@ def test_training_is_what_training_peft_s_own_model_is(config: Any, digits: Prob
         drawn = dict(equivalent.logits.module.named_buffers())
         for name, buffer in model.named_buffers():
             buffer.copy_(drawn[name.removeprefix("base_model.")])
-    for name, parameter in own.items():
-        parameter.requires_grad_(parameter.requires_grad or "classifier" in name)
     count = sum(p.numel() for n, p in own.items() if p.requires_grad and "classifier" not in n)
     assert replicas.masks[0].count == count
-    optimizer = torch.optim.AdamW([p for p in own.values() if p.requires_grad], lr=0.01, weight_decay=0.0)
-    for batch in algorithm.batches(digits.train):
-        optimizer.zero_grad()
-        cross_entropy(model(digits.train.inputs["pixel_values"][batch]).logits, digits.train.labels[batch]).backward()
-        optimizer.step()
+    optimised(model, digits, algorithm)
     with torch.no_grad():
         expected = model(digits.test.inputs["pixel_values"]).logits
     torch.testing.assert_close(replicas.logits(digits.test)[0], expected, rtol=0, atol=1e-5)
+
+
+def optimised(model: nn.Module, problem: Problem, algorithm: FineTuning) -> nn.Module:
+    """``model`` after the algorithm's batches, by torch's AdamW; peft's own ``requires_grad``, and the head's."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or "classifier" in name)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, weight_decay=0.0)
+    for batch in algorithm.batches(problem.train):
+        optimizer.zero_grad()
+        cross_entropy(model(problem.train.inputs["pixel_values"][batch]).logits, problem.train.labels[batch]).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")  # what peft says of its own workings is not our concern
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+def test_what_a_method_takes_out_of_a_matrix_stays_out(init: Any, digits: Problem, tmp_path: Path) -> None:
+    """W − s B A is the frozen matrix, as in peft's own model, and training gives the weights and logits of that model."""
+    config = peft.LoraConfig(r=3, lora_alpha=4, target_modules=QV, init_lora_weights=init)
+    before = {name: tensor.clone() for name, tensor in digits.pretrained.items()}
+    algorithm = FineTuning(Peft(config), steps=6, batch_size=8, learning_rate=0.01, seed=2)
+    replicas = train(digits, algorithm, torch.stack([torch.ones(digits.n), torch.arange(digits.n).ne(0).float()]))
+    equivalent = replicas.problem
+
+    model = peft.get_peft_model(plain_model(digits, digits.start(2)), copy.deepcopy(config))
+    own = {name.removeprefix("base_model.model.").replace(".base_layer", ""): p for name, p in model.named_parameters()}
+    changed = [name for name in digits.pretrained if name.endswith(("q_proj.weight", "v_proj.weight"))]
+    for name in changed:
+        a, b = (name.replace(".weight", f".lora_{x}.default.weight") for x in "AB")
+        start = equivalent.pretrained
+        assert not torch.allclose(start[name], before[name], atol=1e-3)
+        torch.testing.assert_close(start[name] + 4 / 3 * start[b] @ start[a], before[name], rtol=0, atol=1e-6)
+        if init == "pissa_niter_4":  # its start is drawn at random
+            for drawn in (a, b, name):
+                own[drawn].data.copy_(start[drawn])
+        else:
+            assert torch.equal(start[name], own[name])
+    logits = equivalent.logits(equivalent.start(2), digits.test.inputs)
+    torch.testing.assert_close(logits, digits.logits(digits.start(2), digits.test.inputs), rtol=0, atol=1e-6)
+
+    optimised(model, digits, algorithm)
+    tuned = replicas.parameters(0)
+    for name, tensor in tuned.items():
+        torch.testing.assert_close(tensor, own[name].detach(), rtol=0, atol=2e-5)
+    with torch.no_grad():
+        expected = model(digits.test.inputs["pixel_values"]).logits
+    torch.testing.assert_close(replicas.logits(digits.test)[0], expected, rtol=0, atol=1e-5)
+
+    assert replicas.masks[0].count == 6 * 3 * (32 + 32)
+    assert equivalent.m == digits.m + replicas.masks[0].count
+    apart = [(tensor - replicas.parameters(1)[name]).double() for name, tensor in tuned.items()]
+    torch.testing.assert_close(replicas.distances()[1], torch.cat([t.flatten() for t in apart]).norm())
+    replicas.delta(0).save(tmp_path / "delta")
+    delta = SparseDelta.load(tmp_path / "delta")
+    again = delta.apply(Peft(config).equivalent(digits, seed=2).pretrained)
+    assert all(torch.equal(again[name], tensor) for name, tensor in tuned.items())
+    with pytest.raises(StabilityError, match="belongs to the pretrained parameters"):
+        delta.apply(digits.pretrained)
+    for name, tensor in digits.pretrained.items():
+        assert torch.equal(tensor, before[name])
+        assert name in changed or equivalent.pretrained[name].data_ptr() == tensor.data_ptr()
 
 
 def test_adapter_is_a_bottleneck_behind_each_block(digits: Problem) -> None:
@@ -175,7 +233,9 @@ def test_every_configuration_of_the_installed_peft_trains_or_is_refused_with_the
     except UsageError as error:
         refusal = str(error)
     if refusal:
-        assert re.search("peft refuses|do not batch|no equivalent model|prompts or prefixes", refusal)
+        reasons = "peft refuses|do not batch|no equivalent model|prompts or prefixes|not given here|by a hook|more in training"
+        assert re.search(reasons, refusal)
+        assert "\n" not in refusal
         assert kind.value not in ("LORA", "LN_TUNING", "VERA", "SHIRA")
         return
     replicas.delta(0)
@@ -260,11 +320,119 @@ def test_a_bare_function_has_nowhere_to_insert() -> None:
             selector.select(problem, seed=0)
 
 
+HEADS: list[tuple[Selector, int]] = [
+    (Peft(peft.LoraConfig(r=2, target_modules="all-linear")), 2 * (4 * 2 * (8 + 8) + 2 * 2 * (8 + 12))),
+    (Peft(peft.LoraConfig(r=2, target_modules=["dense", "out_proj"])), 2 * (2 * (8 + 8) + 2 * 2 * (8 + 12))),
+    (LoRA(rank=2, targets=r".*\.(dense|out_proj)"), 2 * (2 * (8 + 8) + 2 * 2 * (8 + 12))),
+    (Peft(peft.LNTuningConfig(target_modules=["query", "out_proj"])), 2 * (8 * 8 + 8)),
+]
+
+
+@pytest.mark.parametrize(("selector", "count"), HEADS, ids=["all-linear", "names", "pattern", "copies"])
+def test_nothing_is_inserted_into_the_new_head(selector: Selector, count: int) -> None:
+    """RoBERTa's head has a dense and an out_proj too: k counts the two layers' matrices alone, and the head is trained in full."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        problem = text_problem(FAMILIES[1]())
+    replicas = train(problem, FineTuning(selector, steps=2, batch_size=4))
+    assert replicas.masks[0].count == count
+    assert not any("classifier" in name for name in replicas.problem.pretrained)
+    head = problem.head(0)
+    assert len(head) == 4
+    assert replicas.delta(0).head.keys() == head.keys()
+    assert all(not torch.equal(tensor, head[name]) for name, tensor in replicas.delta(0).head.items())
+
+
+def test_the_new_head_keeps_its_place(digits: Problem) -> None:
+    """A head amid a sequence: whatever stands behind it stays behind it."""
+
+    class Amid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 5), nn.Linear(5, 3))
+
+        def forward(self, x: Tensor) -> Any:
+            return type("Output", (), {"logits": self.parts(x)})
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Amid()
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    examples = Examples({"x": torch.randn(3, 4, generator=torch.Generator().manual_seed(0))}, torch.tensor([0, 1, 2]))
+    problem = dataclasses.replace(
+        digits,
+        pretrained={name: p for name, p in parameters.items() if ".1." not in name},
+        new_head=lambda draw: {name: p for name, p in parameters.items() if ".1." in name},
+        logits=ModuleLogits(module),
+        train=examples,
+        test=examples,
+    )
+    assert Peft(peft.LoraConfig(r=1, target_modules="all-linear")).select(problem, seed=0).count == (4 + 4) + (5 + 3)
+
+
+def lora(**settings: Any) -> Peft:
+    return Peft(peft.LoraConfig(r=2, target_modules=QV, **settings))
+
+
+def adamss(**settings: Any) -> Peft:
+    return Peft(peft.AdamssConfig(r=8, num_subspaces=2, target_modules=QV, **settings))
+
+
+@pytest.mark.filterwarnings("ignore")  # what peft says of its own settings is not our concern
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: lora(init_lora_weights="eva"), r"peft-lora with eva needs .* data \(initialize_lora_eva_weights\)"),
+        (lambda: lora(init_lora_weights="corda"), r"peft-lora with corda needs .* data \(preprocess_corda\)"),
+        (lambda: lora(init_lora_weights="lora_ga"), r"peft-lora with lora_ga needs .* data \(preprocess_loraga\)"),
+        (lambda: lora(alora_invocation_tokens=[5]), "with alora_invocation_tokens needs the places of these tokens"),
+        (lambda: lora(arrow_config={}), "with arrow_config needs trained adapters"),
+        (lambda: lora(use_qalora=True), "with use_qalora needs weights that GPTQ has quantised"),
+        (lambda: lora(kasa_config={}), r"needs a further term of the loss \(_get_kasa_loss\)"),
+        (lambda: lora(monteclora_config={}), r"needs a further term of the loss \(_get_monteclora_loss\)"),
+        (lambda: lora(velora_config={"num_groups": 2}), "its layers do more in training"),
+        (
+            lambda: Peft(peft.AdaLoraConfig(total_step=9, target_modules=QV)),
+            r"peft-adalora needs a change of its ranks after every step \(update_and_allocate\)",
+        ),
+        (lambda: adamss(use_asa=True), "peft-adamss needs a change of its ranks"),
+        (lambda: Peft(peft.PolyConfig(target_modules=QV)), "peft-poly needs the task of every example"),
+        (lambda: Peft(peft.XLoraConfig()), "peft-xlora needs trained adapters"),
+        (lambda: Peft(peft.ShadowConfig()), "peft-shadow needs a second model"),
+        (lambda: Peft(peft.OSFConfig(target_modules=QV)), "peft-osf changes the gradient of .*U_low by a hook"),
+        (lambda: Peft(peft.PveraConfig(r=2, target_modules=QV)), "do more in training .*random"),
+        (lambda: Peft(peft.LoKrConfig(r=2, module_dropout=1e-6, target_modules=QV)), "a dropout of its own to 0"),
+        (lambda: Peft(peft.BOFTConfig(boft_block_size=4, boft_dropout=0.1, target_modules=QV)), "a dropout of its own to 0"),
+        (lambda: Peft(peft.ShiraConfig(r=1, init_weights=False, target_modules=QV)), "no equivalent model.*init_weights"),
+        (lambda: Peft(peft.AdaptionPromptConfig(adapter_len=2, adapter_layers=1)), "adds prompts or prefixes"),
+        (lambda: Peft(peft.LoraConfig(target_modules=".*")), "peft refuses: Target module ViTModel.*"),
+    ],
+)
+def test_no_method_s_name_is_given_to_its_layers_alone(make: Callable[[], Peft], message: str, digits: Problem) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        make().select(digits, seed=0)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_adamss_without_a_schedule_is_its_layers(digits: Problem) -> None:
+    assert adamss().select(digits, seed=0).count > 0
+
+
+def test_plain_dropout_is_no_reason_to_refuse(digits: Problem) -> None:
+    assert lora(lora_dropout=0.5).select(digits, seed=0).equals(lora().select(digits, seed=0))
+    shared = Peft(peft.TinyLoraConfig(tinylora_dropout=0.5, target_modules=QV))  # one module stands in many layers
+    for selector in (lora(lora_dropout=0.5), shared):
+        train(digits, FineTuning(selector, steps=2, batch_size=8, dropout=True))
+
+
 @pytest.mark.parametrize(
     ("selector", "message"),
     [
-        (LoRA(targets=r".*\.nowhere"), "lora: peft refuses: .*nowhere.*linear layers are called classifier, fc1, fc2, k_proj"),
-        (Peft(peft.LoraConfig(target_modules=["nowhere"])), "peft-lora: peft refuses: .*nowhere.*classifier, fc1"),
+        (LoRA(targets=r".*\.nowhere"), "lora: peft refuses: .*nowhere.*linear layers are called fc1, fc2, k_proj"),
+        (LoRA(targets="classifier"), "lora: peft refuses: .*the new head is no target, it is always trained in full"),
+        (Peft(peft.LoraConfig(target_modules=["classifier"])), "peft refuses: .*the new head is no target"),
+        (Peft(peft.LoraConfig(target_modules=["nowhere"])), "peft-lora: peft refuses: .*nowhere.*fc1"),
         (Peft(peft.PrefixTuningConfig(num_virtual_tokens=2)), "peft-prefix-tuning adds prompts or prefixes"),
         (Peft(peft.LoraConfig(target_modules=QV, init_lora_weights=False)), r"no equivalent model \(Definition 2\)"),
         (Peft(peft.LoraConfig(target_modules=QV, modules_to_save=["classifier"])), "the new head is always trained"),
@@ -373,6 +541,12 @@ def test_without_peft_the_remedy_is_named(digits: Problem, monkeypatch: pytest.M
         LoRA().select(digits, seed=0)
 
 
+def with_a_function() -> Selector:
+    config: Any = peft.ShiraConfig(r=1, target_modules=QV)
+    config.mask_fn = lambda layer, r, **settings: torch.ones_like(layer.weight)
+    return Peft(config)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -381,6 +555,7 @@ def test_without_peft_the_remedy_is_named(digits: Problem, monkeypatch: pytest.M
         (lambda: LoRA(rank=0), "rank = 0"),
         (lambda: Peft("LoraConfig"), "'LoraConfig' is a configuration of no method"),
         (lambda: Peft(peft.PeftConfig()), "is a configuration of no method: use one of peft's methods"),
+        (with_a_function, "peft-shira: mask_fn is no setting of the configuration.*from_scores"),
     ],
 )
 def test_senseless_settings_are_refused(make: Callable[[], Selector], message: str) -> None:
@@ -393,3 +568,21 @@ def test_settings_of_a_configuration_are_plain_and_stable() -> None:
     settings = Peft(config).settings()
     assert settings["name"] == "peft-lora"
     assert settings["config"]["target_modules"] == ["k_proj", "q_proj", "v_proj"]
+
+
+@pytest.mark.filterwarnings("ignore:Specified to not save")
+def test_identity_holds_what_changes_the_result_and_nothing_of_files() -> None:
+    settings = Peft(peft.VeraConfig(r=2, target_modules=QV)).settings()
+    of_a_file = peft.VeraConfig(
+        r=2,
+        target_modules=QV,
+        save_projection=False,
+        inference_mode=True,
+        base_model_name_or_path="roberta-base",
+        revision="main",
+        auto_mapping={"base_model_class": "RobertaModel"},
+        peft_version="0.1",
+    )
+    assert Peft(of_a_file).settings() == settings
+    assert Peft(peft.VeraConfig(r=2, target_modules=QV, projection_prng_key=1)).settings() != settings
+    assert Peft(peft.VeraConfig(r=2, target_modules=QV, d_initial=0.2)).settings() != settings
