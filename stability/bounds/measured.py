@@ -17,7 +17,7 @@ from stability.checks import check_whole
 from stability.derivatives.curvature import Curvature, Eigenvalue, least_eigenvalue
 from stability.derivatives.gradients import mean_gradient, per_example_gradients
 from stability.derivatives.influence import first_order_changes
-from stability.errors import MeasurementError
+from stability.errors import MeasurementError, UsageError
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, Problem
@@ -169,7 +169,7 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
         The bounds by the names above, in the unit of ℓ.
 
     Raises:
-        UsageError: δ outside (0, 1).
+        UsageError: δ outside (0, 1), or no example was left out, as by an approximate estimate.
 
     Example:
         >>> from stability import leave_one_out, selectors
@@ -182,6 +182,10 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
         ('vacuous', True)
     """
     check_delta(delta)
+    if not estimate.retrainings:
+        raise UsageError(
+            f"bounds are measured at left-out replicas, and the {estimate.estimator} estimate left out none: use Assisted()"
+        )
     algorithm, selected, n = estimate.replicas.algorithm, estimate.replicas.masks[0], estimate.n
     ridge, p = algorithm.ridge_for(selected), algorithm.sparsity_for(selected)
     bounded = constants.least_loss >= 0 and constants.loss_bound > 0

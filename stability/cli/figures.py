@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, Any, Literal, cast, get_args
 
 from cyclopts import Parameter
@@ -13,7 +14,7 @@ from stability.studies import published
 from stability.studies.published import published_scores
 from stability.studies.results import StudyResults
 
-__all__ = ["Against", "Sparsity", "draw", "figures", "part_of"]
+__all__ = ["Against", "Sparsity", "check_writable", "draw", "figures", "part_of"]
 
 Against = Annotated[
     Literal["paper", "main", "perturbation"] | None,
@@ -43,11 +44,26 @@ def figures(
         for name, value in {"only": only, "against": against, "sparsity": sparsity}.items():
             if value is not None:
                 raise UsageError(f"--{name} belongs to --store: add it, or leave this out")
+    check_writable(out)
     if paper:
         _draw_published(out)
     if store is not None:
         results = StudyResults.read(store)
         draw(results, out, only, sparsity=sparsity, against=part_of(against, results))
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and check that files can be written into it: before hours of computing, and not after.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"nothing can be written to {folder}: {error}; name another folder") from error
 
 
 def draw(results: StudyResults, folder: Path, only: str | None = None, **how: Any) -> None:

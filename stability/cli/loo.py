@@ -13,6 +13,7 @@ from tqdm import tqdm
 from stability.bounds import estimate_constants, measured_bounds
 from stability.bounds.base import check_delta
 from stability.checks import check_whole
+from stability.cli.figures import check_writable
 from stability.cli.options import (
     BOUNDS,
     MACHINE,
@@ -127,6 +128,8 @@ def loo(
         check_whole(1, threads=machine.threads)
         torch.set_num_threads(machine.threads)
     check_whole(0, examples=output.examples)
+    if output.figures is not None:
+        check_writable(output.figures)
     estimator = estimation.made()
     replicas_to_check, delta = bounding.checked(estimator)
     problem = load(which.problem, seed=which.seed, **problem_settings(data, model))

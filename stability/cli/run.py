@@ -14,7 +14,7 @@ from cyclopts import App, Group, Parameter
 from tqdm import tqdm
 
 from stability.checks import check_whole
-from stability.cli.figures import draw
+from stability.cli.figures import check_writable, draw
 from stability.cli.options import (
     BOUNDS,
     OUTPUT,
@@ -261,6 +261,8 @@ def run(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Non
     if stored.plan:
         print(cost.expected(mine, store, **how))
         return
+    if stored.figures is not None:
+        check_writable(stored.figures)
     with tqdm(unit="cell", desc=mine.name, disable=None) as bar:
 
         def start(done: int, total: int) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from stability.cli.figures import check_writable
 from stability.cli.options import OUTPUT, Data, Machine, Method, Model, OneProblem, Training, flags, load, problem_settings
 from stability.errors import MeasurementError, UsageError
 from stability.machine import resolve_device
@@ -26,6 +27,7 @@ def select(
     machine: Machine = Machine(),
 ) -> None:
     """Choose a mask and save it; one that training finds, after that training."""
+    check_writable(out.parent)
     selector = method.made()
     problem = load(which.problem, seed=which.seed, **problem_settings(data, model))
     if selector.moving:

@@ -133,6 +133,7 @@ def _prepared(
             f"{algorithm.selector.name} finds its mask while it trains: there is none of S to keep; leave reselect=False out"
         )
     algorithm = algorithm.with_defaults(problem.training)
+    problem.check_independence()  # before a selector meets what a model of the user's own may raise
     return algorithm.equivalent(problem.to(resolve_device(device))), algorithm, estimator
 
 

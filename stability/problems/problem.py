@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from stability.checks import check_whole
-from stability.errors import UsageError
+from stability.errors import UsageError, explained
 from stability.masks import Mask, Parameters
 from stability.problems.attention import Attention
 
@@ -509,14 +509,17 @@ class Problem:
         gradients and the losses of two training examples, alone and with a third, at the start of training.
 
         Raises:
-            UsageError: they change by more than rounding may, or logits and losses are not one row for each example.
+            UsageError: they change by more than rounding may, logits and losses are not one row for each example, or the model or
+                the loss raises an error.
 
         Example:
             >>> from stability.problems import load
             >>> load("digits").check_independence()
         """
-        if self._dependence is not None:
-            raise UsageError(f"{self.name}: {self._dependence}")
+        with explained(f"the model or the loss of problem {self.name!r}"):
+            found = self._dependence
+        if found is not None:
+            raise UsageError(f"{self.name}: {found}")
 
     @cached_property
     def _dependence(self) -> str | None:

@@ -24,6 +24,7 @@ def test_committed_results_are_whole_and_of_this_program(path: Path) -> None:
     """What the figures were drawn from can be read, goes on being this study's, and lacks no cell."""
     mine = STUDIES.get(path.stem) or paper_s(path.stem)
     store = Store(path)
+    assert store.complete
     assert {key(study.cell_identity(mine, cell)) for cell in mine.cells()} == store.finished()
     results = StudyResults.read(path)
     assert results.fingerprint == key(mine.identity())[:12]

@@ -1,0 +1,371 @@
+"""Results belong to their code and data; one failure ends nothing else; one process writes to a store."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stability import Problem, StabilityError, UsageError, problems
+from stability.cli.commands import main
+from stability.leave_one_out.estimators import Sampled
+from stability.masks import Mask
+from stability.reports.study_table import render
+from stability.selectors import BitFit, Random, Selector, from_scores
+from stability.studies import study
+from stability.studies.results import CellStatus, Failure, StudyResults
+from stability.studies.store import Store, as_json, key, reserved
+from stability.studies.study import Study
+from stability.training import FineTuning
+from tests import tiny
+
+MODULE = """
+from stability.selectors import Moving, Projected, Selector
+from stability.masks import Mask
+
+
+def smallest(problem, generator):
+    return {name: SIGN * tensor.abs() for name, tensor in problem.pretrained.items()}
+
+
+class Last(Selector):
+    name = "last"
+
+    def select(self, problem, seed):
+        full = Mask.full(problem.pretrained)
+        return Mask(full.shapes, {name: full.indices[name] for name in list(full.shapes)[SIGN:]})
+
+
+class Grown(Moving):
+    name, uses_data, sparsity = "grown", True, 0.01
+
+    def begin(self, run):
+        return Projected(run, lambda values, origin: SIGN * (values - origin).abs(), self.sparsity, every=2)
+
+
+SIGN = -1
+"""
+
+
+def quick(*selectors: Selector, name: str = "mine", seeds: tuple[int, ...] = (0,), n: int = 12) -> Study:
+    tuned = tuple(FineTuning(selector, steps=3, batch_size=4) for selector in selectors)
+    return Study(name, "digits", tuned, seeds, problem_settings={"n": n}, estimator=Sampled(2), check_replicas=None)
+
+
+def run(some: Study, store: Path, workers: int = 1) -> tuple[StudyResults, int]:
+    """The results, and how many cells were computed for them."""
+    computed: list[None] = []
+    results = study.run(some, store, device="cpu", workers=workers, on_cell=lambda: computed.append(None))
+    return results, len(computed)
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], types.ModuleType]:
+    """A version of the user's module, as a fresh session would import it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def imported(text: str) -> types.ModuleType:
+        (tmp_path / "my_selectors.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "my_selectors", raising=False)
+        importlib.invalidate_caches()
+        return importlib.import_module("my_selectors")
+
+    return imported
+
+
+def test_edited_code_is_measured_anew_and_nothing_else_is(module: Any, tmp_path: Path) -> None:
+    """A fixed selector, a moving one and a score function: all three cells of the old code stay in the file, unseen."""
+
+    def mine(text: str) -> Study:
+        made = module(text)
+        return quick(BitFit(), made.Last(), made.Grown(), from_scores(made.smallest, 0.05))
+
+    store = tmp_path / "mine.sqlite"
+    first, computed = run(mine(MODULE), store)
+    assert computed == 4
+    assert run(mine(MODULE + "\n# a comment"), store)[1] == 0
+    edited = MODULE.replace("SIGN = -1", "SIGN = -2")
+    second, computed = run(mine(edited), store)
+    assert computed == 3
+    assert second.table["method"].tolist() == ["bitfit", "last", "grown", "smallest"]
+    assert second.notes == ("3 cells of code that was changed since are in the store, and are not shown",)
+    assert f"note: {second.notes[0]}" in render(second)
+    one, other = (found.table.set_index("method") for found in (first, second))
+    assert one["stability"]["bitfit"] == other["stability"]["bitfit"]
+    assert int(one["tunable"]["last"]) < int(other["tunable"]["last"])
+    again, computed = run(mine(MODULE), store)  # back to the old code: its cells are there
+    assert computed == 0
+    assert again.table["stability"].tolist() == first.table["stability"].tolist()
+
+
+def make(by: float) -> Selector:
+    return from_scores(
+        lambda problem, generator: {name: (t - by).abs() for name, t in problem.pretrained.items()}, 0.05, name="apart"
+    )
+
+
+def test_a_closure_of_another_constant_is_another_method(tmp_path: Path) -> None:
+    store = tmp_path / "mine.sqlite"
+    first, _ = run(quick(make(0.1)), store)
+    second, computed = run(quick(make(0.9)), store)
+    assert computed == 1
+    assert first.table["stability"].tolist() != second.table["stability"].tolist()
+    assert run(quick(make(0.9)), store)[1] == 0
+
+
+def test_code_that_cannot_be_compared_is_measured_anew_in_every_process(tmp_path: Path) -> None:
+    lock = threading.Lock()
+
+    def guarded(problem: Problem, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        with lock:
+            return {name: tensor.abs() for name, tensor in problem.pretrained.items()}
+
+    results, _ = run(quick(from_scores(guarded, 0.05)), tmp_path / "mine.sqlite")
+    assert results.notes == (
+        "guarded is measured anew in every run: its code holds lock, which cannot be compared with what it was",
+    )
+
+
+def test_weights_and_data_are_part_of_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other weights of digits are another study; and a cell of other data has another key."""
+    store = tmp_path / "mine.sqlite"
+    mine = quick(BitFit())
+    run(mine, store)
+    (before,) = Store(store).finished()
+    shipped = problems.digits._shipped()
+    name = next(iter(shipped))
+    monkeypatch.setattr(problems.digits, "_shipped", lambda: {**shipped, name: shipped[name] + 1})
+    problems.digits._content.cache_clear()
+    try:
+        assert before != key(study.cell_identity(mine, mine.cells()[0]))
+        with pytest.raises(StabilityError, match="was made with problem_settings = .*weights"):
+            run(mine, store)
+    finally:
+        monkeypatch.undo()
+        problems.digits._content.cache_clear()
+    assert key(study.cell_identity(quick(BitFit(), n=13), mine.cells()[0])) != before
+
+
+def test_data_or_code_that_changes_while_a_study_runs_is_told(tmp_path: Path) -> None:
+    model = tiny.write_model(tmp_path / "bert")
+    data = tiny.lines(tmp_path / "pairs", train=tiny.rows(12), test=tiny.rows(6, seed=1))
+    tuned = (FineTuning(BitFit(), steps=2), FineTuning(Random(0.1), steps=2))
+    mine = Study("mine", data, tuned, (0,), problem_settings={"model": str(model)}, estimator=Sampled(2), check_replicas=None)
+    edited = tiny.rows(12, seed=2)
+    results = study.run(
+        mine, tmp_path / "mine.sqlite", device="cpu", workers=1, on_cell=lambda: tiny.lines(tmp_path / "pairs", train=edited)
+    )
+    assert results.table["status"].tolist() == [CellStatus.OK, CellStatus.FAILED]
+    assert "the data or the model of .*pairs' changed while the study ran: start it again"
+    cell = mine.cells()[0]
+    other = {**study.cell_identity(mine, cell), "algorithm": {"kind": "another"}}
+    row = study.run_cell(mine, cell, identity=other)
+    assert row["reason"].startswith("the code of 'bitfit' changed while the study ran: start it again")
+    assert row["failure"] == Failure.ERROR
+
+
+def test_what_computed_a_cell_is_recorded_and_a_mixture_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "mine.sqlite"
+    results, _ = run(quick(BitFit()), store)
+    assert f"torch {torch.__version__}" in results.table["software"][0]
+    assert results.table["device"].tolist() == ["cpu"]
+    assert results.notes == ()
+    monkeypatch.setattr(study, "software", lambda: "torch 1.0")
+    larger = tmp_path / "larger.sqlite"
+    mixed = study.run(quick(BitFit(), Random(0.1), name="larger"), larger, reuse=store, device="cpu", workers=1)
+    (note,) = mixed.notes
+    assert note.startswith("the cells were computed by different software: ")
+    assert "torch 1.0 (1 cells)" in note
+    assert f"note: {note}" in render(mixed)
+
+
+class Fatal(Selector):
+    """What the kernel does when memory runs out, done by the selector itself in its worker process."""
+
+    name, uses_data = "fatal", True
+
+    def __init__(self, survives: int) -> None:
+        self.survives = survives
+
+    def select(self, problem: Problem, seed: int) -> Mask:
+        if seed >= self.survives and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return BitFit().select(problem, seed)
+
+
+def test_a_killed_worker_costs_its_cell_alone(tmp_path: Path) -> None:
+    """Of six cells one is recorded as the machine's failure, the others are those of an undisturbed run; next time it is tried."""
+    store = tmp_path / "mine.sqlite"
+    mine = quick(Random(0.1), Fatal(survives=2), seeds=(0, 1, 2))
+    results, computed = run(mine, store, workers=2)
+    assert computed == len(results) == 6
+    bad = results.table[results.table["status"] == CellStatus.FAILED]
+    assert bad[["method", "seed", "failure"]].to_numpy().tolist() == [["fatal", 2, Failure.MACHINE]]
+    assert "was killed, most likely by the system because memory ran out" in bad["reason"].iloc[0]
+    undisturbed, _ = run(mine, tmp_path / "whole.sqlite")
+    both = undisturbed.table.merge(results.table, on=["method", "seed"])
+    both = both[both["status_y"] == CellStatus.OK]
+    assert (both["stability_x"] - both["stability_y"]).abs().max() < 1e-5
+    again, computed = run(mine, store)  # in this process, where it does not die
+    assert computed == 1
+    assert (again.table["status"] == CellStatus.OK).all()
+
+
+def test_an_error_ends_the_study_s_processes_and_no_others(tmp_path: Path) -> None:
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    other.start()
+
+    def full() -> None:
+        raise OSError("the disk is full")
+
+    try:
+        before = set(multiprocessing.active_children())
+        with pytest.raises(OSError, match="the disk is full"):
+            study.run(quick(BitFit(), seeds=(0, 1, 2, 3)), tmp_path / "mine.sqlite", device="cpu", workers=2, on_cell=full)
+        assert other.is_alive()
+        for _ in range(200):
+            if not (left := set(multiprocessing.active_children()) - before):
+                break
+            next(iter(left)).join(0.1)
+        assert not left
+    finally:
+        other.terminate()
+        other.join()
+
+
+def test_one_process_writes_to_a_store(tmp_path: Path) -> None:
+    """The second is told at once; it has done nothing twice, and the first is not disturbed."""
+    store, text = tmp_path / "mine.sqlite", []
+
+    def second() -> None:
+        script = (
+            "from tests.studies.test_trust import *\n"
+            f"try: study.run(quick(BitFit(), seeds=(0, 1)), {str(store)!r}, device='cpu', workers=1)\n"
+            "except StabilityError as error: print(error)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+        )
+        text.append(done.stdout.strip())
+
+    study.run(quick(BitFit(), seeds=(0, 1)), store, device="cpu", workers=1, on_start=lambda done, total: second())
+    assert text == [f"another run is writing to {store}: wait until it has finished, or use another --store"]
+    assert len(Store(store).finished()) == 2
+    with reserved(store):
+        assert len(StudyResults.read(store)) == 2  # reading goes on
+
+
+def test_two_stores_made_at_once_are_one(tmp_path: Path) -> None:
+    barrier, errors = threading.Barrier(8), []
+
+    def make_one() -> None:
+        barrier.wait()
+        try:
+            Store(tmp_path / "mine.sqlite", {"study": "mine"})
+        except StabilityError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=make_one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    with sqlite3.connect(tmp_path / "mine.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM study").fetchone() == (1,)
+    connection.close()
+
+
+def test_a_study_that_nothing_was_finished_of_leaves_none_of_its_failures(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine.sqlite", {"study": "first", "algorithms": []})
+    store.add({"seed": 0}, {"status": "failed"}, passing=True)
+    assert store.finished() == set()
+    assert Store(store.path, {"study": "second", "algorithms": []}).records() == []
+
+
+def test_a_place_that_cannot_be_written_to_is_found_out_before_computing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(study, "_compute", None)  # so that computing would be a TypeError
+    below = tmp_path / "file" / "mine.sqlite"
+    with pytest.raises(StabilityError, match="nothing can be written beside .*mine.sqlite: .*use another --store"):
+        study.run(quick(BitFit()), below, workers=1)
+    for command in ("run digits-quick --store STORE --figures BELOW", "loo --selector bitfit --figures BELOW"):
+        words = command.replace("BELOW", str(tmp_path / "file" / "figures")).replace("STORE", str(tmp_path / "s.sqlite")).split()
+        assert main(words) == 2
+        assert "nothing can be written to" in capsys.readouterr().err
+
+
+def test_a_store_of_an_older_version_is_read_and_never_written_to(tmp_path: Path) -> None:
+    """As version 0.1.0 wrote it: cells that do not say which data and which code they belong to."""
+    mine = quick(BitFit(), Random(0.1))
+    run(mine, tmp_path / "new.sqlite")
+    new = Store(tmp_path / "new.sqlite")
+    older = tmp_path / "old.sqlite"
+    with sqlite3.connect(older) as connection:
+        connection.execute("CREATE TABLE study (format INTEGER NOT NULL, version TEXT NOT NULL, identity TEXT NOT NULL)")
+        connection.execute("CREATE TABLE cells (key TEXT PRIMARY KEY, identity TEXT, record TEXT, finished TEXT)")
+        connection.execute("INSERT INTO study VALUES (3, '0.1.0', ?)", (as_json(new.identity),))
+        for identity, record in new.cells():
+            old = {name: value for name, value in identity.items() if name not in ("data", "how")}
+            connection.execute("INSERT INTO cells VALUES (?, ?, ?, '')", (key(old), as_json(old), as_json(record)))
+    connection.close()
+    assert render(StudyResults.read(older)) == render(StudyResults.read(tmp_path / "new.sqlite"))
+    for how in ({"store": older}, {"store": tmp_path / "other.sqlite", "reuse": older}):
+        with pytest.raises(StabilityError, match="is of an older version, whose results do not say which code"):
+            study.run(mine, **how, device="cpu", workers=1)  # type: ignore[arg-type]
+
+
+def test_a_local_file_hides_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the current folder is on sys.path no longer than the import takes."""
+    (tmp_path / "peft.py").write_text("raise RuntimeError('the wrong peft')\n")
+    (tmp_path / "near_peft.py").write_text("import peft\n\n\ndef f(problem, generator):\n    return problem.pretrained\n")
+    script = (
+        "import sys; from stability.selectors.naming import selector_named; before = list(sys.path)\n"
+        "selector_named('near_peft:f', 0.1); selector_named('peft:IA3Config')\n"
+        "print(sys.path == before, sys.modules['peft'].__file__)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    same, where = done.stdout.split()
+    assert same == "True"
+    assert str(tmp_path) not in where
+
+
+def test_workers_know_a_module_of_the_current_folder(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "local_one.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    command = (
+        "run mine --problem digits --n 12 --seeds 2 --selectors local_one:smallest --sparsities 0.05 --steps 3 --retrainings 2"
+    )
+    assert main([*command.split(), "--workers", "2"]) == 0
+    assert (StudyResults.read("runs/mine.sqlite").table["status"] == CellStatus.OK).all()
+
+
+def test_a_function_typed_in_cannot_be_sent_to_workers(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="workers = 2: no other process can import selector 'apart'; use workers=1, or move"):
+        run(quick(make(0.1)), tmp_path / "mine.sqlite", workers=2)
+
+
+def test_seeds_may_be_arrays(tmp_path: Path) -> None:
+    import numpy as np
+
+    mine = dataclasses.replace(quick(BitFit()), seeds=np.arange(3), samples=np.arange(2))  # type: ignore[arg-type]
+    assert (mine.seeds, mine.samples, len(mine.cells())) == ((0, 1, 2), (0, 1), 6)
