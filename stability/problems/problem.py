@@ -293,7 +293,7 @@ class ModuleLogits:
         Args:
             device: where the buffers are put.
         """
-        if all(b.device.type == device.type and device.index in (None, b.device.index) for b in self.module.buffers()):
+        if all(buffer.to(device) is buffer for buffer in self.module.buffers()):  # "cuda" is one of several GPUs, torch knows which
             return self
         module = copy.deepcopy(self.module)
         for owner in module.modules():

@@ -114,7 +114,7 @@ def expected(
         done |= {key(identity) for identity, _ in reusable(Store(reuse), study)}
     threads = torch.get_num_threads()
     cells = [cell for cell in study.cells() if key(cell_identity(study, cell)) not in done]
-    count = min(workers or (1 if place.type == "cuda" else cores()), max(1, len(cells)))
+    count = min(workers or (cores() if place.type == "cpu" else 1), max(1, len(cells)))
     rows = []
     try:
         if count > 1:

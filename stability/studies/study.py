@@ -407,7 +407,7 @@ def run(
     done, cells = ledger.finished(), study.cells()
     waiting = [cell for cell in cells if key(cell_identity(study, cell)) not in done]
     on_start(len(cells) - len(waiting), len(cells))
-    one = place.type == "cuda" or any(_only_here(cell.algorithm.selector) for cell in waiting)
+    one = place.type != "cpu" or any(_only_here(cell.algorithm.selector) for cell in waiting)
     count = min(workers or (1 if one else cores()), max(1, len(waiting)))
     for cell, record in _compute(study, waiting, str(place), count):
         ledger.add(cell_identity(study, cell), record)
