@@ -53,18 +53,18 @@ _MADE_HERE = ("empty.memory_format", "empty_strided", "arange", "arange.start", 
 _LOWERED = ("addmm", "baddbmm", "bmm", "conv2d", "linear", "matmul", "mm")
 """What ``torch.autocast`` computes in lower precision on a CPU, as far as networks in the tests use it."""
 
-_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)  # type: ignore[attr-defined]
 
 
 class SimulatedTensor(Tensor):
     """A tensor on the device. Views and changes in place are those of ``inside``, its numbers on the CPU."""
 
     inside: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, inside: Tensor) -> SimulatedTensor:
-        made: SimulatedTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: SimulatedTensor = Tensor._make_wrapper_subclass(
             cls,
             inside.size(),
             strides=inside.stride(),
@@ -76,7 +76,7 @@ class SimulatedTensor(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
@@ -116,8 +116,11 @@ class SimulatedTensor(Tensor):
 class Generator(torch.Generator):
     """What stands for ``torch.Generator`` in tests of what is drawn on the device: there it draws the CPU's numbers."""
 
+    _device: torch.device
+    _cdata: int  # the address of what draws
+
     def __new__(cls, device: torch.device | str = "cpu") -> Generator:
-        made = super().__new__(cls, "cpu")
+        made: Generator = super().__new__(cls, "cpu")  # type: ignore[call-arg]
         made._device = torch.device(device)
         _generators[made._cdata] = made
         return made
@@ -128,7 +131,7 @@ class Generator(torch.Generator):
 
 
 _generators: weakref.WeakValueDictionary[int, Generator] = weakref.WeakValueDictionary()
-"""By the address of what draws: torch gives operations that, in a new ``torch.Generator``."""
+"""By the address of what draws: operations are given a new ``torch.Generator`` around it."""
 
 
 class _Backend:
@@ -257,7 +260,7 @@ def _refuse_other_devices(func: Any, args: tuple[Any, ...], kwargs: Mapping[str,
 
 
 def _refuse_other_generators(func: Any, generator: torch.Generator | None) -> None:
-    known = None if generator is None else _generators.get(generator._cdata)
+    known = None if generator is None else _generators.get(generator._cdata)  # type: ignore[attr-defined]
     if known is None or known.device.type != NAME:
         where = "the device's global generator" if generator is None else f"a generator on {generator.device}"
         raise RuntimeError(f"{func} on {NAME} draws from {where}: use one on {NAME}")

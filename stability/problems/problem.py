@@ -40,7 +40,7 @@ def generator(seed: int, role: str, device: torch.device | str = "cpu") -> torch
     Args:
         seed: the seed of the run.
         role: what is drawn, such as ``head``, ``order``, ``selection`` or ``dropout``.
-        device: the device that the generator draws on.
+        device: the device that the generator draws on. Only dropout draws anywhere but on the CPU.
 
     Returns:
         A generator at its start: the same for the same seed and role.
