@@ -28,7 +28,7 @@ from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.problems import convex
 from stability.problems.problem import ModuleLogits
-from stability.selectors import SAM, BitFit, ChildPruning, FullTuning, LoRA, Random, Selector
+from stability.selectors import SAM, Adapter, BitFit, ChildPruning, FullTuning, LoRA, Random, Selector
 from stability.selectors.moving import Run
 from stability.selectors.naming import SELECTORS
 from stability.studies import study
@@ -38,7 +38,7 @@ from stability.training import Algorithm, products
 from stability.training.objective import Stack
 from stability.training.replicas import train
 from stability.training.stopping import EarlyStopping
-from tests import simulated_device
+from tests import simulated_device, tiny
 from tests.reference import ELSEWHERE, SIMULATED, as_double, leaving_out, rounding
 from tests.selectors.test_laws import EVERY, algorithm, described
 
@@ -84,7 +84,9 @@ def test_every_method_trains_as_on_the_cpu(selector: Selector, device: str, lear
     here, away = (train(p, algorithm(selector), leaving_out(p.n, 1, 2)) for p in (double, there(double, device)))
     assert away.values.device.type == device
     assert all(one.equals(other) for one, other in zip(here.masks, away.masks, strict=True))
-    for name in ("values", "batch_losses", "mask_changes", "failed_step"):
+    close(away.values, here.values, device)
+    for name in ("batch_losses", "mask_changes", "failed_step", "kept_step"):
+        assert getattr(away, name).device.type == "cpu"
         close(getattr(away, name), getattr(here, name), device)
     close(away.losses(away.problem.train), here.losses(here.problem.train), device)
 
@@ -107,6 +109,22 @@ def test_gradients_at_the_sites_are_those_of_the_cpu(
     monkeypatch.setattr(products, "_AVX512", False)  # with it a CPU takes its own products also where nothing is masked
     double = as_double(learned)
     here, away = (train(p, algorithm(selector), leaving_out(p.n, 1, 2)) for p in (double, there(double, device)))
+    close(away.values, here.values, device)
+
+
+@elsewhere
+@pytest.mark.parametrize("family", ["gpt2", "modernbert"])
+def test_every_form_of_attention_mask_is_made_where_the_text_is(family: str, device: str, tmp_path: Path) -> None:
+    """Causal, and with sliding windows; the other tests have plain masks."""
+    model = tiny.write_model(tmp_path / family, family)
+    data = tiny.lines(tmp_path / "data", train=tiny.rows(8, most=20), test=tiny.rows(8, seed=1))
+    double = as_double(problems.load(data, model=str(model)))
+    assert isinstance(double.logits, ModuleLogits)
+    assert (double.logits.attention.causal, double.logits.attention.window is not None) == (
+        family == "gpt2",
+        family == "modernbert",
+    )
+    here, away = (train(p, algorithm(Random(0.05), steps=2)) for p in (double, there(double, device)))
     close(away.values, here.values, device)
 
 
@@ -142,6 +160,21 @@ def test_a_mask_that_a_selector_made_elsewhere_is_kept_on_the_cpu(device: str, d
     flat = torch.cat([tensor.flatten() for tensor in away.problem.pretrained.values()])
     assert Mask.at(here.masks[0].shapes, torch.nonzero(flat > 0.3).squeeze(1)).equals(here.masks[0])
     away.delta(0)
+
+
+@elsewhere
+def test_modules_are_inserted_on_the_cpu(device: str, pairs: Problem) -> None:
+    """And what was inserted goes where the problem is, with the buffers of the model."""
+
+    class Looking(Adapter):
+        def insert(self, module: torch.nn.Module) -> torch.nn.Module:
+            assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} == {"cpu"}
+            return super().insert(module)
+
+    made = Looking(2).equivalent(there(pairs, device), seed=0)
+    assert isinstance(made.logits, ModuleLogits)
+    assert {buffer.device.type for buffer in made.logits.module.buffers()} == {device}
+    assert {tensor.device.type for tensor in made.start(0).values()} == {device}
 
 
 # Settings of training.
