@@ -100,7 +100,7 @@ def main() -> None:
 
     result: dict[str, Any] = {
         "problem": f"digits, {hessian.size} parameters, n = {problem.n}",
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "seconds": times,
         "ratios": {
             "gradient norms": times["gradient norms of 1000 examples, plain loop"] / times["gradient norms of 1000 examples"],

@@ -88,7 +88,7 @@ def measure_stability(model: str, data: Path, device: torch.device, retrainings:
 
 def labelled(device: torch.device) -> str:
     """The device in the name of a file of results."""
-    return torch.cuda.get_device_name().lower().replace(" ", "-") if device.type == "cuda" else "cpu"
+    return torch.cuda.get_device_name(device).lower().replace(" ", "-") if device.type == "cuda" else "cpu"
 
 
 def minilm() -> str | None:

@@ -158,7 +158,7 @@ def seconds(work: Callable[[], T]) -> tuple[float, T]:
 def peak_memory(device: str) -> float:
     """GiB: of a GPU's allocations, or resident in this process alone (``ru_maxrss`` would begin with its parent's)."""
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated(device) / 2**30
     status = Path("/proc/self/status")
     if status.exists():
         [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]

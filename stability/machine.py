@@ -17,6 +17,7 @@ from stability.errors import UsageError
 __all__ = ["cores", "device_name", "free_memory", "kept_for_backward", "out_of_memory", "report", "resolve_device", "software"]
 
 _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "transformers", "safetensors", "scikit-learn")
+_KINDS: tuple[str, ...] = ("cpu", "cuda")  # of devices, those that tests were run on
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -41,7 +42,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if device is None or device.type not in _KINDS:
         raise UsageError(f"unknown device {str(name)!r}: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

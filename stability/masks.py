@@ -56,8 +56,8 @@ class Mask:
 
     Attributes:
         shapes: the shape of every tensor, also of those without a masked coordinate. Their sizes add up to m.
-        indices: for each tensor the flat indices of its masked coordinates, int64, ascending and distinct. Tensors without any
-            may be missing.
+        indices: for each tensor the flat indices of its masked coordinates, int64, ascending and distinct; kept on the CPU.
+            Tensors without any may be missing.
 
     Raises:
         UsageError: a tensor has indices and no shape, or its indices are unsorted, repeated or out of range.
@@ -77,13 +77,14 @@ class Mask:
         unknown = sorted(set(self.indices) - set(self.shapes))
         if unknown:
             raise UsageError(f"mask has indices of tensors without a shape: {', '.join(unknown)}")
-        for name, index in self.indices.items():
+        indices = {name: index.cpu() for name, index in self.indices.items()}
+        for name, index in indices.items():
             size = math.prod(self.shapes[name])
             if index.dtype != torch.int64 or index.ndim != 1:
                 raise UsageError(f"mask of {name!r}: indices are {index.dtype} {tuple(index.shape)}, use flat int64 indices")
             if len(index) and not (index[0] >= 0 and index[-1] < size and bool((index.diff() > 0).all())):
                 raise UsageError(f"mask of {name!r}: indices must be ascending, distinct and in [0, {size})")
-        ordered = {n: self.indices[n] for n in self.shapes if n in self.indices and len(self.indices[n])}
+        ordered = {n: indices[n] for n in self.shapes if n in indices and len(indices[n])}
         object.__setattr__(self, "shapes", {n: tuple(s) for n, s in self.shapes.items()})
         object.__setattr__(self, "indices", ordered)
 
@@ -111,7 +112,7 @@ class Mask:
         Raises:
             UsageError: the numbers are unsorted, repeated or out of range.
         """
-        ends = list(accumulate(map(math.prod, shapes.values())))
+        ends, places = list(accumulate(map(math.prod, shapes.values()))), places.cpu()
         parts = torch.tensor_split(places, torch.searchsorted(places, torch.tensor(ends[:-1], dtype=torch.int64)))
         starts = [0, *ends[:-1]]
         return cls(shapes, {name: part - start for name, part, start in zip(shapes, parts, starts, strict=True)})
@@ -332,7 +333,7 @@ class SparseDelta:
             pretrained: the θ⁰ that the delta belongs to.
 
         Returns:
-            All tensors of the tuned model by name.
+            All tensors of the tuned model by name, on the device of ``pretrained``.
 
         Raises:
             StabilityError: ``pretrained`` is not the θ⁰ that the delta was made from.
@@ -344,15 +345,17 @@ class SparseDelta:
                 "load the model that it was trained from (of a method that inserts modules, "
                 "selector.equivalent(problem, seed).pretrained)"
             )
-        return {**self.mask.place(pretrained, self.values), **self.head}
+        device = next(iter(pretrained.values())).device
+        return {**self.mask.place(pretrained, self.values), **{name: tensor.to(device) for name, tensor in self.head.items()}}
 
     def difference(self, pretrained: Parameters) -> Tensor:
-        """The difference θ − θ⁰ at the masked coordinates, (k,).
+        """The difference θ − θ⁰ at the masked coordinates, (k,), on the device of ``pretrained``.
 
         Args:
             pretrained: θ⁰ by name.
         """
-        return self.values - self.mask.gather(pretrained)
+        start = self.mask.gather(pretrained)
+        return self.values.to(start.device) - start
 
     def save(self, path: str | PathLike[str], dtype: torch.dtype | None = None) -> None:
         """Write mask, values and head as safetensors, with the fingerprint of θ⁰ in the metadata.

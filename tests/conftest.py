@@ -10,11 +10,13 @@ import torch
 
 from stability import problems
 from stability.problems.problem import Problem
-from tests import tiny
+from tests import simulated_device, tiny
 
 mpl.use("Agg")
 torch.set_num_threads(1)  # one a worker: several workers with several threads each slow each other down many times
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+if not torch.cuda.is_available():  # torch has one kind of device besides the CPU at a time
+    simulated_device.register()  # here, before any test takes a gradient
 
 
 @pytest.fixture(scope="session")

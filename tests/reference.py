@@ -15,9 +15,17 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from stability import Problem
+from tests import simulated_device
 
 CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")])
-"""A value of ``device`` that is left out where there is none."""
+SIMULATED = pytest.param(simulated_device.NAME, marks=pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is present"))
+ELSEWHERE = [SIMULATED, CUDA]
+"""Values of ``device`` that are not the CPU: the simulated one, or CUDA where there is a GPU."""
+
+
+def rounding(device: str, on_cuda: float) -> float:
+    """By how much results may differ from the CPU's: not at all on the simulated device, which computes what the CPU computes."""
+    return 0.0 if device == simulated_device.NAME else on_cuda
 
 
 def plain_loop(

@@ -42,7 +42,7 @@ def generator(seed: int, role: str, device: torch.device | str = "cpu") -> torch
     Args:
         seed: the seed of the run.
         role: what is drawn, such as ``head``, ``order``, ``selection`` or ``dropout``.
-        device: the device that the generator draws on.
+        device: the device that the generator draws on. Only dropout draws anywhere but on the CPU.
 
     Returns:
         A generator at its start: the same for the same seed and role.
@@ -338,7 +338,7 @@ class ModuleLogits:
         Args:
             device: where the buffers are put.
         """
-        if all(b.device.type == device.type and device.index in (None, b.device.index) for b in self.module.buffers()):
+        if all(buffer.to(device) is buffer for buffer in self.module.buffers()):  # "cuda" is one of several GPUs, torch knows which
             return self
         module = copy.deepcopy(self.module)
         for owner in module.modules():

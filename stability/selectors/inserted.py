@@ -135,7 +135,7 @@ class Inserted(Selector):
                 f"{self.name} inserts modules into a torch module, and the model of {problem.name!r} is a function: {_OTHERS}"
             )
         start, own_name = problem.start(seed), problem.logits.names
-        module = copy.deepcopy(problem.logits.module)
+        module = copy.deepcopy(problem.logits.to(torch.device("cpu")).module)
         if odd := {name for name, _ in module.named_parameters()} - {own_name.get(name, name) for name in start}:
             raise UsageError(f"{self.name}: the module has parameters that the problem lacks: {', '.join(sorted(odd)[:3])}")
         old = {own_name.get(name, name): nn.Parameter(t.detach().cpu().clone(), requires_grad=False) for name, t in start.items()}

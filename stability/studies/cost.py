@@ -115,7 +115,7 @@ def expected(
     threads = torch.get_num_threads()
     identity = study.identity()
     cells = [cell for cell in study.cells() if key(cell_identity(study, cell, identity)) not in done]
-    count = min(workers or (1 if place.type == "cuda" else cores()), max(1, len(cells)))
+    count = min(workers or (cores() if place.type == "cpu" else 1), max(1, len(cells)))
     rows = []
     try:
         if count > 1:

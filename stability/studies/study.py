@@ -461,12 +461,12 @@ def run(
         waiting = [(cell, mine) for cell, mine in cells if key(mine) not in done]
         on_start(len(cells) - len(waiting), len(cells))
         here = next((cell.algorithm.name for cell, _ in waiting if _only_here(cell.algorithm)), None)
-        if here is not None and (workers or 1) > 1:
+        alone = place.type != "cpu" or here is not None
+        count = min(workers or (1 if alone else cores()), max(1, len(waiting)))
+        if here is not None and count > 1:
             raise UsageError(
                 f"workers = {workers}: no other process can import selector {here!r}; use workers=1, or move its code into a module"
             )
-        alone = place.type != "cpu" or here is not None
-        count = min(workers or (1 if alone else cores()), max(1, len(waiting)))
         for mine, record in _compute(study, waiting, str(place), count):
             ledger.add(mine, record, passing=record.get("failure", Failure.METHOD) != Failure.METHOD)
             on_cell()

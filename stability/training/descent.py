@@ -224,11 +224,9 @@ def descend(
     if chosen is not None:
         if kept is None:
             changes[-1] = changes[-1] + _entered(before, course.mask, run.rows)
-        first = Mask.at(shapes, torch.nonzero(chosen[0]).squeeze(1).cpu())
+        first = Mask.at(shapes, torch.nonzero(chosen[0]).squeeze(1))
         same = (chosen == chosen[0]).all(1).tolist()  # one object for all: of a dense mask each takes 8m bytes
-        masks = [
-            first if mine else Mask.at(shapes, torch.nonzero(row).squeeze(1).cpu()) for mine, row in zip(same, chosen, strict=True)
-        ]
+        masks = [first if mine else Mask.at(shapes, torch.nonzero(row).squeeze(1)) for mine, row in zip(same, chosen, strict=True)]
     failed = failed[asked]
     failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.max_steps, failed)
     later = (0, 0, 0, len(batches) - len(losses))  # sets of replicas stop apart

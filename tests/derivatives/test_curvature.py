@@ -18,7 +18,7 @@ from stability.derivatives.influence import first_order_changes, solve
 from stability.problems import convex
 from stability.problems.problem import generator
 from stability.selectors.top_k import top_k
-from tests.reference import CUDA
+from tests.reference import ELSEWHERE
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float64) -> Problem:
@@ -114,7 +114,7 @@ def test_products_equal_dense_autodiff(kind: Any, mask: Mask, budget: int | None
 
 
 @pytest.mark.parametrize("kind", ["hessian", "gauss_newton"])
-@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("device", ["cpu", *ELSEWHERE])
 def test_single_precision_agrees_with_double(device: str, kind: Any) -> None:
     problem = network(dtype=torch.float32).to(torch.device(device))
     product = Curvature(problem, problem.start(0), problem.train, kind=kind).product(torch.eye(182, dtype=torch.float64))

@@ -18,7 +18,7 @@ from stability.masks import Mask
 from stability.problems.solvable import linear_regression, logistic_regression
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, Fisher, FullTuning, LoRA, MagPruning, Random, Selector
 from stability.training.replicas import Replicas, train
-from tests.reference import CUDA, leaving_out
+from tests.reference import leaving_out
 from tests.selectors.test_laws import EVERY, described
 
 DRAW = np.random.default_rng(0)
@@ -166,10 +166,3 @@ def test_a_replica_that_diverges_is_not_a_number(digits: Problem) -> None:
     assert Approximate().design(24, 0, lost).notes == (
         "the prediction of 1 of 24 examples is not finite: the mean is over the others",
     )
-
-
-@pytest.mark.parametrize("device", [CUDA])
-def test_devices_agree(device: str, digits: Problem) -> None:
-    tuning = FineTuning(SAM(0.02), steps=8, batch_size=8)
-    here = predicted(digits, tuning)
-    torch.testing.assert_close(predicted(digits.to(torch.device(device)), tuning), here, rtol=1e-2, atol=1e-4)

@@ -265,15 +265,3 @@ def test_a_moving_method_takes_no_mask_no_paper_ridge_and_no_minimisation(select
         FineTuning(selector, ridge="paper")
     with pytest.raises(UsageError, match="moves its mask while it trains"):
         Minimisation(selector, ridge=0.1)
-
-
-@pytest.mark.cuda
-@each
-def test_cuda_agrees_with_the_cpu(selector: Selector, learned: Problem) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    double = as_double(learned)
-    here = train(double, algorithm(selector), leaving_out(learned.n, 1, 2))
-    there = train(double.to(torch.device("cuda")), algorithm(selector), leaving_out(learned.n, 1, 2))
-    assert all(one.equals(other) for one, other in zip(here.masks, there.masks, strict=True))
-    torch.testing.assert_close(there.values.cpu(), here.values, rtol=0, atol=1e-7)

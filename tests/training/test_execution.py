@@ -21,7 +21,7 @@ from stability.training import execution, products
 from stability.training.execution import Division, departures, divide
 from stability.training.objective import Objective, blocks_of
 from stability.training.replicas import train
-from tests.reference import CUDA, as_double, leaving_out
+from tests.reference import ELSEWHERE, as_double, leaving_out
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_a_step_sees_the_same_dropout_in_every_part(pairs: Problem) -> None:
     torch.testing.assert_close(one_by_one.values, at_once.values, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("device", ["cpu", *ELSEWHERE])
 @pytest.mark.parametrize("name", ["digits", "pairs"])
 def test_reduced_precision_is_near_and_its_noise_is_told(
     name: str, device: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

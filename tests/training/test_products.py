@@ -10,7 +10,7 @@ from torch.nn.functional import embedding, linear
 
 from stability.training import products
 from stability.training.products import Products, Sites, product, worthwhile
-from tests.reference import CUDA
+from tests.reference import ELSEWHERE
 
 OUT, IN, VOCABULARY = 24, 18, 30
 
@@ -26,7 +26,7 @@ def model(weight: Tensor, bias: Tensor, table: Tensor, ids: Tensor, padding: int
     return hidden.square().sum() + 0.1 * table.square().sum()
 
 
-@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("device", ["cpu", *ELSEWHERE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [5, 200])  # sparse enough to be sampled, and not
 @pytest.mark.parametrize("replicas", [1, 3])

@@ -172,20 +172,3 @@ def test_absent_cuda_is_refused_with_the_remedy() -> None:
         pytest.skip("CUDA is present")
     with pytest.raises(UsageError, match="'cuda' was asked for.*use --device cpu"):
         resolve_device("cuda")
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("large", [1, products._LARGE_MATRIX], ids=["gradients at the sites", "whole gradients"])
-@each
-def test_cuda_agrees_with_the_cpu(
-    selector: selectors.Selector, large: int, digits: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    monkeypatch.setattr(products, "_LARGE_MATRIX", large)
-    double = as_double(digits)
-    algorithm = FineTuning(selector, steps=10, batch_size=8)
-    weights = leaving_out(digits.n, 1, 2)
-    here = train(double, algorithm, weights).values
-    there = train(double.to(torch.device("cuda")), algorithm, weights).values.cpu()
-    torch.testing.assert_close(there, here, rtol=0, atol=1e-8)
