@@ -107,6 +107,7 @@ def measure(point: Point, device: str, threads: int) -> dict[str, Any]:
 
 def operations_a_step(point: Point, problem: Problem, mask: Mask | None) -> int:
     """Of one replica: what two steps have more than one, planning and all else being the same."""
+    problem.check_independence()  # which the first training of a problem does, and no other
     masks = None if mask is None else [mask]
     two, one = (operations(partial(train, problem, replace(point.algorithm, steps=steps), masks=masks)) for steps in (2, 1))
     return two - one

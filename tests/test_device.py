@@ -312,7 +312,8 @@ def test_a_study_gives_the_cpu_s_table(mine: Study, device: str, tmp_path: Path)
     known = {"methods": {"stability", "noise_floor", "test_loss"}, "bounds": {"theorem_1", "first_order", "least_eigenvalue"}}
     assert known[mine.name] <= set(numbers)
     close(away[numbers], here[numbers], device, on_cuda=1e-2)  # in single precision
-    others = [name for name in here if name not in numbers and name not in ("seconds", "history", "per_example", "prediction")]
+    others = [name for name in here if name not in numbers and name not in ("seconds", "device", "history")]
+    assert set(away["device"]) != set(here["device"]) == {"cpu"}
     assert away[others].astype(str).equals(here[others].astype(str))
 
 

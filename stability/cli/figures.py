@@ -53,14 +53,14 @@ def figures(
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder and check that files can be written into it: before hours of computing, and not after.
+    """Check that files can be written into a folder, or that it can be made: before hours of computing, and not after.
 
     Raises:
         UsageError: they cannot.
     """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
+        with TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise UsageError(f"nothing can be written to {folder}: {error}; name another folder") from error

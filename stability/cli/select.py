@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from stability.cli.figures import check_writable
 from stability.cli.options import OUTPUT, Data, Machine, Method, Model, OneProblem, Training, flags, load, problem_settings
-from stability.errors import MeasurementError, UsageError
+from stability.errors import MeasurementError, StabilityError, UsageError
 from stability.machine import resolve_device
 from stability.training import FineTuning, train
 
@@ -27,6 +27,8 @@ def select(
     machine: Machine = Machine(),
 ) -> None:
     """Choose a mask and save it; one that training finds, after that training."""
+    if not out.parent.is_dir():
+        raise StabilityError(f"cannot write {out}: there is no folder {out.parent}")
     check_writable(out.parent)
     selector = method.made()
     problem = load(which.problem, seed=which.seed, **problem_settings(data, model))

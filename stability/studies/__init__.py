@@ -13,17 +13,19 @@ from stability.studies.named import PAPER, STUDIES
 from stability.studies.protocol import Protocol
 from stability.studies.published import against_published, published_scores
 from stability.studies.ranks import RankCorrelation, rank_correlation, ranked
-from stability.studies.results import CellStatus, StudyResults, Summary
+from stability.studies.results import CellStatus, Failure, StudyResults, Summary
 from stability.studies.scores import IncomparableError, Scores, correlations, scores
 from stability.studies.store import Store
-from stability.studies.study import Cell, Study, run
+from stability.studies.study import NUMERICS, Cell, Study, run
 
 __all__ = [
+    "NUMERICS",
     "PAPER",
     "STUDIES",
     "Cell",
     "CellStatus",
     "Cost",
+    "Failure",
     "IncomparableError",
     "Protocol",
     "RankCorrelation",
