@@ -428,3 +428,18 @@ def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
     Store(tmp_path / "empty.sqlite", SMALL.identity())
     with pytest.raises(StabilityError, match="no finished cell yet"):
         StudyResults.read(tmp_path / "empty.sqlite").summary()
+
+
+@pytest.mark.parametrize("module", ["cyclopts", "stability.cli.about", "torch", "stability.studies.named"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(module: str) -> None:
+    script = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from stability.cli.commands import main\n"
+        "sys.exit(main(['list']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stability: stopped\n")
