@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["MachineError", "MeasurementError", "StabilityError", "UsageError", "described", "explained"]
+__all__ = ["MachineError", "MeasurementError", "OwnCodeError", "StabilityError", "UsageError", "described", "explained"]
 
-_LIBRARIES = tuple({str(Path(__file__).parent), *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib"))})
+_LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parent, sysconfig.get_path("stdlib")))
 
 
 class StabilityError(RuntimeError):
@@ -96,35 +97,57 @@ def described(error: BaseException) -> str:
 
 def _own(frames: traceback.StackSummary) -> list[traceback.FrameSummary]:
     """The frames that are neither of the toolkit nor of Python and installed packages."""
-    return [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, "<frozen"))]
+
+    def foreign(frame: traceback.FrameSummary) -> bool:
+        made = frame.filename == "<string>" and frame.name.startswith("__")  # the methods of dataclasses
+        installed = {"site-packages", "dist-packages"} & set(Path(frame.filename).parts)
+        return made or bool(installed) or frame.filename.startswith((*_LIBRARIES, "<frozen"))
+
+    return [frame for frame in frames if not foreign(frame)]
+
+
+class OwnCodeError(UsageError):
+    """A user's own selector, model or loss raised an error, or asked the toolkit for what makes no sense.
+
+    The message names it, with file and line.
+
+    Example:
+        >>> issubclass(OwnCodeError, UsageError)
+        True
+    """
 
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn what a user's own code raises into one line that names the code and the place. All other errors stay as they are.
+    """Turn what a user's own code raises into one line that names the code and the place.
+
+    What the toolkit refuses in a call by that code gets name and place as well. Errors in which no code of the user's took part
+    stay as they are.
 
     Args:
         what: the code, as the beginning of a sentence: "selector 'mine'".
 
     Raises:
-        UsageError: the user's code raised an error.
+        OwnCodeError: the user's code raised an error.
         MachineError: memory ran out while it ran.
 
     Example:
         >>> with explained("selector 'mine'"):
         ...     {}["layer"]
         Traceback (most recent call last):
-        stability.errors.UsageError: selector 'mine' raised KeyError: 'layer' (..., line 2, in <module>)
+        stability.errors.OwnCodeError: selector 'mine' raised KeyError: 'layer' (..., line 2, in <module>)
     """
     from stability.machine import out_of_memory  # which imports torch, and these errors
 
     try:
         yield
-    except StabilityError:
-        raise
-    except Exception as error:
-        if not (_own(traceback.extract_tb(error.__traceback__)) or isinstance(error, SyntaxError)):
+    except (Exception, SystemExit) as error:
+        own = _own(traceback.extract_tb(error.__traceback__))
+        if isinstance(error, OwnCodeError | MachineError | MeasurementError) or not (own or isinstance(error, SyntaxError)):
             raise
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+        if out_of_memory(error):
             raise MachineError(f"memory ran out in {what}: {described(error)}") from error
-        raise UsageError(f"{what} raised {described(error)}") from error
+        if isinstance(error, StabilityError):
+            raise OwnCodeError(f"{what}: {error} ({own[-1].filename}, line {own[-1].lineno}, in {own[-1].name})") from error
+        hint = "; a file beside yours is imported at the top of yours" if isinstance(error, ModuleNotFoundError) else ""
+        raise OwnCodeError(f"{what} raised {described(error)}{hint}") from error

@@ -19,7 +19,7 @@ from stability.errors import UsageError
 from stability.leave_one_out.predictors import DEFAULTS, Prediction, Predictor, default_predictor
 from stability.leave_one_out.statistics import Estimate, Numbers, draw, mean_of_draws, mean_of_population
 from stability.problems.problem import generator
-from stability.selectors.code import code_of
+from stability.selectors.code import CODE, code_of
 from stability.training import Algorithm
 from stability.training.replicas import Replicas
 
@@ -109,7 +109,7 @@ class Estimator(ABC):
         if self.predicts:
             chosen = {"every": self.predictor} if self.predictor else DEFAULTS
             own["predictor"] = {kind: predictor.settings() for kind, predictor in chosen.items()}
-        return {"name": self.name, **own, **({} if code is None else {"code": code})}
+        return {"name": self.name, **own, **({} if code is None else {CODE: code})}
 
     @abstractmethod
     def more(self, n: int, done: int, found: Estimate | None) -> int:

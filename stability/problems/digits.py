@@ -7,6 +7,7 @@ transformers with patches of 4 × 4 and three layers of width 32, pretrained on 
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ WEIGHTS = Path(__file__).with_name("digits_vit.safetensors")
 """The file of pretrained weights that is shipped."""
 CLASSES = 5
 TRAINING = TrainingDefaults(steps=150, batch_size=20, learning_rate=3e-3)
+_LOADING = threading.Lock()
 _HELD_OUT = 5  # pretraining holds out every fifth image of its digits
 
 
@@ -54,16 +56,17 @@ def load_digits(n: int = 100, seed: int = 0) -> Problem:
         >>> problem.n, problem.m, sum(t.numel() for t in problem.head(0).values())
         (20, 26432, 165)
     """
-    examples = _images(5)
+    with _LOADING:  # transformers imports its models lazily, and not two at a time
+        examples, pretrained, model = _images(5), _shipped(), _model()
     check_whole(2, len(examples) - 1, f"digits has {len(examples)} images of 5 to 9 for S and the test set", n=n)
     check_whole(0, seed=seed)
     order = torch.randperm(len(examples), generator=generator(seed, "sample"))
     return Problem(
         name="digits",
         settings={"n": n, "seed": seed, "weights": _content()[:16]},
-        pretrained=_shipped(),
+        pretrained=pretrained,
         new_head=_new_head,
-        logits=ModuleLogits(_model()),
+        logits=ModuleLogits(model),
         loss=cross_entropies,
         train=examples.take(order[:n]),
         test=examples.take(order[n:]),

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -551,8 +552,12 @@ class Problem:
         cause = "Batch normalisation over the batch does that: use its running statistics, group norm or layer norm"
         compared = [("logits", changed.detach(), alone.detach(), cause), ("gradients", gradients(changed), gradients(alone), cause)]
         for batch, logits in zip(batches, beside, strict=True):
-            for scores in (logits.detach(), logits.detach() + random(logits)):  # all logits may be 0 at the start
-                losses, own = self.loss(scores, batch.labels), self.loss(scores[:2], batch.labels[:2])
+            answered = [(logits.detach(), self.loss(logits.detach(), batch.labels))]
+            with suppress(Exception):  # of a loss that not all numbers can be given to, such as one of probabilities
+                noisy = logits.detach() + random(logits)  # for all logits may be 0 at the start
+                answered.append((noisy, self.loss(noisy, batch.labels)))
+            for scores, losses in answered:
+                own = self.loss(scores[:2], batch.labels[:2])
                 if losses.shape != (3,):
                     return (
                         f"the loss returned {tuple(losses.shape)} for 3 examples: let it return one number for each, without a mean"
@@ -577,7 +582,7 @@ class Problem:
         Raises:
             UsageError: there is no example i.
         """
-        return replace(self, train=self.train.without(i), shown=None)
+        return self._with_what_was_checked(replace(self, train=self.train.without(i), shown=None))
 
     def to(self, device: torch.device) -> Problem:
         """The same problem on another device; tensors that are there already are not copied.
@@ -587,7 +592,7 @@ class Problem:
         """
         pretrained = {name: tensor.to(device) for name, tensor in self.pretrained.items()}
         logits = self.logits.to(device) if isinstance(self.logits, ModuleLogits) else self.logits
-        return replace(
+        moved = replace(
             self,
             pretrained=pretrained,
             logits=logits,
@@ -595,3 +600,10 @@ class Problem:
             test=self.test.to(device),
             validation=None if self.validation is None else self.validation.to(device),
         )
+        return self._with_what_was_checked(moved)
+
+    def _with_what_was_checked(self, same: Problem) -> Problem:
+        """``same``, the same model and loss with other examples or elsewhere: what was checked of them once is known of it."""
+        if "_dependence" in vars(self):
+            vars(same)["_dependence"] = self._dependence
+        return same

@@ -114,7 +114,8 @@ def _failures(results: StudyResults) -> list[str]:
     for row in bad.to_dict("records"):
         asked = "" if pd.isna(row["sparsity"]) else f" at p = {row['sparsity']:g}"
         what = row["method"] + asked + (f" on {row['task']}" if len(results.tasks) > 1 else "")
-        final = row.get("failure") in (Failure.METHOD, None)  # records from before there were kinds have none
+        kind = row.get("failure")
+        final = kind == Failure.METHOD or pd.isna(kind)  # records from before there were kinds have none
         why = row["reason"] + ("" if final else " (tried again when the study is run again)")
         grouped.setdefault((what, why), []).append(str(row["seed"]))
     lines += [f"failed: {what}, seed {', '.join(seeds)}: {why}" for (what, why), seeds in grouped.items()]

@@ -117,15 +117,21 @@ class Selector(ABC):
         raise NotImplementedError(f"{self.name} has a fixed mask")
 
     def settings(self) -> dict[str, Any]:
-        """What defines the selector, as plain values: part of the identity of a result.
+        """What defines the selector, as plain values: part of the identity of a result."""
+        return {"name": self.name, **{name: plain(value) for name, value in self._values().items()}}
 
-        ``code`` is among them where a user's own code or a value that JSON cannot hold decides
-        (:func:`stability.selectors.code.code_of`), so that results of that code never pass for those of its next version.
+    def code(self, state: bool = True) -> str | None:
+        """Digest of the user's own code that decides, and of values that JSON cannot hold; None where there are none.
+
+        It is part of the identity beside :meth:`settings`, so that results of some code never pass for those of its next version.
+
+        Args:
+            state: as for :func:`stability.selectors.code.code_of`.
         """
-        values = {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else dict(vars(self))
-        code = code_of(self.made_of, *values.values())
-        named = {name: plain(value) for name, value in values.items()}
-        return {"name": self.name, **named, **({} if code is None else {"code": code})}
+        return code_of(self.made_of, *self._values().values(), state=state)
+
+    def _values(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else dict(vars(self))
 
     def select_each_left_out(self, problem: Problem, left_out: Sequence[int], seed: int) -> Iterator[Mask]:
         """The mask chosen on S without z_i, for each i of ``left_out`` in turn."""

@@ -6,31 +6,34 @@ The toolkit's own code is not in it: :data:`stability.studies.study.NUMERICS` st
 from __future__ import annotations
 
 import copyreg
+import dis
 import functools
 import hashlib
 import inspect
 import sys
-import sysconfig
 import types
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from stability.masks import fingerprint
 
-__all__ = ["UNKNOWN", "code_of", "plain"]
+__all__ = ["CODE", "UNKNOWN", "code_of", "plain"]
 
+CODE = "digest of code"
+"""The entry of an identity that holds the digest. No setting is called so, because this is no name."""
 UNKNOWN = "unknown"
-"""How the digest begins of code that holds a value which no later run could compare. It is another one in every process."""
+"""How the digest of code begins that holds a value which no later run could compare with its own."""
 
 _SESSION = uuid.uuid4().hex
-_INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("purelib", "platlib")})
 _TOOLKIT = __name__.partition(".")[0]
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
+_PLAIN = (type(None), bool, int, float, complex, str, type(Ellipsis))
+_CACHED = type(functools.cache(len))
 _SAID_ELSEWHERE = {  # where a class is and how it looks from outside; what it does is in its methods
     *("__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__slots__", "__firstlineno__", "__static_attributes__"),
     *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__orig_bases__", "__parameters__"),
@@ -38,21 +41,24 @@ _SAID_ELSEWHERE = {  # where a class is and how it looks from outside; what it d
 }
 
 
-def code_of(entry: object, *values: object) -> str | None:
+def code_of(entry: object, *values: object, state: bool = True) -> str | None:
     """Digest of the code that a method runs, and of the values that this code holds.
 
-    A function counts with its compiled code, its defaults, the variables that it captured, and the functions, classes and values
-    that it names in modules of the user's own; a class with its methods and its base classes; an object with its class and its
-    state. A comment or the place in a file does not count. Code of the toolkit, of Python and of installed packages counts by its
-    name alone, unless ``entry`` is of that package.
+    A function counts with its compiled code, its defaults and attributes, the variables that it captured, and the functions,
+    classes and values that it names in modules of the user's own; a class with its methods and its base classes; an object with
+    its class and its state. A comment, a docstring or the place in a file does not count. Code of the toolkit, of Python and of
+    installed packages counts by its name alone, unless ``entry`` is of that package.
 
     Args:
         entry: the function or class of the method.
         values: what it was made with.
+        state: whether values that may change while the code runs count. Without them it is the digest of the code alone, in which
+            two processes agree.
 
     Returns:
-        16 hexadecimal digits; None where the entry and all code that it runs are the toolkit's, and all values are plain. It
-        begins with :data:`UNKNOWN` where a value cannot be compared with that of a later run, such as a lock or an open file.
+        16 hexadecimal digits; None where the entry and all code that it runs are the toolkit's, and all values are plain. They
+        begin with :data:`UNKNOWN` where a value cannot be compared with that of a later run, such as a lock or an open file.
+        Every process then has another digest.
 
     Example:
         >>> def scale(by):
@@ -60,12 +66,14 @@ def code_of(entry: object, *values: object) -> str | None:
         >>> code_of(scale(0.1)) == code_of(scale(0.1)), code_of(scale(0.1)) == code_of(scale(0.9))
         (True, False)
     """
-    walk = _Walk({_package(entry)} - {_TOOLKIT, "builtins"})
-    walk.take((entry, *values))
+    walk = _Walk({_package(entry)} - {_TOOLKIT, "builtins"}, state)
+    try:
+        digest = walk.of((entry, *values))
+    except Exception as error:  # whatever a user's objects do when they are looked at, RecursionError among it
+        digest = walk.no_idea_of(type(error).__name__)
     if not walk.own:
         return None
-    digest = walk.digest.hexdigest()[:16]
-    return f"{UNKNOWN} {digest}: {', '.join(sorted(walk.unknown))}" if walk.unknown else digest
+    return f"{UNKNOWN} {digest[:16]}: {', '.join(sorted(walk.unknown))}" if walk.unknown else digest[:16]
 
 
 def plain(value: Any) -> Any:
@@ -88,96 +96,121 @@ def plain(value: Any) -> Any:
         return {str(name): plain(one) for name, one in value.items()}
     if inspect.isroutine(value) or inspect.isclass(value):
         # A worker process calls the script that was started by another name.
-        return f"{str(value.__module__).replace('__mp_main__', '__main__')}:{value.__qualname__}"
+        return f"{_home(value).replace('__mp_main__', '__main__')}:{value.__qualname__}"
     return type(value).__qualname__
+
+
+def _home(value: Any) -> str:
+    """The module of a function or class; that of the class to which a method written in C belongs."""
+    owner = getattr(value, "__objclass__", value)
+    return str(getattr(owner, "__module__", None) or getattr(type(getattr(value, "__self__", None)), "__module__", None))
 
 
 def _package(one: Any) -> str:
     """The package of a function, of a class, or of what was made of one."""
     while isinstance(one, functools.partial):
         one = one.func
-    one = one if inspect.isroutine(one) or inspect.isclass(one) else type(one)
-    return str(one.__module__).partition(".")[0]
+    return _home(one if inspect.isroutine(one) or inspect.isclass(one) else type(one)).partition(".")[0]
+
+
+class _Names(NamedTuple):
+    """The names that code uses, functions inside of it included."""
+
+    values: frozenset[str]
+    attributes: frozenset[str]
 
 
 class _Walk:
-    """Takes values into one digest.
+    """Gives every value a digest of its own, made of those of all that it holds.
 
     Args:
         packages: those whose code counts by what it does, although they are installed.
+        state: whether values that may change while code runs count.
 
     Attributes:
-        digest: of what was taken.
         own: whether there was more than code of the toolkit and plain values.
         unknown: the types of values that no later run could compare.
     """
 
-    def __init__(self, packages: set[str]) -> None:
-        self.digest, self.own = hashlib.sha256(), False
+    def __init__(self, packages: set[str], state: bool) -> None:
+        self.own = False
         self.unknown: set[str] = set()
-        self._packages = packages
-        self._seen: dict[int, tuple[int, object]] = {}  # with the object, which must live so that no other gets its id
+        self._packages, self._state = packages, state
+        self._known: dict[int, tuple[str, object]] = {}  # with the object, which must live so that no other gets its id
+        self._open: dict[int, int] = {}  # how deep the values are that are being looked at: a circle ends there
 
-    def take(self, value: Any) -> None:
-        """Take a value with all that it holds; what was taken before is named only, so that circles end."""
+    def of(self, value: Any) -> str:
+        """The digest of a value with all that it holds: the same for equal values, shared or not."""
         value = value.item() if isinstance(value, np.generic) else value
         if isinstance(value, _PLAIN):
-            self._say(type(value).__name__, repr(value))
-        elif type(value) is tuple:
-            self._say("tuple", str(len(value)))
-            for one in value:
-                self.take(one)
-        elif isinstance(value, (set, frozenset)):
-            self._say("set", *sorted(self._apart(one) for one in value))
-        elif isinstance(value, types.CodeType):
-            self._code(value)
-        elif id(value) in self._seen:
-            self._say("seen", str(self._seen[id(value)][0]))
-        else:
-            self._seen[id(value)] = (len(self._seen), value)
-            self._take_once(value)
+            return _digest(type(value).__name__, repr(value))
+        if isinstance(value, bytes):
+            return _digest("bytes", value)
+        if (place := id(value)) in self._known:
+            return self._known[place][0]
+        if place in self._open:
+            return _digest("circle", str(len(self._open) - self._open[place]))
+        self._open[place] = len(self._open)
+        try:
+            found = self._of_more(value)
+        finally:
+            del self._open[place]
+        self._known[place] = (found, value)
+        return found
 
-    def _take_once(self, value: Any) -> None:
+    def no_idea_of(self, what: str) -> str:
+        """The digest of what cannot be compared."""
+        self.own = True
+        if self._state:
+            self.unknown.add(what)
+        return _digest("unknown", what, _SESSION if self._state else "")
+
+    def _all(self, kind: str, values: Iterable[Any]) -> str:
+        return _digest(kind, *(self.of(one) for one in values))
+
+    def _of_more(self, value: Any) -> str:
+        if type(value) is tuple:
+            return self._all("tuple", value)
+        if isinstance(value, frozenset):
+            return _digest("set", *sorted(self.of(one) for one in value))
+        if isinstance(value, types.CodeType):
+            return self._code(value)
+        if isinstance(value, types.ModuleType):
+            return _digest("module", value.__name__)
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, types.MethodType):
+            return self._all("method", (value.__func__, value.__self__))
+        if isinstance(value, (staticmethod, classmethod)):
+            return self._all(type(value).__name__, (value.__func__,))
+        if isinstance(value, property):
+            return self._all("property", (value.fget, value.fset, value.fdel))
+        if isinstance(value, functools.cached_property):
+            return self._all("cached property", (value.func,))
+        if isinstance(value, _CACHED):
+            return self._all("cached", (value.__wrapped__,))
+        if isinstance(value, functools.partial):
+            return self._all("partial", (value.func, value.args, tuple(value.keywords.items())))
+        if inspect.isroutine(value):  # written in C
+            return _digest("builtin", _home(value), value.__qualname__)
+        return self._held(value) if self._state else self._all("of", (type(value),))
+
+    def _held(self, value: Any) -> str:
+        """The digest of a value that may change."""
         if isinstance(value, torch.Tensor):
             self.own = True
-            self._say("tensor", fingerprint({"": value}))
-        elif isinstance(value, torch.Generator):
-            self.take(("generator", value.get_state()))
-        elif type(value) is list:
-            self.take(("list", *value))
-        elif type(value) in (dict, types.MappingProxyType):
-            self.take(("dict", *value.items()))
-        elif isinstance(value, types.ModuleType):
-            self._say("module", value.__name__)
-        elif isinstance(value, types.FunctionType):
-            self._function(value)
-        elif isinstance(value, type):
-            self._class(value)
-        elif isinstance(value, types.MethodType):
-            self.take(("method", value.__func__, value.__self__))
-        elif isinstance(value, (staticmethod, classmethod)):
-            self.take((type(value).__name__, value.__func__))
-        elif isinstance(value, property):
-            self.take(("property", value.fget, value.fset, value.fdel))
-        elif isinstance(value, functools.cached_property):
-            self.take(("cached property", value.func))
-        elif callable(value) and hasattr(value, "__wrapped__"):  # functools.cache and its like
-            self.take((type(value).__name__, value.__wrapped__))
-        elif inspect.isroutine(value):  # written in C
-            self._say("builtin", str(value.__module__), value.__qualname__)
-        else:
-            self._object(value)
-
-    def _say(self, *words: str) -> None:
-        for word in words:
-            self.digest.update(f"{len(word)}:{word}".encode(errors="surrogatepass"))
-
-    def _apart(self, value: Any) -> str:
-        """The digest of one value alone: a set has no order in which its values could be taken."""
-        other = _Walk(self._packages)
-        other.take(value)
-        self.own, self.unknown = self.own or other.own, self.unknown | other.unknown
-        return other.digest.hexdigest()
+            return _digest("tensor", fingerprint({"": value}))
+        if isinstance(value, torch.Generator):
+            return self._all("generator", (value.get_state(),))
+        if type(value) is list:
+            return self._all("list", value)
+        if type(value) is set:
+            return _digest("set", *sorted(self.of(one) for one in value))
+        if type(value) in (dict, types.MappingProxyType):
+            return self._all("dict", value.items())
+        return self._object(value)
 
     def _by_name(self, value: Any) -> bool:
         """Whether a function or class counts by its name: another package has it there."""
@@ -194,70 +227,89 @@ class _Walk:
             return False
         module = sys.modules[package]
         place = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
-        return not place.startswith(_INSTALLED)
+        return not {"site-packages", "dist-packages"} & set(Path(place).parts)
 
-    def _function(self, value: types.FunctionType) -> None:
+    def _function(self, value: types.FunctionType) -> str:
         if self._by_name(value):
-            self._say("function", value.__module__, value.__qualname__)
-            return
+            return _digest("function", value.__module__, value.__qualname__)
         self.own = True
-        self._say("function", value.__qualname__)
-        self.take((value.__code__, value.__defaults__, value.__kwdefaults__))
+        captured = []
         for cell in value.__closure__ or ():
             try:
-                self.take(cell.cell_contents)
+                captured.append(self.of(cell.cell_contents))
             except ValueError:  # a variable without a value yet
-                self._say("empty")
-        self._named(_names(value.__code__), value.__globals__)
+                captured.append("")
+        made_of = self._all("made of", (value.__code__, value.__defaults__, value.__kwdefaults__, vars(value) or None))
+        return _digest("function", value.__qualname__, made_of, *captured, *self._named(_names(value.__code__), value.__globals__))
 
-    def _code(self, code: types.CodeType) -> None:
-        """What is executed. Not the file and the lines, which say where it is."""
-        self._say(code.co_name, code.co_code.hex(), code.co_exceptiontable.hex())
-        self.take((code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars))
-        self.take((code.co_flags, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_consts))
+    def _code(self, code: types.CodeType) -> str:
+        """What is executed. Not the file and the lines, which say where it is, and no docstring, which is never loaded."""
+        loaded = {place.arg for place in dis.get_instructions(code) if place.opcode in dis.hasconst}
+        constants = tuple(one if place in loaded else None for place, one in enumerate(code.co_consts))
+        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_argcount)
+        counts = (code.co_flags, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_exceptiontable, code.co_code)
+        return self._all("code", (code.co_name, names, counts, constants))
 
-    def _named(self, names: frozenset[str], where: Mapping[str, Any]) -> None:
-        """The values that these names have in a module, and in modules of the user's own among them."""
-        for name in sorted(names & where.keys()):
+    def _named(self, names: _Names, where: Mapping[str, Any], around: frozenset[int] = frozenset()) -> list[str]:
+        """The values that names have in a module, and what is named in modules of the user's own among them."""
+        found = []
+        for name in sorted(names.values & where.keys()):
             value = where[name]
-            self._say("named", name)
-            new = id(value) not in self._seen
-            self.take(value)
-            if new and isinstance(value, types.ModuleType) and self._is_own(value.__name__.partition(".")[0]):
-                self._named(names, vars(value))
+            # Not __name__ and its like, which tell where and not what; a number may be that of the time at which it was imported.
+            if name.startswith("__") or (not self._state and isinstance(value, _PLAIN)):
+                continue
+            found += [name, self.of(value)]
+            if isinstance(value, types.ModuleType) and id(value) not in around and self._is_own(value.__name__.partition(".")[0]):
+                found += self._named(_Names(names.attributes, names.attributes), vars(value), around | {id(value)})
+        return found
 
-    def _class(self, value: type) -> None:
+    def _class(self, value: type) -> str:
         if self._by_name(value):
-            self._say("class", value.__module__, value.__qualname__)
-            return
+            return _digest("class", value.__module__, value.__qualname__)
         self.own = True
-        self._say("class", value.__qualname__)
-        self.take(value.__bases__)
+        parts = []
         for name, part in sorted(vars(value).items()):
             if name not in _SAID_ELSEWHERE and not isinstance(part, (types.MemberDescriptorType, types.GetSetDescriptorType)):
-                self._say(name)
-                self.take(part)
+                parts += [name, self.of(part)]
+        return _digest("class", value.__qualname__, self.of(value.__bases__), *parts)
 
-    def _object(self, value: Any) -> None:
+    def _object(self, value: Any) -> str:
         """Class and state, as they would be pickled."""
         kind = type(value)
         try:
-            parts = value.__reduce_ex__(4)
+            reduced = copyreg.dispatch_table.get(kind)
+            parts = value.__reduce_ex__(4) if reduced is None else reduced(value)
         except Exception:  # whatever is said by an object that cannot be pickled
-            self.own = True
-            self.unknown.add(kind.__qualname__)
-            self._say("unknown", kind.__qualname__, _SESSION)
-            return
+            return self.no_idea_of(kind.__qualname__)
         self.own = self.own or _package(kind) != _TOOLKIT
         if isinstance(parts, str):
-            self._say("object", kind.__module__, parts)
-        else:
-            made, arguments, state, items, entries = (*parts, None, None, None)[:5]
-            self.take((None if made is copyreg.__newobj__ else made, arguments, state))  # type: ignore[attr-defined]
-            self.take((*(items or ()), *(entries or ())))
+            return _digest("object", kind.__module__, parts)
+        made, arguments, state, items, entries = (*parts, None, None, None)[:5]
+        made = None if made is copyreg.__newobj__ else made  # type: ignore[attr-defined]
+        return self._all("object", (made, arguments, state, *(items or ()), *(entries or ())))
 
 
-def _names(code: types.CodeType) -> frozenset[str]:
-    """The names that code uses, functions inside of it included."""
-    inner = (_names(part) for part in code.co_consts if isinstance(part, types.CodeType))
-    return frozenset(code.co_names).union(*inner)
+def _digest(*parts: str | bytes) -> str:
+    """One digest of some, and of words."""
+    digest = hashlib.sha256()
+    for part in parts:
+        part = part if isinstance(part, bytes) else part.encode(errors="surrogatepass")
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _names(code: types.CodeType) -> _Names:
+    """The names that code loads from its module, and those that it looks up in other values."""
+    values, attributes = set(), set()
+    for place in dis.get_instructions(code):
+        if place.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            values.add(str(place.argval))
+        elif place.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            attributes.add(str(place.argval))
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            inner = _names(part)
+            values |= inner.values
+            attributes |= inner.attributes
+    return _Names(frozenset(values), frozenset(attributes))

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from stability.checks import check_sparsity
-from stability.errors import UsageError, explained
+from stability.errors import OwnCodeError, UsageError, explained
 from stability.selectors import (
     SAM,
     Adapter,
@@ -114,9 +114,9 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
     try:
         with explained(f"selector {name!r}"):
             result = made(**given)
+    except OwnCodeError:
+        raise
     except (TypeError, ValueError) as error:
-        if str(error).startswith(f"selector {name!r} raised"):
-            raise
         raise UsageError(f"selector {name!r} cannot be made with {given}: {error}") from error
     return result if isinstance(result, Selector) else Peft(result)
 
@@ -177,14 +177,16 @@ def imported(module: str, folder: Path, whose: str) -> ModuleType:
         'math'
     """
     here = str(folder)
-    sys.path.append(here)  # the console script, unlike python -m, does not look there; nor do worker processes
+    if absent := here not in sys.path:  # the console script, unlike python -m, does not look there; nor do worker processes
+        sys.path.append(here)
     try:
         with explained(f"{whose}, on import,"):
             made = importlib.import_module(module)
     except ImportError as error:
         raise UsageError(f"{whose}: cannot import module {module!r}: {error}; is it in this folder, or installed?") from error
     finally:
-        sys.path.remove(here)
+        if absent:
+            sys.path.remove(here)
     if Path(getattr(made, "__file__", None) or "").parent.is_relative_to(folder):
         LOCAL[module] = folder
     return made

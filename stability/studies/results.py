@@ -16,8 +16,8 @@ from stability.bounds.base import State
 from stability.errors import MachineError, MeasurementError, StabilityError, UsageError
 from stability.leave_one_out.statistics import mean_over_seeds, variance_shares
 from stability.machine import out_of_memory
-from stability.selectors.code import UNKNOWN as UNKNOWN_CODE
-from stability.studies.store import Store, key
+from stability.selectors import code
+from stability.studies.store import Store, data_of, how_of, key
 
 __all__ = ["BOUNDS", "UNKNOWN", "CellStatus", "Failure", "StudyResults", "Summary"]
 
@@ -48,7 +48,7 @@ class Failure(StrEnum):
     ERROR = "error"
 
     @classmethod
-    def of(cls, error: Exception) -> Failure:
+    def of(cls, error: BaseException) -> Failure:
         """The kind of an error.
 
         Example:
@@ -164,6 +164,8 @@ class StudyResults:
 
         store = Store(path)
         identity = store.identity
+        if not identity.keys() >= {"study", "algorithms"}:
+            raise StabilityError(f"{path} is damaged: it does not say which study it holds; restore a copy")
         table, earlier = _table(store)
         methods = {} if table.empty else dict(zip(table["algorithm"], table["method"], strict=True))
         known = {_short(one): one for one in identity["algorithms"]}
@@ -274,7 +276,7 @@ def _short(identity: Mapping[str, Any]) -> str:
 def _table(store: Store) -> tuple[pd.DataFrame, int]:
     """One row for each cell of the study, in its order, without what was measured for single examples.
 
-    Second, how many other cells there are: of code that was changed since.
+    Second, how many other cells there are: of code that was changed since, or failures of other settings.
     """
     identity = store.identity
     order = {key(algorithm): place for place, algorithm in enumerate(identity["algorithms"])}
@@ -289,7 +291,16 @@ def _table(store: Store) -> tuple[pd.DataFrame, int]:
             f"{store.path} is damaged: {len(odd)} of its {len(every)} cells have no record; restore a copy, or run again with "
             "another --store"
         )
-    records = sorted((record for record in every if key(record["algorithm"]) in order), key=place)
+    known = (set(data_of(identity).values()), {how_of(identity)}, order.keys())
+    mine = [
+        record
+        for record in every
+        if all(
+            digest in one or digest is None  # cells of older versions do not tell
+            for digest, one in zip((record.get("data"), record.get("how"), key(record["algorithm"])), known, strict=True)
+        )
+    ]
+    records = sorted(mine, key=place)
     # Old records, and failed ones among them, have no task: a study of one problem has one name for it.
     alone = next((record["task"] for record in records if "task" in record), identity.get("problem"))
     rows = []
@@ -314,13 +325,13 @@ def _mixed(table: pd.DataFrame) -> list[str]:
 
 def _code(algorithms: Mapping[str, Mapping[str, Any]], earlier: int) -> list[str]:
     """Notes on code that was changed, and on code that cannot be compared."""
-    notes = [f"{earlier} cells of code that was changed since are in the store, and are not shown"] if earlier else []
+    notes = [f"{earlier} cells of what was changed since, such as code, are in the store and are not shown"] if earlier else []
     for one in algorithms.values():
-        code = str(one["selector"].get("code", ""))
-        if code.startswith(UNKNOWN_CODE):
+        digest = str(one["selector"].get(code.CODE, ""))
+        if digest.startswith(code.UNKNOWN):
             notes.append(
-                f"{one['selector']['name']} is measured anew in every run: its code holds {code.partition(': ')[2]}, which cannot "
-                "be compared with what it was"
+                f"{one['selector']['name']} is measured anew in every run: its code holds {digest.partition(': ')[2]}, which "
+                "cannot be compared with what it was"
             )
     return notes
 

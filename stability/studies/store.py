@@ -15,8 +15,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from stability.errors import StabilityError
+from stability.selectors.code import CODE
 
-__all__ = ["Store", "as_json", "difference", "key", "reserved", "without_code"]
+__all__ = ["Store", "as_json", "data_of", "difference", "how_of", "key", "reserved", "without_code"]
 
 _FORMAT = 4  # raise it with every change of what a record holds
 _READABLE = (3, _FORMAT)  # the cells of format 3 do not say which code and which data they belong to
@@ -149,8 +150,8 @@ class Store:
         with self._connection() as connection:
             rows = connection.execute("SELECT format, identity FROM study").fetchall()
             identities = [json.loads(row[1]) for row in rows]
-        if len(rows) != 1:
-            raise StabilityError(f"{self.path} is damaged: {len(rows)} studies in it instead of 1; delete it and run again")
+        if len(rows) != 1 or not isinstance(identities[0], dict):
+            raise StabilityError(f"{self.path} is damaged: it does not say which study it holds; restore a copy, or move it away")
         self.complete = rows[0][0] == _FORMAT
         self.identity: dict[str, Any] = identities[0]
         if rows[0][0] not in _READABLE:
@@ -165,13 +166,10 @@ class Store:
                 f"{self.path} is of an older version, whose results do not say which code and which data they belong to: its table "
                 "and figures can still be made; to run the study again, use another --store"
             )
-        other = difference(self.identity, identity) is not None
         if self.finished():  # a store without a finished cell has nothing to lose: it may become that of another study
             self.check(identity)
         with self._connection() as connection:
             connection.execute("UPDATE study SET identity = ?", (as_json(identity),))
-            if other:
-                connection.execute("DELETE FROM cells")
         self.identity = json.loads(as_json(identity))
 
     def finished(self) -> set[str]:
@@ -208,7 +206,10 @@ class Store:
         """Identity and record of every cell, in the order in which they were first written."""
         with self._connection() as connection:
             rows = connection.execute("SELECT identity, record FROM cells ORDER BY rowid").fetchall()
-            return [(json.loads(identity), json.loads(record)) for identity, record in rows]
+            cells = [(json.loads(identity), json.loads(record)) for identity, record in rows]
+        if odd := sum(not (isinstance(identity, dict) and isinstance(record, dict)) for identity, record in cells):
+            raise StabilityError(f"{self.path} is damaged: {odd} of its {len(cells)} cells cannot be read; restore a copy")
+        return cells
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -248,6 +249,34 @@ class Store:
             )
 
 
+def data_of(identity: Mapping[str, Any]) -> dict[str | None, str]:
+    """A digest of the identity of each problem of a study, by the name of its task; of a single problem under None.
+
+    Args:
+        identity: the study's.
+
+    Example:
+        >>> list(data_of({"problem": "digits", "problem_settings": {"n": 40}}))
+        [None]
+    """
+    several: Mapping[str | None, Any] | None = identity.get("problems")
+    each = several or {None: {name: identity.get(name) for name in ("problem", "problem_settings")}}
+    return {name: key(problem)[:16] for name, problem in each.items()}
+
+
+def how_of(identity: Mapping[str, Any]) -> str:
+    """A digest of what a study's identity says of how each of its cells is measured.
+
+    Args:
+        identity: the study's.
+
+    Example:
+        >>> how_of({"delta": 0.1}) == how_of({"delta": 0.1, "seeds": [0]})
+        True
+    """
+    return key({name: identity.get(name) for name in ("numerics", "retrainings", "estimator", "check_replicas", "delta")})[:16]
+
+
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """The first entry, by its name, in which two identities differ apart from code; None where they do not.
 
@@ -263,11 +292,11 @@ def without_code(value: Any) -> Any:
     """An identity, or a part of one, without the digests of code in it.
 
     Example:
-        >>> without_code([{"name": "mine", "code": "0123456789abcdef"}])
+        >>> without_code([{"name": "mine", CODE: "0123456789abcdef"}])
         [{'name': 'mine'}]
     """
     if isinstance(value, dict):
-        return {name: without_code(one) for name, one in value.items() if name != "code"}
+        return {name: without_code(one) for name, one in value.items() if name != CODE}
     return [without_code(one) for one in value] if isinstance(value, list) else value
 
 

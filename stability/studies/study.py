@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,9 +30,10 @@ from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact
 from stability.machine import cores, device_name, free_memory, resolve_device, software
 from stability.problems import Problem
 from stability.selectors import Selector
+from stability.selectors.code import code_of
 from stability.selectors.naming import LOCAL, imported
 from stability.studies.results import BOUNDS, CellStatus, Failure, StudyResults
-from stability.studies.store import Store, difference, key, reserved
+from stability.studies.store import Store, data_of, difference, how_of, key, reserved
 from stability.training import Algorithm
 
 __all__ = ["NUMERICS", "Cell", "Study", "cell_identity", "reusable", "run", "run_cell"]
@@ -133,6 +135,14 @@ class Study:
         if twice := [algorithm.name for algorithm, kind in zip(self.algorithms, own, strict=True) if own.count(kind) > 1]:
             raise UsageError(f"study {self.name!r} has {twice[0]} with the same settings twice: leave one out")
 
+        kinds: dict[str, Any] = {}
+        for algorithm in self.algorithms:
+            kind = algorithm.selector.made_of
+            if kinds.setdefault(algorithm.name, kind) is not kind:
+                raise UsageError(
+                    f"two different selectors are called {algorithm.name!r}: no figure could tell them apart, rename one"
+                )
+
     @property
     def problems(self) -> tuple[str, ...]:
         """The names of all problems, of one too."""
@@ -189,13 +199,6 @@ class Study:
         new = [algorithm for name, algorithm in added.items() if name not in known]
         if not new:
             raise UsageError(f"study {self.name!r} has {', '.join(mine.name for mine in selectors)} with these settings already")
-        kinds: dict[str, Any] = {}
-        for algorithm in (*self.algorithms, *new):
-            kind = algorithm.selector.made_of
-            if kinds.setdefault(algorithm.name, kind) is not kind:
-                raise UsageError(
-                    f"two different selectors are called {algorithm.name!r}: no figure could tell them apart, rename one"
-                )
         names = dict.fromkeys(algorithm.name for algorithm in new)
         return replace(self, name="+".join([self.name, *names]), algorithms=(*self.algorithms, *new))
 
@@ -246,10 +249,6 @@ def _estimator_identity(estimator: Estimator) -> dict[str, Any]:
     return {"retrainings": None, "estimator": estimator.settings()}
 
 
-_HOW = ("numerics", "retrainings", "estimator", "check_replicas", "delta")
-"""What of a study's identity says how each of its cells is measured."""
-
-
 def cell_identity(study: Study, cell: Cell, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What defines a cell, as plain values: everything that changes its result.
 
@@ -263,24 +262,51 @@ def cell_identity(study: Study, cell: Cell, identity: Mapping[str, Any] | None =
         identity and of how it is measured, so that no cell passes for one of other data.
     """
     whole = study.identity() if identity is None else identity
-    mine, task = cell.algorithm, problems.short_name(cell.problem)
-    several = whole.get("problems")
-    problem = several[task] if several else {name: whole[name] for name in ("problem", "problem_settings")}
+    mine, task, data = cell.algorithm, problems.short_name(cell.problem), data_of(whole)
     return {
         "method": mine.name,
         "asked_sparsity": mine.asked_sparsity,
         "algorithm": mine.settings(),
         "seed": mine.seed,
-        "data": key(problem)[:16],
-        "how": key({name: whole.get(name) for name in _HOW})[:16],
+        "data": data[None if None in data else task],
+        "how": how_of(whole),
         **({} if cell.sample is None else {"sample": cell.sample}),
-        **({"task": task} if several else {}),
+        **({} if None in data else {"task": task}),
         **({} if cell.measured else {"measured": False}),
     }
 
 
+class Expected(NamedTuple):
+    """What a study found when it began, and each cell must find again: it may run for days.
+
+    Attributes:
+        data: a digest of the problem's identity.
+        code: digests of the user's own code, without values that may change while it runs.
+    """
+
+    data: str
+    code: tuple[str | None, str | None]
+
+    @classmethod
+    def of(cls, study: Study, cell: Cell, problem: Problem) -> Expected:
+        """What there is now.
+
+        Args:
+            study: the study.
+            cell: one of its cells.
+            problem: the cell's.
+        """
+        data = key(problems.identity(cell.problem, study.problem_settings, problem))[:16]
+        return cls(data, cls.code_of(cell))
+
+    @staticmethod
+    def code_of(cell: Cell) -> tuple[str | None, str | None]:
+        """The code of a cell's algorithm and of its selector."""
+        return code_of(type(cell.algorithm), state=False), cell.algorithm.selector.code(state=False)
+
+
 def run_cell(
-    study: Study, cell: Cell, device: str = "cpu", memory_budget: int | None = None, identity: Mapping[str, Any] | None = None
+    study: Study, cell: Cell, device: str = "cpu", memory_budget: int | None = None, expected: Expected | None = None
 ) -> dict[str, Any]:
     """Train, leave out, measure, bound: one row of the study as plain values.
 
@@ -289,7 +315,7 @@ def run_cell(
         cell: one of its cells.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         memory_budget: bytes that one block of work may take; None: a part of what is free.
-        identity: the cell's, under which the row will be kept. The data and the code that are found are checked against it.
+        expected: the data and the code under which the row will be kept; they are compared with those that are found.
 
     Returns:
         What was measured, by the names of the table's columns. Where something failed, its kind and its reason instead
@@ -298,21 +324,24 @@ def run_cell(
     task = problems.short_name(cell.problem)
     place = {"software": software(), "device": device_name(resolve_device(device))}
     try:
-        return {"status": CellStatus.OK, "task": task, **_measured(study, cell, device, memory_budget, identity), **place}
-    except Exception as error:
+        return {"status": CellStatus.OK, "task": task, **_measured(study, cell, device, memory_budget, expected), **place}
+    except (Exception, SystemExit) as error:
         kind = Failure.of(error)
         reason = str(error) if isinstance(error, StabilityError) else described(error)
         return {"status": CellStatus.FAILED, "task": task, "failure": kind, "reason": reason, **place}
 
 
-def _measured(
-    study: Study, cell: Cell, device: str, memory_budget: int | None, identity: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    algorithm = copy.deepcopy(cell.algorithm)  # a selector may keep something of its last run: each cell begins alike, in any order
+def _measured(study: Study, cell: Cell, device: str, memory_budget: int | None, expected: Expected | None) -> dict[str, Any]:
+    algorithm = cell.algorithm
+    with suppress(Exception):  # whatever is said by an object that cannot be copied, such as a lock
+        algorithm = copy.deepcopy(algorithm)  # a selector may keep something of its last run: each cell begins alike, in any order
     drawn = algorithm.seed if cell.sample is None else cell.sample
     problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
-    if identity is not None:
-        _check_unchanged(study, cell, problem, algorithm, identity)
+    if expected is not None and expected != (found := Expected.of(study, cell, problem)):
+        what = (
+            f"the code of {cell.algorithm.name!r}" if expected.data == found.data else f"the data or the model of {cell.problem!r}"
+        )
+        raise StabilityError(f"{what} changed while the study ran: start it again, so that all its cells are of one version")
     how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
     how |= {"estimator": study.estimator if cell.measured else Alone()}
     estimate = measure(problem, algorithm, **how)
@@ -321,21 +350,6 @@ def _measured(
         return row
     constants = estimate_constants(estimate, study.check_replicas, memory_budget)
     return row | _constants(constants) | _bounds(estimate, constants, study.delta)
-
-
-def _check_unchanged(study: Study, cell: Cell, problem: Problem, algorithm: Algorithm, identity: Mapping[str, Any]) -> None:
-    """Check that data and code are still those that the cell will be kept under: a study may run for days.
-
-    Raises:
-        StabilityError: they are not.
-    """
-    data = key(problems.identity(cell.problem, study.problem_settings, problem))[:16]
-    for what, same in (
-        (f"the data or the model of {cell.problem!r}", data == identity["data"]),
-        (f"the code of {algorithm.name!r}", key(algorithm.settings()) == key(identity["algorithm"])),
-    ):
-        if not same:
-            raise StabilityError(f"{what} changed while the study ran: start it again, so that all its cells are of one version")
 
 
 _CONSTANTS = ("lipschitz", "tuned_lipschitz", "gradient_norm", "tuned_gradient_norm", "loss_bound", "replicas_checked")
@@ -458,9 +472,12 @@ def run(
             ledger.add(one, record)
         done = ledger.finished()
         cells = [(cell, cell_identity(study, cell, identity)) for cell in study.cells()]
-        waiting = [(cell, mine) for cell, mine in cells if key(mine) not in done]
+        data = {cell.problem: mine["data"] for cell, mine in cells}
+        waiting = [
+            _Work(cell, mine, Expected(data[cell.problem], Expected.code_of(cell))) for cell, mine in cells if key(mine) not in done
+        ]
         on_start(len(cells) - len(waiting), len(cells))
-        here = next((cell.algorithm.name for cell, _ in waiting if _only_here(cell.algorithm)), None)
+        here = next((cell.algorithm.name for cell, *_ in waiting if _only_here(cell.algorithm)), None)
         alone = place.type != "cpu" or here is not None
         count = min(workers or (1 if alone else cores()), max(1, len(waiting)))
         if here is not None and count > 1:
@@ -494,7 +511,8 @@ def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str,
         )
     own = study.identity()
     wanted = {key(cell_identity(study, cell, own)) for cell in study.cells()}
-    found = [(identity, record) for identity, record in other.cells() if key(identity) in wanted & other.finished()]
+    shared = wanted & other.finished()
+    found = [(identity, record) for identity, record in other.cells() if key(identity) in shared]
     if not found and other.finished():
         theirs, mine = _comparable(other.identity), _comparable(own)
         for name in {**mine, **theirs}:
@@ -523,34 +541,52 @@ def _only_here(algorithm: Algorithm) -> bool:
     return b"__main__" in written and not hasattr(sys.modules["__main__"], "__file__")
 
 
-_Work = tuple[Cell, dict[str, Any]]
-"""A cell and its identity."""
+class _Work(NamedTuple):
+    """A cell, its identity, and what it must find."""
+
+    cell: Cell
+    identity: dict[str, Any]
+    expected: Expected
 
 
 def _compute(study: Study, work: list[_Work], device: str, workers: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The identity and the record of each cell, as they are finished."""
     if workers == 1:
-        for cell, identity in work:
-            yield identity, run_cell(study, cell, device, identity=identity)
+        for cell, identity, expected in work:
+            yield identity, run_cell(study, cell, device, expected=expected)
         return
     waiting = deque(work)
     while waiting:
-        lost = yield from _side_by_side(study, waiting, device, workers)
+        lost, _ = yield from _side_by_side(study, waiting, device, workers)
         workers = max(1, workers // 2)
-        for cell, identity in lost:  # one of them may be what no process survives
-            if (yield from _side_by_side(study, deque([(cell, identity)]), device, 1)):
-                reason = "the process that measured it was killed, most likely by the system because memory ran out"
-                place = {"software": software(), "device": device_name(resolve_device(device))}
-                task = problems.short_name(cell.problem)
-                yield identity, {"status": CellStatus.FAILED, "task": task, "failure": Failure.MACHINE, "reason": reason, **place}
+        for one in lost:  # one of them may be what no process survives
+            again, code = yield from _side_by_side(study, deque([one]), device, 1, first=False)
+            if again:
+                yield one.identity, _ended(one.cell, code, device)
+
+
+def _ended(cell: Cell, code: int, device: str) -> dict[str, Any]:
+    """The record of a cell whose process ended with this exit code, or was killed by this signal, below 0."""
+    if code == -signal.SIGKILL:
+        why, kind = "was killed, most likely by the system because memory ran out", Failure.MACHINE
+    else:
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended itself with exit code {code}"
+        why, kind = how, Failure.ERROR
+    place = {"software": software(), "device": device_name(resolve_device(device))}
+    task, reason = problems.short_name(cell.problem), f"the process that measured it {why}"
+    return {"status": CellStatus.FAILED, "task": task, "failure": kind, "reason": reason, **place}
 
 
 def _side_by_side(
-    study: Study, waiting: deque[_Work], device: str, workers: int
-) -> Generator[tuple[dict[str, Any], dict[str, Any]], None, list[_Work]]:
-    """Compute what is waiting in worker processes, until it is done or one of them is killed. Returns what was lost with it."""
+    study: Study, waiting: deque[_Work], device: str, workers: int, first: bool = True
+) -> Generator[tuple[dict[str, Any], dict[str, Any]], None, tuple[list[_Work], int]]:
+    """Compute what is waiting in worker processes, until it is done or one of them ends.
+
+    Returns:
+        What was lost with it, and its exit code.
+    """
     # Forking a process that has used its thread pools can hang, so each worker starts afresh.
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.context.SpawnContext()
     started: list[multiprocessing.process.BaseProcess] = []
 
     def start(*how: Any, **more: Any) -> multiprocessing.process.BaseProcess:
@@ -564,29 +600,31 @@ def _side_by_side(
     try:
         while True:
             while waiting and len(running) < workers:
-                cell, identity = waiting.popleft()
-                running[executor.submit(run_cell, study, cell, device, budget, identity)] = cell, identity
+                one = waiting.popleft()
+                running[executor.submit(run_cell, study, one.cell, device, budget, one.expected)] = one
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running[future][1], future.result()
+                yield running[future].identity, future.result()
                 del running[future]
+                first = False
         executor.shutdown()
     except BrokenProcessPool as error:
         executor.shutdown()
-        codes = [one.exitcode or 0 for one in started]
-        if max(codes) > 0 or min(codes) == 0:  # nobody killed it
+        # The executor ends the others by SIGTERM.
+        codes = [code for one in started if (code := one.exitcode) not in (0, None, -signal.SIGTERM)] or [-signal.SIGTERM]
+        if first and max(codes) > 0:
             raise StabilityError(
-                f"a worker process ended by itself, with exit code {max(codes)}: in a script put the call under "
+                f"a worker process ended at once, with exit code {max(codes)}: in a script put the call under "
                 "if __name__ == '__main__':, or use workers=1"
             ) from error
-        return list(running.values())
+        return list(running.values()), int(codes[0] or 0)
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         for process in started:
             process.terminate()
         raise
-    return []
+    return [], 0
 
 
 def _start_worker(modules: Mapping[str, Path]) -> None:

@@ -15,7 +15,7 @@ from stability.errors import UsageError, explained
 from stability.masks import Mask
 from stability.problems.problem import Examples, Problem, TrainingDefaults
 from stability.selectors import Selector
-from stability.selectors.code import code_of
+from stability.selectors.code import CODE, code_of, plain
 from stability.training.descent import PLAIN, RunOptions, Trained
 from stability.training.dropout import Dropout
 from stability.training.objective import Descended
@@ -69,9 +69,10 @@ class Algorithm(ABC):
     def settings(self) -> dict[str, Any]:
         """What defines the algorithm apart from its seed, as plain values: part of the identity of a result."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("selector", "seed")}
-        code = code_of(type(self), *own.values())
-        own |= {} if code is None else {"code": code}
-        return {"kind": type(self).__name__, "selector": self.selector.settings(), **own}
+        codes = code_of(type(self), *own.values()), self.selector.code()
+        mine, selectors = ({} if code is None else {CODE: code} for code in codes)
+        plainly = {name: plain(value) if callable(value) else value for name, value in own.items()}
+        return {"kind": type(self).__name__, "selector": {**self.selector.settings(), **selectors}, **plainly, **mine}
 
     # How a run goes.
 

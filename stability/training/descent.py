@@ -181,6 +181,7 @@ def descend(
         name=selector.name,
     )
     method = f"selector {selector.name!r}"
+    untouched = run.origin._version
     with explained(method):
         course = selector.begin(run) if selector.moving else _Fixed(run, options.activity)
     if not isinstance(course, Course):
@@ -219,6 +220,8 @@ def descend(
             if bool(kept.ended.all()):
                 break
     _go_on(course, rows, asked)
+    if run.origin._version != untouched:
+        raise UsageError(f"{method} changed θ⁰, run.origin, in place: work on run.start(), which is its own")
     before, masks = course.mask, []
     values, chosen = _ended(course, run) if kept is None else (kept.values, kept.mask)
     if chosen is not None:

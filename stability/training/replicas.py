@@ -168,7 +168,7 @@ def train(
     Raises:
         UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to train, early stopping without a
             validation split, or a model or loss by which an example changes the others of its batch.
-        MeasurementError: not even one replica fits into memory.
+        MachineError: not even one replica fits into memory.
 
     Example:
         >>> from stability import FineTuning, load, selectors

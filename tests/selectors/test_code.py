@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -18,11 +19,12 @@ import numpy as np
 import pytest
 import torch
 
-from stability import Problem
+from stability import FineTuning, Problem
 from stability.masks import Mask
-from stability.selectors import SAM, Selector, from_scores
-from stability.selectors.code import UNKNOWN, code_of
+from stability.selectors import SAM, Peft, Selector, from_scores
+from stability.selectors.code import CODE, UNKNOWN, code_of
 from stability.selectors.naming import SELECTORS, selector_named
+from stability.studies.store import without_code
 
 FIRST = """
 import helpers
@@ -100,11 +102,12 @@ def test_what_a_class_and_its_bases_do_is_their_code(old: str, new: str, load: A
 
 
 def test_what_is_not_executed_is_no_code(load: Any) -> None:
-    """Comments, the place in the file, functions and names of modules that nobody calls."""
+    """Comments, docstrings, the place in the file, functions and names of modules that nobody calls."""
     before = [code_of(load().scores), code_of(load().Mine)]
     commented = "# moved down\n\n" + FIRST.replace("    return FACTOR", "    # why\n    return FACTOR")
     for other in (
         load(commented),
+        load(FIRST.replace("class Mine(Base):\n", 'class Mine(Base):\n    """What it does."""\n\n')),
         load(FIRST.replace("    return value\n", "    return 2 * value\n")),
         load(FIRST + "\nNEW = 1\n"),
     ):
@@ -150,8 +153,8 @@ class Called:
 )
 def test_captured_values_are_part_of_the_identity(way: Any, one: Any, other: Any) -> None:
     """As a closure, a callable object, a bound method, a partial function: equal values are one identity, others are another."""
-    assert from_scores(way(one), 0.1).settings() == from_scores(way(copy.deepcopy(one)), 0.1).settings()
-    assert from_scores(way(one), 0.1).settings() != from_scores(way(other), 0.1).settings()
+    assert from_scores(way(one), 0.1).code() == from_scores(way(copy.deepcopy(one)), 0.1).code()
+    assert from_scores(way(one), 0.1).code() != from_scores(way(other), 0.1).code()
 
 
 def test_partial_functions_and_callable_objects_are_selectors(digits: Problem) -> None:
@@ -168,8 +171,9 @@ def test_partial_functions_and_callable_objects_are_selectors(digits: Problem) -
 
 def test_what_cannot_be_compared_is_another_one_in_every_process() -> None:
     lock = threading.Lock()
-    code = from_scores(make(lock), 0.1).settings()["code"]
-    assert code == from_scores(make(lock), 0.1).settings()["code"]
+    code = from_scores(make(lock), 0.1).code()
+    assert code is not None
+    assert code == from_scores(make(lock), 0.1).code()
     assert code.startswith(UNKNOWN)
     assert code.endswith(": lock")
     script = "import threading; from tests.selectors.test_code import *; print(code_of(make(threading.Lock())))"
@@ -207,12 +211,132 @@ def test_only_code_that_is_not_the_toolkit_s_is_named() -> None:
     plain = {"sparsity": 0.1}
     for name in SELECTORS:
         made = selector_named(name, None if name in ("full", "bitfit", "mixout", "adapter", "lora") else plain["sparsity"])
-        assert "code" not in made.settings()
-    assert "code" in Whole().settings()
+        assert made.code() is None
+    assert Whole().code() is not None
 
     class Mine(SAM):
         def select(self, problem: Problem, seed: int) -> Mask:
             return Mask.full(problem.pretrained)
 
-    assert "code" in Mine(0.1).settings()
-    assert Mine(0.1).settings()["sparsity"] == 0.1
+    assert Mine(0.1).code() is not None
+    assert CODE in FineTuning(Mine(0.1)).settings()["selector"]
+    assert CODE not in FineTuning(SAM(0.1)).settings()["selector"]
+
+
+def test_no_setting_is_taken_for_the_digest_of_code() -> None:
+    """Two values of it are two methods whose code is one and the same but for that value."""
+
+    class Coded(Selector):
+        name = "coded"
+
+        def __init__(self, word: str) -> None:
+            self.sha = self.digest = word
+
+        def select(self, problem: Problem, seed: int) -> Mask:
+            return Mask.full(problem.pretrained)
+
+    one, other = (FineTuning(Coded(word)).settings()["selector"] for word in ("x", "y"))
+    assert without_code(one) != without_code(other)
+
+
+def test_a_subclass_of_a_peft_selector_is_known_by_its_code() -> None:
+    peft = pytest.importorskip("peft")
+
+    class One(Peft):
+        def insert(self, module: torch.nn.Module) -> torch.nn.Module:
+            return super().insert(module)
+
+    class Other(Peft):
+        def insert(self, module: torch.nn.Module) -> torch.nn.Module:
+            return module
+
+    config = peft.LoraConfig(target_modules=["fc1"])
+    plain, one, other = (FineTuning(kind(config)).settings()["selector"] for kind in (Peft, One, Other))
+    assert len({json.dumps(settings, sort_keys=True) for settings in (plain, one, other)}) == 3
+
+
+HELD = """
+import functools, logging, re, time
+import torch
+from numpy import log
+from numpy.linalg import norm
+
+BIAS = re.compile("bias")
+CACHE = {}
+start, items, abs = time.time(), time.time_ns(), time.perf_counter()
+logger = logging.getLogger(__name__)
+
+
+def attributed(problem, generator):
+    return attributed.power
+
+
+attributed.power = 1
+
+
+class Scaled:
+    def __init__(self, function, by):
+        functools.update_wrapper(self, function)
+        self.by = by
+
+    def __call__(self, problem, generator):
+        return self.by
+
+
+def matching(problem, generator):
+    logger.debug(__name__)
+    CACHE[len(CACHE)] = 1
+    return BIAS, log, norm, problem.start(), problem.items(), problem.abs()
+
+
+class Upper:
+    upper, size = str.upper, torch.Tensor.abs
+    kinds = set()
+
+
+Upper.kinds.add(Upper)
+"""
+
+
+def test_what_pickle_knows_how_to_write_can_be_compared(load: Any) -> None:
+    """Patterns, functions of NumPy, methods written in C, a set with its own class in it; and no attribute is a variable."""
+    first, second = load(HELD), load(HELD)
+    for name in ("matching", "Upper", "attributed"):
+        code = code_of(getattr(first, name))
+        assert code == code_of(getattr(second, name))
+        assert code is not None
+        assert not code.startswith(UNKNOWN)
+    assert code_of(load(HELD.replace('"bias"', '"weight"')).matching) != code_of(first.matching)
+
+
+def test_attributes_of_functions_and_wrapping_objects_are_their_code(load: Any) -> None:
+    assert code_of(load(HELD.replace("power = 1", "power = 3")).attributed) != code_of(load(HELD).attributed)
+    held = load(HELD)
+    assert code_of(held.Scaled(held.matching, 0.1)) != code_of(held.Scaled(held.matching, 0.9))
+
+
+def test_values_count_alike_whether_they_are_shared_or_copied() -> None:
+    table = {"a": [1, 2]}
+    assert code_of(Whole, table, table) == code_of(Whole, table, copy.deepcopy(table))
+
+
+def test_state_that_changes_while_code_runs_is_not_the_code_itself(load: Any) -> None:
+    """By which a study finds out whether it was edited: a cache that was filled is no edit, another line is one."""
+    held = load(HELD)
+    before, with_state = code_of(held.matching, state=False), code_of(held.matching)
+    held.CACHE["filled"] = 1
+    assert code_of(held.matching, state=False) == before
+    assert code_of(held.matching) != with_state
+    assert code_of(load(HELD.replace("return BIAS", "return None")).matching, state=False) != before
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("value", [torch.eye(2).to_sparse(), torch.ones(2, device="meta"), nested(5000)])
+def test_what_cannot_be_looked_at_is_unknown_and_no_error(value: Any) -> None:
+    assert str(code_of(Whole, value)).startswith(UNKNOWN)

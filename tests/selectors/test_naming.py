@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from stability import Problem, UsageError
+from stability import FineTuning, Problem, UsageError
 from stability.cli.commands import main
 from stability.masks import Mask
 from stability.problems.problem import generator
@@ -177,7 +177,7 @@ def test_a_changed_function_has_another_identity(tmp_path: Path, monkeypatch: py
         space: dict[str, Any] = {}
         exec(compile(path.read_text(), str(path), "exec"), space)
         space["scores"].__module__ = "same"
-        return from_scores(space["scores"], 0.1).settings()
+        return FineTuning(from_scores(space["scores"], 0.1)).settings()
 
     assert identity(1) == identity(1)
     assert identity(1) != identity(2)

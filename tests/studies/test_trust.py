@@ -103,7 +103,7 @@ def test_edited_code_is_measured_anew_and_nothing_else_is(module: Any, tmp_path:
     second, computed = run(mine(edited), store)
     assert computed == 3
     assert second.table["method"].tolist() == ["bitfit", "last", "grown", "smallest"]
-    assert second.notes == ("3 cells of code that was changed since are in the store, and are not shown",)
+    assert second.notes == ("3 cells of what was changed since, such as code, are in the store and are not shown",)
     assert f"note: {second.notes[0]}" in render(second)
     one, other = (found.table.set_index("method") for found in (first, second))
     assert one["stability"]["bitfit"] == other["stability"]["bitfit"]
@@ -171,12 +171,13 @@ def test_data_or_code_that_changes_while_a_study_runs_is_told(tmp_path: Path) ->
         mine, tmp_path / "mine.sqlite", device="cpu", workers=1, on_cell=lambda: tiny.lines(tmp_path / "pairs", train=edited)
     )
     assert results.table["status"].tolist() == [CellStatus.OK, CellStatus.FAILED]
-    assert "the data or the model of .*pairs' changed while the study ran: start it again"
+    changed = "changed while the study ran: start it again, so that all its cells are of one version"
+    assert results.table["reason"][1] == f"the data or the model of {data!r} {changed}"
     cell = mine.cells()[0]
-    other = {**study.cell_identity(mine, cell), "algorithm": {"kind": "another"}}
-    row = study.run_cell(mine, cell, identity=other)
-    assert row["reason"].startswith("the code of 'bitfit' changed while the study ran: start it again")
-    assert row["failure"] == Failure.ERROR
+    found = study.Expected.of(mine, cell, problems.load(data, model=str(model)))
+    row = study.run_cell(mine, cell, expected=found._replace(code=("another", None)))
+    assert (row["failure"], row["reason"]) == (Failure.ERROR, f"the code of 'bitfit' {changed}")
+    assert study.run_cell(mine, cell, expected=found)["status"] == CellStatus.OK
 
 
 def test_what_computed_a_cell_is_recorded_and_a_mixture_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,37 +187,58 @@ def test_what_computed_a_cell_is_recorded_and_a_mixture_is_told(tmp_path: Path, 
     assert results.table["device"].tolist() == ["cpu"]
     assert results.notes == ()
     monkeypatch.setattr(study, "software", lambda: "torch 1.0")
+    monkeypatch.setattr(study, "device_name", lambda device: "a GPU")
     larger = tmp_path / "larger.sqlite"
     mixed = study.run(quick(BitFit(), Random(0.1), name="larger"), larger, reuse=store, device="cpu", workers=1)
-    (note,) = mixed.notes
-    assert note.startswith("the cells were computed by different software: ")
-    assert "torch 1.0 (1 cells)" in note
-    assert f"note: {note}" in render(mixed)
+    first, second = mixed.notes
+    assert first.startswith("the cells were computed by different software: ")
+    assert "torch 1.0 (1 cells)" in first
+    assert second == "the cells were computed on different devices: cpu (1 cells); a GPU (1 cells)"
+    assert f"note: {first}\nnote: {second}" in render(mixed)
 
 
 class Fatal(Selector):
-    """What the kernel does when memory runs out, done by the selector itself in its worker process."""
+    """Ends its worker process from the third seed on: by a signal, as the kernel does when memory runs out, or by itself."""
 
     name, uses_data = "fatal", True
 
-    def __init__(self, survives: int) -> None:
-        self.survives = survives
+    def __init__(self, way: int) -> None:
+        self.way = way
 
     def select(self, problem: Problem, seed: int) -> Mask:
-        if seed >= self.survives and multiprocessing.parent_process() is not None:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if seed >= 2 and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), self.way) if self.way > 3 else os._exit(self.way)
         return BitFit().select(problem, seed)
 
 
-def test_a_killed_worker_costs_its_cell_alone(tmp_path: Path) -> None:
-    """Of six cells one is recorded as the machine's failure, the others are those of an undisturbed run; next time it is tried."""
-    store = tmp_path / "mine.sqlite"
-    mine = quick(Random(0.1), Fatal(survives=2), seeds=(0, 1, 2))
+@pytest.mark.parametrize(
+    ("way", "kind", "reason"),
+    [
+        (signal.SIGKILL, Failure.MACHINE, "was killed, most likely by the system because memory ran out"),
+        (signal.SIGSEGV, Failure.ERROR, "was ended by SIGSEGV"),
+        (3, Failure.ERROR, "ended itself with exit code 3"),
+    ],
+)
+def test_a_worker_that_ends_costs_its_cell_alone(
+    way: int, kind: Failure, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six cells one is recorded, the others are those of an undisturbed run; half as many workers go on; it is tried again."""
+    store, asked = tmp_path / "mine.sqlite", []
+    side_by_side = study._side_by_side
+
+    def watched(mine: Any, waiting: Any, device: str, workers: int, first: bool = True) -> Any:
+        asked.append(workers)
+        return side_by_side(mine, waiting, device, workers, first)
+
+    monkeypatch.setattr(study, "_side_by_side", watched)
+    mine = quick(Random(0.1), Fatal(way), seeds=(0, 1, 2))
     results, computed = run(mine, store, workers=2)
     assert computed == len(results) == 6
+    assert asked[0] == 2
+    assert set(asked[1:]) == {1}
     bad = results.table[results.table["status"] == CellStatus.FAILED]
-    assert bad[["method", "seed", "failure"]].to_numpy().tolist() == [["fatal", 2, Failure.MACHINE]]
-    assert "was killed, most likely by the system because memory ran out" in bad["reason"].iloc[0]
+    assert bad[["method", "seed", "failure"]].to_numpy().tolist() == [["fatal", 2, kind]]
+    assert bad["reason"].iloc[0] == f"the process that measured it {reason}"
     undisturbed, _ = run(mine, tmp_path / "whole.sqlite")
     both = undisturbed.table.merge(results.table, on=["method", "seed"])
     both = both[both["status_y"] == CellStatus.OK]
@@ -227,25 +249,27 @@ def test_a_killed_worker_costs_its_cell_alone(tmp_path: Path) -> None:
 
 
 def test_an_error_ends_the_study_s_processes_and_no_others(tmp_path: Path) -> None:
-    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
-    other.start()
+    others: list[Any] = []
 
-    def full() -> None:
+    def full() -> None:  # meanwhile another thread starts a process of its own
+        others.append(multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,)))
+        others[0].start()
         raise OSError("the disk is full")
 
     try:
         before = set(multiprocessing.active_children())
         with pytest.raises(OSError, match="the disk is full"):
             study.run(quick(BitFit(), seeds=(0, 1, 2, 3)), tmp_path / "mine.sqlite", device="cpu", workers=2, on_cell=full)
-        assert other.is_alive()
+        (other,) = others
         for _ in range(200):
-            if not (left := set(multiprocessing.active_children()) - before):
+            if not (left := set(multiprocessing.active_children()) - before - {other}):
                 break
             next(iter(left)).join(0.1)
         assert not left
+        assert other.is_alive()
     finally:
-        other.terminate()
-        other.join()
+        others[0].terminate()
+        others[0].join()
 
 
 def test_one_process_writes_to_a_store(tmp_path: Path) -> None:
@@ -291,11 +315,19 @@ def test_two_stores_made_at_once_are_one(tmp_path: Path) -> None:
     connection.close()
 
 
-def test_a_study_that_nothing_was_finished_of_leaves_none_of_its_failures(tmp_path: Path) -> None:
-    store = Store(tmp_path / "mine.sqlite", {"study": "first", "algorithms": []})
-    store.add({"seed": 0}, {"status": "failed"}, passing=True)
-    assert store.finished() == set()
-    assert Store(store.path, {"study": "second", "algorithms": []}).records() == []
+def test_failures_of_other_settings_are_kept_and_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first run of which nothing was finished, for a wrong setting, is no obstacle to the right one."""
+
+    def refused(*what: object, **how: object) -> None:
+        raise UsageError("a wrong setting")
+
+    store = tmp_path / "mine.sqlite"
+    monkeypatch.setattr(study, "measure", refused)
+    run(quick(BitFit(), n=11), store)
+    monkeypatch.undo()
+    results, computed = run(quick(BitFit()), store)
+    assert (computed, len(results), len(Store(store).records())) == (1, 1, 2)
+    assert results.notes == ("1 cells of what was changed since, such as code, are in the store and are not shown",)
 
 
 def test_a_place_that_cannot_be_written_to_is_found_out_before_computing(
