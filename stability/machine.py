@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
+import psutil
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from stability import __version__
 from stability.errors import UsageError
+from stability.limits import memory_limits, processor_limits
 
-__all__ = ["cores", "free_memory", "kept_for_backward", "out_of_memory", "report", "resolve_device"]
+__all__ = ["cores", "free_memory", "kept_for_backward", "out_of_memory", "peak_of_tensors", "report", "resolve_device"]
 
 _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "transformers", "safetensors", "scikit-learn")
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "_ALLOC_FAILED", "can't start new thread")
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -53,13 +59,16 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """How much memory is free on a device.
+    """How much memory this process may still take on a device.
+
+    On the CPU that is what the machine has available, files that it would drop included, or less where the process is under a
+    limit: that of a container or a job, or that of ``ulimit -v``.
 
     Args:
         device: a CUDA device or the CPU.
 
     Returns:
-        The number of free bytes; two gigabytes for a CPU whose system does not tell.
+        The number of free bytes.
 
     Example:
         >>> free_memory(torch.device("cpu")) > 0
@@ -68,23 +77,22 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # some systems do not tell; every machine has this much
-        return 2 << 30
+    return min([psutil.virtual_memory().available, *memory_limits()])
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch says that memory ran out, that of a GPU or that of this machine.
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, that of a GPU or that of this machine.
 
     Args:
-        error: the error.
+        error: the error, of torch, NumPy or Python itself. A thread that cannot start lacks the memory for its stack.
 
     Example:
         >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
         True
     """
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    )
 
 
 def kept_for_backward(forward: Callable[[], object], besides: Iterable[torch.Tensor] = ()) -> int:
@@ -115,14 +123,61 @@ def kept_for_backward(forward: Callable[[], object], besides: Iterable[torch.Ten
     return sum(size for place, size in saved.items() if place not in known)
 
 
+class _Live(TorchDispatchMode):
+    """While it is entered, counts the bytes of the tensors that are made and not yet gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._alive: set[int] = set()
+        self._now = self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._alive:
+                    self._alive.add(storage._cdata)
+                    self._now += storage.nbytes()
+                    self.most = max(self.most, self._now)
+                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return result
+
+    def _gone(self, place: int, size: int) -> None:
+        self._alive.discard(place)
+        self._now -= size
+
+
+def peak_of_tensors(work: Callable[[], object]) -> int:
+    """The most memory that the tensors which some work makes take at once.
+
+    Args:
+        work: is called once.
+
+    Returns:
+        The number of bytes; what an operation takes inside itself is not counted.
+
+    Example:
+        >>> x = torch.ones(100)
+        >>> peak_of_tensors(lambda: x.exp().exp().exp())  # two of them at once, 100 numbers of 4 bytes each
+        800
+    """
+    with _Live() as live:
+        work()
+    return live.most
+
+
 def cores() -> int:
-    """The number of processor cores that this process may use.
+    """The number of processor cores that this process may use, or whose time it may take where a container limits that.
 
     Example:
         >>> cores() >= 1
         True
     """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([here, *processor_limits()])
 
 
 def report() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from stability.training.algorithm import Algorithm
 from stability.training.descent import Progress
 from stability.training.execution import Division, Task, carry_out, divide
 from stability.training.objective import ALL, Observer, Stack, logits_of
+from stability.training.portions import Portions
 
 __all__ = ["Replicas", "train"]
 
@@ -116,13 +117,15 @@ class Replicas:
     def own_losses(self, index: Tensor) -> Tensor:
         """ℓ of one training example under each replica: of example ``index[j]`` under the j-th, (r,)."""
         copied = sum(self.start[name].numel() * self.start[name].element_size() for name in self.tunable.indices)
-        parts = []
+
+        def some(rows: slice) -> Tensor:
+            stack = Stack(self.start, self.tunable, self.values[rows])
+            block = self.problem.train.take(index[rows])
+            return self.problem.loss(self._own_logits(stack, block), block.labels)
+
+        portions = Portions(max(1, _COPIED // max(1, copied)), self.values.device, self.tunable.count)
         with torch.no_grad():
-            for rows in torch.arange(len(self)).split(max(1, _COPIED // max(1, copied))):
-                stack = Stack(self.start, self.tunable, self.values[rows.to(self.values.device)])
-                block = self.problem.train.take(index[rows])
-                parts.append(self.problem.loss(self._own_logits(stack, block), block.labels))
-        return torch.cat(parts)
+            return torch.cat(portions.each(len(self), some))
 
     def _own_logits(self, stack: Stack, block: Examples) -> Tensor:
         def one(mine: Parameters, inputs: Parameters) -> Tensor:
