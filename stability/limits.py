@@ -37,8 +37,8 @@ def memory_limits(process: Path = _PROCESS) -> list[int]:
     for group in _groups("memory", process):
         kept = {"inactive_file": 0, "total_inactive_file": 0}
         for line in _text(group / "memory.stat").splitlines():
-            name, _, size = line.partition(" ")
-            kept[name] = int(size)
+            name, _, count = line.partition(" ")
+            kept[name] = int(count)
         used = _number(group / "memory.current")  # of version 2; memory.high slows a process down where memory.max ends it
         if used is None:
             limits, used = ["memory.limit_in_bytes"], _number(group / "memory.usage_in_bytes")

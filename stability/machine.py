@@ -77,7 +77,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    return min([psutil.virtual_memory().available, *memory_limits()])
+    return int(min([psutil.virtual_memory().available, *memory_limits()]))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -127,7 +127,7 @@ class _Live(TorchDispatchMode):
     """While it is entered, counts the bytes of the tensors that are made and not yet gone."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._alive: set[int] = set()
         self._now = self.most = 0
 
@@ -166,7 +166,7 @@ def peak_of_tensors(work: Callable[[], object]) -> int:
     """
     with _Live() as live:
         work()
-    return live.most
+    return int(live.most)
 
 
 def cores() -> int:

@@ -6,23 +6,27 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from stability.machine import free_memory, kept_for_backward
+from stability.errors import MachineError
+from stability.machine import free_memory, kept_for_backward, out_of_memory
 from stability.masks import Mask, Parameters
 from stability.problems.problem import ModuleLogits, Problem
 from stability.training.algorithm import Algorithm
 from stability.training.descent import Progress, RunOptions, Sharing, Trained
 from stability.training.objective import ALL, Objective, Observer, Stack, blocks_of, logits_of
+from stability.training.portions import one_too_large, release
 
 __all__ = ["Division", "Task", "carry_out", "departures", "divide"]
+
+T = TypeVar("T")
 
 _CACHED = 1 << 28  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
 _HEAVY = 1 << 26  # bytes of activations of all replicas below which threads wait for each other in Python (digits, two threads)
@@ -187,28 +191,69 @@ def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, mem
 
 
 def carry_out(task: Task, how: Division, progress: Progress | None = None) -> Iterator[tuple[Tensor, Trained]]:
-    """Train the replicas of ``task``, divided as ``how`` says. Sets of rows come in any order, each with what came of them."""
+    """Train the replicas of ``task``, divided as ``how`` says. A set that does not fit into memory is halved, and begins anew.
+
+    Args:
+        task: the r replicas.
+        how: how they are divided.
+        progress: is told how many replica-steps were done.
+
+    Yields:
+        The rows of a set and what came of them; sets come in any order.
+
+    Raises:
+        MachineError: not even one replica fits into memory.
+    """
     fixed = task.algorithm.shares_beginnings and not task.algorithm.selector.moving and task.activity is None
     fixed = fixed and task.watched is None  # who ends early would have to leave the trunk's company
-    never = len(task.batches)
     when = departures(task.weights, task.batches) if fixed else torch.zeros(len(task.weights), dtype=torch.int64)
     order = when.argsort(stable=True)
     sets = math.ceil(len(order) / how.rows)
     # Every set gets early and late ones alike: sets take equally long, and the trunk is common to many.
-    shared = [_shared(order[i::sets], when, never) for i in range(sets)]
+    waiting = [order[i::sets] for i in range(sets)]
+
+    def run(task: Task, rows: Tensor, progress: Progress | None) -> tuple[Tensor, Trained]:
+        rows, sharing = _shared(rows, when[rows], len(task.batches))
+        return rows, task.run(rows, sharing, how.at_once, progress)
+
     with (
         _products("high") if task.algorithm.product_precision == "tf32" else nullcontext()
     ):  # the process's setting, so it is set where there is one thread
-        yield from _carried_out(task, how, shared, progress)
+        if how.workers > 1 and sets > 1:
+            for place, found in _by_threads(task, how.workers, run, waiting, progress):
+                yield found
+                waiting[place] = order[:0]
+        waiting = [rows for rows in waiting if len(rows)]  # threads that shared the memory had too little of it for these
+        while waiting:
+            rows = waiting.pop(0)
+            found_alone = _if_it_fits(partial(run, task, rows, progress))
+            if found_alone is not None:
+                yield found_alone
+                continue
+            if len(rows) == 1:
+                raise one_too_large(task.weights.device, task.tunable.count)
+            release(task.weights.device)
+            waiting = [rows[::2], rows[1::2], *waiting]
 
 
-def _carried_out(
-    task: Task, how: Division, shared: Sequence[tuple[Tensor, Sharing | None]], progress: Progress | None
-) -> Iterator[tuple[Tensor, Trained]]:
-    if how.workers == 1 or len(shared) == 1:
-        for rows, sharing in shared:
-            yield rows, task.run(rows, sharing, how.at_once, progress)
-        return
+def _if_it_fits(work: Callable[[], T]) -> T | None:
+    """What ``work`` gives; None where memory ran out."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MachineError) or out_of_memory(error):
+            return None
+        raise
+
+
+def _by_threads(
+    task: Task,
+    workers: int,
+    run: Callable[[Task, Tensor, Progress], tuple[Tensor, Trained]],
+    sets: Sequence[Tensor],
+    progress: Progress | None,
+) -> Iterator[tuple[int, tuple[Tensor, Trained]]]:
+    """The place of each of the ``sets`` that fitted into memory, and what came of it."""
     threads, stop, lock, own = torch.get_num_threads(), threading.Event(), threading.Lock(), threading.local()
 
     def told(count: int) -> None:
@@ -218,18 +263,23 @@ def _carried_out(
             with lock:
                 progress(count)
 
-    def alone(rows: Tensor, sharing: Sharing | None) -> tuple[Tensor, Trained]:
+    def alone(rows: Tensor) -> tuple[Tensor, Trained]:
         if not hasattr(own, "task"):
-            torch.set_num_threads(max(1, threads // how.workers))
+            torch.set_num_threads(max(1, threads // workers))
             # functional_call puts parameters into the module while it runs: each thread needs one of its own.
             watched = None if task.watched is None else _with_own_model(task.watched)
             own.task = replace(task, problem=_with_own_model(task.problem), watched=watched)
-        return rows, own.task.run(rows, sharing, how.at_once, told)
+        return run(own.task, rows, told)
 
-    with ThreadPoolExecutor(how.workers) as pool:
+    def start(pool: ThreadPoolExecutor) -> dict[Future[tuple[Tensor, Trained] | None], int]:
+        return {pool.submit(_if_it_fits, partial(alone, rows)): place for place, rows in enumerate(sets)}
+
+    with ThreadPoolExecutor(workers) as pool:
         try:
-            for future in as_completed([pool.submit(alone, *each) for each in shared]):
-                yield future.result()
+            places = _if_it_fits(partial(start, pool)) or {}  # a thread needs memory, too
+            for future in as_completed(places):
+                if (found := future.result()) is not None:
+                    yield places[future], found
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -254,9 +304,8 @@ class _Stopped(Exception):  # noqa: N818 - nothing went wrong here
     """Another thread failed, or the user interrupted."""
 
 
-def _shared(rows: Tensor, departing: Tensor, never: int) -> tuple[Tensor, Sharing | None]:
+def _shared(rows: Tensor, when: Tensor, never: int) -> tuple[Tensor, Sharing | None]:
     """A set's rows in the order in which they depart, after the trunk where it is one of them."""
-    when = departing[rows]
     lone = int(when[-1]) < never
     if not lone:
         rows, when = rows.roll(1), when[:-1]

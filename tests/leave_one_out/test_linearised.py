@@ -88,7 +88,7 @@ def test_without_anything_left_out_it_is_the_real_run(selector: Selector, learne
     real, trajectory = observed(problem, tuning, masks)
     alone = train(problem, tuning, masks=masks or None, replica_batch=1)
     assert torch.equal(real.values, alone.values)
-    tangent = linearised._Tangent(real, trajectory)
+    tangent = linearised._Tangent(real, trajectory, MEMORY)
     tangent.weights = torch.ones(2, problem.n)
     found = tuning.run(tangent, list(tuning.batches(problem.train)))
     assert torch.equal(found.values[:1], real.values)
