@@ -24,6 +24,7 @@ from torch.nn.functional import pad
 
 from stability.derivatives.gradients import per_example_jacobians
 from stability.errors import MachineError
+from stability.machine import peak_of_tensors
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Problem, generator
 from stability.training import Algorithm
@@ -34,6 +35,7 @@ from stability.training.replicas import Replicas
 
 __all__ = ["Record", "Trajectory", "losses_left_out", "trajectory_for"]
 
+_COPIED = 1 << 28  # bytes that replicas at once take where each sees one example; more were no faster
 _HELD = 8  # vectors of a replica's tuned values at once: values, gradient, deviation, AdamW's moments and temporaries
 
 
@@ -263,7 +265,10 @@ class _Tangent:
         """Of each z_i of ``left_out`` at its own row of ``values``, the real run's row first: (a,)."""
         problem = self._real.problem
         if self._trajectory.part is None:
-            return dataclasses.replace(self._real, values=values[1:]).own_losses(left_out)
+            one = dataclasses.replace(self._real, values=values[1:2], replica_batch=1)
+            takes = peak_of_tensors(lambda: one.own_losses(left_out[:1]))
+            at_once = max(1, min(_COPIED, self._memory_budget // 2) // (2 * takes))
+            return dataclasses.replace(self._real, values=values[1:], replica_batch=at_once).own_losses(left_out)
         examples = problem.train.take(left_out)
         full = self._real.logits(examples, slice(0, 1))[0]
         jacobian = self._jacobians()[left_out.to(values.device)]

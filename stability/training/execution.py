@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from stability.errors import MachineError
-from stability.machine import free_memory, kept_for_backward, out_of_memory
+from stability.machine import free_memory, kept_for_backward, out_of_memory, peak_of_tensors
 from stability.masks import Mask, Parameters
-from stability.problems.problem import ModuleLogits, Problem
+from stability.problems.problem import Examples, ModuleLogits, Problem
 from stability.training.algorithm import Algorithm
 from stability.training.descent import Progress, RunOptions, Sharing, Trained
 from stability.training.objective import ALL, Objective, Observer, Stack, blocks_of, logits_of
@@ -29,6 +29,7 @@ __all__ = ["Division", "Task", "carry_out", "departures", "divide"]
 T = TypeVar("T")
 
 _CACHED = 1 << 28  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
+_RESIDENT = 2  # of a process on a CPU, what is resident over what its tensors take: what malloc does not give back (digits)
 _HEAVY = 1 << 26  # bytes of activations of all replicas below which threads wait for each other in Python (digits, two threads)
 
 
@@ -139,18 +140,21 @@ def departures(weights: Tensor, batches: Sequence[Tensor]) -> Tensor:
 def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, memory_budget: int | None = None) -> Division:
     """Divide r replicas so that what is computed at once fits into memory.
 
-    A replica takes the algorithm's vectors of K values. One that is computed takes, besides, what a forward pass keeps for the
-    backward pass (measured on the longest batch), as much again for the backward pass itself, and its copy of every masked
-    tensor with the gradient. On a CPU many at once save nothing but Python's dispatch, and lose where their activations leave
-    the caches. There each thread takes replicas of its own, unless their products are so small that Python's dispatch, of which
-    there is one at a time, is most of the work. Sets and batches are balanced, so that the last is not a rest.
+    The r rows of trained values and what each step records of them are planned first. For the work a quarter of the budget remains
+    even where they take more: they are what was asked for. A replica takes, besides, the algorithm's vectors of K values. One that
+    is computed takes what a training step or the evaluation of a block of examples does. Both are carried out once and measured;
+    on a CPU as much again is planned for, which the system's allocator does not give back.
+
+    On a CPU many at once save nothing but Python's dispatch, and lose where their activations leave the caches. There each thread
+    takes replicas of its own, unless their products are so small that Python's dispatch, of which there is one at a time, is most
+    of the work. Sets and batches are balanced, so that the last is not a rest.
 
     Args:
         problem: as the steps see it (:meth:`stability.training.Algorithm.training_form`).
         algorithm: A.
         tunable: the K coordinates that some replica may change.
         r: the number of replicas.
-        memory_budget: bytes to plan with; by default half of what is free.
+        memory_budget: bytes that training and evaluation may take; by default half of what is free.
 
     Example:
         >>> from stability import FineTuning, load, selectors
@@ -167,16 +171,21 @@ def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, mem
     budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
     longest = max(algorithm.batches(problem.train), key=lambda index: len(index) * problem.train.longest(index))
     dropout = algorithm.dropout_at(0, first.device)
-    blocks = blocks_of(problem.train.take(longest), whole=dropout is not None)
-    block = max((block for _, block in blocks), key=lambda block: len(block) * block.longest(ALL))
     stack = Stack(start, tunable, tunable.gather(start).unsqueeze(0), differentiable=True)
-    with nullcontext() if dropout is None else dropout:
-        randomness = "error" if dropout is None else "same"
-        forward = partial(stack.call, problem.logits, block.inputs, randomness=randomness)
-        kept = kept_for_backward(forward, [*start.values(), *stack.tensors.values()])
-    copies = sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
+
+    def forward(block: Examples) -> Tensor:
+        with nullcontext() if dropout is None else dropout:
+            return stack.call(problem.logits, block.inputs, randomness="error" if dropout is None else "same")
+
+    block = _largest(blocks_of(problem.train.take(longest), whole=dropout is not None))
+    kept = kept_for_backward(partial(forward, block), [*start.values(), *stack.tensors.values()])
+    with torch.no_grad():
+        evaluated = peak_of_tensors(partial(forward, _largest_evaluated(problem)))
+    evaluated += first.element_size() * sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
+    computed = max(_step_takes(problem, algorithm, start, tunable, longest), evaluated) * (_RESIDENT if on_cpu else 1)
     state = first.element_size() * algorithm.vectors * tunable.count
-    computed = 2 * kept + first.element_size() * 2 * copies
+    recorded = (first.element_size() + 8) * algorithm.max_steps if algorithm.stepwise else 0
+    budget = max(budget // 4, budget - r * (first.element_size() * tunable.count + recorded))
     apart = on_cpu and isinstance(problem.logits, ModuleLogits) and r * kept >= _HEAVY  # of a mere function nobody knows
     workers = min(r, torch.get_num_threads()) if apart else 1
     mine = math.ceil(r / workers)
@@ -188,6 +197,29 @@ def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, mem
     sets = workers * math.ceil(r / (workers * rows))
     rows = math.ceil(r / sets)
     return Division(workers, rows, math.ceil(rows / math.ceil(rows / at_once)))
+
+
+def _step_takes(problem: Problem, algorithm: Algorithm, start: Parameters, tunable: Mask, index: Tensor) -> int:
+    """Bytes for loss and gradient of one replica on one batch."""
+    first = next(iter(start.values()))
+    ones = first.new_ones(1, problem.n)
+
+    def step() -> None:
+        reduced = algorithm.product_precision == "bfloat16"
+        objective = Objective(problem, start, tunable, weights=ones, ridges=torch.zeros_like(ones[:, :1]), autocast=reduced)
+        objective(objective.origin.unsqueeze(0), index, algorithm.dropout_at(0, first.device))
+
+    return peak_of_tensors(step)
+
+
+def _largest_evaluated(problem: Problem) -> Examples:
+    """The largest block of examples for which logits are computed at once."""
+    splits = [split for split in (problem.train, problem.validation, problem.test) if split is not None and len(split)]
+    return _largest([block for split in splits for block in split.blocks()])
+
+
+def _largest(blocks: Sequence[tuple[Tensor, Examples]]) -> Examples:
+    return max((block for _, block in blocks), key=lambda block: len(block) * block.longest(ALL))
 
 
 def carry_out(task: Task, how: Division, progress: Progress | None = None) -> Iterator[tuple[Tensor, Trained]]:

@@ -28,8 +28,6 @@ from stability.training.portions import Portions
 
 __all__ = ["Replicas", "train"]
 
-_COPIED = 1 << 28  # bytes of copied tensors at once where each replica sees one example
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Replicas:
@@ -116,14 +114,13 @@ class Replicas:
 
     def own_losses(self, index: Tensor) -> Tensor:
         """ℓ of one training example under each replica: of example ``index[j]`` under the j-th, (r,)."""
-        copied = sum(self.start[name].numel() * self.start[name].element_size() for name in self.tunable.indices)
 
         def some(rows: slice) -> Tensor:
             stack = Stack(self.start, self.tunable, self.values[rows])
             block = self.problem.train.take(index[rows])
             return self.problem.loss(self._own_logits(stack, block), block.labels)
 
-        portions = Portions(max(1, _COPIED // max(1, copied)), self.values.device, self.tunable.count)
+        portions = Portions(self.replica_batch, self.values.device, self.tunable.count)
         with torch.no_grad():
             return torch.cat(portions.each(len(self), some))
 
