@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import platform
 import weakref
@@ -18,9 +20,10 @@ from stability import __version__
 from stability.errors import UsageError
 from stability.limits import memory_limits, processor_limits
 
-__all__ = ["cores", "free_memory", "kept_for_backward", "out_of_memory", "peak_of_tensors", "report", "resolve_device"]
+__all__ = ["cores", "free_memory", "kept_for_backward", "out_of_memory", "peak_of_tensors", "release", "report", "resolve_device"]
 
 _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "transformers", "safetensors", "scikit-learn")
+_ONEDNN = "could not create a primitive"  # all that oneDNN says where it finds no memory for its code
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "_ALLOC_FAILED", "can't start new thread")
 
 
@@ -90,9 +93,28 @@ def out_of_memory(error: BaseException) -> bool:
         >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
         True
     """
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
-    )
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (text == _ONEDNN or any(part in text for part in _NO_MEMORY))
+
+
+def release(device: torch.device) -> None:
+    """Give memory back that nothing refers to any more.
+
+    The C library keeps what tensors on the CPU took, and a heap that large and small ones share can hold twice what is in use.
+
+    Args:
+        device: of which the memory is needed.
+
+    Example:
+        >>> release(torch.device("cpu"))
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc alone has it
+        trim(0)
 
 
 def kept_for_backward(forward: Callable[[], object], besides: Iterable[torch.Tensor] = ()) -> int:

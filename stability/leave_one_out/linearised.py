@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from stability.derivatives.gradients import per_example_jacobians
 from stability.errors import MachineError
-from stability.machine import peak_of_tensors
+from stability.machine import peak_of_tensors, release
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Problem, generator
 from stability.training import Algorithm
@@ -63,6 +63,7 @@ class Record:
 
     Attributes:
         width: the numbers of a row.
+        in_memory: whether they are in memory.
 
     Example:
         >>> record = Record(2, 3, torch.ones(1), in_memory=False)
@@ -73,6 +74,7 @@ class Record:
 
     def __init__(self, steps: int, width: int, like: Tensor, in_memory: bool) -> None:
         self._count, self._total, self.width, self._like = 0, steps, width, like[:0]
+        self.in_memory = in_memory
         self._file: IO[bytes] | None = None
         if in_memory:  # at once: rows kept one by one would pin the memory around them
             self._rows = like.new_empty(steps, width)
@@ -285,8 +287,10 @@ class _Tangent:
         at = _checkpoint(self.step, self._real.algorithm.max_steps, len(self._trajectory.steps))
         if at != self._at:
             self._jacobian = torch.empty(0)
+            release(self.origin.device)
             parameters = self._real.tunable.place(self._real.start, self._trajectory.points[at])
             self._jacobian = self._jacobians_at(parameters)
+            release(self.origin.device)
             self._at = at
         return self._jacobian
 

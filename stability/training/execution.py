@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from stability.errors import MachineError
-from stability.machine import free_memory, kept_for_backward, out_of_memory, peak_of_tensors
+from stability.machine import free_memory, kept_for_backward, out_of_memory, peak_of_tensors, release
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, ModuleLogits, Problem
 from stability.training.algorithm import Algorithm
 from stability.training.descent import Progress, RunOptions, Sharing, Trained
 from stability.training.objective import ALL, Objective, Observer, Stack, blocks_of, logits_of
-from stability.training.portions import one_too_large, release
+from stability.training.portions import one_too_large
 
 __all__ = ["Division", "Task", "carry_out", "departures", "divide"]
 
@@ -255,17 +255,20 @@ def carry_out(task: Task, how: Division, progress: Progress | None = None) -> It
             for place, found in _by_threads(task, how.workers, run, waiting, progress):
                 yield found
                 waiting[place] = order[:0]
+                del found
         waiting = [rows for rows in waiting if len(rows)]  # threads that shared the memory had too little of it for these
         while waiting:
             rows = waiting.pop(0)
             found_alone = _if_it_fits(partial(run, task, rows, progress))
             if found_alone is not None:
                 yield found_alone
-                continue
-            if len(rows) == 1:
+            elif len(rows) == 1:
                 raise one_too_large(task.weights.device, task.tunable.count)
-            release(task.weights.device)
-            waiting = [rows[::2], rows[1::2], *waiting]
+            else:
+                waiting = [rows[::2], rows[1::2], *waiting]
+            del found_alone
+            if waiting:
+                release(task.weights.device)
 
 
 def _if_it_fits(work: Callable[[], T]) -> T | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from typing import TypeVar
 import torch
 
 from stability.errors import MachineError
-from stability.machine import free_memory, out_of_memory
+from stability.machine import free_memory, out_of_memory, release
 
-__all__ = ["Portions", "one_too_large", "release"]
+__all__ = ["Portions", "one_too_large"]
 
 T = TypeVar("T")
 
@@ -77,14 +76,3 @@ def one_too_large(device: torch.device, tuned: int) -> MachineError:
         f"one replica alone does not fit: {free_memory(device) / 2**30:.1f} GiB are free on {device}, and K = {tuned} values are "
         "tuned; use smaller batches, shorter texts, a sparser mask or another device"
     )
-
-
-def release(device: torch.device) -> None:
-    """Give back what nothing refers to any more.
-
-    Args:
-        device: of which the memory is needed.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

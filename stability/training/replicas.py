@@ -230,7 +230,7 @@ def train(
     for rows, part in carry_out(task, how, progress):
         values[rows.to(values.device)] = part.values
         order.append(rows)
-        parts.append(replace(part, values=part.values[:0]))  # of a dense mask these are most of what there is
+        parts.append(replace(part, values=part.values.new_empty(0)))  # a slice would keep them all, most of what there is
     back = torch.cat(order).argsort()
     if algorithm.selector.moving:
         moved = [mask for part in parts for mask in part.masks]
