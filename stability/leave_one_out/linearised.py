@@ -296,9 +296,9 @@ class _Tangent:
 
     def _jacobians_at(self, parameters: Parameters) -> Tensor:
         problem, done = self._real.problem, 0
-        # Half of the memory is for what is returned, and of the other half the replicas hold about one.
+        # Half of the memory is for what is returned. A block takes far less than its plan, so that replicas have room beside it.
         found = per_example_jacobians(
-            problem, parameters, problem.train, self._part, memory_budget=max(1, self._memory_budget // 4)
+            problem, parameters, problem.train, self._part, memory_budget=max(1, self._memory_budget // 2)
         )
         whole = torch.empty(0)
         for block in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -266,6 +267,7 @@ def carry_out(task: Task, how: Division, progress: Progress | None = None) -> It
                 raise one_too_large(task.weights.device, task.tunable.count)
             else:
                 waiting = [rows[::2], rows[1::2], *waiting]
+                gc.collect()
             del found_alone
             if waiting:
                 release(task.weights.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class Portions:
                 raise one_too_large(self.device, self.tuned)
             self.size = math.ceil((mine.stop - mine.start) / 2)
             forget()
+            gc.collect()
             release(self.device)
         return parts
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stability.limits import memory_limits, processor_limits
+from stability.machine import memory_limits, processor_limits
 
 GIB = 1 << 30
 
