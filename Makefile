@@ -7,7 +7,7 @@ MODEL ?=
 
 MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
 
-.PHONY: run quick theory discontinuity language assisted assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda recomputed weights clean
+.PHONY: run quick theory discontinuity language assisted assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed weights clean
 
 run: $(READY)  ## the main job: the study `digits`, its table, and its figures in figures/
 	$(BIN)/stability run digits --store runs/digits.sqlite --figures figures
@@ -59,7 +59,11 @@ paper-quick: $(READY)  ## ten methods of MiniLM on CB and RTE, five seeds (75 mi
 	$(BIN)/stability figures --store runs/paper-quick-sparsity.sqlite --out figures --only four_panels
 	$(BIN)/stability figures --paper --out figures
 
-paper-cuda:  ## on a machine with a GPU and the packages installed: MiniLM, seven tasks, ten methods, five seeds
+paper-memory: $(READY)  ## peak memory of digits against steps and n, and its figure (8 minutes)
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.drawing
+
+cuda:  ## on a machine with a GPU and the packages installed: MiniLM, seven tasks, ten methods, five seeds
 	$(PYTHON) -m stability run paper --model $(MODEL) --data $(DATA) --seeds 5 --steps 3000 --evaluate-every 100 --patience 10 \
 		--least-steps 1000 --device cuda --store runs/paper-cuda.sqlite
 

@@ -1,8 +1,8 @@
-"""Figures from the recorded results of :mod:`benchmarks.replicas` and :mod:`benchmarks.scaling`.
+"""Figures from the recorded results of :mod:`benchmarks.replicas`, :mod:`benchmarks.scaling` and :mod:`benchmarks.memory`.
 
     python -m benchmarks.drawing [--device cpu]
 
-Writes figures/benchmark_replicas and figures/benchmark_scaling, as PNG and PDF.
+Writes figures/benchmark_replicas, benchmark_scaling and benchmark_memory, as PNG and PDF; those of which there are results.
 """
 
 from __future__ import annotations
@@ -84,13 +84,37 @@ def scaling(results: dict[str, Any]) -> Figure:
     return figure
 
 
+@styled
+def memory(results: dict[str, Any]) -> Figure:
+    """Peak memory against steps and n, before and after a change; the line is the budget."""
+    axes_of = {"steps": "steps", "n": "training examples, n"}
+    figure, axes = new_figure(1, len(axes_of), (3.4 * len(axes_of), 2.6))
+    for ax, (axis, label) in zip(axes, axes_of.items(), strict=True):
+        for name, (marker, style) in {"before": ("s", "--"), "after": ("o", "-")}.items():
+            for estimator, color in {"sampled": "#0072B2", "assisted": "#D55E00"}.items():
+                rows = [row for row in results[name]["rows"][axis] if row["estimator"] == estimator]
+                x, y = [row[axis] for row in rows], [row["peak_mib"] for row in rows]
+                ax.plot(x, y, marker=marker, linestyle=style, color=color, label=f"{estimator}, {name}")
+        ax.axhline(results["after"]["budget_mib"], color="#7F7F7F", linestyle=":", label="stated budget")
+        ax.set_xscale("log")
+        ax.set_xticks(x, [f"{tick:g}" for tick in x], fontsize=7)
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel(label)
+    axes[0].set_ylabel("peak memory above\nthe start, MiB")
+    axes[1].legend(fontsize=7)
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="as in the names of the files of results")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "figures")
     options = parser.parse_args()
-    for name, draw in (("replicas", replicas), ("scaling", scaling)):
+    for name, draw in (("replicas", replicas), ("scaling", scaling), ("memory", memory)):
         path = RESULTS / f"{name}-{options.device}.json"
+        if not path.exists():
+            continue
         note = f"from {path.name}"
         [first, *_] = plotting.save({name: draw(json.loads(path.read_text()))}, options.out, "benchmark", note)
         print(first)

@@ -1,23 +1,53 @@
-"""What this machine has: devices, free memory, threads and versions."""
+"""What this machine has and lets this process take: devices, memory, processor time, threads and versions."""
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import platform
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from stability import __version__
 from stability.errors import UsageError
 
-__all__ = ["cores", "device_name", "free_memory", "kept_for_backward", "out_of_memory", "report", "resolve_device", "software"]
+__all__ = [
+    "cores",
+    "device_name",
+    "free_memory",
+    "kept_for_backward",
+    "memory_limits",
+    "out_of_memory",
+    "peak_of_tensors",
+    "processor_limits",
+    "release",
+    "report",
+    "resolve_device",
+    "software",
+]
 
+_PROCESS = Path("/proc/self")
 _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "transformers", "safetensors", "scikit-learn")
 _KINDS: tuple[str, ...] = ("cpu", "cuda")  # of devices, those that tests were run on
+_ONEDNN = "could not create a primitive"  # all that oneDNN says where it finds no memory for its code
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "std::bad_alloc",
+    "_ALLOC_FAILED",
+    "can't start new thread",
+)
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -54,14 +84,80 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
+def memory_limits(process: Path = _PROCESS) -> list[int]:
+    """How many bytes this process may still take, by each limit that it is under.
+
+    A container, a job of a cluster or a service of systemd is a control group of Linux. Groups lie inside each other, and the limit
+    of each holds; so do those of ``ulimit -v`` and ``ulimit -d``. Files that the kernel only keeps because there is room,
+    ``inactive_file``, do not count as taken.
+
+    Args:
+        process: the folder that lists the control groups of this process and where they are mounted.
+
+    Returns:
+        One number for each limit, never below 0; empty where there is none.
+
+    Example:
+        >>> all(left >= 0 for left in memory_limits())
+        True
+    """
+    left = []
+    for group in _groups("memory", process):
+        kept = {"inactive_file": 0, "total_inactive_file": 0}
+        for line in _text(group / "memory.stat").splitlines():
+            name, _, count = line.partition(" ")
+            kept[name] = int(count)
+        used = _number(group / "memory.current")  # of version 2; memory.high slows a process down where memory.max ends it
+        if used is None:
+            limits, used = ["memory.limit_in_bytes"], _number(group / "memory.usage_in_bytes")
+            reclaimable = kept["total_inactive_file"]
+        else:
+            limits, reclaimable = ["memory.max", "memory.high"], kept["inactive_file"]
+        sizes = [size for name in limits if (size := _number(group / name)) is not None]
+        left += [size - max(0, (used or 0) - reclaimable) for size in sizes]
+    own = psutil.Process()
+    if hasattr(own, "rlimit"):  # elsewhere than on Linux and FreeBSD these limits are not told
+        taken = own.memory_info()
+        for limit, size in ((psutil.RLIMIT_AS, taken.vms), (psutil.RLIMIT_DATA, taken.data)):
+            soft, _ = own.rlimit(limit)
+            left += [] if soft == psutil.RLIM_INFINITY else [soft - size]
+    return [max(0, size) for size in left]
+
+
+def processor_limits(process: Path = _PROCESS) -> list[int]:
+    """To how many processor cores the time amounts that each control group of this process may take, rounded up.
+
+    Args:
+        process: the folder that lists the control groups of this process and where they are mounted.
+
+    Returns:
+        One number for each limit, as ``docker run --cpus`` sets one; empty where there is none.
+
+    Example:
+        >>> all(count >= 1 for count in processor_limits())
+        True
+    """
+    found = []
+    for group in _groups("cpu", process):
+        quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+        if both := _text(group / "cpu.max").split():
+            quota, period = None if both[0] == "max" else int(both[0]), int(both[1])
+        if quota is not None and period and quota > 0:
+            found.append(math.ceil(quota / period))
+    return found
+
+
 def free_memory(device: torch.device) -> int:
-    """How much memory is free on a device.
+    """How much memory this process may still take on a device.
+
+    On the CPU that is what the machine has available, files that it would drop included, or less where the process is under a
+    limit: that of a container or a job, or that of ``ulimit -v``.
 
     Args:
         device: a CUDA device or the CPU.
 
     Returns:
-        The number of free bytes; two gigabytes for a CPU whose system does not tell.
+        The number of free bytes.
 
     Example:
         >>> free_memory(torch.device("cpu")) > 0
@@ -70,23 +166,40 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # some systems do not tell; every machine has this much
-        return 2 << 30
+    return int(min([psutil.virtual_memory().available, *memory_limits()]))
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch says that memory ran out, that of a GPU or that of this machine.
+    """Whether an error says that memory ran out, that of a GPU or that of this machine.
 
     Args:
-        error: the error.
+        error: the error, of torch, NumPy or Python itself. A thread that cannot start lacks the memory for its stack.
 
     Example:
         >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
         True
     """
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (text == _ONEDNN or any(part in text for part in _NO_MEMORY))
+
+
+def release(device: torch.device) -> None:
+    """Give memory back to the system that is free in this process.
+
+    The C library keeps what tensors on the CPU took, and a heap that large and small ones share can hold twice what is in use.
+
+    Args:
+        device: of which the memory is needed.
+
+    Example:
+        >>> release(torch.device("cpu"))
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc alone has it
+        trim(0)
 
 
 def kept_for_backward(forward: Callable[[], object], besides: Iterable[torch.Tensor] = ()) -> int:
@@ -117,14 +230,61 @@ def kept_for_backward(forward: Callable[[], object], besides: Iterable[torch.Ten
     return sum(size for place, size in saved.items() if place not in known)
 
 
+class _Live(TorchDispatchMode):
+    """While it is entered, counts the bytes of the tensors that are made and not yet gone."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._alive: set[int] = set()
+        self._now = self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._alive:
+                    self._alive.add(storage._cdata)
+                    self._now += storage.nbytes()
+                    self.most = max(self.most, self._now)
+                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return result
+
+    def _gone(self, place: int, size: int) -> None:
+        self._alive.discard(place)
+        self._now -= size
+
+
+def peak_of_tensors(work: Callable[[], object]) -> int:
+    """The most memory that the tensors which some work makes take at once.
+
+    Args:
+        work: is called once.
+
+    Returns:
+        The number of bytes; what an operation takes inside itself is not counted.
+
+    Example:
+        >>> x = torch.ones(100)
+        >>> peak_of_tensors(lambda: x.exp().exp().exp())  # two of them at once, 100 numbers of 4 bytes each
+        800
+    """
+    with _Live() as live:
+        work()
+    return int(live.most)
+
+
 def cores() -> int:
-    """The number of processor cores that this process may use.
+    """The number of processor cores that this process may use, or whose time it may take where a container limits that.
 
     Example:
         >>> cores() >= 1
         True
     """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([here, *processor_limits()])
 
 
 def device_name(device: torch.device) -> str:
@@ -173,3 +333,37 @@ def report() -> dict[str, Any]:
         "devices": ["cpu", *(f"cuda:{i} {name}" for i, name in enumerate(cuda))],
         "free_memory_gib": round(free_memory(torch.device("cpu")) / 2**30, 1),
     }
+
+
+def _groups(controller: str, process: Path) -> Iterator[Path]:
+    """The folders of the control groups of a process for one controller, in either version: its own, and those around it."""
+    places = [line.split(":", 2)[1:] for line in _text(process / "cgroup").splitlines()]
+    for line in _text(process / "mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        root, mounted = before.split()[3:5]
+        kind, _, options = after.split(" ", 2)
+        names = "" if kind == "cgroup2" else controller
+        if kind not in ("cgroup", "cgroup2") or (names and names not in options.split(",")):
+            continue
+        for controllers, place in places:
+            if names not in controllers.split(","):
+                continue
+            # In a container that sees the groups of its host, its own group is the root of what is mounted.
+            inner = place.removeprefix(root) if root != "/" else place
+            top = Path(mounted)
+            own = top / inner.lstrip("/")
+            yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(top) and folder.is_dir())
+
+
+def _text(path: Path) -> str:
+    """What a file says; nothing where there is none."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where there is no file, or no limit."""
+    found = _text(path).strip()
+    return None if found in ("", "max") else int(found)

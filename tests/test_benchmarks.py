@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import drawing, scaling
+from benchmarks import drawing, memory, scaling
 from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
 from stability.training import products
@@ -57,6 +58,28 @@ def test_the_models_of_the_scaling_curves_train() -> None:
     replicas = train(problem, dataclasses.replace(point.algorithm, steps=2), torch.ones(2, problem.n))
     assert int((replicas.failed_step < 0).sum()) == 2
     assert point.problem().pretrained.keys() == problem.pretrained.keys()
+
+
+@pytest.mark.parametrize("estimator", memory.ESTIMATORS)
+def test_the_points_of_memory_are_measured(estimator: str) -> None:
+    memory.Point(estimator, steps=2, n=20).run(retrainings=2)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is told by Linux alone")
+def test_the_peak_is_that_of_the_work() -> None:
+    found = memory.peak_of(lambda: torch.ones(64 << 18))  # 64 MiB, gone at the end
+    assert 60 < found / 2**20 < 90
+
+
+def test_recorded_memory_is_whole_and_can_be_drawn() -> None:
+    found = json.loads((RESULTS / "memory-cpu.json").read_text())
+    assert {"before", "after"} <= found.keys()
+    for one in found.values():
+        assert {axis: len(rows) for axis, rows in one["rows"].items()} == {
+            axis: len(points) for axis, points in memory.AXES.items()
+        }
+        assert one["machine"]["torch"]
+    assert len(drawing.memory(found).axes) == 2
 
 
 @pytest.mark.parametrize("name", ["replicas", "scaling"])

@@ -10,16 +10,22 @@ the end, when each z_i is put once through the network at the parameters predict
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import IO
 
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.nn.functional import pad
 
 from stability.derivatives.gradients import per_example_jacobians
-from stability.masks import Mask
+from stability.errors import MachineError
+from stability.machine import peak_of_tensors, release
+from stability.masks import Mask, Parameters
 from stability.problems.problem import Problem, generator
 from stability.training import Algorithm
 from stability.training.descent import RunOptions
@@ -27,8 +33,9 @@ from stability.training.dropout import Dropout
 from stability.training.objective import ALL
 from stability.training.replicas import Replicas
 
-__all__ = ["Trajectory", "losses_left_out", "trajectory_for"]
+__all__ = ["Record", "Trajectory", "losses_left_out", "trajectory_for"]
 
+_COPIED = 1 << 28  # bytes that replicas at once take where each sees one example; more were no faster
 _HELD = 8  # vectors of a replica's tuned values at once: values, gradient, deviation, AdamW's moments and temporaries
 
 
@@ -45,32 +52,93 @@ class Part:
     scale: Tensor
 
 
+class Record:
+    """A row of numbers for each step of a run: in memory, or in a temporary file where they are many.
+
+    Args:
+        steps: the most rows.
+        width: how many numbers a row has.
+        like: a tensor whose type and device the rows have.
+        in_memory: whether they stay in memory. If not, they go into the folder for temporary files, which ``TMPDIR`` names.
+
+    Attributes:
+        width: the numbers of a row.
+        in_memory: whether they are in memory.
+
+    Example:
+        >>> record = Record(2, 3, torch.ones(1), in_memory=False)
+        >>> record.add(torch.tensor([1.0, 2.0, 3.0]))
+        >>> record[0]
+        tensor([1., 2., 3.])
+    """
+
+    def __init__(self, steps: int, width: int, like: Tensor, in_memory: bool) -> None:
+        self._count, self._total, self.width, self._like = 0, steps, width, like[:0]
+        self.in_memory = in_memory
+        self._file: IO[bytes] | None = None
+        if in_memory:  # at once: rows kept one by one would pin the memory around them
+            self._rows = like.new_empty(steps, width)
+        else:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed with the record
+            weakref.finalize(self, self._file.close)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, row: Tensor) -> None:
+        """Take the next row (width,).
+
+        Raises:
+            MachineError: the file has no room for it.
+        """
+        if self._file is None:
+            self._rows[self._count] = row
+        else:
+            try:
+                self._file.write(row.detach().cpu().contiguous().numpy().data)
+            except OSError as error:
+                size = self._total * self.width * row.element_size()
+                raise MachineError(
+                    f"the gradients of {self._total} steps take {size / 2**30:.1f} GiB, for which {tempfile.gettempdir()} has no "
+                    f"room ({error.strerror}): name a larger folder in TMPDIR, or use a sparser mask or fewer steps"
+                ) from error
+        self._count += 1
+
+    def __getitem__(self, step: int) -> Tensor:
+        if self._file is None:
+            return self._rows[step]
+        row = torch.empty(self.width, dtype=self._like.dtype)
+        self._file.seek(step * self.width * row.element_size())
+        self._file.readinto(row.numpy())  # type: ignore[attr-defined]
+        return row.to(self._like.device)
+
+
 @dataclass(eq=False)
 class Trajectory:
     """What one real run leaves behind for its linearisation. It is the observer of that run.
 
     Attributes:
         steps: the steps whose points are kept.
+        record: of each step, the gradient of its batch's loss, without the ridge and before a mask, at the coordinates of
+            ``part``; then the logits of its batch, (b, C), flat, and zeros where the batch is smaller than others.
         hold: coordinates that the masks of some Sⁱ have, for which the real run keeps room.
         part: the coordinates of which gradients are kept; None: all.
         points: for each of ``steps`` all values before it, (K,).
-        logits: of each step's batch, (b, C).
-        gradients: of each step's batch loss, without the ridge and before a mask, at the coordinates of ``part``.
     """
 
     steps: frozenset[int]
+    record: Record
     hold: Mask | None = None
     part: Part | None = None
     points: dict[int, Tensor] = field(default_factory=dict, init=False)
-    logits: list[Tensor] = field(default_factory=list, init=False)
-    gradients: list[Tensor] = field(default_factory=list, init=False)
 
     def add(self, values: Tensor, logits: Tensor, gradient: Tensor) -> None:
         """Keep one more step: values and gradient (1, K), logits (1, b, C)."""
-        if (step := len(self.gradients)) in self.steps:
+        if (step := len(self.record)) in self.steps:
             self.points[step] = values[0].detach().clone()
-        self.logits.append(logits[0].detach())
-        self.gradients.append(gradient[0] if self.part is None else gradient[0, self.part.indices])
+        own = gradient[0] if self.part is None else gradient[0, self.part.indices]
+        row = torch.cat([own, logits[0].detach().flatten()])
+        self.record.add(pad(row, (0, self.record.width - len(row))))
 
 
 def trajectory_for(
@@ -83,7 +151,8 @@ def trajectory_for(
         algorithm: A.
         masks: S's, then those that the Sⁱ have; empty where masks move.
         checkpoints: at how many steps the values are kept.
-        memory_budget: bytes, half of which the Jacobians may take. Where they need more, part of the coordinates is drawn.
+        memory_budget: bytes, half of which the Jacobians may take. Where they need more, part of the coordinates is drawn. The
+            steps are recorded in a temporary file where they do not fit beside Jacobians and replicas.
     """
     hold = None
     for mask in {id(mask): mask for mask in masks}.values():
@@ -94,7 +163,13 @@ def trajectory_for(
     fit = memory_budget // (2 * problem.n * logits.shape[1] * logits.element_size())
     part = None if tunable.count <= fit else _drawn(problem, tunable, fit, algorithm.seed)
     steps = algorithm.max_steps
-    return Trajectory(frozenset(_checkpoint(t, steps, min(checkpoints, steps)) for t in range(steps)), hold, part)
+    points = frozenset(_checkpoint(t, steps, min(checkpoints, steps)) for t in range(steps))
+    count = tunable.count if part is None else len(part.indices)
+    width = count + max(map(len, algorithm.batches(problem.train))) * logits.shape[1]
+    rows = min(problem.n, _at_once(memory_budget, count, logits.element_size())) + 1
+    held = (problem.n * logits.shape[1] + rows * _HELD) * count + len(points) * tunable.count
+    in_memory = (held + steps * width) * logits.element_size() <= memory_budget
+    return Trajectory(points, Record(steps, width, tunable.gather(start), in_memory), hold, part)
 
 
 def losses_left_out(real: Replicas, trajectory: Trajectory, masks: Sequence[Mask], memory_budget: int) -> Tensor:
@@ -112,7 +187,7 @@ def losses_left_out(real: Replicas, trajectory: Trajectory, masks: Sequence[Mask
     Returns:
         float64 (n,) on the CPU; NaN where the linearised replica diverged.
     """
-    tangent = _Tangent(real, trajectory)
+    tangent = _Tangent(real, trajectory, memory_budget)
     problem, n = real.problem, real.problem.n
     activity = None
     if any(mask is not masks[0] for mask in masks):
@@ -121,7 +196,7 @@ def losses_left_out(real: Replicas, trajectory: Trajectory, masks: Sequence[Mask
     # Dropout's draws are in the recorded logits already; where the real run stopped early, its replicas end where it did.
     algorithm = real.algorithm.tangent_form()
     batches = list(algorithm.batches(problem.train))[: int(real.kept_step[0])]
-    at_once = max(1, memory_budget // (2 * _HELD * tangent.origin.element_size() * len(tangent.origin)))
+    at_once = _at_once(memory_budget, len(tangent.origin), tangent.origin.element_size())
     found = []
     for left_out in torch.arange(n).split(at_once):
         weights = torch.ones(len(left_out) + 1, n, device=tangent.origin.device)
@@ -139,9 +214,9 @@ class _Tangent:
 
     sequences = 1
 
-    def __init__(self, real: Replicas, trajectory: Trajectory) -> None:
+    def __init__(self, real: Replicas, trajectory: Trajectory, memory_budget: int) -> None:
         self.weights, self.step = torch.empty(0), 0
-        self._real, self._trajectory = real, trajectory
+        self._real, self._trajectory, self._memory_budget = real, trajectory, memory_budget
         part, device = trajectory.part, real.values.device
         self._places = torch.arange(real.tunable.count) if part is None else part.indices
         self._part = real.tunable if part is None else real.tunable.part(part.indices)
@@ -170,7 +245,8 @@ class _Tangent:
     ) -> tuple[Tensor, Tensor, Tensor]:
         problem, algorithm = self._real.problem, self._real.algorithm
         jacobian = self._jacobians()[index.to(values.device)].flatten(0, 1)  # (b C, K)
-        recorded = self._trajectory.logits[self.step]
+        row, count = self._trajectory.record[self.step], len(self.origin)
+        recorded = row[count : count + len(jacobian)].view(len(index), -1)
         logits = recorded + (self._moved(values) @ jacobian.T).view(len(values), *recorded.shape)
         weight = self.weights[:, index.to(values.device)]
         mass = weight.sum(1)
@@ -180,7 +256,7 @@ class _Tangent:
         loss = (losses * weight).sum(1) / torch.where(mass > 0, mass, torch.ones_like(mass))
         slopes = torch.autograd.grad(loss.sum(), logits)[0].flatten(1)
         # What the real run's own gradient was, and what the replica's residuals differ from the real ones.
-        gradient = self._trajectory.gradients[self.step] + (slopes - slopes[:1]) @ jacobian
+        gradient = row[:count] + (slopes - slopes[:1]) @ jacobian
         gradient = torch.where(mass[:, None] > 0, gradient, 0.0)  # as for the real ones: of nothing there is no gradient
         if ridge := algorithm.ridge_for(self._real.masks[0]):
             gradient = gradient + 2 * ridge * (values - self.origin)
@@ -191,7 +267,10 @@ class _Tangent:
         """Of each z_i of ``left_out`` at its own row of ``values``, the real run's row first: (a,)."""
         problem = self._real.problem
         if self._trajectory.part is None:
-            return dataclasses.replace(self._real, values=values[1:]).own_losses(left_out)
+            one = dataclasses.replace(self._real, values=values[1:2], replica_batch=1)
+            takes = peak_of_tensors(lambda: one.own_losses(left_out[:1]))
+            at_once = max(1, min(_COPIED, self._memory_budget // 2) // (2 * takes))
+            return dataclasses.replace(self._real, values=values[1:], replica_batch=at_once).own_losses(left_out)
         examples = problem.train.take(left_out)
         full = self._real.logits(examples, slice(0, 1))[0]
         jacobian = self._jacobians()[left_out.to(values.device)]
@@ -208,11 +287,33 @@ class _Tangent:
         at = _checkpoint(self.step, self._real.algorithm.max_steps, len(self._trajectory.steps))
         if at != self._at:
             self._jacobian = torch.empty(0)
+            release(self.origin.device)
             parameters = self._real.tunable.place(self._real.start, self._trajectory.points[at])
-            problem = self._real.problem
-            self._jacobian = torch.cat(list(per_example_jacobians(problem, parameters, problem.train, self._part)))
+            self._jacobian = self._jacobians_at(parameters)
+            release(self.origin.device)
             self._at = at
         return self._jacobian
+
+    def _jacobians_at(self, parameters: Parameters) -> Tensor:
+        problem, done = self._real.problem, 0
+        # Half of the memory is for what is returned. A block takes far less than its plan, so that replicas have room beside it.
+        found = per_example_jacobians(
+            problem, parameters, problem.train, self._part, memory_budget=max(1, self._memory_budget // 2)
+        )
+        whole = torch.empty(0)
+        for block in found:
+            if len(block) == problem.n:
+                return block
+            if not done:
+                whole = block.new_empty(problem.n, *block.shape[1:])
+            whole[done : done + len(block)] = block
+            done += len(block)
+        return whole
+
+
+def _at_once(memory_budget: int, count: int, element_size: int) -> int:
+    """How many linearised replicas of ``count`` values are followed at once: as many as half of the memory holds."""
+    return max(1, memory_budget // (2 * _HELD * element_size * count))
 
 
 def _checkpoint(step: int, steps: int, checkpoints: int) -> int:

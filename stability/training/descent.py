@@ -11,7 +11,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from stability.errors import UsageError, explained
 from stability.masks import Mask
@@ -188,7 +187,10 @@ def descend(
         raise UsageError(f"{method} began {type(course).__name__}: begin returns a stability.selectors.Course")
     failed = torch.full((everyone.stop,), -1, device=origin.device)
     limit = torch.zeros(())
-    losses, changes, relaxed, spared = [], [], [], 0
+    # All memory that outlives a step is taken here: small blocks kept from each step would pin the heap around them.
+    losses = origin.new_full((len(batches), everyone.stop), torch.nan)
+    changes = torch.zeros(len(batches), everyone.stop, dtype=torch.int64)
+    relaxed, spared = torch.zeros(len(batches), dtype=torch.bool), 0
     for step, index in enumerate(batches):
         clock.step = step
         rows = _go_on(course, rows, sharing.rows(step))
@@ -207,12 +209,12 @@ def descend(
             failing, loss = failing & ~kept.ended, torch.where(kept.ended, torch.nan, loss)
         failed = torch.where(failing, step, failed)
         before = course.mask
-        relaxed.append(course.relaxed)
+        relaxed[step] = course.relaxed
         with explained(method):
             course.step(gradient)
         spared += asked.stop - asked.start - len(found)
-        losses.append(loss)
-        changes.append(_entered(before, course.mask, everyone.stop))
+        losses[step] = loss
+        changes[step] = _entered(before, course.mask, everyone.stop)
         if options.progress is not None:
             options.progress(asked.stop - asked.start)
         if kept is not None and kept.due(step + 1):
@@ -226,20 +228,19 @@ def descend(
     values, chosen = _ended(course, run) if kept is None else (kept.values, kept.mask)
     if chosen is not None:
         if kept is None:
-            changes[-1] = changes[-1] + _entered(before, course.mask, run.rows)
+            changes[-1] += _entered(before, course.mask, run.rows)
         first = Mask.at(shapes, torch.nonzero(chosen[0]).squeeze(1))
         same = (chosen == chosen[0]).all(1).tolist()  # one object for all: of a dense mask each takes 8m bytes
         masks = [first if mine else Mask.at(shapes, torch.nonzero(row).squeeze(1)) for mine, row in zip(same, chosen, strict=True)]
     failed = failed[asked]
     failed = torch.where((failed < 0) & ~torch.isfinite(values).all(1), algorithm.max_steps, failed)
-    later = (0, 0, 0, len(batches) - len(losses))  # sets of replicas stop apart
     return Trained(
         values=values,
         failed_step=failed,
         kept_step=torch.full_like(failed, algorithm.max_steps) if kept is None else kept.step,
-        batch_losses=pad(torch.stack(losses)[:, asked], later, value=torch.nan),
-        mask_changes=pad(torch.stack(changes)[:, asked], later),
-        relaxed=pad(torch.tensor(relaxed), later[2:]),
+        batch_losses=losses[:, asked],
+        mask_changes=changes[:, asked],
+        relaxed=relaxed,
         masks=masks,
         spared=spared,
     )

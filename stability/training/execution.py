@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from stability.machine import free_memory, kept_for_backward
+from stability.errors import MachineError
+from stability.machine import free_memory, kept_for_backward, out_of_memory, peak_of_tensors, release
 from stability.masks import Mask, Parameters
-from stability.problems.problem import ModuleLogits, Problem
+from stability.problems.problem import Examples, ModuleLogits, Problem
 from stability.training.algorithm import Algorithm
 from stability.training.descent import Progress, RunOptions, Sharing, Trained
 from stability.training.objective import ALL, Objective, Observer, Stack, blocks_of, logits_of
+from stability.training.portions import one_too_large
 
 __all__ = ["Division", "Task", "carry_out", "departures", "divide"]
 
+T = TypeVar("T")
+
 _CACHED = 1 << 28  # bytes of activations beyond which more replicas at once only slowed a CPU down (MiniLM, two threads)
+_RESIDENT = 2  # of a process on a CPU, what is resident over what its tensors take: what malloc does not give back (digits)
 _HEAVY = 1 << 26  # bytes of activations of all replicas below which threads wait for each other in Python (digits, two threads)
 
 
@@ -135,18 +141,21 @@ def departures(weights: Tensor, batches: Sequence[Tensor]) -> Tensor:
 def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, memory_budget: int | None = None) -> Division:
     """Divide r replicas so that what is computed at once fits into memory.
 
-    A replica takes the algorithm's vectors of K values. One that is computed takes, besides, what a forward pass keeps for the
-    backward pass (measured on the longest batch), as much again for the backward pass itself, and its copy of every masked
-    tensor with the gradient. On a CPU many at once save nothing but Python's dispatch, and lose where their activations leave
-    the caches. There each thread takes replicas of its own, unless their products are so small that Python's dispatch, of which
-    there is one at a time, is most of the work. Sets and batches are balanced, so that the last is not a rest.
+    The r rows of trained values and what each step records of them are planned first. For the work a quarter of the budget remains
+    even where they take more: they are what was asked for. A replica takes, besides, the algorithm's vectors of K values. One that
+    is computed takes what a training step or the evaluation of a block of examples does. Both are carried out once and measured;
+    on a CPU as much again is planned for, which the system's allocator does not give back.
+
+    On a CPU many at once save nothing but Python's dispatch, and lose where their activations leave the caches. There each thread
+    takes replicas of its own, unless their products are so small that Python's dispatch, of which there is one at a time, is most
+    of the work. Sets and batches are balanced, so that the last is not a rest.
 
     Args:
         problem: as the steps see it (:meth:`stability.training.Algorithm.training_form`).
         algorithm: A.
         tunable: the K coordinates that some replica may change.
         r: the number of replicas.
-        memory_budget: bytes to plan with; by default half of what is free.
+        memory_budget: bytes that training and evaluation may take; by default half of what is free.
 
     Example:
         >>> from stability import FineTuning, load, selectors
@@ -163,16 +172,21 @@ def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, mem
     budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
     longest = max(algorithm.batches(problem.train), key=lambda index: len(index) * problem.train.longest(index))
     dropout = algorithm.dropout_at(0, first.device)
-    blocks = blocks_of(problem.train.take(longest), whole=dropout is not None)
-    block = max((block for _, block in blocks), key=lambda block: len(block) * block.longest(ALL))
     stack = Stack(start, tunable, tunable.gather(start).unsqueeze(0), differentiable=True)
-    with nullcontext() if dropout is None else dropout:
-        randomness = "error" if dropout is None else "same"
-        forward = partial(stack.call, problem.logits, block.inputs, randomness=randomness)
-        kept = kept_for_backward(forward, [*start.values(), *stack.tensors.values()])
-    copies = sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
+
+    def forward(block: Examples) -> Tensor:
+        with nullcontext() if dropout is None else dropout:
+            return stack.call(problem.logits, block.inputs, randomness="error" if dropout is None else "same")
+
+    block = _largest(blocks_of(problem.train.take(longest), whole=dropout is not None))
+    kept = kept_for_backward(partial(forward, block), [*start.values(), *stack.tensors.values()])
+    with torch.no_grad():
+        evaluated = peak_of_tensors(partial(forward, _largest_evaluated(problem)))
+    evaluated += first.element_size() * sum(math.prod(tunable.shapes[name]) for name in tunable.indices)
+    computed = max(_step_takes(problem, algorithm, start, tunable, longest), evaluated) * (_RESIDENT if on_cpu else 1)
     state = first.element_size() * algorithm.vectors * tunable.count
-    computed = 2 * kept + first.element_size() * 2 * copies
+    recorded = (first.element_size() + 8) * algorithm.max_steps if algorithm.stepwise else 0
+    budget = max(budget // 4, budget - r * (first.element_size() * tunable.count + recorded))
     apart = on_cpu and isinstance(problem.logits, ModuleLogits) and r * kept >= _HEAVY  # of a mere function nobody knows
     workers = min(r, torch.get_num_threads()) if apart else 1
     mine = math.ceil(r / workers)
@@ -186,29 +200,97 @@ def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, mem
     return Division(workers, rows, math.ceil(rows / math.ceil(rows / at_once)))
 
 
+def _step_takes(problem: Problem, algorithm: Algorithm, start: Parameters, tunable: Mask, index: Tensor) -> int:
+    """Bytes for loss and gradient of one replica on one batch."""
+    first = next(iter(start.values()))
+    ones = first.new_ones(1, problem.n)
+
+    def step() -> None:
+        reduced = algorithm.product_precision == "bfloat16"
+        objective = Objective(problem, start, tunable, weights=ones, ridges=torch.zeros_like(ones[:, :1]), autocast=reduced)
+        objective(objective.origin.unsqueeze(0), index, algorithm.dropout_at(0, first.device))
+
+    return peak_of_tensors(step)
+
+
+def _largest_evaluated(problem: Problem) -> Examples:
+    """The largest block of examples for which logits are computed at once."""
+    splits = [split for split in (problem.train, problem.validation, problem.test) if split is not None and len(split)]
+    return _largest([block for split in splits for block in split.blocks()])
+
+
+def _largest(blocks: Sequence[tuple[Tensor, Examples]]) -> Examples:
+    return max((block for _, block in blocks), key=lambda block: len(block) * block.longest(ALL))
+
+
 def carry_out(task: Task, how: Division, progress: Progress | None = None) -> Iterator[tuple[Tensor, Trained]]:
-    """Train the replicas of ``task``, divided as ``how`` says. Sets of rows come in any order, each with what came of them."""
+    """Train the replicas of ``task``, divided as ``how`` says. A set that does not fit into memory is halved, and begins anew.
+
+    Args:
+        task: the r replicas.
+        how: how they are divided.
+        progress: is told how many replica-steps were done.
+
+    Yields:
+        The rows of a set and what came of them; sets come in any order.
+
+    Raises:
+        MachineError: not even one replica fits into memory.
+    """
     fixed = task.algorithm.shares_beginnings and not task.algorithm.selector.moving and task.activity is None
     fixed = fixed and task.watched is None  # who ends early would have to leave the trunk's company
-    never = len(task.batches)
     when = departures(task.weights, task.batches) if fixed else torch.zeros(len(task.weights), dtype=torch.int64)
     order = when.argsort(stable=True)
     sets = math.ceil(len(order) / how.rows)
     # Every set gets early and late ones alike: sets take equally long, and the trunk is common to many.
-    shared = [_shared(order[i::sets], when, never) for i in range(sets)]
+    waiting = [order[i::sets] for i in range(sets)]
+
+    def run(task: Task, rows: Tensor, progress: Progress | None) -> tuple[Tensor, Trained]:
+        rows, sharing = _shared(rows, when[rows], len(task.batches))
+        return rows, task.run(rows, sharing, how.at_once, progress)
+
     with (
         _products("high") if task.algorithm.product_precision == "tf32" else nullcontext()
     ):  # the process's setting, so it is set where there is one thread
-        yield from _carried_out(task, how, shared, progress)
+        if how.workers > 1 and sets > 1:
+            for place, found in _by_threads(task, how.workers, run, waiting, progress):
+                yield found
+                waiting[place] = order[:0]
+                del found
+        waiting = [rows for rows in waiting if len(rows)]  # threads that shared the memory had too little of it for these
+        while waiting:
+            rows = waiting.pop(0)
+            found_alone = _if_it_fits(partial(run, task, rows, progress))
+            if found_alone is not None:
+                yield found_alone
+            elif len(rows) == 1:
+                raise one_too_large(task.weights.device, task.tunable.count)
+            else:
+                waiting = [rows[::2], rows[1::2], *waiting]
+                gc.collect()
+            del found_alone
+            if waiting:
+                release(task.weights.device)
 
 
-def _carried_out(
-    task: Task, how: Division, shared: Sequence[tuple[Tensor, Sharing | None]], progress: Progress | None
-) -> Iterator[tuple[Tensor, Trained]]:
-    if how.workers == 1 or len(shared) == 1:
-        for rows, sharing in shared:
-            yield rows, task.run(rows, sharing, how.at_once, progress)
-        return
+def _if_it_fits(work: Callable[[], T]) -> T | None:
+    """What ``work`` gives; None where memory ran out."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MachineError) or out_of_memory(error):
+            return None
+        raise
+
+
+def _by_threads(
+    task: Task,
+    workers: int,
+    run: Callable[[Task, Tensor, Progress], tuple[Tensor, Trained]],
+    sets: Sequence[Tensor],
+    progress: Progress | None,
+) -> Iterator[tuple[int, tuple[Tensor, Trained]]]:
+    """The place of each of the ``sets`` that fitted into memory, and what came of it."""
     threads, stop, lock, own = torch.get_num_threads(), threading.Event(), threading.Lock(), threading.local()
 
     def told(count: int) -> None:
@@ -218,18 +300,23 @@ def _carried_out(
             with lock:
                 progress(count)
 
-    def alone(rows: Tensor, sharing: Sharing | None) -> tuple[Tensor, Trained]:
+    def alone(rows: Tensor) -> tuple[Tensor, Trained]:
         if not hasattr(own, "task"):
-            torch.set_num_threads(max(1, threads // how.workers))
+            torch.set_num_threads(max(1, threads // workers))
             # functional_call puts parameters into the module while it runs: each thread needs one of its own.
             watched = None if task.watched is None else _with_own_model(task.watched)
             own.task = replace(task, problem=_with_own_model(task.problem), watched=watched)
-        return rows, own.task.run(rows, sharing, how.at_once, told)
+        return run(own.task, rows, told)
 
-    with ThreadPoolExecutor(how.workers) as pool:
+    def start(pool: ThreadPoolExecutor) -> dict[Future[tuple[Tensor, Trained] | None], int]:
+        return {pool.submit(_if_it_fits, partial(alone, rows)): place for place, rows in enumerate(sets)}
+
+    with ThreadPoolExecutor(workers) as pool:
         try:
-            for future in as_completed([pool.submit(alone, *each) for each in shared]):
-                yield future.result()
+            places = _if_it_fits(partial(start, pool)) or {}  # a thread needs memory, too
+            for future in as_completed(places):
+                if (found := future.result()) is not None:
+                    yield places[future], found
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -254,9 +341,8 @@ class _Stopped(Exception):  # noqa: N818 - nothing went wrong here
     """Another thread failed, or the user interrupted."""
 
 
-def _shared(rows: Tensor, departing: Tensor, never: int) -> tuple[Tensor, Sharing | None]:
+def _shared(rows: Tensor, when: Tensor, never: int) -> tuple[Tensor, Sharing | None]:
     """A set's rows in the order in which they depart, after the trunk where it is one of them."""
-    when = departing[rows]
     lone = int(when[-1]) < never
     if not lone:
         rows, when = rows.roll(1), when[:-1]

@@ -8,8 +8,6 @@ others enter unbatched. Of a large masked matrix the gradient is taken at its ma
 from __future__ import annotations
 
 import copy
-import gc
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -19,11 +17,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from stability.errors import MachineError
-from stability.machine import free_memory, out_of_memory
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, ModuleLogits, Problem
 from stability.training.dropout import Dropout
+from stability.training.portions import Portions
 from stability.training.products import Products, Sites, pays, worthwhile
 
 __all__ = ["ALL", "Descended", "Objective", "Observer", "Stack", "blocks_of", "logits_of"]
@@ -41,16 +38,23 @@ def logits_of(problem: Problem, start: Parameters, tunable: Mask, values: Tensor
         tunable: the K coordinates whose values were trained.
         values: (r, K) the trained values.
         examples: N examples.
-        at_once: how many replicas are computed at once.
+        at_once: how many replicas are computed at once; fewer where memory runs out.
 
     Returns:
         (r, N, C).
+
+    Raises:
+        MachineError: not even one replica fits into memory.
     """
     blocks = list(examples.blocks())
     back = torch.cat([index for index, _ in blocks]).argsort().to(values.device)
+
+    def some(rows: slice) -> Tensor:
+        stack = Stack(start, tunable, values[rows])
+        return torch.cat([stack.call(problem.logits, block.inputs) for _, block in blocks], dim=1)
+
     with torch.no_grad():
-        stacks = (Stack(start, tunable, mine) for mine in values.split(at_once))
-        parts = [torch.cat([stack.call(problem.logits, block.inputs) for _, block in blocks], dim=1) for stack in stacks]
+        parts = Portions(at_once, values.device, tunable.count).each(len(values), some)
     return torch.cat(parts)[:, back]
 
 
@@ -248,7 +252,8 @@ class Objective:
         self.origin = tunable.gather(start)
         self._observer, self._autocast, self._reverse = observer, autocast, reverse
         self._problem, self._weights, self._ridges, self._activity = problem, weights, ridges, activity
-        self.at_once = min(len(weights), at_once or len(weights))
+        most = min(len(weights), at_once or len(weights))
+        self._portions = Portions(most, self.origin.device, len(self.origin))
         self._make = partial(Stack, start, tunable, differentiable=True)
         self._stack: Stack | None = None
         self._ridged = bool((ridges > 0).any())
@@ -257,6 +262,11 @@ class Objective:
     def rows(self) -> int:
         """r, the number of replicas."""
         return len(self._weights)
+
+    @property
+    def at_once(self) -> int:
+        """How many replicas are computed at once; fewer than at first where memory ran out."""
+        return self._portions.size
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -285,19 +295,9 @@ class Objective:
         mass = weights.sum(1, keepdim=True)
         # A batch whose every example is left out has no loss and no gradient; the moments still move the values.
         shares = weights / torch.where(mass > 0, mass, torch.ones_like(mass))
-        parts: list[tuple[Tensor, Tensor]] = []
-        done = 0
-        while done < len(values):
-            mine = slice(done, min(done + self.at_once, len(values)))
-            try:
-                parts.append(self._of(values[mine], blocks, shares[mine], dropout))
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-            else:
-                done = mine.stop
-                continue
-            self._halve(mine.stop - mine.start)  # outside of the handler, whose error holds on to what was allocated
+        parts = self._portions.each(
+            len(values), lambda mine: self._of(values[mine], blocks, shares[mine], dropout), forget=self._forget
+        )
         loss, gradient = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
         penalty = torch.zeros_like(loss)
         if self._ridged:
@@ -334,16 +334,6 @@ class Objective:
             self._observer.add(values, torch.cat(logits, dim=1)[:, back], gradient)
         return loss, gradient
 
-    def _halve(self, failed: int) -> None:
-        """After ``failed`` replicas at once did not fit."""
-        device = self.origin.device
-        if failed == 1:
-            raise MachineError(
-                f"one replica alone does not fit: {free_memory(device) / 2**30:.1f} GiB are free on {device}, and K = "
-                f"{len(self.origin)} values are tuned; use smaller batches, shorter texts, a sparser mask or another device"
-            )
-        self.at_once = math.ceil(failed / 2)
+    def _forget(self) -> None:
+        """The tensors of as many replicas as went at once so far."""
         self._stack = None
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()

@@ -24,10 +24,9 @@ from stability.training.algorithm import Algorithm
 from stability.training.descent import Progress
 from stability.training.execution import Division, Task, carry_out, divide
 from stability.training.objective import ALL, Observer, Stack, logits_of
+from stability.training.portions import Portions
 
 __all__ = ["Replicas", "train"]
-
-_COPIED = 1 << 28  # bytes of copied tensors at once where each replica sees one example
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -115,14 +114,15 @@ class Replicas:
 
     def own_losses(self, index: Tensor) -> Tensor:
         """ℓ of one training example under each replica: of example ``index[j]`` under the j-th, (r,)."""
-        copied = sum(self.start[name].numel() * self.start[name].element_size() for name in self.tunable.indices)
-        parts = []
+
+        def some(rows: slice) -> Tensor:
+            stack = Stack(self.start, self.tunable, self.values[rows])
+            block = self.problem.train.take(index[rows])
+            return self.problem.loss(self._own_logits(stack, block), block.labels)
+
+        portions = Portions(self.replica_batch, self.values.device, self.tunable.count)
         with torch.no_grad():
-            for rows in torch.arange(len(self)).split(max(1, _COPIED // max(1, copied))):
-                stack = Stack(self.start, self.tunable, self.values[rows.to(self.values.device)])
-                block = self.problem.train.take(index[rows])
-                parts.append(self.problem.loss(self._own_logits(stack, block), block.labels))
-        return torch.cat(parts)
+            return torch.cat(portions.each(len(self), some))
 
     def _own_logits(self, stack: Stack, block: Examples) -> Tensor:
         def one(mine: Parameters, inputs: Parameters) -> Tensor:
@@ -231,7 +231,7 @@ def train(
     for rows, part in carry_out(task, how, progress):
         values[rows.to(values.device)] = part.values
         order.append(rows)
-        parts.append(replace(part, values=part.values[:0]))  # of a dense mask these are most of what there is
+        parts.append(replace(part, values=part.values.new_empty(0)))  # a slice would keep them all, most of what there is
     back = torch.cat(order).argsort()
     if algorithm.selector.moving:
         moved = [mask for part in parts for mask in part.masks]

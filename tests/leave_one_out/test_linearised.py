@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from stability import FineTuning, Problem, leave_one_out
+from stability import FineTuning, MachineError, Problem, leave_one_out
 from stability.leave_one_out import linearised
 from stability.leave_one_out.estimators import Approximate, Assisted, Exact
-from stability.leave_one_out.linearised import Trajectory, losses_left_out, trajectory_for
+from stability.leave_one_out.linearised import Record, Trajectory, losses_left_out, trajectory_for
 from stability.leave_one_out.predictors import Linearised
 from stability.masks import Mask
 from stability.problems.solvable import linear_regression, logistic_regression
@@ -88,7 +89,7 @@ def test_without_anything_left_out_it_is_the_real_run(selector: Selector, learne
     real, trajectory = observed(problem, tuning, masks)
     alone = train(problem, tuning, masks=masks or None, replica_batch=1)
     assert torch.equal(real.values, alone.values)
-    tangent = linearised._Tangent(real, trajectory)
+    tangent = linearised._Tangent(real, trajectory, MEMORY)
     tangent.weights = torch.ones(2, problem.n)
     found = tuning.run(tangent, list(tuning.batches(problem.train)))
     assert torch.equal(found.values[:1], real.values)
@@ -111,6 +112,35 @@ def test_rows_at_a_time_change_nothing(digits: Problem) -> None:
     whole = predicted(digits, tuning)
     few = predicted(digits, tuning, memory=2 * 24 * 5 * 4 * 800)
     torch.testing.assert_close(few, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("selector", [FullTuning(), ChildPruning(0.05)], ids=described)
+def test_a_record_in_a_file_is_the_same_record(selector: Selector, digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit; batches of 7 of 24 examples are not all of one size."""
+    tuning = FineTuning(selector, steps=9, batch_size=7)
+    in_memory = predicted(digits, tuning)
+    monkeypatch.setattr(linearised, "Record", lambda steps, width, like, in_memory: Record(steps, width, like, in_memory=False))
+    assert torch.equal(predicted(digits, tuning), in_memory)
+
+
+def test_a_record_goes_to_a_file_where_memory_does_not_hold_it(digits: Problem) -> None:
+    kept = []
+    for steps, memory in ((10, MEMORY), (100_000, MEMORY), (10, 1 << 20)):
+        tuning = FineTuning(FullTuning(), steps=steps, batch_size=8)
+        kept.append(trajectory_for(digits, tuning, [], checkpoints=2, memory_budget=memory).record.in_memory)
+    assert kept == [True, False, False]
+
+
+def test_a_disk_that_is_full_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> object:
+        return open("/dev/full", "w+b", buffering=0)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    record = Record(2_000, 1 << 20, torch.ones(1), in_memory=False)
+    with pytest.raises(
+        MachineError, match="gradients of 2000 steps take 7.8 GiB, for which .* has no room .*: name a larger folder"
+    ):
+        record.add(torch.ones(1 << 20))
 
 
 def test_coordinates_are_drawn_where_the_jacobians_do_not_fit(digits: Problem) -> None:

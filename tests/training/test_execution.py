@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,12 +19,14 @@ from torch import Tensor
 from stability import FineTuning, Minimisation, Problem, StabilityError, UsageError
 from stability.leave_one_out.estimators import Sampled
 from stability.leave_one_out.measuring import measure
+from stability.machine import out_of_memory
 from stability.masks import Mask
 from stability.problems.problem import Examples
 from stability.selectors import SAM, BitFit, ChildPruning, FullTuning, LoRA, Random
 from stability.training import execution, products
+from stability.training.adamw import AdamW
 from stability.training.execution import Division, departures, divide
-from stability.training.objective import Objective, blocks_of
+from stability.training.objective import Objective, Stack, blocks_of
 from stability.training.replicas import train
 from tests.reference import ELSEWHERE, as_double, leaving_out
 
@@ -171,6 +178,133 @@ def test_one_replica_too_large_is_told_with_the_remedy(digits: Problem, monkeypa
     monkeypatch.setattr(Objective, "_of", none)
     with pytest.raises(StabilityError, match="one replica alone does not fit: .* are free on cpu, and K = 1093 .* use smaller"):
         train(digits, FineTuning(BitFit(), steps=2))
+
+
+def test_the_words_of_memory_that_ran_out_are_known() -> None:
+    """Torch's, NumPy's and Python's own, from real allocations that no machine can make."""
+    for work in (lambda: torch.empty(1 << 50), lambda: np.empty(1 << 50), lambda: bytearray(1 << 60), lambda: [0] * (1 << 58)):
+        with pytest.raises((RuntimeError, MemoryError)) as failed:
+            work()
+        assert out_of_memory(failed.value)
+    assert out_of_memory(RuntimeError("std::bad_alloc"))
+    assert out_of_memory(RuntimeError("can't start new thread"))
+    assert out_of_memory(RuntimeError("could not create a primitive"))
+    assert not out_of_memory(RuntimeError("could not create a primitive descriptor for a matmul primitive"))
+    assert not out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_a_set_that_does_not_fit_is_halved(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here for its optimizer's moments, which no smaller batch of replicas makes smaller."""
+    digits = as_double(digits)
+    algorithm = FineTuning(FullTuning(), steps=4, batch_size=8)
+    weights = leaving_out(digits.n, *range(9))
+    wanted = train(digits, algorithm, weights)
+    sizes: list[int] = []
+    real = AdamW.__init__
+
+    def scarce(self: AdamW, values: Tensor, **settings: Any) -> None:
+        sizes.append(len(values))
+        if len(values) > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate …")
+        real(self, values, **settings)
+
+    monkeypatch.setattr(AdamW, "__init__", scarce)
+    found = train(digits, algorithm, weights, reverse_batches=False)
+    torch.testing.assert_close(found.values, wanted.values, rtol=0, atol=1e-7)
+    torch.testing.assert_close(found.batch_losses, wanted.batch_losses, rtol=0, atol=1e-7)
+    assert max(sizes) > 3 >= min(sizes)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_threads_have_no_memory_for_is_trained_alone(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = as_double(digits)
+    algorithm = FineTuning(BitFit(), steps=4, batch_size=8)
+    weights = leaving_out(digits.n, *range(9))
+    wanted = train(digits, algorithm, weights)
+    real, refused = Objective._of, [0]
+
+    def scarce(self: Objective, values: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+        if threading.current_thread() is not threading.main_thread():
+            refused[0] += 1
+            raise MemoryError
+        return real(self, values, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Objective, "_of", scarce)
+    torch.testing.assert_close(train(digits, algorithm, weights).values, wanted.values, rtol=0, atol=1e-7)
+    assert refused[0] > 0
+
+
+def test_evaluation_is_halved_too(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = as_double(digits)
+    replicas = train(digits, FineTuning(Random(0.05), steps=2), leaving_out(digits.n, *range(6)))
+    logits, own = replicas.logits(digits.test), replicas.own_losses(torch.arange(7))
+    real = Stack.__init__
+
+    def scarce(self: Stack, start: Any, tunable: Mask, values: Tensor, *rest: Any) -> None:
+        if len(values) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(self, start, tunable, values, *rest)
+
+    monkeypatch.setattr(Stack, "__init__", scarce)
+    torch.testing.assert_close(replicas.logits(digits.test), logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(replicas.own_losses(torch.arange(7)), own, rtol=0, atol=1e-9)
+
+
+LIMITED = """
+import resource, psutil, torch
+from stability import FineTuning, load
+from stability.machine import release
+from stability.selectors import FullTuning
+from stability.training.replicas import train
+
+def limited(work):
+    release(torch.device("cpu"))
+    limit = psutil.Process().memory_info().vms + (80 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    found = work()
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return found
+
+torch.set_num_threads(1)
+problem = load("digits", n=100)
+weights = torch.ones(100, 100).fill_diagonal_(0)
+train(problem, FineTuning(FullTuning(), steps=1), weights[:2]).logits(problem.test)
+found = limited(lambda: train(problem, FineTuning(FullTuning(), steps=2), weights, replica_batch=100))
+assert (found.failed_step < 0).all() and found.values.isfinite().all()
+logits = limited(lambda: found.logits(problem.test))
+print(found.replica_batch, logits.isfinite().all(2).all(1).sum().item())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit does not hold elsewhere")
+def test_a_hundred_replicas_under_a_limit_of_the_system_are_halved_until_they_fit() -> None:
+    """Real allocations that fail: of 80 MiB, where the training of a hundred at once takes 120, and their evaluation 160."""
+    run = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    at_once, rows = map(int, run.stdout.split())
+    assert at_once < 100 == rows
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is told by Linux alone")
+def test_a_stated_budget_is_kept() -> None:
+    """What is resident beyond the start, in a process of its own: at most the budget, and 32 MiB that no plan knows of."""
+    run = [sys.executable, "-m", "tests.training.budgets", str(64 << 20)]
+    found = json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+    assert len(found) == 6
+    assert {name: peak for name, peak in found.items() if peak > 64 + 32} == {}
+    assert max(found.values()) > 16  # something was measured
+
+
+@pytest.mark.parametrize("selector", [Random(0.05), ChildPruning(0.1)], ids=lambda s: s.name)
+def test_a_step_leaves_nothing_behind(selector: Random | ChildPruning, digits: Problem) -> None:
+    """A small tensor kept from each step would hold the heap around it: 500 MiB after 2000 steps of digits."""
+    alive: list[int] = []
+
+    def count(_: int) -> None:
+        alive.append(sum(type(thing) is Tensor for thing in gc.get_objects()))
+
+    train(digits, FineTuning(selector, steps=12, batch_size=8), leaving_out(digits.n, 1), progress=count)
+    assert alive[-1] - alive[4] < 4
 
 
 def test_other_errors_are_not_taken_for_it(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
