@@ -122,7 +122,7 @@ def explained(what: str) -> Iterator[None]:
     """Turn what a user's own code raises into one line that names the code and the place.
 
     What the toolkit refuses in a call by that code gets name and place as well. Errors in which no code of the user's took part
-    stay as they are.
+    stay as they are. Torch's default type, and whether it takes gradients, are afterwards what they were before.
 
     Args:
         what: the code, as the beginning of a sentence: "selector 'mine'".
@@ -137,8 +137,11 @@ def explained(what: str) -> Iterator[None]:
         Traceback (most recent call last):
         stability.errors.OwnCodeError: selector 'mine' raised KeyError: 'layer' (..., line 2, in <module>)
     """
-    from stability.machine import out_of_memory  # which imports torch, and these errors
+    import torch  # `import stability` alone does not
 
+    from stability.machine import out_of_memory  # which imports these errors
+
+    gradients, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -151,3 +154,6 @@ def explained(what: str) -> Iterator[None]:
             raise OwnCodeError(f"{what}: {error} ({own[-1].filename}, line {own[-1].lineno}, in {own[-1].name})") from error
         hint = "; a file beside yours is imported at the top of yours" if isinstance(error, ModuleNotFoundError) else ""
         raise OwnCodeError(f"{what} raised {described(error)}{hint}") from error
+    finally:
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)

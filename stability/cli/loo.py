@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,10 +134,11 @@ def loo(
     estimator = estimation.made()
     replicas_to_check, delta = bounding.checked(estimator)
     problem = load(which.problem, seed=which.seed, **problem_settings(data, model))
-    algorithm = objective.made(method.made(), training, which.seed).with_defaults(problem.training)
     how: dict[str, Any] = {"estimator": estimator, "reselect": not method.keep_mask, "device": machine.device}
-    with tqdm(total=_steps(algorithm, estimator, problem.n), unit="step", disable=True if output.json else None) as bar:
-        estimate = measure(problem, algorithm, progress=bar.update, **how)
+    with redirect_stdout(sys.stderr) if output.json else nullcontext():  # a selector of the user's own may print
+        algorithm = objective.made(method.made(), training, which.seed).with_defaults(problem.training)
+        with tqdm(total=_steps(algorithm, estimator, problem.n), unit="step", disable=True if output.json else None) as bar:
+            estimate = measure(problem, algorithm, progress=bar.update, **how)
     metrics = metrics_of(problem, estimate.replicas)
     if not output.json:
         show_estimate(problem, algorithm, estimate, metrics)

@@ -143,6 +143,11 @@ class _Masks:
     def __init__(self, problem: Problem, algorithm: Algorithm, reselect: bool) -> None:
         self._problem, self._algorithm = problem, algorithm
         self._own = None if algorithm.selector.moving else algorithm.select(problem)
+        if self._own is not None and algorithm.selector.code() is not None and not algorithm.select(problem).equals(self._own):
+            raise UsageError(
+                f"selector {algorithm.selector.name!r} chose another mask when it was asked again: what it draws and remembers "
+                "would pass for an effect of leaving out; draw from the generator that it is given, or generator(seed, 'selection')"
+            )
         self._reselect = reselect and algorithm.selector.uses_data
 
     def of(self, left_out: Sequence[int]) -> list[Mask]:

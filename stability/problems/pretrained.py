@@ -366,7 +366,7 @@ def _difference(
     own = torch.autograd.grad(_weighted(found[1]), list(stacked.values()), allow_unused=True)
     size = max(float(slope.norm()) for slope in slopes.values() if slope is not None)
     if not _same(found[1], wanted):
-        return f"logits of replicas differ by {float((found[1] - wanted).abs().max()):.2g}"
+        return f"logits of replicas differ by {float((found[1].detach() - wanted).abs().max()):.2g}"
     for (name, slope), mine in zip(slopes.items(), own, strict=True):
         if slope is not None and (mine is None or not _close(mine[1], slope, size)):
             return f"the gradient by {name} differs"
@@ -378,7 +378,7 @@ def _difference(
 
     singly: Tensor = vmap(one, in_dims=(None, 0))(thin, dict(inputs))
     if not _same(singly, wanted):
-        return f"logits of examples differ by {float((singly - wanted).abs().max()):.2g}"
+        return f"logits of examples differ by {float((singly.detach() - wanted).abs().max()):.2g}"
     weights = _weights(wanted)
     each = vmap(grad(lambda mine, one_input, weight: (one(mine, one_input) * weight).sum()), in_dims=(None, 0, 0))
     for name, slope in each(thin, dict(inputs), weights).items():

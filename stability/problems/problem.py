@@ -530,7 +530,9 @@ class Problem:
 
         def answers(batch: Examples) -> Tensor:
             # Inside vmap a model that draws at random fails, and draws nothing.
-            found: Tensor = vmap(lambda _: self.logits(leaves, batch.inputs))(torch.zeros(1))
+            found = vmap(lambda _: self.logits(leaves, batch.inputs))(torch.zeros(1))
+            if not isinstance(found, Tensor):
+                raise UsageError(f"{self.name}: logits returned {type(found).__name__}: let it return a tensor (B, C)")
             return found[0]
 
         def random(like: Tensor) -> Tensor:
@@ -547,6 +549,8 @@ class Problem:
         beside = [answers(batch) for batch in batches]
         if beside[0].ndim != 2 or len(beside[0]) != 3:
             return f"the model returned {tuple(beside[0].shape)} for 3 examples: let it return one row of logits for each, (3, C)"
+        if not bool(torch.isfinite(alone).all()):
+            return "its logits are not finite before any training: mend the inputs or the weights"
         changed = torch.cat([logits[:2] - alone for logits in beside])
         tolerance = max(1e-3, 8 * torch.finfo(alone.dtype).eps)
         cause = "Batch normalisation over the batch does that: use its running statistics, group norm or layer norm"

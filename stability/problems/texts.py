@@ -311,7 +311,7 @@ def _absent(called: str, labels: Tensor, classes: Sequence[str]) -> list[str]:
     """Whether some examples lack a class, or have one alone."""
     present = set(labels.tolist())
     absent = [name for code, name in enumerate(classes) if code not in present]
-    alone = f": all are {classes[present.pop()]}" if len(present) == 1 else ""
+    alone = f": all are {classes[present.pop()]}" if absent and len(present) == 1 else ""
     return [f"{called} has no example of {listed(absent)}{alone}"] if absent else []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from abc import ABC, abstractmethod
@@ -248,7 +249,7 @@ def _called(scores: Any) -> str:
 
 
 def _copied(problem: Problem) -> Problem:
-    """The problem with tensors of its own. A user's code may do with them what it likes; the originals are shared by all runs."""
+    """The problem with tensors and a network of its own, for a user's code to do with what it likes: all runs share the others."""
 
     def own(examples: Examples) -> Examples:
         inputs = {name: tensor.clone() for name, tensor in examples.inputs.items()}
@@ -257,6 +258,7 @@ def _copied(problem: Problem) -> Problem:
     return replace(
         problem,
         pretrained={name: tensor.clone() for name, tensor in problem.pretrained.items()},
+        logits=copy.deepcopy(problem.logits),
         train=own(problem.train),
         test=own(problem.test),
         validation=None if problem.validation is None else own(problem.validation),
@@ -281,5 +283,5 @@ def _check_scores(name: str, scores: Parameters, pretrained: Parameters) -> None
             )
         if bad := int((~torch.isfinite(score)).sum()):
             raise UsageError(f"scores of {name!r} for {tensor!r}: {bad} of {score.numel()} are not finite, so they have no order")
-    if len({float(end) for score in scores.values() if score.numel() for end in (score.min(), score.max())}) == 1:
+    if len({float(end) for score in scores.values() if score.numel() for end in (score.detach().min(), score.detach().max())}) == 1:
         raise UsageError(f"scores of {name!r} are all equal: there is nothing to choose by; 'random' chooses by chance")

@@ -95,7 +95,7 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
         if given:
             raise UsageError(f"{name!r} is a selector with its settings made: leave {', '.join(given)} out")
         return found
-    made = _maker(found)
+    made = _maker(found, name)
     known = inspect.signature(made).parameters
     if "sparsity" not in known:
         if found is FullTuning and sparsity == 1:
@@ -192,9 +192,16 @@ def imported(module: str, folder: Path, whose: str) -> ModuleType:
     return made
 
 
-def _maker(found: Any) -> Callable[..., Any]:
-    """What is called with the settings: a class or one of our functions itself, or what makes a selector of a score function."""
-    return found if inspect.isclass(found) or found in SELECTORS.values() else partial(from_scores, found)
+def _maker(found: Any, name: str = "") -> Callable[..., Any]:
+    """What is called with the settings: a class or one of our functions itself, or what makes a selector of a score function.
+
+    A score function goes by the name that was asked for where it has another: closures and partial functions share theirs.
+    """
+    made: Callable[..., Any] = found
+    if inspect.isclass(found) or found in SELECTORS.values():
+        return made
+    asked = name.rpartition(":")[2]
+    return partial(from_scores, found, name="" if asked == getattr(found, "__name__", "") else asked)
 
 
 def _of_selectors(found: Any) -> bool:

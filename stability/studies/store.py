@@ -96,6 +96,8 @@ def reserved(path: str | PathLike[str]) -> Iterator[None]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
+        if not Path(lock.lock_file).exists():
+            raise StabilityError(f"nothing can be written beside {path}: use another --store") from error
         raise StabilityError(f"another run is writing to {path}: wait until it has finished, or use another --store") from error
     except OSError as error:
         raise StabilityError(f"nothing can be written beside {path}: {error}; use another --store") from error
@@ -241,7 +243,18 @@ class Store:
         Raises:
             StabilityError: it holds another one; what differs is named.
         """
-        if (name := difference(self.identity, identity)) is not None:
+        if (name := difference(self.identity, identity)) == "algorithms":
+            old, new = (
+                {key(without_code(json.loads(as_json(one)))): one["selector"]["name"] for one in each["algorithms"]}
+                for each in (self.identity, identity)
+            )
+            gone, added = ([names[one] for one in names if one not in others] for names, others in ((old, new), (new, old)))
+            changes = [f"{what} {', '.join(names)}" for what, names in (("without", gone), ("with", added)) if names]
+            raise StabilityError(
+                f"{self.path} was made for other algorithms; now it is {' and '.join(changes) or 'another order'}, or with other "
+                "settings of them: use another --store, and --reuse this one to take over what they share"
+            )
+        if name is not None:
             old, new = _first_difference(*(without_code(json.loads(as_json(one.get(name)))) for one in (self.identity, identity)))
             raise StabilityError(
                 f"{self.path} was made with {name} = {old}, now it is {new}: use another --store, or the settings that it "

@@ -124,6 +124,8 @@ class Study:
         for name, seeds in (("seeds", self.seeds), ("samples", self.samples)):
             for seed in () if seeds is None else seeds:
                 check_whole(0, seed=seed)
+            if seeds is not None and len(set(map(int, seeds))) < len(seeds):
+                raise UsageError(f"{name} = {list(map(int, seeds))}: one occurs twice, and would count as two; name each once")
             object.__setattr__(self, name, None if seeds is None else tuple(map(int, seeds)))
         if not self.algorithms or not self.seeds:
             raise UsageError(

@@ -12,10 +12,11 @@ import stability
 from stability import FineTuning, MachineError, Problem, UsageError, measure
 from stability.bounds import estimate_constants, measured_bounds
 from stability.cli.commands import main
-from stability.errors import described, explained
+from stability.errors import OwnCodeError, described, explained
 from stability.leave_one_out.estimators import Approximate, Sampled
 from stability.masks import Mask
-from stability.selectors import BitFit, Course, Moving, Projected, Run, Selector, from_scores
+from stability.problems.problem import ModuleLogits
+from stability.selectors import BitFit, Course, Moving, Projected, Random, Run, Selector, from_scores
 from stability.studies import Study, run
 from stability.studies.results import CellStatus
 
@@ -181,6 +182,76 @@ def test_a_selector_cannot_change_the_run(digits: Problem) -> None:
         assert found == wanted
     after = (*digits.pretrained.values(), digits.train.labels, digits.test.labels)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def spoilt(problem: Problem, draw: torch.Generator) -> dict[str, torch.Tensor]:
+    """Everything global that a careless function changes: the network's settings and mode, and torch's."""
+    assert isinstance(problem.logits, ModuleLogits)
+    for part in problem.logits.module.modules():
+        part.train()
+        if hasattr(part, "eps"):
+            vars(part)["eps"] = 1.0
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    return {name: tensor.abs().detach() for name, tensor in problem.pretrained.items()}
+
+
+def test_a_selector_changes_no_other_method_s_numbers(tmp_path: Path) -> None:
+    """The cell of random that comes after it is that of random alone."""
+
+    def cells(*selectors: Selector) -> Any:
+        tuned = tuple(FineTuning(one, steps=3, batch_size=8) for one in selectors)
+        mine = Study(
+            f"of {len(selectors)}", "digits", tuned, (0,), problem_settings={"n": 12}, estimator=Sampled(2), check_replicas=None
+        )
+        table = run(mine, tmp_path / f"{len(selectors)}.sqlite", device="cpu", workers=1).table.set_index("method")
+        assert (table["status"] == CellStatus.OK).all()
+        return [float(table[name]["random"]) for name in ("stability", "test_loss", "train_loss")]
+
+    try:
+        assert cells(from_scores(spoilt, 0.05), Random(0.05)) == cells(Random(0.05))
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_selector_that_chooses_by_chance_is_refused(digits: Problem) -> None:
+    draws = torch.Generator().manual_seed(0)  # its own, which goes on from call to call
+
+    def by_chance(problem: Problem, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {name: torch.rand(tensor.shape, generator=draws) for name, tensor in problem.pretrained.items()}
+
+    with pytest.raises(UsageError, match="selector 'by_chance' chose another mask when it was asked again"):
+        measure(digits, FineTuning(from_scores(by_chance, 0.05), steps=2), Sampled(2), device="cpu")
+
+
+def test_what_a_selector_asks_wrongly_of_the_toolkit_has_its_line(digits: Problem) -> None:
+    def outside(problem: Problem) -> Mask:
+        shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
+        return Mask(shapes, {next(iter(shapes)): torch.tensor([10**9])})
+
+    with pytest.raises(OwnCodeError, match=rf"^selector 'outside': mask of .*: indices must be ascending.* \(.*{HERE} outside\)$"):
+        measure(digits, FineTuning(Fixed("outside", outside), steps=2), Sampled(2), device="cpu")
+
+
+def test_a_selector_that_leaves_is_one_failed_cell(tmp_path: Path) -> None:
+    def leaves(problem: Problem, draw: torch.Generator) -> dict[str, torch.Tensor]:
+        raise SystemExit(3)
+
+    tuned = tuple(FineTuning(one, steps=2) for one in (from_scores(leaves, 0.05), BitFit()))
+    mine = Study("mine", "digits", tuned, (0,), problem_settings={"n": 12}, estimator=Sampled(2), check_replicas=None)
+    table = run(mine, tmp_path / "mine.sqlite", device="cpu", workers=1).table
+    assert table["status"].tolist() == [CellStatus.FAILED, CellStatus.OK]
+    assert table["reason"][0].startswith("selector 'leaves' raised SystemExit: 3 (")
+
+
+def test_theta_0_cannot_be_changed_by_a_moving_selector(digits: Problem) -> None:
+    def begin(run: Run) -> Course:
+        run.origin.mul_(0.5)
+        return Projected(run, lambda values, origin: (values - origin).abs(), 0.05)
+
+    with pytest.raises(UsageError, match="selector 'moving-origin' changed θ⁰, run.origin, in place"):
+        measure(digits, FineTuning(Begun("moving-origin", begin), steps=2), Sampled(2), device="cpu")
 
 
 @pytest.mark.parametrize(

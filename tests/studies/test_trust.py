@@ -26,6 +26,7 @@ from stability.leave_one_out.estimators import Sampled
 from stability.masks import Mask
 from stability.reports.study_table import render
 from stability.selectors import BitFit, Random, Selector, from_scores
+from stability.selectors.naming import selector_named
 from stability.studies import study
 from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.store import Store, as_json, key, reserved
@@ -401,3 +402,41 @@ def test_seeds_may_be_arrays(tmp_path: Path) -> None:
 
     mine = dataclasses.replace(quick(BitFit()), seeds=np.arange(3), samples=np.arange(2))  # type: ignore[arg-type]
     assert (mine.seeds, mine.samples, len(mine.cells())) == ((0, 1, 2), (0, 1), 6)
+
+
+def test_other_algorithms_are_named(tmp_path: Path) -> None:
+    run(quick(BitFit(), Random(0.1)), tmp_path / "mine.sqlite")
+    with pytest.raises(StabilityError, match="made for other algorithms; now it is without random and with last, or"):
+        run(quick(BitFit(), from_scores(smallest, 0.05, name="last")), tmp_path / "mine.sqlite")
+
+
+def smallest(problem: Problem, draw: torch.Generator) -> dict[str, torch.Tensor]:
+    return {name: -tensor.abs() for name, tensor in problem.pretrained.items()}
+
+
+def test_a_seed_counts_once() -> None:
+    with pytest.raises(UsageError, match=r"seeds = \[0, 1, 0\]: one occurs twice, and would count as two"):
+        quick(BitFit(), seeds=(0, 1, 0))
+
+
+def test_records_that_are_no_records_are_told(tmp_path: Path) -> None:
+    for record in ("null", "[]", "{}"):
+        path = tmp_path / f"{len(record)}{record[0] == '{'}.sqlite"
+        Store(path, {"study": "mine", "algorithms": []})
+        with sqlite3.connect(path) as connection:
+            connection.execute("INSERT INTO cells (key, identity, record) VALUES ('a', '{}', ?)", (record,))
+        connection.close()
+        with pytest.raises(StabilityError, match="is damaged: 1 of its 1 cells"):
+            StudyResults.read(path)
+    Store(tmp_path / "none.sqlite", {"study": "mine"})
+    with pytest.raises(StabilityError, match="is damaged: it does not say which study it holds"):
+        StudyResults.read(tmp_path / "none.sqlite")
+
+
+def test_two_closures_of_one_name_are_refused_and_names_that_were_asked_for_are_taken(module: Any) -> None:
+    with pytest.raises(UsageError, match="two different selectors are called 'apart'"):
+        quick(make(0.1), make(0.9))
+    made = module(MODULE + "\nother = lambda problem, generator: smallest(problem, generator)\n")
+    assert made.other.__name__ == "<lambda>"
+    assert selector_named("my_selectors:other", 0.1).name == "other"
+    assert selector_named("my_selectors:smallest", 0.1).settings()["label"] == ""
