@@ -59,11 +59,11 @@ paper-quick: $(READY)  ## ten methods of MiniLM on CB and RTE, five seeds (75 mi
 	$(BIN)/stability figures --store runs/paper-quick-sparsity.sqlite --out figures --only four_panels
 	$(BIN)/stability figures --paper --out figures
 
-paper-memory: $(READY)  ## peak memory of digits against steps and n, and its figure (8 minutes)
+memory: $(READY)  ## peak memory of digits against steps and n, and its figure (8 minutes)
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.drawing
 
-cuda:  ## on a machine with a GPU and the packages installed: MiniLM, seven tasks, ten methods, five seeds
+paper-cuda:  ## on a machine with a GPU and the packages installed: MiniLM, seven tasks, ten methods, five seeds
 	$(PYTHON) -m stability run paper --model $(MODEL) --data $(DATA) --seeds 5 --steps 3000 --evaluate-every 100 --patience 10 \
 		--least-steps 1000 --device cuda --store runs/paper-cuda.sqlite
 

@@ -16,14 +16,13 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from stability.errors import MachineError
-from stability.machine import free_memory, kept_for_backward, out_of_memory, peak_of_tensors, release
+from stability.machine import free_memory, kept_for_backward, peak_of_tensors, release
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, ModuleLogits, Problem
 from stability.training.algorithm import Algorithm
 from stability.training.descent import Progress, RunOptions, Sharing, Trained
 from stability.training.objective import ALL, Objective, Observer, Stack, blocks_of, logits_of
-from stability.training.portions import one_too_large
+from stability.training.portions import if_it_fits, one_too_large
 
 __all__ = ["Division", "Task", "carry_out", "departures", "divide"]
 
@@ -260,7 +259,7 @@ def carry_out(task: Task, how: Division, progress: Progress | None = None) -> It
         waiting = [rows for rows in waiting if len(rows)]  # threads that shared the memory had too little of it for these
         while waiting:
             rows = waiting.pop(0)
-            found_alone = _if_it_fits(partial(run, task, rows, progress))
+            found_alone = if_it_fits(partial(run, task, rows, progress))
             if found_alone is not None:
                 yield found_alone
             elif len(rows) == 1:
@@ -271,16 +270,6 @@ def carry_out(task: Task, how: Division, progress: Progress | None = None) -> It
             del found_alone
             if waiting:
                 release(task.weights.device)
-
-
-def _if_it_fits(work: Callable[[], T]) -> T | None:
-    """What ``work`` gives; None where memory ran out."""
-    try:
-        return work()
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MachineError) or out_of_memory(error):
-            return None
-        raise
 
 
 def _by_threads(
@@ -309,11 +298,11 @@ def _by_threads(
         return run(own.task, rows, told)
 
     def start(pool: ThreadPoolExecutor) -> dict[Future[tuple[Tensor, Trained] | None], int]:
-        return {pool.submit(_if_it_fits, partial(alone, rows)): place for place, rows in enumerate(sets)}
+        return {pool.submit(if_it_fits, partial(alone, rows)): place for place, rows in enumerate(sets)}
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            places = _if_it_fits(partial(start, pool)) or {}  # a thread needs memory, too
+            places = if_it_fits(partial(start, pool)) or {}  # a thread needs memory, too
             for future in as_completed(places):
                 if (found := future.result()) is not None:
                     yield places[future], found

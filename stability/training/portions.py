@@ -13,7 +13,7 @@ import torch
 from stability.errors import MachineError
 from stability.machine import free_memory, out_of_memory, release
 
-__all__ = ["Portions", "one_too_large"]
+__all__ = ["Portions", "if_it_fits", "one_too_large"]
 
 T = TypeVar("T")
 
@@ -65,6 +65,25 @@ class Portions:
             gc.collect()
             release(self.device)
         return parts
+
+
+def if_it_fits(work: Callable[[], T]) -> T | None:
+    """What some work gives; None where memory ran out.
+
+    Args:
+        work: is called once.
+
+    Example:
+        >>> if_it_fits(lambda: 3)
+        3
+        >>> if_it_fits(lambda: torch.empty(1 << 50))
+    """
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MachineError) or out_of_memory(error):
+            return None
+        raise
 
 
 def one_too_large(device: torch.device, tuned: int) -> MachineError:

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from stability.checks import check_whole
-from stability.errors import UsageError
-from stability.machine import resolve_device
+from stability.errors import MachineError, UsageError
+from stability.machine import free_memory, resolve_device
 from stability.masks import Mask, Parameters, SparseDelta
 from stability.problems.problem import Examples, Problem
 from stability.training.algorithm import Algorithm
 from stability.training.descent import Progress
 from stability.training.execution import Division, Task, carry_out, divide
 from stability.training.objective import ALL, Observer, Stack, logits_of
-from stability.training.portions import Portions
+from stability.training.portions import Portions, if_it_fits, one_too_large
 
 __all__ = ["Replicas", "train"]
 
@@ -152,29 +153,36 @@ def train(
 ) -> Replicas:
     """Run the algorithm r times, once for each row of example weights.
 
-    Args:
-        problem: what to learn; all its tensors are on one device.
-        algorithm: A, the definition of a run.
-        weights: (r, n), one weight an example, 0 for left out; by default one row of ones, a single ordinary run.
-        masks: the selected pretrained coordinates, one mask a row or a single one for all; by default
-            ``algorithm.select(problem)``. Not where masks move while A trains.
-        replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
-        memory_budget: bytes to plan with; by default half of what is free. One replica at once is always tried.
-        reverse_batches: take the examples within each batch in reverse order: the same algorithm, rounded differently.
-        observe: is told of every step of a single replica, and may ask for room for further coordinates in ``values``.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; by default the one that the problem is on.
-        progress: is told how many replica-steps were done.
+        Args:
+            problem: what to learn; all its tensors are on one device.
+            algorithm: A, the definition of a run.
+            weights: (r, n), one weight an example, 0 for left out; by default one row of ones, a single ordinary run.
+            masks: the selected pretrained coordinates, one mask a row or a single one for all; by default
+                ``algorithm.select(problem)``. Not where masks move while A trains.
+            replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
+            memory_budget: bytes that training and evaluation may take; by default half of what is free. One replica at once is always
+                tried, and all trained values are kept.
+            reverse_batches: take the examples within each batch in reverse order: the same algorithm, rounded differently.
+            observe: is told of every step of a single replica, and may ask for room for further coordinates in ``values``.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; by default the one that the problem is on.
+            progress: is told how many replica-steps were done.
 
-    Raises:
-        UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to train, early stopping without a
-            validation split, or a model or loss by which an example changes the others of its batch.
-        MachineError: not even one replica fits into memory.
+        Raises:
+    <<<<<<< HEAD
+            UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to train, early stopping without a
+                validation split, or a model or loss by which an example changes the others of its batch.
+            MachineError: not even one replica fits into memory.
+    =======
+            UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to train, or early stopping without a
+                validation split.
+            MachineError: not even one replica fits into memory, or not all that was trained.
+    >>>>>>> memory
 
-    Example:
-        >>> from stability import FineTuning, load, selectors
-        >>> replicas = train(load("digits"), FineTuning(selectors.BitFit(), steps=2))
-        >>> replicas.values.shape
-        torch.Size([1, 1093])
+        Example:
+            >>> from stability import FineTuning, load, selectors
+            >>> replicas = train(load("digits"), FineTuning(selectors.BitFit(), steps=2))
+            >>> replicas.values.shape
+            torch.Size([1, 1093])
     """
     if device is not None:
         problem = problem.to(resolve_device(device))
@@ -208,7 +216,9 @@ def train(
         raise UsageError(f"k = 0 of m = {problem.m} and no head: there is nothing to tune; use a larger p")
     algorithm.check(problem, distinct)
     seen = algorithm.training_form(problem)
-    how = divide(seen, algorithm, tunable, len(weights), memory_budget=memory_budget)
+    how = if_it_fits(partial(divide, seen, algorithm, tunable, len(weights), memory_budget=memory_budget))
+    if how is None:
+        raise one_too_large(first.device, tunable.count)
     if replica_batch is not None:
         check_whole(1, replica_batch=replica_batch)
         how = Division(how.workers, max(how.rows, replica_batch), replica_batch)
@@ -226,7 +236,13 @@ def train(
         observer=observe,
         watched=problem if algorithm.validates else None,
     )
-    values = first.new_empty(len(weights), tunable.count)
+    values = if_it_fits(partial(first.new_empty, (len(weights), tunable.count)))
+    if values is None:
+        size, free = len(weights) * tunable.count * first.element_size(), free_memory(first.device)
+        raise MachineError(
+            f"the trained values of {len(weights)} replicas take {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on "
+            f"{first.device}: leave out fewer examples at once, or use a sparser mask or another device"
+        )
     order, parts = [], []
     for rows, part in carry_out(task, how, progress):
         values[rows.to(values.device)] = part.values

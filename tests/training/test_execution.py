@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stability import FineTuning, Minimisation, Problem, StabilityError, UsageError
+from stability import FineTuning, MachineError, Minimisation, Problem, StabilityError, UsageError
 from stability.leave_one_out.estimators import Sampled
 from stability.leave_one_out.measuring import measure
 from stability.machine import out_of_memory
@@ -248,6 +248,17 @@ def test_evaluation_is_halved_too(digits: Problem, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Stack, "__init__", scarce)
     torch.testing.assert_close(replicas.logits(digits.test), logits, rtol=0, atol=1e-9)
     torch.testing.assert_close(replicas.own_losses(torch.arange(7)), own, rtol=0, atol=1e-9)
+
+
+def test_values_that_do_not_fit_are_told_with_the_remedy(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Tensor.new_empty
+
+    def scarce(self: Tensor, *size: Any, **settings: Any) -> Tensor:
+        return real(self, 1 << 50) if size == ((3, 1093),) else real(self, *size, **settings)
+
+    monkeypatch.setattr(Tensor, "new_empty", scarce)
+    with pytest.raises(MachineError, match="the trained values of 3 replicas take 0.0 GiB, and .* GiB are free on cpu: leave out"):
+        train(digits, FineTuning(BitFit(), steps=1), leaving_out(digits.n, 1, 2))
 
 
 LIMITED = """
