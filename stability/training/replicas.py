@@ -153,36 +153,30 @@ def train(
 ) -> Replicas:
     """Run the algorithm r times, once for each row of example weights.
 
-        Args:
-            problem: what to learn; all its tensors are on one device.
-            algorithm: A, the definition of a run.
-            weights: (r, n), one weight an example, 0 for left out; by default one row of ones, a single ordinary run.
-            masks: the selected pretrained coordinates, one mask a row or a single one for all; by default
-                ``algorithm.select(problem)``. Not where masks move while A trains.
-            replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
-            memory_budget: bytes that training and evaluation may take; by default half of what is free. One replica at once is always
-                tried, and all trained values are kept.
-            reverse_batches: take the examples within each batch in reverse order: the same algorithm, rounded differently.
-            observe: is told of every step of a single replica, and may ask for room for further coordinates in ``values``.
-            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; by default the one that the problem is on.
-            progress: is told how many replica-steps were done.
+    Args:
+        problem: what to learn; all its tensors are on one device.
+        algorithm: A, the definition of a run.
+        weights: (r, n), one weight an example, 0 for left out; by default one row of ones, a single ordinary run.
+        masks: the selected pretrained coordinates, one mask a row or a single one for all; by default
+            ``algorithm.select(problem)``. Not where masks move while A trains.
+        replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
+        memory_budget: bytes that training and evaluation may take; by default half of what is free. One replica at once is always
+            tried, and all trained values are kept.
+        reverse_batches: take the examples within each batch in reverse order: the same algorithm, rounded differently.
+        observe: is told of every step of a single replica, and may ask for room for further coordinates in ``values``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; by default the one that the problem is on.
+        progress: is told how many replica-steps were done.
 
-        Raises:
-    <<<<<<< HEAD
-            UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to train, early stopping without a
-                validation split, or a model or loss by which an example changes the others of its batch.
-            MachineError: not even one replica fits into memory.
-    =======
-            UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to train, or early stopping without a
-                validation split.
-            MachineError: not even one replica fits into memory, or not all that was trained.
-    >>>>>>> memory
+    Raises:
+        UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to train, early stopping without a
+            validation split, or a model or loss by which an example changes the others of its batch.
+        MachineError: not even one replica fits into memory, or not all that was trained.
 
-        Example:
-            >>> from stability import FineTuning, load, selectors
-            >>> replicas = train(load("digits"), FineTuning(selectors.BitFit(), steps=2))
-            >>> replicas.values.shape
-            torch.Size([1, 1093])
+    Example:
+        >>> from stability import FineTuning, load, selectors
+        >>> replicas = train(load("digits"), FineTuning(selectors.BitFit(), steps=2))
+        >>> replicas.values.shape
+        torch.Size([1, 1093])
     """
     if device is not None:
         problem = problem.to(resolve_device(device))
