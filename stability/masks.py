@@ -163,6 +163,15 @@ class Mask:
                 indices[name] = index if mine is None else torch.cat([mine, index]).unique()
         return Mask({**self.shapes, **other.shapes}, indices)
 
+    def misfits(self, parameters: Parameters) -> list[str]:
+        """The tensors, by name, that are not the same in this mask and among some parameters, or have another shape there.
+
+        Args:
+            parameters: the tensors by name.
+        """
+        theirs = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+        return sorted(name for name in self.shapes.keys() | theirs.keys() if self.shapes.get(name) != theirs.get(name))
+
     def contains(self, other: Mask) -> Tensor:
         """For each coordinate of this mask, in order, whether another mask holds it too: bool (k,).
 

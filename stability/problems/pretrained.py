@@ -298,7 +298,7 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
         wanted = torch.cat([functional_call(network, leaves, (), one).logits for one in alone])
         found = torch.autograd.grad(_weighted(wanted), list(leaves.values()), allow_unused=True)
     except Exception as error:  # whatever a model refuses
-        if isinstance(error, RuntimeError) and out_of_memory(error):
+        if out_of_memory(error):
             raise
         raise UsageError(f"{refused}: transformers itself fails on a single text of these; {_OTHERS}. {_short(error)}") from error
     slopes, wanted = dict(zip(leaves, found, strict=True)), wanted.detach()
@@ -317,7 +317,7 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
                 trial.set_attn_implementation(kernel)
             reason = _difference(logits, leaves, flat, wanted, slopes)
         except Exception as error:  # whatever a model does that vmap cannot
-            if isinstance(error, RuntimeError) and out_of_memory(error):
+            if out_of_memory(error):
                 raise
             reason = _short(error)
         if reason is None:

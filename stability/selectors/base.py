@@ -97,8 +97,7 @@ class Selector(ABC):
             raise UsageError(f"selector {self.name!r} selected {type(mask).__name__}: select returns a stability.Mask")
         if self._of_toolkit:
             return mask
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.equivalent(problem, seed).pretrained.items()}
-        if odd := sorted(name for name in mask.shapes.keys() | shapes.keys() if mask.shapes.get(name) != shapes.get(name)):
+        if odd := mask.misfits(self.equivalent(problem, seed).pretrained):
             raise UsageError(
                 f"the mask of selector {self.name!r} does not fit the pretrained parameters: names or shapes differ for "
                 f"{', '.join(odd[:3])}"

@@ -291,16 +291,12 @@ def _table(store: Store) -> tuple[pd.DataFrame, int]:
             f"{store.path} is damaged: {len(odd)} of its {len(every)} cells have no record; restore a copy, or run again with "
             "another --store"
         )
-    known = (set(data_of(identity).values()), {how_of(identity)}, order.keys())
-    mine = [
-        record
-        for record in every
-        if all(
-            digest in one or digest is None  # cells of older versions do not tell
-            for digest, one in zip((record.get("data"), record.get("how"), key(record["algorithm"])), known, strict=True)
-        )
-    ]
-    records = sorted(mine, key=place)
+    data, how = {None, *data_of(identity).values()}, {None, how_of(identity)}  # None: cells of older versions do not tell
+
+    def is_mine(record: Mapping[str, Any]) -> bool:
+        return record.get("data") in data and record.get("how") in how and key(record["algorithm"]) in order
+
+    records = sorted(filter(is_mine, every), key=place)
     # Old records, and failed ones among them, have no task: a study of one problem has one name for it.
     alone = next((record["task"] for record in records if "task" in record), identity.get("problem"))
     rows = []

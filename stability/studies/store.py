@@ -66,6 +66,11 @@ def as_json(value: Any, sort_keys: bool = True) -> str:
     return json.dumps(value, sort_keys=sort_keys, default=_plain)
 
 
+def _as_stored(value: Any) -> Any:
+    """Plain values as they are read back from a store: a tuple is a list there, and a number of numpy a number."""
+    return json.loads(as_json(value))
+
+
 def _plain(value: Any) -> object:
     """A number of numpy or torch as a number of Python."""
     if hasattr(value, "item"):
@@ -163,16 +168,26 @@ class Store:
 
     def _become(self, identity: Mapping[str, Any]) -> None:
         """Hold the study of this identity. It is written even where it is the same: what cannot be written to is found out now."""
-        if not self.complete:
-            raise StabilityError(
-                f"{self.path} is of an older version, whose results do not say which code and which data they belong to: its table "
-                "and figures can still be made; to run the study again, use another --store"
-            )
+        self.check_complete("its table and figures can still be made; to run the study again, use another --store")
         if self.finished():  # a store without a finished cell has nothing to lose: it may become that of another study
             self.check(identity)
         with self._connection() as connection:
             connection.execute("UPDATE study SET identity = ?", (as_json(identity),))
-        self.identity = json.loads(as_json(identity))
+        self.identity = _as_stored(identity)
+
+    def check_complete(self, remedy: str) -> None:
+        """Check that the cells say what they belong to, so that they can be taken for those of a study.
+
+        Args:
+            remedy: what can be done where they do not, for the message.
+
+        Raises:
+            StabilityError: the store is of an older version.
+        """
+        if not self.complete:
+            raise StabilityError(
+                f"{self.path} is of an older version, whose results do not say which code and which data they belong to: {remedy}"
+            )
 
     def finished(self) -> set[str]:
         """The keys (:func:`key`) of the finished cells, without those that are to be tried again."""
@@ -245,7 +260,7 @@ class Store:
         """
         if (name := difference(self.identity, identity)) == "algorithms":
             old, new = (
-                {key(without_code(json.loads(as_json(one)))): one["selector"]["name"] for one in each["algorithms"]}
+                {key(without_code(_as_stored(one))): one["selector"]["name"] for one in each["algorithms"]}
                 for each in (self.identity, identity)
             )
             gone, added = ([names[one] for one in names if one not in others] for names, others in ((old, new), (new, old)))
@@ -255,7 +270,7 @@ class Store:
                 "settings of them: use another --store, and --reuse this one to take over what they share"
             )
         if name is not None:
-            old, new = _first_difference(*(without_code(json.loads(as_json(one.get(name)))) for one in (self.identity, identity)))
+            old, new = _first_difference(*(without_code(_as_stored(one.get(name))) for one in (self.identity, identity)))
             raise StabilityError(
                 f"{self.path} was made with {name} = {old}, now it is {new}: use another --store, or the settings that it "
                 "was made with"
@@ -297,7 +312,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
         >>> difference({"seeds": [0], "delta": 0.1}, {"seeds": [0], "delta": 0.2})
         'delta'
     """
-    first, second = (without_code(json.loads(as_json(one))) for one in (old, new))
+    first, second = (without_code(_as_stored(one)) for one in (old, new))
     return next((name for name in sorted(first.keys() | second.keys()) if first.get(name) != second.get(name)), None)
 
 

@@ -298,8 +298,8 @@ class Expected(NamedTuple):
             cell: one of its cells.
             problem: the cell's.
         """
-        data = key(problems.identity(cell.problem, study.problem_settings, problem))[:16]
-        return cls(data, cls.code_of(cell))
+        data = data_of(problems.identity(cell.problem, study.problem_settings, problem))
+        return cls(data[None], cls.code_of(cell))
 
     @staticmethod
     def code_of(cell: Cell) -> tuple[str | None, str | None]:
@@ -323,14 +323,20 @@ def run_cell(
         What was measured, by the names of the table's columns. Where something failed, its kind and its reason instead
         (:class:`stability.studies.results.Failure`), whatever it was: one cell never ends the others.
     """
-    task = problems.short_name(cell.problem)
-    place = {"software": software(), "device": device_name(resolve_device(device))}
     try:
-        return {"status": CellStatus.OK, "task": task, **_measured(study, cell, device, memory_budget, expected), **place}
+        return {"status": CellStatus.OK, **_where(cell, device), **_measured(study, cell, device, memory_budget, expected)}
     except (Exception, SystemExit) as error:
-        kind = Failure.of(error)
-        reason = str(error) if isinstance(error, StabilityError) else described(error)
-        return {"status": CellStatus.FAILED, "task": task, "failure": kind, "reason": reason, **place}
+        return _failed(cell, device, Failure.of(error), str(error) if isinstance(error, StabilityError) else described(error))
+
+
+def _failed(cell: Cell, device: str, kind: Failure, reason: str) -> dict[str, Any]:
+    return {"status": CellStatus.FAILED, **_where(cell, device), "failure": kind, "reason": reason}
+
+
+def _where(cell: Cell, device: str) -> dict[str, str]:
+    """What every record says, however the measurement ended."""
+    place = device_name(resolve_device(device))
+    return {"task": problems.short_name(cell.problem), "software": software(), "device": place}
 
 
 def _measured(study: Study, cell: Cell, device: str, memory_budget: int | None, expected: Expected | None) -> dict[str, Any]:
@@ -506,11 +512,7 @@ def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str,
         StabilityError: ``other`` is of an older version; or none of its cells belongs to the study, because it was measured in
             another way: the setting is named.
     """
-    if not other.complete:
-        raise StabilityError(
-            f"{other.path} is of an older version, whose results do not say which code and which data they belong to: its cells "
-            "cannot be reused"
-        )
+    other.check_complete("its cells cannot be reused")
     own = study.identity()
     wanted = {key(cell_identity(study, cell, own)) for cell in study.cells()}
     shared = wanted & other.finished()
@@ -572,11 +574,9 @@ def _ended(cell: Cell, code: int, device: str) -> dict[str, Any]:
     if code == -signal.SIGKILL:
         why, kind = "was killed, most likely by the system because memory ran out", Failure.MACHINE
     else:
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended itself with exit code {code}"
-        why, kind = how, Failure.ERROR
-    place = {"software": software(), "device": device_name(resolve_device(device))}
-    task, reason = problems.short_name(cell.problem), f"the process that measured it {why}"
-    return {"status": CellStatus.FAILED, "task": task, "failure": kind, "reason": reason, **place}
+        why = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended itself with exit code {code}"
+        kind = Failure.ERROR
+    return _failed(cell, device, kind, f"the process that measured it {why}")
 
 
 def _side_by_side(

@@ -272,9 +272,7 @@ def _one_each(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Ma
         masks = masks * r
     if len(masks) != r:
         raise UsageError(f"{len(masks)} masks for r = {r} replicas: give one for each, or one for all")
-    shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
     for mask in {id(mask): mask for mask in masks}.values():
-        if dict(mask.shapes) != shapes:
-            odd = sorted(n for n in mask.shapes.keys() | shapes.keys() if mask.shapes.get(n) != shapes.get(n))
+        if odd := mask.misfits(problem.pretrained):
             raise UsageError(f"the mask does not fit the pretrained parameters: names or shapes differ for {', '.join(odd[:3])}")
     return masks
