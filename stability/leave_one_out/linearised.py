@@ -256,8 +256,8 @@ class _Tangent:
         loss = (losses * weight).sum(1) / torch.where(mass > 0, mass, torch.ones_like(mass))
         slopes = torch.autograd.grad(loss.sum(), logits)[0].flatten(1)
         # What the real run's own gradient was, and what the replica's residuals differ from the real ones.
-        gradient = row[:count] + (slopes - slopes[:1]) @ jacobian
-        gradient = torch.where(mass[:, None] > 0, gradient, 0.0)  # as for the real ones: of nothing there is no gradient
+        gradient = ((slopes - slopes[:1]) @ jacobian).add_(row[:count])
+        gradient[mass <= 0] = 0  # as for the real ones: of nothing there is no gradient
         if ridge := algorithm.ridge_for(self._real.masks[0]):
             gradient = gradient + 2 * ridge * (values - self.origin)
         self.step += 1

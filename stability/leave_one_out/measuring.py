@@ -149,6 +149,7 @@ class _Masks:
                 "would pass for an effect of leaving out; draw from the generator that it is given, or generator(seed, 'selection')"
             )
         self._reselect = reselect and algorithm.selector.uses_data
+        self._each: dict[int, Mask] = {}  # of Sⁱ by i: the predictor asks for all, and then the retraining for some
 
     def of(self, left_out: Sequence[int]) -> list[Mask]:
         """S's mask, then that of each Sⁱ."""
@@ -157,5 +158,8 @@ class _Masks:
         if not self._reselect or not left_out:
             return [self._own] * (len(left_out) + 1)
         selector = self._algorithm.selector
-        with explained(f"selector {selector.name!r}"):
-            return [self._own, *selector.select_each_left_out(self._problem, left_out, self._algorithm.seed)]
+        if new := [i for i in left_out if i not in self._each]:
+            with explained(f"selector {selector.name!r}"):
+                found = selector.select_each_left_out(self._problem, new, self._algorithm.seed)
+            self._each.update(zip(new, found, strict=True))
+        return [self._own, *(self._each[i] for i in left_out)]

@@ -267,7 +267,8 @@ class Projected(Course):
         useless = ~(torch.isfinite(least) & torch.isfinite(most))
         if last:  # before, all may be equal: nothing has moved yet in a replica whose first batches are left out
             useless = useless | (least == most)
-        self._odd = self._odd | (useless & torch.isfinite(values).all(1))  # a run that diverged has failed already
+        least, most = values.aminmax(dim=1)
+        self._odd = self._odd | (useless & torch.isfinite(least) & torch.isfinite(most))  # a run that diverged has failed already
         return scores
 
 

@@ -97,7 +97,7 @@ def top_k_of_rows(scores: Tensor, sizes: Sequence[int], sparsity: float, scope: 
         tensor([[ True, False,  True, False]])
     """
     counts = counts_for(sparsity, sizes, scope)
-    if scores.is_floating_point():
+    if scores.is_floating_point() and (scores.device.type != "cpu" or bool(torch.isnan(scores).any())):
         scores = torch.where(torch.isnan(scores), -torch.inf, scores)
     parts = scores.split(list(sizes), dim=1) if scope == "tensor" else [scores]
     return torch.cat([_largest(part, count) for part, count in zip(parts, counts, strict=True)], dim=1)
@@ -139,6 +139,10 @@ def _largest(scores: Tensor, k: int) -> Tensor:
     """The k largest of each row, bool (r, m): all above the k-th value, and of those equal to it the first."""
     if k in (0, scores.shape[1]):
         return torch.full_like(scores, k > 0, dtype=torch.bool)
-    threshold = torch.topk(scores, k, dim=1, sorted=True).values[:, -1:]
-    above, ties = scores > threshold, scores == threshold
+    threshold = torch.topk(scores, k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    chosen = scores >= threshold
+    if scores.device.type == "cpu" and int(chosen.count_nonzero()) == k * len(scores):  # no ties; a GPU would be waited for
+        return chosen
+    ties = scores == threshold
+    above = chosen & ~ties
     return above | (ties & (ties.cumsum(1, dtype=torch.int32) <= k - above.sum(1, keepdim=True)))

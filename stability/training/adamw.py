@@ -65,8 +65,8 @@ class AdamW:
         self._first.lerp_(gradient, 1 - beta1)
         self._second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         scale = self._second.sqrt().div_(math.sqrt(1 - beta2**self._step)).add_(self._epsilon)
-        decayed = values * (1 - rate * self._weight_decay)
-        return decayed.addcdiv_(self._first, scale, value=-rate / (1 - beta1**self._step))
+        decayed = values * (1 - rate * self._weight_decay) if self._weight_decay else values
+        return torch.addcdiv(decayed, self._first, scale, value=-rate / (1 - beta1**self._step))
 
     def take(self, rows: Tensor) -> None:
         """Go on with these rows of the values; a row may be taken twice."""
