@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from stability.cli.printing import print_json
 
-__all__ = ["Json", "doctor", "names"]
+__all__ = ["NAMES", "Json", "doctor", "names"]
+
+NAMES = {
+    "problems": (
+        *("digits", "linear", "logistic", "quadratic"),
+        *("glue/cola", "glue/stsb", "glue/mrpc", "glue/rte", "super_glue/cb", "super_glue/copa", "super_glue/wsc"),
+    ),
+    "selectors": (
+        *("full", "random", "mixout", "bitfit", "magnitude", "adapter", "lora", "diffpruning", "childpruning", "sam"),
+        *("mixout-reset", "fisher"),
+    ),
+    "studies": (
+        *("digits", "digits-short", "digits-quick", "discontinuity", "theory-convex", "theory-digits"),
+        *("paper", "paper-perturbation", "paper-sparsity"),
+        *("paper-quick", "paper-quick-perturbation", "paper-quick-sparsity"),
+    ),
+}
+"""What ``stability list`` names, without importing what the names stand for, which takes seconds; a test compares."""
 
 Json = Annotated[bool, Parameter(help="Print one JSON value on standard output and nothing else.")]
 
 
 def names(*, json: Json = False) -> None:
     """Name the problems, methods and studies."""
-    from stability.problems import PROBLEMS
-    from stability.problems.tasks import HUB
-    from stability.selectors.naming import SELECTORS, announced
-    from stability.studies.named import PAPER, STUDIES
-
-    found = {"problems": [*PROBLEMS, *HUB], "selectors": [*SELECTORS, *sorted(announced())], "studies": [*STUDIES, *PAPER]}
+    announced = sorted(entry.name for entry in metadata.entry_points(group="stability.selectors"))
+    found = {kind: [*members, *(announced if kind == "selectors" else ())] for kind, members in NAMES.items()}
     if json:
         print_json(found)
         return

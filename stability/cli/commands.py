@@ -55,10 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(words: Sequence[str]) -> None:
-    from stability.cli.parsing import application, called
+    from stability.cli.parsing import application, called, nearest
 
     if not words:
         raise UsageError(f"give a command: {', '.join(COMMANDS)}; see 'stability --help'")
+    if not (words[0] in COMMANDS or words[0].startswith("-")):  # the parser would import every command before it said so
+        meant = nearest(words[0], COMMANDS) or f"use {', '.join(COMMANDS)}"
+        raise UsageError(f"there is no command {words[0]!r}: {meant}")
     app = application(
         "stability",
         help="Sparse fine-tuning and its leave-one-out stability, measured.\n\n'stability COMMAND --help' tells the options.",

@@ -5,7 +5,11 @@ Each of the four has options of its own; the word STUDY says which it is.
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -34,12 +38,15 @@ from stability.cli.options import MACHINE as MACHINE_GROUP
 from stability.cli.parsing import RefusedOptionError, Whole, application, called, given, names, options, settings
 from stability.cli.protocol_options import protocol_options
 from stability.cli.study_file import read
-from stability.errors import UsageError
+from stability.errors import StabilityError, UsageError
 from stability.reports import render
 from stability.studies import cost, study
 from stability.studies.named import PAPER, STUDIES
+from stability.studies.pace import Progress
+from stability.studies.results import StudyResults
 from stability.studies.study import Study
 from stability.training import FineTuning
+from stability.training.progress import EVERY
 
 __all__ = ["asked", "run"]
 
@@ -263,14 +270,54 @@ def run(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Non
         return
     if stored.figures is not None:
         check_writable(stored.figures)
-    with tqdm(unit="cell", desc=mine.name, disable=None) as bar:
-
-        def start(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done)
-
-        results = study.run(mine, store, on_start=start, on_cell=bar.update, **how)
+    watched = _Watched(mine.name, store, stored.figures)
+    with watched:
+        results = study.run(mine, store, on_start=watched, on_cell=watched, **how)
     print(render(results))
     print(f"\nresults: {store}")
     if stored.figures is not None:
         draw(results, stored.figures)
+
+
+_FIRST = 15.0  # seconds until figures are first drawn; then again each time that as long has passed once more
+
+
+class _Watched:
+    """Shows how far a study is: a bar in a terminal, and elsewhere a line now and then. Meanwhile it draws what there is so far.
+
+    Args:
+        name: the study's.
+        store: its results so far.
+        folder: where figures are drawn; None for none.
+    """
+
+    def __init__(self, name: str, store: Path, folder: Path | None) -> None:
+        self._name, self._store, self._folder = name, store, folder
+        self._bar = tqdm(unit="cell", desc=name, disable=None, bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}]")
+        self._began = self._said = time.monotonic()
+        self._due, self._drawing = _FIRST, threading.Thread()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+        if self._drawing.is_alive():
+            self._drawing.join()  # pyplot is not for two threads at once
+
+    def __call__(self, progress: Progress) -> None:
+        """Take note of how far the study is."""
+        self._bar.total, self._bar.n = progress.total, progress.done
+        self._bar.set_postfix_str(str(progress))
+        now = time.monotonic()
+        if self._bar.disable and now - self._said >= EVERY:
+            print(f"{self._name}: {progress}", file=sys.stderr, flush=True)
+            self._said = now
+        if self._folder is not None and now - self._began >= self._due and not self._drawing.is_alive():
+            self._due = 2 * (now - self._began)
+            self._drawing = threading.Thread(target=self._draw, args=(self._folder,), daemon=True)
+            self._drawing.start()
+
+    def _draw(self, folder: Path) -> None:
+        with suppress(StabilityError):  # too little is finished yet for a figure; at the end it is drawn, or said why not
+            draw(StudyResults.read(self._store), folder, formats=("png",), quiet=True)

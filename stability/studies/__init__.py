@@ -16,6 +16,7 @@ from stability.studies.ranks import RankCorrelation, rank_correlation, ranked
 from stability.studies.results import CellStatus, Failure, StudyResults, Summary
 from stability.studies.scores import IncomparableError, Scores, correlations, scores
 from stability.studies.store import Store
+from stability.studies.pace import Progress
 from stability.studies.study import NUMERICS, Cell, Study, run
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Cost",
     "Failure",
     "IncomparableError",
+    "Progress",
     "Protocol",
     "RankCorrelation",
     "Scores",

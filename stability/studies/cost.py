@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
 
 from stability import problems
 from stability.checks import check_whole
+from stability.derivatives.curvature import Curvature
+from stability.derivatives.gradients import mean_gradient
+from stability.leave_one_out.predictors import Linearised
 from stability.machine import cores, resolve_device
+from stability.masks import Mask
 from stability.problems.problem import Problem
-from stability.selectors import FullTuning, Random, Selector
+from stability.selectors import FullTuning
+from stability.studies.pace import spoken
 from stability.studies.store import Store, key
 from stability.studies.study import Study, cell_identity, reusable
 from stability.training import Algorithm, train
 
-__all__ = ["Cost", "expected"]
+__all__ = ["PARTS", "Cost", "expected"]
+
+T = TypeVar("T")
 
 _TIMED = 3  # steps
-_PREDICTED = 2  # trainings that a prediction takes the time of, at most so many (README, "A few retrainings instead of all")
+_LONG = 0.2  # seconds of a step of one replica from which many at once are taken to cost as much each
+_PRODUCTS = 40  # with a Hessian, for one of its extreme eigenvalues (digits: 38 in the mean)
+_MOVING = 2  # times as much a prediction takes where masks move (digits: childpruning 1.8, diffpruning 2.2)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -33,8 +45,9 @@ class Cost:
 
     Attributes:
         table: a row for each task and algorithm: task, method, sparsity, n, cells (still to be done), trainings, steps (of one
-            training, at most), step_seconds (on one thread), hours (of all, divided among the workers; NaN of a minimisation) and
-            least_hours (where training may stop early).
+            training, at most); then the seconds that the parts of one cell take on one thread: train (A(S)), select, predict,
+            retrain, evaluate (loading the data included) and bounds; hours (of all cells, divided among the workers; NaN of a
+            minimisation) and least_hours (where training may stop early).
         study: the name of the study.
         cells: how many cells the study has.
         done: how many of them are finished, or can be taken over from another store.
@@ -53,19 +66,21 @@ class Cost:
         table = self.table
         shown = table.assign(
             sparsity=table["sparsity"].map(lambda p: "" if p is None or math.isnan(p) else f"{p:g}"),
-            step_seconds=table["step_seconds"].map("{:.2g}".format),
-            hours=table["hours"].map("{:.2g}".format),
+            **{name: table[name].map("{:.2g}".format) for name in (*PARTS, "hours", "least_hours")},
         )
         early = not table["least_hours"].equals(table["hours"])
-        shown = shown.assign(least_hours=table["least_hours"].map("{:.2g}".format)) if early else shown.drop(columns="least_hours")
+        idle = [name for name in PARTS if not (table[name] > 0).any()]
+        shown = shown.drop(columns=idle if early else [*idle, "least_hours"])
         hours, least = table["hours"].sum(), table["least_hours"].sum()
-        span = f"{_duration(least)} to {_duration(hours)}, as early as training stops" if early else _duration(hours)
+        span = spoken(3600 * hours)
+        span = f"{spoken(3600 * least)} to {span}, as early as training stops" if early else span
         unknown = int(table.loc[table["hours"].isna(), "trainings"].sum())
         but = f" (without {unknown} minimisations, which take as many steps as they need)" if unknown else ""
         who = f"{self.workers} workers of one thread" if self.workers > 1 else "one worker"
         return (
-            f"{shown.to_string(index=False)}\n\n{self.study}: {table['cells'].sum()} of {self.cells} cells to compute, "
-            f"{table['trainings'].sum()} trainings; about {span}{but} with {who} on {self.device}, from a few steps timed just now."
+            f"Seconds of a cell by its parts:\n{shown.to_string(index=False)}\n\n{self.study}: {table['cells'].sum()} of "
+            f"{self.cells} cells to compute, {table['trainings'].sum()} trainings; about {span}{but} with {who} on {self.device}, "
+            "from a few steps timed just now."
         )
 
 
@@ -79,11 +94,10 @@ def expected(
 ) -> Cost:
     """What is still to be trained, and how long that should take.
 
-    Each algorithm is timed for three steps, on one thread as a worker has it, and the time is scaled by the tokens of a step. A
-    mask that is chosen from data is replaced by a random one of the same size, a moving one by all coordinates. Selecting is taken
-    to cost a third of a pass over S for each training that selects, evaluating a third of a pass over what is evaluated, and a
-    prediction two trainings. The result is good to within a factor of two. A minimisation takes as many steps as it needs, and its
-    time is not known.
+    Every part of a cell is timed in miniature, on one thread as a worker has it: the first steps of one replica and of as many
+    as will be retrained, the selection on two batches of S, a prediction of two batches along three steps, a product with the
+    Hessian. What grows with n or with the steps is scaled. The result is good to within a factor of two. A minimisation takes
+    as many steps as it needs, and its time is not known.
 
     Args:
         study: what is to be measured.
@@ -121,11 +135,13 @@ def expected(
         if count > 1:
             torch.set_num_threads(1)
         for name in study.problems:
+            began = time.perf_counter()
             problem = problems.load(name, **study.problem_settings).to(place)
+            loading = time.perf_counter() - began
             for algorithm in study.algorithms:
                 mine = [c for c in cells if c.problem == name and replace(c.algorithm, seed=algorithm.seed) == algorithm]
                 measured = sum(cell.measured for cell in mine)
-                row = _row(study, problem, algorithm, len(mine), measured, count)
+                row = _row(study, problem, algorithm, len(mine), measured, workers=count, loading=loading)
                 rows.append({"task": problems.short_name(name), **row})
     finally:
         torch.set_num_threads(threads)
@@ -143,56 +159,159 @@ def _finished(study: Study, store: str | PathLike[str] | None) -> set[str]:
     return done
 
 
-def _row(study: Study, problem: Problem, algorithm: Algorithm, cells: int, measured: int, workers: int) -> dict[str, Any]:
-    estimator, n = study.estimator, problem.n
-    left_out = estimator.most(n)
-    predictions = _PREDICTED if estimator.predicts else 0
-    trainings = cells + measured * (left_out + (left_out > 0))  # A(S), the noise floor's A(S), and the A(Sⁱ)
+PARTS = ("train", "select", "predict", "retrain", "evaluate", "bounds")
+"""The parts of a cell, as the table of :class:`Cost` names them."""
+
+
+def _row(
+    study: Study, problem: Problem, algorithm: Algorithm, cells: int, measured: int, *, workers: int, loading: float
+) -> dict[str, Any]:
+    left_out = study.estimator.most(problem.n)
+    more = left_out + (left_out > 0)  # the A(Sⁱ), and A(S) once more for the noise floor
+    steps = algorithm.max_steps
     row = {
         "method": algorithm.name,
         "sparsity": algorithm.asked_sparsity,
-        "n": n,
+        "n": problem.n,
         "cells": cells,
-        "trainings": trainings,
-        "steps": algorithm.max_steps,
+        "trainings": cells + measured * more,
+        "steps": steps,
     }
-    seconds = _step(problem, algorithm) if cells else None
-    if seconds is None:
-        unknown = math.nan if cells else 0.0
-        return row | {"step_seconds": math.nan, "hours": unknown, "least_hours": unknown}
-    size = len(next(iter(algorithm.batches(problem.train))))
-    selector = algorithm.selector
-    selecting = n / size / 3 if selector.uses_data and not selector.moving else 0.0
-    # A(S) is evaluated on both splits, and each A(Sⁱ) on the test split too.
-    evaluating = (cells * len(problem.train) + trainings * len(problem.test)) / size / 3
-    validated = 0 if problem.validation is None else len(problem.validation) * algorithm.evaluations / algorithm.max_steps
+    if not cells:
+        return row | dict.fromkeys(PARTS, 0.0) | {"hours": 0.0, "least_hours": 0.0}
+    parts = _timed(study, problem, algorithm, more if measured else 0)
+    if parts is None:
+        return row | dict.fromkeys(PARTS, math.nan) | {"hours": math.nan, "least_hours": math.nan}
+    parts["evaluate"] += loading
     hours = []
-    for steps in (algorithm.max_steps, algorithm.least_steps):
-        each = steps + selecting + steps * validated / size / 3
-        hours.append(((trainings + measured * predictions) * each + evaluating) * seconds / workers / 3600)
-    return row | {"step_seconds": seconds, "hours": hours[0], "least_hours": hours[1]}
+    for fraction in (1.0, algorithm.least_steps / steps):
+        once = fraction * parts["train"] + parts["evaluate"]
+        each = parts["select"] + fraction * (parts["predict"] + parts["retrain"]) + parts["bounds"]
+        hours.append((cells * once + measured * each) / workers / 3600)
+    return row | parts | {"hours": hours[0], "least_hours": hours[1]}
 
 
-def _step(problem: Problem, algorithm: Algorithm) -> float | None:
-    """Seconds that one step of one run takes, in the mean over its batches; None where a short run cannot tell."""
-    stand_in: Selector = algorithm.selector
-    if stand_in.moving:
-        stand_in = FullTuning()
-    elif stand_in.uses_data and stand_in.sparsity is not None:
-        stand_in = Random(stand_in.sparsity)
-    once, short, usual = (algorithm.timed(stand_in, steps) for steps in (1, _TIMED, min(algorithm.max_steps, 200)))
-    if once is None or short is None or usual is None:
+def _timed(study: Study, problem: Problem, algorithm: Algorithm, more: int) -> dict[str, float] | None:
+    """Seconds of each part of a cell that trains ``more`` replicas beside A(S); None where no short run can tell."""
+    if not algorithm.stepwise:
         return None
-    problem = short.equivalent(problem)
-    masks = [short.select(problem)]
-    train(problem, once, masks=masks)  # whatever happens only once
+    problem = algorithm.equivalent(problem)
+    parts = dict.fromkeys(PARTS, 0.0)
+    batches = list(algorithm.batches(problem.train))
+    some = min(problem.n, 2 * len(batches[0]))
+    few = replace(problem, train=problem.train.take(torch.arange(some)))  # of a large S, selecting alone takes minutes
+    grown = problem.n / some
+    selector, masks = algorithm.selector, None
+    if not selector.moving:
+        own, seconds = _clocked(lambda: algorithm.select(few))
+        masks, parts["select"] = [own], seconds * (grown if selector.uses_data else 1)
+    # Steps of texts are as long as their tokens are many.
+    sizes = [problem.train.longest(index) * len(index) for index in batches]
+    longer = sum(sizes) / len(sizes) / (sum(sizes[1 : _TIMED + 1]) / len(sizes[1 : _TIMED + 1]) if len(sizes) > 1 else sizes[0])
+    steps = algorithm.max_steps
+    alone = _step(problem, algorithm, 1, masks) * longer
+    validated = 0 if problem.validation is None else len(problem.validation) * algorithm.evaluations / steps
+    validating = validated / len(batches[0]) / 3  # of a step: a forward pass is a third of it
+    parts["train"] = steps * alone * (1 + validating)
+    block = len(problem.train) + len(problem.test)
+    parts["evaluate"] = block / len(batches[0]) / 3 * alone
+    if not more:
+        return parts
+    together = alone * more if alone > _LONG else _step(problem, algorithm, more, masks) * longer
+    evaluating = len(problem.test) / len(batches[0]) / 3 * together
+    parts["retrain"] = steps * together * (1 + validating) + evaluating
+    parts["predict"], selected = _predicting(study, few, algorithm)
+    parts["predict"] *= grown
+    if selector.uses_data and not selector.moving:
+        parts["select"] += _selecting_again(few, algorithm, max(selected, more), grown)
+    if study.check_replicas is not None:
+        parts["bounds"] = _bounding(few, algorithm, study.check_replicas, more) * grown
+    return parts
+
+
+class _Enough(Exception):  # noqa: N818 - nothing went wrong here
+    """As many steps as are to be timed were taken."""
+
+
+def _step(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] | None) -> float:
+    """Seconds that a step of r replicas takes, from the first few of a real run; what happens only once is not in it."""
+    weights = torch.ones(r, problem.n)
+    weights[torch.arange(1, r), torch.arange(r - 1) % problem.n] = 0
+    times: list[float] = []
+    done = 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        if done >= r * (len(times) + 1):
+            times.append(time.perf_counter())
+        if len(times) > _TIMED:
+            raise _Enough
+
+    with suppress(_Enough):
+        train(problem, algorithm, weights, masks, progress=told)
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+
+
+class _Same:
+    """S's mask for all, and how many were asked for."""
+
+    def __init__(self, mask: Mask) -> None:
+        self._mask, self.asked = mask, 0
+
+    def of(self, left_out: Sequence[int]) -> list[Mask]:
+        self.asked = max(self.asked, len(left_out))
+        return [self._mask] * (len(left_out) + 1)
+
+
+def _predicting(study: Study, few: Problem, algorithm: Algorithm) -> tuple[float, int]:
+    """Seconds of a prediction of the ``few``, and for how many of them a mask was asked for."""
+    predictor, selector = study.estimator.predictor_for(algorithm), algorithm.selector
+    if predictor is None:
+        return 0.0, 0
+    stand_in = FullTuning() if selector.moving else selector
+    seconds, steps = [], algorithm.max_steps
+    masks = _Same(stand_in.select(few, algorithm.seed))
+    one = replace(predictor, checkpoints=1) if isinstance(predictor, Linearised) else predictor
+    for taken in (1, min(_TIMED, steps)):
+        short = algorithm.timed(stand_in, taken)
+        if short is None:
+            return 0.0, 0
+        observed = one.observe(few, short, masks)
+        alone = train(few, short, masks=masks.of([]), replica_batch=1, observe=observed.observer)
+        seconds.append(_clocked(partial(observed.predict, alone))[1])
+    if not isinstance(predictor, Linearised):
+        return seconds[0], masks.asked
+    step = max(0.0, seconds[1] - seconds[0]) / max(1, min(_TIMED, steps) - 1)
+    whole = steps * step * (_MOVING if selector.moving else 1) + min(predictor.checkpoints, steps) * max(0.0, seconds[0] - step)
+    return whole, few.n if masks.asked else 0
+
+
+def _selecting_again(few: Problem, algorithm: Algorithm, count: int, grown: float) -> float:
+    """Seconds of selecting without each of ``count`` examples; a selector that does it from one sum takes hardly more for many."""
+    selector, seed = algorithm.selector, algorithm.seed
+
+    def chosen(n: int) -> float:
+        return _clocked(lambda: list(selector.select_each_left_out(few, range(n), seed)))[1]
+
+    first = chosen(1)
+    each = max(0.0, chosen(1 + _TIMED) - first) / _TIMED
+    once = max(0.0, first - each)
+    return (once + each * count) * grown if each > once else once * grown + each * count
+
+
+def _bounding(few: Problem, algorithm: Algorithm, check_replicas: int, more: int) -> float:
+    """Seconds of the constants that bounds need, of ``few`` examples: two least eigenvalues at each model, and gradients."""
+    start = few.start(algorithm.seed)
+    hessian = Curvature(few, start, few.train)
+    probe = torch.ones(1, hessian.size)
+    hessian.product(probe)
+    _, product = _clocked(lambda: hessian.product(probe))
+    _, gradient = _clocked(lambda: mean_gradient(few, start, few.train))
+    return 2 * (1 + 2 * check_replicas) * _PRODUCTS * product + more * gradient
+
+
+def _clocked(work: Callable[[], T]) -> tuple[T, float]:
     began = time.perf_counter()
-    replicas = train(problem, short, masks=masks)
-    replicas.values.cpu()  # waits for a GPU
-    seconds = time.perf_counter() - began
-    sizes = [[problem.train.longest(i) * len(i) for i in a.batches(problem.train)] for a in (short, usual)]
-    return seconds / sum(sizes[0]) * sum(sizes[1]) / len(sizes[1])
-
-
-def _duration(hours: float) -> str:
-    return f"{hours * 60:.0f} minutes" if hours < 1.5 else f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+    found = work()
+    return found, time.perf_counter() - began

@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -32,6 +33,7 @@ from stability.problems import Problem
 from stability.selectors import Selector
 from stability.selectors.code import code_of
 from stability.selectors.naming import LOCAL, imported
+from stability.studies.pace import Pace, Progress
 from stability.studies.results import BOUNDS, CellStatus, Failure, StudyResults
 from stability.studies.store import Store, data_of, difference, how_of, key, reserved
 from stability.training import Algorithm
@@ -323,14 +325,17 @@ def run_cell(
         What was measured, by the names of the table's columns. Where something failed, its kind and its reason instead
         (:class:`stability.studies.results.Failure`), whatever it was: one cell never ends the others.
     """
+    began = time.perf_counter()
     try:
-        return {"status": CellStatus.OK, **_where(cell, device), **_measured(study, cell, device, memory_budget, expected)}
+        record = {"status": CellStatus.OK, **_where(cell, device), **_measured(study, cell, device, memory_budget, expected)}
     except (Exception, SystemExit) as error:
-        return _failed(cell, device, Failure.of(error), str(error) if isinstance(error, StabilityError) else described(error))
+        record = _failed(cell, device, Failure.of(error), str(error) if isinstance(error, StabilityError) else described(error))
+    return {**record, "cell_seconds": time.perf_counter() - began}
 
 
 def _failed(cell: Cell, device: str, kind: Failure, reason: str) -> dict[str, Any]:
-    return {"status": CellStatus.FAILED, **_where(cell, device), "failure": kind, "reason": reason}
+    where = _where(cell, device)
+    return {"status": CellStatus.FAILED, **where, "failure": kind, "reason": reason, "cell_seconds": 0.0}
 
 
 def _where(cell: Cell, device: str) -> dict[str, str]:
@@ -435,8 +440,8 @@ def run(
     reuse: str | PathLike[str] | None = None,
     device: str = "auto",
     workers: int | None = None,
-    on_start: Callable[[int, int], object] = lambda done, total: None,
-    on_cell: Callable[[], object] = lambda: None,
+    on_start: Callable[[Progress], object] = lambda progress: None,
+    on_cell: Callable[[Progress], object] = lambda progress: None,
 ) -> StudyResults:
     """Compute the cells that ``store`` lacks, several at once on the CPU, and return all results.
 
@@ -450,8 +455,8 @@ def run(
         workers: processes of one thread each; by default one a core on the CPU, and one on CUDA or where a selector's
             function was typed into a notebook, which no other process knows. One worker runs in this process, with the
             threads it has.
-        on_start: called once with the number of finished cells and of all cells.
-        on_cell: called after each cell.
+        on_start: called once before the first cell, with how far the study is.
+        on_cell: called after each cell, with the same.
 
     Returns:
         The finished cells of the store, those of earlier runs among them.
@@ -484,7 +489,8 @@ def run(
         waiting = [
             _Work(cell, mine, Expected(data[cell.problem], Expected.code_of(cell))) for cell, mine in cells if key(mine) not in done
         ]
-        on_start(len(cells) - len(waiting), len(cells))
+        progress = Progress(len(cells) - len(waiting), len(cells))
+        on_start(progress)
         here = next((cell.algorithm.name for cell, *_ in waiting if _only_here(cell.algorithm)), None)
         alone = place.type != "cpu" or here is not None
         count = min(workers or (1 if alone else cores()), max(1, len(waiting)))
@@ -492,9 +498,13 @@ def run(
             raise UsageError(
                 f"workers = {workers}: no other process can import selector {here!r}; use workers=1, or move its code into a module"
             )
+        pace = Pace((key(one.identity["algorithm"]) for one in waiting), count)
         for mine, record in _compute(study, waiting, str(place), count):
             ledger.add(mine, record, passing=record.get("failure", Failure.METHOD) != Failure.METHOD)
-            on_cell()
+            pace.finished(key(mine["algorithm"]), record["cell_seconds"])
+            failed = progress.failed + (record["status"] == CellStatus.FAILED)
+            progress = Progress(progress.done + 1, progress.total, failed, pace.seconds_left())
+            on_cell(progress)
     return StudyResults.read(store)
 
 

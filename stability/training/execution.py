@@ -23,6 +23,7 @@ from stability.training.algorithm import Algorithm
 from stability.training.descent import Progress, RunOptions, Sharing, Trained
 from stability.training.objective import ALL, Objective, Observer, Stack, blocks_of, logits_of
 from stability.training.portions import if_it_fits, one_too_large
+from stability.training.threads import available
 
 __all__ = ["Division", "Task", "carry_out", "departures", "divide"]
 
@@ -187,7 +188,7 @@ def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, mem
     recorded = (first.element_size() + 8) * algorithm.max_steps if algorithm.stepwise else 0
     budget = max(budget // 4, budget - r * (first.element_size() * tunable.count + recorded))
     apart = on_cpu and isinstance(problem.logits, ModuleLogits) and r * kept >= _HEAVY  # of a mere function nobody knows
-    workers = min(r, torch.get_num_threads()) if apart else 1
+    workers = min(r, available()) if apart else 1
     mine = math.ceil(r / workers)
     workers = math.ceil(r / mine)
     share = budget // workers

@@ -26,6 +26,7 @@ from stability.training.descent import Progress
 from stability.training.execution import Division, Task, carry_out, divide
 from stability.training.objective import ALL, Observer, Stack, logits_of
 from stability.training.portions import Portions, if_it_fits, one_too_large
+from stability.training.threads import suited_to
 
 __all__ = ["Replicas", "train"]
 
@@ -238,10 +239,11 @@ def train(
             f"{first.device}: leave out fewer examples at once, or use a sparser mask or another device"
         )
     order, parts = [], []
-    for rows, part in carry_out(task, how, progress):
-        values[rows.to(values.device)] = part.values
-        order.append(rows)
-        parts.append(replace(part, values=part.values.new_empty(0)))  # a slice would keep them all, most of what there is
+    with suited_to(problem, algorithm):
+        for rows, part in carry_out(task, how, progress):
+            values[rows.to(values.device)] = part.values
+            order.append(rows)
+            parts.append(replace(part, values=part.values.new_empty(0)))  # a slice would keep them all, most of what there is
     back = torch.cat(order).argsort()
     if algorithm.selector.moving:
         moved = [mask for part in parts for mask in part.masks]

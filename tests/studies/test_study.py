@@ -42,7 +42,7 @@ def test_added_selectors_take_over_what_a_like_study_finished(small_store: Path,
     assert larger.name == "small+magnitude+childpruning"
     computed = []
     path = tmp_path / "larger.sqlite"
-    frame = study.run(larger, path, reuse=small_store, device="cpu", workers=1, on_cell=lambda: computed.append(1)).table
+    frame = study.run(larger, path, reuse=small_store, device="cpu", workers=1, on_cell=lambda progress: computed.append(1)).table
     assert len(computed) == 4
     assert list(frame["method"].unique()) == ["bitfit", "random", "magnitude", "childpruning"]
     old, new = StudyResults.read(small_store).table, frame[frame["method"].isin(["bitfit", "random"])]
@@ -215,7 +215,7 @@ def test_a_failed_cell_is_recorded_with_its_kind_and_the_machine_s_is_tried_agai
     assert ("tried again" in shown) == (kind != Failure.METHOD)
     monkeypatch.setattr(study, "measure", measure)
     again: list[None] = []
-    frame = study.run(SMALL, tmp_path / "small.sqlite", device="cpu", workers=1, on_cell=lambda: again.append(None)).table
+    frame = study.run(SMALL, tmp_path / "small.sqlite", device="cpu", workers=1, on_cell=lambda progress: again.append(None)).table
     assert len(frame) == 6
     assert len(again) == (0 if kind == Failure.METHOD else 1)
     assert (frame["status"] == CellStatus.OK).sum() == 5 + len(again)

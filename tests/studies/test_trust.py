@@ -70,7 +70,7 @@ def quick(*selectors: Selector, name: str = "mine", seeds: tuple[int, ...] = (0,
 def run(some: Study, store: Path, workers: int = 1) -> tuple[StudyResults, int]:
     """The results, and how many cells were computed for them."""
     computed: list[None] = []
-    results = study.run(some, store, device="cpu", workers=workers, on_cell=lambda: computed.append(None))
+    results = study.run(some, store, device="cpu", workers=workers, on_cell=lambda progress: computed.append(None))
     return results, len(computed)
 
 
@@ -169,7 +169,7 @@ def test_data_or_code_that_changes_while_a_study_runs_is_told(tmp_path: Path) ->
     mine = Study("mine", data, tuned, (0,), problem_settings={"model": str(model)}, estimator=Sampled(2), check_replicas=None)
     edited = tiny.rows(12, seed=2)
     results = study.run(
-        mine, tmp_path / "mine.sqlite", device="cpu", workers=1, on_cell=lambda: tiny.lines(tmp_path / "pairs", train=edited)
+        mine, tmp_path / "mine.sqlite", device="cpu", workers=1, on_cell=lambda progress: tiny.lines(tmp_path / "pairs", train=edited)
     )
     assert results.table["status"].tolist() == [CellStatus.OK, CellStatus.FAILED]
     changed = "changed while the study ran: start it again, so that all its cells are of one version"
@@ -252,7 +252,7 @@ def test_a_worker_that_ends_costs_its_cell_alone(
 def test_an_error_ends_the_study_s_processes_and_no_others(tmp_path: Path) -> None:
     others: list[Any] = []
 
-    def full() -> None:  # meanwhile another thread starts a process of its own
+    def full(progress: study.Progress) -> None:  # meanwhile another thread starts a process of its own
         others.append(multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,)))
         others[0].start()
         raise OSError("the disk is full")
@@ -288,7 +288,7 @@ def test_one_process_writes_to_a_store(tmp_path: Path) -> None:
         )
         text.append(done.stdout.strip())
 
-    study.run(quick(BitFit(), seeds=(0, 1)), store, device="cpu", workers=1, on_start=lambda done, total: second())
+    study.run(quick(BitFit(), seeds=(0, 1)), store, device="cpu", workers=1, on_start=lambda progress: second())
     assert text == [f"another run is writing to {store}: wait until it has finished, or use another --store"]
     assert len(Store(store).finished()) == 2
     with reserved(store):

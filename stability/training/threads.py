@@ -1,0 +1,110 @@
+"""How many threads an operation of torch takes: one where a model is small, and all that torch has where it is large.
+
+The threads of an operation wait for each other at its end. Where it takes less time than the system gives a process in turn, one
+that was interrupted holds up all others, and a second thread costs up to twenty times what it saves. The rule looks at the model
+and never at the clock, so that a result does not depend on what else the machine does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from stability.problems.problem import Problem
+from stability.training.algorithm import Algorithm
+
+__all__ = ["LARGE", "available", "mean_product", "suited_to"]
+
+LARGE = 1 << 26
+"""Floating-point operations of a mean matrix product from which on several threads pay, also beside another process
+(``benchmarks/threads.py``)."""
+
+_AVAILABLE: ContextVar[int | None] = ContextVar("available", default=None)
+
+
+class _Products(TorchDispatchMode):
+    """While it is entered, counts matrix products and their floating-point operations."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = self.operations = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        operations: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
+        if operations is not None:
+            self.count += 1
+            self.operations += operations(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def mean_product(problem: Problem, algorithm: Algorithm) -> float:
+    """Floating-point operations of the mean matrix product in the forward pass of one replica on one batch.
+
+    Args:
+        problem: whose model it is.
+        algorithm: A, with its batches.
+
+    Returns:
+        0 where the model has no matrix product.
+
+    Example:
+        >>> from stability import FineTuning, load, selectors
+        >>> problem = load("digits")
+        >>> mean_product(problem, FineTuning(selectors.BitFit()).with_defaults(problem.training)) < LARGE
+        True
+    """
+    index = next(iter(algorithm.batches(problem.train)))
+    with torch.no_grad(), _Products() as products:
+        problem.logits(problem.start(algorithm.seed), problem.train.take(index).inputs)
+    return float(products.operations / max(1, products.count))
+
+
+def available() -> int:
+    """How many threads this process may take: torch's number, as it was before :func:`suited_to` lowered it.
+
+    Example:
+        >>> available() == torch.get_num_threads()
+        True
+    """
+    return _AVAILABLE.get() or torch.get_num_threads()
+
+
+@contextmanager
+def suited_to(problem: Problem, algorithm: Algorithm) -> Iterator[None]:
+    """Let torch's operations take one thread, unless the model is large; afterwards as many as before.
+
+    It never takes more than torch has, which ``torch.set_num_threads`` and ``--threads`` say. A model on a GPU changes nothing.
+
+    Args:
+        problem: whose model it is.
+        algorithm: A, with its batches.
+
+    Example:
+        >>> from stability import FineTuning, load, selectors
+        >>> problem = load("digits")
+        >>> with suited_to(problem, FineTuning(selectors.BitFit()).with_defaults(problem.training)):
+        ...     torch.get_num_threads()
+        1
+    """
+    before = torch.get_num_threads()
+    on_cpu = next(iter(problem.pretrained.values())).device.type == "cpu"
+    if _AVAILABLE.get() is not None or before == 1 or not on_cpu:  # already decided, or nothing to decide
+        yield
+        return
+    token = _AVAILABLE.set(before)
+    try:
+        if mean_product(problem, algorithm) < LARGE:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _AVAILABLE.reset(token)
