@@ -135,7 +135,9 @@ def measure(setting: Setting, replicas: int, looped: int, threads: int) -> dict[
     for program in ("plain_loop", "dattri", "trainer"):
         if program == "dattri" and importlib.util.find_spec("dattri") is None:
             continue
-        found[program] = measured(program, setting, some, threads)
+        # A small model's loop is slower with several threads: a rival is given the number that suits it.
+        tries = [measured(program, setting, some, count) | {"threads": count} for count in sorted({1, threads})]
+        found[program] = min(tries, key=lambda one: one["seconds"])
     if setting.device == "cpu":
         found["process_parallel"] = process_parallel(setting, some, threads)
     each = {name: one["seconds"] / len(one["losses"]) for name, one in found.items()}
@@ -169,6 +171,7 @@ def measure(setting: Setting, replicas: int, looped: int, threads: int) -> dict[
         "share_of_limit_plain": flops["plain_loop"] * setting.steps / each["engine"] / rate,
         "steps_shared": shared,
         "threads": threads,
+        "threads_of_rivals": {name: one["threads"] for name, one in found.items() if "threads" in one},
         "machine": machine.report(),
     }
 

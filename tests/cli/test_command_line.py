@@ -240,7 +240,12 @@ def test_a_study_goes_on_where_it_was(small_store: Path, tmp_path: Path) -> None
     started: list[tuple[int, int]] = []
     cells: list[None] = []
     frame = study.run(
-        SMALL, half.path, device="cpu", workers=1, on_start=lambda progress: started.append((progress.done, progress.total)), on_cell=lambda progress: cells.append(None)
+        SMALL,
+        half.path,
+        device="cpu",
+        workers=1,
+        on_start=lambda progress: started.append((progress.done, progress.total)),
+        on_cell=lambda progress: cells.append(None),
     ).table
     assert started == [(3, 6)]
     assert len(cells) == 3

@@ -69,7 +69,9 @@ def test_several_tasks_in_one_study(both_store: Path) -> None:
 def test_a_larger_study_takes_over_tasks_and_seeds(both_store: Path, tmp_path: Path) -> None:
     more = dataclasses.replace(BOTH, problem=("digits", "logistic", "quadratic"), seeds=(0, 1), measured_seeds=2)
     computed: list[int] = []
-    study.run(more, tmp_path / "more.sqlite", reuse=both_store, device="cpu", workers=1, on_cell=lambda progress: computed.append(1))
+    study.run(
+        more, tmp_path / "more.sqlite", reuse=both_store, device="cpu", workers=1, on_cell=lambda progress: computed.append(1)
+    )
     # Of the two old tasks seed 0 is there as it was; seed 1 is measured now, and the new task is all new.
     assert len(computed) == 2 * 2 + 2 * 2
     other = dataclasses.replace(BOTH, problem_settings={"n": 22})

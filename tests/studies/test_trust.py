@@ -169,7 +169,11 @@ def test_data_or_code_that_changes_while_a_study_runs_is_told(tmp_path: Path) ->
     mine = Study("mine", data, tuned, (0,), problem_settings={"model": str(model)}, estimator=Sampled(2), check_replicas=None)
     edited = tiny.rows(12, seed=2)
     results = study.run(
-        mine, tmp_path / "mine.sqlite", device="cpu", workers=1, on_cell=lambda progress: tiny.lines(tmp_path / "pairs", train=edited)
+        mine,
+        tmp_path / "mine.sqlite",
+        device="cpu",
+        workers=1,
+        on_cell=lambda progress: tiny.lines(tmp_path / "pairs", train=edited),
     )
     assert results.table["status"].tolist() == [CellStatus.OK, CellStatus.FAILED]
     changed = "changed while the study ran: start it again, so that all its cells are of one version"

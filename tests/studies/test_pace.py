@@ -1,0 +1,29 @@
+"""How far a study is: cells of a kind take what others of it took, and the rest what all take in the mean."""
+
+import pytest
+
+from stability.studies.pace import Pace, Progress, spoken
+
+
+def test_what_is_left_follows_from_what_each_kind_took() -> None:
+    pace = Pace(["a", "a", "a", "b", "b", "c"], workers=2)
+    assert pace.seconds_left() is None
+    pace.finished("a", 2.0)
+    pace.finished("a", 4.0)
+    pace.finished("b", 9.0)
+    # One a at 3, one b at 9, and one c, of which nothing is known, at the mean of 3 and 9; two at once.
+    assert pace.seconds_left() == pytest.approx((3 + 9 + 6) / 2)
+    for kind in "abc":
+        pace.finished(kind, 1.0)
+    assert pace.seconds_left() == 0
+
+
+def test_progress_in_words() -> None:
+    assert str(Progress(0, 72)) == "0 of 72 cells"
+    assert str(Progress(3, 72, failed=1, seconds_left=130)) == "3 of 72 cells, 1 failed, about 2 min left"
+    assert str(Progress(72, 72, seconds_left=0.0)) == "72 of 72 cells"
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.2, "0 s"), (89, "89 s"), (91, "2 min"), (5390, "90 min"), (6000, "2 hours")])
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert spoken(seconds) == words
