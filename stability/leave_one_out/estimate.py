@@ -133,6 +133,11 @@ class StabilityEstimate:
             f"{self.retrainings} of n={self.n}, failed={len(self.failed)}, noise_floor={self.noise_floor:.2g})"
         )
 
+    def _repr_html_(self) -> str:
+        from stability.leave_one_out.notebook import as_html  # which is made of this class
+
+        return as_html(self)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain values that JSON can hold: an unbounded end is None, and k and m are called ``tunable`` and ``total``."""
         left_out = ("replicas", "pointwise", "hypothesis", "k", "m")

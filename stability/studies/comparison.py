@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
+from html import escape
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +17,7 @@ import pandas as pd
 from stability.checks import check_kind, check_whole
 from stability.errors import UsageError
 from stability.leave_one_out.estimators import Assisted, Estimator
+from stability.leave_one_out.notebook import table_html
 from stability.leave_one_out.statistics import Estimate, mean_over_seeds
 from stability.leave_one_out.wording import places_of, size_of
 from stability.selectors import Selector
@@ -139,11 +141,7 @@ class Comparison:
         return f"Comparison({', '.join(self.labels.values())}; {self.results!r})"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        with pd.option_context("display.max_colwidth", None):
-            shown = self._rows().to_html(index=False, border=0)
-        return shown + "".join(f"<p>{escape(one)}</p>" for one in self.sentences())
+        return table_html(self._rows()) + "".join(f"<p>{escape(one)}</p>" for one in self.sentences())
 
     def _rows(self) -> pd.DataFrame:
         """The table as text."""

@@ -15,10 +15,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
+from html import escape
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 
 from stability import problems
@@ -27,6 +29,7 @@ from stability.checks import check_fraction, check_kind, check_whole
 from stability.errors import StabilityError, UsageError, described
 from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled, Status
+from stability.leave_one_out.notebook import table_html
 from stability.machine import cores, device_name, free_memory, resolve_device, software
 from stability.problems import Problem
 from stability.selectors import Selector
@@ -149,6 +152,24 @@ class Study:
     def problems(self) -> tuple[str, ...]:
         """The names of all problems, of one too."""
         return (self.problem,) if isinstance(self.problem, str) else self.problem
+
+    def _repr_html_(self) -> str:
+        each = [
+            {
+                "method": algorithm.name,
+                "p": "by its rule" if (p := algorithm.asked_sparsity) is None else f"{p:g}",
+                "training": algorithm.describe(),
+            }
+            for algorithm in self.algorithms
+        ]
+        drawn = "" if self.samples is None else f" on each of {len(self.samples)} training sets"
+        what = (
+            f"{len(self.cells())} cells: {len(self.algorithms)} methods, {len(self.seeds)} seeds{drawn}, {', '.join(self.problems)}"
+        )
+        how = "no bounds" if self.check_replicas is None else "with bounds"
+        return (
+            f"<p><b>Study {escape(self.name)}</b>, {escape(what)}; {self.estimator.name}, {how}</p>{table_html(pd.DataFrame(each))}"
+        )
 
     def identity(self) -> dict[str, Any]:
         """Everything that defines the study, as plain values.
