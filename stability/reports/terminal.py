@@ -149,8 +149,10 @@ def settling(estimate: StabilityEstimate, command: Callable[..., str]) -> list[s
     lines = [f"Inconclusive: {'; '.join(why)}."]
     if (cure := remedy(estimate)) is not None:
         lines[0] += f" This would settle it, in about {duration(cure.seconds)}:"
-        plain = {"predictor": None, "checkpoints": None} if cure.estimator in ("exact", "sampled") else {}
-        lines.append("  " + command(estimator=cure.estimator, retrainings=cure.retrainings, tolerance=None, **plain))
+        changed: dict[str, Any] = {"retrainings": cure.retrainings, "tolerance": None}
+        if cure.estimator != estimate.estimator:
+            changed |= {"estimator": cure.estimator, "predictor": None, "checkpoints": None}
+        lines.append("  " + command(**changed))
     elif estimate.failed:
         lines[0] += " What the failed models would have shown is unknown: try a smaller --learning-rate."
     elif estimate.replicas.algorithm.product_precision != "float32":

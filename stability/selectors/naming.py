@@ -172,10 +172,8 @@ def selectors_named(methods: Sequence[Method], sparsities: Sequence[float] = (),
         unused -= known
         found += [selector_named(name, p, **own) for p in (mine or [None])]
     if sparsities and methods and not swept:
-        names = ", ".join(selector.name for selector in found)
-        raise UsageError(
-            f"no method here takes a p of these: {names} decide themselves, or have their own; leave the sparsities out"
-        )
+        names = ", ".join(dict.fromkeys(selector.name for selector in found))
+        raise UsageError(f"no method here takes one of these sparsities: {names} with a rule or a p of its own; leave them out")
     if unused and methods:
         what = ", ".join(sorted(unused))
         raise UsageError(f"no method here has a setting {what}: leave it out; {_there(what, sorted(there))}")

@@ -154,22 +154,21 @@ class Study:
         return (self.problem,) if isinstance(self.problem, str) else self.problem
 
     def _repr_html_(self) -> str:
-        each = [
+        p = [one.asked_sparsity for one in self.algorithms]
+        methods = pd.DataFrame(
             {
-                "method": algorithm.name,
-                "p": "by its rule" if (p := algorithm.asked_sparsity) is None else f"{p:g}",
-                "training": algorithm.describe(),
+                "method": [one.name for one in self.algorithms],
+                "p": ["by its rule" if one is None else f"{one:g}" for one in p],
+                "training": (trained := [one.describe() for one in self.algorithms]),
             }
-            for algorithm in self.algorithms
-        ]
+        )
         drawn = "" if self.samples is None else f" on each of {len(self.samples)} training sets"
-        what = (
-            f"{len(self.cells())} cells: {len(self.algorithms)} methods, {len(self.seeds)} seeds{drawn}, {', '.join(self.problems)}"
-        )
-        how = "no bounds" if self.check_replicas is None else "with bounds"
-        return (
-            f"<p><b>Study {escape(self.name)}</b>, {escape(what)}; {self.estimator.name}, {how}</p>{table_html(pd.DataFrame(each))}"
-        )
+        what = f"{len(self.cells())} cells: {len(self.algorithms)} methods, {len(self.seeds)} seeds{drawn}"
+        what += f", on {', '.join(self.problems)}"
+        how = f"{self.estimator.name}, {'no bounds' if self.check_replicas is None else 'with bounds'}"
+        if len(set(trained)) == 1:
+            methods, how = methods.drop(columns="training"), f"{how}; {trained[0]}"
+        return f"<p><b>Study {escape(self.name)}</b>: {escape(what)}; {escape(how)}</p>{table_html(methods)}"
 
     def identity(self) -> dict[str, Any]:
         """Everything that defines the study, as plain values.

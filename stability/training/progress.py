@@ -12,6 +12,7 @@ from stability.training.descent import Progress
 
 __all__ = ["SILENT", "Bar", "Lines", "Stages", "stages"]
 
+_FORM = "{desc} |{bar}| {n_fmt} of {total_fmt}{unit}, {remaining} left"
 _EVERY = 10.0  # seconds between two lines
 
 
@@ -27,6 +28,7 @@ class Stages:
         >>> from stability import FineTuning, estimators, load, measure, selectors
         >>> algorithm = FineTuning(selectors.BitFit(), steps=2)
         >>> estimate = measure(load("digits", n=10), algorithm, estimators.Sampled(3), progress=Printed())
+        selecting which parameters may change
         training on all 10 examples
         retraining without each of 3 examples
         evaluating
@@ -76,7 +78,8 @@ class Bar(Stages):
 
     def begin(self, what: str, total: int | None = None, unit: str = "step") -> None:
         self._bar.close()
-        self._bar = self._made(desc=what, total=total, unit=unit, leave=False, dynamic_ncols=True)
+        form = "{desc} [{elapsed}]" if total is None else _FORM
+        self._bar = self._made(desc=what, total=total, unit=f" {unit}s", bar_format=form, leave=False, dynamic_ncols=True)
 
     def __call__(self, count: int) -> None:
         self._bar.update(count)

@@ -66,6 +66,24 @@ def test_a_csv_of_two_columns_on_the_command_line(reviews: tuple[str, str], caps
     assert result["data_notes"][-1] == "the test split is one in 5 of the training data, held out at random"
 
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "reviews.csv"
+
+
+def test_the_example_has_one_planted_error_in_line_9(reviews: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """And every example that is named stands in the line that is told, with the label that is told."""
+    lines = EXAMPLES.read_text(encoding="utf-8").splitlines()
+    assert lines[8] == "The pacing was messy and the story fell apart.,positive"
+    assert len(set(lines)) == 61
+    own = "--selector bitfit --steps 1 --estimator approximate --checkpoints 1 --examples 48 --device cpu --json"
+    assert main(["loo", "--problem", str(EXAMPLES), "--model", reviews[1], *own.split()]) == 0
+    shown = [row["shown"] for row in json.loads(capsys.readouterr().out)["examples"]]
+    assert len(shown) == 48
+    for one in shown:
+        number, text, label = re.fullmatch(r"reviews\.csv, line (\d+): (.*) \[(\w+)\]", one).groups()  # type: ignore[union-attr]
+        assert next(csv.reader([lines[int(number) - 1]])) == [text, label]
+    assert any("line 9: The pacing was messy" in one for one in shown)  # in S, and not held out
+
+
 def test_rows_without_a_label_are_left_out_on_the_command_line(
     reviews: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,7 +46,7 @@ def test_abbreviated_options_are_refused(command: str, message: str, capsys: pyt
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("", "give a command: run, loo, select"),
+        ("", "give a command: run, loo, compare"),
         ("lo", 'Unknown command "lo". Did you mean "loo"?'),
         ("loo", "loo: --selector needs a value; see 'stability loo --help'"),
         ("loo --selector", "loo: --selector needs a value"),

@@ -57,8 +57,8 @@ def test_a_bar_says_what_is_done_and_is_gone_at_the_end(monkeypatch: pytest.Monk
         bar(4)
     bar.close()
     text = shown.getvalue()
-    assert text.index("training on all:") < text.index("retraining:")
-    assert text.rstrip(" \r").endswith("]") or text.endswith("\r")
+    assert text.index("training on all |") < text.index("4 of 4 steps") < text.index("retraining |")
+    assert text.rstrip(" ").endswith("\r")  # the last bar is wiped out
 
 
 def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
