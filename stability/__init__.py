@@ -8,6 +8,9 @@ leave-one-out stability of that as a :class:`StabilityEstimate`. :mod:`stability
 The names are loaded when they are first used: ``import stability`` itself is quick.
 """
 
+import importlib as _importlib
+import sys as _sys
+from importlib import machinery as _machinery
 from importlib import metadata as _metadata
 
 import lazy_loader as _lazy
@@ -15,3 +18,30 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
 
 __version__ = _metadata.version("peft-stability")  # pyproject.toml has the number; everything else asks here
+
+
+_ALSO = {f"{__name__}.{name}": f"{__name__}.leave_one_out.{name}" for name in ("estimators", "predictors")}
+
+
+class _Handed:
+    """Lets ``from stability.estimators import Exact`` find the module that ``stability.estimators`` is.
+
+    It is imported where it is asked for, and not before: until then nothing heavy is.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        """The loader of such a name, and None for any other."""
+        return _machinery.ModuleSpec(name, self) if name in _ALSO else None
+
+    def create_module(self, spec):
+        """The module itself, under its second name."""
+        found = _importlib.import_module(_ALSO[spec.name])
+        self._spec = found.__spec__
+        return found
+
+    def exec_module(self, module):
+        """It has been executed already; the import has put another specification into it, and it gets its own back."""
+        module.__spec__ = self._spec
+
+
+_sys.meta_path.append(_Handed())

@@ -3,7 +3,7 @@ from .errors import MachineError, MeasurementError, StabilityError, UsageError
 from .leave_one_out import StabilityEstimate, estimators, measure, predictors
 from .masks import Mask, SparseDelta
 from .problems import Examples, Problem, load
-from .studies import Study, StudyResults, run
+from .studies import Study, StudyResults, compare, run
 from .training import EarlyStopping, FineTuning, Minimisation, train
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "StudyResults",
     "UsageError",
     "bounds",
+    "compare",
     "derivatives",
     "estimators",
     "load",

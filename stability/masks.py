@@ -25,6 +25,8 @@ from stability.packing import pack, unpack
 
 __all__ = ["Mask", "Parameters", "SparseDelta", "fingerprint"]
 
+_SHOWN = 8  # tensors that a notebook shows
+
 Parameters: TypeAlias = Mapping[str, Tensor]
 """Named tensors. A model is a function of these."""
 
@@ -90,6 +92,28 @@ class Mask:
 
     def __repr__(self) -> str:
         return f"Mask(k={self.count}, m={self.total})"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        sizes = {name: math.prod(shape) for name, shape in self.shapes.items()}
+        counts = {name: len(self.indices.get(name, ())) for name in sizes}
+        largest = sorted((name for name in sizes if counts[name]), key=lambda name: -counts[name])
+        rows = pd.DataFrame(
+            {
+                "tensor": largest,
+                "shape": [" × ".join(map(str, self.shapes[name])) for name in largest],
+                "may change": [counts[name] for name in largest],
+                "of it": [f"{counts[name] / sizes[name]:.2%}" for name in largest],
+            }
+        )
+        with pd.option_context("display.max_colwidth", None):
+            table = rows.head(_SHOWN).to_html(index=False, border=0)
+        rest = f"<p>and {len(largest) - _SHOWN} more tensors</p>" if len(largest) > _SHOWN else ""
+        untouched = len(sizes) - len(largest)
+        where = f"in {len(largest)} of {len(sizes)} tensors" if untouched else f"in all {len(sizes)} tensors"
+        what = f"k = {self.count} of m = {self.total} parameters may change (p = {self.sparsity:.4g})"
+        return f"<p><b>{what}</b>, {where}</p>{table}{rest}"
 
     @classmethod
     def full(cls, parameters: Parameters) -> Mask:

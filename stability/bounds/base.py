@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from html import escape
 from numbers import Integral
 from typing import Any
 
@@ -94,6 +95,18 @@ class Bound:
 
     def __str__(self) -> str:
         return f"{self.value:.6g} [{self.state}]   {self.equation}   ({self.source})"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        held = {True: "held", False: "failed", None: "not checked"}
+        facts = {"state": str(self.state), "formula": self.equation, "source": self.source}
+        facts |= {"why": self.reason} if self.reason else {}
+        facts |= {one.name: f"{held[one.held]}: {one.detail}" for one in self.assumptions}
+        with pd.option_context("display.max_colwidth", None):
+            table = pd.DataFrame(facts.items()).to_html(index=False, header=False, border=0)
+        kind = "estimated as" if self.estimate else "at most"
+        return f"<p><b>{escape(self.name)}: {kind} {self.value:.4g}</b></p>{table}"
 
     @property
     def applies(self) -> bool:

@@ -22,6 +22,7 @@ from stability.leave_one_out.estimate import StabilityEstimate
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, Problem
 from stability.training.replicas import Replicas
+from stability.training.threads import suited_to
 
 __all__ = ["Constants", "estimate_constants", "measured_bounds"]
 
@@ -92,6 +93,11 @@ def estimate_constants(estimate: StabilityEstimate, check_replicas: int = 0, mem
         (True, True)
     """
     check_whole(0, check_replicas=check_replicas)
+    with suited_to(estimate.replicas.problem, estimate.replicas.algorithm):
+        return _estimated(estimate, check_replicas, memory_budget)
+
+
+def _estimated(estimate: StabilityEstimate, check_replicas: int, memory_budget: int | None) -> Constants:
     replicas, table = estimate.replicas, estimate.per_example
     problem, algorithm, model = replicas.problem, replicas.algorithm, replicas.parameters(0)
     ridge, mask = algorithm.ridge_for(replicas.masks[0]), algorithm.tunable_mask(problem, replicas.masks[0])

@@ -66,15 +66,16 @@ def check_writable(folder: Path) -> None:
         raise UsageError(f"nothing can be written to {folder}: {error}; name another folder") from error
 
 
-def draw(results: StudyResults, folder: Path, only: str | None = None, **how: Any) -> None:
-    """Draw a study's figures, and print their paths."""
+def draw(results: StudyResults, folder: Path, only: str | None = None, *, quiet: bool = False, **how: Any) -> None:
+    """Draw a study's figures, and print their paths unless ``quiet``."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from stability.plotting import save_all
 
     for path in save_all(results, folder, only, **how):
-        print(path)
+        if not quiet:
+            print(path)
 
 
 def part_of(asked: str | None, results: StudyResults) -> published.Part | None:

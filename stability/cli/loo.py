@@ -6,10 +6,12 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import Annotated, Any
 
 import torch
-from tqdm import tqdm
+from cyclopts import Parameter
 
 from stability.bounds import estimate_constants, measured_bounds
 from stability.bounds.base import check_delta
@@ -32,15 +34,17 @@ from stability.cli.options import (
     load,
     problem_settings,
 )
-from stability.cli.parsing import WHOLE, Whole, options
+from stability.cli.parsing import WHOLE, Whole, options, words
 from stability.cli.printing import plain, print_json
 from stability.errors import UsageError
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Estimator
 from stability.leave_one_out.measuring import measure
+from stability.leave_one_out.wording import carriers, doubts
 from stability.problems import Problem
-from stability.reports.terminal import metrics_of, named_examples, show_bounds, show_estimate, show_examples
+from stability.reports.terminal import metrics_of, settling, show_bounds, show_estimate, show_examples
 from stability.training import Algorithm
+from stability.training.progress import stages
 
 __all__ = ["loo"]
 
@@ -90,12 +94,14 @@ class Output(Folder):
     """What is printed and drawn.
 
     Attributes:
-        examples: Name so many examples: those that carry most of the stability.
+        examples: Name so many examples: those that carry most of the stability; 0 for none.
+        verbose: Print diagnostics too: the noise floor, what the prediction was worth, and more.
         figures: Draw the examples' differences, and those that carry most of them, into this folder.
         json: Print one JSON value on standard output and nothing else.
     """
 
-    examples: Annotated[int, WHOLE] = 0
+    examples: Annotated[int, WHOLE] = 5
+    verbose: Annotated[bool, Parameter(name=("--verbose", "-v"))] = False
     json: bool = False
 
 
@@ -135,40 +141,38 @@ def loo(
     replicas_to_check, delta = bounding.checked(estimator)
     problem = load(which.problem, seed=which.seed, **problem_settings(data, model))
     how: dict[str, Any] = {"estimator": estimator, "reselect": not method.keep_mask, "device": machine.device}
-    with redirect_stdout(sys.stderr) if output.json else nullcontext():  # a selector of the user's own may print
-        algorithm = objective.made(method.made(), training, which.seed).with_defaults(problem.training)
-        with tqdm(total=_steps(algorithm, estimator, problem.n), unit="step", disable=True if output.json else None) as bar:
-            estimate = measure(problem, algorithm, progress=bar.update, **how)
-    metrics = metrics_of(problem, estimate.replicas)
-    if not output.json:
-        show_estimate(problem, algorithm, estimate, metrics)
     more: dict[str, Any] = {}
-    if bounding.bounds:
-        constants = estimate_constants(estimate, replicas_to_check)
-        found = measured_bounds(estimate, constants, delta)
-        more = {"bounds": {name: bound.to_dict() for name, bound in found.items()}, "notes": [*estimate.notes, *constants.notes]}
-        if not output.json:
-            print(f"\nBounds from the constants measured on these runs (δ = {delta:g} for the expected loss):")
-            show_bounds(found, constants.notes)
-    if output.examples:
-        more["examples"] = named_examples(problem, estimate, output.examples)
-        if not output.json:
-            show_examples(more["examples"], estimate.n)
+    with redirect_stdout(sys.stderr) if output.json else nullcontext(), stages(True) as told:
+        # Standard output is kept free of what a selector of the user's own may print.
+        algorithm = objective.made(method.made(), training, which.seed).with_defaults(problem.training)
+        estimate = measure(problem, algorithm, progress=told, **how)
+        told.begin("evaluating")
+        metrics, width = metrics_of(problem, estimate.replicas), get_terminal_size((100, 24)).columns
+        if bounding.bounds:
+            told.begin("measuring the constants of the bounds")
+            constants = estimate_constants(estimate, replicas_to_check)
+            found = measured_bounds(estimate, constants, delta)
+            more = {"bounds": {name: bound.to_dict() for name, bound in found.items()}}
+            more["notes"] = [*estimate.notes, *constants.notes]
+    if output.examples and (rows := carriers(estimate, output.examples)):
+        more["examples"] = rows
     if output.json:
         what = {"problem": problem.name, "problem_settings": dict(problem.settings), "reselect": not method.keep_mask}
         what |= {"algorithm": {**algorithm.settings(), "seed": algorithm.seed}, "asked": estimator.settings()}
         also = {"test_metric": {"name": problem.metric_name, "value": metrics["test"]}, "metrics": metrics}
-        print_json({**what, **plain(estimate.to_dict()), **plain({**also, "data_notes": list(problem.notes), **more})})
+        also |= {"data_notes": list(problem.notes), "inconclusive": list(doubts(estimate))}
+        print_json({**what, **plain(estimate.to_dict()), **plain({**also, **more})})
+    else:
+        show_estimate(problem, algorithm, estimate, metrics, verbose=output.verbose, width=width)
+        if "examples" in more:
+            show_examples(more["examples"], estimate.n, width)
+        if bounding.bounds:
+            print(f"\nBounds from the constants measured on these runs (δ = {delta:g} for the expected loss):")
+            show_bounds(found, constants.notes)
+        if settled := settling(estimate, words):
+            print("", fill(settled[0], width), *settled[1:], sep="\n")
     if output.figures is not None:
         _draw(problem, algorithm, estimate, output.figures, quiet=output.json)
-
-
-def _steps(algorithm: Algorithm, estimator: Estimator, n: int) -> int | None:
-    """The steps of all replicas together, where they are known beforehand."""
-    if not algorithm.stepwise or estimator.tolerance is not None:
-        return None
-    count = estimator.most(n)
-    return (count + 1 + (count > 0)) * algorithm.max_steps
 
 
 def _draw(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, folder: Path, *, quiet: bool) -> None:

@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from stability import problems
-from stability.cli.parsing import WHOLE, Flags, Names, Numbers, Whole, given, options, settings
+from stability.cli.parsing import WHOLE, Flags, Names, Numbers, Whole, given, methods, options, settings
 from stability.errors import UsageError
 from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled
 from stability.leave_one_out.predictors import Linearised, OneStep, Predictor
 from stability.problems import PROBLEMS, Problem, TrainingDefaults, load_texts, training_defaults
 from stability.problems.tasks import TEXT_TRAINING
 from stability.selectors import SAM, Selector
-from stability.selectors.naming import selector_named, selectors_named
+from stability.selectors.naming import selectors_named
 from stability.training import Algorithm, EarlyStopping, FineTuning, Minimisation, Precision
 
 __all__ = [
@@ -162,14 +162,14 @@ class Method:
     """Which parameters may change.
 
     Attributes:
-        selector: The method: a name of 'stability list', or module:name for your own.
+        selector: The method: a name of 'stability list', or module:name for your own. Its settings follow it as NAME=VALUE, the
+            value as JSON or a word: lora rank=4, mixout-reset stretch=[-1.5,1.5].
         sparsity: p, the fraction of the pretrained parameters that may change, in (0, 1].
         curvature: Of sam: where h in its score |g²/h| comes from; by default constant.
-        option: Any setting of the method as NAME=VALUE, the value as JSON or a word: rank=4, reset=true,
-            stretch=[-1.5,1.5]. Repeat it for more.
+        option: A setting of the method as NAME=VALUE, like those that follow its name. Repeat it for more.
     """
 
-    selector: str
+    selector: Names
     sparsity: float | None = None
     scope: Literal["global", "tensor"] | None = None
     curvature: Literal["constant", "gauss_newton", "hutchinson"] | None = None
@@ -179,12 +179,21 @@ class Method:
         """The selector.
 
         Raises:
-            UsageError: a setting is given twice, or the selector refuses it.
+            UsageError: several methods, a setting that is given twice, or one that the selector refuses.
         """
-        named, free = {"scope": self.scope, "curvature": self.curvature}, dict(settings(self.option))
-        if twice := sorted(name for name in free if named.get(name) is not None):
-            raise UsageError(f"{', '.join(twice)} is given twice: leave --option {twice[0]}=… out")
-        return selector_named(self.selector, self.sparsity, **{**named, **free})
+        (method, own), *others = methods(self.selector) or [("", {})]
+        if others:
+            raise UsageError(
+                f"one method at a time: leave {' and '.join(other for other, _ in others)} out, or use 'stability compare'"
+            )
+        named = {"sparsity": self.sparsity, "scope": self.scope, "curvature": self.curvature}
+        every = [*own.items(), *settings(self.option), *((name, value) for name, value in named.items() if value is not None)]
+        if twice := sorted({setting for setting, _ in every if [one for one, _ in every].count(setting) > 1}):
+            raise UsageError(f"{', '.join(twice)} is given twice: leave one out")
+        found = selectors_named([(method, dict(every))])
+        if len(found) > 1:
+            raise UsageError(f"sparsity = {dict(every)['sparsity']}: use one p, or 'stability compare' for several")
+        return found[0]
 
 
 @options(METHOD)
@@ -193,10 +202,11 @@ class Methods:
     """Which parameters may change.
 
     Attributes:
-        selectors: The methods: names of 'stability list', or module:name for your own. To a study that comes with the
+        selectors: The methods: names of 'stability list', or module:name for your own. The settings of each follow it as
+            NAME=VALUE, the value as JSON or a word: full lora rank=4 sam sparsity=0.01,0.1. To a study that comes with the
             toolkit they are added.
-        sparsities: Run each method that takes a p at each of these.
-        option: A setting of them all as NAME=VALUE, the value as JSON or a word: rank=4, scope=tensor. Repeat it for more.
+        sparsities: Run each method that takes a p, and has none of its own, at each of these.
+        option: A setting as NAME=VALUE for all methods that have it. Repeat it for more.
     """
 
     selectors: Annotated[Names, Parameter(name=("--selectors", "--add"))] = ()
@@ -211,7 +221,7 @@ class Methods:
         """
         if not self.selectors and (self.sparsities or self.option):
             raise UsageError("--sparsities and --option belong to --selectors SELECTOR …: add them, or leave these out")
-        return selectors_named(self.selectors, self.sparsities, **dict(settings(self.option)))
+        return selectors_named(methods(self.selectors), self.sparsities, **dict(settings(self.option)))
 
 
 @options(TRAINING, FineTuning, EarlyStopping, varied=TrainingDefaults.__dataclass_fields__)

@@ -10,7 +10,10 @@ import difflib
 import inspect
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import fields
 from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
@@ -31,12 +34,14 @@ __all__ = [
     "application",
     "called",
     "given",
+    "methods",
     "names",
     "nearest",
     "options",
     "settings",
     "shown",
     "told",
+    "words",
 ]
 
 T = TypeVar("T")
@@ -79,6 +84,8 @@ class RefusedOptionError(UsageError):
 
     def belonging(self, where: str) -> RefusedOptionError:
         """The same, with the place where there is such an option."""
+        if self.option in _MEANT and self._remedy.startswith("did you mean"):
+            return self  # the same thing has another name here
         # A longer name of this command may have been meant; a merely similar one would contradict the place that is told.
         asked = f"; {self._remedy}" if self._remedy.startswith(f"did you mean {self.option}") else ""
         return RefusedOptionError(self._command, self.option, f"{self.option} belongs to {where}{asked}")
@@ -152,36 +159,107 @@ def called(app: App, arguments: Sequence[str]) -> Any:
     try:
         command, bound, _ = app.parse_args(list(arguments), exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        raise _refusal(app, error) from None
-    return command(*bound.args, **bound.kwargs)
+        raise _refusal(app, error, arguments) from None
+    before = _WORDS.set(tuple(arguments))
+    try:
+        return command(*bound.args, **bound.kwargs)
+    finally:
+        _WORDS.reset(before)
 
 
-def _refusal(app: App, error: CycloptsError) -> UsageError:
+_WORDS: ContextVar[tuple[str, ...]] = ContextVar("words", default=())
+
+
+def words(**changed: object) -> str:
+    """The command that is being carried out, with some options changed: what a user could type next.
+
+    Args:
+        changed: options by their names in Python, with the new value; None leaves the option out.
+
+    Example:
+        >>> app = application("greet")
+        >>> @app.default
+        ... def greet(name: str, /, *, times: int = 1) -> str:
+        ...     return words(times=times + 1)
+        >>> called(app, ["Ada L.", "--times=2"])
+        "stability 'Ada L.' --times 3"
+    """
+    left, new = list(_WORDS.get()), {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
+    kept: list[str] = []
+    while left:
+        word = left.pop(0)
+        if word.partition("=")[0] not in new:
+            kept.append(word)
+        elif "=" not in word:
+            left = left[1:]
+    added = [str(part) for name, value in new.items() if value is not None for part in (name, value)]
+    return shlex.join(["stability", *kept, *added])
+
+
+def _refusal(app: App, error: CycloptsError, arguments: Sequence[str]) -> UsageError:
     command = " ".join([*app.name, *(error.command_chain or ())]).removeprefix("stability ")
     error.verbose = False
     if isinstance(error, UnknownCommandError):
         return UsageError(str(error))
     if isinstance(error, UnknownOptionError):
-        return _unknown(command, error.token.keyword or error.token.value, error.argument_collection)
+        return _unknown(command, error.token.keyword or error.token.value, error.argument_collection, arguments)
     # A required option that is missing is often one that was misspelt.
     left = error.unused_tokens or ()
     known = [] if error.app is None else list(error.app.assemble_argument_collection(parse_docstring=False))
     if odd := [word for word in left if word.startswith("--") and word.split("=")[0] not in _names(known)]:
-        return _unknown(command, odd[0], known)
+        return _unknown(command, odd[0], known, arguments)
     if isinstance(error, UnusedCliTokensError):
         return UsageError(f"{command} does not take {' '.join(left)!r}: leave it out")
     text = str(error)
     if isinstance(error, MissingArgumentError) and error.argument is not None and "at most" not in text:
+        loose = [word for word in arguments[1:2] if not word.startswith("-")]
+        if loose and error.argument.name == "--selector":
+            return UsageError(f"{command}: the method is named after --selector: {command} --selector {loose[0]}")
         return UsageError(f"{command}: {error.keyword or error.argument.name} needs a value; see 'stability {command} --help'")
     return UsageError(f"{command}: {text[0].lower()}{text[1:].removesuffix('.')}")
 
 
-def _unknown(command: str, word: str, arguments: Iterable[Argument]) -> RefusedOptionError:
+_MEANT = {
+    "--lr": "learning-rate",
+    "--p": "sparsity",
+    "--sparsity": "sparsities",
+    "--epochs": "steps",
+    "--method": "selector",
+    "--methods": "selectors",
+}
+"""Options by the names that other programs and other commands have for them."""
+
+_NAMING = ("--method", "--methods", "--selector", "--selectors", "--add", "--option")
+"""What other commands name methods with."""
+
+
+def _unknown(command: str, word: str, arguments: Iterable[Argument], given: Sequence[str]) -> RefusedOptionError:
     option, known = word.split("=")[0], _names(arguments)
-    remedy = nearest(option, known) or f"see 'stability {command} --help'"
-    if "did you mean" not in remedy and "--option" in known and command.split()[0] != "run":
-        remedy += f"; a setting of the method is given as --option {option.removeprefix('--').replace('-', '_')}=VALUE"
-    return RefusedOptionError(command, option, remedy)
+    meant = next((f"--{one}" for one in (_MEANT.get(option, ""), f"{_MEANT.get(option, '')}s") if f"--{one}" in known), None)
+    remedy = f"did you mean {meant}?" if meant else nearest(option, known)
+    if command == "compare" and option in _NAMING:
+        remedy = "methods come without an option, their settings after them: compare full lora rank=4 sam sparsity=0.05"
+    if not remedy and (where := _METHODS.get(command.split()[0])) is not None:
+        remedy = _of_a_method(option, where, given)
+    return RefusedOptionError(command, option, remedy or f"see 'stability {command} --help'")
+
+
+_METHODS = {"loo": "--selector ", "select": "--selector ", "run": "--selectors ", "compare": ""}
+"""After which word each command takes methods and their settings."""
+
+
+def _of_a_method(option: str, where: str, given: Sequence[str]) -> str:
+    """What to write where a setting of a method was given as an option of the command; empty where no method has it."""
+    from stability.selectors.naming import having
+
+    name = option.removeprefix("--").replace("-", "_")
+    if not (owners := having(name)):
+        return ""
+    place = next((place for place, one in enumerate(given) if one.partition("=")[0] == option), len(given))
+    values = [one.partition("=")[2] for one in given[place : place + 1]] + list(given[place + 1 : place + 2])
+    value = next((one for one in values if one and not one.startswith("--")), "VALUE")
+    named = next((one for one in owners if one in given), owners[0])
+    return f"it is a setting of {' and '.join(owners)}, written after the method: {where}{named} {name}={value}"
 
 
 def nearest(word: str, known: Collection[str]) -> str:
@@ -282,6 +360,36 @@ def given(group: Any, *without: str) -> dict[str, Any]:
     """
     found = {field.name: getattr(group, field.name) for field in fields(group) if field.name not in without}
     return {name: value for name, value in found.items() if value is not None and value != ()}
+
+
+def methods(words: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """``full lora rank=4`` → each method with its own settings, which follow it. Words may be joined: ``"lora rank=4"``.
+
+    Args:
+        words: names of methods, each with any settings of the form NAME=VALUE after it.
+
+    Raises:
+        UsageError: a setting comes before any method, or twice after one.
+
+    Example:
+        >>> methods(["full", "lora rank=4", "sam", "sparsity=0.01,0.1"])
+        [('full', {}), ('lora', {'rank': 4}), ('sam', {'sparsity': [0.01, 0.1]})]
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    for word in (part for joined in words for part in joined.split()):
+        if "=" not in word:
+            found.append((word, {}))
+            continue
+        ((name, value),) = settings([word])
+        if not found:
+            raise UsageError(f"{word!r} is a setting and stands before any method: write it after its own, such as lora rank=4")
+        if name in found[-1][1]:
+            raise UsageError(f"{found[-1][0]} has {name} twice: leave one out")
+        if name == "sparsity" and isinstance(value, str):
+            with suppress(json.JSONDecodeError):
+                value = json.loads(f"[{value}]")
+        found[-1][1][name] = value
+    return found
 
 
 def settings(words: Sequence[str]) -> list[tuple[str, Any]]:

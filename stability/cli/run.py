@@ -5,7 +5,6 @@ Each of the four has options of its own; the word STUDY says which it is.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from cyclopts import App, Group, Parameter
-from tqdm import tqdm
 
 from stability.checks import check_whole
 from stability.cli.figures import check_writable, draw
@@ -42,11 +40,11 @@ from stability.errors import StabilityError, UsageError
 from stability.reports import render
 from stability.studies import cost, study
 from stability.studies.named import PAPER, STUDIES
-from stability.studies.pace import Progress
+from stability.studies.pace import Progress, Shown
 from stability.studies.results import StudyResults
 from stability.studies.study import Study
 from stability.training import FineTuning
-from stability.training.progress import EVERY
+from stability.training.progress import stages
 
 __all__ = ["asked", "run"]
 
@@ -270,9 +268,17 @@ def run(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Non
         return
     if stored.figures is not None:
         check_writable(stored.figures)
-    watched = _Watched(mine.name, store, stored.figures)
-    with watched:
-        results = study.run(mine, store, on_start=watched, on_cell=watched, **how)
+    with stages(True) as told:
+        shown, drawn = Shown(told, mine.name), _Drawn(store, stored.figures)
+
+        def look(progress: Progress) -> None:
+            shown(progress)
+            drawn.look()
+
+        try:
+            results = study.run(mine, store, on_start=look, on_cell=look, **how)
+        finally:
+            drawn.finish()
     print(render(results))
     print(f"\nresults: {store}")
     if stored.figures is not None:
@@ -282,41 +288,31 @@ def run(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Non
 _FIRST = 15.0  # seconds until figures are first drawn; then again each time that as long has passed once more
 
 
-class _Watched:
-    """Shows how far a study is: a bar in a terminal, and elsewhere a line now and then. Meanwhile it draws what there is so far.
+class _Drawn:
+    """Draws what a study has found so far, in a thread of its own, while the study goes on.
 
     Args:
-        name: the study's.
         store: its results so far.
-        folder: where figures are drawn; None for none.
+        folder: where the figures are drawn; None for none.
     """
 
-    def __init__(self, name: str, store: Path, folder: Path | None) -> None:
-        self._name, self._store, self._folder = name, store, folder
-        self._bar = tqdm(unit="cell", desc=name, disable=None, bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}]")
-        self._began = self._said = time.monotonic()
-        self._due, self._drawing = _FIRST, threading.Thread()
+    def __init__(self, store: Path, folder: Path | None) -> None:
+        self._store, self._folder = store, folder
+        self._began, self._due = time.monotonic(), _FIRST
+        self._drawing = threading.Thread()
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-        if self._drawing.is_alive():
-            self._drawing.join()  # pyplot is not for two threads at once
-
-    def __call__(self, progress: Progress) -> None:
-        """Take note of how far the study is."""
-        self._bar.total, self._bar.n = progress.total, progress.done
-        self._bar.set_postfix_str(str(progress))
-        now = time.monotonic()
-        if self._bar.disable and now - self._said >= EVERY:
-            print(f"{self._name}: {progress}", file=sys.stderr, flush=True)
-            self._said = now
-        if self._folder is not None and now - self._began >= self._due and not self._drawing.is_alive():
-            self._due = 2 * (now - self._began)
+    def look(self) -> None:
+        """Draw if it is time."""
+        past = time.monotonic() - self._began
+        if self._folder is not None and past >= self._due and not self._drawing.is_alive():
+            self._due = 2 * past
             self._drawing = threading.Thread(target=self._draw, args=(self._folder,), daemon=True)
             self._drawing.start()
+
+    def finish(self) -> None:
+        """Wait for what is being drawn: pyplot is not for two threads at once."""
+        if self._drawing.is_alive():
+            self._drawing.join()
 
     def _draw(self, folder: Path) -> None:
         with suppress(StabilityError):  # too little is finished yet for a figure; at the end it is drawn, or said why not

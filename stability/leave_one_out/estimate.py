@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from stability.leave_one_out.estimators import Design, Status
+from stability.leave_one_out.estimators import POOR, Design, Status
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
 from stability.training.replicas import Replicas
@@ -60,6 +60,8 @@ class StabilityEstimate:
         retrainings: how many i were left out.
         failed: those that diverged or stopped short of their minimum, as {i: step}; they enter no average.
         seconds: wall-clock time of selection, training and evaluation.
+        retraining_seconds: of these, those of the left-out models' selection and training.
+        threads: how many threads each operation took (:mod:`stability.training.threads`).
         steps_shared: steps of replicas that were not computed, because the replicas began as one.
         per_example: a row for each i left out, in the order in which they were drawn: index, loss_full, loss_left_out,
             difference (left out − full), distance ‖A(Sⁱ) − A(S)‖₂, mask_changes (coordinates of A(S)'s mask that Sⁱ's
@@ -84,6 +86,8 @@ class StabilityEstimate:
     retrainings: int
     failed: dict[int, int]
     seconds: float
+    retraining_seconds: float
+    threads: int
     steps_shared: int
     per_example: pd.DataFrame
     prediction: Prediction | None
@@ -131,6 +135,11 @@ class StabilityEstimate:
             f"{self.retrainings} of n={self.n}, failed={len(self.failed)}, noise_floor={self.noise_floor:.2g})"
         )
 
+    def _repr_html_(self) -> str:
+        from stability.leave_one_out.notebook import as_html  # which is made of this class
+
+        return as_html(self)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain values that JSON can hold: an unbounded end is None, and k and m are called ``tunable`` and ``total``."""
         left_out = ("replicas", "pointwise", "hypothesis", "k", "m")
@@ -156,6 +165,17 @@ class StabilityEstimate:
             "failed": {str(i): step for i, step in self.failed.items()},
             "per_example": self.per_example.astype(object).where(self.per_example.notna(), None).to_dict("records"),
         }
+
+
+def poor(found: Diagnostics, retrainings: int, n: int) -> bool:
+    """Whether the prediction by which examples were drawn is too poor for its interval to be trusted.
+
+    Args:
+        found: how well it did.
+        retrainings: how many examples were left out; where all were, the prediction no longer matters.
+        n: size of S.
+    """
+    return found.correlation < POOR and retrainings < n
 
 
 def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, prediction: Prediction | None) -> Diagnostics:

@@ -31,6 +31,7 @@ from stability.training import Algorithm
 from stability.training.descent import RunOptions
 from stability.training.dropout import Dropout
 from stability.training.objective import ALL
+from stability.training.progress import SILENT, Stages
 from stability.training.replicas import Replicas
 
 __all__ = ["Record", "Trajectory", "losses_left_out", "trajectory_for"]
@@ -172,7 +173,9 @@ def trajectory_for(
     return Trajectory(points, Record(steps, width, tunable.gather(start), in_memory), hold, part)
 
 
-def losses_left_out(real: Replicas, trajectory: Trajectory, masks: Sequence[Mask], memory_budget: int) -> Tensor:
+def losses_left_out(
+    real: Replicas, trajectory: Trajectory, masks: Sequence[Mask], memory_budget: int, *, told: Stages = SILENT
+) -> Tensor:
     """ℓ(A(Sⁱ), z_i) for every i, as predicted from the one real run.
 
     Where the n · C rows of a Jacobian do not fit into half of the memory, only some coordinates are moved, drawn at random. What
@@ -183,6 +186,7 @@ def losses_left_out(real: Replicas, trajectory: Trajectory, masks: Sequence[Mask
         trajectory: what was observed while A(S) was trained.
         masks: A(S)'s, and one for each i where each Sⁱ has its own; a single one where all have the same.
         memory_budget: bytes that Jacobians and linearised replicas may take together.
+        told: is told what is being done.
 
     Returns:
         float64 (n,) on the CPU; NaN where the linearised replica diverged.
@@ -198,12 +202,14 @@ def losses_left_out(real: Replicas, trajectory: Trajectory, masks: Sequence[Mask
     batches = list(algorithm.batches(problem.train))[: int(real.kept_step[0])]
     at_once = _at_once(memory_budget, len(tangent.origin), tangent.origin.element_size())
     found = []
-    for left_out in torch.arange(n).split(at_once):
+    parts = torch.arange(n).split(at_once)
+    told.begin(f"predicting what leaving out each of {n} examples does", (n + len(parts)) * len(batches))
+    for left_out in parts:
         weights = torch.ones(len(left_out) + 1, n, device=tangent.origin.device)
         weights[torch.arange(1, len(weights)), left_out] = 0
         tangent.weights, tangent.step = weights, 0
         mine = None if activity is None else activity[torch.cat([torch.zeros(1, dtype=torch.int64), left_out + 1])]
-        run = algorithm.run(tangent, batches, RunOptions(activity=mine))
+        run = algorithm.run(tangent, batches, RunOptions(activity=mine, progress=told))
         found.append(torch.where(run.failed_step[1:] < 0, tangent.losses(run.values, left_out), torch.nan))
     losses = torch.cat(found).double().cpu()
     return torch.where(torch.isfinite(losses), losses, torch.nan)

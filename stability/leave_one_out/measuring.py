@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -17,7 +18,9 @@ from stability.masks import Mask
 from stability.problems.problem import Problem
 from stability.training import Algorithm
 from stability.training.descent import Progress
+from stability.training.progress import Stages, stages
 from stability.training.replicas import train
+from stability.training.threads import suited_to
 
 __all__ = ["measure"]
 
@@ -32,7 +35,7 @@ def measure(
     device: str | torch.device = "auto",
     replica_batch: int | None = None,
     memory_budget: int | None = None,
-    progress: Progress | None = None,
+    progress: bool | Progress = False,
 ) -> StabilityEstimate:
     """Retrain without single examples, and compare the loss on each with that of the model trained on all.
 
@@ -53,7 +56,9 @@ def measure(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
         memory_budget: bytes to plan with; by default half of what is free.
-        progress: is told how many replica-steps were done.
+        progress: True shows what is being done: a bar in a terminal or a notebook, and a line every ten seconds where output goes
+            to a file. A function is told how many replica-steps were done;
+            :class:`stability.training.progress.Stages` is told what is being done as well. By default nothing is shown.
 
     Returns:
         The estimate with its interval, noise floor, diagnostics and the trained models.
@@ -71,25 +76,46 @@ def measure(
         >>> measure(problem, algorithm, estimators.Exact()).status
         <Status.EXACT: 'exact'>
     """
-    began = time.perf_counter()
+    how: dict[str, Any] = {"began": time.perf_counter(), "replica_batch": replica_batch, "memory_budget": memory_budget}
     problem, algorithm, estimator = _prepared(problem, algorithm, estimator, reselect, device)
-    masks = _Masks(problem, algorithm, reselect)
+    with stages(progress) as told, suited_to(problem, algorithm):
+        return _measured(problem, algorithm, estimator, reselect, confidence, told, **how)
+
+
+def _measured(
+    problem: Problem,
+    algorithm: Algorithm,
+    estimator: Estimator,
+    reselect: bool,
+    confidence: float,
+    told: Stages,
+    *,
+    began: float,
+    replica_batch: int | None,
+    memory_budget: int | None,
+) -> StabilityEstimate:
+    masks = _Masks(problem, algorithm, reselect, told)
 
     # 1. Train A(S) alone, in full precision: what reduced precision does to the losses is then in the noise floor.
     predictor = estimator.predictor_for(algorithm)
     observed = None if predictor is None else predictor.observe(problem, algorithm.in_full_precision(), masks)
+    told.begin(f"training on all {problem.n} examples", _steps(algorithm, 1))
     alone = train(
         problem,
         algorithm.in_full_precision(),
         masks=masks.of([]) or None,
         replica_batch=1,
         observe=None if observed is None else observed.observer,
-        progress=progress,
+        progress=told,
     )
     whole = losses_of(alone)
 
     # 2. Predict what leaving out each example would do.
-    prediction = None if observed is None else observed.predict(alone)
+    prediction = None
+    if observed is not None:
+        told.begin(f"predicting what leaving out each of {problem.n} examples does")
+        observed.told = told
+        prediction = observed.predict(alone)
 
     # 3. Draw the order in which examples are left out.
     design = estimator.design(problem.n, algorithm.seed, prediction)
@@ -97,24 +123,34 @@ def measure(
     # 4. Retrain without them, until the estimator has enough.
     retrained = Retrained(alone, whole, design, confidence)
     while count := estimator.more(problem.n, retrained.count, retrained.mean() if retrained.count else None):
+        since = time.perf_counter()
         left_out = torch.as_tensor(design.order[retrained.count : retrained.count + count])
         first = retrained.count == 0  # then A(S) goes along as row 0, for what rounding alone does
         weights = torch.ones(len(left_out) + first, problem.n)
         weights[torch.arange(len(weights) - len(left_out), len(weights)), left_out] = 0
+        theirs = masks.of(left_out.tolist())[not first :] or None
+        more = "" if first else " more"
+        told.begin(f"retraining without each of {count}{more} examples", _steps(algorithm, len(weights)))
         part = train(
             problem,
             algorithm,
             weights,
-            masks.of(left_out.tolist())[not first :] or None,
+            theirs,
             replica_batch=replica_batch,
             memory_budget=memory_budget,
             reverse_batches=True,
-            progress=progress,
+            progress=told,
         )
-        retrained.add(part, left_out)
+        told.begin("evaluating")
+        retrained.add(part, left_out, time.perf_counter() - since)
 
     # 5. Estimate.
     return retrained.estimate(estimator, prediction, began)
+
+
+def _steps(algorithm: Algorithm, replicas: int) -> int | None:
+    """The steps of so many replicas together, where they are known beforehand."""
+    return replicas * algorithm.max_steps if algorithm.stepwise else None
 
 
 def _prepared(
@@ -140,8 +176,9 @@ def _prepared(
 class _Masks:
     """The masks of S and of each Sⁱ, selected when they are asked for; none where they move."""
 
-    def __init__(self, problem: Problem, algorithm: Algorithm, reselect: bool) -> None:
-        self._problem, self._algorithm = problem, algorithm
+    def __init__(self, problem: Problem, algorithm: Algorithm, reselect: bool, told: Stages) -> None:
+        self._problem, self._algorithm, self._told = problem, algorithm, told
+        told.begin("selecting which parameters may change", unit="mask")
         self._own = None if algorithm.selector.moving else algorithm.select(problem)
         if self._own is not None and algorithm.selector.code() is not None and not algorithm.select(problem).equals(self._own):
             raise UsageError(
@@ -159,7 +196,9 @@ class _Masks:
             return [self._own] * (len(left_out) + 1)
         selector = self._algorithm.selector
         if new := [i for i in left_out if i not in self._each]:
+            self._told.begin(f"selecting again without each of {len(new)} examples", len(new), "mask")
             with explained(f"selector {selector.name!r}"):
-                found = selector.select_each_left_out(self._problem, new, self._algorithm.seed)
-            self._each.update(zip(new, found, strict=True))
+                for i, mask in zip(new, selector.select_each_left_out(self._problem, new, self._algorithm.seed), strict=True):
+                    self._each[i] = mask
+                    self._told(1)
         return [self._own, *(self._each[i] for i in left_out)]

@@ -25,6 +25,7 @@ from stability.masks import Mask
 from stability.problems.problem import Problem
 from stability.training import Algorithm
 from stability.training.objective import Observer
+from stability.training.progress import SILENT, Stages
 from stability.training.replicas import Replicas
 
 __all__ = ["DEFAULTS", "Linearised", "Masks", "Observation", "OneStep", "Prediction", "Predictor", "default_predictor"]
@@ -69,9 +70,11 @@ class Observation(ABC):
 
     Attributes:
         observer: is told of every step of that training; None where the trained model alone is enough.
+        told: is told what the prediction is doing.
     """
 
     observer: Observer | None = None
+    told: Stages = SILENT
 
     @abstractmethod
     def predict(self, real: Replicas) -> Prediction:
@@ -186,7 +189,7 @@ class _Tangent(Observation):
     def predict(self, real: Replicas) -> Prediction:
         began = time.perf_counter()
         part, kept = self.observer.part, int(real.kept_step[0])
-        losses = losses_left_out(real, self.observer, self._masks or real.masks, self._memory_budget)
+        losses = losses_left_out(real, self.observer, self._masks or real.masks, self._memory_budget, told=self.told)
         used = sum(step < kept for step in self.observer.steps)  # of a run that stopped early
         drawn = "" if part is None else f", {len(part.indices)} of {real.tunable.count} coordinates"
         return _prediction(real, losses, f"linearised replicas, {used} checkpoints{drawn}", began)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from stability.errors import MeasurementError
-from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate, diagnosed
-from stability.leave_one_out.estimators import POOR, Design, Estimator
+from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate, diagnosed, poor
+from stability.leave_one_out.estimators import Design, Estimator
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
 from stability.training.replicas import Replicas
@@ -53,14 +53,15 @@ class Retrained:
         self._held_out = torch.empty(0)  # losses on the test split under A(S)
         self.table = pd.DataFrame({name: [] for name in _FOUND})
         self._noise_floor = math.nan
+        self._seconds = 0.0
 
     @property
     def count(self) -> int:
         """How many examples were left out."""
         return len(self.table)
 
-    def add(self, part: Replicas, left_out: Tensor) -> None:
-        """Take in the replicas of ``part``, which were trained without ``left_out`` (a,), one each.
+    def add(self, part: Replicas, left_out: Tensor, seconds: float) -> None:
+        """Take in the replicas of ``part``, which were trained without ``left_out`` (a,), one each, in so many ``seconds``.
 
         The first part has A(S) itself as its row 0, before them.
 
@@ -68,6 +69,7 @@ class Retrained:
             MeasurementError: that run, which gives the noise floor, failed.
         """
         problem, algorithm = part.problem, part.algorithm
+        self._seconds += seconds
         rows = slice(len(part) - len(left_out), None)
         if not self._parts:
             self._full = part.losses(problem.train, slice(0, 1))[0].double().cpu()
@@ -150,6 +152,8 @@ class Retrained:
             retrainings=len(table),
             failed={int(i): int(step) for i, step in table.loc[bad, ["index", "failed_step"]].to_numpy()},
             seconds=seconds,
+            retraining_seconds=self._seconds,
+            threads=torch.get_num_threads(),
             steps_shared=replicas.steps_shared,
             per_example=table[list(_COLUMNS)],
             prediction=prediction,
@@ -161,7 +165,7 @@ class Retrained:
     def _warnings(self, estimator: Estimator, found: Diagnostics, failed: bool) -> list[str]:
         """What makes the interval worth less than it looks."""
         notes = []
-        if found.correlation < POOR and self._design.sizes is not None and len(self.table) < len(self._design.order):
+        if poor(found, len(self.table), len(self._design.order)) and self._design.sizes is not None:
             notes.append(
                 f"prediction and retraining correlate {found.correlation:.2f} only: where examples that carry much are missed by "
                 "the prediction, the interval holds the truth less often than it says"

@@ -3,86 +3,165 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from stability.bounds.base import Assumption, Bound
-from stability.leave_one_out.estimate import StabilityEstimate
+from stability.leave_one_out.estimate import StabilityEstimate, poor
 from stability.leave_one_out.estimators import Status
+from stability.leave_one_out.wording import amount, doubts, duration, remedy, sentence
 from stability.problems.metrics import commonest_class
 from stability.problems.problem import Problem
 from stability.training import Algorithm
 from stability.training.replicas import Replicas
+from stability.training.threads import suited_to
 
-__all__ = ["metrics_of", "named_examples", "show_bounds", "show_estimate", "show_examples", "signed"]
+__all__ = ["metrics_of", "settling", "show_bounds", "show_estimate", "show_examples", "signed"]
 
 
-def show_estimate(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, metrics: Mapping[str, float]) -> None:
-    """Print an estimate, a line a fact, and then what should not be overlooked.
+def show_estimate(
+    problem: Problem,
+    algorithm: Algorithm,
+    estimate: StabilityEstimate,
+    metrics: Mapping[str, float],
+    *,
+    verbose: bool = False,
+    width: int = 100,
+) -> None:
+    """Print an estimate: the answer in a sentence, the facts in a table, and what should not be overlooked.
 
     Args:
         problem: the problem that was learned.
         algorithm: the algorithm whose stability was measured.
         estimate: what was measured.
         metrics: the metric of A(S) by split, from :func:`metrics_of`.
+        verbose: whether diagnostics are printed as well: the noise floor, the prediction and what it was worth, and shared steps.
+        width: of the terminal, in characters.
 
     Example:
         >>> from stability import FineTuning, estimators, load, measure, selectors
         >>> problem, algorithm = load("digits", n=20), FineTuning(selectors.BitFit(), steps=2)
-        >>> estimate = measure(problem, algorithm, estimators.Sampled(2), device="cpu")
+        >>> estimate = measure(problem, algorithm, estimators.Exact(), device="cpu")
         >>> trained = estimate.replicas.algorithm
         >>> show_estimate(problem, trained, estimate, {"test": 0.25})  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
-        stability E_i|Δℓ_i|  ... nats
+        Leaving one training example out changes its loss by ... nats on average, exactly: each of the 20 examples was left out.
         ...
     """
-    low, high = estimate.interval
+    wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    print(wrap.fill(sentence(estimate)) + "\n")
+    rows = _facts(problem, algorithm, estimate, metrics) | (_details(algorithm, estimate) if verbose else {})
+    indent = max(map(len, rows)) + 4
+    for name, text in rows.items():
+        wrap.initial_indent, wrap.subsequent_indent = f"  {name:<{indent - 2}}", " " * indent
+        print(wrap.fill(text))
+    wrap.initial_indent = wrap.subsequent_indent = ""
+    said = _notes(algorithm, estimate)
+    if said:
+        print()
+    for text in said:
+        print(wrap.fill(text))
+
+
+def _facts(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, metrics: Mapping[str, float]) -> dict[str, str]:
+    """What everyone asks, by common words."""
+    left = dict(metrics)
+    commonest = left.pop(_COMMONEST, None)
+    known = [f"{_CALLED.get(split, split)} {value:.3f}" for split, value in sorted(left.items(), key=lambda one: one[0] != "train")]
+    beside = "" if commonest is None else f" (always answering the commonest class: {commonest:.3f})"
+    head = f", and all {estimate.head} of the head" if estimate.head else ""
+    unit, failed = estimate.replicas.problem.loss_unit, f", {len(estimate.failed)} of them failed" if estimate.failed else ""
     rows = {
-        "stability E_i|Δℓ_i|": f"{estimate.value:.4g} {problem.loss_unit}",
-        f"{estimate.pointwise.confidence:.0%} interval": _interval(low, high),
-        "noise floor": _number(estimate.noise_floor, ".2g"),
-        "estimator": f"{estimate.estimator}, {estimate.retrainings} of n = {estimate.n} left out, {len(estimate.failed)} failed"
-        f"; {_STATUS.get(estimate.status, estimate.status)}",
-        **_predicted(estimate),
-        "change of test losses": _number(estimate.hypothesis.value),
-        "largest |Δℓ_i|": _number(estimate.maximum),
-        "tunable": f"k = {estimate.k} of m = {estimate.m} (p = {estimate.sparsity:.4g}), head {estimate.head}",
-        problem.metric_name: ", ".join(f"{split} {value:.4f}" for split, value in metrics.items()),
-        "trained": algorithm.describe(),
-        "seconds": f"{estimate.seconds:.1f}{_spared(estimate)}",
+        "method": algorithm.name,
+        "parameters": f"p = {estimate.sparsity:.3g}: k = {estimate.k} of {estimate.m} may change{head}",
+        "training set": f"n = {estimate.n} examples of {problem.name}",
+        "training": f"{algorithm.describe()}; {len(next(iter(algorithm.batches(problem.train))))} examples a step",
+        problem.metric_name: ", ".join(known) + beside,
+        "retrained": f"without each of {estimate.retrainings} of {estimate.n} examples{failed}" if estimate.retrainings else "none",
+        "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, unit),
+        "test losses": "not measured"
+        if math.isnan(estimate.hypothesis.value)
+        else f"change by {amount(estimate.hypothesis.value, unit)} on average",
+        "time": f"{estimate.seconds:.1f} s",
     }
     if (p := algorithm.sparsity_for(estimate.replicas.masks[0])) != estimate.sparsity:
         rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
-    width = max(map(len, rows))
-    for name, text in rows.items():
-        print(f"{name:>{width}}  {text}")
-    for note in estimate.notes:
-        print(f"\nNote: {note}.")
-    if estimate.failed:
-        which = ", ".join(f"example {i} at step {step}" for i, step in estimate.failed.items())
-        print(f"\nFailed with seed {algorithm.seed} and left out of every average: {which}.")
-    if estimate.retrainings == 1 < estimate.n:
-        print("\nOne retraining tells nothing of the spread: the interval has no upper end. Use --retrainings 10 or more.")
-    if estimate.value <= estimate.noise_floor:
-        print("\nThe value is not above its noise floor: it is not a result.")
+    return rows
+
+
+_COMMONEST = "commonest class on test"
+_CALLED = {"train": "training"}
+
+
+def _details(algorithm: Algorithm, estimate: StabilityEstimate) -> dict[str, str]:
+    """What only those ask who want to know how it was measured."""
+    low, high = estimate.interval
+    rows = {
+        "stability E_i|Δℓ_i|": f"{estimate.value:.6g} {estimate.replicas.problem.loss_unit}",
+        f"{estimate.pointwise.confidence:.0%} interval": _interval(low, high),
+        "noise floor": _number(estimate.noise_floor, ".2g"),
+        "estimator": f"{estimate.estimator}; {_STATUS.get(estimate.status, estimate.status)}",
+    }
+    if (predicted := estimate.prediction) is not None:
+        rows["predicted"] = f"{predicted.mean:.4g} by {predicted.by}, in {predicted.seconds:.1f} s"
+        found = estimate.diagnostics
+        if not math.isnan(found.correlation):
+            worth = f"correlation {found.correlation:.2f}, of ranks {found.rank_correlation:.2f}"
+            # An estimate of the variance from draws that missed what matters claims too much.
+            if not math.isnan(found.variance_cut) and not poor(found, estimate.retrainings, estimate.n):
+                worth += f"; worth {found.effective_retrainings:.0f} plain retrainings (variance cut {found.variance_cut:.3g})"
+            rows["prediction against retraining"] = worth
+    if estimate.steps_shared:
+        every = (estimate.retrainings + 1) * algorithm.max_steps
+        rows["steps"] = f"{estimate.steps_shared / every:.1%} were common to several replicas, and taken once"
+    return rows
 
 
 _STATUS = {
     Status.EXACT: "every one",
-    Status.TOLERANCE_NOT_MET: (
-        "the tolerance is not met with as many as were allowed: give more --retrainings, or a larger --tolerance"
-    ),
+    Status.TOLERANCE_NOT_MET: "tolerance not met",
     Status.APPROXIMATE: "a prediction, of unknown error",
 }
 
 
-def _spared(estimate: StabilityEstimate) -> str:
-    """The share of steps that replicas had in common, in words; empty where they had none."""
-    if not estimate.steps_shared:
-        return ""
-    every = (estimate.retrainings + 1) * estimate.replicas.algorithm.max_steps
-    return f"; {estimate.steps_shared / every:.1%} of the steps were common to several replicas, and taken once"
+def _notes(algorithm: Algorithm, estimate: StabilityEstimate) -> list[str]:
+    """What should not be overlooked, a paragraph each."""
+    found = [f"Note: {note}." for note in estimate.notes if not note.startswith("prediction and retraining correlate")]
+    if estimate.failed:
+        which = ", ".join(f"example {i} at step {step}" for i, step in estimate.failed.items())
+        found.append(f"Failed with seed {algorithm.seed} and left out of every average: {which}.")
+    if estimate.status == Status.TOLERANCE_NOT_MET:
+        found.append("The tolerance is not met with as many as were allowed: give more --retrainings, or a larger --tolerance.")
+    return found
+
+
+def settling(estimate: StabilityEstimate, command: Callable[..., str]) -> list[str]:
+    """Why an estimate is inconclusive, and the command that would settle it; empty where it is conclusive.
+
+    Args:
+        estimate: what was measured.
+        command: options by their names in Python → the same command with these options, None for left out.
+
+    Returns:
+        Lines of text, the command alone on the last.
+    """
+    if not (why := doubts(estimate)):
+        return []
+    lines = [f"Inconclusive: {'; '.join(why)}."]
+    if (cure := remedy(estimate)) is not None:
+        lines[0] += f" This would settle it, in about {duration(cure.seconds)}:"
+        changed: dict[str, Any] = {"retrainings": cure.retrainings, "tolerance": None}
+        if cure.estimator != estimate.estimator:
+            changed |= {"estimator": cure.estimator, "predictor": None, "checkpoints": None}
+        lines.append("  " + command(**changed))
+    elif estimate.failed:
+        lines[0] += " What the failed models would have shown is unknown: try a smaller --learning-rate."
+    elif estimate.replicas.algorithm.product_precision != "float32":
+        lines[0] += " In full precision it may show:"
+        lines.append("  " + command(precision="float32"))
+    else:
+        lines[0] += " More retrainings do not help: the effect is too small for the numbers that hold it."
+    return lines
 
 
 def _number(value: float, form: str = ".4g") -> str:
@@ -93,20 +172,6 @@ def _interval(low: float, high: float) -> str:
     if math.isnan(low):
         return "none"
     return "exact for this S and seed" if low == high else f"{low:.4g} … {high:.4g}"
-
-
-def _predicted(estimate: StabilityEstimate) -> dict[str, str]:
-    """What was predicted, and how well, as lines of the report."""
-    if estimate.prediction is None:
-        return {}
-    found, predicted = estimate.diagnostics, estimate.prediction
-    rows = {"predicted": f"{predicted.mean:.4g} by {predicted.by}, in {predicted.seconds:.1f} s"}
-    if not math.isnan(found.correlation):
-        worth = f"correlation {found.correlation:.2f}, of ranks {found.rank_correlation:.2f}"
-        if not math.isnan(found.variance_cut):
-            worth += f"; worth {found.effective_retrainings:.0f} plain retrainings (variance cut {found.variance_cut:.3g})"
-        rows["prediction against retraining"] = worth
-    return rows
 
 
 def metrics_of(problem: Problem, replicas: Replicas) -> dict[str, float]:
@@ -121,32 +186,13 @@ def metrics_of(problem: Problem, replicas: Replicas) -> dict[str, float]:
     """
     splits = {"test": problem.test, "validation": problem.validation, "train": problem.train}
     device, first = replicas.values.device, slice(0, 1)
-    logits = {name: replicas.logits(some.to(device), first)[0].cpu() for name, some in splits.items() if some is not None}
+    with suited_to(problem, replicas.algorithm):
+        logits = {name: replicas.logits(some.to(device), first)[0].cpu() for name, some in splits.items() if some is not None}
     found = {name: problem.metric(mine, getattr(problem, name).labels) for name, mine in logits.items()}
     if not problem.train.labels.is_floating_point() and (outputs := logits["test"].shape[1]) > 1:
         constant = commonest_class(problem.train.labels, outputs, len(problem.test))
-        found["commonest class on test"] = problem.metric(constant, problem.test.labels)
+        found[_COMMONEST] = problem.metric(constant, problem.test.labels)
     return found
-
-
-def named_examples(problem: Problem, estimate: StabilityEstimate, count: int) -> list[dict[str, Any]]:
-    """The examples that carry most of the stability.
-
-    Args:
-        problem: the problem that was learned.
-        estimate: what was measured.
-        count: how many examples.
-
-    Returns:
-        Of each example the columns of :meth:`stability.StabilityEstimate.examples`, and as ``shown`` what a person sees of it.
-    """
-    found = estimate.examples().head(count).to_dict("records")
-    rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in found]
-    for row in rows:
-        i = int(row["index"])
-        seen = problem.shown[i] if problem.shown is not None and not isinstance(problem.shown, torch.Tensor) else f"example {i}"
-        row["shown"] = f"{seen} [{problem.label(i)}]"
-    return rows
 
 
 def signed(value: float) -> str:
@@ -184,13 +230,20 @@ def show_bounds(found: Mapping[str, Bound], notes: Sequence[str] = ()) -> None:
         print(f"  {note}")
 
 
-def show_examples(rows: Sequence[Mapping[str, Any]], n: int) -> None:
+def show_examples(rows: Sequence[Mapping[str, Any]], n: int, width: int = 100) -> None:
     """Print a line for each of the examples that carry most of the stability.
 
     Args:
-        rows: of :func:`named_examples`.
+        rows: of :func:`stability.leave_one_out.wording.carriers`.
         n: the number of training examples.
+        width: of the terminal, in characters; longer examples are cut.
     """
-    print(f"\nThe examples that carry most of it (share; of what was not retrained, as predicted), of {n}:")
+    what = f"The {len(rows)} examples of {n} that carry most of it: their share, and how their loss changes when they are left out."
+    print("", textwrap.fill(what, width), sep="\n")
     for row in rows:
-        print(f"  {row['share']:4.0%}  Δℓ {signed(row['retrained'])} (predicted {signed(row['predicted'])})  {row['shown']}")
+        retrained = not math.isnan(row["retrained"])
+        change = signed(row["retrained"] if retrained else row["predicted"]) + ("" if retrained else ", predicted")
+        label = row["shown"].rpartition(" [")[2]
+        text, room = row["shown"].rpartition(" [")[0], width - len(change) - len(label) - 15
+        text = text if len(text) <= room else text[: max(room - 1, 20)] + "…"
+        print(f"  {row['share']:4.0%}  {text} [{label}  ({change})")

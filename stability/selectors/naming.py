@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from stability.checks import check_sparsity
 from stability.errors import OwnCodeError, UsageError, explained
@@ -32,7 +33,17 @@ from stability.selectors import (
     magnitude,
 )
 
-__all__ = ["ENTRY_POINTS", "LOCAL", "SELECTORS", "announced", "imported", "selector_named", "selectors_named"]
+__all__ = [
+    "ENTRY_POINTS",
+    "LOCAL",
+    "SELECTORS",
+    "Method",
+    "announced",
+    "having",
+    "imported",
+    "selector_named",
+    "selectors_named",
+]
 
 SELECTORS: dict[str, Callable[..., Selector]] = {
     "full": FullTuning,
@@ -49,6 +60,9 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "fisher": Fisher,
 }
 """The built-in selectors by name: the ten of Fu et al. 2023, Table 1, in its order, and then those beside it."""
+
+Method: TypeAlias = "str | tuple[str, Mapping[str, Any]] | Selector"
+"""A method: its name; its name with settings of its own, as in ``("lora", {"rank": 4})``; or the selector itself."""
 
 ENTRY_POINTS = "stability.selectors"
 """Group of the entry points by which a package announces selectors of its own."""
@@ -88,7 +102,7 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
             raise UsageError(f"the sparsity of {name!r} is given twice, {sparsity} and {given['sparsity']}: leave one out")
         if not (isinstance(found, Selector) or _of_selectors(found)):
             raise UsageError(
-                f"{name!r} is a configuration of peft, which has its own measure of size: leave --sparsity {sparsity} out"
+                f"{name!r} is a configuration of peft, which has its own measure of size: leave sparsity {sparsity} out"
             )
         given["sparsity"] = sparsity
     if isinstance(found, Selector):
@@ -102,13 +116,13 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
             del given["sparsity"]
         if "sparsity" in given:
             raise UsageError(
-                f"selector {name!r} decides itself how many parameters it tunes: leave --sparsity {given['sparsity']} out"
-                + (f"; it has --option {', '.join(known)}" if known else "")
+                f"selector {name!r} decides itself how many parameters it tunes: leave sparsity {given['sparsity']} out"
+                + (f"; it has {', '.join(known)}" if known else "")
             )
     elif "sparsity" not in given and known["sparsity"].default is inspect.Parameter.empty:
-        raise UsageError(f"selector {name!r} needs --sparsity P, the fraction of parameters that may change, e.g. 0.05")
+        raise UsageError(f"selector {name!r} needs its sparsity p, the fraction of parameters that may change, e.g. sparsity=0.05")
     if odd := sorted(given.keys() - known.keys()):
-        raise UsageError(f"selector {name!r} has no {', '.join(odd)}: leave it out; there is {', '.join(known) or 'none'}")
+        raise UsageError(f"selector {name!r} has no {', '.join(odd)}: leave it out; {_there(odd[0], list(known))}")
     if "sparsity" in given:
         check_sparsity(given["sparsity"])
     try:
@@ -121,44 +135,103 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
     return result if isinstance(result, Selector) else Peft(result)
 
 
-def selectors_named(names: Sequence[str], sparsities: Sequence[float], /, **options: Any) -> list[Selector]:
-    """Every selector of ``names`` at every p of ``sparsities``; one whose rule decides how many it tunes, once.
+def selectors_named(methods: Sequence[Method], sparsities: Sequence[float] = (), /, **options: Any) -> list[Selector]:
+    """Every selector of ``methods``, each at every p of its own or else of ``sparsities``.
+
+    Args:
+        methods: names, names with settings of their own, or selectors. A setting ``sparsity`` may be a list: the method then
+            comes once at each of them. A method whose rule decides how many parameters it tunes comes once.
+        sparsities: the p of those that have none of their own.
+        options: settings for those methods that have them and do not give them themselves.
 
     Raises:
-        UsageError: as for :func:`selector_named`, or sparsities that none of them takes.
+        UsageError: as for :func:`selector_named`; sparsities that no method takes, or an option that none has.
 
     Example:
         >>> [(selector.name, selector.sparsity) for selector in selectors_named(["full", "sam"], [0.01, 0.1])]
         [('full', None), ('sam', 0.01), ('sam', 0.1)]
+        >>> selectors_named([("lora", {"rank": 4}), ("random", {"sparsity": [0.1, 0.2]})])
+        [LoRA(rank=4, ...), Random(sparsity=0.1, ...), Random(sparsity=0.2, ...)]
     """
-    found, swept = [], False
-    for name in names:
-        kind = SELECTORS.get(name) or _find(name)
-        ruled = isinstance(kind, Selector) or "sparsity" not in inspect.signature(_maker(kind)).parameters
-        swept = swept or not ruled
-        found += [selector_named(name, p, **options) for p in ([None] if ruled or not sparsities else sparsities)]
-    if sparsities and names and not swept:
-        raise UsageError(f"{', '.join(names)} decide themselves how many parameters they tune: leave the sparsities out")
+    found: list[Selector] = []
+    swept, unused, there = False, set(options), set()
+    for method in methods:
+        if isinstance(method, Selector):
+            found.append(method)
+            continue
+        name, own = (method, {}) if isinstance(method, str) else (method[0], dict(method[1]))
+        known = _settings_of(name)
+        there |= known
+        mine = sparsities if own.get("sparsity") is None else own["sparsity"]
+        mine = mine if isinstance(mine, (list, tuple)) or mine is sparsities else [mine]
+        if "sparsity" not in known and "sparsity" not in own:
+            mine = []
+        swept = swept or mine is sparsities
+        own.pop("sparsity", None)
+        own = {**{option: value for option, value in options.items() if option in known}, **own}
+        unused -= known
+        found += [selector_named(name, p, **own) for p in (mine or [None])]
+    if sparsities and methods and not swept:
+        names = ", ".join(dict.fromkeys(selector.name for selector in found))
+        raise UsageError(f"no method here takes one of these sparsities: {names} with a rule or a p of its own; leave them out")
+    if unused and methods:
+        what = ", ".join(sorted(unused))
+        raise UsageError(f"no method here has a setting {what}: leave it out; {_there(what, sorted(there))}")
     return found
+
+
+def _settings_of(name: str) -> set[str]:
+    """The settings that the selector called ``name`` takes."""
+    found = SELECTORS.get(name) or _find(name)
+    return set() if isinstance(found, Selector) else set(inspect.signature(_maker(found, name)).parameters)
+
+
+def having(setting: str) -> list[str]:
+    """The built-in methods that have a setting.
+
+    Args:
+        setting: its name.
+
+    Example:
+        >>> having("rank")
+        ['lora']
+    """
+    return [name for name, made in SELECTORS.items() if setting in inspect.signature(made).parameters]
 
 
 def _find(name: str) -> Any:
     module, colon, attribute = name.partition(":")
     if not colon:
+        if "=" in name:
+            raise UsageError(
+                f"{name!r} is a setting, and the methods here take none of their own: leave it out, use an option of this study, "
+                "or make a study of your own, where settings follow their method"
+            )
         entries = announced()
         if name not in entries:
-            names = ", ".join([*SELECTORS, *sorted(entries)])
-            raise UsageError(f"unknown selector {name!r}: there is {names}, and module:name for one of your own")
+            known = [*SELECTORS, *sorted(entries)]
+            meant = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.75)
+            hint = f"did you mean {meant[0]}? " if meant else ""
+            raise UsageError(f"unknown selector {name!r}: {hint}there is {', '.join(known)}, and module:name for one of your own")
         with explained(f"selector {name!r}, on import,"):
             return _checked(name, entries[name].load())
     holder = imported(module, Path.cwd(), f"selector {name!r}")
     if not hasattr(holder, attribute):
-        known = [own for own, value in vars(holder).items() if callable(value) and not own.startswith("_")]
+        known = [own for own, value in vars(holder).items() if _fits(value) and not own.startswith("_")]
         raise UsageError(
-            f"selector {name!r}: module {module!r} ({getattr(holder, '__file__', None)}) has no {attribute!r}; there is "
-            f"{', '.join(known) or 'nothing'}"
+            f"selector {name!r}: module {module!r} ({getattr(holder, '__file__', None)}) has no {attribute!r}; "
+            f"{_there(attribute, known)}"
         )
     return _checked(name, getattr(holder, attribute))
+
+
+def _there(word: str, known: Sequence[str]) -> str:
+    """What there is instead of a word that is not; of many names those that are most like it."""
+    if len(known) <= 8:
+        return f"there is {', '.join(known) or 'none'}"
+    alike = [own for own in known if own.lower().startswith(word.lower()) or word.lower().startswith(own.lower())]
+    alike += [own for own in difflib.get_close_matches(word, known, n=5, cutoff=0.5) if own not in alike]
+    return f"did you mean {' or '.join(alike[:5])}?" if alike else f"there is {', '.join(known[:5])} and {len(known) - 5} more"
 
 
 def imported(module: str, folder: Path, whose: str) -> ModuleType:
@@ -210,9 +283,13 @@ def _of_selectors(found: Any) -> bool:
 
 
 def _checked(name: str, found: Any) -> Any:
-    if hasattr(found, "peft_type") or (inspect.isclass(found) and "PeftConfig" in {base.__name__ for base in found.__mro__}):
-        return found if inspect.isclass(found) else Peft(found)
-    fits = issubclass(found, Selector) if inspect.isclass(found) else callable(found) or isinstance(found, Selector)
-    if not fits:
+    if not _fits(found):
         raise UsageError(f"{name!r} is {found!r}: give a function (problem, generator) → scores, or a Selector")
-    return found
+    return Peft(found) if hasattr(found, "peft_type") and not inspect.isclass(found) else found
+
+
+def _fits(found: Any) -> bool:
+    """Whether it is a selector, its class, a function, or a configuration of peft or its class."""
+    if inspect.isclass(found):
+        return issubclass(found, Selector) or "PeftConfig" in {base.__name__ for base in found.__mro__}
+    return hasattr(found, "peft_type") or callable(found) or isinstance(found, Selector)

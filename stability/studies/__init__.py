@@ -1,22 +1,24 @@
 """Studies: many measurements, kept in one file, resumed where they stopped, and read as typed results.
 
 A :class:`Study` says what to measure: problems, algorithms, seeds and an estimator. :func:`run` computes its cells into a
-:class:`Store` and gives :class:`StudyResults`; :meth:`StudyResults.read` reads them again. :func:`scores` puts them into the form
-of the paper's tables, beside which :func:`published_scores` has the published numbers; :func:`rank_correlation` says how far two
-columns of such a table go together. :func:`expected` says beforehand what a study will cost. :data:`STUDIES` has the studies that
-come with the toolkit, :data:`PAPER` the experiments of Fu et al. 2023.
+:class:`Store` and gives :class:`StudyResults`; :meth:`StudyResults.read` reads them again. :func:`compare` does all of that in one
+call, and says what it tells apart. :func:`scores` puts results into the form of the paper's tables, beside which
+:func:`published_scores` has the published numbers; :func:`rank_correlation` says how far two columns of such a table go together.
+:func:`expected` says beforehand what a study will cost. :data:`STUDIES` has the studies that come with the toolkit, :data:`PAPER`
+the experiments of Fu et al. 2023.
 """
 
 from stability.leave_one_out.statistics import mean_over_seeds
+from stability.studies.comparison import Comparison, compare
 from stability.studies.cost import Cost, expected
 from stability.studies.named import PAPER, STUDIES
+from stability.studies.pace import Progress
 from stability.studies.protocol import Protocol
 from stability.studies.published import against_published, published_scores
 from stability.studies.ranks import RankCorrelation, rank_correlation, ranked
 from stability.studies.results import CellStatus, Failure, StudyResults, Summary
 from stability.studies.scores import IncomparableError, Scores, correlations, scores
 from stability.studies.store import Store
-from stability.studies.pace import Progress
 from stability.studies.study import NUMERICS, Cell, Study, run
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "STUDIES",
     "Cell",
     "CellStatus",
+    "Comparison",
     "Cost",
     "Failure",
     "IncomparableError",
@@ -37,6 +40,7 @@ __all__ = [
     "StudyResults",
     "Summary",
     "against_published",
+    "compare",
     "correlations",
     "expected",
     "mean_over_seeds",

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-__all__ = ["Pace", "Progress"]
+from stability.training.progress import Stages
+
+__all__ = ["Pace", "Progress", "Shown", "spoken"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,44 @@ class Progress:
     failed: int = 0
     seconds_left: float | None = None
 
-    def __str__(self) -> str:
-        failed = f", {self.failed} failed" if self.failed else ""
-        left = "" if self.seconds_left is None or self.done == self.total else f", about {spoken(self.seconds_left)} left"
-        return f"{self.done} of {self.total} cells{failed}{left}"
+    @property
+    def note(self) -> str:
+        """What is to be said beside the count: failures, and the time that is left."""
+        failed = [f"{self.failed} failed"] if self.failed else []
+        known = self.seconds_left is not None and self.done < self.total
+        return ", ".join([*failed, *([f"about {spoken(self.seconds_left or 0.0)} left"] if known else [])])
+
+
+class Shown:
+    """Shows the progress of a study, each time that it is called with it.
+
+    Args:
+        told: what shows it.
+        what: the study, in words.
+
+    Example:
+        >>> import sys
+        >>> from stability.training.progress import Lines
+        >>> shown = Shown(Lines(sys.stdout, every=0), "mine")
+        >>> shown(Progress(done=1, total=3))
+        mine
+        mine: cell 1 of 3
+        >>> shown(Progress(done=2, total=3, seconds_left=7.0))
+        mine: cell 2 of 3, about 7 s left
+    """
+
+    def __init__(self, told: Stages, what: str) -> None:
+        self._told, self._what = told, what
+        self._done = -1
+
+    def __call__(self, progress: Progress) -> None:
+        """Take note of how far the study is."""
+        if self._done < 0:
+            self._told.begin(self._what, progress.total, "cell")
+            self._done = 0
+        self._told.note(progress.note)
+        self._told(progress.done - self._done)
+        self._done = progress.done
 
 
 class Pace:

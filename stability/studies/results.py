@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from html import escape
 from os import PathLike
 from typing import Any
 
@@ -14,7 +16,9 @@ import pandas as pd
 
 from stability.bounds.base import State
 from stability.errors import MachineError, MeasurementError, StabilityError, UsageError
+from stability.leave_one_out.notebook import table_html
 from stability.leave_one_out.statistics import mean_over_seeds, variance_shares
+from stability.leave_one_out.wording import size_of
 from stability.machine import out_of_memory
 from stability.selectors import code
 from stability.studies.store import Store, data_of, how_of, key
@@ -262,7 +266,31 @@ class StudyResults:
         return f"StudyResults({self.study!r}, {of}{lost}, fingerprint {self.fingerprint})"
 
     def _repr_html_(self) -> str:
-        return self.table.to_html(max_rows=10, max_cols=12)
+        failed = 0 if self.table.empty else int((self.table["status"] != CellStatus.OK).sum())
+        what = f"{len(self)} cells of {len(self.algorithms)} methods on {', '.join(self.tasks) or 'no task'}"
+        lost = f", {failed} of them failed" if failed else ""
+        begins = f"<p><b>Results of study {escape(self.study)}</b>: {escape(what)}{lost}</p>"
+        if failed == len(self):
+            return begins
+        found = self.summary().table
+        few = found["measured"] < 3
+        shown = pd.DataFrame(
+            {
+                **({"task": found["task"]} if len(self.tasks) > 1 else {}),
+                "method": found["method"],
+                "p": found["sparsity"].map("{:.3g}".format),
+                "seeds": found["seeds"],
+                "test loss": found["test_loss"].map("{:.3f}".format),
+                "test metric": found["test_metric"].map("{:.3f}".format),
+                "gap": found["gap"].map("{:.3f}".format),
+                "stability": found["stability"].map(size_of),
+                "95 % interval over seeds": [
+                    "–" if none or math.isnan(high) else f"{max(low, 0):.2g} to {high:.2g}"
+                    for none, low, high in zip(few, found["stability_low"], found["stability_high"], strict=True)
+                ],
+            }
+        )
+        return begins + table_html(shown)
 
 
 def _several(wanted: object) -> bool:

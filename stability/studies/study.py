@@ -16,10 +16,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, replace
+from html import escape
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 
 from stability import problems
@@ -28,6 +30,7 @@ from stability.checks import check_fraction, check_kind, check_whole
 from stability.errors import StabilityError, UsageError, described
 from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled, Status
+from stability.leave_one_out.notebook import table_html
 from stability.machine import cores, device_name, free_memory, resolve_device, software
 from stability.problems import Problem
 from stability.selectors import Selector
@@ -151,6 +154,23 @@ class Study:
     def problems(self) -> tuple[str, ...]:
         """The names of all problems, of one too."""
         return (self.problem,) if isinstance(self.problem, str) else self.problem
+
+    def _repr_html_(self) -> str:
+        p = [one.asked_sparsity for one in self.algorithms]
+        methods = pd.DataFrame(
+            {
+                "method": [one.name for one in self.algorithms],
+                "p": ["by its rule" if one is None else f"{one:g}" for one in p],
+                "training": (trained := [one.describe() for one in self.algorithms]),
+            }
+        )
+        drawn = "" if self.samples is None else f" on each of {len(self.samples)} training sets"
+        what = f"{len(self.cells())} cells: {len(self.algorithms)} methods, {len(self.seeds)} seeds{drawn}"
+        what += f", on {', '.join(self.problems)}"
+        how = f"{self.estimator.name}, {'no bounds' if self.check_replicas is None else 'with bounds'}"
+        if len(set(trained)) == 1:
+            methods, how = methods.drop(columns="training"), f"{how}; {trained[0]}"
+        return f"<p><b>Study {escape(self.name)}</b>: {escape(what)}; {escape(how)}</p>{table_html(methods)}"
 
     def identity(self) -> dict[str, Any]:
         """Everything that defines the study, as plain values.
@@ -393,7 +413,7 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
         "loss_unit": problem.loss_unit,
         **{
             name: plain[name]
-            for name in ("maximum", "noise_floor", "estimator", "n", "retrainings", "failed", "tunable", "total", "head")
+            for name in ("maximum", "noise_floor", "estimator", "n", "retrainings", "failed", "tunable", "total", "head", "threads")
         },
     }
     for split, examples in (("train", problem.train), ("test", problem.test)):

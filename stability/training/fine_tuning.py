@@ -206,8 +206,7 @@ class FineTuning(Algorithm):
 
     def describe(self) -> str:
         told = (
-            f"{self.steps} steps of {self.batch_size}, learning rate {self._rate:g}, {self.schedule}, "
-            f"dropout {'on' if self.dropout else 'off'}"
+            f"{self.steps} steps of AdamW, learning rate {self._rate:g}, {self.schedule}, dropout {'on' if self.dropout else 'off'}"
         )
         return told if self.precision == "float32" else f"{told}, {self.precision}"
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,11 @@ def test_a_csv_of_two_columns_on_the_command_line(reviews: tuple[str, str], caps
     command = ["loo", "--problem", data, "--model", model, *own.split()]
     assert main(command) == 0
     told = capsys.readouterr()
-    assert "assisted, 3 of n = 20 left out" in told.out
-    assert "accuracy  test 0." in told.out.replace("accuracy  test 1.", "accuracy  test 0.")
-    assert "commonest class on test" in told.out
-    assert "4 steps of 16, learning rate 0.0005, linear" in told.out
+    text = " ".join(told.out.split())
+    assert "without each of 3 of 20 examples" in text
+    assert re.search(r"accuracy training [01]\.\d+, test [01]\.\d+ \(always answering the commonest class: [01]\.\d+\)", text)
+    assert "4 steps of AdamW, learning rate 0.0005, linear, dropout off; 16 examples a step" in text
+    assert len(re.findall(r"\d+% reviews.csv, line \d+: .*? \[(?:good|bad)\]", text)) == 5
     assert "note: the test split is one in 5 of the training data" in told.err
     assert main([*command, "--json", "--bounds", "--check-replicas", "1"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -62,6 +64,24 @@ def test_a_csv_of_two_columns_on_the_command_line(reviews: tuple[str, str], caps
     assert len(result["notes"]) + len(result["bounds"]) >= 8
     assert result["data_notes"][0].startswith("32 train, 8 test examples; labels are 2 classes, in S (n = 20) bad ")
     assert result["data_notes"][-1] == "the test split is one in 5 of the training data, held out at random"
+
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "reviews.csv"
+
+
+def test_the_example_has_one_planted_error_in_line_9(reviews: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """And every example that is named stands in the line that is told, with the label that is told."""
+    lines = EXAMPLES.read_text(encoding="utf-8").splitlines()
+    assert lines[8] == "The pacing was messy and the story fell apart.,positive"
+    assert len(set(lines)) == 61
+    own = "--selector bitfit --steps 1 --estimator approximate --checkpoints 1 --examples 48 --device cpu --json"
+    assert main(["loo", "--problem", str(EXAMPLES), "--model", reviews[1], *own.split()]) == 0
+    shown = [row["shown"] for row in json.loads(capsys.readouterr().out)["examples"]]
+    assert len(shown) == 48
+    for one in shown:
+        number, text, label = re.fullmatch(r"reviews\.csv, line (\d+): (.*) \[(\w+)\]", one).groups()  # type: ignore[union-attr]
+        assert next(csv.reader([lines[int(number) - 1]])) == [text, label]
+    assert any("line 9: The pacing was messy" in one for one in shown)  # in S, and not held out
 
 
 def test_rows_without_a_label_are_left_out_on_the_command_line(

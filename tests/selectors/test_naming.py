@@ -79,7 +79,7 @@ def test_configurations_of_peft_are_selectors(digits: Problem) -> None:
     assert isinstance(by_class, Peft)
     assert by_class.name == "peft-ia3"
     assert by_class.select(digits, 0).count == 3 * (32 + 64)
-    with pytest.raises(UsageError, match=r"'peft:SupertuningConfig' is a configuration of peft.*leave --sparsity 0.05 out"):
+    with pytest.raises(UsageError, match=r"'peft:SupertuningConfig' is a configuration of peft.*leave sparsity 0.05 out"):
         selector_named("peft:SupertuningConfig", 0.05)
     with pytest.raises(UsageError, match=r"sparsity of 'sam' is given twice, 0.1 and 0.2"):
         selector_named("sam", 0.1, sparsity=0.2)
@@ -124,7 +124,7 @@ def test_entry_points_announce_selectors(mine: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("random", {}, "'random' needs --sparsity"),
+        ("random", {}, "'random' needs its sparsity"),
         ("bitfit", {"sparsity": 0.1}, "decides itself"),
         ("full", {"sparsity": 0.5}, "decides itself"),
         ("random", {"sparsity": 0.1, "curvature": "hutchinson"}, "has no curvature.*there is sparsity, scope"),
@@ -133,7 +133,7 @@ def test_entry_points_announce_selectors(mine: str, monkeypatch: pytest.MonkeyPa
         ("MINE:number", {"sparsity": 0.1}, "is 3: give a function"),
         ("MINE:Mask", {"sparsity": 0.1}, "give a function .* or a Selector"),
         ("MINE:ready", {"sparsity": 0.1}, "settings made: leave sparsity out"),
-        ("MINE:smallest", {}, "needs --sparsity"),
+        ("MINE:smallest", {}, "needs its sparsity"),
     ],
 )
 def test_bad_names_are_refused(name: str, arguments: dict[str, Any], message: str, mine: str) -> None:

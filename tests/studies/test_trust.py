@@ -28,6 +28,7 @@ from stability.reports.study_table import render
 from stability.selectors import BitFit, Random, Selector, from_scores
 from stability.selectors.naming import selector_named
 from stability.studies import study
+from stability.studies.pace import Progress
 from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.store import Store, as_json, key, reserved
 from stability.studies.study import Study
@@ -256,7 +257,7 @@ def test_a_worker_that_ends_costs_its_cell_alone(
 def test_an_error_ends_the_study_s_processes_and_no_others(tmp_path: Path) -> None:
     others: list[Any] = []
 
-    def full(progress: study.Progress) -> None:  # meanwhile another thread starts a process of its own
+    def full(progress: Progress) -> None:  # meanwhile another thread starts a process of its own
         others.append(multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,)))
         others[0].start()
         raise OSError("the disk is full")

@@ -1,0 +1,155 @@
+"""``stability compare``: several methods beside each other, each with its own settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from stability.cli.figures import check_writable, draw
+from stability.cli.options import (
+    DATA,
+    MACHINE,
+    METHOD,
+    OUTPUT,
+    Data,
+    EstimatorOptions,
+    Folder,
+    Machine,
+    Model,
+    Objective,
+    Training,
+    load,
+    problem_settings,
+)
+from stability.cli.parsing import WHOLE, Numbers, Whole, given, methods, options
+from stability.cli.printing import plain, print_json
+from stability.errors import UsageError
+from stability.selectors.naming import selectors_named
+from stability.studies import cost
+from stability.studies.comparison import Comparison, compared, labels, study_of
+from stability.studies.store import key
+
+__all__ = ["compare"]
+
+
+@options(DATA)
+@dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """The problem, and how often it is measured.
+
+    Attributes:
+        problem: A problem of 'stability list'; or with --model a file or folder of texts, or a task of the hub such as glue/rte.
+        seeds: Number of seeds; each draws its own training set, which all methods share. Two give no interval.
+    """
+
+    problem: str = "digits"
+    seeds: Annotated[int, WHOLE] = 3
+
+
+@options(METHOD)
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """Which p are measured.
+
+    Attributes:
+        sparsities: Measure each method that takes a p, and has none of its own, at each of these.
+    """
+
+    sparsities: Numbers = ()
+
+
+@options(OUTPUT)
+@dataclass(frozen=True, kw_only=True)
+class Kept(Folder):
+    """Where results go.
+
+    Attributes:
+        store: SQLite file that keeps every finished cell; the same command goes on from there. By default runs/compare-….sqlite.
+        reuse: Take over what this store of a like comparison has finished.
+        plan: Compute nothing: time a few steps, and say what the comparison will cost.
+        json: Print one JSON value on standard output and nothing else.
+    """
+
+    store: Path | None = None
+    reuse: Path | None = None
+    plan: bool = False
+    json: bool = False
+
+
+@options(MACHINE)
+@dataclass(frozen=True, kw_only=True)
+class Workers(Machine):
+    """Where the work is done.
+
+    Attributes:
+        workers: Processes of one thread each; by default one for each core, and one on CUDA.
+    """
+
+    workers: Whole = None
+
+
+Words = Annotated[
+    str,
+    Parameter(
+        group=METHOD,
+        help="The methods, each with its own settings after it: full lora rank=4 sam sparsity=0.01,0.05. The others are compared "
+        "with the first.",
+    ),
+]
+
+
+def compare(
+    *method: Words,
+    which: Repeated = Repeated(),
+    data: Data = Data(),
+    model: Model = Model(),
+    swept: Swept = Swept(),
+    training: Training = Training(),
+    objective: Objective = Objective(),
+    estimation: EstimatorOptions = EstimatorOptions(),
+    stored: Kept = Kept(),
+    machine: Workers = Workers(),
+) -> None:
+    """Compare several methods, each with its own settings, on the same training sets and seeds."""
+    if not (asked := methods(method)):
+        raise UsageError(
+            "there is nothing to compare: give methods, such as 'stability compare full lora rank=4 sam sparsity=0.05'"
+        )
+    if stored.figures is not None:
+        check_writable(stored.figures)
+    settings = problem_settings(data, model)
+    selectors = selectors_named(asked, swept.sparsities)
+    load(which.problem, **settings)
+    algorithms = [objective.made(selector, training, 0) for selector in selectors]
+    study = study_of(which.problem, algorithms, seeds=which.seeds, problem_settings=settings, estimator=estimation.made())
+    store = stored.store or Path("runs") / f"compare-{key(study.identity())[:8]}.sqlite"
+    how: dict[str, Any] = {"reuse": stored.reuse, **given(machine)}
+    if stored.plan:
+        print(cost.expected(study, store, **how))
+        return
+    comparison = Comparison(results=compared(study, store, progress=True, **how), labels=labels(study))
+    if stored.json:
+        print_json(plain(_told(comparison, store)))
+    else:
+        width = get_terminal_size((100, 24)).columns
+        table, gap, rest = comparison.text(width).partition("\n\n")
+        print(table + gap + "\n".join(fill(line, width) for line in rest.splitlines()), "", f"results: {store}", sep="\n")
+    if stored.figures is not None:
+        draw(comparison.results, stored.figures, quiet=stored.json)
+
+
+def _told(comparison: Comparison, store: Path) -> dict[str, Any]:
+    """The comparison as plain values."""
+    quantities = ("stability", "test_loss", "test_metric")
+    return {
+        "methods": comparison.table().to_dict("records"),
+        "differences": {name: comparison.differences(name).to_dict("records") for name in quantities},
+        "sentences": comparison.sentences(),
+        "notes": list(comparison.results.notes),
+        "store": str(store),
+    }

@@ -1,0 +1,1 @@
+from .leave_one_out.estimators import *  # noqa: F403

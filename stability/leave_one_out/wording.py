@@ -1,0 +1,214 @@
+"""An estimate in words: the answer in a sentence, what makes it inconclusive, and what would settle that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stability.leave_one_out.estimate import StabilityEstimate, poor
+from stability.leave_one_out.estimators import Status
+
+__all__ = ["Remedy", "amount", "carriers", "doubts", "duration", "places_of", "remedy", "sentence", "size_of"]
+
+_PATIENCE = 600.0  # seconds for which leaving out every example is recommended, rather than a larger sample
+_FEWEST = 10  # retrainings that are recommended at the least
+
+
+def sentence(estimate: StabilityEstimate) -> str:
+    """The answer in one sentence, with its unit and interval.
+
+    Args:
+        estimate: a measured stability.
+
+    Example:
+        >>> from stability import FineTuning, estimators, load, measure, selectors
+        >>> algorithm = FineTuning(selectors.BitFit(), steps=2)
+        >>> sentence(measure(load("digits", n=10), algorithm, estimators.Exact(), device="cpu"))
+        'Leaving one training example out changes its loss by ... nats on average, exactly: each of the 10 examples was left out.'
+    """
+    unit, (low, high) = estimate.replicas.problem.loss_unit, estimate.interval
+    begins, value = "Leaving one training example out changes its loss by", amount(estimate.value, unit)
+    if math.isnan(estimate.value):
+        return "How much leaving one training example out changes its loss was not measured."
+    if estimate.value <= estimate.noise_floor:
+        return f"{begins} no more than rounding does: {value} on average, with a noise floor of {estimate.noise_floor:.2g}."
+    if estimate.status == Status.APPROXIMATE:
+        return f"{begins} about {value} on average. That is a prediction, whose error is unknown: no model was retrained."
+    if estimate.status == Status.EXACT:
+        return f"{begins} {value} on average, exactly: each of the {estimate.n} examples was left out."
+    places = places_of(estimate.value)
+    ends = f"at least {size_of(low, places)}" if math.isinf(high) else f"{size_of(low, places)} to {size_of(high, places)}"
+    return f"{begins} {value} on average ({100 * estimate.pointwise.confidence:g} % interval {ends})."
+
+
+def amount(value: float, unit: str) -> str:
+    """A number with its unit.
+
+    Args:
+        value: the number.
+        unit: such as nats.
+
+    Example:
+        >>> amount(0.5988, "nats"), amount(0.0001234, "squared error / 2")
+        ('0.60 nats', '0.00012 (squared error / 2)')
+    """
+    return f"{size_of(value)} {unit if unit.isalpha() else f'({unit})'}"
+
+
+def size_of(value: float, places: int | None = None) -> str:
+    """A size with two significant digits, or with so many places after the point.
+
+    Args:
+        value: the size.
+        places: by default as many as two digits need.
+
+    Example:
+        >>> size_of(0.5988), size_of(12.3), size_of(2.0098, places=2), size_of(3.2e-9), size_of(float("nan"))
+        ('0.60', '12', '2.01', '3.2e-09', 'not measured')
+    """
+    if math.isnan(value):
+        return "not measured"
+    places = places_of(value) if places is None else places
+    return f"{value:.{places}f}" if places <= 5 else f"{value:.2g}"
+
+
+def places_of(value: float) -> int:
+    """How many places after the point two significant digits need.
+
+    Args:
+        value: the number.
+
+    Example:
+        >>> places_of(0.5988), places_of(12.3)
+        (2, 0)
+    """
+    return 1 if value == 0 or not math.isfinite(value) else max(0, 1 - math.floor(math.log10(abs(value))))
+
+
+def doubts(estimate: StabilityEstimate) -> tuple[str, ...]:
+    """Why an estimate is inconclusive, a clause for each reason; empty where it is not.
+
+    Args:
+        estimate: a measured stability.
+
+    Example:
+        >>> from stability import FineTuning, estimators, load, measure, selectors
+        >>> algorithm = FineTuning(selectors.BitFit(), steps=2)
+        >>> doubts(measure(load("digits", n=10), algorithm, estimators.Sampled(1), device="cpu"))
+        ('one retraining tells nothing of the spread',)
+    """
+    if estimate.value <= estimate.noise_floor:
+        return ("the value is not above the noise floor, which is what rounding alone does",)
+    found = []
+    low, high = estimate.interval
+    if estimate.retrainings == 1 < estimate.n and estimate.status != Status.APPROXIMATE:
+        found.append("one retraining tells nothing of the spread")
+    elif math.isinf(high):
+        found.append("the interval has no upper end" + (", because a left-out model failed" if estimate.failed else ""))
+    elif high - low > estimate.value:
+        found.append("the interval is wider than the value")
+    if poor(estimate.diagnostics, estimate.retrainings, estimate.n):
+        found.append(
+            f"the prediction by which examples were drawn is poor (correlation {estimate.diagnostics.correlation:.2f}), so that "
+            "the interval may miss the truth more often than it says"
+        )
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What would settle an inconclusive estimate.
+
+    Attributes:
+        estimator: the name of an estimator, such as exact.
+        retrainings: how many examples it leaves out; None for all.
+        seconds: how long that will take, from what this measurement took.
+
+    Example:
+        >>> Remedy("sampled", 80, seconds=12.0).retrainings
+        80
+    """
+
+    estimator: str
+    retrainings: int | None
+    seconds: float
+
+
+def remedy(estimate: StabilityEstimate) -> Remedy | None:
+    """What would settle an inconclusive estimate; None where it is conclusive, or where retraining more cannot help.
+
+    The half-width of an interval falls as 1/√a with a retrainings. Where that asks for half of the examples or more, or the
+    prediction was poor and leaving out every example takes at most ten minutes, that is the remedy.
+
+    Args:
+        estimate: a measured stability.
+
+    Example:
+        >>> from stability import FineTuning, estimators, load, measure, selectors
+        >>> algorithm = FineTuning(selectors.BitFit(), steps=2)
+        >>> remedy(measure(load("digits", n=20), algorithm, estimators.Sampled(1), device="cpu")).estimator
+        'exact'
+    """
+    if not doubts(estimate) or estimate.value <= estimate.noise_floor or estimate.failed or not estimate.retrainings:
+        return None
+    low, high = estimate.interval
+    wide = (high - low) / estimate.value
+    is_poor = poor(estimate.diagnostics, estimate.retrainings, estimate.n)
+    count = max(_FEWEST, math.ceil(estimate.retrainings * wide**2 * 1.2)) if math.isfinite(wide) else 20
+    if is_poor:
+        count = max(count, 50, 2 * estimate.retrainings)
+    count = max(count, estimate.retrainings + 1)
+    if 2 * count >= estimate.n or (is_poor and _seconds(estimate, estimate.n) <= _PATIENCE):
+        return Remedy("exact", None, _seconds(estimate, estimate.n))
+    return Remedy("sampled" if is_poor else estimate.estimator, count, _seconds(estimate, count))
+
+
+def _seconds(estimate: StabilityEstimate, count: int) -> float:
+    """How long a measurement with so many retrainings takes; with each goes A(S), for the noise floor."""
+    each = estimate.retraining_seconds / (estimate.retrainings + 1)
+    return estimate.seconds - estimate.retraining_seconds + each * (count + 1)
+
+
+def duration(seconds: float) -> str:
+    """A time as one says it.
+
+    Args:
+        seconds: the time.
+
+    Example:
+        >>> duration(0.4), duration(75), duration(600), duration(9000)
+        ('1 s', '1 min', '10 min', '2.5 h')
+    """
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def carriers(estimate: StabilityEstimate, count: int) -> list[dict[str, Any]]:
+    """The examples that carry most of the stability.
+
+    Args:
+        estimate: a measured stability.
+        count: how many examples.
+
+    Returns:
+        Of each example the columns of :meth:`stability.StabilityEstimate.examples`, and as ``shown`` what a person sees of it:
+        file, line and text where they are known, and its label.
+
+    Example:
+        >>> from stability import FineTuning, estimators, load, measure, selectors
+        >>> algorithm = FineTuning(selectors.BitFit(), steps=2)
+        >>> [row["shown"] for row in carriers(measure(load("digits", n=10), algorithm, estimators.Exact()), 1)]
+        ['example ... [...]']
+    """
+    problem = estimate.replicas.problem
+    found = estimate.examples().head(count).to_dict("records")
+    rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in found]
+    for row in rows:
+        i = int(row["index"])
+        seen = problem.shown[i] if problem.shown is not None and not isinstance(problem.shown, torch.Tensor) else f"example {i}"
+        row["shown"] = f"{seen} [{problem.label(i)}]"
+    return rows

@@ -1,0 +1,1 @@
+from .leave_one_out.predictors import *  # noqa: F403

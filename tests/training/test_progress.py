@@ -1,0 +1,81 @@
+"""What a measurement says while it works: the stages in their order, whole counts, and lines where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from stability import FineTuning, Problem, measure
+from stability.leave_one_out.estimators import Assisted, Sampled
+from stability.selectors import SAM
+from stability.training.progress import Bar, Lines, Stages, stages
+
+
+class Written(Stages):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int | None, int]] = []
+
+    def begin(self, what: str, total: int | None = None, unit: str = "step") -> None:
+        self.seen.append((what, total, 0))
+
+    def __call__(self, count: int) -> None:
+        what, total, done = self.seen.pop()
+        self.seen.append((what, total, done + count))
+
+
+def test_every_stage_is_told_and_counted_to_its_end(digits: Problem) -> None:
+    written = Written()
+    measure(digits, FineTuning(SAM(0.05), steps=4), Assisted(3), device="cpu", progress=written)
+    told = {what: (total, done) for what, total, done in written.seen}
+    assert list(told)[-1] == "evaluating"
+    assert told["training on all 24 examples"] == (4, 4)
+    assert told["predicting what leaving out each of 24 examples does"] == (25 * 4, 25 * 4)
+    assert told["selecting again without each of 3 examples"] == (3, 3)
+    assert told["retraining without each of 3 examples"] == (4 * 4, 4 * 4)
+
+
+def test_a_function_is_told_counts_and_nothing_is_shown_unasked(digits: Problem, capsys: pytest.CaptureFixture[str]) -> None:
+    counts: list[int] = []
+    algorithm = FineTuning(SAM(0.05), steps=2)
+    told = measure(digits, algorithm, Sampled(2), device="cpu", progress=counts.append)
+    assert sum(counts) >= 2 + 3 * 2
+    silent = measure(digits, algorithm, Sampled(2), device="cpu")
+    assert told.value == silent.value
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_says_what_is_done_and_is_gone_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    bar = Bar()
+    for what in ("training on all", "retraining"):
+        bar.begin(what, total=4)
+        bar(4)
+    bar.close()
+    text = shown.getvalue()
+    assert text.index("training on all |") < text.index("4 of 4 steps") < text.index("retraining |")
+    assert text.rstrip(" ").endswith("\r")  # the last bar is wiped out
+
+
+def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 9.0, 11.0, 12.0, 22.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    file = io.StringIO()
+    lines = Lines(file)  # 0
+    lines.begin("training", total=5)  # 1
+    for _ in range(4):  # 9, 11, 12, 22
+        lines(1)
+    assert file.getvalue() == "training: step 2 of 5\ntraining: step 4 of 5\n"
+
+
+@pytest.mark.parametrize(("terminal", "kind"), [(True, Bar), (False, Lines)])
+def test_true_suits_the_place(terminal: bool, kind: type[Stages], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    with stages(True) as told:
+        assert type(told) is kind
+    with stages(False) as told:
+        assert type(told) is Stages
