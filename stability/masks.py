@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,9 @@ from torch import Tensor
 
 from stability.errors import StabilityError, UsageError
 from stability.packing import pack, unpack
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Mask", "Parameters", "SparseDelta", "fingerprint"]
 
@@ -114,6 +117,16 @@ class Mask:
         where = f"in {len(largest)} of {len(sizes)} tensors" if untouched else f"in all {len(sizes)} tensors"
         what = f"k = {self.count} of m = {self.total} parameters may change (p = {self.sparsity:.4g})"
         return f"<p><b>{what}</b>, {where}</p>{table}{rest}"
+
+    def plot(self) -> Figure:
+        """Draw the share of each tensor that is selected (:func:`stability.plotting.mask`).
+
+        Returns:
+            The figure, closed in pyplot: a notebook shows it once.
+        """
+        from stability import plotting  # see the contract of import-linter in pyproject.toml
+
+        return plotting.closed(plotting.mask(self))
 
     @classmethod
     def full(cls, parameters: Parameters) -> Mask:

@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from html import escape
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stability.checks import check_number, check_positive
 from stability.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Assumption", "Bound", "Checks", "State"]
 
@@ -128,6 +131,16 @@ class Bound:
         if self.estimate:
             return State.ESTIMATE
         return State.VACUOUS if self.vacuous else State.NOT_REFUTED
+
+    def plot(self) -> Figure:
+        """Draw the value beside the numbers that it is made of (:func:`stability.plotting.bound`).
+
+        Returns:
+            The figure, closed in pyplot: a notebook shows it once.
+        """
+        from stability import plotting  # see the contract of import-linter in pyproject.toml
+
+        return plotting.closed(plotting.bound(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and what follows from them (``applies``, ``vacuous``, ``state``), as JSON can hold them.

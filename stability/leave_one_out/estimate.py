@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,9 @@ from stability.leave_one_out.estimators import POOR, Design, Status
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
 from stability.training.replicas import Replicas
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Diagnostics", "StabilityEstimate", "diagnosed"]
 
@@ -127,6 +130,16 @@ class StabilityEstimate:
         known = table["retrained"].fillna(table["predicted"]).abs()
         table = table.assign(share=known / (self.n * self.value)).loc[known.sort_values(ascending=False, kind="stable").index]
         return table.reset_index()[["index", "loss_full", "predicted", "retrained", "share"]]
+
+    def plot(self) -> Figure:
+        """Draw how much each example's loss changes, predicted and retrained (:func:`stability.plotting.differences`).
+
+        Returns:
+            The figure, closed in pyplot: a notebook shows it once.
+        """
+        from stability import plotting  # see the contract of import-linter in pyproject.toml
+
+        return plotting.closed(plotting.differences(self))
 
     def __repr__(self) -> str:
         low, high = self.interval

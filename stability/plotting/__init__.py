@@ -2,26 +2,28 @@
 
 What varies with p is drawn from :class:`stability.studies.StudyResults` (:data:`FIGURES`), methods on tasks from
 :class:`stability.studies.Scores` (:func:`ranks`, :func:`definition_3`), single examples from a
-:class:`stability.StabilityEstimate` (:func:`differences`, :func:`influential`). Each function returns a figure of matplotlib;
-:func:`save` and :func:`save_all` write PNG and PDF.
+:class:`stability.StabilityEstimate` (:func:`differences`, :func:`influential`), a mask, a bound and a study by :func:`mask`,
+:func:`bound` and :func:`planned`. Each function returns a figure of matplotlib; :func:`save` and :func:`save_all` write PNG and
+PDF, :func:`svg` gives an element for a page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from stability.errors import StabilityError, UsageError
+from stability.errors import UsageError
 from stability.plotting.bound_curves import bounds
 from stability.plotting.comparison import definition_3, ranks
 from stability.plotting.examples import differences, influential
+from stability.plotting.files import Format, closed, prefix, save, study_prefix, svg
 from stability.plotting.histories import projection_discontinuity
-from stability.plotting.style import NothingToDrawError
+from stability.plotting.single import bound, mask, planned
+from stability.plotting.style import NothingToDrawError, unit
 from stability.plotting.sweeps import four_panels, gap_against_stability, generalization, stability
 from stability.studies.published import Part, against_published
 from stability.studies.results import CellStatus, StudyResults
@@ -30,18 +32,25 @@ from stability.studies.scores import IncomparableError, scores
 __all__ = [
     "FIGURES",
     "NothingToDrawError",
+    "bound",
     "bounds",
+    "closed",
     "definition_3",
     "differences",
     "four_panels",
     "gap_against_stability",
     "generalization",
     "influential",
+    "mask",
+    "overview",
+    "planned",
+    "prefix",
     "projection_discontinuity",
     "ranks",
     "save",
     "save_all",
     "stability",
+    "svg",
 ]
 
 FIGURES: dict[str, Callable[[StudyResults], Figure]] = {
@@ -52,7 +61,7 @@ FIGURES: dict[str, Callable[[StudyResults], Figure]] = {
     "bounds": bounds,
     "projection_discontinuity": projection_discontinuity,
 }
-"""Every figure of what varies with p, by the name of its file."""
+"""Every figure of what varies with p, by the last part of its file's name."""
 
 LINES = ("stability", "generalization", "four_panels", "gap_against_stability")
 """The figures among :data:`FIGURES` that draw one method on several tasks, with a line for each task."""
@@ -68,10 +77,13 @@ def save_all(
     *,
     sparsity: float | None = None,
     against: Part | None = None,
+    formats: Sequence[Format] = ("png", "pdf"),
 ) -> list[Path]:
     """Draw every figure for which the study holds something, or only the one of that name, as PNG and PDF.
 
-    The study's fingerprint goes into the files' metadata. Of several methods on several tasks each task has figures of its own.
+    The files' names say study and problem, and the one method and the one p where there is one. The study's fingerprint goes into
+    the files' metadata. Of several methods on several tasks each task has figures of its own. What is not measured yet is left out,
+    so that figures can be drawn again and again while results arrive.
 
     Args:
         results: the results of the study.
@@ -79,6 +91,7 @@ def save_all(
         only: a name of :data:`FIGURES` or :data:`SCORED`; None: all of them.
         sparsity: p, for the figures of :data:`SCORED` where a method has several (:func:`stability.studies.scores`).
         against: the published table beside whose ranks the study's are drawn: ``main`` or ``perturbation``.
+        formats: ``png``, ``pdf`` or both; PNG alone takes half as long.
 
     Returns:
         The files that were written.
@@ -94,38 +107,70 @@ def save_all(
         >>> from stability.studies import StudyResults
         >>> results = StudyResults.read("figures/paper-quick-bounds.sqlite")
         >>> [path.name for path in save_all(results, tempfile.mkdtemp(), only="gap_against_stability")]
-        ['paper-quick_gap_against_stability.png', 'paper-quick_gap_against_stability.pdf']
+        ['paper-quick_cb_gap_against_stability.png', 'paper-quick_cb_gap_against_stability.pdf']
     """
     if only not in (None, *FIGURES, *SCORED):
         raise UsageError(f"unknown figure {only!r}: there is {', '.join([*FIGURES, *SCORED])}")
     if only in FIGURES and (sparsity is not None or against is not None):
         raise UsageError(f"a sparsity and published numbers belong to {', '.join(SCORED)}: leave them out with {only}")
-    written = []
-    for name, draw in [*_swept(results, only), *_scored(results, only, sparsity, against)]:
+    written, note = [], f"study {results.study}, identity {results.fingerprint}"
+    for name, start, draw in [*_swept(results, only), *_scored(results, only, sparsity, against)]:
         try:
             figure = draw()
         except NothingToDrawError:
             if only is not None or (name == "ranks" and against is not None):
                 raise
             continue
-        written += save({name: figure}, folder, results.study, f"study {results.study}, identity {results.fingerprint}")
+        written += save({name: figure}, folder, start, note, formats=formats)
     return written
 
 
-Drawing = tuple[str, Callable[[], Figure]]
-"""The name of a figure's file, and what draws the figure."""
+def overview(results: StudyResults) -> Figure:
+    """The figure that says most of what a study measured: stability against p, or of methods on several tasks Definition 3 beside
+    the spread over seeds; of what was not measured, or with one seed, the next that can be drawn.
+
+    Args:
+        results: the results of a study.
+
+    Raises:
+        NothingToDrawError: the study holds nothing that can be drawn.
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> overview(StudyResults.read("figures/theory-convex.sqlite")).get_suptitle().splitlines()[0]
+        'How much leaving one example out changes its loss'
+    """
+    results.summary()  # says what is wrong where no cell is finished
+    crossed = len(results.tasks) > 1 and len({one["method"] for one in results.algorithms.values()}) > 1
+    drawn = [*([] if crossed else _swept(results, None)), *_scored(results, None, None, None)]
+    drawings = {name: draw for name, _, draw in drawn}
+    for name in ("stability", "definition_3", "ranks", "four_panels", "generalization"):
+        try:
+            if name in drawings:
+                return drawings[name]()
+        except NothingToDrawError:
+            continue
+    raise NothingToDrawError("several methods on several tasks: draw results.where(task=…) of each task by itself")
+
+
+Drawing = tuple[str, str, Callable[[], Figure]]
+"""The name of a figure, what its file's name begins with, and what draws it."""
 
 
 def _swept(results: StudyResults, only: str | None) -> Iterator[Drawing]:
+    """One figure of all tasks, or where there are several methods one of each task that has a finished cell."""
     ok = results.where(status=CellStatus.OK).table if len(results) else results.table
-    tasks = [] if ok.empty else list(ok["task"].unique())
+    asked = results.tasks or ("",)
+    several = len({one["method"] for one in results.algorithms.values()}) > 1
     for name, draw in FIGURES.items():
         if only not in (None, name):
             continue
-        if len(tasks) < 2 or (name in LINES and ok["method"].nunique() == 1):
-            yield name, partial(draw, results)
+        if len(asked) < 2 or (name in LINES and not several):
+            yield name, study_prefix(results, asked), partial(draw, results)
         else:
-            yield from ((f"{name}_{task}", partial(draw, results.where(task=task))) for task in tasks)
+            found = [] if ok.empty else [task for task in asked if (ok["task"] == task).any()]
+            yield from ((name, study_prefix(results, [task]), partial(draw, results.where(task=task))) for task in found)
 
 
 def _scored(results: StudyResults, only: str | None, sparsity: float | None, against: Part | None) -> list[Drawing]:
@@ -139,39 +184,8 @@ def _scored(results: StudyResults, only: str | None, sparsity: float | None, aga
             raise
         return []
     beside = [] if against is None else [against_published(found, against)]
-    drawn = {"definition_3": partial(definition_3, found), "ranks": partial(ranks, found, *beside)}
-    return [(name, draw) for name, draw in drawn.items() if only in (None, name)]
-
-
-def save(figures: Mapping[str, Figure], folder: str | PathLike[str], prefix: str, note: str) -> list[Path]:
-    """Write figures in PNG and PDF, and close them.
-
-    Args:
-        figures: the figures by name; the files are called ``prefix_name``.
-        folder: where the files are written; it is made where it is missing.
-        prefix: what the files' names begin with.
-        note: what the files' metadata say.
-
-    Returns:
-        The files that were written.
-
-    Raises:
-        StabilityError: the folder cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> [path.suffix for path in save({"empty": plt.figure(figsize=(1, 1))}, tempfile.mkdtemp(), "mine", "an example")]
-        ['.png', '.pdf']
-    """
-    written = []
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            for suffix, stamp in (("png", {"Description": note}), ("pdf", {"Subject": note, "CreationDate": None})):
-                path = Path(folder) / f"{prefix}_{name}.{suffix}"
-                figure.savefig(path, dpi=200, metadata=stamp)
-                written.append(path)
-            plt.close(figure)
-    except OSError as error:
-        raise StabilityError(f"cannot write figures into {folder}: {error}; check the path and the free disk space") from error
-    return written
+    drawn = {"definition_3": partial(definition_3, found, unit(results.table)), "ranks": partial(ranks, found, *beside)}
+    start = study_prefix(results, results.tasks)
+    if sparsity is not None:
+        start = f"{start}_p{sparsity:g}"
+    return [(name, start, draw) for name, draw in drawn.items() if only in (None, name)]

@@ -3,105 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from stability.bounds.base import State
-from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, unit
+from stability.plotting.curves import bars, mean
+from stability.plotting.grids import CUT, TOGETHER, grid, lower, named
+from stability.plotting.style import ALL, STABILITY, NothingToDrawError, explained, headed, label, p_axis, settings_of, styled, unit
 from stability.studies.results import UNKNOWN, StudyResults
 
 __all__ = ["DRAWN", "bounds"]
-
-
-@styled
-def bounds(results: StudyResults) -> Figure:
-    """(e) Bounds, the middle step and the measured stability against p; below, each divided by the measured.
-
-    A column for each method with several p. A bound is solid with filled marks where it is below the largest loss and no
-    checked assumption failed. Otherwise it is dashed, its mark a cross (an assumption failed) or hollow (vacuous);
-    where it is infinite an arrow stands at the top edge, where it is unknown (no convergence) nothing. The band is the
-    95 % interval over seeds, cut at a tenth of the mean; with a single seed there is none.
-
-    Args:
-        results: the results of a study that measured bounds.
-
-    Raises:
-        NothingToDrawError: no method with several p, or a study that measured no bounds.
-        StabilityError: no cell is finished, or every one failed.
-
-    Example:
-        >>> from stability.studies import StudyResults
-        >>> [ax.get_title() for ax in bounds(StudyResults.read("figures/theory-convex.sqlite")).axes[:3]]
-        ['all coordinates, ridge 1 − p', 'hard mask: random', 'hard mask: SAM']
-    """
-    summary = results.summary().table
-    swept = [(str(method), group) for method, group in summary.groupby("method", sort=False) if len(group) > 1]
-    if not swept:
-        raise NothingToDrawError("no method was measured at more than one p: there is no curve to draw")
-    if all((summary[f"{name}_state"] == UNKNOWN).all() for name in DRAWN):
-        raise NothingToDrawError("the study measured no bounds: run it with --check-replicas 0 or more")
-    columns = min(len(swept), 4)
-    blocks = math.ceil(len(swept) / columns)
-    figure, axes = new_figure(2 * blocks, columns, (1.2 + 2.9 * columns, 0.4 + 5.2 * blocks))
-    plt.setp(axes, yscale="log")
-    pairs = [(axes[i], axes[i + columns]) for block in range(blocks) for i in range(2 * block * columns, (2 * block + 1) * columns)]
-    for ax in (ax for pair in pairs[len(swept) :] for ax in pair):
-        ax.remove()
-    pairs = pairs[: len(swept)]
-    drawn: set[str] = set()
-    for (top, low), (method, group) in zip(pairs, swept, strict=True):
-        same = bool((group["tunable"] == group["total"]).all())  # every coordinate is tuned
-        shown = [name for name in DRAWN if not (same and name.startswith("hard_mask"))]
-        shown = [name for name in shown if same or name != "theorem_1_sharp"]
-        p = group["sparsity"].to_numpy()
-        measured = group["stability"].to_numpy()
-        low_end = np.maximum(group["stability_low"].to_numpy(), measured / 10)
-        top.fill_between(p, low_end, group["stability_high"].to_numpy(), color="0.85", lw=0)
-        top.plot(p, measured, color="black", marker="o")
-        top.plot(p, group["loss_bound"], color="0.6", ls=":", lw=1)
-        low.axhline(1, color="black", lw=1)
-        drawn.update(name for name in shown if not group[f"{name}_state"].eq(UNKNOWN).all())
-        for name in shown:
-            values = group[name].to_numpy(dtype=float)
-            for ax, y in ((top, values), (low, values / measured)):
-                _bound_line(ax, p, y, list(group[f"{name}_state"]), DRAWN[name][1])
-        for ax in (top, low):
-            ax.set(xscale="logit" if method == "regularised" else "log", xlabel="p")
-            ax.set_xticks(_apart(p, np.log(p / (1 - p)) if method == "regularised" else np.log(p)))
-            ax.xaxis.set_minor_locator(NullLocator())
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: f"{100 * p:{'.3g' if p > 0.95 else '.2g'}} %"))
-        top.set_title("all coordinates, ridge 1 − p" if method == "regularised" else f"hard mask: {LABELS.get(method, method)}")
-    for row, label in ((0, f"loss difference [{unit(results.table)}]"), (1, "divided by the measured")):
-        mine = [pair[row] for pair in pairs]
-        limits = [ax.get_ylim() for ax in mine]
-        bottom, ceiling = min(low for low, _ in limits), max(high for _, high in limits)
-        if any(line.get_gid() == "infinite" for ax in mine for line in ax.lines):
-            ceiling *= (ceiling / bottom) ** 0.2  # room for the arrows
-        for ax, (above, _) in zip(mine, pairs, strict=True):
-            ax.set(xlim=above.get_xlim(), ylim=(bottom, ceiling))
-            arrows = [line for line in ax.lines if line.get_gid() == "infinite"]
-            for place, line in enumerate(arrows):  # they wait for the limits, and stand one below the other
-                height = (ceiling / bottom) ** (0.97 - 0.06 * place)
-                line.set_ydata(np.full(np.size(line.get_xdata()), bottom * height))
-        for ax in mine[::columns]:
-            ax.set_ylabel(label)
-    handles = [
-        Line2D([], [], color="black", marker="o", label=f"measured, mean of {int(summary['seeds'].max())} seeds, 95 %"),
-        *(Line2D([], [], color=DRAWN[name][1], marker="o", ms=4, label=DRAWN[name][0]) for name in DRAWN if name in drawn),
-        Line2D([], [], color="0.6", ls=":", label="largest loss: at or above it a bound is vacuous"),
-        Line2D([], [], color="0.3", ls="--", marker="o", mfc="none", ms=4, label="vacuous (in some seed)"),
-        Line2D([], [], color="0.3", ls="--", marker="x", ms=5, label="an assumption failed (in some seed)"),
-    ]
-    if any((summary[f"{name}_state"] == State.INFINITE).any() for name in DRAWN):
-        handles.append(Line2D([], [], color="0.3", ls="", marker="$\\uparrow$", ms=8, label="infinite"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return figure
-
 
 DRAWN = {
     "first_order": ("middle step, first order", "#0072B2"),
@@ -112,22 +32,190 @@ DRAWN = {
 }
 """Label and colour of each bound that the figure of bounds draws."""
 
-
-def _apart(p: np.ndarray, places: np.ndarray) -> list[float]:
-    """The values of ``p`` whose ticks do not touch: they are a sixth of the axis apart, and the last one is always there."""
-    kept = [len(p) - 1]
-    for i in range(len(p) - 2, -1, -1):
-        if places[kept[-1]] - places[i] >= np.ptp(places) / 6:
-            kept.append(i)
-    return [float(p[i]) for i in kept]
+_RATIOS = 4
+"""The most panels in a row, and the most under which each bound is also shown divided by what was measured."""
 
 
-def _bound_line(ax: Axes, p: np.ndarray, values: np.ndarray, states: list[str], colour: str) -> None:
+@dataclass(frozen=True, eq=False)
+class _Panel:
+    """One method against p, or several with one p each, side by side."""
+
+    title: str
+    rows: pd.DataFrame  # of the summary, with the ends of the interval as low and high
+    swept: bool
+    shown: tuple[str, ...]
+
+    @property
+    def x(self) -> np.ndarray:
+        return self.rows["sparsity"].to_numpy(dtype=float) if self.swept else np.arange(len(self.rows), dtype=float)
+
+    def values(self, name: str, *, divided: bool) -> np.ndarray:
+        measured = self.rows["stability"].to_numpy(dtype=float) if divided else 1.0
+        return np.asarray(self.rows[name].to_numpy(dtype=float) / measured)
+
+
+@styled
+def bounds(results: StudyResults) -> Figure:
+    """(e) Bounds, the middle step and the measured stability against p; below, each divided by the measured.
+
+    A panel for each method with several p; methods with one p each share a panel. With more than four panels the second row is left
+    out. A bound is solid with filled marks where it is
+    below the largest loss and no checked assumption failed. Otherwise it is dashed, its mark a cross (an assumption failed) or
+    hollow (vacuous); where it is infinite an arrow stands at the top edge, where it is unknown (no convergence) nothing. A bound
+    that is infinite everywhere is named below the panels and not drawn.
+
+    Args:
+        results: the results of a study that measured bounds.
+
+    Raises:
+        NothingToDrawError: the study measured no bounds, or several methods on several tasks.
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> [ax.get_title(loc="left") for ax in bounds(StudyResults.read("figures/theory-convex.sqlite")).axes[:3]]
+        ['all coordinates, ridge 1 − p', 'hard mask: random', 'hard mask: SAM']
+    """
+    summary = results.summary().table
+    known = (summary[[f"{name}_state" for name in DRAWN]] != UNKNOWN).any(axis=1)
+    summary = summary[summary["stability"].notna() & known].reset_index(drop=True)
+    if summary.empty:
+        raise NothingToDrawError("the study measured no bounds: run it with --check-replicas 0 or more")
+    curve = mean(results, summary, "stability")
+    summary = summary.join(curve.table[["low", "high"]])
+    never = _everywhere_infinite(summary)
+    panels = _panels(summary, never)
+    columns = grid(len(panels), _RATIOS)
+    finite = any(np.isfinite(panel.values(name, divided=False)).any() for panel in panels for name in panel.shown)
+    ratios = finite and len(panels) <= _RATIOS
+    blocks = math.ceil(len(panels) / columns)
+    width, height = (7.2 if columns > 2 else 4.8), 1.7 + (1.8 if ratios else 1.45) * blocks * (1 + ratios)
+    figure = plt.figure(figsize=(width, height), layout="constrained")
+    (part,) = figure.subfigures(1, 1, squeeze=False).flat  # its legend stands above what is explained below it
+    grids = list(part.subplots(blocks * (1 + ratios), columns, squeeze=False).flat)
+    above, below = (grids[:columns], grids[columns:]) if ratios else (grids, [])
+    for ax in [*above[len(panels) :], *below[len(panels) :]]:
+        ax.remove()
+    above, below = above[: len(panels)], below[: len(panels)]
+    cut = _draw(above, panels, columns, divided=False)
+    for ax in above[::columns]:
+        ax.set_ylabel(f"loss difference [{unit(results.table)}]")
+    if below:
+        _draw(below, panels, columns, divided=True)
+        below[0].set_ylabel("divided by the measured")
+    drawn = {name for panel in panels for name in panel.shown if not panel.rows[f"{name}_state"].eq(UNKNOWN).all()}
+    part.legend(handles=_handles(panels, drawn), loc="outside lower center", ncols=2 if columns < 3 else 3)
+    for ax, panel in list(zip(below or above, panels, strict=True))[-columns:]:
+        ax.set_xlabel("p [%]" if panel.swept else "")
+    headed(figure, f"Bounds on leave-one-out stability {STABILITY}, and what was measured", settings_of(results))
+    absent = "; ".join(DRAWN[name][0] for name in DRAWN if name in never)
+    explained(
+        figure,
+        [
+            bars([curve], "the mean", "training sets" if "sample" in results.table else "seeds", _ALONE),
+            f"Infinite everywhere, and not drawn: {absent}." if absent else "",
+            CUT if cut else "",
+        ],
+    )
+    return figure
+
+
+_ALONE = "With one seed the bars are 95 % intervals over the choice of the examples that are left out."
+
+
+def _asked(name: str, rows: pd.DataFrame) -> bool:
+    """Whether a bound is about these rows: the hard mask's is not about tuning all, the sharp one of Theorem 1 about that alone."""
+    same = bool((rows["tunable"] == rows["total"]).all())
+    return name != "theorem_1_sharp" if not same else not name.startswith("hard_mask")
+
+
+def _everywhere_infinite(summary: pd.DataFrame) -> set[str]:
+    states = {
+        name: [state for _, rows in summary.groupby("algorithm") if _asked(name, rows) for state in rows[f"{name}_state"]]
+        for name in DRAWN
+    }
+    return {name for name, mine in states.items() if mine and all(state == State.INFINITE for state in mine)}
+
+
+def _panels(summary: pd.DataFrame, never: set[str]) -> list[_Panel]:
+    swept, single = [], []
+    several = summary["task"].nunique() > 1
+    for (task, method), rows in summary.groupby(["task", "method"], sort=False):
+        if len(rows) == 1:
+            single.append(rows)
+            continue
+        title = ALL if method == "regularised" else f"hard mask: {label(str(method))}"
+        names = tuple(name for name in DRAWN if _asked(name, rows) and name not in never)
+        swept.append(_Panel(f"{label(str(task))}, {title}" if several else title, rows, True, names))
+    chunks = [single[i : i + TOGETHER] for i in range(0, len(single), TOGETHER)]
+    names = tuple(name for name in DRAWN if name not in never and name != "theorem_1_sharp")
+    return [*swept, *(_Panel("one p each", pd.concat(some), False, names) for some in chunks)]
+
+
+def _draw(axes: Sequence[Axes], panels: Sequence[_Panel], columns: int, *, divided: bool) -> bool:
+    """Draw panels with one vertical axis; returns whether an interval is cut."""
+    known = [panel.values(name, divided=divided) for panel in panels for name in panel.shown]
+    if not divided:
+        known += [panel.rows[column].to_numpy(dtype=float) for panel in panels for column in ("stability", "loss_bound", "high")]
+        known += [np.maximum(panel.rows["low"].to_numpy(dtype=float), panel.rows["stability"].min() / 3) for panel in panels]
+    else:
+        known.append(np.ones(1))
+    finite = np.concatenate(known)
+    finite = finite[np.isfinite(finite) & (finite > 0)]
+    bottom, top = finite.min() / 1.6, finite.max() * 1.6
+    infinite = any((panel.rows[f"{name}_state"] == State.INFINITE).any() for panel in panels for name in panel.shown)
+    if infinite:
+        top *= (top / bottom) ** 0.2  # room for the arrows
+    cut = False
+    for place, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
+        ax.set_yscale("log")
+        ax.set_ylim(bottom, top)
+        ax.yaxis.set_major_locator(LogLocator(numticks=6))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+        if place % columns:
+            ax.tick_params(labelleft=False)
+        if not divided:
+            cut |= _measured(ax, panel, bottom)
+            ax.set_title(panel.title, loc="left", fontsize=7.5, pad=3)
+        else:
+            ax.axhline(1, color="black", lw=1)
+        arrows = 0
+        for name in panel.shown:
+            y, states = panel.values(name, divided=divided), list(panel.rows[f"{name}_state"])
+            _bound_line(ax, panel.x, y, states, DRAWN[name][1], joined=panel.swept)
+            there = np.array([state == State.INFINITE for state in states])
+            if there.any():
+                height = bottom * (top / bottom) ** (0.94 - 0.07 * arrows)
+                arrow: Any = {"marker": "$\u2191$", "ms": 6, "ls": "", "gid": "infinite"}
+                ax.plot(panel.x[there], np.full(there.sum(), height), color=DRAWN[name][1], **arrow)
+                arrows += 1
+        if panel.swept:
+            p_axis(ax, panel.x, room=1 / 7)
+        else:
+            named(ax, [(str(row["method"]), row["sparsity"]) for _, row in panel.rows.iterrows()])
+    return cut
+
+
+def _measured(ax: Axes, panel: _Panel, bottom: float) -> bool:
+    rows, x = panel.rows, panel.x
+    known = rows["low"].notna().to_numpy()
+    low, high, y = (rows[end].to_numpy(dtype=float)[known] for end in ("low", "high", "stability"))
+    low, cut = lower(low, y, bottom)
+    ax.vlines(x[known], low, high, color="black", lw=0.9, gid="interval")
+    style = "-" if panel.swept else ""
+    ax.plot(x, rows["stability"], color="black", marker="o", ls=style, ms=3.5, gid="measured")
+    ax.plot(x, rows["loss_bound"], color="0.6", ls=":" if panel.swept else "", marker="" if panel.swept else "_", lw=1)
+    if cut.any():
+        ax.plot(x[known][cut], low[cut], "v", color="black", ms=3.5, gid="cut")
+    return bool(cut.any())
+
+
+def _bound_line(ax: Axes, x: np.ndarray, values: np.ndarray, states: list[str], colour: str, *, joined: bool) -> None:
     """Draw a bound segment by segment: solid only between two points that are neither vacuous nor refuted."""
-    for i in range(len(p) - 1):
+    for i in range(len(x) - 1 if joined else 0):
         if np.isfinite(values[i : i + 2]).all():
             solid = {states[i], states[i + 1]} <= {State.NOT_REFUTED, State.ESTIMATE}
-            ax.plot(p[i : i + 2], values[i : i + 2], color=colour, ls="-" if solid else (0, (3, 2)), lw=1.3 if solid else 0.9)
+            ax.plot(x[i : i + 2], values[i : i + 2], color=colour, ls="-" if solid else (0, (3, 2)), lw=1.3 if solid else 0.9)
     marks = {
         State.NOT_REFUTED: ("o", colour),
         State.ESTIMATE: ("o", colour),
@@ -136,7 +224,21 @@ def _bound_line(ax: Axes, p: np.ndarray, values: np.ndarray, states: list[str], 
     }
     for state, (marker, fill) in marks.items():
         at = np.array([mine == state for mine in states]) & np.isfinite(values)
-        ax.plot(p[at], values[at], color=colour, marker=marker, mfc=fill, ms=4, ls="")
-    infinite = np.array([state == State.INFINITE for state in states])
-    if infinite.any():
-        ax.plot(p[infinite], np.full(infinite.sum(), np.nan), color=colour, marker="$\\uparrow$", ms=8, ls="", gid="infinite")
+        if at.any():
+            ax.plot(x[at], values[at], color=colour, marker=marker, mfc=fill, ms=3.5, ls="")
+
+
+def _handles(panels: Sequence[_Panel], drawn: set[str]) -> list[Line2D]:
+    """The legend's entries: only of what is drawn."""
+    states = {state for panel in panels for name in panel.shown for state in panel.rows[f"{name}_state"]}
+    told: dict[str, tuple[str, Any]] = {
+        State.VACUOUS: ("vacuous (in some seed)", {"marker": "o", "mfc": "none", "ls": "--"}),
+        State.ASSUMPTION_FAILED: ("an assumption failed (in some seed)", {"marker": "x", "ls": "--"}),
+        State.INFINITE: ("infinite (in some seed)", {"marker": "$\u2191$", "ls": ""}),
+    }
+    return [
+        Line2D([], [], color="black", marker="o", ms=3.5, label="measured"),
+        *(Line2D([], [], color=DRAWN[name][1], marker="o", ms=3.5, label=DRAWN[name][0]) for name in DRAWN if name in drawn),
+        Line2D([], [], color="0.6", ls=":", label="largest loss: bounds above it are vacuous"),
+        *(Line2D([], [], color="0.3", ms=4, label=text, **how) for state, (text, how) in told.items() if state in states),
+    ]

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 
 from stability.leave_one_out.estimators import POOR
-from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, styles
-from stability.studies.ranks import rank_correlation, ranked
+from stability.plotting.curves import FEW
+from stability.plotting.grids import CUT_LEFT, lower, plain_log
+from stability.plotting.style import (
+    CONTEXT,
+    STABILITY,
+    NothingToDrawError,
+    explained,
+    headed,
+    label,
+    near,
+    new_figure,
+    share,
+    styled,
+    styles,
+)
+from stability.studies.ranks import RankCorrelation, rank_correlation, ranked
 from stability.studies.scores import Scores, std_interval
 
 __all__ = ["definition_3", "ranks"]
@@ -20,12 +36,11 @@ __all__ = ["definition_3", "ranks"]
 
 @styled
 def ranks(*panels: Scores) -> Figure:
-    """Rank of the standard deviation over seeds against rank of the mean, a point for each method and task (Fu et al. 2023, the
-    figure of stability against performance), a panel for each table of scores.
+    """Rank of the mean against rank of the standard deviation over seeds (Fu et al. 2023, the figure of stability against
+    performance), a panel for each table of scores: grey for each method and task, and by name each method's mean over the tasks.
 
-    Ranks are within the task, 1 is best: the smallest deviation, the largest mean. Tasks stand a little apart, so that none hides
-    another. Black: the mean rank of performance of all points at a rank of stability (one shared by ties is rounded up), with its
-    standard error where there is more than one.
+    Ranks are within the task, 1 is best: the smallest deviation, the largest mean. The title says which way they go together where
+    the 95 % interval of Spearman's ρ is on one side of 0.
 
     Args:
         panels: scores that were measured (:func:`stability.studies.scores`) or published
@@ -36,56 +51,71 @@ def ranks(*panels: Scores) -> Figure:
 
     Example:
         >>> from stability.studies import published_scores
-        >>> print(ranks(published_scores("main")).axes[0].get_title().splitlines()[1])
+        >>> print(ranks(published_scores("main")).axes[0].get_title(loc="left").splitlines()[1])
         Spearman ρ = 0.485 (95%: 0.10 to 0.75), 70 pairs
     """
     for scores in panels:
         if scores.table["std"].notna().sum() < 3 or scores.table["method"].nunique() < 2:
             raise NothingToDrawError("ranks need at least two methods, two seeds and three pairs of method and task")
-    figure, axes = new_figure(1, len(panels), (0.6 + 3.7 * len(panels), 4.6))
-    for ax, scores in zip(axes, panels, strict=True):
-        _panel(ax, scores)
-    methods = list(dict.fromkeys(method for scores in panels for method in scores.table["method"]))
-    mean = Line2D([], [], color="black", marker="_", ms=9, ls="", label="mean ± standard error")
-    figure.legend(handles=[*_handles(methods), mean], loc="outside lower center", ncols=3 if len(panels) < 2 else 6)
+    figure, axes = new_figure(1, len(panels), (4.6, 4.6) if len(panels) == 1 else (3.6 * len(panels), 4.3))
+    found = [_panel(ax, scores) for ax, scores in zip(axes, panels, strict=True)]
+    tasks = list(dict.fromkeys(label(str(task)) for scores in panels for task in scores.table["task"]))
+    one = "Methods that spread less over seeds perform better"
+    other = "Methods that spread less over seeds perform worse"
+    headed(figure, _finding(found, one, other) or "Spread over seeds against performance", f"tasks {', '.join(tasks)}")
+    explained(figure, ["Grey: a method on a task. Named: a method's mean over the tasks.", _TESTS])
     return figure
 
 
-def _panel(ax: Axes, scores: Scores) -> None:
+_TESTS = "The interval of ρ is the jackknife's over methods; p is for pairs as if independent, and for whole methods shuffled."
+
+
+def _finding(found: Sequence[RankCorrelation], one: str, other: str) -> str:
+    """What all intervals agree on: ``one`` where they are above 0, ``other`` where below; empty where they tell neither."""
+    ends = np.array([correlation.interval for correlation in found], dtype=float)
+    if not np.isfinite(ends).all():
+        return ""
+    return one if (ends > 0).all() else other if (ends < 0).all() else ""
+
+
+def _panel(ax: Axes, scores: Scores) -> RankCorrelation:
     known = ranked(scores.table[scores.table["std"].notna()])
-    style, tasks = styles(known["method"]), list(dict.fromkeys(known["task"]))
-    apart = dict(zip(tasks, np.linspace(-0.3, 0.3, len(tasks)) if len(tasks) > 1 else [0.0], strict=True))
-    for method, group in known.groupby("method", sort=False):
+    tasks = list(dict.fromkeys(known["task"]))
+    apart = dict(zip(tasks, np.linspace(-0.25, 0.25, len(tasks)) if len(tasks) > 1 else [0.0], strict=True))
+    ax.plot(known["rank_std"] + known["task"].map(apart), known["rank_mean"], ".", color=CONTEXT, ms=5, gid="pairs", zorder=1)
+    means = known.groupby("method", sort=False)[["rank_std", "rank_mean"]].mean()
+    style = styles(means.index)
+    count = int(known["method"].nunique())
+    ax.set(xlim=(0.4, count + 0.6), ylim=(count + 0.6, 0.4))
+    for method, mean in means.iterrows():
         colour, marker, _ = style[str(method)]
-        x = group["rank_std"] + group["task"].map(apart)
-        ax.plot(x, group["rank_mean"], marker, color=colour, ms=5, alpha=0.85, mew=0)
-    steps = known.assign(step=np.floor(known["rank_std"] + 0.5)).groupby("step")["rank_mean"].agg(["mean", "sem"])
-    ax.errorbar(steps.index, steps["mean"], steps["sem"], color="black", marker="_", ms=9, ls="", capsize=3, lw=1, zorder=4)
+        ax.plot(mean["rank_std"], mean["rank_mean"], marker, color=colour, ms=6, gid="means", zorder=3)
+    pairs = list(zip(known["rank_std"] + known["task"].map(apart), known["rank_mean"], strict=True))
+    near(
+        ax, [(mean["rank_std"], mean["rank_mean"], label(str(name)), style[str(name)][0]) for name, mean in means.iterrows()], pairs
+    )
     found = rank_correlation(known, "mean", "std")
     title = scores.title.split(",")[0]  # without what the table is about
-    ax.set_title(f"{title}\nSpearman ρ = {found.estimate}, {found.count} pairs\n{found.tests}")
-    count = int(known["method"].nunique())
+    ax.set_title(f"{title}\nSpearman ρ = {found.estimate}, {found.count} pairs\n{found.tests}", loc="left", fontsize=7.5)
+    ax.set(xlabel="rank of the spread over seeds (1: least)", ylabel="rank of performance (1: best)")
     places = range(1, count + 1)
-    ax.set(xlabel="rank of stability over seeds (1: least spread)", ylabel="rank of performance (1: best)")
-    ax.set(xticks=places, yticks=places, xlim=(0.4, count + 0.6), ylim=(count + 0.6, 0.4))
-
-
-def _handles(methods: list[str]) -> list[Line2D]:
-    style = styles(methods)
-    return [Line2D([], [], color=style[name][0], marker=style[name][1], ls="", label=LABELS.get(name, name)) for name in methods]
+    ax.set(xticks=places, yticks=places)
+    ax.set_aspect("equal")
+    return found
 
 
 @styled
-def definition_3(scores: Scores) -> Figure:
+def definition_3(scores: Scores, loss_unit: str = "the loss's unit") -> Figure:
     """Measured leave-one-out stability beside the spread over seeds: a row of panels for each task, a line in it for each method,
     with 95 % intervals.
 
-    The interval of the spread is that of the standard deviation of a normal population; one of the stability that reaches below a
-    third of the least value is cut there. Hollow: what was retrained was predicted badly, and so chosen badly. Above: how far the
-    ranks of both go together.
+    The interval of the spread is that of the standard deviation of a normal population; two seeds give none. Hollow: what was
+    retrained was predicted badly, and so chosen badly. The title says how the ranks of both go together where the 95 % interval of
+    Spearman's ρ is on one side of 0.
 
     Args:
         scores: what a study measured (:func:`stability.studies.scores`).
+        loss_unit: the unit of the loss, for a label.
 
     Raises:
         NothingToDrawError: no stability was measured, or fewer than two seeds.
@@ -93,44 +123,82 @@ def definition_3(scores: Scores) -> Figure:
     Example:
         >>> from stability import studies
         >>> results = studies.StudyResults.read("figures/paper-quick.sqlite")
-        >>> [ax.get_title(loc="left") for ax in definition_3(studies.scores(results)).axes[::2]]
+        >>> [ax.get_title(loc="left") for ax in definition_3(studies.scores(results), "nats").axes[::2]]
         ['CB', 'RTE']
     """
     whole = scores.table
     if "stability" not in whole or not (both := whole["stability"].notna() & whole["std"].notna()).any():
         raise NothingToDrawError("no method has both a measured stability and at least two seeds")
     known = whole[both]
-    tasks, methods = list(dict.fromkeys(known["task"])), list(dict.fromkeys(known["method"]))
-    figure, axes = new_figure(len(tasks), 2, (7.2, 1.0 + (0.5 + 0.2 * len(methods)) * len(tasks)))
-    style, least = styles(methods), known["stability"].min() / 3
+    tasks = list(dict.fromkeys(known["task"]))
+    counts = {task: list(dict.fromkeys(known.loc[known["task"] == task, "method"])) for task in tasks}
+    rows = sum(map(len, counts.values()))
+    figure, axes = new_figure(
+        len(tasks), 2, (7.2, 1.5 + 0.5 * len(tasks) + 0.19 * rows), tuple(1 + len(mine) for mine in counts.values())
+    )
+    style, cut = styles(known["method"].unique()), False
     for row, task in enumerate(tasks):
         left, right = axes[2 * row : 2 * row + 2]
-        mine = known[known["task"] == task].set_index("method").reindex(methods)
+        mine, methods = known[known["task"] == task].set_index("method"), counts[task]
+        least = mine["stability"].min() / 3
         for place, method in enumerate(methods):
-            colour, marker, _ = style[method]
-            one = mine.loc[method]
-            spread = (one["std"], *std_interval(one["std"], int(one["seeds"]) if np.isfinite(one["seeds"]) else 0))
-            measured = (one["stability"], one["stability_low"], one["stability_high"])
-            for ax, (value, low, high) in ((left, measured), (right, spread)):
+            one, (colour, marker, _) = mine.loc[method], style[method]
+            measured = one["stability_low"], one["stability_high"]
+            if one["measured"] == FEW - 1:
+                measured = math.nan, math.nan
+            spread = std_interval(one["std"], int(one["seeds"])) if one["seeds"] >= FEW else (math.nan, math.nan)
+            for ax, value, (low, high) in ((left, one["stability"], measured), (right, one["std"], spread)):
                 if np.isfinite([low, high]).all():
-                    ax.plot([max(low, least if ax is left else 0), high], [place, place], color=colour, lw=1.2)
-                ax.plot(value, place, marker, color=colour, mfc="white" if ax is left and one["correlation"] < POOR else colour)
+                    (begin,), (off,) = lower(np.array([low]), np.array([value]), least if ax is left else -math.inf)
+                    ax.hlines(place, begin, high, color=colour, lw=1, gid="interval")
+                    if off:
+                        ax.plot(begin, place, "<", color=colour, ms=3.5, gid="cut")
+                        cut = True
+                fill = "white" if ax is left and one["correlation"] < POOR else colour
+                ax.plot(value, place, marker, color=colour, mfc=fill, clip_on=False, zorder=3, gid="values")
         for ax in (left, right):
-            ax.set(ylim=(len(methods) - 0.5, -0.5), yticks=[])
+            ax.set(ylim=(len(methods) - 0.5, -0.5), yticks=range(len(methods)))
+            ax.tick_params(axis="y", length=0)
         left.set_xscale("log")
-        left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        left.xaxis.set_minor_formatter(NullFormatter())
+        plain_log(left, "x")
         low, high = left.get_xlim()
         if high < 20 * low:  # too short for powers of ten alone
             left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         right.set_xlim(left=0)
-        left.set_yticks(range(len(methods)), [LABELS.get(name, name) for name in methods])
-        left.set_title(LABELS.get(task, task), loc="left", fontweight="bold")
-    axes[-2].set_xlabel("leave-one-out stability $E_i|\\Delta\\ell_i|$ [loss]")
+        left.set_yticklabels([_with_p(name, mine.loc[name]) for name in methods])
+        right.set_yticklabels([])
+        left.set_title(label(str(task)), loc="left", fontweight="bold")
+    axes[-2].set_xlabel(f"leave-one-out stability {STABILITY} [{loss_unit}]")
     axes[-1].set_xlabel("standard deviation over seeds [% of the metric]")
-    if (known["correlation"] < POOR).any():
-        hollow = f"hollow: retrainings and their prediction correlate by less than {POOR}; its interval holds the truth less often"
-        figure.supxlabel(hollow, fontsize=8)
-    if len(known) > 2 and math.isfinite((found := rank_correlation(known, "stability", "std")).value):
-        figure.suptitle(f"ranks of both within tasks, {found.count} pairs: Spearman\nρ = {found}", fontsize=9)
+    enough = len(known) > 2 and known["method"].nunique() > 1
+    found = rank_correlation(known, "stability", "std") if enough else None
+    said = f"Ranks within tasks, {found.count} pairs: Spearman's ρ = {found}." if found and math.isfinite(found.value) else ""
+    one = "Methods that change less when an example is left out spread less over seeds"
+    other = "Methods that change less when an example is left out spread more over seeds"
+    finding = _finding([found], one, other) if found else ""
+    headed(figure, finding or "Leave-one-out stability and spread over seeds", scores.title)
+    explained(figure, [*_bars(known), said, _HOLLOW if (known["correlation"] < POOR).any() else "", CUT_LEFT if cut else ""])
     return figure
+
+
+_HOLLOW = f"Hollow: retrainings and their prediction correlate by less than {POOR}, and the interval holds the truth less often."
+
+
+def _with_p(name: str, row: Any) -> str:
+    return f"{label(name)}, {share(row['sparsity'])}" if np.isfinite(row["sparsity"]) else label(name)
+
+
+def _bars(known: pd.DataFrame) -> list[str]:
+    """What the bars of both columns are."""
+    measured, seeds = known["measured"], known["seeds"]
+    alone = "over the examples that are left out (one seed)" if (measured == 1).any() else ""
+    several = "over seeds" if (measured >= FEW).any() else ""
+    many = sorted(seeds[seeds >= FEW].unique())
+    count = "" if not many else f"{many[0]:g}" if len(many) == 1 else f"{many[0]:g} to {many[-1]:g}"
+    left = " and ".join(part for part in (several, alone) if part)
+    return [
+        "Behind each name: p.",
+        f"Bars, left: 95 % interval of the mean {left}." if left else "",
+        f"Bars, right: 95 % interval of a normal population's standard deviation from {count} seeds." if many else "",
+        "Two seeds give no interval." if (measured == FEW - 1).any() or (seeds == FEW - 1).any() else "",
+    ]

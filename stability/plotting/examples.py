@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,18 @@ from matplotlib.figure import Figure
 from stability.checks import check_whole
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.statistics import Numbers
-from stability.plotting.style import NothingToDrawError, new_figure, styled
+from stability.plotting.style import NothingToDrawError, explained, headed, label, new_figure, share, styled
 
 __all__ = ["differences", "influential"]
 
 _PREDICTED, _RETRAINED = "#56B4E9", "#D55E00"
+
+
+def _settings(estimate: StabilityEstimate) -> str:
+    """What an estimate is of: problem, method, p, n and seed."""
+    problem, algorithm = estimate.replicas.problem, estimate.replicas.algorithm
+    parts = [f"problem {problem.name}", label(algorithm.name), f"p = {share(estimate.sparsity)}", f"n = {estimate.n}"]
+    return " · ".join([*parts, f"seed {algorithm.seed}"])
 
 
 @styled
@@ -43,21 +51,35 @@ def differences(estimate: StabilityEstimate) -> Figure:
     predicted = table["predicted"].abs().to_numpy(dtype=float)
     retrained = table["retrained"].abs().to_numpy(dtype=float)
     has_prediction = bool(np.isfinite(predicted).any())
-    figure, axes = new_figure(1, 2, (7.2, 3.2)) if has_prediction else new_figure(1, 1, (4.4, 3.2))
+    both = np.isfinite(predicted) & np.isfinite(retrained)
+    figure, axes = new_figure(1, 2, (7.2, 3.3)) if both.any() else new_figure(1, 1, (4.6, 3.3))
     order = np.argsort(-np.nan_to_num(predicted if has_prediction else retrained, nan=-1.0), kind="stable")
     unit = estimate.replicas.problem.loss_unit
     floor = _floor(predicted, retrained, estimate.noise_floor)
     rank, ax = np.arange(1, len(table) + 1), axes[0]
+    left_out = f"retrained without it ({int(np.isfinite(retrained).sum())})"
     if has_prediction:
-        ax.plot(rank, np.maximum(predicted[order], floor), ".", color=_PREDICTED, ms=4, label="predicted, all")
-    ax.plot(rank, np.maximum(retrained[order], floor), "o", mfc="none", color=_RETRAINED, ms=5, label="retrained")
+        ax.plot(rank, np.maximum(predicted[order], floor), ".", color=_PREDICTED, ms=4, label=f"predicted ({len(table)})")
+    ax.plot(rank, np.maximum(retrained[order], floor), "o", mfc="none", color=_RETRAINED, ms=5, label=left_out)
     if floor < estimate.noise_floor:
-        ax.axhline(estimate.noise_floor, color="0.5", lw=0.8, ls=":", label="noise floor")
-    ax.set(yscale="log", xlabel="examples, largest first", ylabel=f"$|\\Delta\\ell_i|$ [{unit}]")
-    ax.legend(loc="best")
+        ax.axhline(estimate.noise_floor, color="0.5", lw=0.8, ls=":", label="noise floor: differences below it are rounding")
+    ax.set(yscale="log", xlabel="examples, largest first", ylabel=f"change of its loss, |Δℓᵢ| [{unit}]")
     if has_prediction:
-        _against(axes[1], np.maximum(predicted, floor), np.maximum(retrained, floor), unit)
+        ax.legend(loc="best")
+    if both.any():
+        _against(axes[1], np.maximum(predicted[both], floor), np.maximum(retrained[both], floor), unit)
+    headed(figure, "How much leaving each example out changes its loss", _settings(estimate))
+    low, high = estimate.interval
+    ends = f"{low:.2g} to {high:.2g}" if np.isfinite([low, high]).all() else "unknown"
+    told = f"Their mean is the stability: {estimate.value:.3g} {unit} (95 % interval {ends})."
+    if estimate.pointwise.confidence != 0.95:
+        told = told.replace("95 %", share(estimate.pointwise.confidence))
+    explained(figure, [told, "" if has_prediction else "Each was retrained without the example.", _line(both)])
     return figure
+
+
+def _line(both: Any) -> str:
+    return "Right: on the line, retraining gives what was predicted." if both.any() else ""
 
 
 def _floor(predicted: Numbers, retrained: Numbers, noise: float) -> float:
@@ -69,21 +91,18 @@ def _floor(predicted: Numbers, retrained: Numbers, noise: float) -> float:
 
 
 def _against(ax: Axes, predicted: Numbers, retrained: Numbers, unit: str) -> None:
-    both = np.isfinite(predicted) & np.isfinite(retrained)
-    if both.any():
-        known = np.concatenate([predicted[both], retrained[both]])
-        ax.plot([known.min(), known.max()], [known.min(), known.max()], color="0.6", lw=0.8)
-        ax.plot(predicted[both], retrained[both], "o", mfc="none", color=_RETRAINED, ms=5)
-    else:
-        ax.text(0.5, 0.5, "none was retrained", ha="center", transform=ax.transAxes)
-    size = f"$|\\Delta\\ell_i|$ [{unit}]"
-    ax.set(xscale="log", yscale="log", xlabel=f"predicted {size}", ylabel=f"retrained {size}")
+    known = np.concatenate([predicted, retrained])
+    low, high = known.min() / 1.5, known.max() * 1.5
+    ax.plot([low, high], [low, high], color="0.6", lw=0.8)
+    ax.plot(predicted, retrained, "o", mfc="none", color=_RETRAINED, ms=5)
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    ax.set(xlabel=f"predicted |Δℓᵢ| [{unit}]", ylabel=f"retrained |Δℓᵢ| [{unit}]")
 
 
 @styled
 def influential(estimate: StabilityEstimate, count: int = 8) -> Figure:
-    """The examples that carry most of the stability, as images or texts, with their share of Σ|Δℓ|, their label and what leaving
-    them out does to their loss.
+    """The examples that carry most of the stability, as images or texts, with their class, their share of Σ|Δℓ|, and in words what
+    leaving them out does to their loss.
 
     Args:
         estimate: a measured stability.
@@ -104,29 +123,52 @@ def influential(estimate: StabilityEstimate, count: int = 8) -> Figure:
     if problem.shown is None or len(problem.shown) != problem.n:
         raise NothingToDrawError(f"problem {problem.name!r} does not say what its examples look like: set its shown")
     rows = estimate.examples().head(count).to_dict("records")
-    titles = []
-    for row in rows:
-        known = row["retrained"] if np.isfinite(row["retrained"]) else row["predicted"]
-        how = "" if np.isfinite(row["retrained"]) else ", predicted"
-        titles.append(f"{problem.label(int(row['index']))}: $\\Delta\\ell$ {known:+.2f}{how}, {row['share']:.0%}")
-    if isinstance(problem.shown, torch.Tensor):
-        columns = min(4, len(rows))
-        figure, axes = new_figure(-(-len(rows) // columns), columns, (1.8 * columns, 2.1 * -(-len(rows) // columns)))
-        for ax in axes:
-            ax.axis("off")
-        for ax, row, title in zip(axes, rows, titles, strict=False):
-            ax.imshow(problem.shown[int(row["index"])].cpu().numpy(), cmap="gray_r")
-            ax.set_title(title.replace(", ", "\n", 1), fontsize=8)
-        return figure
-    texts = [textwrap.fill(_cut(str(problem.shown[int(row["index"])])), 110) for row in rows]
-    heights = [text.count("\n") + 2.2 for text in texts]
-    figure, (ax,) = new_figure(1, 1, (7.2, 0.17 * sum(heights) + 0.2))
+    figure = (_images if isinstance(problem.shown, torch.Tensor) else _texts)(estimate, rows)
+    headed(figure, f"The {len(rows)} examples that carry most of the stability", _settings(estimate))
+    explained(figure, ["In per cent: the example's part of the sum of all changes."])
+    return figure
+
+
+def _changed(row: dict[Any, Any], unit: str) -> str:
+    """What leaving an example out does to its loss, in words."""
+    retrained = bool(np.isfinite(row["retrained"]))
+    value = row["retrained"] if retrained else row["predicted"]
+    verb = ("rises" if value >= 0 else "falls") if retrained else f"is predicted to {'rise' if value >= 0 else 'fall'}"
+    return f"its loss {verb} by {f'{abs(value):#.2g}'.rstrip('.')} {unit} when it is left out"
+
+
+def _class(estimate: StabilityEstimate, row: dict[Any, Any]) -> str:
+    problem = estimate.replicas.problem
+    name = problem.label(int(row["index"]))
+    return f"class {name}" if problem.classes is not None else name
+
+
+def _images(estimate: StabilityEstimate, rows: list[dict[Any, Any]]) -> Figure:
+    problem, columns = estimate.replicas.problem, min(4, len(rows))
+    lines = -(-len(rows) // columns)
+    figure, axes = new_figure(lines, columns, (max(1.8 * columns, 3.6), 0.9 + 2.15 * lines))
+    for ax in axes[len(rows) :]:
+        ax.remove()
+    for ax, row in zip(axes, rows, strict=False):
+        ax.axis("off")
+        ax.imshow(problem.shown[int(row["index"])].cpu().numpy(), cmap="gray_r")  # type: ignore[index, union-attr]
+        words = textwrap.fill(_changed(row, problem.loss_unit), 24)
+        ax.set_title(f"{_class(estimate, row)}, {row['share']:.0%}\n{words}", fontsize=7.5, loc="left")
+    return figure
+
+
+def _texts(estimate: StabilityEstimate, rows: list[dict[Any, Any]]) -> Figure:
+    problem = estimate.replicas.problem
+    texts = [textwrap.fill(_cut(str(problem.shown[int(row["index"])])), 112) for row in rows]  # type: ignore[index]
+    heights = [text.count("\n") + 2.6 for text in texts]
+    figure, (ax,) = new_figure(1, 1, (7.2, 0.155 * sum(heights) + 0.75))
     ax.axis("off")
     ax.set(xlim=(0, 1), ylim=(sum(heights), 0))
     top = 0.0
-    for text, title, height in zip(texts, titles, heights, strict=True):
-        ax.text(0, top, title, weight="bold", va="top", fontsize=8)
-        ax.text(0.01, top + 1, text.replace("$", r"\$"), va="top", fontsize=8)
+    for row, text, height in zip(rows, texts, heights, strict=True):
+        title = f"{_class(estimate, row)}, {row['share']:.0%}: {_changed(row, problem.loss_unit)}"
+        ax.text(0, top, title.replace("$", r"\$"), weight="bold", va="top", fontsize=8)
+        ax.text(0.01, top + 1.1, text.replace("$", r"\$"), va="top", fontsize=8)
         top += height
     return figure
 

@@ -7,9 +7,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from stability.plotting.style import LABELS, NothingToDrawError, new_figure, styled, styles, unit
+from stability.plotting.style import (
+    NothingToDrawError,
+    explained,
+    headed,
+    label,
+    new_figure,
+    settings_of,
+    share,
+    styled,
+    styles,
+    unit,
+)
 from stability.studies.results import CellStatus, StudyResults
 
 __all__ = ["projection_discontinuity"]
@@ -37,7 +47,7 @@ def projection_discontinuity(results: StudyResults) -> Figure:
     Example:
         >>> from stability.studies import StudyResults
         >>> figure = projection_discontinuity(StudyResults.read("figures/discontinuity.sqlite"))
-        >>> [ax.get_title() for ax in figure.axes]
+        >>> [ax.get_title(loc="left") for ax in figure.axes]
         ['DiffPruning, p = 1 %', 'ChildPruning, p = 1 %']
     """
     table = results.table
@@ -54,26 +64,43 @@ def projection_discontinuity(results: StudyResults) -> Figure:
         raise NothingToDrawError(_NONE)
     rows = [(row, _beside(row, fixed)) for _, row in moving.iterrows()]
     style = styles(table["method"])
-    figure, axes = new_figure(1, len(rows), (1.2 + 4.2 * len(rows), 3.6))
-    for ax, (row, beside) in zip(axes, rows, strict=True):
-        both = []
+    columns = min(2, len(rows))
+    lines = -(-len(rows) // columns)
+    figure, axes = new_figure(lines, columns, (7.2 if columns > 1 else 4.6, 1.0 + 2.1 * lines))
+    for ax in axes[len(rows) :]:
+        ax.remove()
+    drawn = []
+    for ax, (row, beside) in zip(axes, rows, strict=False):
         for one, colour in ((beside, "0.6"), (row, style[str(row["method"])][0])):
             loss = np.asarray(one["history"]["loss"])
             ax.plot(np.arange(len(loss)), loss, color=colour, lw=0.5 if len(loss) > _LONG else 1.0)
-            both.append(Line2D([], [], color=colour, label=LABELS.get(one["method"], one["method"])))
-        ax.legend(handles=both, loc="lower left")
+            drawn.append(loss)
         history = row["history"]
         for start, end in _stretches(history["relaxed"]):
             ax.axvspan(start, end, color="0.9", lw=0, zorder=0)
         entered = np.array([int(step) for step in history["mask_changes"]]) + 1
-        ax.plot(entered, np.full(len(entered), 1.0), "|", color="black", ms=8, transform=ax.get_xaxis_transform(), clip_on=False)
-        title = f"{LABELS.get(row['method'], row['method'])}, p = {100 * row['sparsity']:.2g} %"
-        ax.set(yscale="log", xlabel="step", ylabel=f"loss of the batch [{unit(table)}]")
-        ax.set_title(title, pad=10)
-    handles = [Line2D([], [], color="black", marker="|", ls="", ms=8, label="coordinates enter the mask")]
-    if any(row["history"]["relaxed"] for row, _ in rows):
-        handles.append(Line2D([], [], color="0.85", lw=6, label="gates relaxed, at random"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        ax.plot(entered, np.full(len(entered), 1.0), "|", color="black", ms=7, transform=ax.get_xaxis_transform(), clip_on=False)
+        ax.set_title(f"{label(row['method'])}, p = {share(row['sparsity'])}", pad=8, loc="left")
+    every = np.concatenate(drawn)
+    every = every[every > 0]
+    for place, ax in enumerate(axes[: len(rows)]):
+        ax.set(yscale="log", xlabel="step", ylim=(every.min() / 1.5, every.max() * 1.5))
+        if place % columns:
+            ax.tick_params(labelleft=False)
+        else:
+            ax.set_ylabel(f"loss of the batch [{unit(table)}]")
+    seed = int(rows[0][0]["seed"])
+    headed(figure, "Loss of each batch where masks change during training", f"{settings_of(results)}; drawn is seed {seed}")
+    others = " or ".join(dict.fromkeys(f"{label(one['method'])} at p = {share(one['sparsity'])}" for _, one in rows))
+    relaxed = any(row["history"]["relaxed"] for row, _ in rows)
+    explained(
+        figure,
+        [
+            f"Grey line: {others}, whose mask is fixed.",
+            "Ticks above: coordinates enter the mask.",
+            "Shaded: steps whose gates are relaxed, at random." if relaxed else "",
+        ],
+    )
     return figure
 
 

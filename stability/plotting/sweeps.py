@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from stability.bounds.base import State
+from stability.plotting.curves import Block, Curve, bars, mean, series, spread
+from stability.plotting.grids import CUT_LEFT, MOST, fitted, grid, grouped, lower, plain_log, swept
 from stability.plotting.style import (
-    P_LABEL,
+    CONTEXT,
+    STABILITY,
     NothingToDrawError,
-    legend,
-    lines,
+    explained,
+    headed,
+    label,
     metric,
-    new_figure,
-    percent,
-    series,
+    near,
+    settings_of,
     styled,
     styles,
     unit,
 )
-from stability.studies.results import CellStatus, StudyResults
+from stability.studies.results import StudyResults
 
 __all__ = ["four_panels", "gap_against_stability", "generalization", "stability"]
 
 
 @styled
 def stability(results: StudyResults) -> Figure:
-    """(a) Measured leave-one-out stability against p with 95 % intervals over seeds; above it Theorem 1's bound, where measured.
-
-    All axes are logarithmic. The bound has one mark a seed, filled only where it is less than the largest loss and no
-    checked assumption failed; an infinite bound is an arrow at the top edge. Methods stand a little apart along p, so that
-    none hides another. An interval that reaches below a third of the least value measured is cut there.
+    """(a) Measured leave-one-out stability against p, with 95 % intervals: over seeds, or with one seed over what is left out.
 
     Args:
         results: the results of a study.
@@ -48,88 +47,36 @@ def stability(results: StudyResults) -> Figure:
 
     Example:
         >>> from stability.studies import StudyResults
-        >>> stability(StudyResults.read("figures/paper-quick-bounds.sqlite")).axes[1].get_xscale()
-        'log'
+        >>> len(stability(StudyResults.read("figures/theory-convex.sqlite")).axes)
+        1
     """
-    table, summary = results.table, results.summary().table
+    summary = _measured(results)
+    curve = mean(results, summary, "stability")
+    block = Block(f"stability {STABILITY} [{unit(results.table)}]", (curve,), 0.0, (_stability_bars(results, curve),), log=True)
+    return swept([block], "How much leaving one example out changes its loss", settings_of(results))
+
+
+def _measured(results: StudyResults) -> pd.DataFrame:
+    summary = results.summary().table
     summary = summary[summary["stability"].notna()]
     if summary.empty:
         raise NothingToDrawError("stability was measured with no seed: there is nothing to draw")
-    ok = table[(table["status"] == CellStatus.OK) & table["stability"].notna()]
-    bounded = bool(ok["theorem_1_state"].notna().any())
-    figure, axes = new_figure(2, 1, (6.4, 6.4), heights=(1, 1.8)) if bounded else new_figure(1, 1, (6.4, 4.6))
-    ax = axes[-1]
-    by = series(summary)
-    shift, style = _side_by_side(summary), styles(summary[by])
-    floor = summary["stability"].min() / 3
-    for name, group in summary.groupby(by, sort=False):
-        colour, marker, dash = style[str(name)]
-        p = group["sparsity"] * shift[str(name)]
-        y = group["stability"].to_numpy()
-        ends = group[["stability_low", "stability_high"]].to_numpy(dtype=float)
-        known = np.isfinite(ends).all(axis=1)  # an end that is unknown is not drawn, and so neither is the other
-        low, high = np.where(known, np.maximum(ends[:, 0], floor), y), np.where(known, ends[:, 1], y)
-        ax.errorbar(p, y, [y - low, high - y], color=colour, marker=marker, ls=dash, capsize=2, elinewidth=0.6, lw=1.2)
-    label = f"{P_LABEL} ({by}s of the same p side by side)"
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel=label,
-        ylabel=f"measured $E_i|\\Delta\\ell_i|$ [{unit(table)}]",
-    )
-    ax.set_ylim(bottom=floor)
-    percent(ax)
-    ax.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    ax.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    seeds = int(summary["measured"].max())
-    told = f"mean of {seeds} seeds, 95 %" if seeds > 1 else "one seed, 95 % over what is left out"
-    extra = [Line2D([], [], color="0.3", marker="o", ls="-", label=f"measured, {told}")]
-    if bounded:
-        axes[0].set_xlim(ax.get_xlim())
-        extra += _theorem_1(axes[0], ok, summary, shift)
-    legend(figure, summary, extra)
-    return figure
+    return summary
 
 
-def _theorem_1(above: Axes, ok: pd.DataFrame, summary: pd.DataFrame, shift: dict[str, float]) -> list[Line2D]:
-    """Draw the bound of every cell; returns the entries of the legend that explain it."""
-    by = series(summary)
-    style = styles(summary[by])
-    bound = pd.to_numeric(ok["theorem_1"])
-    top = 10 ** math.ceil(math.log10(bound.max() * 3)) if bound.notna().any() else 1e3
-    for name, group in ok.groupby(by, sort=False):
-        colour, marker, _ = style[str(name)]
-        mine, p = bound[group.index], group["sparsity"] * shift[str(name)]
-        holds = group["theorem_1_state"] == State.NOT_REFUTED
-        for chosen, fill in ((holds, colour), (~holds, "none")):
-            above.plot(p[chosen], mine[chosen], marker, ms=4, mfc=fill, mec=colour, mew=0.8, ls="", alpha=0.9)
-        infinite = p[group["theorem_1_state"] == State.INFINITE].unique()
-        above.plot(infinite, np.full(len(infinite), top * 0.6), marker="$\\uparrow$", ms=8, color=colour, ls="")
-    above.plot(summary["sparsity"], summary["loss_bound"], "_", color="0.6", ms=6)
-    above.set(xscale="log", yscale="log", ylabel=f"Theorem 1's bound [{unit(ok)}]", xticklabels=[])
-    above.set_ylim(top=top)
-    extra = [
-        Line2D([], [], color="0.3", marker="o", mfc="none", ms=4, ls="", label="bound, vacuous or an assumption failed"),
-        Line2D([], [], color="0.3", marker="$\\uparrow$", ms=8, ls="", label="bound infinite"),
-        Line2D([], [], color="0.6", marker="_", ms=6, ls="", label="largest loss: bounds above are vacuous"),
-    ]
-    if (ok["theorem_1_state"] == State.NOT_REFUTED).any():
-        extra.insert(0, Line2D([], [], color="0.3", marker="o", ms=4, ls="", label="bound, not refuted"))
-    return extra
+def _over(results: StudyResults) -> str:
+    """What the runs of an interval differ in."""
+    return "training sets" if "sample" in results.table else "seeds"
 
 
-def _side_by_side(summary: pd.DataFrame) -> dict[str, float]:
-    """A factor for each line's p, so that those measured at the same p stand a little apart; 1 for one alone."""
-    together: dict[tuple[float, ...], list[str]] = {}
-    for name, group in summary.groupby(series(summary), sort=False):
-        together.setdefault(tuple(group["sparsity"].round(3)), []).append(str(name))
-    return {name: 1.04 ** (i - (len(group) - 1) / 2) for group in together.values() for i, name in enumerate(group)}
+def _stability_bars(results: StudyResults, curve: Curve) -> str:
+    alone = "With one seed the bars are 95 % intervals over the choice of the examples that are left out."
+    return bars([curve], "the mean", _over(results), alone)
 
 
 @styled
 def generalization(results: StudyResults) -> Figure:
-    """(b) Train and test loss, metric, and generalization gap against p: mean and ± one standard deviation over seeds.
+    """(b) Test and train loss, and the generalization gap, against p: means over seeds with 95 % intervals.
 
     Args:
         results: the results of a study.
@@ -140,30 +87,26 @@ def generalization(results: StudyResults) -> Figure:
 
     Example:
         >>> from stability.studies import StudyResults
-        >>> [ax.get_ylabel() for ax in generalization(StudyResults.read("figures/paper-quick-bounds.sqlite")).axes]
-        ['loss [nats]', 'accuracy', 'test loss − train loss [nats]']
+        >>> [ax.get_xlabel() for ax in generalization(StudyResults.read("figures/paper-quick-bounds.sqlite")).axes]
+        ['loss [nats]', 'test loss − train loss [nats]']
     """
     table, summary = results.table, results.summary().table
-    figure, axes = new_figure(1, 3, (9.6, 3.5))
-    for ax, name, label in ((axes[0], "loss", f"loss [{unit(table)}]"), (axes[1], "metric", metric(table))):
-        for split, filled in (("test", True), ("train", False)):
-            lines(ax, summary, f"{split}_{name}", filled=filled)
-        ax.set(xlabel="p", ylabel=label, title=f"{label.split(' ')[0]}: test (filled), train (hollow)")
-    lines(axes[2], summary, "gap")
-    axes[2].axhline(0, color="0.7", lw=0.8, zorder=0)
-    axes[2].set(xlabel="p", ylabel=f"test loss − train loss [{unit(table)}]", title="generalization gap")
-    for ax in axes:
-        ax.set_xscale("log")
-        percent(ax)
-    legend(figure, summary)
-    return figure
+    test, train = (mean(results, summary, f"{split}_loss", f"{split} loss") for split in ("test", "train"))
+    gap = mean(results, summary, "gap")
+    told = bars([test, train, gap], "the mean", _over(results))
+    blocks = [
+        Block(f"loss [{unit(table)}]", (test, train), 0.0 if summary["train_loss"].min() >= 0 else None, (told,)),
+        Block(f"test loss − train loss [{unit(table)}]", (gap,), zero=True),
+    ]
+    return swept(blocks, "Loss and generalization gap", settings_of(results))
 
 
 @styled
 def four_panels(results: StudyResults) -> Figure:
-    """(c) The paper's panels: mean and standard deviation over seeds of the test and train metric.
+    """(c) The paper's panels: mean and standard deviation over seeds of the test and train metric, with 95 % intervals.
 
-    There is a line for each method; of one method on several tasks, as in the paper, a line for each task.
+    There is a line for each method; of one method on several tasks, as in the paper, a line for each task. A standard deviation
+    needs three seeds.
 
     Args:
         results: the results of a study.
@@ -174,28 +117,25 @@ def four_panels(results: StudyResults) -> Figure:
 
     Example:
         >>> from stability.studies import StudyResults
-        >>> [ax.get_title() for ax in four_panels(StudyResults.read("figures/discontinuity.sqlite")).axes]
-        ['test mean', 'test std', 'train mean', 'train std']
+        >>> [ax.get_title(loc="left") for ax in four_panels(StudyResults.read("figures/paper-quick-sparsity.sqlite")).axes]
+        ['test, mean', 'train, mean', 'test, standard deviation', 'train, standard deviation']
     """
-    summary = results.summary().table
-    figure, axes = new_figure(2, 2, (7.2, 5.4))
-    panels = (
-        ("test_metric", "test mean"),
-        ("test_metric_std", "test std"),
-        ("train_metric", "train mean"),
-        ("train_metric_std", "train std"),
-    )
-    for ax, (column, title) in zip(axes, panels, strict=True):
-        lines(ax, summary, column, spread=False)
-        ax.set(xscale="log", xlabel="p", ylabel=metric(results.table), title=title)
-        percent(ax)
-    legend(figure, summary)
-    return figure
+    summary, name = results.summary().table, metric(results.table)
+    # No metric is above 1, and Student's interval does not know it.
+    means = tuple(mean(results, summary, f"{split}_metric", f"{split}, mean", most=1.0) for split in ("test", "train"))
+    spreads = tuple(spread(summary, f"{split}_metric", f"{split}, standard deviation") for split in ("test", "train"))
+    told = bars(means, "the mean and of the standard deviation", _over(results))
+    ended = "Those of the mean end at 1." if any((curve.table["high"] == 1).any() for curve in means) else ""
+    few = "" if (summary["seeds"] > 2).any() else "A standard deviation is drawn of three seeds or more."
+    blocks = [Block(name, means, notes=(told, ended, few)), Block(f"standard deviation\nof {name} over seeds", spreads, 0.0)]
+    return swept(blocks, f"Mean and spread over seeds: {name}", settings_of(results))
 
 
 @styled
 def gap_against_stability(results: StudyResults) -> Figure:
-    """(d) Generalization gap against measured stability, a point for each method and p, both with 95 % intervals.
+    """(d) Generalization gap against measured stability, a point for each method and p, with 95 % intervals.
+
+    Of more than six methods each has a panel, in which the points of the others are grey.
 
     Args:
         results: the results of a study.
@@ -207,29 +147,106 @@ def gap_against_stability(results: StudyResults) -> Figure:
     Example:
         >>> from stability.studies import StudyResults
         >>> len(gap_against_stability(StudyResults.read("figures/paper-quick-bounds.sqlite")).axes[0].collections)
-        2
+        4
     """
-    table, summary = results.table, results.summary().table
-    summary = summary[summary["stability"].notna()]
-    if summary.empty:
-        raise NothingToDrawError("stability was measured with no seed: there is nothing to draw")
-    figure, axes = new_figure(1, 1, (5.6, 4.2))
+    summary = _measured(results)
+    x, y = f"stability {STABILITY} [{unit(results.table)}]", f"test loss − train loss [{unit(results.table)}]"
     by = series(summary)
-    ax, style = axes[0], styles(summary[by])
-    for name, group in summary.groupby(by, sort=False):
-        colour, marker, _ = style[str(name)]
-        sizes = 22 + 60 * (np.log10(group["sparsity"]) + 3).clip(lower=0) / 3
-        ax.scatter(group["stability"], group["gap"], s=sizes, color=colour, marker=marker, alpha=0.85, lw=0, zorder=3)
-        for _, point in group.iterrows():
-            across, up = ([point[f"{end}_low"], point[f"{end}_high"]] for end in ("stability", "gap"))
-            if np.isfinite(across).all():
-                ax.plot(np.maximum(across, 0), [point["gap"]] * 2, color=colour, lw=0.6, alpha=0.45)
-            if np.isfinite(up).all():
-                ax.plot([point["stability"]] * 2, up, color=colour, lw=0.6, alpha=0.45)
-    if len(summary) > 2:
-        rho, p_value = stats.spearmanr(summary["stability"], summary["gap"])
-        caution = f"p-value {p_value:.2g} as if independent; they share seeds"
-        ax.set_title(f"{len(summary)} points, larger for larger p; Spearman ρ = {rho:.2f}\n({caution})", fontsize=8)
-    ax.set(xlabel=f"measured stability $E_i|\\Delta\\ell_i|$ [{unit(table)}]", ylabel=f"test loss − train loss [{unit(table)}]")
-    legend(figure, summary)
+    across, up = mean(results, summary, "stability").table, mean(results, summary, "gap").table
+    points = across.rename(columns={"y": "x", "low": "left", "high": "right"}).join(up[["y", "low", "high"]])
+    names = [str(name) for name in points["series"].unique()]
+    if (points.groupby("series")["p"].nunique() == 1).all():
+        groups = [list(some) for some in np.array_split(names, math.ceil(len(names) / MOST))]
+    else:
+        groups = [names] if len(names) <= MOST else grouped(points, names)
+    columns = grid(len(groups), 2 if len(groups[0]) > 1 else 5)
+    rows = math.ceil(len(groups) / columns)
+    wide = {1: 3.6, 2: 3.0}.get(columns, 1.25)
+    figure = plt.figure(
+        figsize=(5.0, 3.6) if len(groups) == 1 else (7.2, 1.2 + (2.2 if columns < 3 else 1.3) * rows), layout="constrained"
+    )
+    (part,) = figure.subfigures(1, 1, squeeze=False).flat
+    axes = list(part.subplots(rows, columns, squeeze=False).flat)
+    style, limits = styles(names), _across(axes[0], points)
+    cut = False
+    for ax, group in zip(axes, groups, strict=False):
+        ax.set(xscale=axes[0].get_xscale(), xlim=limits)
+        if ax.get_xscale() == "log":
+            plain_log(ax, "x")
+        else:
+            ax.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
+        fitted(ax, Block(y, (Curve("", up),), zero=True))
+        if len(groups) > 1:
+            ax.plot(points["x"], points["y"], ".", color=CONTEXT, ms=3, zorder=1, gid="context")
+        ends = []
+        for name in group:
+            mine = points[points["series"] == name]
+            cut |= _points(ax, mine, style[name])
+            ends.append((mine["x"].iloc[-1], mine["y"].iloc[-1], label(name), style[name][0]))
+        if len(group) > 1 or len(groups) == 1:
+            near(ax, ends, _along(ax, points[points["series"].isin(group)]), wide)
+        else:
+            ax.set_title(label(group[0]), loc="left", fontsize=7.5, pad=3)
+    for place, ax in enumerate(axes):
+        if place >= len(groups):
+            ax.remove()
+        elif place % columns:
+            ax.tick_params(labelleft=False)
+    part.supxlabel(x, fontsize=8)
+    part.supylabel(y, fontsize=8)
+    related = ""
+    if len(summary) > 2 and np.ptp(summary["stability"]) > 0 and np.ptp(summary["gap"]) > 0:
+        rho = stats.spearmanr(summary["stability"], summary["gap"]).statistic
+        related = f"Spearman's ρ of all {len(summary)} points is {rho:.2f}; they share seeds, so that no p-value is given."
+    several = summary["sparsity"].nunique() > 1
+    headed(figure, "Generalization gap against leave-one-out stability", settings_of(results))
+    notes = [_stability_bars(results, Curve("", across)), bars([Curve("", up)], "the mean", _over(results))]
+    explained(
+        figure,
+        [
+            f"A point for each {by} and p, larger for larger p." if several else "",
+            "Grey: the others." if len(groups) > 1 else "",
+            CUT_LEFT if cut else "",
+            *dict.fromkeys(notes),
+            related,
+        ],
+    )
     return figure
+
+
+def _points(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any]) -> bool:
+    """One method's points with both intervals; returns whether one is cut."""
+    colour, marker, _ = style
+    across, up = mine[mine["left"].notna()], mine[mine["low"].notna()]
+    left, cut = across["left"].to_numpy(dtype=float), np.zeros(len(across), dtype=bool)
+    if ax.get_xscale() == "log":
+        left, cut = lower(left, across["x"].to_numpy(dtype=float), ax.get_xlim()[0])
+    ax.hlines(across["y"], left, across["right"], color=colour, lw=0.7, gid="interval")
+    ax.vlines(up["x"], up["low"], up["high"], color=colour, lw=0.7, gid="interval")
+    if cut.any():
+        ax.plot(left[cut], across["y"][cut], "<", color=colour, ms=3.5, gid="cut")
+    sizes = 12 + 24 * np.maximum(np.log10(mine["p"].astype(float)) + 3, 0) / 3
+    ax.scatter(mine["x"], mine["y"], s=sizes, color=colour, marker=marker, lw=0, zorder=3, gid="values")
+    return bool(cut.any())
+
+
+def _along(ax: Axes, points: pd.DataFrame) -> list[tuple[float, float]]:
+    """Places on the intervals, that names must not cover."""
+    steps = np.geomspace if ax.get_xscale() == "log" else np.linspace
+    least = max(ax.get_xlim()[0], 1e-300) if ax.get_xscale() == "log" else -np.inf
+    places = []
+    for _, point in points.iterrows():
+        if np.isfinite(point["left"]):
+            places += [(float(x), point["y"]) for x in steps(max(point["left"], least), point["right"], 16)]
+        if np.isfinite(point["low"]):
+            places += [(point["x"], float(y)) for y in np.linspace(point["low"], point["high"], 16)]
+    return places
+
+
+def _across(ax: Axes, points: pd.DataFrame) -> tuple[float, float]:
+    """Limits of the horizontal axis that fit the stability and its intervals, after choosing its scale."""
+    own = points[["x", "left", "right"]].set_axis(["y", "low", "high"], axis=1)
+    fitted(ax, Block("", (Curve("", own),), 0.0, log=True))
+    limits, scale = ax.get_ylim(), ax.get_yscale()
+    ax.set(xscale=scale, yscale="linear")
+    return limits

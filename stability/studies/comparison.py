@@ -282,7 +282,6 @@ def compared(study: Study, store: str | PathLike[str], *, progress: bool | Progr
         how: further arguments of :func:`stability.run`.
     """
     with stages(progress) as told:
-
         what = f"measuring {', '.join(dict.fromkeys(labels(study).values()))}"
         shown = Shown(told, what if len(what) < 60 else f"measuring {len(study.algorithms)} methods")
         return run(study, store, on_start=shown, on_cell=shown, **how)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,9 @@ from stability.leave_one_out.wording import size_of
 from stability.machine import out_of_memory
 from stability.selectors import code
 from stability.studies.store import Store, data_of, how_of, key
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["BOUNDS", "UNKNOWN", "CellStatus", "Failure", "StudyResults", "Summary"]
 
@@ -254,6 +257,16 @@ class StudyResults:
                 raise UsageError(f"there is no column {column!r}: use {', '.join(map(str, self.table.columns))}")
             kept &= self.table[column].isin(wanted if _several(wanted) else [wanted])
         return self.only(kept)
+
+    def plot(self) -> Figure:
+        """Draw what says most of the results (:func:`stability.plotting.overview`).
+
+        Returns:
+            The figure, closed in pyplot: a notebook shows it once.
+        """
+        from stability import plotting  # see the contract of import-linter in pyproject.toml
+
+        return plotting.closed(plotting.overview(self))
 
     def __len__(self) -> int:
         return len(self.table)

@@ -19,7 +19,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -40,6 +40,9 @@ from stability.studies.pace import Pace, Progress
 from stability.studies.results import BOUNDS, CellStatus, Failure, StudyResults
 from stability.studies.store import Store, data_of, difference, how_of, key, reserved
 from stability.training import Algorithm
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["NUMERICS", "Cell", "Study", "cell_identity", "reusable", "run", "run_cell"]
 
@@ -225,6 +228,16 @@ class Study:
             raise UsageError(f"study {self.name!r} has {', '.join(mine.name for mine in selectors)} with these settings already")
         names = dict.fromkeys(algorithm.name for algorithm in new)
         return replace(self, name="+".join([self.name, *names]), algorithms=(*self.algorithms, *new))
+
+    def plot(self) -> Figure:
+        """Draw what will be measured: each method at each p (:func:`stability.plotting.planned`).
+
+        Returns:
+            The figure, closed in pyplot: a notebook shows it once.
+        """
+        from stability import plotting  # see the contract of import-linter in pyproject.toml
+
+        return plotting.closed(plotting.planned(self))
 
     def cells(self) -> list[Cell]:
         """Every cell, seed by seed, so that an interrupted study holds whole curves and tables."""

@@ -304,7 +304,7 @@ def test_figures_show_what_was_found(assisted: StabilityEstimate, digits: Proble
     first = int(assisted.examples()["index"].iloc[0])
     assert digits.shown is not None
     np.testing.assert_allclose(np.asarray(shown[0]), np.asarray(digits.shown[first]))
-    assert images.axes[0].get_title().startswith(f"{5 + int(digits.train.labels[first])}:")
+    assert images.axes[0].get_title(loc="left").startswith(f"class {5 + int(digits.train.labels[first])}, ")
     texts = leave_one_out.measure(pairs, TUNING, estimator=Assisted(3), device="cpu")
     (ax,) = plotting.influential(texts, 2).axes
     assert pairs.shown is not None

@@ -1,0 +1,324 @@
+"""What figures show: the numbers of the summary, at most six lines a panel, and in words what bars are."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from stability import FineTuning, Mask, Problem, StabilityEstimate, Study, StudyResults, load, measure, plotting
+from stability.bounds import sgd_convex
+from stability.leave_one_out.estimators import Assisted
+from stability.plotting import _scored, _swept
+from stability.plotting.style import label
+from stability.selectors import SAM, BitFit, Random
+
+ROOT = Path(__file__).parents[2]
+STORES = sorted(path.stem for path in ROOT.glob("figures/*.sqlite"))
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def stored(name: str) -> StudyResults:
+    return StudyResults.read(ROOT / "figures" / f"{name}.sqlite")
+
+
+def words(figure: Figure) -> str:
+    """Everything that is written in a figure, in one line."""
+    texts = [figure.get_suptitle(), figure.get_supxlabel()]
+    texts += [text.get_text() for ax in figure.axes for text in [*ax.texts, ax.xaxis.label, ax.yaxis.label]]
+    texts += [ax.get_title(loc="left") for ax in figure.axes]
+    return " ".join(" ".join(texts).split())
+
+
+def by_gid(ax: Axes, gid: str) -> list[Any]:
+    return [artist for artist in ax.get_children() if artist.get_gid() == gid]
+
+
+def intervals(figure: Figure) -> int:
+    """How many bars are drawn."""
+    bars = [artist for ax in figure.axes for artist in by_gid(ax, "interval")]
+    return sum(len(bar.get_segments()) if isinstance(bar, LineCollection) else 1 for bar in bars)
+
+
+def joined(ax: Axes) -> set[Any]:
+    """The lines of a panel that stand out: by colour, and filled or hollow."""
+    drawn = [line for line in ax.lines if np.size(line.get_xdata()) > 1 and line.get_linestyle() != "None"]
+    assert len(ax.lines) >= len(drawn)
+    return {(str(line.get_color()), line.get_gid() == "values" and str(line.get_markerfacecolor()) == "white") for line in drawn}
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_no_panel_of_a_committed_study_has_more_than_six_lines(name: str) -> None:
+    results = stored(name)
+    figures = 0
+    for kind, _, draw in [*_swept(results, None), *_scored(results, None, None, None)]:
+        try:
+            figure = draw()
+        except plotting.NothingToDrawError:
+            continue
+        figures += 1
+        assert figure.axes
+        for ax in figure.axes:
+            assert ax.has_data(), f"{kind}: an empty panel"
+            if kind != "projection_discontinuity":
+                assert len(joined(ax) - {("black", False)}) <= 6, kind
+        told = words(figure)
+        assert (intervals(figure) > 0) == bool(re.search("Bars.*95 %|95 % interval", told)) or kind == "ranks", kind
+        assert results.study in told
+        plt.close(figure)
+    assert figures >= 2
+
+
+def test_every_method_has_its_panel_with_the_summarys_numbers() -> None:
+    results = stored("digits")
+    summary = results.summary().table
+    figure = plotting.stability(results)
+    shown = 0
+    for ax in figure.axes:
+        for method, mine in summary.groupby("method"):
+            if ax.get_title(loc="left") != label(str(method)):
+                continue
+            shown += 1
+            (line,) = by_gid(ax, "values")
+            np.testing.assert_allclose(line.get_xdata(), mine["sparsity"])
+            np.testing.assert_allclose(line.get_ydata(), mine["stability"])
+            (bars,) = by_gid(ax, "interval")
+            ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+            np.testing.assert_allclose(ends, mine[["stability_low", "stability_high"]])
+            assert len(by_gid(ax, "context")[0].get_segments()) == 7
+            ticks = [*ax.get_xticks(), *ax.get_xticks(minor=True)]
+            np.testing.assert_allclose(sorted(ticks), mine["sparsity"])
+    assert shown == 8
+    single = [ax for ax in figure.axes if ax.get_title(loc="left") == "one p each"]
+    assert [text.get_text() for text in single[0].get_xticklabels()] == ["full\ntuning\n100 %", "BitFit\n3.5 %", "Mixout\n100 %"]
+    assert "95 % interval of the mean over 5 seeds" in words(figure)
+
+
+def test_intervals_of_means_are_students_over_seeds() -> None:
+    results = stored("theory-convex")
+    test, train, gap = plotting.generalization(results).axes
+    mine = results.table[results.table["method"] == "random"]
+    cells = mine.groupby("algorithm", sort=False)
+    assert [text.get_text() for ax in (test, train) for text in ax.texts] == []  # the names stand once, at the right
+    for ax, column in ((test, "test_loss"), (train, "train_loss"), (gap, "gap")):
+        line = [line for line in by_gid(ax, "values") if line.get_color() == "#0072B2"]
+        np.testing.assert_allclose(line[0].get_ydata(), cells[column].mean())
+        bars = [bar for bar in by_gid(ax, "interval") if np.allclose(bar.get_color()[0][:3], to_rgb("#0072B2"))]
+        half = 2.7764451 * cells[column].std() / np.sqrt(5)
+        ends = np.array([segment[:, 1] for segment in bars[0].get_segments()])
+        np.testing.assert_allclose(ends[:, 1] - ends[:, 0], 2 * half, rtol=1e-6)
+    assert {text.get_text() for text in gap.texts} == {"random", "SAM", "all, ridge 1 − p"}
+
+
+@pytest.mark.parametrize("kind", ["stability", "generalization", "four_panels", "gap_against_stability", "bounds"])
+def test_two_seeds_give_no_interval_and_one_seed_says_its_own(kind: str) -> None:
+    two = stored("digits").where(seed=[0, 1], method=["sam", "random", "full"])
+    figure = plotting.FIGURES[kind](two)
+    assert intervals(figure) == 0
+    assert "Two seeds give no interval." in words(figure)
+    assert "Bars" not in words(figure)
+    if kind == "four_panels":  # no standard deviation of two
+        assert [ax.get_title(loc="left") for ax in figure.axes] == ["test, mean", "train, mean"]
+        assert "A standard deviation is drawn of three seeds or more." in words(figure)
+    alone = plotting.FIGURES[kind](two.where(seed=0))
+    assert "seed 0" in words(alone)
+    if kind in ("stability", "gap_against_stability", "bounds"):
+        assert intervals(alone) == 11
+        assert "With one seed the bars are 95 % intervals over the choice of the examples that are left out." in words(alone)
+    else:
+        assert intervals(alone) == 0
+        assert "One seed gives no interval." in words(alone)
+
+
+def test_some_seeds_more_than_others() -> None:
+    """While results arrive: bars of those with three or more, and the count says so."""
+    results = stored("digits").where(method=["sam", "random"])
+    table = results.table
+    part = results.only((table["method"] == "sam") | (table["seed"] < 2))
+    figure = plotting.stability(part)
+    assert intervals(figure) == 5
+    assert "over 5 seeds. Two seeds give no interval." in words(figure)
+
+
+def test_axes_fit_values_that_are_all_equal() -> None:
+    results = stored("theory-digits").where(method="sam")
+    table = results.table.assign(gap=0.3, test_metric=1.0, train_metric=1.0, test_loss=0.0, train_loss=0.0)
+    same = dataclasses.replace(results, table=table)
+    for kind in ("generalization", "four_panels", "gap_against_stability", "stability"):
+        for ax in plotting.FIGURES[kind](same).axes:
+            low, high = ax.get_ylim()
+            assert high > low
+            for line in by_gid(ax, "values"):
+                y = np.asarray(line.get_ydata() if hasattr(line, "get_ydata") else line.get_offsets()[:, 1], dtype=float)
+                assert ((low <= y) & (y <= high)).all()
+            assert high - low < 2
+
+
+def test_with_one_p_each_method_has_a_row() -> None:
+    results = stored("paper-quick").where(task="rte")
+    summary = results.summary().table
+    (ax,) = plotting.stability(results).axes
+    drawn = [float(line.get_xdata()[0]) for line in by_gid(ax, "values")]
+    np.testing.assert_allclose(drawn, summary["stability"])
+    assert ax.get_xscale() == "log"
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert names[:3] == ["full tuning, 100 %", "random, 0.5 %", "Mixout, 100 %"]
+    (one,) = plotting.stability(results.where(method="sam")).axes
+    assert len(by_gid(one, "values")) == 1
+
+
+def test_an_interval_that_reaches_zero_is_cut_on_a_logarithmic_axis_and_says_so() -> None:
+    """SAM's interval there begins below zero."""
+    figure = plotting.stability(stored("discontinuity"))
+    (ax,) = figure.axes
+    assert len(by_gid(ax, "cut")) == 3
+    assert "◂: the interval goes on to the left." in words(figure)
+    low = ax.get_xlim()[0]
+    assert all(segment[:, 0].min() >= low for bar in by_gid(ax, "interval") for segment in bar.get_segments())
+
+
+def test_a_bound_that_is_infinite_everywhere_is_named_and_not_drawn() -> None:
+    figure = plotting.bounds(stored("digits"))
+    assert "Infinite everywhere, and not drawn: hard-mask bound on the mean; hard-mask bound" in words(figure)
+    assert len(figure.axes) == 9
+    (ax,) = plotting.bounds(stored("paper-quick-bounds")).axes  # nothing is finite: no panel of ratios
+    assert ax.get_title(loc="left") == "one p each"
+
+
+def test_titles_say_a_finding_only_where_the_interval_does() -> None:
+    from stability.studies import published_scores, scores
+
+    assert plotting.ranks(published_scores("main")).get_suptitle().startswith("Methods that spread less over seeds perform better")
+    measured = scores(stored("paper-quick"))
+    assert plotting.ranks(measured).get_suptitle().startswith("Spread over seeds against performance")
+    figure = plotting.definition_3(measured, "nats")
+    assert figure.get_suptitle().startswith("Methods that change less when an example is left out spread less over seeds")
+    few = plotting.definition_3(dataclasses.replace(measured, table=measured.table.assign(seeds=2)))
+    assert "Two seeds give no interval." in words(few)
+    assert all(not by_gid(ax, "interval") for ax in few.axes[1::2])
+
+
+def test_a_partial_store_draws_what_there_is(tmp_path: Path) -> None:
+    results = stored("paper-quick")
+    table = results.table
+    part = dataclasses.replace(results, table=table[(table["task"] == "cb") & (table["seed"] == 0) & (table.index < 4)])
+    names = [path.name for path in plotting.save_all(part, tmp_path, formats=["png"])]
+    kinds = ("stability", "generalization", "four_panels", "gap_against_stability")
+    assert names == [f"paper-quick_cb_{kind}.png" for kind in kinds]
+
+
+def test_files_say_study_problem_method_and_p(tmp_path: Path) -> None:
+    found = {
+        name: {start for _, start, _ in [*_swept(stored(name), None), *_scored(stored(name), None, None, None)]} for name in STORES
+    }
+    assert found["digits"] == {"digits"}
+    assert found["theory-convex"] == {"theory-convex_logistic"}
+    assert found["discontinuity"] == {"discontinuity_digits_p0.01"}
+    assert "paper-quick-sparsity_cb+rte_sam" in found["paper-quick-sparsity"]
+    assert found["paper-quick"] == {"paper-quick_cb", "paper-quick_rte", "paper-quick_cb+rte"}
+
+
+@pytest.fixture(scope="module")
+def small() -> Problem:
+    return load("digits", n=20, seed=0)
+
+
+@pytest.fixture(scope="module")
+def estimate(small: Problem) -> StabilityEstimate:
+    return measure(small, FineTuning(SAM(sparsity=0.05), steps=3), estimator=Assisted(4), device="cpu")
+
+
+def test_figures_of_an_estimate_say_what_it_is_of(estimate: StabilityEstimate) -> None:
+    for figure in (plotting.differences(estimate), plotting.influential(estimate, 3), estimate.plot()):
+        assert "problem digits · SAM · p = 5 % · n = 20 · seed 0" in words(figure)
+    assert plotting.prefix(estimate) == "digits_sam_p0.05_n20_seed0"
+    titles = [" ".join(ax.get_title(loc="left").split()) for ax in plotting.influential(estimate, 3).axes]
+    assert len(titles) == 3
+    for title, row in zip(titles, estimate.examples().to_dict("records"), strict=False):
+        known = row["retrained"] if np.isfinite(row["retrained"]) else row["predicted"]
+        verb = "rise" if known >= 0 else "fall"
+        size = f"{abs(known):#.2g}".rstrip(".")
+        assert re.fullmatch(rf"class \d, \d+% its loss .*{verb}s? by {re.escape(size)} nats when it is left out", title), title
+
+
+def test_objects_draw_themselves(estimate: StabilityEstimate) -> None:
+    before = plt.get_fignums()
+    mask = Mask({"weight": (2, 2), "bias": (2,)}, {"bias": torch.tensor([0])})
+    bound = sgd_convex(lipschitz=1, smoothness=1, learning_rates=[0.25] * 50, n=100)
+    study = Study("mine", "digits", (FineTuning(BitFit()), FineTuning(Random(0.1))), (0, 1), problem_settings={"n": 20})
+    drawn = [one.plot() for one in (mask, bound, study, estimate, stored("paper-quick"), stored("digits"))]
+    assert plt.get_fignums() == before  # a notebook would show those once more
+    shares = [bar.get_width() for bar in drawn[0].axes[0].patches]
+    assert shares == [0.0, 0.5]
+    values = [float(np.ravel(line.get_xdata())[0]) for line in by_gid(drawn[1].axes[0], "values")]
+    assert values == [*bound.terms.values(), bound.value]
+    assert "2 seeds · 4 cells" in words(drawn[2])
+    assert "Definition" not in words(drawn[4])
+    assert "spread" in words(drawn[4])
+
+
+def test_a_mask_of_many_layers_is_drawn_in_groups() -> None:
+    shapes = {f"layers.{i}.{name}": (4,) for i in range(20) for name in ("weight", "bias")}
+    figure = plotting.mask(Mask(shapes, {"layers.3.bias": torch.tensor([1, 2])}))
+    (ax,) = figure.axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["layers.*.weight", "layers.*.bias"]
+    assert [bar.get_width() for bar in ax.patches] == [0.0, 2 / 80]
+    assert "2 of 80" in {text.get_text() for text in ax.texts}
+
+
+def test_pdf_has_its_fonts_as_true_type(tmp_path: Path) -> None:
+    figure = plotting.stability(stored("theory-digits"))
+    _, pdf = plotting.save({"x": figure}, tmp_path, "mine", "a note")
+    content = pdf.read_bytes()
+    assert b"/CIDFontType2" in content
+    assert b"/FontFile2" in content
+    assert b"/Type3" not in content
+
+
+def test_svgs_stand_in_one_page() -> None:
+    results = stored("theory-digits")
+    drawn = [plotting.svg(plotting.stability(results)), plotting.svg(plotting.bounds(results))]
+    ids: list[str] = []
+    for text in drawn:
+        root = ElementTree.fromstring(text)
+        mine = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+        assert len(mine) > 20
+        ids += mine
+        used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
+        assert used
+        assert used <= set(mine)
+        addresses = re.findall(r'(?:href|src)="(?!#)[^"]*"|url\((?!#)', text)
+        assert addresses == []
+        assert "<text" in text  # it stays text
+        assert 'role="img"' in text
+        (style,) = re.findall(r"<style[^>]*>([^<]*)</style>", text)
+        assert style.startswith(f"#{root.attrib['id']} *")
+    assert len(ids) == len(set(ids))
+    assert plotting.svg(plotting.stability(results)) == drawn[0]
+
+
+def test_marks_and_greys_tell_series_apart() -> None:
+    """No two methods share colour and marker, and no two share marker and dash."""
+    from stability.plotting.style import _STYLES
+
+    pairs = pd.DataFrame([(colour, marker, str(dash)) for colour, marker, dash in _STYLES.values()])
+    assert not pairs.duplicated([0, 1]).any()
+    assert not pairs.duplicated([1, 2]).any()
