@@ -32,6 +32,9 @@ DRAWN = {
 }
 """Label and colour of each bound that the figure of bounds draws."""
 
+_LETTERS = {"first_order": "M", "hard_mask_sharp": "h", "hard_mask": "H", "theorem_1_sharp": "t", "theorem_1": "T"}
+"""What stands at the end of each line, for who sees no colours."""
+
 _RATIOS = 4
 """The most panels in a row, and the most under which each bound is also shown divided by what was measured."""
 
@@ -184,9 +187,12 @@ def _draw(axes: Sequence[Axes], panels: Sequence[_Panel], columns: int, *, divid
             y, states = panel.values(name, divided=divided), list(panel.rows[f"{name}_state"])
             _bound_line(ax, panel.x, y, states, DRAWN[name][1], joined=panel.swept)
             there = np.array([state == State.INFINITE for state in states])
+            if len(there_is := np.flatnonzero(np.isfinite(y))):
+                end = panel.x[there_is[-1]], y[there_is[-1]]
+                ax.annotate(_LETTERS[name], end, (4, 0), textcoords="offset points", va="center", fontsize=6, color=DRAWN[name][1])
             if there.any():
                 height = bottom * (top / bottom) ** (0.94 - 0.07 * arrows)
-                arrow: Any = {"marker": "$\u2191$", "ms": 6, "ls": "", "gid": "infinite"}
+                arrow: Any = {"marker": "$\\uparrow$", "ms": 6, "ls": "", "gid": "infinite"}
                 ax.plot(panel.x[there], np.full(there.sum(), height), color=DRAWN[name][1], **arrow)
                 arrows += 1
         if panel.swept:
@@ -234,11 +240,15 @@ def _handles(panels: Sequence[_Panel], drawn: set[str]) -> list[Line2D]:
     told: dict[str, tuple[str, Any]] = {
         State.VACUOUS: ("vacuous (in some seed)", {"marker": "o", "mfc": "none", "ls": "--"}),
         State.ASSUMPTION_FAILED: ("an assumption failed (in some seed)", {"marker": "x", "ls": "--"}),
-        State.INFINITE: ("infinite (in some seed)", {"marker": "$\u2191$", "ls": ""}),
+        State.INFINITE: ("infinite (in some seed)", {"marker": "$\\uparrow$", "ls": ""}),
     }
     return [
         Line2D([], [], color="black", marker="o", ms=3.5, label="measured"),
-        *(Line2D([], [], color=DRAWN[name][1], marker="o", ms=3.5, label=DRAWN[name][0]) for name in DRAWN if name in drawn),
+        *(
+            Line2D([], [], color=DRAWN[name][1], marker="o", ms=3.5, label=f"{_LETTERS[name]}: {DRAWN[name][0]}")
+            for name in DRAWN
+            if name in drawn
+        ),
         Line2D([], [], color="0.6", ls=":", label="largest loss: bounds above it are vacuous"),
         *(Line2D([], [], color="0.3", ms=4, label=text, **how) for state, (text, how) in told.items() if state in states),
     ]

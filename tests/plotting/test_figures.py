@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from stability import FineTuning, Mask, Problem, StabilityEstimate, Study, StudyResults, load, measure, plotting
 from stability.bounds import sgd_convex
@@ -56,6 +57,10 @@ def intervals(figure: Figure) -> int:
     """How many bars are drawn."""
     bars = [artist for ax in figure.axes for artist in by_gid(ax, "interval")]
     return sum(len(bar.get_segments()) if isinstance(bar, LineCollection) else 1 for bar in bars)
+
+
+def widths(figure: Figure) -> list[float]:
+    return [bar.get_width() for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
 
 
 def joined(ax: Axes) -> set[Any]:
@@ -266,7 +271,7 @@ def test_objects_draw_themselves(estimate: StabilityEstimate) -> None:
     study = Study("mine", "digits", (FineTuning(BitFit()), FineTuning(Random(0.1))), (0, 1), problem_settings={"n": 20})
     drawn = [one.plot() for one in (mask, bound, study, estimate, stored("paper-quick"), stored("digits"))]
     assert plt.get_fignums() == before  # a notebook would show those once more
-    shares = [bar.get_width() for bar in drawn[0].axes[0].patches]
+    shares = widths(drawn[0])
     assert shares == [0.0, 0.5]
     values = [float(np.ravel(line.get_xdata())[0]) for line in by_gid(drawn[1].axes[0], "values")]
     assert values == [*bound.terms.values(), bound.value]
@@ -280,7 +285,7 @@ def test_a_mask_of_many_layers_is_drawn_in_groups() -> None:
     figure = plotting.mask(Mask(shapes, {"layers.3.bias": torch.tensor([1, 2])}))
     (ax,) = figure.axes
     assert [text.get_text() for text in ax.get_yticklabels()] == ["layers.*.weight", "layers.*.bias"]
-    assert [bar.get_width() for bar in ax.patches] == [0.0, 2 / 80]
+    assert widths(figure) == [0.0, 2 / 80]
     assert "2 of 80" in {text.get_text() for text in ax.texts}
 
 

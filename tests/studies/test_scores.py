@@ -40,6 +40,8 @@ BOTH = Study(
     measured_seeds=1,
 )
 
+FOUR = ("cb+rte_p0.3_ranks", "cb+rte_p0.3_definition_3", "cb_p0.3_stability", "rte_p0.3_generalization")
+
 QUICK: dict[str, Any] = {"problem_settings": {"n": 20}, "estimator": Sampled(2), "check_replicas": None}
 
 
@@ -193,12 +195,7 @@ def test_a_store_beside_the_published_numbers(both_store: Path, tmp_path: Path, 
     known = str(renamed(both_store, tmp_path / "known.sqlite", {"digits": "cb", "logistic": "rte"}))
     assert main(["figures", "--store", known, "--against", "paper", "--out", str(tmp_path / "f")]) == 0
     names = {file.name for file in (tmp_path / "f").glob("*.png")}
-    assert {
-        "both_cb+rte_ranks.png",
-        "both_cb+rte_definition_3.png",
-        "both_cb_stability.png",
-        "both_rte_generalization.png",
-    } <= names
+    assert {f"both_{name}.png" for name in FOUR} <= names
     found = against_published(scores(StudyResults.read(path)))
     assert found.title == published_scores().title
 
@@ -249,7 +246,7 @@ def test_failed_cells_spoil_neither_figures_nor_names(both_store: Path, tmp_path
     results = StudyResults.read(path)
     assert "failed" in repr(results)
     written = {file.name for file in plotting.save_all(results, tmp_path / "f")}
-    assert {"both_digits_stability.png", "both_digits+logistic_definition_3.png"} <= written
+    assert {"both_digits_p0.3_stability.png", "both_digits+logistic_p0.3_definition_3.png"} <= written
     lost = ("random at p = 0.3 on logistic", "magnitude at p = 0.3 on logistic")
     assert results.summary().all_failed == lost
     assert all(f"every seed failed: {name}" in render(results) for name in lost)
@@ -260,7 +257,7 @@ def test_without_any_measured_seed_there_are_scores_and_no_stability(tmp_path: P
     results = study.run(unmeasured, tmp_path / "none.sqlite", device="cpu", workers=1)
     assert scores(results).table["stability"].isna().all()
     names = {file.name for file in plotting.save_all(results, tmp_path / "f")}
-    assert "none_digits_generalization.png" in names
+    assert "none_digits_p0.3_generalization.png" in names
     assert not any(kind in name for name in names for kind in ("stability", "definition_3"))
     with pytest.raises(plotting.NothingToDrawError, match="measured with no seed"):
         plotting.stability(results)
@@ -294,7 +291,7 @@ def test_figures_show_the_scores(both_store: Path) -> None:
     found, figure = scored.table, plotting.definition_3(scored)
     left, right = figure.axes[:2]
     for ax, column in ((left, "stability"), (right, "std")):
-        points = [np.ravel(line.get_xdata())[0] for line in ax.lines if line.get_marker() != "None"]
+        points = [np.ravel(line.get_xdata())[0] for line in ax.lines if line.get_gid() == "values"]
         assert points == pytest.approx(found.loc[found["task"] == "digits", column].tolist())
     published_ranks = plotting.ranks(published_scores("main"), published_scores("perturbation"))
     assert "Spearman ρ = 0.485" in published_ranks.axes[0].get_title(loc="left")
