@@ -24,8 +24,8 @@ __all__ = ["report"]
 
 _CAPTIONS = {
     "stability": "Stability against p, the fraction of the pretrained parameters that may change.",
-    "generalization": "Losses on training and test examples against p.",
-    "four_panels": "Stability, losses and metric against p.",
+    "generalization": "Losses, metric and generalization gap against p.",
+    "four_panels": "Mean and standard deviation over seeds of the metric, on test and on training examples, against p.",
     "gap_against_stability": "The generalization gap against the stability, a point for each method and p.",
     "bounds": "The bounds beside what they bound.",
     "projection_discontinuity": "The training loss at each step, where the mask of a method moves.",

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from stability import __version__
 from stability.errors import StabilityError
 from stability.reports.labels import LABELS
-from stability.reports.study_table import columns_of, legend
+from stability.reports.study_table import TextColumn, columns_of, legend
 from stability.studies.progress import Progress
 from stability.studies.results import CellStatus, Failure, StudyResults
 
@@ -68,7 +68,9 @@ def page(results: StudyResults, progress: Progress, figures: Sequence[Drawn] = (
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    columns = columns_of(results)
+    every = columns_of(results)
+    columns = {title: every[title] for title in sorted(every, key=lambda title: _FIRST.get(title, len(_FIRST)))}
+    columns["method"] = TextColumn([LABELS.get(name, name) for name in every["method"].texts], every["method"].values)
     return environment.get_template("page.html.jinja").render(
         study=results.study,
         question=_question(results),
@@ -77,7 +79,7 @@ def page(results: StudyResults, progress: Progress, figures: Sequence[Drawn] = (
         numeric=[all(isinstance(value, (int, float)) for value in column.values) for column in columns.values()],
         rows=[list(zip(texts, map(_sorted_by, values), strict=True)) for texts, values in _rows(columns)],
         legend=[_entry(line) for line in legend(list(columns))],
-        figures=[(Markup(drawn.svg), drawn.caption) for drawn in figures],  # noqa: S704 - drawn here, from numbers
+        figures=[(Markup(drawn.svg), drawn.caption) for drawn in figures],
         settings=_settings(results),
         algorithms=_algorithms(results),
         failures=_failures(results),
@@ -92,7 +94,11 @@ def page(results: StudyResults, progress: Progress, figures: Sequence[Drawn] = (
     )
 
 
-def _rows(columns: Mapping[str, Any]) -> list[tuple[list[Any], list[Any]]]:
+_FIRST = {title: place for place, title in enumerate(("task", "method", "p", "stability", "95 % interval"))}
+"""The columns that a narrow screen shows first."""
+
+
+def _rows(columns: Mapping[str, TextColumn]) -> list[tuple[list[Any], list[Any]]]:
     texts = zip(*(column.texts for column in columns.values()), strict=True)
     values = zip(*(column.values for column in columns.values()), strict=True)
     return [(list(text), list(value)) for text, value in zip(texts, values, strict=True)]
@@ -129,14 +135,11 @@ def _settings(results: StudyResults) -> list[tuple[str, str]]:
     several: Mapping[str, Any] = identity.get("problems", {})
     problems = several or {str(identity["problem"]): identity}
     found = [
-        ("problem" if len(problems) == 1 else f"problem {name}", _plainly(one["problem_settings"]))
+        ("problem" if len(problems) == 1 else f"problem {name}", f"{name}: {_plainly(one['problem_settings'])}")
         for name, one in problems.items()
     ]
-    found = [
-        (title, f"{name}: {text}" if title == "problem" else text) for (title, text), name in zip(found, problems, strict=True)
-    ]
-    sizes = results.table["n"].dropna().unique() if "n" in results.table else []
-    found.append(("n, training examples", ", ".join(f"{int(n)}" for n in sorted(sizes))))
+    sizes = {int(n) for n in results.table["n"].dropna()} if "n" in results.table else set()
+    found.append(("n, training examples", ", ".join(map(str, sorted(sizes)))))
     found.append(("seeds", ", ".join(map(str, identity["seeds"]))))
     if "samples" in identity:
         found.append(("seeds of S", ", ".join(map(str, identity["samples"]))))
