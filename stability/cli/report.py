@@ -63,7 +63,7 @@ def _drawn(results: StudyResults) -> list[Drawn]:
     from stability import plotting
 
     drawn: list[Drawn] = []
-    for name, draw in [*plotting._swept(results, None), *plotting._scored(results, None, None, None)]:
+    for name, *_, draw in [*plotting._swept(results, None), *plotting._scored(results, None, None, None)]:
         try:
             figure = draw()
         except plotting.NothingToDrawError:

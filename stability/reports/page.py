@@ -81,7 +81,8 @@ def page(results: StudyResults, progress: Progress, figures: Sequence[Drawn] = (
         legend=[_entry(line) for line in legend(list(columns))],
         figures=[(Markup(drawn.svg), drawn.caption) for drawn in figures],
         settings=_settings(results),
-        algorithms=_algorithms(results),
+        algorithms=(algorithms := _algorithms(results)),
+        trained=any(own for *_, own in algorithms),
         failures=_failures(results),
         assumptions=_assumptions(results),
         environment=_environment(results),
@@ -134,8 +135,11 @@ def _settings(results: StudyResults) -> list[tuple[str, str]]:
     identity = results.identity
     several: Mapping[str, Any] = identity.get("problems", {})
     problems = several or {str(identity["problem"]): identity}
+    alone = len(problems) == 1
     found = [
-        ("problem" if len(problems) == 1 else f"problem {name}", f"{name}: {_plainly(one['problem_settings'])}")
+        ("problem", f"{name}: {_plainly(one['problem_settings'])}")
+        if alone
+        else (f"problem {name}", _plainly(one["problem_settings"]))
         for name, one in problems.items()
     ]
     sizes = {int(n) for n in results.table["n"].dropna()} if "n" in results.table else set()
@@ -144,20 +148,17 @@ def _settings(results: StudyResults) -> list[tuple[str, str]]:
     if "samples" in identity:
         found.append(("seeds of S", ", ".join(map(str, identity["samples"]))))
     if "measured_seeds" in identity:
-        found.append(("stability measured with", f"the first {identity['measured_seeds']} of the seeds"))
+        found.append(
+            ("seeds with which stability is measured", ", ".join(map(str, identity["seeds"][: identity["measured_seeds"]])))
+        )
     found.append(("estimator", _estimator(identity)))
     checked = identity["check_replicas"]
-    found.append(
-        (
-            "bounds",
-            "not measured"
-            if checked is None
-            else f"measured, with δ = {identity['delta']:g}; curvature at A(S) and {checked} of the A(Sⁱ)",
-        )
-    )
+    where = f"A(S) and {checked} of the A(Sⁱ)" if checked else "A(S)"
+    bounds = "not measured" if checked is None else f"measured, with δ = {identity['delta']:g} and the curvature at {where}"
+    found.append(("bounds", bounds))
     common = _common(results)
     if common:
-        found.append(("training, the same for all methods", _plainly(common)))
+        found.append(("training, the same everywhere", _plainly(common)))
     found.append(("version of the numbers", str(identity["numerics"])))
     return found
 
@@ -185,15 +186,17 @@ def _algorithms(results: StudyResults) -> list[tuple[str, str, str, str]]:
     """A row for each method with its settings: label, every p, the selector's other settings, how its training differs."""
     common = _common(results)
 
-    def described(settings: Mapping[str, Any]) -> tuple[str, str, str]:
-        selector = {name: value for name, value in settings["selector"].items() if name not in ("name", "sparsity")}
+    def alike(settings: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
         own = {name: value for name, value in _trained(settings).items() if name not in common}
-        return LABELS.get(settings["method"], settings["method"]), _plainly(selector), _plainly(own)
+        return LABELS.get(settings["method"], settings["method"]), tuple(settings["selector"]), _plainly(own)
 
     rows = []
-    for (label, selector, own), group in groupby(results.algorithms.values(), described):
-        asked = [one["selector"].get("sparsity") for one in group]
-        rows.append((label, ", ".join(f"{p:g}" for p in asked if p is not None), selector, own))
+    for (label, names, own), group in groupby(results.algorithms.values(), alike):
+        selectors = [one["selector"] for one in group]
+        each = {name: list(dict.fromkeys(_value(one[name]) for one in selectors if one[name] is not None)) for name in names}
+        asked, _ = ", ".join(each.pop("sparsity", [])), each.pop("name")
+        settings = (f"{name.replace('_', ' ')} {' or '.join(values)}" for name, values in each.items() if values)
+        rows.append((label, asked, ", ".join(settings), own))
     return rows
 
 
@@ -207,7 +210,9 @@ def _value(value: Any) -> str:
         return f"({_plainly(value)})"
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
-    return str(value) if isinstance(value, (bool, str)) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _failures(results: StudyResults) -> list[tuple[str, str, str, str]]:
@@ -229,7 +234,7 @@ def _failures(results: StudyResults) -> list[tuple[str, str, str, str]]:
 
 
 def _assumptions(results: StudyResults) -> list[tuple[str, str, str]]:
-    """Of each bound each assumption that failed, and in how many of the cells in which the bound was measured."""
+    """Each assumption that failed, of which bounds, and in how many of the cells in which they were measured."""
     if "failed_assumptions" not in results.table:
         return []
     counts: Counter[tuple[str, str]] = Counter()
@@ -237,7 +242,10 @@ def _assumptions(results: StudyResults) -> list[tuple[str, str, str]]:
     for failed in results.table["failed_assumptions"].dropna():
         measured.update(failed.keys())
         counts.update((bound, name) for bound, names in failed.items() for name in names)
-    return [(bound, name, f"{count} of {measured[bound]}") for (bound, name), count in counts.items()]
+    together: dict[tuple[str, str], list[str]] = {}
+    for (bound, name), count in counts.items():
+        together.setdefault((name, f"{count} of {measured[bound]}"), []).append(bound)
+    return [(name, ", ".join(bounds), cells) for (name, cells), bounds in together.items()]
 
 
 def _environment(results: StudyResults) -> list[tuple[str, str, int]]:
