@@ -123,7 +123,7 @@ def progress(store: Store) -> Progress:
         (record.get("failure", "method"), record["reason"]) for record in records if record["status"] != CellStatus.OK
     )
     times = store.times()
-    timed = [(times[name], record.get("seconds")) for name, record in _keyed(store) if name in times]
+    timed = [(times[name], _seconds(record)) for name, record in _keyed(store) if name in times]
     timed.sort(key=lambda one: one[0])
     busy = _busy(timed)
     return Progress(
@@ -140,8 +140,14 @@ def _keyed(store: Store) -> list[tuple[str, dict[str, Any]]]:
     return [(key(identity), record) for identity, record in store.cells()]
 
 
+def _seconds(record: Mapping[str, Any]) -> float | None:
+    """Of the whole cell where it tells that, or of its trainings and evaluations."""
+    found: float | None = record.get("cell_seconds", record.get("seconds"))
+    return found
+
+
 def _mean_seconds(records: Sequence[Mapping[str, Any]]) -> float:
-    known = [record["seconds"] for record in records if record.get("seconds") is not None]
+    known = [seconds for record in records if (seconds := _seconds(record)) is not None]
     return float(np.mean(known)) if known else np.nan
 
 

@@ -27,8 +27,8 @@ _DRIFTS = frozenset({"distance", "per_example.distance"})
 """Columns that rounding alone can change by more than any tolerance. AdamW divides by the size of the gradient: a parameter whose
 gradient is zero but for rounding, such as the bias of attention's keys, moves by rounding alone and changes no loss."""
 
-_NEVER_COMPARED = frozenset({"seconds", "software", "device"})
-"""What a record says of when and where it was computed."""
+_NEVER_COMPARED = frozenset({"seconds", "cell_seconds", "software", "device", "threads"})
+"""What a record says of how long it took, and of what computed it."""
 
 
 class Agreement(StrEnum):

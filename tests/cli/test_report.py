@@ -109,7 +109,7 @@ def test_a_page_works_in_a_browser(browser: webdriver.Chrome, tmp_path: Path) ->
 
 def test_a_page_has_the_figures_and_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report.html"
-    assert main(["report", "--store", str(FIGURES / "discontinuity.sqlite"), "--out", str(out)]) == 0
+    assert main(["report", "--store", str(FIGURES / "paper-quick-bounds.sqlite"), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     text = out.read_text(encoding="utf-8")
     assert text.count("<svg") == text.count("<figcaption>") >= 1

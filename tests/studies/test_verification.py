@@ -14,6 +14,7 @@ from stability.leave_one_out.predictors import Linearised, OneStep
 from stability.selectors import SAM, Adapter, BitFit, ChildPruning, DiffPruning, FullTuning, LoRA, Random, from_scores
 from stability.selectors.rule import magnitude
 from stability.studies import STUDIES, Store, Study, StudyResults, run
+from stability.studies.columns import CELLS, cells
 from stability.studies.rebuilt import rebuilt
 from stability.studies.verification import Agreement, Checked, StoredCell, stored_cells
 from stability.training import EarlyStopping, FineTuning, Minimisation
@@ -32,9 +33,9 @@ FIGURES = Path(__file__).parents[2] / "figures"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four finished cells, computed in this process."""
+    """Two finished cells, computed in this process."""
     algorithms = tuple(FineTuning(selector, steps=2) for selector in (BitFit(), SAM(0.02)))
-    study = Study("small", "digits", algorithms, (0, 1), problem_settings={"n": 20}, check_replicas=None, estimator=Sampled(2))
+    study = Study("small", "digits", algorithms, (0,), problem_settings={"n": 20}, check_replicas=None, estimator=Sampled(2))
     path = tmp_path_factory.mktemp("verified") / "small.sqlite"
     run(study, path, device="cpu", workers=1)
     return path
@@ -45,6 +46,12 @@ def test_cells_come_out_again_bit_for_bit(store: Path, capsys: pytest.CaptureFix
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[1:3]] == ["equal", "equal"]
     assert lines[-1] == "2 cells: 2 equal bit for bit"
+
+
+def test_a_new_store_has_no_column_that_is_not_described(store: Path) -> None:
+    table = cells(Store(store))
+    assert list(table.columns) == list(CELLS)
+    assert table["software"].notna().all()
 
 
 def test_a_changed_number_is_found_and_named(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
