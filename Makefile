@@ -7,7 +7,7 @@ MODEL ?=
 
 MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
 
-.PHONY: run quick theory discontinuity language assisted assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed weights clean
+.PHONY: browser run quick theory discontinuity language assisted assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed weights clean
 
 run: $(READY)  ## the main job: the study `digits`, its table, and its figures in figures/
 	$(BIN)/stability run digits --store runs/digits.sqlite --figures figures
@@ -17,6 +17,11 @@ quick: $(READY)  ## the same machinery in half a minute; conclude nothing from i
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+browser:  ## the browser that opens reports in a test: Debian's or Ubuntu's chromium with its driver; needs root or sudo where it is missing
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+		as=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		$$as apt-get update -qq && $$as apt-get install -qq -y --no-install-recommends chromium chromium-driver; }
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -20,6 +20,10 @@ COMMANDS = {
     "bounds": ("stability.cli.bounds:bounds", "Compute Theorem 1, and with a loss also Theorem 2, for given constants."),
     "figures": ("stability.cli.figures:figures", "Draw the figures of a store, or those of the paper's published numbers."),
     "table": ("stability.cli.table:table", "Print the table of a store, or one of the paper's."),
+    "report": ("stability.cli.report:report", "Write a study as one page of HTML: table, figures, settings, failures."),
+    "status": ("stability.cli.status:status", "Tell how far the study of a store is; it may be running."),
+    "export": ("stability.cli.export:export", "Write a store as a tidy table: CSV, JSON or Parquet."),
+    "verify": ("stability.cli.verify:verify", "Compute some cells of a store again, and compare them with what is stored."),
     "list": ("stability.cli.about:names", "Name the problems, methods and studies."),
     "doctor": ("stability.cli.about:doctor", "Tell the versions, devices and threads of this machine."),
 }

@@ -19,11 +19,16 @@
     predictor = {kind = "linearised", checkpoints = 3}
 
 The name of the study is that of the file, unless the file gives a ``name``. Without ``check_replicas`` no bounds are measured.
+:func:`reference` lists every field.
+
+The checks are ours, for they read the signatures of the classes and functions as they are: pydantic (2.14) makes no schema of a
+class with an abstract field such as ``selector``, lets unknown fields of a plain dataclass pass, and knows no nearest name.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import tomllib
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -31,17 +36,19 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from docstring_parser import DocstringStyle, parse
+
 from stability.cli.options import ESTIMATORS, PREDICTORS, common_defaults, load
 from stability.cli.parsing import nearest
 from stability.errors import UsageError
 from stability.leave_one_out.estimators import Estimator
 from stability.problems import PROBLEMS, TrainingDefaults, load_texts
 from stability.selectors import Selector
-from stability.selectors.naming import selectors_named
+from stability.selectors.naming import SELECTORS, selectors_named
 from stability.studies.study import Study
-from stability.training import Algorithm, FineTuning, Minimisation
+from stability.training import Algorithm, EarlyStopping, FineTuning, Minimisation
 
-__all__ = ["read"]
+__all__ = ["read", "reference"]
 
 _ALGORITHMS: dict[str, type[FineTuning | Minimisation]] = {"FineTuning": FineTuning, "Minimisation": Minimisation}
 
@@ -70,7 +77,7 @@ def read(path: Path) -> Study:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"there is no file {path}") from None
+        raise UsageError(f"there is no file {path}: check the path, or begin with a copy of docs/examples/study.toml") from None
     except ValueError as error:
         raise UsageError(f"{path} is not a TOML file: {error}") from error
     try:
@@ -199,5 +206,85 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(part) for part in parts if part is not type(None))
     if origin is Literal:
         return " or ".join(map(str, parts))
-    named = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a list", Sequence: "a list"}
+    if origin in (tuple, Sequence):
+        several = {int: "whole numbers", float: "numbers", str: "texts"}
+        return f"a list of {several[parts[0]]}" if parts[0] in several else "a list"
+    named = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return named.get(origin or hint, "a table")
+
+
+_OF_FILE = {
+    "name": ("text", "the name of the file"),
+    "seeds": ("a whole number, which counts from 0, or a list of whole numbers", ""),
+    "samples": ("a whole number, which counts from 0, or a list of whole numbers", ""),
+    "check_replicas": ("a whole number", "no bounds"),
+}
+"""What a file takes, and its default, where that is not what :class:`stability.Study` does."""
+
+
+def reference() -> str:
+    """Every field of a study file as Markdown: what it takes, its default and its meaning, read from the classes themselves.
+
+    Returns:
+        A section for each table of the file.
+
+    Example:
+        >>> reference().splitlines()[0]
+        '## The file'
+    """
+    kinds = {kind: [name for name, own in ESTIMATORS.items() if own is kind] for kind in ESTIMATORS.values()}
+    sections = [
+        ("## The file", _fields(Study, "algorithms", "estimator", **_OF_FILE)),
+        (
+            '## `[[algorithms]]`, `kind = "FineTuning"`',
+            "`selector` is the name of a method, a table with its `name` and settings, or a list of these. A list of `sparsity` "
+            "stands for a method at each of them.\n\n" + _fields(FineTuning, "selector", "seed"),
+        ),
+        ("### `early_stopping`", _fields(EarlyStopping)),
+        ('## `[[algorithms]]`, `kind = "Minimisation"`', _fields(Minimisation, "selector", "seed")),
+        *((f'### `selector`, `name = "{name}"`', _fields(made)) for name, made in SELECTORS.items()),
+        *((f'## `[estimator]`, `kind = "{names[0]}"`', _fields(kind, "predictor")) for kind, names in kinds.items()),
+        *((f'### `predictor`, `kind = "{name}"`', _fields(made)) for name, made in PREDICTORS.items()),
+        *((f"## `[problem_settings]` of `{name}`", _fields(made, "seed")) for name, made in PROBLEMS.items()),
+        ("## `[problem_settings]` of texts", _fields(load_texts, "seed", "data")),
+    ]
+    return "\n\n".join(f"{title}\n\n{text}" for title, text in sections) + "\n"
+
+
+def _fields(made: Callable[..., Any], *elsewhere: str, **other: tuple[str, str]) -> str:
+    """The settings of a class or function as a table.
+
+    Args:
+        made: the class or function.
+        elsewhere: settings that are told in another place.
+        other: by the name of a setting, what the file takes and its default, where they differ from those of the class.
+    """
+    parameters = inspect.signature(made, eval_str=True).parameters
+    meanings = _meanings(made)
+    rows = []
+    for name, own in parameters.items():
+        if name not in elsewhere:
+            default = "" if own.default in (own.empty, None) else f"`{_toml(own.default)}`"
+            takes, default = other.get(name, (_words(own.annotation), default))
+            rows.append(f"| `{name}` | {takes} | {default} | {meanings[name]} |")
+    return "\n".join(["| field | takes | default | meaning |", "| --- | --- | --- | --- |", *rows]) if rows else "It has no fields."
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, (int, float)):
+        return str(value)
+    return f'"{value}"' if isinstance(value, str) else "{}"
+
+
+def _meanings(made: Any) -> dict[str, str]:
+    """What the docstrings of a class and of its bases, or of a function, say of each setting, as a cell of a table in Markdown."""
+    found = {}
+    for owner in reversed(made.__mro__) if isinstance(made, type) else [made]:
+        for told in parse(inspect.cleandoc(owner.__doc__ or ""), style=DocstringStyle.GOOGLE).params:
+            text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", " ".join((told.description or "").split()))
+            found[told.arg_name] = text.replace("``", "`").replace("|", "\\|")
+    return found

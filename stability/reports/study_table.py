@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from stability.bounds.base import State
 from stability.studies.results import UNKNOWN, CellStatus, Failure, StudyResults
 
-__all__ = ["render", "study_table"]
+__all__ = ["NOTHING", "TextColumn", "columns_of", "legend", "render", "study_table"]
 
 
 _BOUNDS = {"theorem_1": "Theorem 1", "hard_mask": "hard mask", "first_order": "middle", "theorem_2": "Theorem 2"}
+_VARIED = {"of S": "samples_share", "of seeds": "seeds_share", "of i": "sampling_share"}
+
+NOTHING = "–"
+"""What stands where a row holds nothing."""
+
+_LEGEND: list[tuple[tuple[str, ...], str]] = [
+    (("stability",), "stability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|, interval over seeds, cut at 0."),
+    ((), "±: one standard deviation over seeds."),
+    (("left out",), "left out: retrainings a cell."),
+    (
+        tuple(_VARIED),
+        "of S, of seeds, of i: the share in a cell's variance of fresh training sets, of seeds on one of them, and of not leaving "
+        "out every i.",
+    ),
+    (
+        ("p",),
+        "p: fraction of the m pretrained parameters that may change (k of them), m with the inserted ones where a method inserts "
+        "modules; the new head is tunable besides. Of 'regularised' all may change, and p is 1 − λ.",
+    ),
+    (("seconds",), "seconds: a seed's selections, trainings and evaluations, in one process."),
+    (("Theorem 1", "hard mask"), "Theorem 1, hard mask: bounds on the stability."),
+    (("middle",), "middle: the stability to first order."),
+    (("Theorem 2",), "Theorem 2: bound on the test loss."),
+    (
+        tuple(_BOUNDS.values()),
+        "*: an assumption failed in at least one seed (Λ_min < 0, trained without the bound's ridge λ or not to its minimum, or "
+        "another mask on Sⁱ).",
+    ),
+    (tuple(_BOUNDS.values()), "†: vacuous in at least one seed, no less than the largest loss. ∞: no positive curvature. –: none."),
+]
+"""The columns of which one must be there, and what is said then."""
 
 
 def study_table(results: StudyResults) -> pd.DataFrame:
@@ -33,41 +66,80 @@ def study_table(results: StudyResults) -> pd.DataFrame:
         >>> study_table(StudyResults.read("figures/paper-quick-bounds.sqlite"))["k"].tolist()
         [22713216, 113566]
     """
+    return pd.DataFrame({title: column.texts for title, column in columns_of(results).items()})
+
+
+class TextColumn(NamedTuple):
+    """A column of a table that people read.
+
+    Attributes:
+        texts: what is shown, a text or a whole number for each row.
+        values: by what the rows are sorted: numbers, NaN where there is none, or words.
+    """
+
+    texts: list[Any]
+    values: list[Any]
+
+
+def columns_of(results: StudyResults) -> dict[str, TextColumn]:
+    """The columns of :func:`study_table` by their titles. One in which no row holds anything is left out.
+
+    Args:
+        results: the results of a study.
+
+    Raises:
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> columns_of(StudyResults.read("figures/paper-quick-bounds.sqlite"))["k"].values
+        [22713216, 113566]
+    """
     summary = results.summary().table
     metrics = results.table["metric"].dropna().unique()
     metric = str(metrics[0]) if len(metrics) == 1 else "metric"
-    return pd.DataFrame(
-        {
-            **({"task": summary["task"]} if summary["task"].nunique() > 1 else {}),
-            "method": summary["method"],
-            "p": summary["sparsity"].map("{:.4f}".format),
-            "k": summary["tunable"],
-            "m": summary["total"],
-            "head": summary["head"],
-            "seeds": [
-                f"{ok}" + (f" (+{bad} failed)" if bad else "") for ok, bad in zip(summary["seeds"], summary["failed"], strict=True)
-            ],
-            **({"measured": summary["measured"]} if not summary["measured"].equals(summary["seeds"]) else {}),
-            f"train {metric}": _mean_std(summary, "train_metric"),
-            f"test {metric}": _mean_std(summary, "test_metric"),
-            "test loss": _mean_std(summary, "test_loss"),
-            "gap": _mean_std(summary, "gap"),
-            "stability": summary["stability"].map("{:.3f}".format),
-            "95 % interval": [
-                f"{max(low, 0):.3f} … {high:.3f}"
-                for low, high in zip(summary["stability_low"], summary["stability_high"], strict=True)
-            ],
-            "left out": summary["retrainings"].map("{:.4g}".format),
-            **_varied(summary),
-            "noise floor": summary["noise_floor"].map("{:.1e}".format),
-            **{
-                title: [_bound(value, state) for value, state in zip(summary[name], summary[f"{name}_state"], strict=True)]
-                for name, title in _BOUNDS.items()
-            },
-            "failed replicas": summary["failed_replicas"],
-            "seconds": summary["seconds"].map("{:.1f}".format),
-        }
-    )
+
+    def plainly(name: str) -> TextColumn:
+        return TextColumn(summary[name].tolist(), summary[name].tolist())
+
+    def formatted(name: str, form: str) -> TextColumn:
+        values = summary[name].astype(float).tolist()
+        return TextColumn([NOTHING if math.isnan(value) else format(value, form) for value in values], values)
+
+    def mean_std(name: str) -> TextColumn:
+        pairs = zip(summary[name], summary[f"{name}_std"], strict=True)
+        texts = [NOTHING if math.isnan(m) else f"{m:.3f} ± {s:.3f}" if math.isfinite(s) else f"{m:.3f}" for m, s in pairs]
+        return TextColumn(texts, summary[name].tolist())
+
+    def bound(name: str) -> TextColumn:
+        pairs = zip(summary[name], summary[f"{name}_state"], strict=True)
+        return TextColumn([_bound(value, state) for value, state in pairs], summary[name].astype(float).tolist())
+
+    seeds = zip(summary["seeds"], summary["failed"], strict=True)
+    ends = zip(summary["stability_low"], summary["stability_high"], strict=True)
+    every = {
+        **({"task": plainly("task")} if summary["task"].nunique() > 1 else {}),
+        "method": plainly("method"),
+        "p": formatted("sparsity", ".4f"),
+        "k": plainly("tunable"),
+        "m": plainly("total"),
+        "head": plainly("head"),
+        "seeds": TextColumn([f"{ok}" + (f" (+{bad} failed)" if bad else "") for ok, bad in seeds], summary["seeds"].tolist()),
+        **({"measured": plainly("measured")} if not summary["measured"].equals(summary["seeds"]) else {}),
+        f"train {metric}": mean_std("train_metric"),
+        f"test {metric}": mean_std("test_metric"),
+        "test loss": mean_std("test_loss"),
+        "gap": mean_std("gap"),
+        "stability": formatted("stability", ".3f"),
+        "95 % interval": TextColumn([_interval(low, high) for low, high in ends], summary["stability_low"].tolist()),
+        "left out": formatted("retrainings", ".4g"),
+        **{title: formatted(name, ".0%") for title, name in _VARIED.items()},
+        "noise floor": formatted("noise_floor", ".1e"),
+        **{title: bound(name) for name, title in _BOUNDS.items()},
+        "failed replicas": plainly("failed_replicas"),
+        "seconds": formatted("seconds", ".1f"),
+    }
+    return {title: column for title, column in every.items() if any(text != NOTHING for text in column.texts)}
 
 
 def render(results: StudyResults) -> str:
@@ -87,23 +159,22 @@ def render(results: StudyResults) -> str:
         >>> render(StudyResults.read("figures/paper-quick-bounds.sqlite")).splitlines()[0].split()[:4]
         ['method', 'p', 'k', 'm']
     """
-    return (
-        study_table(results).to_string(index=False)
-        + "".join(f"\n{line}" for line in (*_failures(results), *(f"note: {note}" for note in results.notes)))
-        + (
-            "\n\nstability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|, interval over seeds, cut at 0; "
-            "± is one standard deviation over seeds.\n"
-            "left out: retrainings a cell. of S, of seeds, of i: the share in a cell's variance of fresh training sets, of seeds "
-            "on one of them, and of not leaving out every i.\n"
-            "p: fraction of the m pretrained parameters that may change (k of them), m with the inserted ones where a method "
-            "inserts modules; the new head is tunable besides. Of 'regularised' all may change, and p is 1 − λ.\n"
-            "seconds: a seed's selections, trainings and evaluations, in one process.\n"
-            "Theorem 1, hard mask: bounds on it; middle: what it is to first order. Theorem 2: bound on the test loss.\n"
-            "*: an assumption failed in at least one seed (Λ_min < 0, trained without the ridge λ of the bound or not to its "
-            "minimum, or another mask on Sⁱ).\n"
-            "†: vacuous in at least one seed, no less than the largest loss. ∞: no positive curvature. –: none."
-        )
-    )
+    table = study_table(results)
+    lines = [*_failures(results), *(f"note: {note}" for note in results.notes)]
+    return "\n".join([table.to_string(index=False), *lines, "", *legend(list(table.columns))])
+
+
+def legend(titles: Collection[str]) -> list[str]:
+    """What the columns and marks of a table mean, a line each; of those only that are there.
+
+    Args:
+        titles: the titles of the columns.
+
+    Example:
+        >>> legend(["method", "p", "seconds"])[-1]
+        "seconds: a seed's selections, trainings and evaluations, in one process."
+    """
+    return [text for needed, text in _LEGEND if not needed or set(needed) & set(titles)]
 
 
 def _failures(results: StudyResults) -> list[str]:
@@ -122,23 +193,13 @@ def _failures(results: StudyResults) -> list[str]:
     return lines
 
 
-def _varied(summary: pd.DataFrame) -> dict[str, list[str]]:
-    """Where the variance comes from, in three columns; none unless S was drawn apart from the seeds."""
-    if not summary["samples_share"].notna().any():
-        return {}
-    names = {"of S": "samples_share", "of seeds": "seeds_share", "of i": "sampling_share"}
-    return {title: ["–" if math.isnan(part) else f"{part:.0%}" for part in summary[name]] for title, name in names.items()}
-
-
-def _mean_std(summary: pd.DataFrame, name: str) -> list[str]:
-    return [
-        f"{m:.3f} ± {s:.3f}" if math.isfinite(s) else f"{m:.3f}" for m, s in zip(summary[name], summary[f"{name}_std"], strict=True)
-    ]
+def _interval(low: float, high: float) -> str:
+    return NOTHING if math.isnan(low) and math.isnan(high) else f"{max(low, 0):.3f} … {high:.3f}"
 
 
 def _bound(value: float, state: str) -> str:
     if state == UNKNOWN:
-        return "–"
+        return NOTHING
     marks: dict[str, str] = {State.ASSUMPTION_FAILED: " *", State.VACUOUS: " †"}
     mark = marks.get(state, "")
     return ("∞" if math.isinf(value) else f"{value:.3g}") + mark

@@ -26,7 +26,7 @@ from stability.studies.store import Store, data_of, how_of, key
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BOUNDS", "UNKNOWN", "CellStatus", "Failure", "StudyResults", "Summary"]
+__all__ = ["BOUNDS", "UNKNOWN", "CellStatus", "Failure", "StudyResults", "Summary", "records_of"]
 
 
 class CellStatus(StrEnum):
@@ -314,10 +314,22 @@ def _short(identity: Mapping[str, Any]) -> str:
     return key(identity)[:12]
 
 
-def _table(store: Store) -> tuple[pd.DataFrame, int]:
-    """One row for each cell of the study, in its order, without what was measured for single examples.
+def records_of(store: Store) -> tuple[list[dict[str, Any]], int]:
+    """The records of a study's finished cells, in its order, each with its identity.
 
-    Second, how many other cells there are: of code that was changed since, or failures of other settings.
+    Args:
+        store: the store that holds the study.
+
+    Returns:
+        The records; and how many other cells there are: of code that was changed since, or failures of other settings.
+
+    Raises:
+        StabilityError: the store is damaged.
+
+    Example:
+        >>> records, others = records_of(Store("figures/discontinuity.sqlite"))
+        >>> len(records), others, records[0]["task"]
+        (9, 0, 'digits')
     """
     identity = store.identity
     order = {key(algorithm): place for place, algorithm in enumerate(identity["algorithms"])}
@@ -340,13 +352,20 @@ def _table(store: Store) -> tuple[pd.DataFrame, int]:
     records = sorted(filter(is_mine, every), key=place)
     # Old records, and failed ones among them, have no task: a study of one problem has one name for it.
     alone = next((record["task"] for record in records if "task" in record), identity.get("problem"))
+    for record in records:
+        record.setdefault("task", alone)
+    return records, len(every) - len(records)
+
+
+def _table(store: Store) -> tuple[pd.DataFrame, int]:
+    """One row for each cell of the study, without what was measured for single examples; and the number of other cells."""
+    records, others = records_of(store)
     rows = []
     for record in records:
         for name in ("per_example", "prediction", "data", "how"):
             record.pop(name, None)
-        record.setdefault("task", alone)
         rows.append({"algorithm": _short(record.pop("algorithm")), "sparsity": record.pop("asked_sparsity"), **record})
-    return pd.DataFrame(rows), len(every) - len(records)
+    return pd.DataFrame(rows), others
 
 
 def _mixed(table: pd.DataFrame) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
@@ -227,6 +228,14 @@ class Store:
         if odd := sum(not (isinstance(identity, dict) and isinstance(record, dict)) for identity, record in cells):
             raise StabilityError(f"{self.path} is damaged: {odd} of its {len(cells)} cells cannot be read; restore a copy")
         return cells
+
+    def times(self) -> dict[str, datetime]:
+        """When each cell was finished, by its key; empty in a store of an older version, which does not tell."""
+        if not self.complete:
+            return {}
+        with self._connection() as connection:
+            rows = connection.execute("SELECT key, finished FROM cells").fetchall()
+        return {name: datetime.fromisoformat(finished).replace(tzinfo=UTC) for name, finished in rows}
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:

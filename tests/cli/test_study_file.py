@@ -9,7 +9,7 @@ import pytest
 from stability import UsageError
 from stability.cli.commands import main
 from stability.cli.run import asked
-from stability.cli.study_file import read
+from stability.cli.study_file import read, reference
 from stability.leave_one_out.estimators import Assisted, Sampled
 from stability.leave_one_out.predictors import Linearised
 from stability.selectors import SAM, FullTuning, LoRA
@@ -163,3 +163,30 @@ def test_a_whole_number_is_a_real_one_where_that_is_asked_for(tmp_path: Path) ->
     """0 and 0.0 are one setting: the file goes on with the same store."""
     made = [read(written(tmp_path, f"{SMALL}weight_decay = {value}")) for value in ("0", "0.0")]
     assert key(made[0].identity()) == key(made[1].identity())
+
+
+def test_the_file_of_the_documentation_is_read_and_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "docs" / "examples" / "study.toml"
+    study = read(path)
+    assert (study.name, study.seeds, study.check_replicas, study.estimator) == ("study", (0, 1, 2), None, Assisted(8))
+    assert [(one.name, one.asked_sparsity) for one in study.algorithms] == [
+        ("full", None), ("sam", 0.01), ("sam", 0.1), ("random", 0.01), ("random", 0.1), ("lora", None),
+    ]  # fmt: skip
+    quick = written(tmp_path, path.read_text(encoding="utf-8").replace("steps = 50", "steps = 2").replace("seeds = 3", "seeds = 1"))
+    assert main(["run", str(quick), "--plan", "--workers", "1", "--device", "cpu", "--store", str(tmp_path / "none.sqlite")]) == 0
+    assert "6 cells" in capsys.readouterr().out
+    assert not (tmp_path / "none.sqlite").exists()
+
+
+def test_every_field_of_a_file_is_described() -> None:
+    """A field without a description has none to print, and fails; and what the file reads is what is described."""
+    text = reference()
+    sections = dict(part.split("\n\n", 1) for part in text.removeprefix("#").split("\n\n#"))
+    assert len(sections) >= 25
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) > 70
+    assert not [row for row in rows if len(row.rsplit(" | ", 1)[1].removesuffix(" |")) < 3]
+    described = {row.split("`")[1] for row in rows}
+    for name in ("seeds", "patience", "betas", "gradient_tolerance", "rank", "retrainings", "checkpoints", "label_type", "rotated"):
+        assert name in described
+    assert "selector" not in described

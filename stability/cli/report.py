@@ -1,0 +1,99 @@
+"""``stability report``: a study as one page of HTML."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from stability.cli.figures import check_writable
+from stability.errors import StabilityError
+from stability.reports.page import Drawn, page
+from stability.studies.named import PAPER, STUDIES
+from stability.studies.progress import progress
+from stability.studies.results import StudyResults
+from stability.studies.store import Store, difference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["report"]
+
+_CAPTIONS = {
+    "stability": "Stability against p, the fraction of the pretrained parameters that may change.",
+    "generalization": "Losses, metric and generalization gap against p.",
+    "four_panels": "Mean and standard deviation over seeds of the metric, on test and on training examples, against p.",
+    "gap_against_stability": "The generalization gap against the stability, a point for each method and p.",
+    "bounds": "The bounds beside what they bound.",
+    "projection_discontinuity": "The training loss at each step, where the mask of a method moves.",
+    "definition_3": "The stability of each method on each task.",
+    "ranks": "The rank of each method, by its metric and by its stability.",
+}
+
+
+def report(
+    *,
+    store: Annotated[Path, Parameter(help="SQLite file of results.")],
+    out: Annotated[Path, Parameter(help="The page to write.")] = Path("report.html"),
+    figures: Annotated[bool, Parameter(negative_bool="no-", help="Whether the page has the study's figures.")] = True,
+) -> None:
+    """Write a study as one page of HTML: table, figures, settings, failures, environment."""
+    held = Store(store)
+    results, found = StudyResults.read(store), progress(held)
+    if not found.measured:
+        page(results, found)  # says why there is nothing to report, before any figure is drawn
+    check_writable(out.parent)
+    text = page(results, found, _drawn(results) if figures else (), _again(results, store))
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StabilityError(f"cannot write {out}: {error}; name another file with --out") from error
+    print(out)
+
+
+def _drawn(results: StudyResults) -> list[Drawn]:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from stability import plotting
+
+    drawn: list[Drawn] = []
+    for name, *_, draw in [*plotting._swept(results, None), *plotting._scored(results, None, None, None)]:
+        try:
+            figure = draw()
+        except plotting.NothingToDrawError:
+            continue
+        kind = max((one for one in _CAPTIONS if name.startswith(one)), key=len, default="")
+        task = name.removeprefix(kind).strip("_")
+        drawn.append(Drawn(_svg(figure, f"figure{len(drawn)}-"), (f"{task}: " if task else "") + _CAPTIONS.get(kind, name)))
+        plt.close(figure)
+    return drawn
+
+
+def _svg(figure: Figure, prefix: str) -> str:
+    """A stand-in for ``plotting.svg``: the figure as an ``svg`` element whose ids begin with a prefix."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{prefix}', text)
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
+
+
+def _again(results: StudyResults, store: Path) -> str:
+    """The command that makes the study, and the one that checks it; as far as the store tells."""
+    name = results.study
+    verified = f"stability verify --store {store.name}"
+    if name in STUDIES and difference(results.identity, STUDIES[name].identity()) is None:
+        return f"stability run {name} --store {store.name}\n{verified}"
+    if name in PAPER:
+        # Where data and model were, and which options were given, is not in the store: only what they amount to.
+        words = f"{name} --model MODEL --data DATA"
+        return f"stability run {words} --store {store.name}  # with the settings above\n{verified} {words}"
+    return f"stability run {name}.toml --store {store.name}  # a file with the settings above\n{verified}"

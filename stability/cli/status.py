@@ -1,0 +1,77 @@
+"""``stability status``: how far a study is, also while it runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+from cyclopts import Parameter
+
+from stability.cli.about import Json
+from stability.cli.printing import plain, print_json
+from stability.studies.progress import Progress, progress
+from stability.studies.results import Failure
+from stability.studies.store import Store
+
+__all__ = ["status"]
+
+
+def status(*, store: Annotated[Path, Parameter(help="SQLite file of results.")], json: Json = False) -> None:
+    """Tell how far the study of a store is; it may be running."""
+    found = progress(Store(store))
+    if json:
+        print_json(plain(_values(found)))
+    else:
+        print(_text(found, store))
+
+
+def _values(found: Progress) -> dict[str, object]:
+    return {
+        "study": found.study,
+        **{name: getattr(found, name) for name in ("total", "measured", "failed", "missing")},
+        "last": None if found.last is None else found.last.isoformat(),
+        "cells_per_hour": found.rate,
+        "remaining_seconds": found.remaining,
+        "methods": [{**asdict(one), "missing": one.missing} for one in found.methods],
+        "failures": [{"kind": kind, "reason": reason, "cells": count} for (kind, reason), count in found.failures.items()],
+    }
+
+
+def _text(found: Progress, store: Path) -> str:
+    done = found.measured + found.failed
+    lines = [
+        f"{found.study}: {done} of {found.total} cells are finished, {found.failed} of them failed; {found.missing} are missing"
+    ]
+    if found.last is not None:
+        lines.append(f"the last cell was finished {_span((datetime.now(UTC) - found.last).total_seconds())} ago")
+    if found.missing and not math.isnan(found.rate):
+        lines.append(f"pace: {found.rate:.3g} cells an hour; about {_span(found.remaining)} are left while it runs")
+    table = pd.DataFrame(
+        {
+            "method": [one.method for one in found.methods],
+            "cells": [one.total for one in found.methods],
+            "measured": [one.measured for one in found.methods],
+            "failed": [one.failed for one in found.methods],
+            "missing": [one.missing for one in found.methods],
+            "seconds a cell": ["–" if math.isnan(one.seconds) else f"{one.seconds:.1f}" for one in found.methods],
+        }
+    )
+    lines += ["", table.to_string(index=False)]
+    for (kind, reason), count in found.failures.items():
+        again = "" if kind == Failure.METHOD else "; tried again when the study is run again"
+        lines.append(f"failed, {count} {'cell' if count == 1 else 'cells'} ({kind}{again}): {reason}")
+    if found.missing:
+        lines.append(f"\nto go on: run the command that began it, with --store {store}")
+    return "\n".join(lines)
+
+
+def _span(seconds: float) -> str:
+    """Seconds in the largest unit that suits them."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} seconds"

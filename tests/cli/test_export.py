@@ -1,0 +1,154 @@
+"""What a store holds as a tidy table, and how far a study is."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stability.cli.commands import main
+from stability.studies import Store, StudyResults
+from stability.studies.columns import CELLS, EXAMPLES, cells, described, examples
+from stability.studies.progress import progress
+from stability.studies.study import _CONSTANTS, _MEASURED
+
+FIGURES = Path(__file__).parents[2] / "figures"
+STORES = sorted(FIGURES.glob("*.sqlite"))
+
+
+def changed(folder: Path, *statements: str) -> Path:
+    """A copy of the store of the long runs, three of whose nine cells are of childpruning, changed."""
+    path = folder / "changed.sqlite"
+    path.write_bytes((FIGURES / "discontinuity.sqlite").read_bytes())
+    with sqlite3.connect(path) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+    return path
+
+
+FAILED = """UPDATE cells SET record = '{"status": "failed", "failure": "method", "reason": "diverged at step 7"}'
+            WHERE json_extract(identity, '$.method') = 'childpruning' AND json_extract(identity, '$.seed') < 2"""
+GONE = "DELETE FROM cells WHERE json_extract(identity, '$.method') = 'sam' AND json_extract(identity, '$.seed') > 0"
+
+
+def test_every_column_is_described_and_every_description_has_a_column() -> None:
+    assert len(STORES) == 7
+    used: set[str] = set()
+    for path in STORES:
+        table = cells(Store(path))
+        assert list(table.columns) == list(CELLS)
+        used |= {name for name in CELLS if table[name].notna().any()}
+    # No committed study failed or drew S apart, and none tells where it was computed.
+    never = {"sample", "failure", "reason", "software", "device", "threads", "cell_seconds"}
+    assert set(CELLS) - used == never
+    assert {*_CONSTANTS, *_MEASURED} <= CELLS.keys()
+    assert list(examples(Store(FIGURES / "digits.sqlite")).columns) == list(EXAMPLES)
+    for columns in (CELLS, EXAMPLES):
+        text = described(columns)
+        assert [line.split("`")[1] for line in text.splitlines()[2:]] == list(columns)
+        assert all(column.meaning.endswith(".") for column in columns.values())
+
+
+def test_the_numbers_are_those_of_the_store() -> None:
+    path = FIGURES / "digits.sqlite"
+    table, results = cells(Store(path)), StudyResults.read(path).table
+    for name in ("stability", "gap", "test_metric", "least_eigenvalue", "seconds"):
+        np.testing.assert_array_equal(table[name].to_numpy(float), results[name].to_numpy(float))
+    assert table["stability_low"].tolist() == [low for low, _ in results["stability_interval"]]
+    row = examples(Store(path)).iloc[0]
+    assert row["difference"] == pytest.approx(row["loss_left_out"] - row["loss_full"], abs=1e-6)
+    assert np.corrcoef(*examples(Store(path))[["predicted", "difference"]].to_numpy(float).T)[0, 1] > 0.5
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+@pytest.mark.parametrize("rows", [[], ["--examples"]])
+def test_each_form_holds_the_same_table(tmp_path: Path, form: str, rows: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / f"table.{form}"
+    assert main(["export", "--store", str(FIGURES / "discontinuity.sqlite"), "--out", str(out), *rows]) == 0
+    columns = len(EXAMPLES if rows else CELLS)
+    assert capsys.readouterr().out == f"{18 if rows else 9} rows of {columns} columns: {out}\n"
+    read = getattr(pd, f"read_{form}")(out)
+    whole = (examples if rows else cells)(Store(FIGURES / "discontinuity.sqlite"))
+    assert list(read.columns) == list(whole.columns)
+    numbers = [name for name in whole.columns if pd.api.types.is_numeric_dtype(whole[name])]
+    assert len(numbers) > 5
+    np.testing.assert_allclose(read[numbers].to_numpy(float), whole[numbers].to_numpy(float), rtol=1e-9)
+    assert read["method"].tolist() == whole["method"].tolist()
+
+
+def test_text_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--store", str(FIGURES / "discontinuity.sqlite"), "--format", "json"]) == 0
+    assert [row["seed"] for row in json.loads(capsys.readouterr().out)][:4] == [0, 0, 0, 1]
+
+
+def test_senseless_exports_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ["export", "--store", str(FIGURES / "discontinuity.sqlite")]
+    for words, message in (
+        ([*store, "--format", "parquet"], "give --out FILE.parquet"),
+        ([*store, "--out", str(tmp_path / "table.xls")], "give --format too"),
+        ([*store, "--out", str(tmp_path / "nowhere" / "table.csv")], "cannot write"),
+        (["export", "--store", str(changed(tmp_path, "DELETE FROM cells"))], "has no finished cell"),
+    ):
+        assert main(words) > 0
+        assert message in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main([*store, "--out", str(tmp_path / "table.parquet")]) == 2
+    assert "pip install 'peft-stability[parquet]'" in capsys.readouterr().err
+
+
+def test_failed_cells_are_told_with_their_reason(tmp_path: Path) -> None:
+    table = cells(Store(changed(tmp_path, FAILED)))
+    bad = table[table["status"] == "failed"]
+    assert bad[["method", "failure", "reason"]].to_numpy().tolist() == [["childpruning", "method", "diverged at step 7"]] * 2
+    assert bad["stability"].isna().all()
+
+
+def test_progress_counts_what_is_there_what_failed_and_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = changed(tmp_path, FAILED, GONE)
+    found = progress(Store(path))
+    assert {one.method: (one.total, one.measured, one.failed, one.missing) for one in found.methods} == {
+        "diffpruning": (3, 3, 0, 0), "childpruning": (3, 1, 2, 0), "sam": (3, 1, 0, 2),
+    }  # fmt: skip
+    assert (found.total, found.measured, found.failed, found.missing) == (9, 5, 2, 2)
+    assert dict(found.failures) == {("method", "diverged at step 7"): 2}
+    assert main(["status", "--store", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("discontinuity: 7 of 9 cells are finished, 2 of them failed; 2 are missing\n")
+    assert "failed, 2 cells (method): diverged at step 7" in said
+    assert main(["status", "--store", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["failures"] == [{"kind": "method", "reason": "diverged at step 7", "cells": 2}]
+
+
+def test_the_pace_leaves_pauses_out(tmp_path: Path) -> None:
+    """Cells of 10 s that two workers finish, 5 s apart; then a night's pause; the two that are missing take 10 s at that pace."""
+    moments = [
+        datetime(2026, 1, day, 12, 0, second, tzinfo=UTC)
+        for day, second in [(1, 0), (1, 5), (1, 10), (1, 15), (2, 0), (2, 5), (2, 10)]
+    ]
+    path = changed(tmp_path, GONE, "UPDATE cells SET record = json_set(record, '$.seconds', 10.0)")
+    with sqlite3.connect(path) as connection:
+        for (row,), moment in zip(connection.execute("SELECT rowid FROM cells ORDER BY rowid").fetchall(), moments, strict=True):
+            connection.execute("UPDATE cells SET finished = ? WHERE rowid = ?", (f"{moment:%Y-%m-%d %H:%M:%S}", row))
+    connection.close()
+    found = progress(Store(path))
+    busy = 5 * 5 + 10  # the pause counts as the 10 s of the cell that ended it
+    assert found.last == moments[-1]
+    assert found.rate == pytest.approx(3600 * 6 / busy)
+    assert found.remaining == pytest.approx(20 * busy / 60)
+
+
+def test_status_reads_while_another_process_writes(tmp_path: Path) -> None:
+    path = changed(tmp_path)
+    with sqlite3.connect(path) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute(GONE)
+        assert progress(Store(path)).missing == 0  # what is not committed is not seen
+    writer.close()
+    assert progress(Store(path)).missing == 2
