@@ -60,7 +60,10 @@ def page(results: StudyResults, progress: Progress, figures: Sequence[Drawn] = (
     """
     if not progress.measured:
         why = f"all {progress.failed} finished cells failed" if progress.failed else "no cell is finished yet"
-        raise StabilityError(f"there is nothing to report of study {results.study!r}: {why}; run the study again, it goes on")
+        raise StabilityError(
+            f"there is nothing to report of study {results.study!r}: {why}; run the study again, as with 'stability run "
+            f"{results.study} --store FILE': it goes on where it was"
+        )
     environment = Environment(
         loader=PackageLoader("stability.reports", "."),
         autoescape=True,
