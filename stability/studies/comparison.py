@@ -195,7 +195,7 @@ def _of_metric(metric: str, row: Mapping[Any, Any]) -> str:
     if low <= 0 <= high:
         return f"Test {metric} is not told apart: {_more(by, low, high)}."
     kind, ends = ("lower", (-by, -high, -low)) if by < 0 else ("higher", (by, low, high))
-    return f"Its test {metric} is {kind}, by {_sizes(*ends)}."
+    return f"The test {metric} of {row['method']} is {kind}, by {_sizes(*ends)}."
 
 
 def _sizes(value: float, low: float, high: float) -> str:
