@@ -163,7 +163,7 @@ class Method:
 
     Attributes:
         selector: The method: a name of 'stability list', or module:name for your own. Its settings follow it as NAME=VALUE, the
-            value as JSON or a word: lora rank=4, mixout-reset stretch=[-1.5,1.5].
+            value as JSON or a word: lora rank=4, diffpruning stretch=[-1.5,1.5].
         sparsity: p, the fraction of the pretrained parameters that may change, in (0, 1].
         curvature: Of sam: where h in its score |g²/h| comes from; by default constant.
         option: A setting of the method as NAME=VALUE, like those that follow its name. Repeat it for more.

@@ -111,10 +111,9 @@ def doubts(estimate: StabilityEstimate) -> tuple[str, ...]:
     elif high - low > estimate.value:
         found.append("the interval is wider than the value")
     if poor(estimate.diagnostics, estimate.retrainings, estimate.n):
-        found.append(
-            f"the prediction by which examples were drawn is poor (correlation {estimate.diagnostics.correlation:.2f}), so that "
-            "the interval may miss the truth more often than it says"
-        )
+        which = "" if estimate.status == Status.APPROXIMATE else " by which examples were drawn"
+        means = "" if not which else ", so that the interval may miss the truth more often than it says"
+        found.append(f"the prediction{which} is poor (correlation {estimate.diagnostics.correlation:.2f}){means}")
     return tuple(found)
 
 

@@ -168,8 +168,9 @@ def selectors_named(methods: Sequence[Method], sparsities: Sequence[float] = (),
             mine = []
         swept = swept or mine is sparsities
         own.pop("sparsity", None)
-        own = {**{option: value for option, value in options.items() if option in known}, **own}
-        unused -= known
+        alone = len(methods) == 1  # then an option is its own, and it says itself what it does not have
+        own = {**{option: value for option, value in options.items() if alone or option in known}, **own}
+        unused -= set(options) if alone else known
         found += [selector_named(name, p, **own) for p in (mine or [None])]
     if sparsities and methods and not swept:
         names = ", ".join(dict.fromkeys(selector.name for selector in found))

@@ -196,7 +196,7 @@ def _of_metric(metric: str, row: Mapping[Any, Any]) -> str:
     if low <= 0 <= high:
         return f"Test {metric} is not told apart: {_more(by, low, high)}."
     kind, ends = ("lower", (-by, -high, -low)) if by < 0 else ("higher", (by, low, high))
-    return f"Its test {metric} is {kind}, by {_sizes(*ends)}."
+    return f"The test {metric} of {row['method']} is {kind}, by {_sizes(*ends)}."
 
 
 def _sizes(value: float, low: float, high: float) -> str:
@@ -343,12 +343,15 @@ def labels(study: Study) -> dict[str, str]:
         study: the study.
 
     Returns:
-        The labels by the names that column ``algorithm`` of the results has, in the study's order. p is no part of them.
+        The labels by the names that column ``algorithm`` of the results has, in the study's order. p is part of them only where a
+        method comes at several.
 
     Example:
         >>> study = study_of("digits", [("lora", {"rank": 4}), ("lora", {"rank": 8}), "bitfit"])
         >>> list(labels(study).values())
         ['lora rank=4', 'lora rank=8', 'bitfit']
+        >>> list(labels(study_of("digits", ["full", "sam"], [0.01, 0.1])).values())
+        ['full', 'sam p=0.01', 'sam p=0.1']
     """
     found = {}
     for algorithm in study.algorithms:
@@ -360,7 +363,12 @@ def labels(study: Study) -> dict[str, str]:
         mine, others = _plain(algorithm), [_plain(other) for other in alike]
         told |= {name: x for name, x in mine.items() if any(other.get(name) != x for other in others)}
         found[key(algorithm.settings())[:12]] = " ".join([algorithm.name, *(f"{name}={x}" for name, x in told.items())])
-    return found
+    every = list(found.values())
+    asked = [algorithm.asked_sparsity for algorithm in study.algorithms]
+    several = [every.count(label) > 1 and p is not None for label, p in zip(every, asked, strict=True)]
+    return {
+        name: f"{label} p={p:g}" if apart else label for (name, label), p, apart in zip(found.items(), asked, several, strict=True)
+    }
 
 
 def _fields(made: object) -> Sequence[Any]:

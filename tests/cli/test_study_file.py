@@ -140,7 +140,7 @@ def test_texts_have_their_own_defaults(tmp_path: Path) -> None:
         (SMALL.replace("seeds = 1", ""), "seeds is missing"),
         (SMALL.replace('selector = "full"', ""), "algorithms.selector is missing"),
         (SMALL.replace('"full"', "3"), "algorithms.selector = 3: use a name, or a table with a name"),
-        (SMALL.replace('"full"', '"sam"'), "'sam' needs --sparsity"),
+        (SMALL.replace('"full"', '"sam"'), "'sam' needs its sparsity"),
         (SMALL.replace('"full"', '{name = "lora", width = 3}'), "selector 'lora' has no width"),
         ('problem = "digits"\nseeds = 1', "there is no [[algorithms]]"),
         (SMALL.replace("digits", "letters"), "unknown problem 'letters'"),
