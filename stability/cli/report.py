@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -13,12 +11,9 @@ from stability.cli.figures import check_writable
 from stability.errors import StabilityError
 from stability.reports.page import Drawn, page
 from stability.studies.named import PAPER, STUDIES
-from stability.studies.progress import progress
 from stability.studies.results import StudyResults
+from stability.studies.state import state_of
 from stability.studies.store import Store, difference
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["report"]
 
@@ -42,7 +37,7 @@ def report(
 ) -> None:
     """Write a study as one page of HTML: table, figures, settings, failures, environment."""
     held = Store(store)
-    results, found = StudyResults.read(store), progress(held)
+    results, found = StudyResults.read(store), state_of(held)
     if not found.measured:
         page(results, found)  # says why there is nothing to report, before any figure is drawn
     check_writable(out.parent)
@@ -62,28 +57,13 @@ def _drawn(results: StudyResults) -> list[Drawn]:
 
     from stability import plotting
 
-    drawn: list[Drawn] = []
-    for name, *_, draw in [*plotting._swept(results, None), *plotting._scored(results, None, None, None)]:
-        try:
-            figure = draw()
-        except plotting.NothingToDrawError:
-            continue
-        kind = max((one for one in _CAPTIONS if name.startswith(one)), key=len, default="")
-        task = name.removeprefix(kind).strip("_")
-        drawn.append(Drawn(_svg(figure, f"figure{len(drawn)}-"), (f"{task}: " if task else "") + _CAPTIONS.get(kind, name)))
+    several = len(results.tasks) > 1
+    found = []
+    for name, start, figure in plotting.drawn(results):
+        task = start.removeprefix(results.study).strip("_") if several else ""
+        found.append(Drawn(plotting.svg(figure), (f"{task}: " if task else "") + _CAPTIONS.get(name, name)))
         plt.close(figure)
-    return drawn
-
-
-def _svg(figure: Figure, prefix: str) -> str:
-    """A stand-in for ``plotting.svg``: the figure as an ``svg`` element whose ids begin with a prefix."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{prefix}', text)
-    return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", text)
+    return found
 
 
 def _again(results: StudyResults, store: Path) -> str:

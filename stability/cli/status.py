@@ -13,8 +13,9 @@ from cyclopts import Parameter
 
 from stability.cli.about import Json
 from stability.cli.printing import plain, print_json
-from stability.studies.progress import Progress, progress
+from stability.studies.pace import spoken
 from stability.studies.results import Failure
+from stability.studies.state import State, state_of
 from stability.studies.store import Store
 
 __all__ = ["status"]
@@ -22,14 +23,14 @@ __all__ = ["status"]
 
 def status(*, store: Annotated[Path, Parameter(help="SQLite file of results.")], json: Json = False) -> None:
     """Tell how far the study of a store is; it may be running."""
-    found = progress(Store(store))
+    found = state_of(Store(store))
     if json:
         print_json(plain(_values(found)))
     else:
         print(_text(found, store))
 
 
-def _values(found: Progress) -> dict[str, object]:
+def _values(found: State) -> dict[str, object]:
     return {
         "study": found.study,
         **{name: getattr(found, name) for name in ("total", "measured", "failed", "missing")},
@@ -41,15 +42,15 @@ def _values(found: Progress) -> dict[str, object]:
     }
 
 
-def _text(found: Progress, store: Path) -> str:
+def _text(found: State, store: Path) -> str:
     done = found.measured + found.failed
     lines = [
         f"{found.study}: {done} of {found.total} cells are finished, {found.failed} of them failed; {found.missing} are missing"
     ]
     if found.last is not None:
-        lines.append(f"the last cell was finished {_span((datetime.now(UTC) - found.last).total_seconds())} ago")
+        lines.append(f"the last cell was finished {spoken((datetime.now(UTC) - found.last).total_seconds())} ago")
     if found.missing and not math.isnan(found.rate):
-        lines.append(f"pace: {found.rate:.3g} cells an hour; about {_span(found.remaining)} are left while it runs")
+        lines.append(f"pace: {found.rate:.3g} cells an hour; about {spoken(found.remaining)} are left while it runs")
     table = pd.DataFrame(
         {
             "method": [one.method for one in found.methods],
@@ -67,11 +68,3 @@ def _text(found: Progress, store: Path) -> str:
     if found.missing:
         lines.append(f"\nto go on: run the command that began it, with --store {store}")
     return "\n".join(lines)
-
-
-def _span(seconds: float) -> str:
-    """Seconds in the largest unit that suits them."""
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} seconds"

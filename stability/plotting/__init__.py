@@ -10,6 +10,7 @@ PDF, :func:`svg` gives an element for a page.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
     "closed",
     "definition_3",
     "differences",
+    "drawn",
     "four_panels",
     "gap_against_stability",
     "generalization",
@@ -123,6 +125,30 @@ def save_all(
             continue
         written += save({name: figure}, folder, start, note, formats=formats)
     return written
+
+
+def drawn(results: StudyResults) -> Iterator[tuple[str, str, Figure]]:
+    """Every figure for which the study holds something, one after the other. Whoever takes one closes it.
+
+    Args:
+        results: the results of the study.
+
+    Yields:
+        The name of the figure, what its file's name would begin with, and the figure.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> for name, start, figure in drawn(StudyResults.read("figures/discontinuity.sqlite")):
+        ...     print(name)
+        ...     plt.close(figure)
+        stability
+        generalization
+        gap_against_stability
+        projection_discontinuity
+    """
+    for name, start, draw in [*_swept(results, None), *_scored(results, None, None, None)]:
+        with suppress(NothingToDrawError):
+            yield name, start, draw()
 
 
 def overview(results: StudyResults) -> Figure:

@@ -18,8 +18,8 @@ from stability import __version__
 from stability.errors import StabilityError
 from stability.reports.labels import LABELS
 from stability.reports.study_table import TextColumn, columns_of, legend
-from stability.studies.progress import Progress
 from stability.studies.results import CellStatus, Failure, StudyResults
+from stability.studies.state import State
 
 __all__ = ["Drawn", "page"]
 
@@ -36,12 +36,12 @@ class Drawn(NamedTuple):
     caption: str
 
 
-def page(results: StudyResults, progress: Progress, figures: Sequence[Drawn] = (), again: str = "") -> str:
+def page(results: StudyResults, state: State, figures: Sequence[Drawn] = (), again: str = "") -> str:
     """A study as one page of HTML.
 
     Args:
         results: the results of the study.
-        progress: how far it is (:func:`stability.studies.progress.progress`).
+        state: how far it is (:func:`stability.studies.state.state_of`).
         figures: its figures.
         again: the command that made it; empty where none is known.
 
@@ -53,13 +53,13 @@ def page(results: StudyResults, progress: Progress, figures: Sequence[Drawn] = (
 
     Example:
         >>> from stability.studies import Store, StudyResults
-        >>> from stability.studies.progress import progress
+        >>> from stability.studies.state import state_of
         >>> path = "figures/discontinuity.sqlite"
-        >>> page(StudyResults.read(path), progress(Store(path))).startswith("<!doctype html>")
+        >>> page(StudyResults.read(path), state_of(Store(path))).startswith("<!doctype html>")
         True
     """
-    if not progress.measured:
-        why = f"all {progress.failed} finished cells failed" if progress.failed else "no cell is finished yet"
+    if not state.measured:
+        why = f"all {state.failed} finished cells failed" if state.failed else "no cell is finished yet"
         raise StabilityError(
             f"there is nothing to report of study {results.study!r}: {why}; run the study again, as with 'stability run "
             f"{results.study} --store FILE': it goes on where it was"
@@ -77,7 +77,7 @@ def page(results: StudyResults, progress: Progress, figures: Sequence[Drawn] = (
     return environment.get_template("page.html.jinja").render(
         study=results.study,
         question=_question(results),
-        progress=progress,
+        state=state,
         titles=list(columns),
         numeric=[all(isinstance(value, (int, float)) for value in column.values) for column in columns.values()],
         rows=[list(zip(texts, map(_sorted_by, values), strict=True)) for texts, values in _rows(columns)],

@@ -15,7 +15,7 @@ import pytest
 from stability.cli.commands import main
 from stability.studies import Store, StudyResults
 from stability.studies.columns import CELLS, EXAMPLES, cells, described, examples
-from stability.studies.progress import progress
+from stability.studies.state import state_of
 from stability.studies.study import _CONSTANTS, _MEASURED
 
 FIGURES = Path(__file__).parents[2] / "figures"
@@ -112,7 +112,7 @@ def test_failed_cells_are_told_with_their_reason(tmp_path: Path) -> None:
 
 def test_progress_counts_what_is_there_what_failed_and_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = changed(tmp_path, FAILED, GONE)
-    found = progress(Store(path))
+    found = state_of(Store(path))
     assert {one.method: (one.total, one.measured, one.failed, one.missing) for one in found.methods} == {
         "diffpruning": (3, 3, 0, 0), "childpruning": (3, 1, 2, 0), "sam": (3, 1, 0, 2),
     }  # fmt: skip
@@ -137,7 +137,7 @@ def test_the_pace_leaves_pauses_out(tmp_path: Path) -> None:
         for (row,), moment in zip(connection.execute("SELECT rowid FROM cells ORDER BY rowid").fetchall(), moments, strict=True):
             connection.execute("UPDATE cells SET finished = ? WHERE rowid = ?", (f"{moment:%Y-%m-%d %H:%M:%S}", row))
     connection.close()
-    found = progress(Store(path))
+    found = state_of(Store(path))
     busy = 5 * 5 + 10  # the pause counts as the 10 s of the cell that ended it
     assert found.last == moments[-1]
     assert found.rate == pytest.approx(3600 * 6 / busy)
@@ -149,6 +149,6 @@ def test_status_reads_while_another_process_writes(tmp_path: Path) -> None:
     with sqlite3.connect(path) as writer:
         writer.execute("BEGIN IMMEDIATE")
         writer.execute(GONE)
-        assert progress(Store(path)).missing == 0  # what is not committed is not seen
+        assert state_of(Store(path)).missing == 0  # what is not committed is not seen
     writer.close()
-    assert progress(Store(path)).missing == 2
+    assert state_of(Store(path)).missing == 2

@@ -19,7 +19,7 @@ from stability import plotting
 from stability.cli.commands import main
 from stability.reports.page import page
 from stability.studies import Store, StudyResults
-from stability.studies.progress import progress
+from stability.studies.state import state_of
 
 FIGURES = Path(__file__).parents[2] / "figures"
 FLAGS = (
@@ -39,7 +39,7 @@ def changed(folder: Path, name: str, *statements: str) -> Path:
 
 
 def of(path: Path) -> str:
-    return page(StudyResults.read(path), progress(Store(path)))
+    return page(StudyResults.read(path), state_of(Store(path)))
 
 
 @pytest.fixture

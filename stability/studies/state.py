@@ -14,13 +14,13 @@ import numpy as np
 from stability.studies.results import CellStatus, records_of
 from stability.studies.store import Store, key
 
-__all__ = ["MethodProgress", "Progress", "progress"]
+__all__ = ["MethodState", "State", "state_of"]
 
 _PAUSE = 60.0  # seconds besides three times its own that a cell may take before it is taken for the first after a pause
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodProgress:
+class MethodState:
     """How far a study is with one method.
 
     Attributes:
@@ -44,7 +44,7 @@ class MethodProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class State:
     """How far a study is.
 
     Attributes:
@@ -57,7 +57,7 @@ class Progress:
     """
 
     study: str
-    methods: tuple[MethodProgress, ...]
+    methods: tuple[MethodState, ...]
     failures: Mapping[tuple[str, str], int]
     last: datetime | None
     rate: float
@@ -84,7 +84,7 @@ class Progress:
         return sum(one.missing for one in self.methods)
 
 
-def progress(store: Store) -> Progress:
+def state_of(store: Store) -> State:
     """How far the study of a store is. Another process may be writing to it.
 
     Args:
@@ -97,7 +97,7 @@ def progress(store: Store) -> Progress:
         StabilityError: the store is damaged.
 
     Example:
-        >>> found = progress(Store("figures/discontinuity.sqlite"))
+        >>> found = state_of(Store("figures/discontinuity.sqlite"))
         >>> found.total, found.measured, found.failed, found.missing, found.remaining
         (9, 9, 0, 0, 0.0)
     """
@@ -110,7 +110,7 @@ def progress(store: Store) -> Progress:
     ended = Counter((methods[key(record["algorithm"])], record["status"]) for record in records)
     weights = {name: _mean_seconds([r for r in records if methods[key(r["algorithm"])] == name]) for name in totals}
     found = tuple(
-        MethodProgress(
+        MethodState(
             method=name,
             total=each * count,
             measured=ended[name, CellStatus.OK],
@@ -126,7 +126,7 @@ def progress(store: Store) -> Progress:
     timed = [(times[name], _seconds(record)) for name, record in _keyed(store) if name in times]
     timed.sort(key=lambda one: one[0])
     busy = _busy(timed)
-    return Progress(
+    return State(
         study=identity["study"],
         methods=found,
         failures=failures,
@@ -160,7 +160,7 @@ def _busy(timed: Sequence[tuple[datetime, float | None]]) -> float:
     return total
 
 
-def _remaining(methods: Sequence[MethodProgress], timed: Sequence[tuple[datetime, float | None]], busy: float) -> float:
+def _remaining(methods: Sequence[MethodState], timed: Sequence[tuple[datetime, float | None]], busy: float) -> float:
     """The missing cells' own time, at the pace at which the finished cells' own time passed."""
     missing = [one for one in methods if one.missing]
     if not missing:
