@@ -166,9 +166,9 @@ def _draw(axes: Sequence[Axes], panels: Sequence[_Panel], columns: int, *, divid
     finite = np.concatenate(known)
     finite = finite[np.isfinite(finite) & (finite > 0)]
     bottom, top = finite.min() / 1.6, finite.max() * 1.6
-    infinite = any((panel.rows[f"{name}_state"] == State.INFINITE).any() for panel in panels for name in panel.shown)
-    if infinite:
-        top *= (top / bottom) ** 0.2  # room for the arrows
+    arrows = max(sum((panel.rows[f"{name}_state"] == State.INFINITE).any() for name in panel.shown) for panel in panels)
+    room = 0.02 + 0.07 * arrows if arrows else 0.0  # the part of the axis that the arrows take
+    top *= (top / bottom) ** (room / (1 - room))
     cut = False
     for place, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
         ax.set_yscale("log")
@@ -182,7 +182,7 @@ def _draw(axes: Sequence[Axes], panels: Sequence[_Panel], columns: int, *, divid
             ax.set_title(panel.title, loc="left", fontsize=7.5, pad=3)
         else:
             ax.axhline(1, color="black", lw=1)
-        arrows = 0
+        place_of_arrow = 0
         for name in panel.shown:
             y, states = panel.values(name, divided=divided), list(panel.rows[f"{name}_state"])
             _bound_line(ax, panel.x, y, states, DRAWN[name][1], joined=panel.swept)
@@ -191,10 +191,10 @@ def _draw(axes: Sequence[Axes], panels: Sequence[_Panel], columns: int, *, divid
                 end = panel.x[there_is[-1]], y[there_is[-1]]
                 ax.annotate(_LETTERS[name], end, (4, 0), textcoords="offset points", va="center", fontsize=6, color=DRAWN[name][1])
             if there.any():
-                height = bottom * (top / bottom) ** (0.94 - 0.07 * arrows)
+                height = bottom * (top / bottom) ** (0.95 - 0.07 * place_of_arrow)
                 arrow: Any = {"marker": "$\\uparrow$", "ms": 6, "ls": "", "gid": "infinite"}
                 ax.plot(panel.x[there], np.full(there.sum(), height), color=DRAWN[name][1], **arrow)
-                arrows += 1
+                place_of_arrow += 1
         if panel.swept:
             p_axis(ax, panel.x, room=1 / 7)
         else:

@@ -100,7 +100,6 @@ def _panel(ax: Axes, scores: Scores) -> RankCorrelation:
     ax.set(xlabel="rank of the spread over seeds (1: least)", ylabel="rank of performance (1: best)")
     places = range(1, count + 1)
     ax.set(xticks=places, yticks=places)
-    ax.set_aspect("equal")
     return found
 
 

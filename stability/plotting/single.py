@@ -37,7 +37,7 @@ def mask(selected: Mask) -> Figure:
     Example:
         >>> import torch
         >>> figure = mask(Mask({"weight": (2, 2), "bias": (2,)}, {"bias": torch.tensor([0, 1])}))
-        >>> [bar.get_width() for bar in figure.axes[0].patches]
+        >>> [float(bar.get_width()) for bar in figure.axes[0].patches]
         [0.0, 1.0]
     """
     if not selected.total:

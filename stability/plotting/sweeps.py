@@ -147,7 +147,7 @@ def gap_against_stability(results: StudyResults) -> Figure:
     Example:
         >>> from stability.studies import StudyResults
         >>> len(gap_against_stability(StudyResults.read("figures/paper-quick-bounds.sqlite")).axes[0].collections)
-        4
+        6
     """
     summary = _measured(results)
     x, y = f"stability {STABILITY} [{unit(results.table)}]", f"test loss − train loss [{unit(results.table)}]"
