@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _failed(f"{error}; what was finished is kept", 1)
     except KeyboardInterrupt:
-        kept = "; what was finished is kept, the same command goes on from there" if words[:1] == ["run"] else ""
+        kept = "; what was finished is kept, the same command goes on from there" if words[:1] in (["run"], ["compare"]) else ""
         return _failed(f"stopped{kept}", 130)
     return 0
 

@@ -172,22 +172,21 @@ def loo(
         if settled := settling(estimate, words):
             print("", fill(settled[0], width), *settled[1:], sep="\n")
     if output.figures is not None:
-        _draw(problem, algorithm, estimate, output.figures, quiet=output.json)
+        _draw(estimate, output.figures, quiet=output.json)
 
 
-def _draw(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, folder: Path, *, quiet: bool) -> None:
+def _draw(estimate: StabilityEstimate, folder: Path, *, quiet: bool) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
     from stability import plotting
 
-    name = f"{problem.name}_{algorithm.name}"
-    figures = {}
+    name, figures = plotting.prefix(estimate), {}
     for kind, draw in (("differences", plotting.differences), ("influential", plotting.influential)):
         try:
             figures[kind] = draw(estimate)
         except plotting.NothingToDrawError as error:
             print(f"note: no figure {kind}: {error}", file=sys.stderr)
-    for path in plotting.save(figures, folder, name, f"{name}, seed {algorithm.seed}"):
+    for path in plotting.save(figures, folder, name, name):
         if not quiet:
             print(path)
