@@ -21,7 +21,7 @@ NAMES = {
         *("mixout-reset", "fisher"),
     ),
     "studies": (
-        *("digits", "digits-short", "digits-quick", "discontinuity", "theory-convex", "theory-digits"),
+        *("digits", "digits-short", "discontinuity", "theory-convex", "theory-digits"),
         *("paper", "paper-perturbation", "paper-sparsity"),
         *("paper-quick", "paper-quick-perturbation", "paper-quick-sparsity"),
     ),

@@ -41,9 +41,7 @@ from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Estimator
 from stability.leave_one_out.measuring import measure
 from stability.leave_one_out.wording import carriers, doubts
-from stability.problems import Problem
 from stability.reports.terminal import metrics_of, settling, show_bounds, show_estimate, show_examples
-from stability.training import Algorithm
 from stability.training.progress import stages
 
 __all__ = ["loo"]

@@ -240,7 +240,7 @@ def asked(arguments: Sequence[str]) -> Asked | None:
         UsageError: an unknown study, an option that this study does not have, or a value that it refuses.
 
     Example:
-        >>> found = asked(["digits-quick", "--workers", "1"])
+        >>> found = asked(["digits-short", "--workers", "1"])
         >>> len(found.study.cells()), found.machine.workers
         (34, 1)
     """
@@ -285,7 +285,7 @@ def run(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Non
         draw(results, stored.figures)
 
 
-_FIRST = 15.0  # seconds until figures are first drawn; then again each time that as long has passed once more
+_FIRST, _FACTOR = 10.0, 4  # seconds until figures are first drawn; then again when so many times as long has passed
 
 
 class _Drawn:
@@ -305,7 +305,7 @@ class _Drawn:
         """Draw if it is time."""
         past = time.monotonic() - self._began
         if self._folder is not None and past >= self._due and not self._drawing.is_alive():
-            self._due = 2 * past
+            self._due = _FACTOR * past
             self._drawing = threading.Thread(target=self._draw, args=(self._folder,), daemon=True)
             self._drawing.start()
 

@@ -137,7 +137,7 @@ def planned(study: Study) -> Figure:
 
     Example:
         >>> from stability.studies import STUDIES
-        >>> [text.get_text() for text in planned(STUDIES["digits-quick"]).axes[0].get_yticklabels()][:3]
+        >>> [text.get_text() for text in planned(STUDIES["digits-short"]).axes[0].get_yticklabels()][:3]
         ['full tuning', 'BitFit', 'Mixout']
     """
     asked: dict[str, list[float | None]] = {}

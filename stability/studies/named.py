@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from stability.leave_one_out.estimators import Assisted, Exact, Sampled
 from stability.leave_one_out.predictors import Linearised
@@ -20,6 +21,7 @@ from stability.selectors import (
     Mixout,
     MixoutReset,
     Random,
+    Selector,
 )
 from stability.studies.protocol import Part, Protocol
 from stability.studies.study import Study
@@ -30,28 +32,30 @@ __all__ = ["NOTES", "PAPER", "STUDIES"]
 _SWEPT = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
-def _digits(name: str, sparsities: tuple[float, ...], widths: tuple[int, ...], seeds: int, steps: int, retrainings: int) -> Study:
-    """A study of digits: the ten methods of the paper, Mixout in both its forms, each at every p that it can have."""
+def _digits() -> Study:
+    """The ten methods of the paper on digits, Mixout in both its forms, each at every p that it can have."""
     whole = (FullTuning(), BitFit(), Mixout())
-    ranked = (Random, MagPruning, SAM, MixoutReset, ChildPruning)
-    swept = [kind(p) for kind in ranked for p in sparsities] + [DiffPruning(p, burn_in=steps // 2) for p in sparsities]
-    inserted = [kind(width) for kind in (Adapter, LoRA) for width in widths]
-    algorithms = tuple(FineTuning(selector, steps=steps) for selector in (*whole, *swept, *inserted))
-    estimator = Assisted(retrainings)
-    return Study(name, "digits", algorithms, tuple(range(seeds)), problem_settings={"n": 100}, estimator=estimator)
+    masks = (Random, MagPruning, SAM, MixoutReset, ChildPruning, partial(DiffPruning, burn_in=50))
+    return _on_digits(
+        "digits", (*whole, *_each(masks, _SWEPT), *_each((Adapter, LoRA), (1, 4, 16))), seeds=5, steps=100, estimator=Assisted(20)
+    )
 
 
 def _short() -> Study:
-    """The ten methods of the paper on digits in four minutes: three p, three seeds, ten retrainings a cell, no bounds."""
-    masks = (Random, MagPruning, SAM, MixoutReset, ChildPruning, partial(DiffPruning, burn_in=50))
-    swept = [kind(p) for kind in masks for p in (0.003, 0.03, 0.3)]
-    inserted = [kind(size) for kind in (Adapter, LoRA) for size in (1, 16)]
-    algorithms = tuple(FineTuning(selector, steps=100) for selector in (FullTuning(), BitFit(), *swept, *inserted))
-    estimator = Assisted(10, predictor=Linearised(checkpoints=4))
-    settings = {"n": 100}
-    return Study(
-        "digits-short", "digits", algorithms, (0, 1, 2), problem_settings=settings, check_replicas=None, estimator=estimator
-    )
+    """The same in four minutes: fewer p, seeds, steps and retrainings, Mixout in the paper's form alone, and no bounds."""
+    masks = (Random, MagPruning, SAM, MixoutReset, ChildPruning, partial(DiffPruning, burn_in=40))
+    methods = (FullTuning(), BitFit(), *_each(masks, (0.003, 0.03, 0.3)), *_each((Adapter, LoRA), (1, 16)))
+    how = {"estimator": Assisted(10, predictor=Linearised(checkpoints=4)), "check_replicas": None}
+    return _on_digits("digits-short", methods, seeds=3, steps=80, **how)
+
+
+def _each(kinds: Sequence[Callable[..., Selector]], sizes: Sequence[float]) -> list[Selector]:
+    return [kind(size) for kind in kinds for size in sizes]
+
+
+def _on_digits(name: str, methods: Sequence[Selector], *, seeds: int, steps: int, **how: Any) -> Study:
+    algorithms = tuple(FineTuning(selector, steps=steps) for selector in methods)
+    return Study(name, "digits", algorithms, tuple(range(seeds)), problem_settings={"n": 100}, **how)
 
 
 def _relaxed(sparsities: tuple[float, ...], tolerance: float) -> tuple[Minimisation, ...]:
@@ -64,9 +68,8 @@ def _hard(kind: type[Random | SAM], sparsities: tuple[float, ...], ridge: float,
 
 
 STUDIES = {
-    "digits": _digits("digits", _SWEPT, (1, 4, 16), seeds=5, steps=100, retrainings=20),
+    "digits": _digits(),
     "digits-short": _short(),
-    "digits-quick": _digits("digits-quick", (0.01, 0.1), (4,), seeds=2, steps=20, retrainings=4),
     "discontinuity": Study(
         "discontinuity",
         "digits",
@@ -105,8 +108,7 @@ STUDIES = {
         check_replicas=2,
     ),
 }
-"""Studies by name. ``digits-short`` is ``digits`` with fewer p, seeds and retrainings and without bounds. ``digits-quick`` shows
-the machinery in seconds; nothing should be concluded from it. The theory
+"""Studies by name. ``digits-short`` is ``digits`` with fewer p, seeds, steps and retrainings and without bounds. The theory
 studies measure the very minimisers that the bounds speak of: ``regularised`` is L + (1 − p)‖θ − θ⁰‖² over all
 coordinates, the others are hard masks with one small ridge for every p. ``discontinuity`` trains for long, to show the loss
 where a mask changes every 600 steps; its two retrainings a cell say little about stability."""

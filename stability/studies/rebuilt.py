@@ -40,7 +40,7 @@ def rebuilt(identity: Mapping[str, Any]) -> Study:
 
     Example:
         >>> from stability.studies import STUDIES
-        >>> identity = STUDIES["digits-quick"].identity()
+        >>> identity = STUDIES["digits-short"].identity()
         >>> rebuilt(identity).identity() == identity
         True
     """

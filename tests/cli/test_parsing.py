@@ -91,10 +91,10 @@ def test_an_option_of_another_study_says_where_it_belongs(capsys: pytest.Capture
 
 
 def test_the_word_of_the_study_may_stand_anywhere() -> None:
-    for words in (["digits-quick", "--plan"], ["--plan", "digits-quick"], ["--store", "x.sqlite", "digits-quick", "--plan"]):
+    for words in (["digits-short", "--plan"], ["--plan", "digits-short"], ["--store", "x.sqlite", "digits-short", "--plan"]):
         found = run.asked(words)
         assert found is not None
-        assert found.study is STUDIES["digits-quick"]
+        assert found.study is STUDIES["digits-short"]
         assert found.stored.plan
 
 

@@ -130,7 +130,7 @@ def test_the_command_keeps_what_is_finished_and_goes_on(tmp_path: Path, capsys: 
         ("run x --problem digits --methods sam", "run NAME has no --methods: did you mean --selectors?"),
         ("run x --problem digits --selectors full --option rank=4", "selector 'full' has no rank: leave it out; there is none"),
         ("run x --problem digits --selectors full bitfit --option rank=4", "no method here has a setting rank: leave it out"),
-        ("run digits-quick --add random", "needs its sparsity p, the fraction of parameters that may change, e.g. sparsity=0.05"),
+        ("run digits-short --add random", "needs its sparsity p, the fraction of parameters that may change, e.g. sparsity=0.05"),
         ("run paper-quick --add lora rank=4", "'rank=4' is a setting, and the methods here take none of their own"),
         ("loo lora", "the method is named after --selector: loo --selector lora"),
         ("loo --selector peft:LoraConfig rank=4", "has no rank: leave it out; did you mean r or "),

@@ -344,7 +344,7 @@ def test_a_place_that_cannot_be_written_to_is_found_out_before_computing(
     below = tmp_path / "file" / "mine.sqlite"
     with pytest.raises(StabilityError, match="nothing can be written beside .*mine.sqlite: .*use another --store"):
         study.run(quick(BitFit()), below, workers=1)
-    for command in ("run digits-quick --store STORE --figures BELOW", "loo --selector bitfit --figures BELOW"):
+    for command in ("run digits-short --store STORE --figures BELOW", "loo --selector bitfit --figures BELOW"):
         words = command.replace("BELOW", str(tmp_path / "file" / "figures")).replace("STORE", str(tmp_path / "s.sqlite")).split()
         assert main(words) == 2
         assert "nothing can be written to" in capsys.readouterr().err
