@@ -1,1 +1,1 @@
-"""The documentation site, and the programs that check and make parts of it (:mod:`docs.code`)."""
+"""The documentation site, and what makes and checks it (:mod:`docs.code`)."""

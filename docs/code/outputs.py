@@ -50,6 +50,7 @@ def main(names: list[str]) -> None:
 
 def _run_page(found: list[Block], sources: dict[str, str], made: set[str]) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
+    sys.path.insert(0, str(Path.cwd()))  # where the reader's own module is
     for block in found:
         if block.file:
             Path(block.file).write_text(block.text, encoding="utf-8")

@@ -15,6 +15,8 @@ class Roles(griffe.Extension):
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite the docstring of one object."""
+        if isinstance(obj, griffe.Attribute) and str(obj.value) == "field()":
+            obj.value = None  # how our dataclasses write a setting without a default
         if obj.docstring:
             text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)  # which griffe knows as code
             obj.docstring.value = linked(text, obj.module.path)

@@ -67,7 +67,8 @@ def _fields(made: Callable[..., Any], elsewhere: tuple[str, ...]) -> Iterator[st
             default = (
                 "" if own.default in (own.empty, None) or not isinstance(own.default, int | float | str) else f"`{own.default}`"
             )
-            value = study_file._words(own.annotation)
+            counted = made is Study and name in ("seeds", "samples")
+            value = f"{'a whole number or ' if counted else ''}{study_file._words(own.annotation)}"
             shown = "**required**" if own.default is own.empty else default
             shown = _DEFAULTS.get(name, shown) if made is Study else shown
             yield f"| `{name}` | {value} | {shown} | {_sentence(name, told.get(name, ''))} |"
@@ -75,6 +76,8 @@ def _fields(made: Callable[..., Any], elsewhere: tuple[str, ...]) -> Iterator[st
 
 def _sentence(name: str, text: str) -> str:
     """With its subject: "of AdamW" is what is said of the learning rate."""
+    for python, words in {"A tuple of": "A list of", "None measures": "Not given, it measures", "None:": "Not given:"}.items():
+        text = text.replace(python, words)
     text = f"{name.replace('_', ' ')} {text}" if text.startswith("of ") else text
     return text[0].upper() + text[1:] if text[:2].isalpha() else text
 
