@@ -70,3 +70,14 @@ def _link(source: str, found: re.Match[str]) -> str:
         return found[1] + os.path.relpath(target, posixpath.dirname(source) or ".")
     kind = "tree" if (ROOT / target).is_dir() else "blob"
     return f"{found[1]}{REPOSITORY}/{kind}/main/{target}"
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """A reader without a network sees the whole site: no page loads a script, a style, a font or a picture from elsewhere."""
+    for path in sorted(Path(config.site_dir).rglob("*.html")):
+        loaded = re.findall(r'<(?:script|img|iframe|source)\b[^>]*?\bsrc="((?:https?:)?//[^"]+)"', path.read_text(encoding="utf-8"))
+        for tag in re.findall(r"<link\b[^>]*>", path.read_text(encoding="utf-8")):
+            if not re.search(r'rel="?(canonical|prev|next)', tag):
+                loaded += re.findall(r'href="?((?:https?:)?//[^">\s]+)', tag)
+        if loaded:
+            log.warning("%s loads %s", path.relative_to(config.site_dir), ", ".join(loaded))

@@ -75,7 +75,7 @@ def _run_page(found: list[Block], sources: dict[str, str], made: set[str]) -> No
 def _shell(text: str) -> str:
     script = f"stability() {{ '{sys.executable}' -m stability \"$@\"; }}\n{text}"
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "110", "NO_COLOR": "1"}
+    environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "96", "NO_COLOR": "1"}
     done = subprocess.run(["bash", "-e", "-c", script], stdout=subprocess.PIPE, text=True, env=environment, check=True)
     return done.stdout
 
