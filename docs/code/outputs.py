@@ -40,12 +40,17 @@ def main(names: list[str]) -> None:
             continue
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(workplace(Path(folder), Path(model))):
             _run_page(found, sources, made)
+        _write(sources)
     shown = {block.output for page in pages() for block in blocks(page)}
     sources = {name: text for name, text in sorted(sources.items()) if name in shown}
     for path in (DOCS / "outputs").glob("*.txt"):
         if path.stem not in shown:
             path.unlink()
-    SOURCES.write_text(json.dumps(sources, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(sources)
+
+
+def _write(sources: dict[str, str]) -> None:
+    SOURCES.write_text(json.dumps(dict(sorted(sources.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _run_page(found: list[Block], sources: dict[str, str], made: set[str]) -> None:
