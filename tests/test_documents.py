@@ -84,13 +84,3 @@ def test_contributing_names_files_that_are_there() -> None:
     assert [path for path in named if not any((root / path).exists() for root in roots)] == []
     folders = {name for row in rows if len(row) == 2 for name in re.findall(r"^ `(\w+)/` ", row[0])} - {"stability"}
     assert folders == set(FOLDERS)
-
-
-def test_imports_of_the_readme_work() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (PACKAGE.parent / "README.md").read_text(), flags=re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if re.match(r"(from|import) ", line)]
-    assert len(lines) >= 4
-    for line in lines:
-        exec(line, {})
-    reached = {name for block in blocks for name in re.findall(r"stability\.(\w+)", block)}
-    assert [name for name in reached if not hasattr(stability, name)] == []

@@ -45,6 +45,7 @@ def test_what_is_said_to_be_installed_is_this_distribution() -> None:
     """Every ``pip install`` of an extra names it, wherever a user reads one; and the extra exists."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     read = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PACKAGE.rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    read += (ROOT / "docs").rglob("*.md")
     found = [name for path in read for name in re.findall(r"pip install '([\w-]+)\[(\w+)\]'", path.read_text())]
     assert len(found) >= 4
     assert {name for name, _ in found} == {project["name"]}

@@ -1,0 +1,1 @@
+"""The documentation site, and what makes and checks it (:mod:`docs.code`)."""

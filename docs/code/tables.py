@@ -1,0 +1,90 @@
+"""Tables of pages that follow from the code: columns of results, fields of study files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from docstring_parser import DocstringStyle, parse
+
+from docs.code.names import linked
+from stability.cli import study_file
+from stability.cli.options import ESTIMATORS, PREDICTORS
+from stability.studies import Study, StudyResults
+from stability.training import EarlyStopping, FineTuning, Minimisation
+
+__all__ = ["columns", "study_files"]
+
+_TABLES: dict[str, tuple[str, dict[str, Callable[..., Any]], tuple[str, ...]]] = {
+    "The study": ("Fields of the file itself.", {"": Study}, ("algorithms", "estimator")),
+    "Algorithms": (
+        "Fields of each `[[algorithms]]`. Without a `kind` it is `FineTuning`. `selector` is a name, a table with a `name` and the "
+        "settings of that method, or a list of them. `sparsity` may be a list.",
+        {"FineTuning": FineTuning, "Minimisation": Minimisation},
+        ("seed",),
+    ),
+    "Early stopping": ("Fields of `early_stopping`, a table in an algorithm.", {"": EarlyStopping}, ()),
+    "Estimator": ("Fields of `[estimator]`. Without a `kind` it is `assisted`.", dict(ESTIMATORS), ()),
+    "Predictor": ("Fields of `predictor`, a table in the estimator. Without a `kind` it is `linearised`.", dict(PREDICTORS), ()),
+}
+"""Of each table: what is said of it, its classes by the word that asks for them, fields that are given elsewhere or nowhere."""
+
+
+_DEFAULTS = {"name": "that of the file", "check_replicas": "no bounds"}
+"""Of a study, where a file has another default than the class."""
+
+
+def columns() -> str:
+    """The columns of exported results: of cells, and of the examples that were left out."""
+    try:
+        from stability.studies.columns import CELLS, EXAMPLES, described
+    except ImportError:  # until results are exported with described columns
+        names = StudyResults.read("figures/digits.sqlite").table.columns
+        return "\n".join(["| column |", "| --- |", *(f"| `{name}` |" for name in names)])
+    rows = ["## A row for each cell", "", described(CELLS), "## A row for each example that was left out", "", described(EXAMPLES)]
+    return "\n".join(rows)
+
+
+def study_files() -> str:
+    """The fields of a study file, from the classes that they make."""
+    lines: list[str] = []
+    for heading, (text, kinds, elsewhere) in _TABLES.items():
+        lines += [f"## {heading}", "", text, ""]
+        for kind, made in kinds.items():
+            if rows := list(_fields(made, elsewhere)):
+                lines += [*([f'`kind = "{kind}"`:', ""] if kind else []), "| field | value | by default | meaning |"]
+                lines += ["| --- | --- | --- | --- |", *rows, ""]
+            else:
+                lines += [f'`kind = "{kind}"` has no fields.', ""]
+    return "\n".join(lines)
+
+
+def _fields(made: Callable[..., Any], elsewhere: tuple[str, ...]) -> Iterator[str]:
+    told = _told(made)
+    for name, own in inspect.signature(made, eval_str=True).parameters.items():
+        if name not in elsewhere:
+            default = (
+                "" if own.default in (own.empty, None) or not isinstance(own.default, int | float | str) else f"`{own.default}`"
+            )
+            counted = made is Study and name in ("seeds", "samples")
+            value = f"{'a whole number or ' if counted else ''}{study_file._words(own.annotation)}"
+            shown = "**required**" if own.default is own.empty else default
+            shown = _DEFAULTS.get(name, shown) if made is Study else shown
+            yield f"| `{name}` | {value} | {shown} | {_sentence(name, told.get(name, ''))} |"
+
+
+def _sentence(name: str, text: str) -> str:
+    """With its subject: "of AdamW" is what is said of the learning rate."""
+    for python, words in {"A tuple of": "A list of", "None measures": "Not given, it measures", "None:": "Not given:"}.items():
+        text = text.replace(python, words)
+    text = f"{name.replace('_', ' ')} {text}" if text.startswith("of ") else text
+    return text[0].upper() + text[1:] if text[:2].isalpha() else text
+
+
+def _told(made: Callable[..., Any]) -> dict[str, str]:
+    """What the class says of each field, on one line each."""
+    text = inspect.getdoc(made) or ""
+    module = inspect.unwrap(made).__module__
+    found = parse(text, style=DocstringStyle.GOOGLE).params
+    return {one.arg_name: linked(" ".join((one.description or "").split()), module).replace("|", "\\|") for one in found}
