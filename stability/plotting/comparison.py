@@ -57,7 +57,7 @@ def ranks(*panels: Scores) -> Figure:
     for scores in panels:
         if scores.table["std"].notna().sum() < 3 or scores.table["method"].nunique() < 2:
             raise NothingToDrawError("ranks need at least two methods, two seeds and three pairs of method and task")
-    figure, axes = new_figure(1, len(panels), (4.6, 4.6) if len(panels) == 1 else (3.6 * len(panels), 4.3))
+    figure, axes = new_figure(1, len(panels), (4.6, 4.6) if len(panels) == 1 else (3.6 * len(panels), 4.8))
     found = [_panel(ax, scores) for ax, scores in zip(axes, panels, strict=True)]
     tasks = list(dict.fromkeys(label(str(task)) for scores in panels for task in scores.table["task"]))
     one = "Methods that spread less over seeds perform better"

@@ -280,7 +280,7 @@ class StudyResults:
 
     def _repr_html_(self) -> str:
         failed = 0 if self.table.empty else int((self.table["status"] != CellStatus.OK).sum())
-        what = f"{len(self)} cells of {len(self.algorithms)} methods on {', '.join(self.tasks) or 'no task'}"
+        what = f"{len(self)} cells of {len(self.algorithms)} settings on {', '.join(self.tasks) or 'no task'}"
         lost = f", {failed} of them failed" if failed else ""
         begins = f"<p><b>Results of study {escape(self.study)}</b>: {escape(what)}{lost}</p>"
         if failed == len(self):
