@@ -330,7 +330,6 @@ def report() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "cores": cores(),
         "threads": torch.get_num_threads(),
-        "threads_of_small_models": 1,
         "devices": ["cpu", *(f"cuda:{i} {name}" for i, name in enumerate(cuda))],
         "free_memory_gib": round(free_memory(torch.device("cpu")) / 2**30, 1),
     }

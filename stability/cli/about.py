@@ -50,5 +50,7 @@ def doctor(*, json: Json = False) -> None:
     if json:
         print_json(facts)
         return
+    facts["threads"] = f"{facts['threads']} (for large models; one for small ones, such as digits)"
+    width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:>16}  {', '.join(value) if isinstance(value, list) else value}")
+        print(f"{name:>{width}}  {', '.join(value) if isinstance(value, list) else value}")

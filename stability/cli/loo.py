@@ -109,7 +109,7 @@ class Threads(Machine):
     """Where the work is done.
 
     Attributes:
-        threads: Threads of this process; by default as many as torch chooses.
+        threads: Threads of this process, at most: a small model takes one. By default as many as torch chooses.
     """
 
     threads: Whole = None

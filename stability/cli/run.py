@@ -5,10 +5,10 @@ Each of the four has options of its own; the word STUDY says which it is.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -36,7 +36,7 @@ from stability.cli.options import MACHINE as MACHINE_GROUP
 from stability.cli.parsing import RefusedOptionError, Whole, application, called, given, names, options, settings
 from stability.cli.protocol_options import protocol_options
 from stability.cli.study_file import read
-from stability.errors import StabilityError, UsageError
+from stability.errors import StabilityError, UsageError, described
 from stability.reports import render
 from stability.studies import cost, study
 from stability.studies.named import PAPER, STUDIES
@@ -242,7 +242,7 @@ def asked(arguments: Sequence[str]) -> Asked | None:
     Example:
         >>> found = asked(["digits-short", "--workers", "1"])
         >>> len(found.study.cells()), found.machine.workers
-        (34, 1)
+        (72, 1)
     """
     form = _form_of(arguments)
     try:
@@ -294,12 +294,13 @@ class _Drawn:
     Args:
         store: its results so far.
         folder: where the figures are drawn; None for none.
+        first: seconds until they are drawn for the first time.
     """
 
-    def __init__(self, store: Path, folder: Path | None) -> None:
+    def __init__(self, store: Path, folder: Path | None, first: float = _FIRST) -> None:
         self._store, self._folder = store, folder
-        self._began, self._due = time.monotonic(), _FIRST
-        self._drawing = threading.Thread()
+        self._began, self._due = time.monotonic(), first
+        self._drawing, self._error = threading.Thread(), ""
 
     def look(self) -> None:
         """Draw if it is time."""
@@ -310,10 +311,16 @@ class _Drawn:
             self._drawing.start()
 
     def finish(self) -> None:
-        """Wait for what is being drawn: pyplot is not for two threads at once."""
+        """Wait for what is being drawn, for pyplot is not for two threads at once; and say what went wrong."""
         if self._drawing.is_alive():
             self._drawing.join()
+        if self._error:
+            print(f"note: no figures while the study ran: {self._error}", file=sys.stderr)
 
     def _draw(self, folder: Path) -> None:
-        with suppress(StabilityError):  # too little is finished yet for a figure; at the end it is drawn, or said why not
+        try:
             draw(StudyResults.read(self._store), folder, formats=("png",), quiet=True)
+        except StabilityError:  # too little is finished yet for a figure; at the end it is drawn, or said why not
+            pass
+        except Exception as error:  # whatever it is, the study goes on
+            self._error = described(error)

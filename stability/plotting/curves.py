@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ class Block:
     label: str
     curves: tuple[Curve, ...]
     least: float | None = None
+    _: KW_ONLY
     notes: tuple[str, ...] = ()
     log: bool = False
     zero: bool = False

@@ -138,7 +138,7 @@ def planned(study: Study) -> Figure:
     Example:
         >>> from stability.studies import STUDIES
         >>> [text.get_text() for text in planned(STUDIES["digits-short"]).axes[0].get_yticklabels()][:3]
-        ['full tuning', 'BitFit', 'Mixout']
+        ['full tuning', 'BitFit', 'random']
     """
     asked: dict[str, list[float | None]] = {}
     for algorithm in study.algorithms:

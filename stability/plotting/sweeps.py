@@ -52,7 +52,9 @@ def stability(results: StudyResults) -> Figure:
     """
     summary = _measured(results)
     curve = mean(results, summary, "stability")
-    block = Block(f"stability {STABILITY} [{unit(results.table)}]", (curve,), 0.0, (_stability_bars(results, curve),), log=True)
+    block = Block(
+        f"stability {STABILITY} [{unit(results.table)}]", (curve,), 0.0, notes=(_stability_bars(results, curve),), log=True
+    )
     return swept([block], "How much leaving one example out changes its loss", settings_of(results))
 
 
@@ -95,7 +97,7 @@ def generalization(results: StudyResults) -> Figure:
     gap = mean(results, summary, "gap")
     told = bars([test, train, gap], "the mean", _over(results))
     blocks = [
-        Block(f"loss [{unit(table)}]", (test, train), 0.0 if summary["train_loss"].min() >= 0 else None, (told,)),
+        Block(f"loss [{unit(table)}]", (test, train), 0.0 if summary["train_loss"].min() >= 0 else None, notes=(told,)),
         Block(f"test loss − train loss [{unit(table)}]", (gap,), zero=True),
     ]
     return swept(blocks, "Loss and generalization gap", settings_of(results))

@@ -204,7 +204,8 @@ def _timed(study: Study, problem: Problem, algorithm: Algorithm, more: int) -> d
     selector, masks = algorithm.selector, None
     if not selector.moving:
         own, seconds = _clocked(lambda: algorithm.select(few))
-        masks, parts["select"] = [own], seconds * (grown if selector.uses_data else 1)
+        twice = 2 if selector.code() is not None else 1  # what is the user's own is asked again, to compare
+        masks, parts["select"] = [own], twice * seconds * (grown if selector.uses_data else 1)
     # Steps of texts are as long as their tokens are many.
     sizes = [problem.train.longest(index) * len(index) for index in batches]
     longer = sum(sizes) / len(sizes) / (sum(sizes[1 : _TIMED + 1]) / len(sizes[1 : _TIMED + 1]) if len(sizes) > 1 else sizes[0])
@@ -220,10 +221,10 @@ def _timed(study: Study, problem: Problem, algorithm: Algorithm, more: int) -> d
     together = alone * more if alone > _LONG else _step(problem, algorithm, more, masks) * longer
     evaluating = len(problem.test) / len(batches[0]) / 3 * together
     parts["retrain"] = steps * together * (1 + validating) + evaluating
-    parts["predict"], selected = _predicting(study, few, algorithm)
+    parts["predict"], each = _predicting(study, few, algorithm)
     parts["predict"] *= grown
     if selector.uses_data and not selector.moving:
-        parts["select"] += _selecting_again(few, algorithm, max(selected, more), grown)
+        parts["select"] += _selecting_again(few, algorithm, problem.n if each else more, grown)
     if study.check_replicas is not None:
         parts["bounds"] = _bounding(few, algorithm, study.check_replicas, more) * grown
     return parts
@@ -237,8 +238,7 @@ def _step(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] 
     """Seconds that a step of r replicas takes, from the first few of a real run; what happens only once is not in it."""
     weights = torch.ones(r, problem.n)
     weights[torch.arange(1, r), torch.arange(r - 1) % problem.n] = 0
-    times: list[float] = []
-    done = 0
+    began, times, done = time.perf_counter(), list[float](), 0
 
     def told(count: int) -> None:
         nonlocal done
@@ -250,25 +250,25 @@ def _step(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] 
 
     with suppress(_Enough):
         train(problem, algorithm, weights, masks, progress=told)
-    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else time.perf_counter() - began
 
 
 class _Same:
-    """S's mask for all, and how many were asked for."""
+    """S's mask for all, and whether one for each was asked for."""
 
     def __init__(self, mask: Mask) -> None:
-        self._mask, self.asked = mask, 0
+        self._mask, self.each = mask, False
 
     def of(self, left_out: Sequence[int]) -> list[Mask]:
-        self.asked = max(self.asked, len(left_out))
+        self.each = self.each or bool(left_out)
         return [self._mask] * (len(left_out) + 1)
 
 
-def _predicting(study: Study, few: Problem, algorithm: Algorithm) -> tuple[float, int]:
-    """Seconds of a prediction of the ``few``, and for how many of them a mask was asked for."""
+def _predicting(study: Study, few: Problem, algorithm: Algorithm) -> tuple[float, bool]:
+    """Seconds of a prediction of the ``few``, and whether it selects a mask for each example."""
     predictor, selector = study.estimator.predictor_for(algorithm), algorithm.selector
     if predictor is None:
-        return 0.0, 0
+        return 0.0, False
     stand_in = FullTuning() if selector.moving else selector
     seconds, steps = [], algorithm.max_steps
     masks = _Same(stand_in.select(few, algorithm.seed))
@@ -276,15 +276,15 @@ def _predicting(study: Study, few: Problem, algorithm: Algorithm) -> tuple[float
     for taken in (1, min(_TIMED, steps)):
         short = algorithm.timed(stand_in, taken)
         if short is None:
-            return 0.0, 0
+            return 0.0, False
         observed = one.observe(few, short, masks)
         alone = train(few, short, masks=masks.of([]), replica_batch=1, observe=observed.observer)
         seconds.append(_clocked(partial(observed.predict, alone))[1])
     if not isinstance(predictor, Linearised):
-        return seconds[0], masks.asked
+        return seconds[0], masks.each
     step = max(0.0, seconds[1] - seconds[0]) / max(1, min(_TIMED, steps) - 1)
     whole = steps * step * (_MOVING if selector.moving else 1) + min(predictor.checkpoints, steps) * max(0.0, seconds[0] - step)
-    return whole, few.n if masks.asked else 0
+    return whole, masks.each
 
 
 def _selecting_again(few: Problem, algorithm: Algorithm, count: int, grown: float) -> float:

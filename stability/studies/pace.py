@@ -91,15 +91,16 @@ class Pace:
         self._waiting, self._workers = Counter(kinds), workers
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
-    def finished(self, kind: str, seconds: float) -> None:
+    def finished(self, kind: str, seconds: float | None) -> None:
         """Take note of a finished cell.
 
         Args:
             kind: what it was, one of those that wait.
-            seconds: how long it took.
+            seconds: how long it took; None of one that failed, which may have ended early.
         """
         self._waiting[kind] -= 1
-        self._seconds[kind].append(seconds)
+        if seconds is not None:
+            self._seconds[kind].append(seconds)
 
     def seconds_left(self) -> float | None:
         """How long the cells that wait will take with these workers; None where none is finished yet."""

@@ -531,11 +531,12 @@ def run(
             raise UsageError(
                 f"workers = {workers}: no other process can import selector {here!r}; use workers=1, or move its code into a module"
             )
-        pace = Pace((key(one.identity["algorithm"]) for one in waiting), count)
+        pace = Pace((one.kind for one in waiting), count)
+        kinds = {key(one.identity): one.kind for one in waiting}
         for mine, record in _compute(study, waiting, str(place), count):
             ledger.add(mine, record, passing=record.get("failure", Failure.METHOD) != Failure.METHOD)
-            pace.finished(key(mine["algorithm"]), record["cell_seconds"])
             failed = progress.failed + (record["status"] == CellStatus.FAILED)
+            pace.finished(kinds[key(mine)], None if record["status"] == CellStatus.FAILED else record["cell_seconds"])
             progress = Progress(progress.done + 1, progress.total, failed, pace.seconds_left())
             on_cell(progress)
     return StudyResults.read(store)
@@ -594,6 +595,11 @@ class _Work(NamedTuple):
     cell: Cell
     identity: dict[str, Any]
     expected: Expected
+
+    @property
+    def kind(self) -> str:
+        """The same for cells that take equally long: those that differ by their seed alone."""
+        return key({"of": [self.identity["algorithm"], self.cell.problem, self.cell.measured]})
 
 
 def _compute(study: Study, work: list[_Work], device: str, workers: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -83,6 +83,7 @@ def suited_to(problem: Problem, algorithm: Algorithm) -> Iterator[None]:
     """Let torch's operations take one thread, unless the model is large; afterwards as many as before.
 
     It never takes more than torch has, which ``torch.set_num_threads`` and ``--threads`` say. A model on a GPU changes nothing.
+    torch has one number for the whole process: measure one thing at a time in it, and several in processes of their own.
 
     Args:
         problem: whose model it is.

@@ -16,13 +16,16 @@ import pytest
 
 from stability import StabilityError, plotting
 from stability.cli.commands import main
+from stability.cli.run import _Drawn
 from stability.leave_one_out.estimators import Sampled
 from stability.masks import Mask
 from stability.plotting.bound_curves import DRAWN
+from stability.problems import HUB, PROBLEMS
 from stability.reports import study_table
 from stability.selectors import BitFit, Random
+from stability.selectors.naming import SELECTORS, announced
 from stability.studies import study
-from stability.studies.named import STUDIES
+from stability.studies.named import PAPER, STUDIES
 from stability.studies.results import BOUNDS, StudyResults
 from stability.studies.store import Store, key
 from stability.studies.study import Study
@@ -135,11 +138,12 @@ def test_bounds_list_and_doctor_print_json(capsys: pytest.CaptureFixture[str]) -
     assert printed(capsys, *command.format(1).split())["stability"] is None
     names = printed(capsys, "list", "--json")
     ten = ["full", "random", "mixout", "bitfit", "magnitude", "adapter", "lora", "diffpruning", "childpruning", "sam"]
-    assert names["selectors"] == [*ten, "mixout-reset", "fisher"]
     measured = {algorithm.selector.settings()["name"] for algorithm in STUDIES["digits"].algorithms}
     assert measured == {*ten, "mixout-reset"}
-    assert {"digits"} <= set(names["problems"])
-    assert {"digits"} <= set(names["studies"])
+    # `list` answers without importing what it names.
+    assert names["problems"] == [*PROBLEMS, *HUB]
+    assert names["selectors"] == [*SELECTORS, *announced()]
+    assert names["studies"] == [*STUDIES, *PAPER]
     assert printed(capsys, "doctor", "--json")["threads"] >= 1
 
 
@@ -455,7 +459,27 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(module: str) -> None:
         f"        if name == {module!r}: raise KeyboardInterrupt\n"
         "sys.meta_path.insert(0, Interrupted())\n"
         "from stability.cli.commands import main\n"
-        "sys.exit(main(['list']))"
+        "sys.exit(main(['table']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stability: stopped\n")
+
+
+def test_figures_are_drawn_while_a_study_runs(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As soon as a cell is finished that shows something, and not before; what goes wrong is a note, and never ends the study."""
+    whole = Store(small_store)
+    early = Store(tmp_path / "early.sqlite", whole.identity)
+    drawn = _Drawn(early.path, tmp_path / "figures", first=0.0)
+    drawn.look()
+    drawn.finish()
+    assert not (tmp_path / "figures").exists()
+    early.add(*next(iter(whole.cells())))
+    drawn.look()
+    drawn.finish()
+    assert (tmp_path / "figures" / "small_digits_stability.png").exists()
+    assert not list((tmp_path / "figures").glob("*.pdf"))
+    assert capsys.readouterr().err == ""
+    (tmp_path / "damaged.sqlite").mkdir()
+    broken = _Drawn(tmp_path / "damaged.sqlite", tmp_path / "figures", first=0.0)
+    broken.look()
+    broken.finish()

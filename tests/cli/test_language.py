@@ -119,7 +119,7 @@ def test_a_study_of_ones_own_goes_on_from_a_copy(
         return ["run", "mine", "--problem", data, "--model", model, *own.split(), "--store", store, *more]
 
     assert main(command(data, "--figures", str(tmp_path / "figures"))) == 0
-    assert (tmp_path / "figures" / "mine_stability.png").exists()
+    assert (tmp_path / "figures" / "mine_reviews_stability.png").exists()
     frame = StudyResults.read(store).table
     assert len(frame) == 2 * 3
     assert (frame["status"] == "ok").all()

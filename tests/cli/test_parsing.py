@@ -47,7 +47,8 @@ def test_abbreviated_options_are_refused(command: str, message: str, capsys: pyt
     ("command", "message"),
     [
         ("", "give a command: run, loo, compare"),
-        ("lo", 'Unknown command "lo". Did you mean "loo"?'),
+        ("lo", "there is no command 'lo': did you mean loo?"),
+        ("fit", "there is no command 'fit': use run, loo, compare"),
         ("loo", "loo: --selector needs a value; see 'stability loo --help'"),
         ("loo --selector", "loo: --selector needs a value"),
         ("loo --selector full --steps 2.5", "loo: invalid value for --steps: '2.5' is not a whole number"),

@@ -13,7 +13,9 @@ def test_what_is_left_follows_from_what_each_kind_took() -> None:
     pace.finished("b", 9.0)
     # One a at 3, one b at 9, and one c, of which nothing is known, at the mean of 3 and 9; two at once.
     assert pace.seconds_left() == pytest.approx((3 + 9 + 6) / 2)
-    for kind in "abc":
+    pace.finished("a", None)  # one that failed at once says nothing of how long others take
+    assert pace.seconds_left() == pytest.approx((9 + 6) / 2)
+    for kind in "bc":
         pace.finished(kind, 1.0)
     assert pace.seconds_left() == 0
 

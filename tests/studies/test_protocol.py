@@ -122,7 +122,7 @@ def test_the_whole_of_it_with_a_tiny_model(quick: list[str], tmp_path: Path, cap
     assert (frame["status"] == "ok").all()
     assert frame["stability"].notna().sum() == 2 * 3
     assert set(frame["n"]) == {32}
-    assert (tmp_path / "drawn" / "paper-quick_definition_3.png").exists()
+    assert (tmp_path / "drawn" / "paper-quick_cb+mrpc_definition_3.png").exists()
     assert main(["run", "paper-quick", *quick, "--plan"]) == 0
     assert "0 of 12 cells to compute" in capsys.readouterr().out
     assert main(["table", "--store", store, "--against", "paper", "--format", "latex"]) == 0
@@ -151,7 +151,7 @@ def test_early_stopping_perturbation_and_sweep_on_the_command_line(quick: list[s
     assert set(perturbed.table["kept_step"]) <= {2, 4, 6}
     assert perturbed.removed == 0.1
     assert main(["run", "paper-quick-sparsity", *quick[:7], "--sparsities", "0.02", "0.2", *quick[11:], "--figures", "drawn"]) == 0
-    assert Path("drawn/paper-quick-sparsity_four_panels.png").exists()
+    assert Path("drawn/paper-quick-sparsity_cb+mrpc_sam_four_panels.png").exists()
     assert list(StudyResults.read("runs/paper-quick-sparsity.sqlite").table["task"].unique()) == ["cb", "mrpc"]
     capsys.readouterr()
     assert main(["table", "--store", "runs/paper-quick-perturbation.sqlite", "--against", "paper"]) == 0
