@@ -16,7 +16,7 @@ import pytest
 
 from stability import FineTuning, Problem, StabilityEstimate, Study, StudyResults, measure
 from stability.bounds import pointwise_hypothesis_stability
-from stability.leave_one_out.estimators import Approximate, Assisted, Exact
+from stability.leave_one_out.estimators import Approximate, Assisted, Exact, Status
 from stability.leave_one_out.statistics import Estimate
 from stability.leave_one_out.wording import carriers, doubts, remedy, sentence
 from stability.reports.terminal import settling, show_estimate
@@ -92,6 +92,39 @@ def test_the_command_that_settles_it(sampled: StabilityEstimate) -> None:
     assert lines[1] == "  the command"
     assert asked == {"estimator": "exact", "retrainings": None, "tolerance": None, "predictor": None, "checkpoints": None}
     assert settling(of(sampled, 0.5, 0.4, 0.6), command) == []
+
+
+def test_a_tolerance_decides_alone(sampled: StabilityEstimate, capsys: pytest.CaptureFixture[str]) -> None:
+    """Met, it leaves nothing inconclusive, however wide; not met, there is one reason and one command, which keeps it."""
+    problem, algorithm = sampled.replicas.problem, sampled.replicas.algorithm
+    wide = dataclasses.replace(of(sampled, 0.5, 0.1, 1.1, correlation=0.3), tolerance=1.5, status=Status.WITHIN_TOLERANCE)
+    wide = dataclasses.replace(wide, notes=("prediction and retraining correlate 0.30 only: so",))
+    assert (doubts(wide), remedy(wide), settling(wide, lambda **_: "")) == ((), None, [])
+    assert "Inconclusive" not in wide._repr_html_()
+    show_estimate(problem, algorithm, wide, {"test": 0.5}, width=200)
+    assert "Note: prediction and retraining correlate 0.30 only" in capsys.readouterr().out
+    missed = dataclasses.replace(of(sampled, 0.5, 0.4, 0.6), tolerance=0.1, status=Status.TOLERANCE_NOT_MET, n=1000)
+    asked: dict[str, Any] = {}
+    lines = settling(missed, lambda **changed: asked.update(changed) or "the command")
+    assert lines[0].startswith("Inconclusive: the tolerance of 0.1 is not met. This would settle it, in about ")
+    assert asked == {"retrainings": math.ceil(6 * (0.2 / 0.1) ** 2 * 1.2), "tolerance": 0.1}
+    assert "<code>estimators.Assisted(retrainings=29, tolerance=0.1)</code>" in missed._repr_html_()
+    show_estimate(problem, algorithm, missed, {"test": 0.5}, width=200)
+    assert "olerance is not met" not in capsys.readouterr().out  # it is said once, with the command
+
+
+def test_the_time_of_another_estimator_is_without_the_prediction(sampled: StabilityEstimate) -> None:
+    assert sampled.prediction is not None
+    predicted = dataclasses.replace(sampled.prediction, seconds=2.0)
+    wide = dataclasses.replace(of(sampled, 0.5, 0.1, 1.1), seconds=10.0, retraining_seconds=7.0, prediction=predicted)
+    cure = remedy(wide)
+    assert cure is not None
+    assert cure.estimator == "exact"
+    assert cure.seconds == pytest.approx(1 + 7 / 7 * 25)
+    cure = remedy(dataclasses.replace(wide, n=1000))
+    assert cure is not None
+    assert cure.estimator == "assisted"
+    assert cure.seconds == pytest.approx(3 + 7 / 7 * 30)
 
 
 def test_a_poor_prediction_claims_no_cut_of_the_variance(sampled: StabilityEstimate, capsys: pytest.CaptureFixture[str]) -> None:
