@@ -75,7 +75,9 @@ def table_html(table: pd.DataFrame, *, header: bool = True) -> str:
         True
     """
     with pd.option_context("display.max_colwidth", None):
-        return str(table.to_html(index=False, header=header, border=0))
+        html = str(table.to_html(index=False, header=header, border=0))
+    # Notebooks align cells to the right, which suits numbers alone.
+    return html if header else html.replace("<td>", "<td style='text-align: left'>")
 
 
 def _picture(estimate: StabilityEstimate, i: int) -> str:

@@ -188,6 +188,14 @@ def test_notebooks_show_well_formed_html_with_nothing_from_elsewhere(sampled: St
         assert "\n" not in repr(one)
 
 
+def test_what_is_shown_of_a_study_is_what_differs() -> None:
+    html = Study("mine", "digits", tuple(FineTuning(BitFit(), batch_size=size) for size in (5, 20)), (0,))._repr_html_()
+    assert all(f"batch_size={size}</td>" in html for size in (5, 20))
+    assert "1 seed," in html
+    bound = pointwise_hypothesis_stability(lipschitz=1, least_eigenvalue=-1, sparsity=0.5, n=9)._repr_html_()
+    assert bound.count("<td style='text-align: left'>") == bound.count("<td") > 4
+
+
 def test_names_are_escaped(sampled: StabilityEstimate) -> None:
     problem = dataclasses.replace(sampled.replicas.problem, shown=["<b>&" for _ in range(24)], name="<i>")
     replicas = dataclasses.replace(sampled.replicas, problem=problem)
