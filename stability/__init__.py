@@ -36,12 +36,14 @@ class _Handed:
     def create_module(self, spec):
         """The module itself, under its second name."""
         found = _importlib.import_module(_ALSO[spec.name])
-        self._spec = found.__spec__
+        spec.loader_state = found.__spec__
         return found
 
     def exec_module(self, module):
         """It has been executed already; the import has put another specification into it, and it gets its own back."""
-        module.__spec__ = self._spec
+        module.__spec__ = module.__spec__.loader_state
 
 
-_sys.meta_path.append(_Handed())
+if "_handed" not in globals():  # a reload finds the one that is there
+    _handed = _Handed()
+    _sys.meta_path.append(_handed)

@@ -80,6 +80,17 @@ def test_modules_have_the_names_under_which_they_are_handed_on(name: str) -> Non
     assert done.stdout.split() == [f"stability.leave_one_out.{name}"] * 2
 
 
+def test_handing_on_survives_a_reload_and_mixes_up_no_names() -> None:
+    code = (
+        "import importlib, sys, stability; from stability import estimators; importlib.reload(stability); "
+        "import stability.predictors, stability.estimators; "
+        "print(sum(type(one).__name__ == '_Handed' for one in sys.meta_path), "
+        "*(sys.modules[f'stability.{name}'].__spec__.name for name in ('estimators', 'predictors')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "stability.leave_one_out.estimators", "stability.leave_one_out.predictors"]
+
+
 def public_classes() -> Iterator[type]:
     """Every class of the package whose name has no leading underscore, from the module that defines it."""
     for found in pkgutil.walk_packages(stability.__path__, "stability."):

@@ -108,6 +108,7 @@ class Bound:
         facts |= {one.name: f"{held[one.held]}: {one.detail}" for one in self.assumptions}
         with pd.option_context("display.max_colwidth", None):
             table = pd.DataFrame(facts.items()).to_html(index=False, header=False, border=0)
+        table = table.replace("<td>", "<td style='text-align: left'>")  # notebooks align to the right
         kind = "estimated as" if self.estimate else "at most"
         return f"<p><b>{escape(self.name)}: {kind} {self.value:.4g}</b></p>{table}"
 

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from stability.cli.about import Json
 from stability.cli.printing import plain, print_json
-from stability.studies.pace import spoken
+from stability.leave_one_out.wording import duration
 from stability.studies.results import Failure
 from stability.studies.state import State, state_of
 from stability.studies.store import Store
@@ -48,9 +48,9 @@ def _text(found: State, store: Path) -> str:
         f"{found.study}: {done} of {found.total} cells are finished, {found.failed} of them failed; {found.missing} are missing"
     ]
     if found.last is not None:
-        lines.append(f"the last cell was finished {spoken((datetime.now(UTC) - found.last).total_seconds())} ago")
+        lines.append(f"the last cell was finished {duration((datetime.now(UTC) - found.last).total_seconds())} ago")
     if found.missing and not math.isnan(found.rate):
-        lines.append(f"pace: {found.rate:.3g} cells an hour; about {spoken(found.remaining)} are left while it runs")
+        lines.append(f"pace: {found.rate:.3g} cells an hour; about {duration(found.remaining)} are left while it runs")
     table = pd.DataFrame(
         {
             "method": [one.method for one in found.methods],

@@ -56,6 +56,7 @@ class StabilityEstimate:
             of the numbers that hold the losses. A stability below the floor is not a result.
         estimator: ``exact`` (every i was left out), ``sampled``, ``assisted`` or ``approximate``.
         status: how the estimate ended, such as "within tolerance".
+        tolerance: the relative half-width of the interval that was asked for; None where none was.
         n: size of S.
         k: how many coordinates of the pretrained model were selected.
         m: how many coordinates the pretrained model has, or its equivalent where modules were inserted; p = k/m.
@@ -63,7 +64,8 @@ class StabilityEstimate:
         retrainings: how many i were left out.
         failed: those that diverged or stopped short of their minimum, as {i: step}; they enter no average.
         seconds: wall-clock time of selection, training and evaluation.
-        retraining_seconds: of these, those of the left-out models' selection and training.
+        retraining_seconds: of these, those of training the left-out models, and of selecting those of their masks that the
+            prediction had not asked for already. Their losses are not among them.
         threads: how many threads each operation took (:mod:`stability.training.threads`).
         steps_shared: steps of replicas that were not computed, because the replicas began as one.
         per_example: a row for each i left out, in the order in which they were drawn: index, loss_full, loss_left_out,
@@ -82,6 +84,7 @@ class StabilityEstimate:
     noise_floor: float
     estimator: str
     status: Status
+    tolerance: float | None
     n: int
     k: int
     m: int

@@ -203,7 +203,7 @@ def losses_left_out(
     at_once = _at_once(memory_budget, len(tangent.origin), tangent.origin.element_size())
     found = []
     parts = torch.arange(n).split(at_once)
-    told.begin(f"predicting what leaving out each of {n} examples does", (n + len(parts)) * len(batches))
+    told.begin(f"predicting what leaving out each of {n} examples does", (n + len(parts)) * len(batches), "linearised step")
     for left_out in parts:
         weights = torch.ones(len(left_out) + 1, n, device=tangent.origin.device)
         weights[torch.arange(1, len(weights)), left_out] = 0

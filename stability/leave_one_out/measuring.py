@@ -57,7 +57,7 @@ def measure(
         replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
         memory_budget: bytes to plan with; by default half of what is free.
         progress: True shows what is being done: a bar in a terminal or a notebook, and a line every ten seconds where output goes
-            to a file. A function is told how many replica-steps were done;
+            to a file. A function is told how many replica-steps of training were done, and nothing of masks or predictions;
             :class:`stability.training.progress.Stages` is told what is being done as well. By default nothing is shown.
 
     Returns:
@@ -113,7 +113,8 @@ def _measured(
     # 2. Predict what leaving out each example would do.
     prediction = None
     if observed is not None:
-        told.begin(f"predicting what leaving out each of {problem.n} examples does")
+        if not observed.counts:
+            told.begin(f"predicting what leaving out each of {problem.n} examples does")
         observed.told = told
         prediction = observed.predict(alone)
 

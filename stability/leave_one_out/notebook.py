@@ -45,7 +45,9 @@ def as_html(estimate: StabilityEstimate) -> str:
     if why := doubts(estimate):
         settled = ""
         if (cure := remedy(estimate)) is not None:
-            settled = f" <code>estimators.{cure.estimator.capitalize()}({cure.retrainings or ''})</code> would settle it."
+            given = {"retrainings": cure.retrainings, "tolerance": cure.tolerance}
+            call = ", ".join(f"{name}={value:g}" for name, value in given.items() if value is not None)
+            settled = f" <code>estimators.{cure.estimator.capitalize()}({call})</code> would settle it."
         parts.append(f"<p><b>Inconclusive</b>: {escape('; '.join(why))}.{settled}</p>")
     parts.append(table_html(pd.DataFrame(facts.items()), header=False))
     if rows := carriers(estimate, _SHOWN):
@@ -73,7 +75,9 @@ def table_html(table: pd.DataFrame, *, header: bool = True) -> str:
         True
     """
     with pd.option_context("display.max_colwidth", None):
-        return str(table.to_html(index=False, header=header, border=0))
+        html = str(table.to_html(index=False, header=header, border=0))
+    # Notebooks align cells to the right, which suits numbers alone.
+    return html if header else html.replace("<td>", "<td style='text-align: left'>")
 
 
 def _picture(estimate: StabilityEstimate, i: int) -> str:

@@ -71,10 +71,12 @@ class Observation(ABC):
     Attributes:
         observer: is told of every step of that training; None where the trained model alone is enough.
         told: is told what the prediction is doing.
+        counts: whether ``predict`` counts what it does, and so begins the stage itself.
     """
 
     observer: Observer | None = None
     told: Stages = SILENT
+    counts: bool = False
 
     @abstractmethod
     def predict(self, real: Replicas) -> Prediction:
@@ -181,6 +183,8 @@ class Linearised(Predictor):
 
 class _Tangent(Observation):
     """Predicts by linearised replicas along what ``observer`` was told."""
+
+    counts = True
 
     def __init__(self, observer: Trajectory, masks: Sequence[Mask], memory_budget: int) -> None:
         self.observer: Trajectory = observer

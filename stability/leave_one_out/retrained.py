@@ -145,6 +145,7 @@ class Retrained:
             noise_floor=self._noise_floor,
             estimator=estimator.kind(pointwise),
             status=estimator.status(pointwise),
+            tolerance=estimator.tolerance,
             n=n,
             k=first.count,
             m=replicas.problem.m,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stability.leave_one_out.estimate import StabilityEstimate, poor
-from stability.leave_one_out.estimators import Status
+from stability.leave_one_out.estimators import Exact, Sampled, Status
 
 __all__ = ["Remedy", "amount", "carriers", "doubts", "duration", "places_of", "remedy", "sentence", "size_of"]
 
@@ -102,12 +102,15 @@ def doubts(estimate: StabilityEstimate) -> tuple[str, ...]:
     """
     if estimate.value <= estimate.noise_floor:
         return ("the value is not above the noise floor, which is what rounding alone does",)
+    if estimate.tolerance is not None:  # what was asked for decides alone
+        met = estimate.status != Status.TOLERANCE_NOT_MET
+        return () if met else (f"the tolerance of {estimate.tolerance:g} is not met{_because(estimate)}",)
     found = []
     low, high = estimate.interval
     if estimate.retrainings == 1 < estimate.n and estimate.status != Status.APPROXIMATE:
         found.append("one retraining tells nothing of the spread")
     elif math.isinf(high):
-        found.append("the interval has no upper end" + (", because a left-out model failed" if estimate.failed else ""))
+        found.append(f"the interval has no upper end{_because(estimate)}")
     elif high - low > estimate.value:
         found.append("the interval is wider than the value")
     if poor(estimate.diagnostics, estimate.retrainings, estimate.n):
@@ -115,6 +118,10 @@ def doubts(estimate: StabilityEstimate) -> tuple[str, ...]:
         means = "" if not which else ", so that the interval may miss the truth more often than it says"
         found.append(f"the prediction{which} is poor (correlation {estimate.diagnostics.correlation:.2f}){means}")
     return tuple(found)
+
+
+def _because(estimate: StabilityEstimate) -> str:
+    return ", because a left-out model failed" if estimate.failed else ""
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,7 @@ class Remedy:
         estimator: the name of an estimator, such as exact.
         retrainings: how many examples it leaves out; None for all.
         seconds: how long that will take, from what this measurement took.
+        tolerance: at which it stops; None where it looks at none.
 
     Example:
         >>> Remedy("sampled", 80, seconds=12.0).retrainings
@@ -134,13 +142,15 @@ class Remedy:
     estimator: str
     retrainings: int | None
     seconds: float
+    tolerance: float | None = None
 
 
 def remedy(estimate: StabilityEstimate) -> Remedy | None:
     """What would settle an inconclusive estimate; None where it is conclusive, or where retraining more cannot help.
 
     The half-width of an interval falls as 1/√a with a retrainings. Where that asks for half of the examples or more, or the
-    prediction was poor and leaving out every example takes at most ten minutes, that is the remedy.
+    prediction was poor and leaving out every example takes at most ten minutes, that is the remedy. Where a tolerance was not
+    met, it stays what is asked for.
 
     Args:
         estimate: a measured stability.
@@ -155,20 +165,27 @@ def remedy(estimate: StabilityEstimate) -> Remedy | None:
         return None
     low, high = estimate.interval
     wide = (high - low) / estimate.value
+    if estimate.tolerance is not None:
+        wide = estimate.pointwise.relative_half_width / estimate.tolerance
     is_poor = poor(estimate.diagnostics, estimate.retrainings, estimate.n)
     count = max(_FEWEST, math.ceil(estimate.retrainings * wide**2 * 1.2)) if math.isfinite(wide) else 20
     if is_poor:
         count = max(count, 50, 2 * estimate.retrainings)
     count = max(count, estimate.retrainings + 1)
-    if 2 * count >= estimate.n or (is_poor and _seconds(estimate, estimate.n) <= _PATIENCE):
-        return Remedy("exact", None, _seconds(estimate, estimate.n))
-    return Remedy("sampled" if is_poor else estimate.estimator, count, _seconds(estimate, count))
+    if 2 * count >= estimate.n or (is_poor and _seconds(estimate, estimate.n, Exact.name) <= _PATIENCE):
+        return Remedy(Exact.name, None, _seconds(estimate, estimate.n, Exact.name))
+    name = Sampled.name if is_poor else estimate.estimator
+    return Remedy(name, count, _seconds(estimate, count, name), estimate.tolerance)
 
 
-def _seconds(estimate: StabilityEstimate, count: int) -> float:
-    """How long a measurement with so many retrainings takes; with each goes A(S), for the noise floor."""
+def _seconds(estimate: StabilityEstimate, count: int, estimator: str) -> float:
+    """How long a measurement with so many retrainings takes; with each goes A(S), for the noise floor.
+
+    Another estimator than this one's is Exact or Sampled, which predict nothing.
+    """
     each = estimate.retraining_seconds / (estimate.retrainings + 1)
-    return estimate.seconds - estimate.retraining_seconds + each * (count + 1)
+    spared = 0.0 if estimate.prediction is None or estimator == estimate.estimator else estimate.prediction.seconds
+    return estimate.seconds - estimate.retraining_seconds - spared + each * (count + 1)
 
 
 def duration(seconds: float) -> str:
@@ -178,12 +195,15 @@ def duration(seconds: float) -> str:
         seconds: the time.
 
     Example:
-        >>> duration(0.4), duration(75), duration(600), duration(9000)
-        ('1 s', '1 min', '10 min', '2.5 h')
+        >>> duration(0.4), duration(42), duration(130), duration(5000), duration(9000), duration(200_000), duration(400_000)
+        ('1 s', '42 s', '2 min', '83 min', '2.5 h', '56 h', '5 days')
     """
-    if seconds < 60:
+    if seconds < 90:
         return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h" if hours < 72 else f"{hours / 24:.0f} days"
 
 
 def carriers(estimate: StabilityEstimate, count: int) -> list[dict[str, Any]]:

@@ -126,12 +126,12 @@ _STATUS = {
 
 def _notes(algorithm: Algorithm, estimate: StabilityEstimate) -> list[str]:
     """What should not be overlooked, a paragraph each."""
-    found = [f"Note: {note}." for note in estimate.notes if not note.startswith("prediction and retraining correlate")]
+    said = estimate.tolerance is None  # by what is inconclusive
+    notes = [note for note in estimate.notes if not (said and note.startswith("prediction and retraining correlate"))]
+    found = [f"Note: {note}." for note in notes]
     if estimate.failed:
         which = ", ".join(f"example {i} at step {step}" for i, step in estimate.failed.items())
         found.append(f"Failed with seed {algorithm.seed} and left out of every average: {which}.")
-    if estimate.status == Status.TOLERANCE_NOT_MET:
-        found.append("The tolerance is not met with as many as were allowed: give more --retrainings, or a larger --tolerance.")
     return found
 
 
@@ -150,7 +150,7 @@ def settling(estimate: StabilityEstimate, command: Callable[..., str]) -> list[s
     lines = [f"Inconclusive: {'; '.join(why)}."]
     if (cure := remedy(estimate)) is not None:
         lines[0] += f" This would settle it, in about {duration(cure.seconds)}:"
-        changed: dict[str, Any] = {"retrainings": cure.retrainings, "tolerance": None}
+        changed: dict[str, Any] = {"retrainings": cure.retrainings, "tolerance": cure.tolerance}
         if cure.estimator != estimate.estimator:
             changed |= {"estimator": cure.estimator, "predictor": None, "checkpoints": None}
         lines.append("  " + command(**changed))

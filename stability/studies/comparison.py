@@ -243,7 +243,7 @@ def compare(
         reuse: the store of a like study, whose cells are taken over.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         workers: processes, as for :func:`stability.run`.
-        progress: as for :func:`stability.measure`.
+        progress: as for :func:`stability.measure`, but that cells are counted: a function is told how many were finished.
         training: settings of :class:`stability.FineTuning`, such as ``steps=100``, for all methods that are no algorithms.
 
     Returns:
@@ -278,10 +278,10 @@ def compared(study: Study, store: str | PathLike[str], *, progress: bool | Progr
     Args:
         study: of :func:`study_of`.
         store: keeps its cells.
-        progress: as for :func:`stability.measure`.
+        progress: as for :func:`compare`.
         how: further arguments of :func:`stability.run`.
     """
-    with stages(progress) as told:
+    with stages(progress, "cell") as told:
         what = f"measuring {', '.join(dict.fromkeys(labels(study).values()))}"
         shown = Shown(told, what if len(what) < 60 else f"measuring {len(study.algorithms)} methods")
         return run(study, store, on_start=shown, on_cell=shown, **how)

@@ -20,11 +20,11 @@ from stability.checks import check_whole
 from stability.derivatives.curvature import Curvature
 from stability.derivatives.gradients import mean_gradient
 from stability.leave_one_out.predictors import Linearised
+from stability.leave_one_out.wording import duration
 from stability.machine import cores, resolve_device
 from stability.masks import Mask
 from stability.problems.problem import Problem
 from stability.selectors import FullTuning
-from stability.studies.pace import spoken
 from stability.studies.store import Store, key
 from stability.studies.study import Study, cell_identity, reusable
 from stability.training import Algorithm, train
@@ -72,8 +72,8 @@ class Cost:
         idle = [name for name in PARTS if not (table[name] > 0).any()]
         shown = shown.drop(columns=idle if early else [*idle, "least_hours"])
         hours, least = table["hours"].sum(), table["least_hours"].sum()
-        span = spoken(3600 * hours)
-        span = f"{spoken(3600 * least)} to {span}, as early as training stops" if early else span
+        span = duration(3600 * hours)
+        span = f"{duration(3600 * least)} to {span}, as early as training stops" if early else span
         unknown = int(table.loc[table["hours"].isna(), "trainings"].sum())
         but = f" (without {unknown} minimisations, which take as many steps as they need)" if unknown else ""
         who = f"{self.workers} workers of one thread" if self.workers > 1 else "one worker"

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
+from stability.leave_one_out.wording import duration
 from stability.training.progress import Stages
 
-__all__ = ["Pace", "Progress", "Shown", "spoken"]
+__all__ = ["Pace", "Progress", "Shown"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Progress:
         """What is to be said beside the count: failures, and the time that is left."""
         failed = [f"{self.failed} failed"] if self.failed else []
         known = self.seconds_left is not None and self.done < self.total
-        return ", ".join([*failed, *([f"about {spoken(self.seconds_left or 0.0)} left"] if known else [])])
+        return ", ".join([*failed, *([f"about {duration(self.seconds_left or 0.0)} left"] if known else [])])
 
 
 class Shown:
@@ -109,20 +110,3 @@ class Pace:
         known = {kind: fmean(each) for kind, each in self._seconds.items()}
         usual = fmean(known.values())
         return sum(count * known.get(kind, usual) for kind, count in self._waiting.items()) / self._workers
-
-
-def spoken(seconds: float) -> str:
-    """A duration as one says it.
-
-    Args:
-        seconds: the duration.
-
-    Example:
-        >>> spoken(42), spoken(130), spoken(5000), spoken(200000), spoken(400000)
-        ('42 s', '2 min', '83 min', '56 hours', '5 days')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} hours" if seconds < 72 * 3600 else f"{seconds / 86400:.0f} days"

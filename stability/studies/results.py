@@ -291,7 +291,7 @@ class StudyResults:
             {
                 **({"task": found["task"]} if len(self.tasks) > 1 else {}),
                 "method": found["method"],
-                "p": found["sparsity"].map("{:.3g}".format),
+                "p": found["sparsity"].map("{:.2g}".format),
                 "seeds": found["seeds"],
                 "test loss": found["test_loss"].map("{:.3f}".format),
                 "test metric": found["test_metric"].map("{:.3f}".format),

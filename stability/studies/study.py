@@ -159,16 +159,18 @@ class Study:
         return (self.problem,) if isinstance(self.problem, str) else self.problem
 
     def _repr_html_(self) -> str:
+        from stability.studies.comparison import labels  # which is made of studies
+
         p = [one.asked_sparsity for one in self.algorithms]
         methods = pd.DataFrame(
             {
-                "method": [one.name for one in self.algorithms],
+                "method": list(labels(self).values()),
                 "p": ["by its rule" if one is None else f"{one:g}" for one in p],
                 "training": (trained := [one.describe() for one in self.algorithms]),
             }
         )
         drawn = "" if self.samples is None else f" on each of {len(self.samples)} training sets"
-        what = f"{len(self.cells())} cells: {len(self.algorithms)} methods, {len(self.seeds)} seeds{drawn}"
+        what = f"{len(self.cells())} cells: {len(self.algorithms)} methods, {len(self.seeds)} {'seed' if len(self.seeds) == 1 else 'seeds'}{drawn}"
         what += f", on {', '.join(self.problems)}"
         how = f"{self.estimator.name}, {'no bounds' if self.check_replicas is None else 'with bounds'}"
         if len(set(trained)) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ __all__ = ["EVERY", "SILENT", "Bar", "Lines", "Stages", "stages"]
 _FORM = "{desc} |{bar}| {n_fmt} of {total_fmt}{unit}, {remaining} left"
 EVERY = 10.0
 """Seconds between two lines."""
+
+_LASTING = 1.0  # seconds after which a stage is worth a line of its own
 
 
 class Stages:
@@ -63,17 +66,32 @@ SILENT = Stages()
 
 
 class Counted(Stages):
-    """Tells a function how many units are done, whatever the stage.
+    """Tells a function how many units of one kind are done. What other stages count is not told, for it is something else.
 
     Args:
         told: the function.
+        unit: what is counted, as stages name it when they begin.
+
+    Example:
+        >>> done = []
+        >>> told = Counted(done.append)
+        >>> told.begin("selecting", unit="mask")
+        >>> told(100)
+        >>> told.begin("training")
+        >>> told(2)
+        >>> done
+        [2]
     """
 
-    def __init__(self, told: Progress) -> None:
-        self._told = told
+    def __init__(self, told: Progress, unit: str = "step") -> None:
+        self._told, self._unit, self._counts = told, unit, False
+
+    def begin(self, what: str, total: int | None = None, unit: str = "step") -> None:
+        self._counts = unit == self._unit
 
     def __call__(self, count: int) -> None:
-        self._told(count)
+        if self._counts:
+            self._told(count)
 
 
 class Bar(Stages):
@@ -103,9 +121,11 @@ class Bar(Stages):
 class Lines(Stages):
     """Writes a line now and then: for a file or a pipe, in which a bar would be one endless line.
 
+    A stage that lasts a second is named then, though nothing in it may be counted. Shorter ones are not: they would be many.
+
     Args:
         file: where to; by default standard error.
-        every: seconds between two lines.
+        every: seconds between two lines of one stage; 0 writes everything, and at once.
 
     Example:
         >>> told = Lines(sys.stdout, every=0)
@@ -119,22 +139,38 @@ class Lines(Stages):
         self._file, self._every, self._last = file, every, time.monotonic()
         self._what, self._unit, self._done, self._note = "", "step", 0, ""
         self._total: int | None = None
+        self._named = ""  # the stage of the last line
+        self._timer: threading.Timer | None = None
 
     def begin(self, what: str, total: int | None = None, unit: str = "step") -> None:
+        self.close()
         self._what, self._unit, self._total, self._done, self._note = what, unit, total, 0, ""
-        self._write()
+        if self._every == 0:
+            self._write()
+        elif what != self._named:
+            self._timer = threading.Timer(_LASTING, self._name, [what])
+            self._timer.daemon = True
+            self._timer.start()
 
     def __call__(self, count: int) -> None:
         self._done += count
-        self._write()
+        if time.monotonic() - self._last >= self._every:
+            self._write()
 
     def note(self, text: str) -> None:
         self._note = text
 
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _name(self, what: str) -> None:
+        """Write of a stage that has lasted, unless a count has done so or the next has begun at this moment."""
+        if what == self._what != self._named:
+            self._write()
+
     def _write(self) -> None:
-        if (now := time.monotonic()) - self._last < self._every:
-            return
-        self._last = now
+        self._last, self._named = time.monotonic(), self._what
         of = "" if self._total is None else f" of {self._total}"
         count = f": {self._unit} {self._done}{of}" if self._done else ""
         note = f", {self._note}" if self._note else ""
@@ -142,12 +178,13 @@ class Lines(Stages):
 
 
 @contextmanager
-def stages(progress: bool | Progress | None) -> Iterator[Stages]:
+def stages(progress: bool | Progress | None, unit: str = "step") -> Iterator[Stages]:
     """What is told of a computation, closed at its end.
 
     Args:
         progress: True for a bar, in a terminal or a notebook, and for a line every ten seconds elsewhere; a :class:`Stages`,
-            which is then not closed; a function, which is told the counts alone; False or None for nothing.
+            which is then not closed; a function, which is told counts of ``unit`` alone; False or None for nothing.
+        unit: what a function is told the count of.
 
     Example:
         >>> done = []
@@ -161,7 +198,7 @@ def stages(progress: bool | Progress | None) -> Iterator[Stages]:
         yield progress
         return
     if callable(progress):
-        yield Counted(progress)
+        yield Counted(progress, unit)
         return
     told = Stages() if not progress else Bar() if _interactive() else Lines()
     try:

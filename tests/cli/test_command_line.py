@@ -125,7 +125,13 @@ def test_a_budget_that_does_not_reach_the_tolerance_is_said(capsys: pytest.Captu
     assert main([*SHORT, "--tolerance", "0.001", "--retrainings", "13"]) == 0
     text = capsys.readouterr().out
     assert "without each of 13 of 20 examples" in text
-    assert "The tolerance is not met with as many as were allowed" in text
+    assert "Inconclusive: the tolerance of 0.001 is not met. This would settle it, in about 1 s:" in " ".join(text.split())
+    assert text.count("stability loo") == 1
+
+
+def test_a_tolerance_that_is_met_is_conclusive(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, "--tolerance", "5", "--retrainings", "3"]) == 0
+    assert "Inconclusive" not in capsys.readouterr().out
 
 
 def test_bounds_list_and_doctor_print_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from stability import FineTuning, Problem, StabilityEstimate, Study, StudyResults, measure
 from stability.bounds import pointwise_hypothesis_stability
-from stability.leave_one_out.estimators import Approximate, Assisted, Exact
+from stability.leave_one_out.estimators import Approximate, Assisted, Exact, Status
 from stability.leave_one_out.statistics import Estimate
 from stability.leave_one_out.wording import carriers, doubts, remedy, sentence
 from stability.reports.terminal import settling, show_estimate
@@ -94,6 +94,39 @@ def test_the_command_that_settles_it(sampled: StabilityEstimate) -> None:
     assert settling(of(sampled, 0.5, 0.4, 0.6), command) == []
 
 
+def test_a_tolerance_decides_alone(sampled: StabilityEstimate, capsys: pytest.CaptureFixture[str]) -> None:
+    """Met, it leaves nothing inconclusive, however wide; not met, there is one reason and one command, which keeps it."""
+    problem, algorithm = sampled.replicas.problem, sampled.replicas.algorithm
+    wide = dataclasses.replace(of(sampled, 0.5, 0.1, 1.1, correlation=0.3), tolerance=1.5, status=Status.WITHIN_TOLERANCE)
+    wide = dataclasses.replace(wide, notes=("prediction and retraining correlate 0.30 only: so",))
+    assert (doubts(wide), remedy(wide), settling(wide, lambda **_: "")) == ((), None, [])
+    assert "Inconclusive" not in wide._repr_html_()
+    show_estimate(problem, algorithm, wide, {"test": 0.5}, width=200)
+    assert "Note: prediction and retraining correlate 0.30 only" in capsys.readouterr().out
+    missed = dataclasses.replace(of(sampled, 0.5, 0.4, 0.6), tolerance=0.1, status=Status.TOLERANCE_NOT_MET, n=1000)
+    asked: dict[str, Any] = {}
+    lines = settling(missed, lambda **changed: asked.update(changed) or "the command")
+    assert lines[0].startswith("Inconclusive: the tolerance of 0.1 is not met. This would settle it, in about ")
+    assert asked == {"retrainings": math.ceil(6 * (0.2 / 0.1) ** 2 * 1.2), "tolerance": 0.1}
+    assert "<code>estimators.Assisted(retrainings=29, tolerance=0.1)</code>" in missed._repr_html_()
+    show_estimate(problem, algorithm, missed, {"test": 0.5}, width=200)
+    assert "olerance is not met" not in capsys.readouterr().out  # it is said once, with the command
+
+
+def test_the_time_of_another_estimator_is_without_the_prediction(sampled: StabilityEstimate) -> None:
+    assert sampled.prediction is not None
+    predicted = dataclasses.replace(sampled.prediction, seconds=2.0)
+    wide = dataclasses.replace(of(sampled, 0.5, 0.1, 1.1), seconds=10.0, retraining_seconds=7.0, prediction=predicted)
+    cure = remedy(wide)
+    assert cure is not None
+    assert cure.estimator == "exact"
+    assert cure.seconds == pytest.approx(1 + 7 / 7 * 25)
+    cure = remedy(dataclasses.replace(wide, n=1000))
+    assert cure is not None
+    assert cure.estimator == "assisted"
+    assert cure.seconds == pytest.approx(3 + 7 / 7 * 30)
+
+
 def test_a_poor_prediction_claims_no_cut_of_the_variance(sampled: StabilityEstimate, capsys: pytest.CaptureFixture[str]) -> None:
     problem, algorithm = sampled.replicas.problem, sampled.replicas.algorithm
     for correlation, claims in ((0.95, True), (0.5, False)):
@@ -153,6 +186,14 @@ def test_notebooks_show_well_formed_html_with_nothing_from_elsewhere(sampled: St
     parsed(StudyResults.read("figures/discontinuity.sqlite"))
     for one in (sampled, SAM(0.01).select(digits, 0)):
         assert "\n" not in repr(one)
+
+
+def test_what_is_shown_of_a_study_is_what_differs() -> None:
+    html = Study("mine", "digits", tuple(FineTuning(BitFit(), batch_size=size) for size in (5, 20)), (0,))._repr_html_()
+    assert all(f"batch_size={size}</td>" in html for size in (5, 20))
+    assert "1 seed," in html
+    bound = pointwise_hypothesis_stability(lipschitz=1, least_eigenvalue=-1, sparsity=0.5, n=9)._repr_html_()
+    assert bound.count("<td style='text-align: left'>") == bound.count("<td") > 4
 
 
 def test_names_are_escaped(sampled: StabilityEstimate) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stability.studies.pace import Pace, Progress, spoken
+from stability.studies.pace import Pace, Progress
 
 
 def test_what_is_left_follows_from_what_each_kind_took() -> None:
@@ -24,8 +24,3 @@ def test_progress_in_words() -> None:
     assert Progress(0, 72).note == ""
     assert Progress(3, 72, failed=1, seconds_left=130).note == "1 failed, about 2 min left"
     assert Progress(72, 72, seconds_left=0.0).note == ""
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(0.2, "0 s"), (89, "89 s"), (91, "2 min"), (5390, "90 min"), (6000, "2 hours")])
-def test_durations_in_words(seconds: float, words: str) -> None:
-    assert spoken(seconds) == words
