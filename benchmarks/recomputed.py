@@ -14,8 +14,9 @@ import torch
 
 from benchmarks.language import RESULTS
 from stability import machine
-from stability.studies import STUDIES, Cell, Store
-from stability.studies.verification import compared, stored_cells
+from stability.errors import StabilityError
+from stability.studies import STUDIES, Cell, Store, Study
+from stability.studies.verification import StoredCell, compared, stored_cells
 
 STORED = Path(__file__).parents[1] / "figures" / "digits.sqlite"
 SPARSITY = 0.03  # of the methods that choose so many
@@ -35,15 +36,25 @@ def chosen(cells: list[Cell]) -> list[Cell]:
     return list(found.values())
 
 
+def stored_of_each_family(study: Study, store: Store) -> list[StoredCell]:
+    """The stored cells that are computed again: each of those that were chosen, or an error that names what the store lacks."""
+    wanted = chosen(study.cells())
+    found = [stored for stored in stored_cells(study, store) if stored.cell in wanted]
+    held = [stored.cell for stored in found]
+    if missing := [family(cell) for cell in wanted if cell not in held]:
+        raise StabilityError(f"{store.path} lacks the cells of {', '.join(missing)}: run the study again, and it goes on")
+    assert len(found) == len(wanted) > 0
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS / "recomputed-cpu.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = STUDIES["digits"]
-    wanted = chosen(study.cells())
     rows = []
-    for checked in compared(study, [stored for stored in stored_cells(study, Store(STORED)) if stored.cell in wanted]):
+    for checked in compared(study, stored_of_each_family(study, Store(STORED))):
         cell, found = checked.stored.cell, dict(checked.differences)
         p, numbers = cell.algorithm.selector.sparsity, checked.stored.numbers
         rows.append({"method": family(cell), "p": p, "numbers": numbers, "differences": found})

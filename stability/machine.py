@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import platform
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
@@ -22,6 +23,7 @@ from stability import __version__
 from stability.errors import UsageError
 
 __all__ = [
+    "busy_cores",
     "cores",
     "device_name",
     "free_memory",
@@ -285,6 +287,23 @@ def cores() -> int:
     """
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([here, *processor_limits()])
+
+
+def busy_cores(seconds: float = 0.2) -> float:
+    """How many processor cores other processes keep busy, in the mean over a moment in which this thread waits.
+
+    Args:
+        seconds: how long it looks.
+
+    Example:
+        >>> busy_cores(0.01) >= 0
+        True
+    """
+    own, before = psutil.Process(), time.perf_counter()
+    mine = sum(own.cpu_times()[:2])
+    share = psutil.cpu_percent(interval=seconds) / 100
+    mine = (sum(own.cpu_times()[:2]) - mine) / (time.perf_counter() - before)
+    return max(0.0, float(share * (psutil.cpu_count() or 1) - mine))
 
 
 def device_name(device: torch.device) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import sqlite3
 import sys
 import warnings
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import drawing, memory, scaling
+from benchmarks import drawing, memory, recomputed, scaling
 from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
+from stability.errors import StabilityError
+from stability.studies import STUDIES, Store
 from stability.training import products
 from stability.training.products import product
 from stability.training.replicas import train
@@ -94,3 +97,17 @@ def test_recorded_results_are_whole_and_can_be_drawn(name: str) -> None:
             for one in found.values():
                 assert {"plain_loop", "dattri", "trainer"} <= one["ratios"].keys()
                 assert one["machine"]["torch"]
+
+
+def test_a_cell_that_the_store_lacks_is_told_and_not_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "digits.sqlite"
+    path.write_bytes(recomputed.STORED.read_bytes())
+    study = STUDIES["digits"]
+    found = recomputed.stored_of_each_family(study, Store(path))
+    families = {algorithm.selector.name for algorithm in study.algorithms}
+    assert len(found) == len(families) == len({recomputed.family(stored.cell) for stored in found}) > 5
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM cells WHERE json_extract(identity, '$.method') = 'bitfit'")
+    connection.close()
+    with pytest.raises(StabilityError, match="lacks the cells of bitfit"):
+        recomputed.stored_of_each_family(study, Store(path))

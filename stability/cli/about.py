@@ -50,7 +50,7 @@ def doctor(*, json: Json = False) -> None:
     if json:
         print_json(facts)
         return
-    facts["threads"] = f"{facts['threads']} (for large models; one for small ones, such as digits)"
+    facts["threads"] = f"{facts['threads']} (for large models on free cores; one for small models such as digits)"
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:>{width}}  {', '.join(value) if isinstance(value, list) else value}")

@@ -9,7 +9,8 @@ from cyclopts import Parameter
 
 from stability.cli.figures import check_writable
 from stability.errors import StabilityError
-from stability.reports.page import Drawn, page
+from stability.reports.labels import LABELS
+from stability.reports.page import Drawn, check_measured, page
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.results import StudyResults
 from stability.studies.state import state_of
@@ -38,8 +39,7 @@ def report(
     """Write a study as one page of HTML: table, figures, settings, failures, environment."""
     held = Store(store)
     results, found = StudyResults.read(store), state_of(held)
-    if not found.measured:
-        page(results, found)  # says why there is nothing to report, before any figure is drawn
+    check_measured(found)  # before any figure is drawn
     check_writable(out.parent)
     text = page(results, found, _drawn(results) if figures else (), _again(results, store))
     try:
@@ -57,11 +57,10 @@ def _drawn(results: StudyResults) -> list[Drawn]:
 
     from stability import plotting
 
-    several = len(results.tasks) > 1
     found = []
-    for name, start, figure in plotting.drawn(results):
-        task = start.removeprefix(results.study).strip("_") if several else ""
-        found.append(Drawn(plotting.svg(figure), (f"{task}: " if task else "") + _CAPTIONS.get(name, name)))
+    for name, task, figure in plotting.drawn(results):
+        of = "" if task is None else f"{LABELS.get(task, task)}: "
+        found.append(Drawn(plotting.svg(figure), of + _CAPTIONS.get(name, name)))
         plt.close(figure)
     return found
 
@@ -76,4 +75,5 @@ def _again(results: StudyResults, store: Path) -> str:
         # Where data and model were, and which options were given, is not in the store: only what they amount to.
         words = f"{name} --model MODEL --data DATA"
         return f"stability run {words} --store {store.name}  # with the settings above\n{verified} {words}"
-    return f"stability run {name}.toml --store {store.name}  # a file with the settings above\n{verified}"
+    # A file of one's own, ``compare``, a problem given in words, or Python: the store does not say which.
+    return f"the command that made it, with --store {store.name}\n{verified}"

@@ -116,7 +116,7 @@ def save_all(
     if only in FIGURES and (sparsity is not None or against is not None):
         raise UsageError(f"a sparsity and published numbers belong to {', '.join(SCORED)}: leave them out with {only}")
     written, note = [], f"study {results.study}, identity {results.fingerprint}"
-    for name, start, draw in [*_swept(results, only), *_scored(results, only, sparsity, against)]:
+    for name, start, _, draw in [*_swept(results, only), *_scored(results, only, sparsity, against)]:
         try:
             figure = draw()
         except NothingToDrawError:
@@ -127,18 +127,18 @@ def save_all(
     return written
 
 
-def drawn(results: StudyResults) -> Iterator[tuple[str, str, Figure]]:
+def drawn(results: StudyResults) -> Iterator[tuple[str, str | None, Figure]]:
     """Every figure for which the study holds something, one after the other. Whoever takes one closes it.
 
     Args:
         results: the results of the study.
 
     Yields:
-        The name of the figure, what its file's name would begin with, and the figure.
+        The name of the figure; the task that it shows, of a study of several tasks where it shows only one; and the figure.
 
     Example:
         >>> from stability.studies import StudyResults
-        >>> for name, start, figure in drawn(StudyResults.read("figures/discontinuity.sqlite")):
+        >>> for name, task, figure in drawn(StudyResults.read("figures/discontinuity.sqlite")):
         ...     print(name)
         ...     plt.close(figure)
         stability
@@ -146,9 +146,9 @@ def drawn(results: StudyResults) -> Iterator[tuple[str, str, Figure]]:
         gap_against_stability
         projection_discontinuity
     """
-    for name, start, draw in [*_swept(results, None), *_scored(results, None, None, None)]:
+    for name, _, task, draw in [*_swept(results, None), *_scored(results, None, None, None)]:
         with suppress(NothingToDrawError):
-            yield name, start, draw()
+            yield name, task, draw()
 
 
 def overview(results: StudyResults) -> Figure:
@@ -170,7 +170,7 @@ def overview(results: StudyResults) -> Figure:
     results.summary()  # says what is wrong where no cell is finished
     crossed = len(results.tasks) > 1 and len({one["method"] for one in results.algorithms.values()}) > 1
     drawn = [*([] if crossed else _swept(results, None)), *_scored(results, None, None, None)]
-    drawings = {name: draw for name, _, draw in drawn}
+    drawings = {name: draw for name, *_, draw in drawn}
     for name in ("stability", "definition_3", "ranks", "four_panels", "generalization"):
         try:
             if name in drawings:
@@ -180,8 +180,8 @@ def overview(results: StudyResults) -> Figure:
     raise NothingToDrawError("several methods on several tasks: draw results.where(task=…) of each task by itself")
 
 
-Drawing = tuple[str, str, Callable[[], Figure]]
-"""The name of a figure, what its file's name begins with, and what draws it."""
+Drawing = tuple[str, str, str | None, Callable[[], Figure]]
+"""The name of a figure, what its file's name begins with, the one task of several that it shows, and what draws it."""
 
 
 def _swept(results: StudyResults, only: str | None) -> Iterator[Drawing]:
@@ -193,10 +193,10 @@ def _swept(results: StudyResults, only: str | None) -> Iterator[Drawing]:
         if only not in (None, name):
             continue
         if len(asked) < 2 or (name in LINES and not several):
-            yield name, study_prefix(results, asked), partial(draw, results)
+            yield name, study_prefix(results, asked), None, partial(draw, results)
         else:
             found = [] if ok.empty else [task for task in asked if (ok["task"] == task).any()]
-            yield from ((name, study_prefix(results, [task]), partial(draw, results.where(task=task))) for task in found)
+            yield from ((name, study_prefix(results, [task]), task, partial(draw, results.where(task=task))) for task in found)
 
 
 def _scored(results: StudyResults, only: str | None, sparsity: float | None, against: Part | None) -> list[Drawing]:
@@ -214,4 +214,4 @@ def _scored(results: StudyResults, only: str | None, sparsity: float | None, aga
     start = study_prefix(results, results.tasks)
     if sparsity is not None:
         start = f"{start}_p{sparsity:g}"
-    return [(name, start, draw) for name, draw in drawn.items() if only in (None, name)]
+    return [(name, start, None, draw) for name, draw in drawn.items() if only in (None, name)]

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from stability.bounds.base import State
-from stability.plotting.curves import bars, mean
+from stability.plotting.curves import ALONE, bars, mean, over
 from stability.plotting.grids import CUT, TOGETHER, grid, lower, named
 from stability.plotting.style import ALL, STABILITY, NothingToDrawError, explained, headed, label, p_axis, settings_of, styled, unit
 from stability.studies.results import UNKNOWN, StudyResults
@@ -62,10 +62,9 @@ def bounds(results: StudyResults) -> Figure:
     """(e) Bounds, the middle step and the measured stability against p; below, each divided by the measured.
 
     A panel for each method with several p; methods with one p each share a panel. With more than four panels the second row is left
-    out. A bound is solid with filled marks where it is
-    below the largest loss and no checked assumption failed. Otherwise it is dashed, its mark a cross (an assumption failed) or
-    hollow (vacuous); where it is infinite an arrow stands at the top edge, where it is unknown (no convergence) nothing. A bound
-    that is infinite everywhere is named below the panels and not drawn.
+    out. A bound is solid with filled marks where it is below the largest loss and no checked assumption failed. Otherwise it is
+    dashed, its mark a cross (an assumption failed) or hollow (vacuous); where it is infinite an arrow stands at the top edge, where
+    it is unknown (no convergence) nothing. A bound that is infinite everywhere is named below the panels and not drawn.
 
     Args:
         results: the results of a study that measured bounds.
@@ -115,15 +114,12 @@ def bounds(results: StudyResults) -> Figure:
     explained(
         figure,
         [
-            bars([curve], "the mean", "training sets" if "sample" in results.table else "seeds", _ALONE),
+            bars([curve], "the mean", over(results), ALONE),
             f"Infinite everywhere, and not drawn: {absent}." if absent else "",
             CUT if cut else "",
         ],
     )
     return figure
-
-
-_ALONE = "With one seed the bars are 95 % intervals over the choice of the examples that are left out."
 
 
 def _asked(name: str, rows: pd.DataFrame) -> bool:

@@ -14,10 +14,13 @@ from stability.plotting.style import NothingToDrawError
 from stability.studies.results import CellStatus, StudyResults
 from stability.studies.scores import std_interval
 
-__all__ = ["FEW", "Block", "Curve", "bars", "mean", "series", "spread"]
+__all__ = ["ALONE", "FEW", "Block", "Curve", "bars", "mean", "over", "series", "spread"]
 
 FEW = 3
 """The fewest seeds of which an interval, or a standard deviation, is drawn: Student's factor is 4.3 for three and 12.7 for two."""
+
+ALONE = "With one seed the bars are 95 % intervals over the choice of the examples that are left out."
+"""What the bars of stability are where there is one seed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +129,19 @@ def spread(summary: pd.DataFrame, column: str, name: str = "") -> Curve:
         y = row[f"{column}_std"] if enough else np.nan
         rows.append({"series": row[by], "p": row["sparsity"], "y": y, "low": low, "high": high, "units": int(row["seeds"])})
     return Curve(name, pd.DataFrame(rows))
+
+
+def over(results: StudyResults) -> str:
+    """What the runs of an interval differ in: ``training sets`` where the study draws S apart from the seeds, otherwise ``seeds``.
+
+    Args:
+        results: the results of a study.
+
+    Example:
+        >>> over(StudyResults.read("figures/discontinuity.sqlite"))
+        'seeds'
+    """
+    return "training sets" if "sample" in results.table else "seeds"
 
 
 def bars(curves: Sequence[Curve], of: str, over: str = "seeds", alone: str = "One seed gives no interval.") -> str:

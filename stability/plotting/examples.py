@@ -23,7 +23,8 @@ _PREDICTED, _RETRAINED = "#56B4E9", "#D55E00"
 def _settings(estimate: StabilityEstimate) -> str:
     """What an estimate is of: problem, method, p, n and seed."""
     problem, algorithm = estimate.replicas.problem, estimate.replicas.algorithm
-    parts = [f"problem {problem.name}", label(algorithm.name), f"p = {share(estimate.sparsity)}", f"n = {estimate.n}"]
+    p = algorithm.sparsity_for(estimate.replicas.masks[0])
+    parts = [f"problem {problem.name}", label(algorithm.name), f"p = {share(p)}", f"n = {estimate.n}"]
     return " · ".join([*parts, f"seed {algorithm.seed}"])
 
 

@@ -26,7 +26,7 @@ _SEVERAL = 3
 
 
 def prefix(estimate: StabilityEstimate) -> str:
-    """What the names of an estimate's figures begin with: problem, method, p, n and seed.
+    """What the names of an estimate's figures begin with: problem, method, p (that of Theorem 1), n and seed.
 
     Args:
         estimate: a measured stability.
@@ -38,7 +38,8 @@ def prefix(estimate: StabilityEstimate) -> str:
         'digits_random_p0.05_n10_seed0'
     """
     problem, algorithm = estimate.replicas.problem, estimate.replicas.algorithm
-    return _joined([problem.name, algorithm.name, f"p{estimate.sparsity:.3g}", f"n{estimate.n}", f"seed{algorithm.seed}"])
+    p = algorithm.sparsity_for(estimate.replicas.masks[0])
+    return _joined([problem.name, algorithm.name, f"p{p:.3g}", f"n{estimate.n}", f"seed{algorithm.seed}"])
 
 
 def study_prefix(results: StudyResults, tasks: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from stability.plotting.curves import Block, Curve, bars, mean, series, spread
+from stability.plotting.curves import ALONE, Block, Curve, bars, mean, over, series, spread
 from stability.plotting.grids import CUT_LEFT, MOST, fitted, grid, grouped, lower, plain_log, swept
 from stability.plotting.style import (
     CONTEXT,
@@ -66,14 +66,8 @@ def _measured(results: StudyResults) -> pd.DataFrame:
     return summary
 
 
-def _over(results: StudyResults) -> str:
-    """What the runs of an interval differ in."""
-    return "training sets" if "sample" in results.table else "seeds"
-
-
 def _stability_bars(results: StudyResults, curve: Curve) -> str:
-    alone = "With one seed the bars are 95 % intervals over the choice of the examples that are left out."
-    return bars([curve], "the mean", _over(results), alone)
+    return bars([curve], "the mean", over(results), ALONE)
 
 
 @styled
@@ -95,7 +89,7 @@ def generalization(results: StudyResults) -> Figure:
     table, summary = results.table, results.summary().table
     test, train = (mean(results, summary, f"{split}_loss", f"{split} loss") for split in ("test", "train"))
     gap = mean(results, summary, "gap")
-    told = bars([test, train, gap], "the mean", _over(results))
+    told = bars([test, train, gap], "the mean", over(results))
     blocks = [
         Block(f"loss [{unit(table)}]", (test, train), 0.0 if summary["train_loss"].min() >= 0 else None, notes=(told,)),
         Block(f"test loss − train loss [{unit(table)}]", (gap,), zero=True),
@@ -126,7 +120,7 @@ def four_panels(results: StudyResults) -> Figure:
     # No metric is above 1, and Student's interval does not know it.
     means = tuple(mean(results, summary, f"{split}_metric", f"{split}, mean", most=1.0) for split in ("test", "train"))
     spreads = tuple(spread(summary, f"{split}_metric", f"{split}, standard deviation") for split in ("test", "train"))
-    told = bars(means, "the mean and of the standard deviation", _over(results))
+    told = bars(means, "the mean and of the standard deviation", over(results))
     ended = "Those of the mean end at 1." if any((curve.table["high"] == 1).any() for curve in means) else ""
     few = "" if (summary["seeds"] > 2).any() else "A standard deviation is drawn of three seeds or more."
     blocks = [Block(name, means, notes=(told, ended, few)), Block(f"standard deviation\nof {name} over seeds", spreads, 0.0)]
@@ -202,7 +196,7 @@ def gap_against_stability(results: StudyResults) -> Figure:
         related = f"Spearman's ρ of all {len(summary)} points is {rho:.2f}; they share seeds, so that no p-value is given."
     several = summary["sparsity"].nunique() > 1
     headed(figure, "Generalization gap against leave-one-out stability", settings_of(results))
-    notes = [_stability_bars(results, Curve("", across)), bars([Curve("", up)], "the mean", _over(results))]
+    notes = [_stability_bars(results, Curve("", across)), bars([Curve("", up)], "the mean", over(results))]
     explained(
         figure,
         [

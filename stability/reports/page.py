@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date
+from hashlib import sha256
 from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -21,7 +24,7 @@ from stability.reports.study_table import TextColumn, columns_of, legend
 from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.state import State
 
-__all__ = ["Drawn", "page"]
+__all__ = ["Drawn", "check_measured", "page"]
 
 
 class Drawn(NamedTuple):
@@ -34,6 +37,28 @@ class Drawn(NamedTuple):
 
     svg: str
     caption: str
+
+
+def check_measured(state: State) -> None:
+    """Check that a study has something to report.
+
+    Args:
+        state: how far it is (:func:`stability.studies.state.state_of`).
+
+    Raises:
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import Store
+        >>> from stability.studies.state import state_of
+        >>> check_measured(state_of(Store("figures/discontinuity.sqlite")))
+    """
+    if not state.measured:
+        why = f"all {state.failed} finished cells failed" if state.failed else "no cell is finished yet"
+        raise StabilityError(
+            f"there is nothing to report of study {state.study!r}: {why}; run the study again, by the command that made it, with "
+            "--store FILE: it goes on where it was"
+        )
 
 
 def page(results: StudyResults, state: State, figures: Sequence[Drawn] = (), again: str = "") -> str:
@@ -58,12 +83,7 @@ def page(results: StudyResults, state: State, figures: Sequence[Drawn] = (), aga
         >>> page(StudyResults.read(path), state_of(Store(path))).startswith("<!doctype html>")
         True
     """
-    if not state.measured:
-        why = f"all {state.failed} finished cells failed" if state.failed else "no cell is finished yet"
-        raise StabilityError(
-            f"there is nothing to report of study {results.study!r}: {why}; run the study again, as with 'stability run "
-            f"{results.study} --store FILE': it goes on where it was"
-        )
+    check_measured(state)
     environment = Environment(
         loader=PackageLoader("stability.reports", "."),
         autoescape=True,
@@ -74,7 +94,10 @@ def page(results: StudyResults, state: State, figures: Sequence[Drawn] = (), aga
     every = columns_of(results)
     columns = {title: every[title] for title in sorted(every, key=lambda title: _FIRST.get(title, len(_FIRST)))}
     columns["method"] = TextColumn([LABELS.get(name, name) for name in every["method"].texts], every["method"].values)
+    script = _SCRIPT.read_text(encoding="utf-8")
     return environment.get_template("page.html.jinja").render(
+        script=Markup(script),
+        digest=b64encode(sha256(script.encode()).digest()).decode(),
         study=results.study,
         question=_question(results),
         state=state,
@@ -97,6 +120,9 @@ def page(results: StudyResults, state: State, figures: Sequence[Drawn] = (), aga
         today=date.today().isoformat(),
     )
 
+
+_SCRIPT = Path(__file__).with_name("page.js")
+"""The page's one script. A browser runs no other: the page's policy names its SHA-256 digest."""
 
 _FIRST = {title: place for place, title in enumerate(("task", "method", "p", "stability", "95 % interval"))}
 """The columns that a narrow screen shows first."""
@@ -127,7 +153,7 @@ def _question(results: StudyResults) -> str:
     of = f"{methods} {'way' if methods == 1 else 'ways'} of fine-tuning"
     on = f"{tasks[0]}" if len(tasks) == 1 else f"{', '.join(tasks[:-1])} and {tasks[-1]}"
     each = f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
-    if results.table["stability"].notna().any() if "stability" in results.table else False:
+    if "stability" in results.table and results.table["stability"].notna().any():
         asked = "How much does the loss on a training example change when the model is trained without that example? "
         return asked + f"This study measures it for {of} on {on}, with {each} each. A small change means a stable method."
     return f"This study compares {of} on {on}, with {each} each. It measures losses and metrics, and not stability."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -75,7 +75,7 @@ class Pace:
     A cell is expected to take as long as those of its kind did in the mean, and where none is finished as long as all others.
 
     Args:
-        kinds: of each cell that is to be computed a word for what takes equally long, such as its algorithm.
+        kinds: of each cell that is to be computed what it has in common with those that take equally long, such as its algorithm.
         workers: how many cells are computed at once.
 
     Example:
@@ -88,25 +88,27 @@ class Pace:
         2.0
     """
 
-    def __init__(self, kinds: Iterable[str], workers: int) -> None:
+    def __init__(self, kinds: Iterable[Hashable], workers: int = 1) -> None:
         self._waiting, self._workers = Counter(kinds), workers
-        self._seconds: dict[str, list[float]] = defaultdict(list)
+        self._seconds: dict[Hashable, list[float]] = defaultdict(list)
 
-    def finished(self, kind: str, seconds: float | None) -> None:
+    def finished(self, kind: Hashable, seconds: float | None) -> None:
         """Take note of a finished cell.
 
         Args:
             kind: what it was, one of those that wait.
-            seconds: how long it took; None of one that failed, which may have ended early.
+            seconds: how long it took; None where that tells nothing of the others, as of a cell that failed.
         """
         self._waiting[kind] -= 1
         if seconds is not None:
             self._seconds[kind].append(seconds)
 
     def seconds_left(self) -> float | None:
-        """How long the cells that wait will take with these workers; None where none is finished yet."""
+        """How long the cells that wait will take with these workers; None where none was measured yet."""
+        if not (left := self._waiting.total()):
+            return 0.0
         if not self._seconds:
             return None
         known = {kind: fmean(each) for kind, each in self._seconds.items()}
         usual = fmean(known.values())
-        return sum(count * known.get(kind, usual) for kind, count in self._waiting.items()) / self._workers
+        return sum(count * known.get(kind, usual) for kind, count in self._waiting.items()) / min(self._workers, left)

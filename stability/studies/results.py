@@ -314,11 +314,14 @@ def _short(identity: Mapping[str, Any]) -> str:
     return key(identity)[:12]
 
 
-def records_of(store: Store) -> tuple[list[dict[str, Any]], int]:
+def records_of(
+    store: Store, cells: Sequence[tuple[dict[str, Any], dict[str, Any]]] | None = None
+) -> tuple[list[dict[str, Any]], int]:
     """The records of a study's finished cells, in its order, each with its identity.
 
     Args:
         store: the store that holds the study.
+        cells: what ``store.cells()`` gave, where it was read already.
 
     Returns:
         The records; and how many other cells there are: of code that was changed since, or failures of other settings.
@@ -338,7 +341,7 @@ def records_of(store: Store) -> tuple[list[dict[str, Any]], int]:
     def place(record: Mapping[str, Any]) -> tuple[int, int, int, int]:
         return record.get("sample", 0), record["seed"], tasks.get(record.get("task"), 0), order[key(record["algorithm"])]
 
-    every = store.records()
+    every = [{**mine, **record} for mine, record in (store.cells() if cells is None else cells)]
     if odd := [record for record in every if not record.keys() >= {"status", "seed", "algorithm"}]:
         raise StabilityError(
             f"{store.path} is damaged: {len(odd)} of its {len(every)} cells have no record; restore a copy, or run again with "

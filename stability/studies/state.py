@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from stability.studies.pace import Pace
 from stability.studies.results import CellStatus, records_of
 from stability.studies.store import Store, key
 
@@ -101,21 +102,21 @@ def state_of(store: Store) -> State:
         >>> found.total, found.measured, found.failed, found.missing, found.remaining
         (9, 9, 0, 0, 0.0)
     """
-    identity, (records, _) = store.identity, records_of(store)
+    identity, cells = store.identity, store.cells()
+    records, _ = records_of(store, cells)
     each = len(identity["seeds"]) * len(identity.get("samples", [0])) * max(1, len(identity.get("problems", {})))
     methods = {key(one): one["selector"]["name"] for one in identity["algorithms"]}
     names = {key(record["algorithm"]): record["method"] for record in records if "method" in record}
     methods = {mine: names.get(mine, name) for mine, name in methods.items()}
     totals = Counter(methods.values())
     ended = Counter((methods[key(record["algorithm"])], record["status"]) for record in records)
-    weights = {name: _mean_seconds([r for r in records if methods[key(r["algorithm"])] == name]) for name in totals}
     found = tuple(
         MethodState(
             method=name,
             total=each * count,
             measured=ended[name, CellStatus.OK],
             failed=ended[name, CellStatus.FAILED],
-            seconds=weights[name],
+            seconds=_mean_seconds([record for record in records if methods[key(record["algorithm"])] == name]),
         )
         for name, count in totals.items()
     )
@@ -123,7 +124,7 @@ def state_of(store: Store) -> State:
         (record.get("failure", "method"), record["reason"]) for record in records if record["status"] != CellStatus.OK
     )
     times = store.times()
-    timed = [(times[name], _seconds(record)) for name, record in _keyed(store) if name in times]
+    timed = [(times[name], _seconds(record)) for mine, record in cells if (name := key(mine)) in times]
     timed.sort(key=lambda one: one[0])
     busy = _busy(timed)
     return State(
@@ -132,12 +133,8 @@ def state_of(store: Store) -> State:
         failures=failures,
         last=max(times.values(), default=None),
         rate=3600 * (len(timed) - 1) / busy if busy > 0 else np.nan,
-        remaining=_remaining(found, timed, busy),
+        remaining=_remaining(identity, records, timed, busy),
     )
-
-
-def _keyed(store: Store) -> list[tuple[str, dict[str, Any]]]:
-    return [(key(identity), record) for identity, record in store.cells()]
 
 
 def _seconds(record: Mapping[str, Any]) -> float | None:
@@ -147,7 +144,8 @@ def _seconds(record: Mapping[str, Any]) -> float | None:
 
 
 def _mean_seconds(records: Sequence[Mapping[str, Any]]) -> float:
-    known = [seconds for record in records if (seconds := _seconds(record)) is not None]
+    """Of those that were measured: one that failed may have taken no time at all."""
+    known = [seconds for record in records if record["status"] == CellStatus.OK and (seconds := _seconds(record)) is not None]
     return float(np.mean(known)) if known else np.nan
 
 
@@ -160,15 +158,26 @@ def _busy(timed: Sequence[tuple[datetime, float | None]]) -> float:
     return total
 
 
-def _remaining(methods: Sequence[MethodState], timed: Sequence[tuple[datetime, float | None]], busy: float) -> float:
+def _remaining(
+    identity: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    timed: Sequence[tuple[datetime, float | None]],
+    busy: float,
+) -> float:
     """The missing cells' own time, at the pace at which the finished cells' own time passed."""
-    missing = [one for one in methods if one.missing]
-    if not missing:
-        return 0.0
-    own = [seconds for _, seconds in timed[1:] if seconds is not None]
-    known = [one.seconds for one in methods if not np.isnan(one.seconds)]
-    if not known:
-        return np.nan
-    usual = float(np.mean(known))
-    work = sum(one.missing * (usual if np.isnan(one.seconds) else one.seconds) for one in missing)
-    return work * (busy / sum(own) if own and busy > 0 else 1.0)
+    tasks, seeds = list(identity.get("problems", {})), identity["seeds"]
+    measured_seeds = seeds[: identity.get("measured_seeds")]
+
+    def kind(task: str | None, algorithm: str, seed: int) -> tuple[str | None, str, bool]:
+        """What takes equally long. Where S is drawn apart from the seeds, every cell is measured."""
+        return (task if len(tasks) > 1 else None), algorithm, "samples" in identity or seed in measured_seeds
+
+    drawn = len(identity.get("samples", [0]))
+    algorithms = [key(one) for one in identity["algorithms"]]
+    pace = Pace(kind(task, mine, seed) for mine in algorithms for task in tasks or [None] for seed in seeds for _ in range(drawn))
+    for record in records:
+        own = _seconds(record) if record["status"] == CellStatus.OK else None
+        pace.finished(kind(record["task"], key(record["algorithm"]), record["seed"]), own)
+    work = pace.seconds_left()
+    passed = [seconds for _, seconds in timed[1:] if seconds is not None]
+    return np.nan if work is None else work * (busy / sum(passed) if sum(passed) > 0 and busy > 0 else 1.0)

@@ -170,8 +170,8 @@ class Study:
             }
         )
         drawn = "" if self.samples is None else f" on each of {len(self.samples)} training sets"
-        what = f"{len(self.cells())} cells: {len(self.algorithms)} methods, {len(self.seeds)} {'seed' if len(self.seeds) == 1 else 'seeds'}{drawn}"
-        what += f", on {', '.join(self.problems)}"
+        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+        what = f"{len(self.cells())} cells: {len(self.algorithms)} methods, {seeds}{drawn}, on {', '.join(self.problems)}"
         how = f"{self.estimator.name}, {'no bounds' if self.check_replicas is None else 'with bounds'}"
         if len(set(trained)) == 1:
             methods, how = methods.drop(columns="training"), f"{how}; {trained[0]}"
@@ -599,9 +599,9 @@ class _Work(NamedTuple):
     expected: Expected
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> tuple[str, str, bool]:
         """The same for cells that take equally long: those that differ by their seed alone."""
-        return key({"of": [self.identity["algorithm"], self.cell.problem, self.cell.measured]})
+        return self.cell.problem, key(self.identity["algorithm"]), self.cell.measured
 
 
 def _compute(study: Study, work: list[_Work], device: str, workers: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -1,8 +1,9 @@
-"""How many threads an operation of torch takes: one where a model is small, and all that torch has where it is large.
+"""How many threads an operation of torch takes: all that torch has where a model is large and the cores are free, and else one.
 
-The threads of an operation wait for each other at its end. Where it takes less time than the system gives a process in turn, one
-that was interrupted holds up all others, and a second thread costs up to twenty times what it saves. The rule looks at the model
-and never at the clock, so that a result does not depend on what else the machine does.
+The threads of an operation wait for each other at its end. Beside another process one of them is often interrupted, and holds up
+all others: two threads on two cores then take three to four times as long as one (``benchmarks/threads.py``). Replicas that each
+have a thread of their own do not wait for each other, and are divided among all threads in any case
+(:mod:`stability.training.execution`). The number of threads changes results by rounding only.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from stability.machine import busy_cores
 from stability.problems.problem import Problem
 from stability.training.algorithm import Algorithm
 
 __all__ = ["LARGE", "available", "mean_product", "suited_to"]
 
-LARGE = 1 << 26
-"""Floating-point operations of a mean matrix product from which on several threads pay, also beside another process
+LARGE = 1 << 27
+"""Floating-point operations of a mean matrix product from which on several threads pay where the cores are free
 (``benchmarks/threads.py``)."""
+
+_BUSY = 0.5  # cores that other processes take before there is one thread too many
 
 _AVAILABLE: ContextVar[int | None] = ContextVar("available", default=None)
 
@@ -80,7 +84,7 @@ def available() -> int:
 
 @contextmanager
 def suited_to(problem: Problem, algorithm: Algorithm) -> Iterator[None]:
-    """Let torch's operations take one thread, unless the model is large; afterwards as many as before.
+    """Let torch's operations take one thread, unless the model is large and the cores are free; afterwards as many as before.
 
     It never takes more than torch has, which ``torch.set_num_threads`` and ``--threads`` say. A model on a GPU changes nothing.
     torch has one number for the whole process: measure one thing at a time in it, and several in processes of their own.
@@ -103,7 +107,7 @@ def suited_to(problem: Problem, algorithm: Algorithm) -> Iterator[None]:
         return
     token = _AVAILABLE.set(before)
     try:
-        if mean_product(problem, algorithm) < LARGE:
+        if mean_product(problem, algorithm) < LARGE or busy_cores() > _BUSY:
             torch.set_num_threads(1)
         yield
     finally:

@@ -88,7 +88,9 @@ def test_assisted_is_the_default_and_says_what_it_was_worth(tmp_path: Path, caps
     assert "prediction against retraining  correlation 0." in text
     assert len(re.findall(r"^ +\d+%  example \d+ \[\d\]  \([+-]0\.\d+(?:, predicted)?\)$", text, flags=re.MULTILINE)) == 3
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert {f"digits_sam_{name}.{kind}" for name in ("differences", "influential") for kind in ("png", "pdf")} == names
+    assert {
+        f"digits_sam_p0.05_n20_seed0_{name}.{kind}" for name in ("differences", "influential") for kind in ("png", "pdf")
+    } == names
     result = printed(capsys, *SHORT, "--tolerance", "0.5", "--examples", "2", "--predictor", "one-step", "--json")
     assert result["asked"] == {
         "name": "assisted",
@@ -108,7 +110,8 @@ def test_figures_that_cannot_be_drawn_are_told(tmp_path: Path, capsys: pytest.Ca
     command = ["loo", "--problem", "linear", "--selector", "full", "--minimise", "1e-6", "--ridge", "0.1", "--n", "12"]
     assert main([*command, "--retrainings", "4", "--device", "cpu", "--figures", str(tmp_path)]) == 0
     assert "no figure influential: problem 'linear' does not say" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {f"linear_regularised_differences.{kind}" for kind in ("png", "pdf")}
+    names = {f"linear_regularised_p0.9_n12_seed0_differences.{kind}" for kind in ("png", "pdf")}  # p = 1 − λ
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_approximate_has_no_interval_in_words_and_json(capsys: pytest.CaptureFixture[str]) -> None:

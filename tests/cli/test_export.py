@@ -144,6 +144,36 @@ def test_the_pace_leaves_pauses_out(tmp_path: Path) -> None:
     assert found.remaining == pytest.approx(20 * busy / 60)
 
 
+def test_time_left_is_by_task_method_and_whether_stability_is_measured(tmp_path: Path) -> None:
+    """Without times of finishing: a missing cell takes what those of its own kind took, and failed ones count nowhere."""
+    path = tmp_path / "paper-quick.sqlite"
+    path.write_bytes((FIGURES / "paper-quick.sqlite").read_bytes())
+    last, sam = max(Store(path).identity["seeds"]), "json_extract(identity, '$.method') = 'sam'"
+    assert len(Store(path).identity["seeds"]) > 2
+    with sqlite3.connect(path) as connection:
+        # Every cell of SAM takes 10 s on RTE and 1 s on CB, but 100 s where stability is measured: with the first seed.
+        connection.execute(
+            "UPDATE cells SET record = json_set(record, '$.seconds', 10 - 9 * (json_extract(record, '$.task') = 'cb'))"
+        )
+        connection.execute(
+            "UPDATE cells SET record = json_set(record, '$.seconds', 100) WHERE json_extract(identity, '$.seed') = 0"
+        )
+        connection.execute("UPDATE study SET identity = json_set(identity, '$.measured_seeds', 1)")
+        gone = connection.execute(f"DELETE FROM cells WHERE {sam} AND json_extract(identity, '$.seed') = {last}").rowcount
+        assert gone == 2
+        failed = f"WHERE {sam} AND json_extract(identity, '$.seed') = {last - 1} AND json_extract(record, '$.task') = 'cb'"
+        changes = "'$.status', 'failed', '$.failure', 'machine', '$.reason', 'killed', '$.seconds', 0"
+        assert connection.execute(f"UPDATE cells SET record = json_set(record, {changes}) {failed}").rowcount == 1
+        connection.execute("UPDATE cells SET finished = '2026-01-01 12:00:00'")
+    connection.close()
+    found = state_of(Store(path))
+    assert (found.missing, found.failed) == (2, 1)
+    assert found.remaining == pytest.approx(10 + 1)
+    (mine,) = (one for one in found.methods if one.method == "sam")
+    rest = last - 1  # seeds of SAM besides the first that are there, of RTE; of CB one of them failed
+    assert mine.seconds == pytest.approx((2 * 100 + rest * 10 + (rest - 1) * 1) / (2 + rest + rest - 1))
+
+
 def test_status_reads_while_another_process_writes(tmp_path: Path) -> None:
     path = changed(tmp_path)
     with sqlite3.connect(path) as writer:

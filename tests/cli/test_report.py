@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import sqlite3
+from base64 import b64encode
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,8 @@ def test_a_page_works_in_a_browser(browser: webdriver.Chrome, tmp_path: Path) ->
     store = changed(tmp_path, "digits", unknown)
     out = tmp_path / "report.html"
     assert main(["report", "--store", str(store), "--out", str(out), "--no-figures"]) == 0
+    (script,) = re.findall(r"<script>(.*?)</script>", text := out.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert f"script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" in text
     browser.get(out.as_uri())
     assert browser.title == "digits: leave-one-out stability"
     summary = StudyResults.read(store).summary().table
@@ -118,6 +122,7 @@ def test_a_page_has_the_figures_and_loads_nothing(
     assert capsys.readouterr().out == f"{out}\n"
     text = out.read_text(encoding="utf-8")
     assert text.count("<svg") == text.count("<figcaption>") == 2
+    assert "<figcaption>Stability against p, " in text  # one task is named in the heading
     assert "<script src" not in text
     loaded = [where for where in re.findall(r'\b(?:src|href)="([^"]+)"', text) if not where.startswith("#")]
     assert not loaded
@@ -159,6 +164,11 @@ def test_a_page_tells_which_assumptions_failed_and_how_to_make_it_again(tmp_path
     out = tmp_path / "report.html"
     assert main(["report", "--store", str(FIGURES / "theory-convex.sqlite"), "--out", str(out), "--no-figures"]) == 0
     assert "stability run theory-convex --store theory-convex.sqlite" in out.read_text(encoding="utf-8")
+    mine = changed(tmp_path, "discontinuity", "UPDATE study SET identity = json_set(identity, '$.study', 'mine')")
+    assert main(["report", "--store", str(mine), "--out", str(out), "--no-figures"]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert "<code>the command that made it, with --store discontinuity.sqlite\n" in text
+    assert "stability run" not in text
     assert "It measures losses and metrics, and not stability." in of(FIGURES / "paper-quick-sparsity.sqlite")
 
 
@@ -170,7 +180,9 @@ def test_a_store_without_measured_cells_is_refused(tmp_path: Path, capsys: pytes
     ):
         path = changed(tmp_path, "discontinuity", statement)
         assert main(["report", "--store", str(path), "--out", str(tmp_path / "report.html")]) == 1
-        assert message in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert message in said
+        assert "by the command that made it, with --store FILE" in said
         assert not (tmp_path / "report.html").exists()
 
 

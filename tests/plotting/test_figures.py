@@ -20,12 +20,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from stability import FineTuning, Mask, Problem, StabilityEstimate, Study, StudyResults, load, measure, plotting
+from stability import FineTuning, Mask, Minimisation, Problem, StabilityEstimate, Study, StudyResults, load, measure, plotting
 from stability.bounds import sgd_convex
-from stability.leave_one_out.estimators import Assisted
+from stability.leave_one_out.estimators import Assisted, Exact
 from stability.plotting import _scored, _swept
 from stability.plotting.style import label
-from stability.selectors import SAM, BitFit, Random
+from stability.selectors import SAM, BitFit, FullTuning, Random
 
 ROOT = Path(__file__).parents[2]
 STORES = sorted(path.stem for path in ROOT.glob("figures/*.sqlite"))
@@ -74,7 +74,7 @@ def joined(ax: Axes) -> set[Any]:
 def test_no_panel_of_a_committed_study_has_more_than_six_lines(name: str) -> None:
     results = stored(name)
     figures = 0
-    for kind, _, draw in [*_swept(results, None), *_scored(results, None, None, None)]:
+    for kind, *_, draw in [*_swept(results, None), *_scored(results, None, None, None)]:
         try:
             figure = draw()
         except plotting.NothingToDrawError:
@@ -232,13 +232,21 @@ def test_a_partial_store_draws_what_there_is(tmp_path: Path) -> None:
 
 def test_files_say_study_problem_method_and_p(tmp_path: Path) -> None:
     found = {
-        name: {start for _, start, _ in [*_swept(stored(name), None), *_scored(stored(name), None, None, None)]} for name in STORES
+        name: {start for _, start, *_ in [*_swept(stored(name), None), *_scored(stored(name), None, None, None)]} for name in STORES
     }
     assert found["digits"] == {"digits"}
     assert found["theory-convex"] == {"theory-convex_logistic"}
     assert found["discontinuity"] == {"discontinuity_digits_p0.01"}
     assert "paper-quick-sparsity_cb+rte_sam" in found["paper-quick-sparsity"]
     assert found["paper-quick"] == {"paper-quick_cb", "paper-quick_rte", "paper-quick_cb+rte"}
+
+
+def test_a_figure_of_one_task_of_several_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plotting, "FIGURES", {"stability": plotting.stability})
+    shown = {name: [(kind, task) for kind, task, _ in plotting.drawn(stored(name))] for name in ("paper-quick", "discontinuity")}
+    scored = [("definition_3", None), ("ranks", None)]
+    assert shown["paper-quick"] == [("stability", "cb"), ("stability", "rte"), *scored]
+    assert shown["discontinuity"] == [("stability", None)]
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +263,10 @@ def test_figures_of_an_estimate_say_what_it_is_of(estimate: StabilityEstimate) -
     for figure in (plotting.differences(estimate), plotting.influential(estimate, 3), estimate.plot()):
         assert "problem digits · SAM · p = 5 % · n = 20 · seed 0" in words(figure)
     assert plotting.prefix(estimate) == "digits_sam_p0.05_n20_seed0"
+    for ridge in (0.3, 0.5):  # of all coordinates p is that of Theorem 1, 1 − λ
+        relaxed = measure(load("linear", n=12), Minimisation(FullTuning(), ridge=ridge), estimator=Exact(), device="cpu")
+        assert plotting.prefix(relaxed) == f"linear_regularised_p{1 - ridge:g}_n12_seed0"
+        assert f"p = {1 - ridge:.0%}".replace("%", " %") in words(plotting.differences(relaxed))
     titles = [" ".join(ax.get_title(loc="left").split()) for ax in plotting.influential(estimate, 3).axes]
     assert len(titles) == 3
     for title, row in zip(titles, estimate.examples().to_dict("records"), strict=False):

@@ -20,6 +20,20 @@ def test_what_is_left_follows_from_what_each_kind_took() -> None:
     assert pace.seconds_left() == 0
 
 
+def test_no_more_workers_count_than_cells_are_left() -> None:
+    pace = Pace(["a", "a"], workers=8)
+    pace.finished("a", 6.0)
+    assert pace.seconds_left() == 6.0
+
+
+def test_a_failed_cell_tells_nothing_of_the_others() -> None:
+    pace = Pace(["a", "a", "a"], workers=1)
+    pace.finished("a", None)
+    assert pace.seconds_left() is None
+    pace.finished("a", 6.0)
+    assert pace.seconds_left() == 6.0
+
+
 def test_progress_in_words() -> None:
     assert Progress(0, 72).note == ""
     assert Progress(3, 72, failed=1, seconds_left=130).note == "1 failed, about 2 min left"
