@@ -169,8 +169,9 @@ class Study:
                 "training": (trained := [one.describe() for one in self.algorithms]),
             }
         )
+        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         drawn = "" if self.samples is None else f" on each of {len(self.samples)} training sets"
-        what = f"{len(self.cells())} cells: {len(self.algorithms)} methods, {len(self.seeds)} {'seed' if len(self.seeds) == 1 else 'seeds'}{drawn}"
+        what = f"{len(self.cells())} cells: {len(self.algorithms)} methods, {seeds}{drawn}"
         what += f", on {', '.join(self.problems)}"
         how = f"{self.estimator.name}, {'no bounds' if self.check_replicas is None else 'with bounds'}"
         if len(set(trained)) == 1:
