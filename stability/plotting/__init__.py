@@ -138,13 +138,8 @@ def drawn(results: StudyResults) -> Iterator[tuple[str, str | None, Figure]]:
 
     Example:
         >>> from stability.studies import StudyResults
-        >>> for name, task, figure in drawn(StudyResults.read("figures/discontinuity.sqlite")):
-        ...     print(name)
-        ...     plt.close(figure)
-        stability
-        generalization
-        gap_against_stability
-        projection_discontinuity
+        >>> [name for name, _, figure in drawn(StudyResults.read("figures/theory-convex.sqlite")) if closed(figure)]
+        ['stability', 'generalization', 'gap_against_stability', 'bounds']
     """
     for name, _, task, draw in [*_swept(results, None), *_scored(results, None, None, None)]:
         with suppress(NothingToDrawError):

@@ -246,7 +246,7 @@ def test_a_figure_of_one_task_of_several_names_it(monkeypatch: pytest.MonkeyPatc
     shown = {name: [(kind, task) for kind, task, _ in plotting.drawn(stored(name))] for name in ("paper-quick", "discontinuity")}
     scored = [("definition_3", None), ("ranks", None)]
     assert shown["paper-quick"] == [("stability", "cb"), ("stability", "rte"), *scored]
-    assert shown["discontinuity"] == [("stability", None)]
+    assert shown["discontinuity"] == [("stability", None), *scored]
 
 
 @pytest.fixture(scope="module")
