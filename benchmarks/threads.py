@@ -27,7 +27,7 @@ from stability import FineTuning, Problem, estimators, load, machine, predictors
 from stability.training import threads
 
 SETTINGS = ("one", "all", "default")
-WIDTHS = (64, 128, 256)
+NAMES = ["digits", *(f"BERT of width {width}" for width in (64, 128, 256)), "MiniLM on CB"]
 
 
 def made(name: str, data: Path | None) -> tuple[Problem, FineTuning, estimators.Estimator]:
@@ -79,8 +79,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the tasks, for MiniLM on CB")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--problems", nargs="+", choices=NAMES, default=NAMES, help="by default all for which there are data")
     asked = parser.parse_args()
-    names = ["digits", *(f"BERT of width {width}" for width in WIDTHS), *(["MiniLM on CB"] if asked.data else [])]
+    names = [name for name in asked.problems if asked.data or name != "MiniLM on CB"]
     context, rows = multiprocessing.get_context("spawn"), []
     for name in names:
         for busy in (False, True):
