@@ -261,7 +261,8 @@ def _held_out(sizes: Mapping[str, int], split_seed: int) -> tuple[Places, list[s
     order = torch.randperm(sizes["train"], generator=generator(split_seed, "split"))
     places[split] = ("train", order[:count].sort().values.tolist())
     places["train"] = ("train", order[count:].sort().values.tolist())
-    return places, [*notes, f"the {split} split is one in {share} of the training data, held out at random"]
+    told = f"the {split} split is one in {share} of the training data, held out at random; these are never left out, and another "
+    return places, [*notes, f"{told}split_seed holds out others"]
 
 
 def _pooled(source: str, index: list[int], pool: int, split_seed: int) -> Place:

@@ -116,7 +116,9 @@ def columns_of(results: StudyResults) -> dict[str, TextColumn]:
         return TextColumn([_bound(value, state) for value, state in pairs], summary[name].astype(float).tolist())
 
     seeds = zip(summary["seeds"], summary["failed"], strict=True)
-    ends = zip(summary["stability_low"], summary["stability_high"], strict=True)
+    # Of one seed the interval is its own, over the examples that were left out. Two say too little of their spread.
+    told = summary[["samples", "measured"]].min(axis=1) != 2
+    ends = zip(summary["stability_low"].where(told), summary["stability_high"].where(told), strict=True)
     every = {
         **({"task": plainly("task")} if summary["task"].nunique() > 1 else {}),
         "method": plainly("method"),
@@ -131,7 +133,7 @@ def columns_of(results: StudyResults) -> dict[str, TextColumn]:
         "test loss": mean_std("test_loss"),
         "gap": mean_std("gap"),
         "stability": formatted("stability", ".3f"),
-        "95 % interval": TextColumn([_interval(low, high) for low, high in ends], summary["stability_low"].tolist()),
+        "95 % interval": TextColumn([_interval(low, high) for low, high in ends], summary["stability_low"].where(told).tolist()),
         "left out": formatted("retrainings", ".4g"),
         **{title: formatted(name, ".0%") for title, name in _VARIED.items()},
         "noise floor": formatted("noise_floor", ".1e"),

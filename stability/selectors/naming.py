@@ -119,10 +119,10 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
                 f"selector {name!r} decides itself how many parameters it tunes: leave sparsity {given['sparsity']} out"
                 + (f"; it has {', '.join(known)}" if known else "")
             )
-    elif "sparsity" not in given and known["sparsity"].default is inspect.Parameter.empty:
-        raise UsageError(f"selector {name!r} needs its sparsity p, the fraction of parameters that may change, e.g. sparsity=0.05")
     if odd := sorted(given.keys() - known.keys()):
         raise UsageError(f"selector {name!r} has no {', '.join(odd)}: leave it out; {_there(odd[0], list(known))}")
+    if "sparsity" in known and "sparsity" not in given and known["sparsity"].default is inspect.Parameter.empty:
+        raise UsageError(f"selector {name!r} needs its sparsity p, the fraction of parameters that may change, e.g. sparsity=0.05")
     if "sparsity" in given:
         check_sparsity(given["sparsity"])
     try:
@@ -229,7 +229,8 @@ def _find(name: str) -> Any:
 def _there(word: str, known: Sequence[str]) -> str:
     """What there is instead of a word that is not; of many names those that are most like it."""
     if len(known) <= 8:
-        return f"there is {', '.join(known) or 'none'}"
+        alike = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+        return f"did you mean {alike[0]}?" if alike else f"there is {', '.join(known) or 'none'}"
     alike = [own for own in known if own.lower().startswith(word.lower()) or word.lower().startswith(own.lower())]
     alike += [own for own in difflib.get_close_matches(word, known, n=5, cutoff=0.5) if own not in alike]
     return f"did you mean {' or '.join(alike[:5])}?" if alike else f"there is {', '.join(known[:5])} and {len(known) - 5} more"

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from stability.cli.commands import main
+from stability.reports import study_table
 from stability.studies import Store, StudyResults
 from stability.studies.columns import CELLS, EXAMPLES, cells, described, examples
 from stability.studies.state import state_of
@@ -182,3 +183,10 @@ def test_status_reads_while_another_process_writes(tmp_path: Path) -> None:
         assert state_of(Store(path)).missing == 0  # what is not committed is not seen
     writer.close()
     assert state_of(Store(path)).missing == 2
+
+
+def test_a_table_gives_no_interval_of_two_seeds() -> None:
+    results = StudyResults.read("figures/discontinuity.sqlite")
+    for seeds, shown in (([0, 1, 2], True), ([0, 1], False)):
+        table = study_table(results.where(seed=seeds))
+        assert ("95 % interval" in table) == shown

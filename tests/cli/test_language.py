@@ -63,7 +63,9 @@ def test_a_csv_of_two_columns_on_the_command_line(reviews: tuple[str, str], caps
     assert result["algorithm"]["learning_rate"] == 5e-4
     assert len(result["notes"]) + len(result["bounds"]) >= 8
     assert result["data_notes"][0].startswith("32 train, 8 test examples; labels are 2 classes, in S (n = 20) bad ")
-    assert result["data_notes"][-1] == "the test split is one in 5 of the training data, held out at random"
+    assert result["data_notes"][-1].startswith(
+        "the test split is one in 5 of the training data, held out at random; these are never"
+    )
 
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "reviews.csv"

@@ -350,7 +350,10 @@ def test_what_is_missing_is_held_out_at_random_and_said(tmp_path: Path, model: s
     ids = [p.test.inputs["input_ids"] for p in alone]
     assert torch.equal(ids[0], ids[1])
     assert ids[0].shape != ids[2].shape or not torch.equal(ids[0], ids[2])
-    assert alone[0].notes[1:] == ("the test split is one in 5 of the training data, held out at random",)
+    assert alone[0].notes[1:] == (
+        "the test split is one in 5 of the training data, held out at random; these are never left out, and another "
+        "split_seed holds out others",
+    )
     assert alone[0].settings["tokens"] != alone[2].settings["tokens"]
 
 

@@ -193,3 +193,8 @@ def test_a_score_function_gets_the_selection_s_generator(digits: Problem) -> Non
     selector: Selector = from_scores(look, 0.1)
     selector.select(digits, 7)
     assert seen == [float(torch.rand(1, generator=generator(7, "selection")))]
+
+
+def test_a_misspelt_setting_is_named_before_one_that_is_missing() -> None:
+    with pytest.raises(UsageError, match=r"selector 'sam' has no sparcity: leave it out; did you mean sparsity\?"):
+        selector_named("sam", sparcity=0.05)
