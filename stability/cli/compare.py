@@ -13,20 +13,19 @@ from cyclopts import Parameter
 from stability.cli.figures import check_writable, draw
 from stability.cli.options import (
     DATA,
-    MACHINE,
     METHOD,
     OUTPUT,
     Data,
     EstimatorOptions,
-    Folder,
-    Machine,
     Model,
     Objective,
+    Stored,
     Training,
+    Workers,
     load,
     problem_settings,
 )
-from stability.cli.parsing import WHOLE, Numbers, Whole, given, methods, options
+from stability.cli.parsing import WHOLE, Numbers, given, methods, options
 from stability.cli.printing import plain, print_json
 from stability.errors import UsageError
 from stability.selectors.naming import selectors_named
@@ -65,7 +64,7 @@ class Swept:
 
 @options(OUTPUT)
 @dataclass(frozen=True, kw_only=True)
-class Kept(Folder):
+class Kept(Stored):
     """Where results go.
 
     Attributes:
@@ -75,22 +74,7 @@ class Kept(Folder):
         json: Print one JSON value on standard output and nothing else.
     """
 
-    store: Path | None = None
-    reuse: Path | None = None
-    plan: bool = False
     json: bool = False
-
-
-@options(MACHINE)
-@dataclass(frozen=True, kw_only=True)
-class Workers(Machine):
-    """Where the work is done.
-
-    Attributes:
-        workers: Processes of one thread each; by default one for each core, and one on CUDA.
-    """
-
-    workers: Whole = None
 
 
 Words = Annotated[

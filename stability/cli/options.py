@@ -35,7 +35,9 @@ __all__ = [
     "Objective",
     "OneProblem",
     "SomeProblems",
+    "Stored",
     "Training",
+    "Workers",
     "common_defaults",
     "flags",
     "load",
@@ -385,3 +387,31 @@ class Folder:
     """
 
     figures: Path | None = None
+
+
+@options(OUTPUT)
+@dataclass(frozen=True, kw_only=True)
+class Stored(Folder):
+    """Where results go.
+
+    Attributes:
+        store: SQLite file of results; by default runs/STUDY.sqlite.
+        reuse: Take over what this store of a like study has finished.
+        plan: Compute nothing: time a few steps, and say what the study will cost.
+    """
+
+    store: Path | None = None
+    reuse: Path | None = None
+    plan: bool = False
+
+
+@options(MACHINE)
+@dataclass(frozen=True, kw_only=True)
+class Workers(Machine):
+    """Where the work is done.
+
+    Attributes:
+        workers: Processes of one thread each; by default one for each core, and one on CUDA.
+    """
+
+    workers: Whole = None

@@ -19,20 +19,18 @@ from stability.checks import check_whole
 from stability.cli.figures import check_writable, draw
 from stability.cli.options import (
     BOUNDS,
-    OUTPUT,
     Data,
     EstimatorOptions,
-    Folder,
-    Machine,
     Methods,
     Model,
     SomeProblems,
+    Stored,
     Training,
+    Workers,
     common_defaults,
     load,
     problem_settings,
 )
-from stability.cli.options import MACHINE as MACHINE_GROUP
 from stability.cli.parsing import RefusedOptionError, Whole, application, called, given, names, options, settings
 from stability.cli.protocol_options import protocol_options
 from stability.cli.study_file import read
@@ -47,34 +45,6 @@ from stability.training import FineTuning
 from stability.training.progress import stages
 
 __all__ = ["asked", "run"]
-
-
-@options(OUTPUT)
-@dataclass(frozen=True, kw_only=True)
-class Stored(Folder):
-    """Where results go.
-
-    Attributes:
-        store: SQLite file of results; by default runs/STUDY.sqlite.
-        reuse: Take over what this store of a like study has finished.
-        plan: Compute nothing: time a few steps, and say what the study will cost.
-    """
-
-    store: Path | None = None
-    reuse: Path | None = None
-    plan: bool = False
-
-
-@options(MACHINE_GROUP)
-@dataclass(frozen=True, kw_only=True)
-class Workers(Machine):
-    """Where the work is done.
-
-    Attributes:
-        workers: Processes of one thread each; by default one for each core, and one on CUDA.
-    """
-
-    workers: Whole = None
 
 
 class Asked(NamedTuple):

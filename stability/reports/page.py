@@ -280,12 +280,9 @@ def _assumptions(results: StudyResults) -> list[tuple[str, str, str]]:
 def _environment(results: StudyResults) -> list[tuple[str, str, int]]:
     """By what the cells were computed, and how many by each."""
     rows = []
-    for column, title in (("software", "software"), ("device", "device"), ("threads", "threads")):
-        if column == "threads" and column not in results.table:
-            continue
-        told = (
-            results.table[column].astype(object) if column in results.table else pd.Series(None, results.table.index, dtype=object)
-        )
+    missing = pd.Series(None, results.table.index, dtype=object)
+    for column in ("software", "device", *(["threads"] if "threads" in results.table else [])):
+        told = results.table.get(column, missing).astype(object)
         counts = told.where(told.notna(), "not recorded").value_counts()
-        rows += [(title, str(name), int(count)) for name, count in counts.items()]
+        rows += [(column, str(name), int(count)) for name, count in counts.items()]
     return rows
