@@ -216,7 +216,7 @@ def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, predicti
         return Diagnostics(correlation, rank_correlation, math.nan, float(n))
     spread = math.nan
     if not math.isnan(pointwise.error) and pointwise.error > 0:
-        spread = (design.mean(measured**2, pointwise.confidence).value - pointwise.value**2) * n / (n - 1)
+        spread = (design.mean(measured**2, pointwise.confidence, power=2).value - pointwise.value**2) * n / (n - 1)
     if not spread > 0:
         return Diagnostics(correlation, rank_correlation, math.nan, math.nan)
     cut = spread / a * (1 - a / n) / pointwise.error**2

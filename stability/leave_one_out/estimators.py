@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stability.checks import check_kind, check_positive, check_whole
 from stability.errors import UsageError
 from stability.leave_one_out.predictors import DEFAULTS, Prediction, Predictor, default_predictor
-from stability.leave_one_out.statistics import Estimate, Numbers, draw, mean_of_draws, mean_of_population
+from stability.leave_one_out.statistics import Draws, Estimate, Numbers, draw, mean_of_draws, mean_of_population, ratio_of_draws
 from stability.problems.problem import generator
 from stability.selectors.code import CODE, code_of
 from stability.training import Algorithm
@@ -60,24 +60,28 @@ class Design:
 
     Attributes:
         order: all n examples in the order in which they are drawn.
-        sizes: (n,) they were drawn with probability proportional to these; None: all alike.
+        draws: how they were drawn, where their probabilities differ; None: all alike.
+        predicted: (n,) what was predicted of each, where they were drawn by that.
         notes: what should be known of it, a sentence each.
     """
 
     order: NDArray[np.int64]
-    sizes: Numbers | None = None
+    draws: Draws | None = None
+    predicted: Numbers | None = None
     notes: tuple[str, ...] = ()
 
-    def mean(self, values: Numbers, confidence: float, ratio: bool = False) -> Estimate:
+    def mean(self, values: Numbers, confidence: float, power: float | None = 1) -> Estimate:
         """The mean over all n of a quantity that was measured for the first examples of the order.
 
         Args:
             values: the measured values, in that order; NaN where one could not be measured.
             confidence: of the interval.
-            ratio: as a ratio to the same estimate of 1: better where the values have little to do with ``sizes``.
+            power: of the predicted sizes to which the quantity is about proportional; None: it has little to do with them.
         """
-        if self.sizes is not None:
-            return mean_of_draws(values, self.order[: len(values)], self.sizes, confidence, ratio)
+        if self.draws is not None and self.predicted is not None:
+            if power is None:
+                return ratio_of_draws(values, self.draws, confidence)
+            return mean_of_draws(values, self.draws, self.predicted**power, confidence)
         known = values[~np.isnan(values)]
         return mean_of_population(known, len(self.order), confidence, len(values) - len(known))
 
@@ -294,10 +298,11 @@ class Assisted(Sampled):
             note = f"the prediction is {what}: examples were drawn uniformly"
             return dataclasses.replace(super().design(n, seed, None), notes=(note,))
         notes = (f"the prediction of {odd} examples is not finite: they were drawn as the largest",) if odd else ()
-        sizes: Numbers = np.where(finite, predicted, predicted[finite].max()) ** POWER
+        known: Numbers = np.where(finite, predicted, predicted[finite].max())
+        sizes = known**POWER
         sizes += FLOOR * sizes.mean()
-        draws = np.random.default_rng(generator(seed, _DRAWS).initial_seed())
-        return Design(draw(sizes, draws), sizes, notes)
+        draws = draw(sizes, np.random.default_rng(generator(seed, _DRAWS).initial_seed()))
+        return Design(draws.order, draws, known, notes)
 
 
 @dataclass(frozen=True)

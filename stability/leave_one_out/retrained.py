@@ -101,13 +101,13 @@ class Retrained:
         table.loc[table["failed_step"] >= 0, ["loss_left_out", "difference", "moved"]] = np.nan
         self.table = table if len(self._parts) == 1 else pd.concat([self.table, table], ignore_index=True)
 
-    def mean(self, column: str = "difference", ratio: bool = False) -> Estimate:
-        """The mean over all n of the sizes in a column of the table; ``ratio`` as for :meth:`.estimators.Design.mean`."""
+    def mean(self, column: str = "difference", power: float | None = 1) -> Estimate:
+        """The mean over all n of the sizes in a column of the table; ``power`` as for :meth:`.estimators.Design.mean`."""
         values = self.table[column].abs().to_numpy(dtype=np.float64)
         if np.isnan(values).all():
             unknown, n = (math.nan, math.nan), len(self._design.order)
             return Estimate(math.nan, unknown, confidence=self._confidence, count=0, population=n)
-        return self._design.mean(values, self._confidence, ratio)
+        return self._design.mean(values, self._confidence, power)
 
     def estimate(self, estimator: Estimator, prediction: Prediction | None, began: float) -> StabilityEstimate:
         """Everything, at the end.
@@ -139,8 +139,8 @@ class Retrained:
         found = diagnosed(table, self._design, pointwise, prediction)
         return StabilityEstimate(
             pointwise=pointwise,
-            hypothesis=self.mean("moved", ratio=True),
-            distance=self.mean("distance", ratio=True).value,
+            hypothesis=self.mean("moved", power=None),
+            distance=self.mean("distance", power=None).value,
             maximum=float(table["difference"].abs().max()),
             noise_floor=self._noise_floor,
             estimator=estimator.kind(pointwise),
@@ -166,7 +166,7 @@ class Retrained:
     def _warnings(self, estimator: Estimator, found: Diagnostics, failed: bool) -> list[str]:
         """What makes the interval worth less than it looks."""
         notes = []
-        if poor(found, len(self.table), len(self._design.order)) and self._design.sizes is not None:
+        if poor(found, len(self.table), len(self._design.order)) and self._design.draws is not None:
             notes.append(
                 f"prediction and retraining correlate {found.correlation:.2f} only: where examples that carry much are missed by "
                 "the prediction, the interval holds the truth less often than it says"

@@ -17,11 +17,13 @@ from filelock import FileLock, Timeout
 
 from stability.errors import StabilityError
 from stability.selectors.code import CODE
+from stability.studies.restated import restated
 
 __all__ = ["Store", "as_json", "data_of", "difference", "how_of", "key", "reserved", "without_code"]
 
-_FORMAT = 4  # raise it with every change of what a record holds
-_READABLE = (3, _FORMAT)  # the cells of format 3 do not say which code and which data they belong to
+_FORMAT = 5  # raise it with every change of what a record holds
+_READABLE = (3, 4, _FORMAT)
+_COMPLETE = 4  # the cells of older formats do not say which code and which data they belong to
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (format INTEGER NOT NULL, identity TEXT NOT NULL);
@@ -160,10 +162,11 @@ class Store:
             identities = [json.loads(row[1]) for row in rows]
         if len(rows) != 1 or not isinstance(identities[0], dict):
             raise StabilityError(f"{self.path} is damaged: it does not say which study it holds; restore a copy, or move it away")
-        self.complete = rows[0][0] == _FORMAT
+        self._format: int = rows[0][0]
         self.identity: dict[str, Any] = identities[0]
-        if rows[0][0] not in _READABLE:
-            raise StabilityError(f"{self.path} has format {rows[0][0]}, this program writes {_FORMAT}: use another --store")
+        if self._format not in _READABLE:
+            raise StabilityError(f"{self.path} has format {self._format}, this program writes {_FORMAT}: use another --store")
+        self.complete = self._format >= _COMPLETE
         if identity is not None:
             self._become(identity)
 
@@ -172,9 +175,11 @@ class Store:
         self.check_complete("its table and figures can still be made; to run the study again, use another --store")
         if self.finished():  # a store without a finished cell has nothing to lose: it may become that of another study
             self.check(identity)
-        with self._connection() as connection:
-            connection.execute("UPDATE study SET identity = ?", (as_json(identity),))
-        self.identity = _as_stored(identity)
+        new = [(as_json(record, sort_keys=False), key(one)) for one, record in self.cells()] if self._format < _FORMAT else []
+        with self._connection() as connection:  # one transaction: the records are all of one format
+            connection.executemany("UPDATE cells SET record = ? WHERE key = ?", new)
+            connection.execute("UPDATE study SET identity = ?, format = ?", (as_json(identity), _FORMAT))
+        self.identity, self._format = _as_stored(identity), _FORMAT
 
     def check_complete(self, remedy: str) -> None:
         """Check that the cells say what they belong to, so that they can be taken for those of a study.
@@ -221,13 +226,17 @@ class Store:
         return [{**identity, **record} for identity, record in self.cells()]
 
     def cells(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Identity and record of every cell, in the order in which they were first written."""
+        """Identity and record of every cell, in the order in which they were first written.
+
+        What an older version estimated is estimated anew (:mod:`stability.studies.restated`). The file is left as it is until a
+        study goes on in it.
+        """
         with self._connection() as connection:
             rows = connection.execute("SELECT identity, record FROM cells ORDER BY rowid").fetchall()
             cells = [(json.loads(identity), json.loads(record)) for identity, record in rows]
         if odd := sum(not (isinstance(identity, dict) and isinstance(record, dict)) for identity, record in cells):
             raise StabilityError(f"{self.path} is damaged: {odd} of its {len(cells)} cells cannot be read; restore a copy")
-        return cells
+        return cells if self._format == _FORMAT else [(one, restated(self.identity, one, record)) for one, record in cells]
 
     def times(self) -> dict[str, datetime]:
         """When each cell was finished, by its key; empty in a store of an older version, which does not tell."""

@@ -29,7 +29,7 @@ from stability.bounds.measured import Constants, estimate_constants, measured_bo
 from stability.checks import check_fraction, check_kind, check_whole
 from stability.errors import StabilityError, UsageError, described
 from stability.leave_one_out import StabilityEstimate, measure
-from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled, Status
+from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled
 from stability.leave_one_out.notebook import table_html
 from stability.machine import cores, device_name, free_memory, resolve_device, software
 from stability.problems import Problem
@@ -37,6 +37,7 @@ from stability.selectors import Selector
 from stability.selectors.code import code_of
 from stability.selectors.naming import LOCAL, imported
 from stability.studies.pace import Pace, Progress
+from stability.studies.restated import stability_columns
 from stability.studies.results import BOUNDS, CellStatus, Failure, StudyResults
 from stability.studies.store import Store, data_of, difference, how_of, key, reserved
 from stability.training import Algorithm
@@ -418,11 +419,7 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
     plain = estimate.to_dict()
     row: dict[str, Any] = {
         "sparsity": replicas.algorithm.sparsity_for(replicas.masks[0]),
-        "stability": None if estimate.status == Status.NOT_MEASURED else plain["value"],
-        "stability_interval": plain["interval"],
-        "stability_error": plain["error"],
-        "estimate_status": estimate.status,
-        **plain["diagnostics"],
+        **stability_columns(estimate.pointwise, estimate.diagnostics, estimate.status),
         "hypothesis_stability": plain["hypothesis"]["value"],
         "metric": problem.metric_name,
         "loss_unit": problem.loss_unit,

@@ -20,7 +20,8 @@ from stability.leave_one_out import predictors
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled
 from stability.leave_one_out.predictors import Linearised, Observation, OneStep, Prediction, Predictor
-from stability.leave_one_out.statistics import Estimate, mean_of_draws
+from stability.leave_one_out.statistics import Estimate, draw, mean_of_draws
+from stability.problems.problem import generator
 from stability.problems.solvable import linear_regression
 from stability.selectors import SAM, ChildPruning, FullTuning
 from stability.training.replicas import Replicas, train
@@ -57,7 +58,9 @@ def test_assisted_is_the_estimate_of_its_draws(assisted: StabilityEstimate, exac
     assert rows["mask_changes"].tolist() == same["mask_changes"].tolist()
     sizes = told.sizes**0.8
     sizes += 0.05 * sizes.mean()
-    assert assisted.pointwise == mean_of_draws(rows["difference"].abs(), rows["index"], sizes)
+    draws = draw(sizes, np.random.default_rng(generator(0, "plan").initial_seed()))
+    assert rows["index"].tolist() == draws.order[:8].tolist()
+    assert assisted.pointwise == mean_of_draws(rows["difference"].abs(), draws, told.sizes)
     assert assisted.interval[0] <= exact.value <= assisted.interval[1]
     assert (assisted.estimator, assisted.status, assisted.retrainings) == ("assisted", "as asked", 8)
     measured = rows["difference"].abs()
@@ -145,7 +148,7 @@ def test_how_many_more() -> None:
 )
 def test_a_prediction_of_no_use_falls_back_to_plain_sampling(sizes: Any, note: str) -> None:
     design = Assisted(4).design(8, 3, foretold(sizes))
-    assert design.sizes is None
+    assert design.draws is None
     assert design.notes == (note,)
     assert design.order.tolist() == Sampled(4).design(8, 3, None).order.tolist()
 

@@ -188,8 +188,8 @@ def test_a_replica_that_diverges_is_not_a_number(digits: Problem) -> None:
     table = told.table.copy()
     table.loc[3, "difference"] = np.nan
     design = Assisted(6).design(24, 0, dataclasses.replace(told, table=table))
-    assert design.sizes is not None
-    assert design.sizes[3] == design.sizes.max()
+    assert design.draws is not None
+    assert design.draws.sizes[3] == design.draws.sizes.max()
     assert design.notes == ("the prediction of 1 examples is not finite: they were drawn as the largest",)
     lost = dataclasses.replace(told, table=table)
     assert lost.mean == pytest.approx(table["difference"].abs().mean())

@@ -1,0 +1,88 @@
+"""Records of an older version, with the stability estimated anew from what was measured.
+
+Versions before store format 5 estimated the stability of unequal draws by Des Raj's estimator, whose intervals failed for some
+methods. The examples that were left out, their losses and the predictions are in every record, and the draws follow from the seed.
+So nothing need be trained again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stability.bounds.risk import generalization_from_stability
+from stability.leave_one_out.estimate import Diagnostics, diagnosed
+from stability.leave_one_out.estimators import Assisted, Status
+from stability.leave_one_out.predictors import Prediction
+from stability.leave_one_out.statistics import Estimate
+
+__all__ = ["restated", "stability_columns"]
+
+
+def stability_columns(pointwise: Estimate, diagnostics: Diagnostics, status: Status) -> dict[str, Any]:
+    """The columns of a record that tell the stability and how well it is known: None for what is unknown or unbounded.
+
+    Args:
+        pointwise: the stability.
+        diagnostics: how well prediction and draws did.
+        status: how the estimate ended.
+    """
+    found = {
+        "stability": None if status == Status.NOT_MEASURED else pointwise.value,
+        "stability_interval": list(pointwise.interval),
+        "stability_error": pointwise.error,
+        "estimate_status": status.value,
+        **asdict(diagnostics),
+    }
+    return {name: [_known(end) for end in value] if isinstance(value, list) else _known(value) for name, value in found.items()}
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def restated(study: Mapping[str, Any], cell: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as this version would have written it.
+
+    Args:
+        study: the identity of the study.
+        cell: the identity of the cell.
+        record: what an older version wrote. It is left as it is.
+
+    Returns:
+        The record with the stability, its interval, error and diagnostics, and the bound that follows from it, where examples
+        were drawn by their predictions; otherwise the same record.
+
+    Example:
+        >>> restated({}, {"seed": 0}, {"status": "failed"})
+        {'status': 'failed'}
+    """
+    if record.get("estimator") != Assisted.name:
+        return dict(record)
+    told, rows = record["prediction"]["difference"], pd.DataFrame(record["per_example"])
+    table = pd.DataFrame({"index": range(len(told)), "difference": np.array(told, dtype=np.float64)})
+    prediction = Prediction(table, record["prediction"]["by"], record["prediction"]["seconds"])
+    design = Assisted().design(len(told), cell["seed"], prediction)
+    if design.draws is None or design.order[: len(rows)].tolist() != rows["index"].tolist():
+        return dict(record)  # drawn alike, or by a method of one's own: nothing was weighed
+    rows["difference"] = rows["difference"].astype(float)
+    found = design.mean(rows["difference"].abs().to_numpy(), 0.95)
+    estimator = Assisted(tolerance=study.get("estimator", {}).get("tolerance"))
+    columns = stability_columns(found, diagnosed(rows, design, found, prediction), estimator.status(found))
+    new = dict(record) | {name: value for name, value in columns.items() if "correlation" not in name}  # they stay what they were
+    if record.get("theorem_2_measured") is not None:
+        bound = generalization_from_stability(
+            hypothesis=record["hypothesis_stability"],
+            pointwise=found.value,
+            n=record["n"],
+            loss_bound=record["loss_bound"],
+            delta=study["delta"],
+            empirical_risk=min(record["train_loss"], record["loss_bound"]),
+        )
+        new |= {"theorem_2_measured": bound.to_dict()["value"], "theorem_2_measured_state": bound.state.value}
+    return new
