@@ -144,12 +144,13 @@ def draw(sizes: ArrayLike, generator: np.random.Generator) -> Draws:
 def mean_of_draws(values: ArrayLike, draws: Draws, predicted: ArrayLike, confidence: float = 0.95) -> Estimate:
     """The mean of a finite population of non-negative values, from the first a of :func:`draw` and a prediction of all N.
 
-    The value is Σ w y / N over the drawn, with the calibrated weights w = 1/p + (Σq − Σ q/p) / Σ_drawn q. Here p is the probability
-    with which an item was drawn (:meth:`Draws.probabilities`), and q its predicted value. The same weights give the known Σq of all N
-    from the drawn q. Written otherwise, it is the difference estimate (c Σq + Σ e/p) / N with c = Σy / Σ_drawn q and the residuals
-    e = y − c q (Särndal, Swensson & Wretman 1992, chapter 6). With a fixed c it is unbiased *whatever predictions and sizes are
-    worth*, for Σ e/p is then, on average, the Σ e of all (Duffield, Lund & Thorup 2007). That c is fitted to the draws costs a
-    bias that is small beside the error. Where the value is less than the sure Σy/N, that is taken.
+    The value is Σ w y / N over the drawn, with the calibrated weights w = 1/p + (Σq − Σ q/p) / Σ_drawn q. Here p is the
+    probability with which an item was drawn (:meth:`Draws.probabilities`), and q its predicted value. The same weights give the
+    known Σq of all N from the drawn q. Written otherwise, it is the difference estimate (c Σq + Σ e/p) / N with
+    c = Σy / Σ_drawn q and the residuals e = y − c q (Särndal, Swensson & Wretman 1992, chapter 6). With a fixed c it is unbiased
+    *whatever predictions and sizes are worth*, for Σ e/p is then, on average, the Σ e of all (Duffield, Lund & Thorup 2007). That
+    c is fitted to the draws costs a bias that is small beside the error. Where the value is less than the sure Σy/N, that is
+    taken.
 
     Two variances measure what is left:
 

@@ -1,0 +1,86 @@
+"""Stores of an older version: what they measured is kept, and what they estimated is estimated anew."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stability import FineTuning, estimators, selectors
+from stability.studies import Store, Study, StudyResults
+from stability.studies.study import run
+
+STUDY = Study(
+    "old",
+    "digits",
+    (FineTuning(selectors.BitFit(), steps=3), FineTuning(selectors.Random(0.05), steps=3)),
+    seeds=(0,),
+    problem_settings={"n": 20},
+    estimator=estimators.Assisted(5),
+    check_replicas=0,
+)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("old") / "old.sqlite"
+    run(STUDY, path, device="cpu", workers=1)
+    return path
+
+
+def aged(stored: Path, path: Path) -> bytes:
+    """The store as an older version would have left it: other estimates of the same draws."""
+    path.write_bytes(stored.read_bytes())
+    connection = sqlite3.connect(path)
+    with connection:
+        for name, text in connection.execute("SELECT key, record FROM cells").fetchall():
+            old = {"stability": 9.0, "stability_interval": [8.0, None], "stability_error": None, "theorem_2_measured": 99.0}
+            record = json.loads(text) | old | {"variance_cut": 0.5}
+            connection.execute("UPDATE cells SET record = ? WHERE key = ?", (json.dumps(record), name))
+        connection.execute("UPDATE study SET format = 4")
+    connection.close()
+    return path.read_bytes()
+
+
+def same(found: Sequence[Mapping[str, Any]], truth: Sequence[Mapping[str, Any]]) -> None:
+    """Equal, but that the bound's empirical risk is a mean of the same losses in another order."""
+    for one, other in zip(found, truth, strict=True):
+        bound = "theorem_2_measured"
+        assert {**one, bound: None} == {**other, bound: None}
+        assert one[bound] == pytest.approx(other[bound], rel=1e-6)
+
+
+def test_an_older_store_is_read_as_if_it_were_new(stored: Path, tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    before = aged(stored, path)
+    same(Store(path).records(), Store(stored).records())
+    assert StudyResults.read(path).table["stability"].tolist() == StudyResults.read(stored).table["stability"].tolist()
+    assert path.read_bytes() == before  # who only reads leaves it as it is
+
+
+def test_a_study_goes_on_in_an_older_store(stored: Path, tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    aged(stored, path)
+    assert len(run(STUDY, path, device="cpu", workers=1).table) == 2
+    connection = sqlite3.connect(path)
+    records = [json.loads(text) for (text,) in connection.execute("SELECT record FROM cells ORDER BY rowid")]
+    assert connection.execute("SELECT format FROM study").fetchone() == (5,)
+    connection.close()
+    same(records, [record for _, record in Store(stored).cells()])
+    assert records[0]["stability"] != 9.0
+
+
+def test_what_was_drawn_alike_is_left_as_it_is(tmp_path: Path) -> None:
+    """The committed study of the discontinuity drew its examples uniformly: its estimates are those that it was stored with."""
+    source = Path("figures/discontinuity.sqlite")
+    path = tmp_path / "old.sqlite"
+    path.write_bytes(source.read_bytes())
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("UPDATE study SET format = 4")
+    connection.close()
+    assert Store(path).records() == Store(source).records()
