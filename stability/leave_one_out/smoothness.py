@@ -43,7 +43,7 @@ def metasmoothness(
     algorithm: Algorithm,
     direction: Tensor | None = None,
     *,
-    h: float = 0.5,
+    h: float = 0.1,
     device: str | torch.device = "auto",
     replica_batch: int | None = None,
     memory_budget: int | None = None,
@@ -73,7 +73,7 @@ def metasmoothness(
         >>> from stability import FineTuning, load, selectors
         >>> problem = load("digits", n=20)
         >>> found = metasmoothness(problem, FineTuning(selectors.BitFit(), steps=3))
-        >>> -1 <= found.losses <= found.parameters <= 1
+        >>> -1 <= found.parameters <= 1
         True
     """
     check_kind(Problem, "a problem, such as stability.load('digits')", problem=problem)
