@@ -128,18 +128,18 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(OUT.read_text())["populations"] if OUT.exists() else []
     for part in options.parts:
         for name, tuning, stored in known(options.populations):
-            row = next((old for old in rows if name.items() <= old.items()), None)
-            if row is None:
-                rows.append(row := dict(name))
+            row = next((old for old in rows if name.items() <= old.items()), dict(name))
             if part in row or name["n"] > options.largest:
                 continue
+            if row not in rows:
+                rows.append(row)
             row |= predicted(tuning, name["n"], stored) if part == "nonlinearity" else smooth(tuning, name["n"])
             kept = {"populations": rows, "judged": judged(rows), "machine": machine.report()}
             OUT.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
             shown = {key: round(row[key], 3) for key in ("correlation", *POOR_WHERE_HIGH) if key in row}
             print(name["group"], name["n"], name["seed"], name["settings"], shown, flush=True)
-    for name, found in judged(rows).items():
-        print(name, found)
+    for number, found in judged(rows).items():
+        print(number, found)
 
 
 if __name__ == "__main__":
