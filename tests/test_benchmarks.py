@@ -133,7 +133,7 @@ def test_the_threshold_finds_the_poor_predictions() -> None:
     }
     assert found["others"] == {
         "populations": 3,
-        "rank_correlation": pytest.approx(-0.5),
+        "rank_correlation": pytest.approx(-1),
         "poor": 1,
         "poor_found": 0,
         "false_alarms": 1,
