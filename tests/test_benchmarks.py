@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import drawing, memory, recomputed, scaling
+from benchmarks import drawing, memory, recomputed, scaling, smoothness
 from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
 from stability.errors import StabilityError
@@ -111,3 +111,30 @@ def test_a_cell_that_the_store_lacks_is_told_and_not_left_out(tmp_path: Path) ->
     connection.close()
     with pytest.raises(StabilityError, match="lacks the cells of bitfit"):
         recomputed.stored_of_each_family(study, Store(path))
+
+
+def test_the_threshold_finds_the_poor_predictions() -> None:
+    """Four populations of seed 0 and three others: one poor prediction is missed and one good one is an alarm."""
+    correlations = {"seed 0": [0.99, 0.95, 0.8, 0.5], "another": [0.99, 0.7, 0.95]}
+    values = {"seed 0": [0.1, 0.2, 0.3, 0.5], "another": [0.4, 0.15, 0.2]}
+    rows = [
+        {"group": group, "correlation": r, "nonlinearity": value}
+        for group, both in correlations.items()
+        for r, value in zip(both, values[group], strict=True)
+    ]
+    found = smoothness.judged(rows)["nonlinearity"]
+    assert found["threshold"] == pytest.approx(0.25)
+    assert found["seed 0"] == {
+        "populations": 4,
+        "rank_correlation": pytest.approx(1),
+        "poor": 2,
+        "poor_found": 2,
+        "false_alarms": 0,
+    }
+    assert found["others"] == {
+        "populations": 3,
+        "rank_correlation": pytest.approx(-1),
+        "poor": 1,
+        "poor_found": 0,
+        "false_alarms": 1,
+    }

@@ -8,5 +8,6 @@ predicted is a predictor's (:mod:`.predictors`).
 from stability.leave_one_out import estimators, predictors
 from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate
 from stability.leave_one_out.measuring import measure
+from stability.leave_one_out.smoothness import Metasmoothness, metasmoothness
 
-__all__ = ["Diagnostics", "StabilityEstimate", "estimators", "measure", "predictors"]
+__all__ = ["Diagnostics", "Metasmoothness", "StabilityEstimate", "estimators", "measure", "metasmoothness", "predictors"]

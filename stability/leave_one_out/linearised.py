@@ -10,6 +10,7 @@ the end, when each z_i is put once through the network at the parameters predict
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
@@ -175,8 +176,8 @@ def trajectory_for(
 
 def losses_left_out(
     real: Replicas, trajectory: Trajectory, masks: Sequence[Mask], memory_budget: int, *, told: Stages = SILENT
-) -> Tensor:
-    """ℓ(A(Sⁱ), z_i) for every i, as predicted from the one real run.
+) -> tuple[Tensor, float]:
+    """ℓ(A(Sⁱ), z_i) for every i, as predicted from the one real run, and how far from linear the network was on the way.
 
     Where the n · C rows of a Jacobian do not fit into half of the memory, only some coordinates are moved, drawn at random. What
     they do to the logits is divided by the probability that they were drawn, and z_i's loss is then the linearised one.
@@ -189,7 +190,8 @@ def losses_left_out(
         told: is told what is being done.
 
     Returns:
-        float64 (n,) on the CPU; NaN where the linearised replica diverged.
+        The losses, float64 (n,) on the CPU, NaN where the linearised replica diverged; and the nonlinearity, as
+        :class:`~stability.leave_one_out.predictors.Prediction` defines it.
     """
     tangent = _Tangent(real, trajectory, memory_budget)
     problem, n = real.problem, real.problem.n
@@ -207,12 +209,12 @@ def losses_left_out(
     for left_out in parts:
         weights = torch.ones(len(left_out) + 1, n, device=tangent.origin.device)
         weights[torch.arange(1, len(weights)), left_out] = 0
-        tangent.weights, tangent.step = weights, 0
+        tangent.weights, tangent.step, tangent.left_out = weights, 0, slice(int(left_out[0]), int(left_out[-1]) + 1)
         mine = None if activity is None else activity[torch.cat([torch.zeros(1, dtype=torch.int64), left_out + 1])]
         run = algorithm.run(tangent, batches, RunOptions(activity=mine, progress=told))
         found.append(torch.where(run.failed_step[1:] < 0, tangent.losses(run.values, left_out), torch.nan))
     losses = torch.cat(found).double().cpu()
-    return torch.where(torch.isfinite(losses), losses, torch.nan)
+    return torch.where(torch.isfinite(losses), losses, torch.nan), tangent.nonlinearity
 
 
 class _Tangent:
@@ -221,7 +223,7 @@ class _Tangent:
     sequences = 1
 
     def __init__(self, real: Replicas, trajectory: Trajectory, memory_budget: int) -> None:
-        self.weights, self.step = torch.empty(0), 0
+        self.weights, self.step, self.left_out = torch.empty(0), 0, slice(0)
         self._real, self._trajectory, self._memory_budget = real, trajectory, memory_budget
         part, device = trajectory.part, real.values.device
         self._places = torch.arange(real.tunable.count) if part is None else part.indices
@@ -229,6 +231,7 @@ class _Tangent:
         self._scale = None if part is None else part.scale.to(device)
         self.origin = real.tunable.gather(real.start)[self._places.to(device)]
         self._at, self._jacobian = -1, torch.empty(0)
+        self._turns: dict[int, Tensor] = {}  # at each checkpoint but the first: what its Jacobian changed, and of how much
 
     @property
     def rows(self) -> int:
@@ -250,6 +253,8 @@ class _Tangent:
         self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
     ) -> tuple[Tensor, Tensor, Tensor]:
         problem, algorithm = self._real.problem, self._real.algorithm
+        if self.step and self._due != self._at:
+            self._turn(values)
         jacobian = self._jacobians()[index.to(values.device)].flatten(0, 1)  # (b C, K)
         row, count = self._trajectory.record[self.step], len(self.origin)
         recorded = row[count : count + len(jacobian)].view(len(index), -1)
@@ -283,15 +288,38 @@ class _Tangent:
         moved = torch.einsum("ack,ak->ac", jacobian, self._moved(values)[1:])
         return problem.loss(full + moved, examples.labels)
 
+    @property
+    def nonlinearity(self) -> float:
+        """As :class:`~stability.leave_one_out.predictors.Prediction` defines it, of the replicas so far."""
+        shares = [float(changed / size) for changed, size in self._turns.values() if size > 0]
+        return sum(shares) / len(shares) if shares else math.nan
+
+    def _turn(self, values: Tensor) -> None:
+        """Go on to the next checkpoint, and note how much its Jacobian changes what the moves so far do to each z_i's logits."""
+        before = self._own(values)
+        self._jacobians()
+        after = self._own(values)
+        found = torch.stack([after - before, before, after]).double().norm(dim=2)
+        changed, *sizes = found[:, found.isfinite().all(0)].sum(1)  # without the replicas that diverged
+        self._turns[self._at] = self._turns.get(self._at, 0) + torch.stack([changed, sum(sizes)])
+
+    def _own(self, values: Tensor) -> Tensor:
+        """What each replica's move does to the logits of its z_i, by the Jacobian at hand, (a, C)."""
+        return torch.einsum("ack,ak->ac", self._jacobian[self.left_out], self._moved(values)[1:])
+
     def _moved(self, values: Tensor) -> Tensor:
         """How far each row is from the real run, for all coordinates that it stands for."""
         moved = values - values[:1]
         return moved if self._scale is None else moved * self._scale
 
+    @property
+    def _due(self) -> int:
+        """The checkpoint whose Jacobian this step takes."""
+        return _checkpoint(self.step, self._real.algorithm.max_steps, len(self._trajectory.steps))
+
     def _jacobians(self) -> Tensor:
         """Of all n examples at the checkpoint of this step, (n, C, K)."""
-        at = _checkpoint(self.step, self._real.algorithm.max_steps, len(self._trajectory.steps))
-        if at != self._at:
+        if (at := self._due) != self._at:
             self._jacobian = torch.empty(0)
             release(self.origin.device)
             parameters = self._real.tunable.place(self._real.start, self._trajectory.points[at])

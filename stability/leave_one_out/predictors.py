@@ -5,6 +5,7 @@ A predictor observes the training of A(S) and predicts from what it saw. It neve
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -40,11 +41,16 @@ class Prediction:
             second less the first.
         by: what predicted it, in words.
         seconds: wall-clock time, without the training of A(S) and the selections of masks.
+        nonlinearity: how much the Jacobians of the network changed from one checkpoint to the next, between 0 and 1. It is the
+            mean over the checkpoints t of Σ_i ‖(J_t − J_{t−1}) δ_i‖ / Σ_i (‖J_t δ_i‖ + ‖J_{t−1} δ_i‖), where J δ_i is what the
+            move δ_i of the replica without z_i does to the logits of z_i. A model that is linear in its parameters has 0. NaN:
+            the predictor has no two checkpoints.
     """
 
     table: pd.DataFrame
     by: str
     seconds: float
+    nonlinearity: float = math.nan
 
     @property
     def sizes(self) -> Numbers:
@@ -193,10 +199,11 @@ class _Tangent(Observation):
     def predict(self, real: Replicas) -> Prediction:
         began = time.perf_counter()
         part, kept = self.observer.part, int(real.kept_step[0])
-        losses = losses_left_out(real, self.observer, self._masks or real.masks, self._memory_budget, told=self.told)
+        masks = self._masks or real.masks
+        losses, nonlinearity = losses_left_out(real, self.observer, masks, self._memory_budget, told=self.told)
         used = sum(step < kept for step in self.observer.steps)  # of a run that stopped early
         drawn = "" if part is None else f", {len(part.indices)} of {real.tunable.count} coordinates"
-        return _prediction(real, losses, f"linearised replicas, {used} checkpoints{drawn}", began)
+        return _prediction(real, losses, f"linearised replicas, {used} checkpoints{drawn}", began, nonlinearity=nonlinearity)
 
 
 @dataclass(frozen=True)
@@ -275,7 +282,7 @@ DEFAULTS: Mapping[str, Predictor] = {"FineTuning": Linearised(), "Minimisation":
 """The default of runs of steps and that of minimisers, by the names under which results are stored for them."""
 
 
-def _prediction(real: Replicas, losses: Tensor, by: str, began: float) -> Prediction:
+def _prediction(real: Replicas, losses: Tensor, by: str, began: float, *, nonlinearity: float = math.nan) -> Prediction:
     full = real.losses(real.problem.train)[0].double().cpu()
     columns = {"index": range(len(full)), "loss_full": full, "loss_left_out": losses, "difference": losses - full}
-    return Prediction(pd.DataFrame(columns), by, time.perf_counter() - began)
+    return Prediction(pd.DataFrame(columns), by, time.perf_counter() - began, nonlinearity)

@@ -14,7 +14,7 @@ from stability import FineTuning, MachineError, Problem, leave_one_out
 from stability.leave_one_out import linearised
 from stability.leave_one_out.estimators import Approximate, Assisted, Exact
 from stability.leave_one_out.linearised import Record, Trajectory, losses_left_out, trajectory_for
-from stability.leave_one_out.predictors import Linearised
+from stability.leave_one_out.predictors import Linearised, Prediction
 from stability.masks import Mask
 from stability.problems.solvable import linear_regression, logistic_regression
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, Fisher, FullTuning, LoRA, MagPruning, Random, Selector
@@ -36,7 +36,7 @@ def predicted(problem: Problem, algorithm: FineTuning, memory: int = MEMORY, che
         if algorithm.selector.uses_data:
             masks += algorithm.selector.select_each_left_out(problem, range(problem.n), algorithm.seed)
     real, trajectory = observed(problem, algorithm, masks, checkpoints, memory)
-    return losses_left_out(real, trajectory, masks or real.masks, memory)
+    return losses_left_out(real, trajectory, masks or real.masks, memory)[0]
 
 
 def observed(
@@ -172,7 +172,7 @@ def test_dropout_is_the_real_run_s(pairs: Problem) -> None:
     tuning = FineTuning(Random(0.05), steps=6, batch_size=8, dropout=True)
     mask = tuning.select(pairs)
     real, trajectory = observed(pairs, tuning, [mask])
-    losses = losses_left_out(real, trajectory, [mask], MEMORY)
+    losses, _ = losses_left_out(real, trajectory, [mask], MEMORY)
     rows = train(pairs, tuning, leaving_out(pairs.n, 0, 1), [mask])
     exact = rows.losses(pairs.train)[[1, 2], [0, 1]].double()
     full = real.losses(pairs.train)[0].double()
@@ -196,3 +196,43 @@ def test_a_replica_that_diverges_is_not_a_number(digits: Problem) -> None:
     assert Approximate().design(24, 0, lost).notes == (
         "the prediction of 1 of 24 examples is not finite: the mean is over the others",
     )
+
+
+def test_a_linear_model_has_no_nonlinearity() -> None:
+    tuning = FineTuning(FullTuning(), steps=6, batch_size=6, learning_rate=0.05)
+    assert approximated(linear_regression(X, Y, START).problem, tuning, checkpoints=3).nonlinearity == pytest.approx(0, abs=1e-12)
+
+
+def test_one_checkpoint_says_nothing_of_nonlinearity(digits: Problem) -> None:
+    assert np.isnan(approximated(digits, FineTuning(BitFit(), steps=2), checkpoints=1).nonlinearity)
+
+
+@pytest.mark.parametrize("memory", [MEMORY, 3 << 19])
+def test_nonlinearity_by_reverse_mode(memory: int, digits: Problem) -> None:
+    """After one step the replicas are the real ones. The Jacobians before and after it are taken here one example at a time.
+
+    With little memory the replicas are followed a few at a time.
+    """
+    tuning = FineTuning(BitFit(), steps=2, batch_size=8, learning_rate=0.01)
+    ends = train(digits, dataclasses.replace(tuning, steps=1), leaving_out(digits.n, *range(digits.n)))
+    moves = ends.values[1:] - ends.values[0]
+    assert int((moves.norm(dim=1) > 0).sum()) == 8
+    norms = []
+    for i in range(digits.n):
+        inputs = digits.train.take(slice(i, i + 1)).inputs
+        before, after = (
+            torch.func.jacrev(lambda v: digits.logits(ends.tunable.place(ends.start, v), inputs)[0])(at) @ moves[i]  # noqa: B023
+            for at in (ends.tunable.gather(ends.start), ends.values[0])
+        )
+        norms.append([float((after - before).norm()), float(before.norm() + after.norm())])
+    changed, size = np.sum(norms, axis=0)
+    found = approximated(digits, tuning, checkpoints=2, memory=memory).nonlinearity
+    assert found == pytest.approx(changed / size, rel=1e-3)
+    assert 0.01 < found < 1
+
+
+def approximated(problem: Problem, tuning: FineTuning, checkpoints: int, memory: int = MEMORY) -> Prediction:
+    predictor = Linearised(checkpoints=checkpoints, memory_budget=memory)
+    prediction = leave_one_out.measure(problem, tuning, estimator=Approximate(predictor), device="cpu").prediction
+    assert prediction is not None
+    return prediction
