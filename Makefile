@@ -7,7 +7,7 @@ MODEL ?=
 
 MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
 
-.PHONY: browser run full theory discontinuity language assisted assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean
+.PHONY: browser run full theory discontinuity language assisted populations intervals assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean
 
 run: $(READY)  ## the main job: ten methods on digits, their table, and figures in runs/figures (four minutes on two cores)
 	$(BIN)/stability run digits-short --figures runs/figures
@@ -47,8 +47,14 @@ discontinuity: $(READY)  ## loss against step where masks change, 5000 steps (6 
 language: $(READY)  ## MiniLM on CB, RTE and STS-B: a step's cost, metrics, leave-one-out (an hour and a half on two cores)
 	$(BIN)/python -m benchmarks.language --data $(DATA)
 
-assisted: $(READY)  ## predictions, variance, coverage and time of the assisted estimator on digits (20 minutes on two cores)
+assisted: $(READY)  ## predictions and time of the assisted estimator on digits (20 minutes on two cores)
 	$(BIN)/python -m benchmarks.assisted
+
+populations: $(READY)  ## every example left out of 117 populations that no interval was chosen on (an hour; it goes on where it was stopped)
+	$(BIN)/python -m benchmarks.populations
+
+intervals: $(READY)  ## how often intervals hold the truth, by simulation on every population (15 minutes)
+	$(BIN)/python -m benchmarks.intervals
 
 assisted-language: $(READY)  ## MiniLM on CB, each of 96 texts left out (2 hours on two cores; it goes on where it was stopped)
 	$(BIN)/python -m benchmarks.assisted --parts population language --data $(DATA)

@@ -1,13 +1,12 @@
-"""Leave-one-out stability from few retrainings, against all of them: prediction, variance, coverage, time.
+"""Leave-one-out stability from few retrainings, against all of them: predictions and time.
 
     python -m benchmarks.assisted [--parts digits checkpoints time] [--device cpu] [--threads 2]
     python -m benchmarks.assisted --parts population language --data FOLDER [--model FOLDER]
 
 Each part writes benchmarks/results/assisted-PART-DEVICE.json.
 
-- ``digits``: for every method and p all n = 100 retrainings and the predictions of linearised replicas and of one Newton step;
-  by 1 000 draws from what was retrained, the variance cut against plain sampling at 10 and 20 retrainings, and how often the
-  95 % intervals hold the truth: plain, assisted, and each until ±10 %.
+- ``digits``: for every method and p all n = 100 retrainings and the predictions of linearised replicas and of one Newton step.
+  What estimators make of them, ``benchmarks.intervals`` simulates.
 - ``checkpoints``: how good the prediction is with 1 to 20 checkpoints, and what it costs.
 - ``time``: ±10 % at 95 % end to end, against a plain loop of all retrainings.
 - ``population``: all-MiniLM-L6-v2 on CB, SAM at p = 0.005, every text left out once, the first in the order of the plan; it goes
@@ -27,16 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy import stats
 
 from benchmarks import loops
 from benchmarks.language import RESULTS, SPARSITY, algorithm, labelled, minilm
 from stability import FineTuning, leave_one_out, machine, problems
-from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled
-from stability.leave_one_out.predictors import Linearised, OneStep, Prediction, Predictor
-from stability.leave_one_out.statistics import Estimate, Numbers
+from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact
+from stability.leave_one_out.predictors import Linearised, OneStep, Predictor
+from stability.leave_one_out.statistics import Numbers
 from stability.masks import Mask
 from stability.problems.problem import generator
 from stability.selectors import SAM, BitFit, LoRA, MagPruning, Random
@@ -44,7 +42,6 @@ from stability.studies.named import STUDIES
 from stability.training.replicas import train
 
 PARTS = ("digits", "checkpoints", "time", "population", "language")
-DRAWS = 1000
 
 
 def numbers(values: Any) -> list[float]:
@@ -59,45 +56,6 @@ def agreement(predicted: Numbers, measured: Numbers) -> dict[str, float]:
         "predicted_mean": float(predicted.mean()),
         "exact_mean": float(measured.mean()),
     }
-
-
-def simulated(measured: Numbers, predicted: Numbers) -> dict[str, Any]:
-    """What estimators make of a population that is known, over ``DRAWS`` draws of each."""
-    n, truth = len(measured), float(measured.mean())
-    foretold = Prediction(pd.DataFrame({"index": range(n), "difference": predicted}), "stored", 0.0)
-    found: dict[str, Any] = {}
-    for count in (10, 20):
-        plain_variance = float(measured.var(ddof=1)) / count * (1 - count / n)
-        for estimator in (Sampled(count), Assisted(count)):
-            drawn = [draw(estimator, measured, foretold, seed)[0] for seed in range(DRAWS)]
-            values = np.array([estimate.value for estimate in drawn])
-            found[f"{estimator.name} {count}"] = {
-                **covered(drawn, truth),
-                "variance_cut": plain_variance / float(np.mean((values - truth) ** 2)),
-            }
-    for tolerant in (Sampled(tolerance=0.1), Assisted(tolerance=0.1)):
-        both = [draw(tolerant, measured, foretold, seed) for seed in range(DRAWS)]
-        counts = {"mean_retrainings": float(np.mean([count for _, count in both]))}
-        found[f"{tolerant.name} to 10 %"] = covered([estimate for estimate, _ in both], truth) | counts
-    return found
-
-
-def draw(estimator: Sampled, measured: Numbers, foretold: Prediction, seed: int) -> tuple[Estimate, int]:
-    """What the estimator says after it has stopped, and after how many retrainings that was."""
-    design = estimator.design(len(measured), seed, foretold)
-    done, estimate = 0, None
-    while more := estimator.more(len(measured), done, estimate):
-        done += more
-        estimate = design.mean(measured[design.order[:done]], 0.95)
-    assert estimate is not None
-    return estimate, done
-
-
-def covered(drawn: list[Estimate], truth: float) -> dict[str, float]:
-    slack = 1e-9 * truth
-    hits = [estimate.interval[0] - slack <= truth <= estimate.interval[1] + slack for estimate in drawn]
-    widths = [estimate.relative_half_width for estimate in drawn]
-    return {"coverage": float(np.mean(hits)), "median_relative_half_width": float(np.median(widths))}
 
 
 def foretold_by(predictor: Predictor, problem: Any, tuning: FineTuning, device: str) -> dict[str, Any]:
@@ -120,14 +78,9 @@ def measure_digits(device: str) -> list[dict[str, Any]]:
         row |= {"difference": numbers(exact.per_example["difference"]), "predictions": told}
         for one in told.values():
             one |= agreement(np.abs(one["difference"]), measured)
-        row["simulated"] = simulated(measured, np.abs(told["linearised"]["difference"]))
         rows.append(row)
-        cut = row["simulated"]["assisted 10"]
-        print(
-            f"{tuning.name:12s} {exact.sparsity:.4f} r {told['linearised']['pearson']:.2f} ρ {told['linearised']['spearman']:.2f}"
-            f" cut {cut['variance_cut']:.0f} coverage {cut['coverage']:.3f}",
-            flush=True,
-        )
+        found = told["linearised"]
+        print(f"{tuning.name:12s} {exact.sparsity:.4f} r {found['pearson']:.2f} ρ {found['spearman']:.2f}", flush=True)
     return rows
 
 
@@ -253,11 +206,9 @@ def measure_language(model: str, data: Path, device: str, population: dict[str, 
         told |= {"retrainings_worth": foretold.seconds / run, **agreement(predicted, measured)}
         print(name, told, flush=True)
         found["predictions"][name] = told | {"difference": numbers(foretold.table["difference"])}
-        found["predictions"][name]["simulated"] = simulated(measured, predicted)
         write(path, "language", found, model)
-        print(found["predictions"][name]["simulated"]["assisted 10"], flush=True)
     losses = np.array(population["loss_full"])[index]
-    found["predictions"]["training loss"] = agreement(losses, measured) | {"simulated": simulated(measured, losses)}
+    found["predictions"]["training loss"] = agreement(losses, measured) | {"difference": numbers(population["loss_full"])}
     return found
 
 

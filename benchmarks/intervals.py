@@ -15,6 +15,7 @@ Reads the populations of ``benchmarks.assisted`` (39, on which the interval was 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -33,8 +34,8 @@ from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate, Numbers
 
 COUNTS = (10, 20, 40)
-EDGES = (-1.0, 0.5, 0.8, 0.95, 1.0)  # of the correlation that the draws show
-DRAWN = (5, 10, 20, 40)  # retrainings of which the packaged table tells
+SIZES, DRAWN, EDGES = (1, 200), (5, 10, 20, 40), (-1.0, 0.5, 0.8, 0.95)
+"""Lower edges of n, of the draws and of the correlation that they show, in the packaged table."""
 FIGURE = Path("docs/findings/intervals.svg")
 TABLE = Path("stability/leave_one_out/coverage.json")
 
@@ -63,9 +64,8 @@ def populations() -> Iterator[Population]:
     index = sorted(int(i) for i in known)
     told = json.loads((RESULTS / "assisted-language-cpu.json").read_text())["language"]["predictions"]
     for name, one in told.items():
-        if name.startswith("linearised"):
-            measured = sizes([known[str(i)]["difference"] for i in index])
-            yield Population("MiniLM", name, measured, sizes(one["difference"])[index])
+        measured = sizes([known[str(i)]["difference"] for i in index])
+        yield Population("MiniLM", name, measured, sizes(one["difference"])[index])
 
 
 def worse() -> Iterator[Population]:
@@ -102,6 +102,22 @@ def simulated(one: Population, draws: int) -> dict[str, Any]:
     found["correlation"] = float(np.corrcoef(one.measured, one.predicted)[0, 1])
     for name, each in ways.items():
         found[name] = {a: summary(each[a], one.measured, truth, a) for a in COUNTS}
+    for tolerance in (0.1, 0.2):
+        stopped = [until(Assisted(tolerance=tolerance), one, seed) for seed in range(draws)]
+        held = np.mean([low - 1e-9 * truth <= truth <= high + 1e-9 * truth for low, high in (x.interval for x in stopped)])
+        counts = [estimate.count for estimate in stopped]
+        found[f"until {tolerance:g}"] = {"coverage": float(held), "retrainings": float(np.median(counts))}
+    return found
+
+
+def until(estimator: Assisted, one: Population, seed: int) -> Estimate:
+    """What the estimator says after it has stopped."""
+    n, found, done = len(one.measured), None, 0
+    design = design_of(one.predicted, seed)
+    while more := estimator.more(n, done, found):
+        done += more
+        found = design.mean(one.measured[design.order[:done]], 0.95)
+    assert found is not None
     return found
 
 
@@ -117,28 +133,26 @@ def summary(drawn: list[Estimate], measured: Numbers, truth: float, a: int) -> d
 
 
 def known_coverage(every: list[Population], draws: int) -> list[dict[str, Any]]:
-    """Coverage by the draws and the correlation that they show, over all populations with an equal say."""
-    held: dict[tuple[int, int], list[list[bool]]] = {(a, k): [] for a in DRAWN for k in range(len(EDGES) - 1)}
+    """Coverage by n, the draws and the correlation that they show, pooled over populations."""
+    held: dict[tuple[int, int, float], list[bool]] = {place: [] for place in itertools.product(SIZES, DRAWN, EDGES)}
     for one in every:
-        mine: dict[tuple[int, int], list[bool]] = {}
+        n, truth = len(one.measured), one.measured.mean()
         for seed in range(draws):
             design = design_of(one.predicted, seed)
             for a in DRAWN:
                 index = design.order[:a]
                 y, q = one.measured[index], one.predicted[index]
-                if np.ptp(y) == 0 or np.ptp(q) == 0:
-                    continue
-                k = int(np.clip(np.searchsorted(EDGES, np.corrcoef(y, q)[0, 1], side="right") - 1, 0, len(EDGES) - 2))
-                low, high = design.mean(y, 0.95).interval
-                mine.setdefault((a, k), []).append(low <= one.measured.mean() * (1 + 1e-9) and one.measured.mean() <= high)
-        for place, hits in mine.items():
-            held[place].append(hits)
-    rows = []
-    for (a, k), lists in held.items():
-        samples = sum(map(len, lists))
-        coverage = sum(map(sum, lists)) / samples if samples else None
-        rows.append({"draws": a, "above": EDGES[k], "coverage": coverage and round(coverage, 3), "samples": samples})
-    return rows
+                if np.ptp(y) and np.ptp(q):
+                    r = np.corrcoef(y, q)[0, 1]
+                    low, high = design.mean(y, 0.95).interval
+                    place = (max(size for size in SIZES if size <= n), a, max(edge for edge in EDGES if edge <= max(r, -1.0)))
+                    held[place].append(low <= truth * (1 + 1e-9) and truth <= high * (1 + 1e-9))
+    names = ("n", "draws", "correlation")
+    return [
+        {**dict(zip(names, place, strict=True)), "coverage": round(float(np.mean(hits)), 3), "samples": len(hits)}
+        for place, hits in held.items()
+        if hits
+    ]
 
 
 def drawn(rows: list[dict[str, Any]]) -> None:
@@ -198,9 +212,14 @@ def main() -> None:
                 levels = [one["coverage"] for one in found]
                 cut, width = (np.median([one[what] or math.inf for one in found]) for what in ("variance_cut", "half_width"))
                 held = sum(level >= 0.93 for level in levels)
-                print(
-                    f"{'chosen' if chosen else 'others':7s} {name:7s} {a:3d}: {held}/{len(mine)} least {min(levels):.3f} cut {cut:.3g} half-width {width:.3f}"
-                )
+                told = f"{held}/{len(mine)} least {min(levels):.3f} cut {cut:.3g} half-width {width:.3f}"
+                print(f"{'chosen' if chosen else 'others':7s} {name:7s} {a:3d}: {told}")
+        for way in ("until 0.1", "until 0.2"):
+            levels = [row[way]["coverage"] for row in mine]
+            median = np.median([row[way]["retrainings"] for row in mine])
+            print(
+                f"{'chosen' if chosen else 'others'} {way}: {sum(x >= 0.93 for x in levels)}/{len(mine)} least {min(levels):.3f}, {median:g}"
+            )
     for row in table:
         print(row)
 

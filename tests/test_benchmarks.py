@@ -10,10 +10,11 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import drawing, memory, recomputed, scaling, smoothness
+from benchmarks import drawing, intervals, memory, recomputed, scaling, smoothness
 from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
 from stability.errors import StabilityError
@@ -138,3 +139,24 @@ def test_the_threshold_finds_the_poor_predictions() -> None:
         "poor_found": 0,
         "false_alarms": 1,
     }
+
+
+def test_coverage_is_counted_over_known_populations() -> None:
+    """A prediction that is the truth but for a tenth: every interval holds, and is narrow."""
+    generator = np.random.default_rng(0)
+    measured = generator.exponential(size=60)
+    one = intervals.Population("a test", "exponential", measured, measured * generator.uniform(0.9, 1.1, 60))
+    found = intervals.simulated(one, 20)
+    assert found["now"][20]["coverage"] == 1
+    assert found["now"][20]["half_width"] < 0.1 < found["plain"][20]["half_width"]
+    assert found["now"][20]["variance_cut"] > 10
+    assert found["until 0.1"]["retrainings"] == 12
+    table = intervals.known_coverage([one], 20)
+    assert {(row["n"], row["draws"]) for row in table} == {(1, 5), (1, 10), (1, 20), (1, 40)}
+    assert sum(row["samples"] for row in table) == 80
+
+
+def test_the_stored_simulations_are_of_every_population() -> None:
+    stored = json.loads((RESULTS / "intervals.json").read_text())
+    assert stored["draws"] >= 1000
+    assert [(row["group"], row["name"]) for row in stored["populations"]] == [(x.group, x.name) for x in intervals.populations()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -201,7 +201,7 @@ def mean_of_draws(values: ArrayLike, draws: Draws, predicted: ArrayLike, confide
     freedom = len(y) - 1
     by_design = len(y) / freedom * float(((1 - p) * (weights * residuals) ** 2).sum()) / rest**2
     by_model = float((residuals**2).sum()) / freedom * (rest - len(y)) / rest**2
-    t = float(stats.t.ppf((1 + confidence) / 2, freedom)) / value
+    t = _student(confidence, freedom) / value
     low, high = (t * math.sqrt(v * by_design + m * by_model) for v, m in (_BELOW, _ABOVE))
     interval = max(value * math.exp(-low), sure), value * math.exp(min(high, _UNBOUNDED))
     return estimate(value, interval, error=math.sqrt(by_design))
@@ -263,7 +263,7 @@ def mean_over_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     if a == 1:
         return Estimate(float(x[0]), (-math.inf, math.inf), confidence=confidence, count=1, population=1)
     error = float(x.std(ddof=1)) / math.sqrt(a)
-    half = float(stats.t.ppf((1 + confidence) / 2, a - 1)) * error
+    half = _student(confidence, a - 1) * error
     mean = float(x.mean())
     return Estimate(mean, (mean - half, mean + half), confidence=confidence, count=a, population=a, error=error)
 
@@ -369,13 +369,19 @@ def _estimate(parts: Numbers, scale: float, found: float, confidence: float, pop
     if spread <= _EQUAL * abs(value):
         return estimate(value, (sure, math.inf))
     error = scale * spread / math.sqrt(a)
-    t = float(stats.t.ppf((1 + confidence) / 2, a - 1))
+    t = _student(confidence, a - 1)
     skewness = float(stats.skew(parts)) / math.sqrt(a)
     low, high = value - t * error, value + t * error
     if abs(skewness) > 1e-6:  # else both are the same but for rounding
         low = min(low, value - error * _unskewed(t, skewness))
         high = max(high, value - error * _unskewed(-t, skewness))
     return estimate(value, (max(low, sure), high), error=error)
+
+
+@lru_cache(maxsize=1000)
+def _student(confidence: float, freedom: int) -> float:
+    """Student's t that a value is within on both sides with this confidence."""
+    return float(stats.t.ppf((1 + confidence) / 2, freedom))
 
 
 def _unskewed(x: float, skewness: float) -> float:
