@@ -349,9 +349,9 @@ def mean_difference(
     2. The value is the mean of the p_i, plus Des Raj's (1956) estimate of the mean of what they miss, e_i = d_i − p_i, from draws
        by the sizes x of :func:`pair_sizes`: the mean of t_r = (Σ_{s<r} e_s + e_r X_r/x_r)/n, X_r the sum of the sizes that remain.
        Apart from the fitted scales it is unbiased, even when the predictions are poor.
-    3. The interval is value ± h. It reaches as far as the farther of two: the design-based one, t_{a−2} √(Σ(t_r − t̄)²/((a − 2)a)),
-       and a model-based one, (Σ_drawn e + Σ p)/n ± t_{a−2} s √(Σ_rest x^¼)/n with s² = Σ_drawn e²/x^¼ / (a − 2). The first
-       alone is too narrow where the predictions miss examples that carry much and none of them was drawn.
+    3. The interval reaches on each side as far as the farther of two: the design-based value ± t_{a−2} √(Σ(t_r − t̄)²/((a − 2)a)),
+       and the model-based (Σ_drawn e + Σ p)/n ± t_{a−2} s √(Σ_rest x^¼)/n with s² = Σ_drawn e²/x^¼ / (a − 2). The first alone is
+       too narrow where the predictions miss examples that carry much and none of them was drawn.
 
     Without predictions the draws are uniform, and the value is the mean of the drawn d with Student's interval, which has the
     finite-population correction.
@@ -417,8 +417,8 @@ def mean_difference(
     v = x**SPREAD
     spread = math.sqrt(float((e**2 / v[index]).sum()) / (a - fitted) * float(v[here].sum())) / n
     modelled = expected + float(e.sum()) / n
-    half = max(t * error, t * spread + abs(modelled - value))
-    return made(value, (value - half, value + half), error=error)
+    low = min(value - t * error, modelled - t * spread)
+    return made(value, (low, max(value + t * error, modelled + t * spread)), error=error)
 
 
 def separate(first: Estimate, second: Estimate) -> Estimate:
