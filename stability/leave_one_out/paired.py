@@ -448,7 +448,7 @@ def said(first: str, second: str, value: float, interval: tuple[float, float], u
         value: its stability less that of the first.
         interval: of the value.
         unit: of both.
-        ends: what the interval is, such as "95 % interval"; "exactly" where it is a single number.
+        ends: what the interval is, such as "95 % interval", or nothing; "exactly" where it is a single number.
 
     Example:
         >>> said("full", "lora", -0.31, (-0.40, -0.22), "nats", "95 % interval")
@@ -467,7 +467,7 @@ def said(first: str, second: str, value: float, interval: tuple[float, float], u
         return f"{second} is {kind} stable than {first}, by exactly {size_of(size)} {of}."
     places = places_of(size)
     reach = f"at least {size_of(near, places)}" if math.isinf(far) else f"{size_of(near, places)} to {size_of(far, places)}"
-    shown = f"{size_of(size)} ({ends} {reach})"
+    shown = f"{size_of(size)} ({f'{ends} {reach}'.strip()})"
     return f"{second} is {kind} stable than {first}, by {shown} {of}."
 
 
