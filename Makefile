@@ -50,6 +50,9 @@ language: $(READY)  ## MiniLM on CB, RTE and STS-B: a step's cost, metrics, leav
 assisted: $(READY)  ## predictions, variance, coverage and time of the assisted estimator on digits (20 minutes on two cores)
 	$(BIN)/python -m benchmarks.assisted
 
+paired: $(READY)  ## the interval of a difference of two methods, from stored populations (five minutes on two cores)
+	$(BIN)/python -m benchmarks.paired
+
 assisted-language: $(READY)  ## MiniLM on CB, each of 96 texts left out (2 hours on two cores; it goes on where it was stopped)
 	$(BIN)/python -m benchmarks.assisted --parts population language --data $(DATA)
 

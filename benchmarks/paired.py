@@ -1,6 +1,6 @@
 """The paired difference of two methods: coverage and width of its interval, against two separate estimates of equal cost.
 
-    python -m benchmarks.paired [--draws 400]
+    python -m benchmarks.paired [--draws 400] [--pairs 100]
 
 Writes benchmarks/results/paired-cpu.json, without training, from populations of which every difference and prediction is known:
 assisted-digits-cpu.json, on whose pairs the design was chosen, and populations-cpu.json, which was not used for that. A pair is of
@@ -59,6 +59,10 @@ class Population:
             for count in COUNTS:
                 self.estimates[count].append(design.mean(measured[design.order[:count]], 0.95))
 
+    def is_of(self, method: str) -> bool:
+        """Whether it is of this method, at any p."""
+        return self.name.split()[0] == method
+
 
 def populations(draws: int) -> Iterator[Population]:
     """All that are known, those on which the design was chosen first."""
@@ -68,7 +72,7 @@ def populations(draws: int) -> Iterator[Population]:
     path = RESULTS / "populations-cpu.json"
     for row in json.loads(path.read_text())["populations"] if path.exists() else ():
         group = f"{row['group']}, seed {row['seed']}, n = {row['n']}"
-        yield Population(row["settings"], group, np.abs(row["difference"]), np.abs(row["predicted"]), draws)
+        yield Population(f"{row['method']} {row['p']:.3g}", group, np.abs(row["difference"]), np.abs(row["predicted"]), draws)
 
 
 def simulated(one: Population, other: Population, count: int, draws: int) -> dict[str, Any]:
@@ -132,6 +136,7 @@ def rounded(value: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--pairs", type=int, default=100, help="of one S and seed at most, evenly spread over all of them")
     options = parser.parse_args()
     groups: dict[str, list[Population]] = {}
     for one in populations(options.draws):
@@ -140,13 +145,12 @@ def main() -> None:
     every: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for group, known in groups.items():
         kind = group.split(",")[0]
+        pairs = list(itertools.combinations(known, 2))
+        some = pairs[:: max(1, -(-len(pairs) // options.pairs))]
+        asked = [(one, other) for one, other in pairs if group == "chosen" and one.is_of(FROM) and other.is_of(TO)]
         for count in COUNTS:
-            rows = [simulated(*pair, count, options.draws) for pair in itertools.combinations(known, 2)]
-            every.setdefault(kind, {}).setdefault(count, []).extend(rows)
-            if group == "chosen":
-                found[FROM + " against " + TO] += [
-                    row for row in rows if row["first"].split()[0] == FROM and row["second"].split()[0] == TO
-                ]
+            every.setdefault(kind, {}).setdefault(count, []).extend(simulated(*pair, count, options.draws) for pair in some)
+            found[FROM + " against " + TO] += [simulated(*pair, count, options.draws) for pair in asked]
     for kind, by_count in every.items():
         found["groups"][kind] = {str(count): summarised(rows) for count, rows in by_count.items()}
         worst = sorted(itertools.chain(*by_count.values()), key=lambda row: float(row["paired"]["coverage"]))[:5]

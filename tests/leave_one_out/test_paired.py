@@ -182,6 +182,12 @@ def test_exact_estimates_give_an_exact_difference(small: Problem, exact: tuple[S
     assert difference(small, FULL, BITFIT, Assisted(20), device="cpu").value == pytest.approx(found.value)
 
 
+def test_two_examples_are_enough() -> None:
+    found = difference(load("digits", n=2), FULL, BITFIT, device="cpu")
+    assert (found.pairing, len(found.per_example)) == (Pairing.EXACT, 2)
+    assert found.value == pytest.approx(found.second.value - found.first.value)
+
+
 def test_estimates_that_were_drawn_uniformly_are_paired_and_others_are_put_together_as_independent(
     small: Problem, exact: tuple[StabilityEstimate, StabilityEstimate]
 ) -> None:

@@ -16,6 +16,7 @@ from scipy import stats
 from stability import FineTuning, Minimisation, StudyResults, UsageError
 from stability.cli.commands import main
 from stability.leave_one_out.estimators import Estimator, Exact, Sampled
+from stability.plotting import NothingToDrawError
 from stability.selectors import SAM, BitFit, LoRA, Random
 from stability.studies.comparison import Comparison, compare, holm, labels, study_of
 from stability.studies.store import key
@@ -94,6 +95,9 @@ def test_sentences_say_what_is_resolved_and_what_is_not(three: Comparison) -> No
     assert two.sentences() == ["Two seeds give no interval: use 3 or more to tell methods apart."]
     assert np.isnan(two.table()["high"]).all()
     assert np.isnan(two.differences()["high"]).all()
+    assert two.table()["than_first"].tolist() == ["", ""]
+    with pytest.raises(NothingToDrawError, match="no two methods have a difference with an interval"):
+        two.plot()
 
 
 def test_holms_correction_is_that_of_a_plain_loop() -> None:
@@ -193,8 +197,10 @@ def test_it_is_shown_in_terminal_and_notebook(three: Comparison) -> None:
 def test_the_command_keeps_what_is_finished_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = tmp_path / "compared.sqlite"
     command = "compare bitfit random sparsity=0.1 --n 12 --steps 2 --retrainings 2 --seeds 1 --device cpu --workers 1 --store"
-    assert main([*command.split(), str(store)]) == 0
+    assert main([*command.split(), str(store), "--figures", str(tmp_path / "figures")]) == 0
     text = capsys.readouterr().out
+    assert "comparison_digits_against_first.png" in text
+    assert (tmp_path / "figures" / "comparison_digits_against_first.pdf").exists()
     assert "The stability of random and of bitfit is not told apart" in text
     assert "That is of one training set and seed: use 3 seeds or more" in " ".join(text.split())
     seconds = StudyResults.read(store).table["seconds"].tolist()
