@@ -145,7 +145,8 @@ def main() -> None:
     every: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for group, known in groups.items():
         kind = group.split(",")[0]
-        pairs = list(itertools.combinations(known, 2))
+        if not (pairs := list(itertools.combinations(known, 2))):
+            continue
         some = pairs[:: max(1, -(-len(pairs) // options.pairs))]
         asked = [(one, other) for one, other in pairs if group == "chosen" and one.is_of(FROM) and other.is_of(TO)]
         for count in COUNTS:
