@@ -1,12 +1,13 @@
 from . import bounds, derivatives, plotting, problems, reports, selectors, studies
 from .errors import MachineError, MeasurementError, StabilityError, UsageError
-from .leave_one_out import StabilityEstimate, estimators, measure, predictors
+from .leave_one_out import Difference, StabilityEstimate, difference, estimators, measure, predictors
 from .masks import Mask, SparseDelta
 from .problems import Examples, Problem, load
 from .studies import Study, StudyResults, compare, run
 from .training import EarlyStopping, FineTuning, Minimisation, train
 
 __all__ = [
+    "Difference",
     "EarlyStopping",
     "Examples",
     "FineTuning",
@@ -24,6 +25,7 @@ __all__ = [
     "bounds",
     "compare",
     "derivatives",
+    "difference",
     "estimators",
     "load",
     "measure",

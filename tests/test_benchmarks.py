@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import drawing, intervals, memory, recomputed, scaling, smoothness
+from benchmarks import drawing, intervals, memory, paired, recomputed, scaling, smoothness
 from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
 from stability.errors import StabilityError
@@ -160,3 +160,21 @@ def test_the_stored_simulations_are_of_every_population() -> None:
     stored = json.loads((RESULTS / "intervals.json").read_text())
     assert stored["draws"] >= 1000
     assert [(row["group"], row["name"]) for row in stored["populations"]] == [(x.group, x.name) for x in intervals.populations()]
+
+
+def test_pairs_of_known_populations_are_simulated_and_counted() -> None:
+    """Two methods that are predicted well: the pairs hold the truth and are nearer to it than plain ones."""
+    generator = np.random.default_rng(0)
+    sizes = generator.lognormal(0, 1, (2, 60))
+    one, other = (
+        paired.Population(name, "mine", mine, mine * generator.lognormal(0, 0.1, 60), draws=40)
+        for name, mine in zip(("full 1", "sam 0.1"), sizes, strict=True)
+    )
+    found = paired.simulated(one, other, count=10, draws=40)
+    assert found["truth"] == pytest.approx((sizes[1] - sizes[0]).mean())
+    assert found["paired"]["coverage"] > 0.8
+    assert found["paired"]["error"] < found["uniform"]["error"] / 3
+    told = paired.summarised([found])
+    assert told["pairs"] == 1
+    assert told["uniform"]["half_width_to_paired"] == pytest.approx(found["uniform"]["half_width"] / found["paired"]["half_width"])
+    assert (one.is_of("full"), other.is_of("full")) == (True, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import get_terminal_size
@@ -30,7 +31,7 @@ from stability.cli.printing import plain, print_json
 from stability.errors import UsageError
 from stability.selectors.naming import selectors_named
 from stability.studies import cost
-from stability.studies.comparison import Comparison, compared, labels, study_of
+from stability.studies.comparison import Comparison, compared, labels, left_out, study_of
 from stability.studies.store import key
 
 __all__ = ["compare"]
@@ -43,7 +44,8 @@ class Repeated:
 
     Attributes:
         problem: A problem of 'stability list'; or with --model a file or folder of texts, or a task of the hub such as glue/rte.
-        seeds: Number of seeds; each draws its own training set, which all methods share. Two give no interval.
+        seeds: Number of seeds; each draws its own training set, which all methods share. Two give no interval; one
+            compares by the examples that are left out.
     """
 
     problem: str = "digits"
@@ -116,7 +118,8 @@ def compare(
     if stored.plan:
         print(cost.expected(study, store, **how))
         return
-    comparison = Comparison(results=compared(study, store, progress=True, **how), labels=labels(study))
+    results = compared(study, store, progress=True, **how)
+    comparison = Comparison(results=results, labels=labels(study), examples=left_out(store))
     if stored.json:
         print_json(plain(_told(comparison, store)))
     else:
@@ -125,6 +128,21 @@ def compare(
         print(table + gap + "\n".join(fill(line, width) for line in rest.splitlines()), "", f"results: {store}", sep="\n")
     if stored.figures is not None:
         draw(comparison.results, stored.figures, quiet=stored.json)
+        _draw_differences(comparison, stored.figures, quiet=stored.json)
+
+
+def _draw_differences(comparison: Comparison, folder: Path, quiet: bool) -> None:
+    """The figure of what each method has more than the first, where it has an interval; print its paths unless ``quiet``."""
+    from stability import plotting  # after draw, which has chosen what draws into files
+    from stability.plotting.files import study_prefix
+
+    with suppress(plotting.NothingToDrawError):
+        results = comparison.results
+        start = study_prefix(results, results.tasks)
+        note = f"study {results.study}, identity {results.fingerprint}"
+        for path in plotting.save({"against_first": plotting.against_first(comparison)}, folder, start, note):
+            if not quiet:
+                print(path)
 
 
 def _told(comparison: Comparison, store: Path) -> dict[str, Any]:

@@ -2,12 +2,24 @@
 
 :func:`measure` trains A(S), predicts what leaving out each example would do, draws a few examples, retrains without them and
 estimates the stability with an interval. What is drawn and what is concluded is an estimator's (:mod:`.estimators`), what is
-predicted is a predictor's (:mod:`.predictors`).
+predicted is a predictor's (:mod:`.predictors`). :func:`difference` measures how much more stable one method is than another.
 """
 
 from stability.leave_one_out import estimators, predictors
 from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate
 from stability.leave_one_out.measuring import measure
+from stability.leave_one_out.paired import Difference, Pairing, difference
 from stability.leave_one_out.smoothness import Metasmoothness, metasmoothness
 
-__all__ = ["Diagnostics", "Metasmoothness", "StabilityEstimate", "estimators", "measure", "metasmoothness", "predictors"]
+__all__ = [
+    "Diagnostics",
+    "Difference",
+    "Metasmoothness",
+    "Pairing",
+    "StabilityEstimate",
+    "difference",
+    "estimators",
+    "measure",
+    "metasmoothness",
+    "predictors",
+]

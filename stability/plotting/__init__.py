@@ -1,10 +1,11 @@
 """Numbers as pictures. Nothing here trains or reads results from disk.
 
 What varies with p is drawn from :class:`stability.studies.StudyResults` (:data:`FIGURES`), methods on tasks from
-:class:`stability.studies.Scores` (:func:`ranks`, :func:`definition_3`), single examples from a
-:class:`stability.StabilityEstimate` (:func:`differences`, :func:`influential`), a mask, a bound and a study by :func:`mask`,
-:func:`bound` and :func:`planned`. Each function returns a figure of matplotlib; :func:`save` and :func:`save_all` write PNG and
-PDF, :func:`svg` gives an element for a page.
+:class:`stability.studies.Scores` (:func:`ranks`, :func:`definition_3`), methods beside each other from a
+:class:`stability.studies.Comparison` (:func:`against_first`), single examples from a :class:`stability.StabilityEstimate`
+(:func:`differences`, :func:`influential`), a mask, a bound and a study by :func:`mask`, :func:`bound` and :func:`planned`.
+Each function returns a figure of matplotlib; :func:`save` and :func:`save_all` write PNG and PDF, :func:`svg` gives an element
+for a page.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 
 from stability.errors import UsageError
 from stability.plotting.bound_curves import bounds
-from stability.plotting.comparison import definition_3, ranks
+from stability.plotting.comparison import against_first, definition_3, ranks
 from stability.plotting.examples import differences, influential
 from stability.plotting.files import Format, closed, prefix, save, study_prefix, svg
 from stability.plotting.histories import projection_discontinuity
@@ -33,6 +34,7 @@ from stability.studies.scores import IncomparableError, scores
 __all__ = [
     "FIGURES",
     "NothingToDrawError",
+    "against_first",
     "bound",
     "bounds",
     "closed",

@@ -1,4 +1,4 @@
-"""Methods on tasks: ranks of stability against ranks of performance, and Definition 3 beside the spread over seeds."""
+"""Methods beside each other; methods on tasks: ranks of stability and of performance, Definition 3 beside the spread over seeds."""
 
 from __future__ import annotations
 
@@ -24,14 +24,83 @@ from stability.plotting.style import (
     label,
     near,
     new_figure,
+    settings_of,
     share,
     styled,
     styles,
+    unit,
 )
+from stability.plotting.style import metric as metric_of
+from stability.studies.comparison import Comparison
 from stability.studies.ranks import RankCorrelation, rank_correlation, ranked
 from stability.studies.scores import Scores, std_interval
 
-__all__ = ["definition_3", "ranks"]
+__all__ = ["against_first", "definition_3", "ranks"]
+
+
+@styled
+def against_first(comparison: Comparison) -> Figure:
+    """What each method has more than the first one: stability and the metric on held-out data, a row for each method.
+
+    Bars are 95 % intervals. Filled is what is told apart after Holm's correction for all rows of its panel, hollow what is not
+    (:meth:`stability.studies.Comparison.differences`).
+
+    Args:
+        comparison: methods that were measured with the same seeds (:func:`stability.compare`).
+
+    Raises:
+        NothingToDrawError: no method has a difference of stability with an interval.
+
+    Example:
+        >>> from stability import compare, estimators
+        >>> how = {"problem_settings": {"n": 10}, "steps": 2, "workers": 1}
+        >>> figure = against_first(compare("digits", ["full", "bitfit"], seeds=1, estimator=estimators.Exact(), **how))
+        >>> figure.get_suptitle().splitlines()[0]
+        'bitfit is more stable than full'
+    """
+    stability, metric = comparison.differences(), comparison.differences("test_metric")
+    if not len(stability) or stability["low"].isna().all():
+        raise NothingToDrawError(
+            "no two methods have a difference with an interval: use three seeds, or one with examples left out"
+        )
+    known, first = comparison.results.table, next(iter(comparison.labels.values()))
+    panels = [(f"stability {STABILITY} [{unit(known)}]", stability)]
+    if metric["low"].notna().any():
+        panels.append((f"{metric_of(known)} on held-out data", metric))
+    figure, axes = new_figure(1, len(panels), (4.6 if len(panels) == 1 else 7.2, 1.5 + 0.22 * len(stability)))
+    methods = comparison.results.algorithms
+    style = styles([methods[name]["method"] if name in methods else name for name in comparison.labels])
+    colours = [style[methods[name]["method"] if name in methods else name][0] for name in list(comparison.labels)[1:]]
+    for ax, (what, table) in zip(axes, panels, strict=True):
+        ax.axvline(0, color="0.35", lw=0.8, gid="none")
+        for place, (row, colour) in enumerate(zip(table.to_dict("records"), colours, strict=True)):
+            if np.isfinite([row["low"], row["high"]]).all():
+                ax.hlines(place, row["low"], row["high"], color=colour, lw=1.2, gid="interval")
+                ax.plot(
+                    row["difference"], place, "o", color=colour, mfc=colour if row["resolved"] else "white", gid="values", zorder=3
+                )
+        ax.set(ylim=(len(table) - 0.5, -0.5), yticks=range(len(table)), xlabel=f"{what}:\ndifference from {first}")
+        ax.set_yticklabels(table["method"] if ax is axes[0] else [])
+        ax.tick_params(axis="y", length=0)
+        ax.locator_params(axis="x", nbins=5)
+    by = set(stability["by"]) - {""}
+    rows = stability[stability["resolved"]].to_dict("records")
+    finding = f"How each method differs from {first}"
+    if len(rows) == len(stability) and len({row["difference"] < 0 for row in rows}) == 1:
+        kind = "more" if rows[0]["difference"] < 0 else "less"
+        who = rows[0]["method"] if len(rows) == 1 else "All methods"
+        finding = f"{who} {'is' if len(rows) == 1 else 'are'} {kind} stable than {first}"
+    headed(figure, finding, settings_of(comparison.results))
+    over = "over seeds, paired" if "seeds" in by else "over the examples that are left out, for this training set and seed"
+    told = "Filled: told apart" + (" at 5 % after Holm's correction." if stability["p"].notna().sum() > 1 else ".")
+    lines = ["Left of 0: more stable." if len(panels) == 1 else "Left panel: the left of 0 is more stable."]
+    lines += [
+        "Each difference is exact for this training set and seed." if by == {"exact"} else f"Bars: 95 % interval {over}.",
+        told,
+    ]
+    lines += ["Hollow: not told apart." if not (stability["resolved"].all() and metric["resolved"].all()) else ""]
+    explained(figure, lines)
+    return figure
 
 
 @styled

@@ -6,33 +6,42 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
 
 from stability.checks import check_kind, check_whole
 from stability.errors import UsageError
-from stability.leave_one_out.estimators import Assisted, Estimator
+from stability.leave_one_out.estimators import Assisted, Estimator, Exact, Sampled
 from stability.leave_one_out.notebook import table_html
-from stability.leave_one_out.statistics import Estimate, mean_over_seeds
+from stability.leave_one_out.paired import Pairing, mean_difference, named_apart, said, separate, signed
+from stability.leave_one_out.statistics import Estimate, Numbers, mean_over_seeds
 from stability.leave_one_out.wording import places_of, size_of
 from stability.selectors import Selector
 from stability.selectors.naming import Method, selectors_named
 from stability.studies.pace import Shown
-from stability.studies.results import CellStatus, StudyResults
-from stability.studies.store import key
+from stability.studies.results import CellStatus, StudyResults, records_of
+from stability.studies.store import Store, key
 from stability.studies.study import Study, run
 from stability.training import Algorithm, FineTuning
 from stability.training.descent import Progress
 from stability.training.progress import stages
 
-__all__ = ["Comparison", "compare", "compared", "labels", "study_of"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Comparison", "compare", "compared", "holm", "labels", "left_out", "study_of"]
 
 _FEWEST = 3  # seeds that give an interval worth the name: with two, Student's t is 12.7
+_LEVEL = 0.05  # of the tests together
+_SEEDS = "seeds"
 
 Compared: TypeAlias = "Method | Algorithm"
 
@@ -45,6 +54,8 @@ class Comparison:
         results: every cell, as of any study.
         labels: what each method is called here, by the name that column ``algorithm`` of the results has for it; in the order
             in which they were given.
+        examples: of each cell a row for each example that was left out: algorithm, seed, index and difference. With one seed
+            methods are compared by these.
 
     Example:
         >>> comparison = compare("digits", ["full", "bitfit"], seeds=2, problem_settings={"n": 20}, steps=2, workers=1)
@@ -56,6 +67,7 @@ class Comparison:
 
     results: StudyResults
     labels: Mapping[str, str]
+    examples: pd.DataFrame | None = None
 
     def table(self) -> pd.DataFrame:
         """A row for each method.
@@ -64,13 +76,15 @@ class Comparison:
             Columns ``method``; ``sparsity``, p; ``trainable``, how many parameters may change, the head's among them; ``seeds``;
             and the means over these of ``train_loss``, ``test_loss``, ``train_metric``, ``test_metric``, ``gap`` (test less train
             loss), ``stability`` and ``seconds``. ``low`` and ``high`` are the 95 % interval of the stability over seeds; NaN
-            with fewer than three.
+            with fewer than three. ``than_first`` says what :meth:`differences` tells of the stability: ``more stable`` or
+            ``less stable`` than the first method, or ``not told apart``; it is empty where there is nothing to tell by.
         """
         found = self.results.summary().table.set_index("algorithm")
         names = [name for name in self.labels if name in found.index]
         found = found.loc[names]
         few = found["measured"] < _FEWEST
         columns = ("train_loss", "test_loss", "train_metric", "test_metric", "gap", "stability", "seconds")
+        told = {row["method"]: _told(row) for row in self.differences().to_dict("records")}
         return pd.DataFrame(
             {
                 "method": [self.labels[name] for name in names],
@@ -80,46 +94,128 @@ class Comparison:
                 **{name: found[name] for name in columns},
                 "low": found["stability_low"].mask(few).clip(lower=0),
                 "high": found["stability_high"].mask(few),
+                "than_first": [told.get(self.labels[name], "") for name in names],
             }
         ).reset_index(drop=True)
 
     def differences(self, quantity: str = "stability") -> pd.DataFrame:
         """What each method has more than the first, seed by seed.
 
+        With one seed stabilities are compared by the examples that were left out, and what is said is of that training set and
+        seed alone: exactly, where all examples were left out of both.
+
         Args:
             quantity: a column of the results, such as ``stability``, ``test_loss`` or ``test_metric``.
 
         Returns:
             A row for each method but the first: ``method``; ``difference``, the mean over the seeds that both have finished;
-            ``low`` and ``high``, its 95 % interval by Student's t over these pairs, NaN with fewer than three; and ``seeds``.
+            ``low`` and ``high``, its 95 % interval, NaN where there is none; ``seeds``; ``by``, what the interval is over; ``p``
+            and ``resolved``. By is ``seeds`` with three or more (Student's t over these pairs), and with one seed ``exact``,
+            ``paired`` or ``separate`` (:class:`stability.leave_one_out.Pairing`). p is that of no difference, after Holm's (1979)
+            correction for all rows of the table; NaN where the difference is exact. Resolved is what has p < 0.05 or is exact,
+            and is more than what rounding does.
         """
-        rows = []
         first, *others = self.labels
-        for name in others:
-            found = self._paired(first, name, quantity)
-            low, high = (math.nan, math.nan) if found is None or found.count < _FEWEST else found.interval
-            value, count = (math.nan, 0) if found is None else (found.value, found.count)
-            rows.append({"method": self.labels[name], "difference": value, "low": low, "high": high, "seeds": count})
-        return pd.DataFrame(rows, columns=["method", "difference", "low", "high", "seeds"])
+        rows = [{"method": self.labels[name], **self._difference(first, name, quantity)} for name in others]
+        table = pd.DataFrame(rows, columns=["method", "difference", "low", "high", "seeds", "by", "p", "floor"])
+        table["p"] = holm(table["p"])
+        certain = (table["by"] == Pairing.EXACT) & table["low"].notna()
+        table["resolved"] = ((table["p"] < _LEVEL) | certain) & (table["difference"].abs() > table.pop("floor"))
+        return table
+
+    def _difference(self, first: str, name: str, quantity: str) -> dict[str, Any]:
+        """A row of the table, with p as it is without the others; ``floor`` is what rounding does."""
+        row: dict[str, Any] = {"low": math.nan, "high": math.nan, "by": "", "p": math.nan, "floor": 0.0}
+        found = self._paired(first, name, quantity)
+        if found is None:
+            return {**row, "difference": math.nan, "seeds": 0}
+        row |= {"difference": found.value, "seeds": found.count}
+        if found.count >= _FEWEST:
+            p = (
+                2 * float(stats.t.sf(abs(found.value) / found.error, found.count - 1))
+                if found.error > 0
+                else float(not found.value)
+            )
+            return row | {"low": found.interval[0], "high": found.interval[1], "by": _SEEDS, "p": p}
+        if found.count == 1 and quantity == "stability" and (one := self._of_one_seed(first, name)) is not None:
+            by, estimate, floor = one
+            row |= {"difference": estimate.value, "floor": floor}
+            low, high = estimate.interval
+            if low > -math.inf or high < math.inf:
+                row |= {"low": low, "high": high, "by": str(by)}
+                row["p"] = math.nan if by == Pairing.EXACT else _as_normal(estimate)
+        return row
+
+    def _of_one_seed(self, first: str, name: str) -> tuple[Pairing, Estimate, float] | None:
+        """Two cells of one seed by the examples that they left out, and what rounding alone does to their difference."""
+        table = self.results.table
+        finished = table[table["status"] == CellStatus.OK]
+        mine, theirs = (finished[finished["algorithm"] == one].set_index("seed") for one in (name, first))
+        seed = mine.index.intersection(theirs.index)[0]
+        two = theirs.loc[seed], mine.loc[seed]
+        floor, n = float(two[0]["noise_floor"] + two[1]["noise_floor"]), int(two[0]["n"])
+        kinds = {one["estimator"] for one in two}
+        if kinds <= {Exact.name, Sampled.name} and self.examples is not None:
+            each = [
+                self.examples[(self.examples["algorithm"] == one) & (self.examples["seed"] == seed)].set_index("index")[
+                    "difference"
+                ]
+                for one in (first, name)
+            ]
+            shared = [i for i in min(each, key=len).index if all(i in one.index for one in each)]
+            sizes = [one.loc[shared].abs().astype(float) for one in each]
+            if shared and (sizes[0] + sizes[1]).notna().any():
+                by = Pairing.EXACT if all(one["retrainings"] == n for one in two) else Pairing.PAIRED
+                return by, mean_difference(sizes[0], sizes[1], shared, population=n), floor
+        if not all(one["retrainings"] for one in two):
+            return None
+        return Pairing.SEPARATE, separate(*map(_stored, two)), floor
 
     def sentences(self) -> list[str]:
-        """What the seeds tell apart and what they do not: a sentence for each method beside the first."""
+        """What the seeds tell apart and what they do not: a sentence for each method beside the first.
+
+        Told apart is what is so after Holm's correction for all methods that are compared here. With one seed, sentences are of
+        that training set and seed.
+        """
         stability, metric = self.differences(), self.differences("test_metric")
         names = list(self.results.table["metric"].dropna().unique()) if len(self.results) else []
         units = list(self.results.table["loss_unit"].dropna().unique()) if len(self.results) else []
-        first, said, counts = next(iter(self.labels.values())), [], set()
+        first, lines, counts = next(iter(self.labels.values())), [], set()
         for one, other in zip(stability.to_dict("records"), metric.to_dict("records"), strict=True):
             if one["seeds"] >= _FEWEST:
                 counts.add(str(one["seeds"]))
-                said.append(_of_stability(first, one, units[0]) + " " + _of_metric(names[0], other))
-        if said:
-            said.append(f"Intervals are of 95 %, paired over {' or '.join(sorted(counts))} seeds.")
+                lines.append(_of_stability(first, one, units[0]) + " " + _of_metric(names[0], other))
+            elif not math.isnan(one["low"]):
+                lines.append(_of_one_training_set(first, one, units[0]))
+        corrected = int(stability["p"].notna().sum())
+        holds = f" What is told apart is so at 5 % after Holm's correction for {corrected} comparisons." if corrected > 1 else ""
+        if counts:
+            lines.append(f"Intervals are of 95 %, paired over {' or '.join(sorted(counts))} seeds.{holds}")
+        elif set(stability["by"]) & {Pairing.PAIRED, Pairing.SEPARATE}:
+            lines.append(f"Intervals are of 95 %, over the examples that are left out.{holds}")
+            if Pairing.SEPARATE in set(stability["by"]):
+                lines.append(
+                    "Each method left out examples of its own: stability.difference draws the same ones for both and tells more."
+                )
         few = stability[stability["seeds"] < _FEWEST]
         if len(few) and (most := int(few["seeds"].max())) > 0:
-            counted = {1: "One seed gives", 2: "Two seeds give"}[most]
-            said.append(f"{counted} no interval: use {_FEWEST} or more to tell methods apart.")
+            if few["by"].any():
+                lines.append(f"That is of one training set and seed: use {_FEWEST} seeds or more to tell methods apart beyond it.")
+            else:
+                counted = {1: "One seed gives", 2: "Two seeds give"}[most]
+                lines.append(f"{counted} no interval: use {_FEWEST} or more to tell methods apart.")
         lost = [self.labels[name] for name in self.labels if not self._finished(name)]
-        return said + ([f"Every seed failed of {', '.join(lost)}."] if lost else [])
+        return lines + ([f"Every seed failed of {', '.join(lost)}."] if lost else [])
+
+    def plot(self) -> Figure:
+        """Draw what each method has more than the first (:func:`stability.plotting.against_first`).
+
+        Returns:
+            The figure, closed in pyplot: a notebook shows it once.
+        """
+        from stability import plotting  # see the contract of import-linter in pyproject.toml
+
+        return plotting.closed(plotting.against_first(self))
 
     def text(self, width: int = 100) -> str:
         """The table and the sentences.
@@ -163,6 +259,7 @@ class Comparison:
                     "–" if math.isnan(high) else f"{low:.2g} to {high:.2g}"
                     for low, high in zip(found["low"], found["high"], strict=True)
                 ],
+                **({f"than {next(iter(self.labels.values()))}": found["than_first"]} if found["than_first"].any() else {}),
                 "seconds": found["seconds"].map("{:.1f}".format),
             }
         )
@@ -181,19 +278,40 @@ class Comparison:
         return mean_over_seeds(found.to_numpy()) if len(found) else None
 
 
+def _told(row: Mapping[Any, Any]) -> str:
+    """What a row of the differences tells, in a word or two."""
+    if math.isnan(row["low"]):
+        return ""
+    if not row["resolved"]:
+        return "not told apart"
+    return "more stable" if row["difference"] < 0 else "less stable"
+
+
 def _of_stability(first: str, row: Mapping[Any, Any], unit: str) -> str:
     method, low, high, by = row["method"], row["low"], row["high"], row["difference"]
-    if low <= 0 <= high:
+    if not row["resolved"]:
         return f"The stability of {method} and of {first} is not told apart: {_more(by, low, high)} {unit}."
     kind, ends = ("more", (-by, -high, -low)) if by < 0 else ("less", (by, low, high))
     return f"{method} is {kind} stable than {first}, by {_sizes(*ends)} {unit}."
+
+
+def _of_one_training_set(first: str, row: Mapping[Any, Any], unit: str) -> str:
+    """Of the one training set and seed that there is."""
+    ends = row["low"], row["high"]
+    if row["by"] == Pairing.EXACT:
+        if not row["resolved"]:
+            return f"The stability of {row['method']} and of {first} differs by no more than rounding does."
+        return said(first, row["method"], row["difference"], ends, unit, "exactly")
+    if not row["resolved"]:
+        return f"The stability of {row['method']} and of {first} is not told apart: {_more(row['difference'], *ends)} {unit}."
+    return said(first, row["method"], row["difference"], ends, unit, "")
 
 
 def _of_metric(metric: str, row: Mapping[Any, Any]) -> str:
     low, high, by = row["low"], row["high"], row["difference"]
     if math.isnan(low):
         return ""
-    if low <= 0 <= high:
+    if not row["resolved"]:
         return f"Test {metric} is not told apart: {_more(by, low, high)}."
     kind, ends = ("lower", (-by, -high, -low)) if by < 0 else ("higher", (by, low, high))
     return f"The test {metric} of {row['method']} is {kind}, by {_sizes(*ends)}."
@@ -207,8 +325,45 @@ def _sizes(value: float, low: float, high: float) -> str:
 
 def _more(value: float, low: float, high: float) -> str:
     """A value of either sign with its interval."""
-    places = places_of(max(abs(low), abs(high)))
-    return "{} ({} to {})".format(*(("−" if x < 0 else "+") + size_of(abs(x), places) for x in (value, low, high)))
+    places = places_of(max(abs(end) for end in (low, high) if math.isfinite(end)))
+    return "{} ({} to {})".format(
+        *(signed(x, places) if math.isfinite(x) else f"{x:+}".replace("inf", "∞") for x in (value, low, high))
+    )
+
+
+def _stored(cell: pd.Series[Any]) -> Estimate:
+    """The stability of a cell."""
+    low, high = (
+        other if end is None else end for end, other in zip(cell["stability_interval"], (-math.inf, math.inf), strict=True)
+    )
+    count, n = int(cell["retrainings"]) - len(cell["failed"]), int(cell["n"])
+    error = math.nan if cell["stability_error"] is None else float(cell["stability_error"])
+    return Estimate(float(cell["stability"]), (low, high), confidence=0.95, count=count, population=n, error=error)
+
+
+def _as_normal(estimate: Estimate) -> float:
+    """p of no difference, from how far the 95 % interval reaches towards 0, as if the error were normal."""
+    reach = estimate.value - estimate.interval[0] if estimate.value > 0 else estimate.interval[1] - estimate.value
+    if not math.isfinite(reach):
+        return 1.0
+    return 2 * float(stats.norm.sf(stats.norm.ppf(0.975) * abs(estimate.value) / reach)) if reach > 0 else 0.0
+
+
+def holm(p: ArrayLike) -> Numbers:
+    """Holm's (1979) adjusted p-values: those below α are told apart with a probability of at most α that any of them is not so.
+
+    Args:
+        p: of each test, (k,); NaN where there was none, which stays and does not count.
+
+    Example:
+        >>> holm([0.01, 0.04, float("nan"), 0.03]).round(3).tolist()
+        [0.03, 0.06, nan, 0.06]
+    """
+    adjusted = np.asarray(p, dtype=np.float64).copy()
+    order = np.argsort(adjusted)[: int((~np.isnan(adjusted)).sum())]  # NaN comes last
+    steps = adjusted[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return adjusted
 
 
 def compare(
@@ -269,7 +424,7 @@ def compare(
     with ExitStack() as opened:
         place = store or Path(opened.enter_context(tempfile.TemporaryDirectory())) / "comparison.sqlite"
         results = compared(study, place, progress=progress, reuse=reuse, device=device, workers=workers)
-    return Comparison(results=results, labels=labels(study))
+        return Comparison(results=results, labels=labels(study), examples=left_out(place))
 
 
 def compared(study: Study, store: str | PathLike[str], *, progress: bool | Progress = False, **how: Any) -> StudyResults:
@@ -285,6 +440,27 @@ def compared(study: Study, store: str | PathLike[str], *, progress: bool | Progr
         what = f"measuring {', '.join(dict.fromkeys(labels(study).values()))}"
         shown = Shown(told, what if len(what) < 60 else f"measuring {len(study.algorithms)} methods")
         return run(study, store, on_start=shown, on_cell=shown, **how)
+
+
+def left_out(store: str | PathLike[str]) -> pd.DataFrame:
+    """What leaving out each example did in each cell of a store: :attr:`Comparison.examples`.
+
+    Args:
+        store: the SQLite file.
+
+    Returns:
+        A row for each example: algorithm, seed, index and difference, NaN where its replica failed.
+
+    Example:
+        >>> left_out("figures/discontinuity.sqlite").columns.tolist()
+        ['algorithm', 'seed', 'index', 'difference']
+    """
+    rows = [
+        {"algorithm": key(record["algorithm"])[:12], "seed": record["seed"], "index": one["index"], "difference": one["difference"]}
+        for record in records_of(Store(store))[0]
+        for one in record.get("per_example") or ()
+    ]
+    return pd.DataFrame(rows, columns=["algorithm", "seed", "index", "difference"]).astype({"difference": float})
 
 
 def study_of(
@@ -353,29 +529,4 @@ def labels(study: Study) -> dict[str, str]:
         >>> list(labels(study_of("digits", ["full", "sam"], [0.01, 0.1])).values())
         ['full', 'sam p=0.01', 'sam p=0.1']
     """
-    found = {}
-    for algorithm in study.algorithms:
-        alike = [other for other in study.algorithms if other.name == algorithm.name]
-        own = _plain(algorithm.selector)
-        usual = {field.name: field.default for field in _fields(algorithm.selector)}
-        theirs = [_plain(other.selector) for other in alike]
-        told = {name: x for name, x in own.items() if x != usual.get(name) or any(other.get(name) != x for other in theirs)}
-        mine, others = _plain(algorithm), [_plain(other) for other in alike]
-        told |= {name: x for name, x in mine.items() if any(other.get(name) != x for other in others)}
-        found[key(algorithm.settings())[:12]] = " ".join([algorithm.name, *(f"{name}={x}" for name, x in told.items())])
-    every = list(found.values())
-    asked = [algorithm.asked_sparsity for algorithm in study.algorithms]
-    several = [every.count(label) > 1 and p is not None for label, p in zip(every, asked, strict=True)]
-    return {
-        name: f"{label} p={p:g}" if apart else label for (name, label), p, apart in zip(found.items(), asked, several, strict=True)
-    }
-
-
-def _fields(made: object) -> Sequence[Any]:
-    return fields(made) if is_dataclass(made) and not isinstance(made, type) else ()
-
-
-def _plain(made: object) -> dict[str, Any]:
-    """The settings that are numbers or words, but for p and seed, which have columns of their own."""
-    found = {field.name: getattr(made, field.name) for field in _fields(made) if field.name not in ("sparsity", "seed", "name")}
-    return {name: x for name, x in found.items() if isinstance(x, (int, float, str))}
+    return {key(one.settings())[:12]: label for one, label in zip(study.algorithms, named_apart(study.algorithms), strict=True)}

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from stability import FineTuning, Minimisation, StudyResults, UsageError
 from stability.cli.commands import main
-from stability.leave_one_out.estimators import Sampled
+from stability.leave_one_out.estimators import Estimator, Exact, Sampled
+from stability.plotting import NothingToDrawError
 from stability.selectors import SAM, BitFit, LoRA, Random
-from stability.studies.comparison import Comparison, compare, labels, study_of
+from stability.studies.comparison import Comparison, compare, holm, labels, study_of
 from stability.studies.store import key
 
 
@@ -91,6 +95,94 @@ def test_sentences_say_what_is_resolved_and_what_is_not(three: Comparison) -> No
     assert two.sentences() == ["Two seeds give no interval: use 3 or more to tell methods apart."]
     assert np.isnan(two.table()["high"]).all()
     assert np.isnan(two.differences()["high"]).all()
+    assert two.table()["than_first"].tolist() == ["", ""]
+    with pytest.raises(NothingToDrawError, match="no two methods have a difference with an interval"):
+        two.plot()
+
+
+def test_holms_correction_is_that_of_a_plain_loop() -> None:
+    p = [0.04, 0.001, math.nan, 0.03, 0.2]
+    left, most, expected = 4, 0.0, dict.fromkeys(range(5), math.nan)
+    for place in (1, 3, 0, 4):
+        most = max(most, min(1.0, left * p[place]))
+        expected[place], left = most, left - 1
+    np.testing.assert_allclose(holm(p), list(expected.values()))
+    assert holm([]).tolist() == []
+
+
+def test_what_one_comparison_would_tell_apart_several_need_not(three: Comparison) -> None:
+    """An interval on one side of 0 is marked as resolved alone, and not among three of which two tell nothing."""
+    by = [0.50, 0.60, 0.90]
+    alone = planted(three, by)
+    (row,) = alone.differences().to_dict("records")
+    expected = stats.ttest_1samp(by, 0).pvalue
+    assert (row["p"], row["resolved"], row["by"]) == (pytest.approx(expected), True, "seeds")
+    assert alone.table()["than_first"].tolist() == ["", "less stable"]
+    assert 0.01 < expected < 0.05
+    names, table = {"second": "second", "third": "third"}, alone.results.table
+    copies = [table[table["method"] == "full"].assign(algorithm=name, method=name) for name in names]
+    for copy, shift in zip(copies, ([0.1, -0.1, 0.05], [-0.1, 0.1, 0.0]), strict=True):
+        copy["stability"] = copy["stability"].astype(float) + shift
+    results = dataclasses.replace(alone.results, table=pd.concat([table, *copies], ignore_index=True))
+    several = dataclasses.replace(alone, results=results, labels={**alone.labels, **names})
+    row = several.differences().to_dict("records")[0]
+    assert row["p"] == pytest.approx(3 * expected)
+    assert row["low"] > 0
+    assert not row["resolved"]
+    assert several.table()["than_first"].tolist() == ["", *["not told apart"] * 3]
+    assert several.sentences()[0].startswith("The stability of lora rank=4 and of full is not told apart: +")
+    assert several.sentences()[-1].endswith("What is told apart is so at 5 % after Holm's correction for 3 comparisons.")
+    figure = several.plot()
+    faces = [line.get_markerfacecolor() for ax in figure.axes[:1] for line in ax.lines if line.get_gid() == "values"]
+    assert faces == ["white"] * 3
+    assert [line.get_markerfacecolor() != "white" for line in alone.plot().axes[0].lines if line.get_gid() == "values"] == [True]
+
+
+@pytest.fixture(scope="module")
+def one() -> Callable[[Estimator], Comparison]:
+    def compared(estimator: Estimator) -> Comparison:
+        how = {"problem_settings": {"n": 12}, "steps": 3, "workers": 1, "device": "cpu"}
+        return compare("digits", ["full", "bitfit"], seeds=1, estimator=estimator, **how)  # type: ignore[arg-type]
+
+    return compared
+
+
+def test_one_seed_is_exact_where_every_example_was_left_out_of_both(one: Callable[[Estimator], Comparison]) -> None:
+    found = one(Exact())
+    full, bitfit = found.results.table["stability"]
+    (row,) = found.differences().to_dict("records")
+    assert row["by"] == "exact"
+    assert row["difference"] == row["low"] == row["high"] == pytest.approx(bitfit - full)
+    assert row["resolved"]
+    assert math.isnan(row["p"])
+    assert found.sentences()[0].startswith("bitfit is more stable than full, by exactly 0.")
+    assert found.sentences()[1].startswith("That is of one training set and seed")
+    assert found.table()["than_first"].tolist() == ["", "more stable"]
+    assert found.differences("test_loss")["low"].isna().all()
+    table = found.results.table.assign(noise_floor=1.0)
+    floored = dataclasses.replace(found, results=dataclasses.replace(found.results, table=table))
+    assert not floored.differences()["resolved"].any()
+    assert "differs by no more than rounding does" in floored.sentences()[0]
+    lost = found.examples.copy()  # type: ignore[union-attr]
+    lost.loc[0, "difference"] = math.nan
+    (row,) = dataclasses.replace(found, examples=lost).differences().to_dict("records")
+    assert (row["by"], row["resolved"]) == ("", False)
+
+
+def test_one_seed_is_paired_over_the_examples_that_were_drawn(one: Callable[[Estimator], Comparison]) -> None:
+    found = one(Sampled(5))
+    assert found.examples is not None
+    sizes = [part.set_index("index")["difference"].abs() for _, part in found.examples.groupby("algorithm", sort=False)]
+    assert sizes[0].index.tolist() == sizes[1].index.tolist()
+    d = (sizes[1] - sizes[0]).to_numpy()
+    half = stats.t.ppf(0.975, 4) * d.std(ddof=1) / np.sqrt(5) * np.sqrt(1 - 5 / 12)
+    (row,) = found.differences().to_dict("records")
+    assert (row["by"], row["low"], row["high"]) == ("paired", pytest.approx(d.mean() - half), pytest.approx(d.mean() + half))
+    assert row["p"] == pytest.approx(2 * stats.norm.sf(1.96 * abs(d.mean()) / half), rel=1e-2)
+    nothing = dataclasses.replace(found, examples=None)  # then by what the cells say of themselves
+    (row,) = nothing.differences().to_dict("records")
+    assert row["by"] == "separate"
+    assert "stability.difference draws the same ones for both" in " ".join(nothing.sentences())
 
 
 def test_it_is_shown_in_terminal_and_notebook(three: Comparison) -> None:
@@ -105,14 +197,19 @@ def test_it_is_shown_in_terminal_and_notebook(three: Comparison) -> None:
 def test_the_command_keeps_what_is_finished_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = tmp_path / "compared.sqlite"
     command = "compare bitfit random sparsity=0.1 --n 12 --steps 2 --retrainings 2 --seeds 1 --device cpu --workers 1 --store"
-    assert main([*command.split(), str(store)]) == 0
+    assert main([*command.split(), str(store), "--figures", str(tmp_path / "figures")]) == 0
     text = capsys.readouterr().out
-    assert "One seed gives no interval: use 3 or more to tell methods apart." in text
+    assert "comparison_digits_against_first.png" in text
+    assert (tmp_path / "figures" / "comparison_digits_against_first.pdf").exists()
+    assert "The stability of random and of bitfit is not told apart" in text
+    assert "That is of one training set and seed: use 3 seeds or more" in " ".join(text.split())
     seconds = StudyResults.read(store).table["seconds"].tolist()
     assert main([*command.split(), str(store), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [one["method"] for one in told["methods"]] == ["bitfit", "random"]
-    assert told["differences"]["stability"][0]["high"] is None
+    (row,) = told["differences"]["stability"]
+    assert (row["by"], row["resolved"], row["seeds"]) == ("separate", False, 1)
+    assert told["differences"]["test_loss"][0]["high"] is None
     assert StudyResults.read(store).table["seconds"].tolist() == seconds  # nothing was computed again
 
 
