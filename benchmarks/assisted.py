@@ -41,6 +41,8 @@ from stability.selectors import SAM, BitFit, LoRA, MagPruning, Random
 from stability.studies.named import STUDIES
 from stability.training.replicas import train
 
+LOOPED = 200  # retrainings of the plain loop that are timed; the time of all n is in proportion
+
 PARTS = ("digits", "checkpoints", "time", "population", "language")
 
 
@@ -103,8 +105,8 @@ def measure_checkpoints(device: str) -> list[dict[str, Any]]:
 
 
 def measure_time(device: str) -> list[dict[str, Any]]:
-    """The masks are S's own in both: the loop selects once."""
-    return [time_of(n, device) for n in (100, 400)]
+    """The masks are S's own in both: the loop selects once. ``digits`` has 895 examples for S at the most."""
+    return [time_of(n, device) for n in (100, 400, 800)]
 
 
 def time_of(n: int, device: str) -> dict[str, Any]:
@@ -112,12 +114,15 @@ def time_of(n: int, device: str) -> dict[str, Any]:
     problem, tuning = setting.loaded, setting.algorithm
     loops.plain_loop(dataclasses.replace(setting, steps=3), [-1])  # warm
     leave_one_out.measure(problem, dataclasses.replace(tuning, steps=3), estimator=Assisted(3), reselect=False, device=device)
+    looped = range(min(n, LOOPED))
     began = time.perf_counter()
-    losses = loops.plain_loop(setting, [-1, *range(n)])
-    seconds = time.perf_counter() - began
+    losses = loops.plain_loop(setting, [-1, *looped])
+    seconds = (time.perf_counter() - began) * (n + 1) / (len(looped) + 1)
     whole = train(problem.to(torch.device(device)), tuning).losses(problem.train)[0].cpu().double()
-    exact = float(np.abs(np.array(losses[1:]) - whole.numpy()).mean())
-    found: dict[str, Any] = {"problem": "digits, SAM, p = 0.05", "n": n, "plain_loop": {"seconds": seconds, "value": exact}}
+    found: dict[str, Any] = {"problem": "digits, SAM, p = 0.05", "n": n}
+    found["plain_loop"] = {"seconds": seconds, "looped": len(looped)}
+    if len(looped) == n:
+        found["plain_loop"]["value"] = float(np.abs(np.array(losses[1:]) - whole.numpy()).mean())
     ways: dict[str, Estimator] = {
         "exact, this engine": Exact(),
         "assisted to 10 %": Assisted(tolerance=0.1),
