@@ -19,7 +19,7 @@ from stability.training.replicas import Replicas
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Diagnostics", "StabilityEstimate", "diagnosed"]
+__all__ = ["Diagnostics", "StabilityEstimate", "diagnosed", "poor", "worthless"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class StabilityEstimate:
         diagnostics: what that was worth.
         notes: what else should be known, a sentence each.
         replicas: the trained models, A(S) first.
+        reason: why :class:`~stability.estimators.Auto` chose the estimator; empty where it was asked for.
+        budget_spent: whether the seconds that were allowed ended it before the estimator had enough.
     """
 
     pointwise: Estimate
@@ -100,6 +102,8 @@ class StabilityEstimate:
     diagnostics: Diagnostics
     notes: tuple[str, ...]
     replicas: Replicas
+    reason: str = ""
+    budget_spent: bool = False
 
     @property
     def value(self) -> float:
@@ -192,6 +196,16 @@ def poor(found: Diagnostics, retrainings: int, n: int) -> bool:
         n: size of S.
     """
     return found.correlation < POOR and retrainings < n
+
+
+def worthless(found: Diagnostics, design: Design) -> bool:
+    """Whether draws by prediction were worth less than plain ones; False where they were plain.
+
+    Args:
+        found: how well they did.
+        design: how they were drawn.
+    """
+    return design.sizes is not None and found.variance_cut < 1
 
 
 def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, prediction: Prediction | None) -> Diagnostics:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stability.errors import MeasurementError
-from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate, diagnosed, poor
+from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate, diagnosed, poor, worthless
 from stability.leave_one_out.estimators import Design, Estimator
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
@@ -109,13 +109,45 @@ class Retrained:
             return Estimate(math.nan, unknown, confidence=self._confidence, count=0, population=n)
         return self._design.mean(values, self._confidence, ratio)
 
-    def estimate(self, estimator: Estimator, prediction: Prediction | None, began: float) -> StabilityEstimate:
+    def so_far(self, estimator: Estimator, prediction: Prediction | None) -> Estimate | None:
+        """What the estimator is told; None before the first.
+
+        Where examples were drawn by a prediction that turns out poor, or the draws were worth less than plain ones, the interval
+        may be too narrow. To an estimator with a tolerance it has no upper end then, so that the estimator goes on.
+
+        Args:
+            estimator: asks.
+            prediction: of all n, where one was made.
+        """
+        if not self.count:
+            return None
+        return self.mean() if estimator.tolerance is None else self._trusted(self.mean(), prediction)
+
+    def _trusted(self, found: Estimate, prediction: Prediction | None) -> Estimate:
+        known = diagnosed(self.table, self._design, found, prediction)
+        n = found.population
+        doubtful = (
+            self._design.sizes is not None and found.count < n and (poor(known, self.count, n) or worthless(known, self._design))
+        )
+        return dataclasses.replace(found, interval=(found.interval[0], math.inf)) if doubtful else found
+
+    def estimate(
+        self,
+        estimator: Estimator,
+        prediction: Prediction | None,
+        began: float,
+        *,
+        reason: str = "",
+        budget_spent: bool = False,
+    ) -> StabilityEstimate:
         """Everything, at the end.
 
         Args:
             estimator: concludes.
             prediction: of all n, where one was made.
             began: the time at which the measurement began, by ``time.perf_counter()``.
+            reason: why the estimator was chosen; empty where it was asked for.
+            budget_spent: whether a budget of seconds ended it.
 
         Raises:
             MeasurementError: every replica failed.
@@ -144,7 +176,7 @@ class Retrained:
             maximum=float(table["difference"].abs().max()),
             noise_floor=self._noise_floor,
             estimator=estimator.kind(pointwise),
-            status=estimator.status(pointwise),
+            status=estimator.status(pointwise if estimator.tolerance is None else self._trusted(pointwise, prediction)),
             tolerance=estimator.tolerance,
             n=n,
             k=first.count,
@@ -161,6 +193,8 @@ class Retrained:
             diagnostics=found,
             notes=(*self._design.notes, *self._warnings(estimator, found, bool(bad.any()))),
             replicas=replicas,
+            reason=reason,
+            budget_spent=budget_spent,
         )
 
     def _warnings(self, estimator: Estimator, found: Diagnostics, failed: bool) -> list[str]:
