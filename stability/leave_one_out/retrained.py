@@ -112,8 +112,9 @@ class Retrained:
     def so_far(self, estimator: Estimator, prediction: Prediction | None) -> Estimate | None:
         """What the estimator is told; None before the first.
 
-        Where examples were drawn by a prediction that turns out poor, or the draws were worth less than plain ones, the interval
-        may be too narrow. To an estimator with a tolerance it has no upper end then, so that the estimator goes on.
+        The interval may be too narrow where examples were drawn by a prediction that turns out poor, where the draws were worth
+        less than plain ones, and where there are fewer than the estimator wanted before its first look. To an estimator with a
+        tolerance it has no upper end then, so that the estimator goes on.
 
         Args:
             estimator: asks.
@@ -121,15 +122,14 @@ class Retrained:
         """
         if not self.count:
             return None
-        return self.mean() if estimator.tolerance is None else self._trusted(self.mean(), prediction)
+        return self.mean() if estimator.tolerance is None else self._trusted(self.mean(), estimator, prediction)
 
-    def _trusted(self, found: Estimate, prediction: Prediction | None) -> Estimate:
-        known = diagnosed(self.table, self._design, found, prediction)
-        n = found.population
-        doubtful = (
-            self._design.sizes is not None and found.count < n and (poor(known, self.count, n) or worthless(known, self._design))
-        )
-        return dataclasses.replace(found, interval=(found.interval[0], math.inf)) if doubtful else found
+    def _trusted(self, found: Estimate, estimator: Estimator, prediction: Prediction | None) -> Estimate:
+        n, known = found.population, diagnosed(self.table, self._design, found, prediction)
+        drawn_badly = self._design.sizes is not None and (poor(known, self.count, n) or worthless(known, self._design))
+        if self.count == n or not (drawn_badly or self.count < estimator.more(n, 0, None)):
+            return found
+        return dataclasses.replace(found, interval=(found.interval[0], math.inf))
 
     def estimate(
         self,
@@ -176,7 +176,7 @@ class Retrained:
             maximum=float(table["difference"].abs().max()),
             noise_floor=self._noise_floor,
             estimator=estimator.kind(pointwise),
-            status=estimator.status(pointwise if estimator.tolerance is None else self._trusted(pointwise, prediction)),
+            status=estimator.status(pointwise if estimator.tolerance is None else self._trusted(pointwise, estimator, prediction)),
             tolerance=estimator.tolerance,
             n=n,
             k=first.count,

@@ -57,8 +57,8 @@ class Work:
 def work_of(problem: Problem, algorithm: Algorithm, k: int) -> Work:
     """The work of a measurement, from one forward pass on the first batch.
 
-    A product of small matrices counts as 2¹⁸ operations more than it has, for it takes at least the time of as many. A batch of
-    texts counts by its tokens. A minimisation counts 200 steps.
+    A product of small matrices counts as 2¹⁸ operations more than it has, for it takes at least the time of as many. One is counted
+    at the least, for products with a vector are not known. A batch of texts counts by its tokens. A minimisation counts 200 steps.
 
     Args:
         problem: the one that is trained.
@@ -85,5 +85,5 @@ def work_of(problem: Problem, algorithm: Algorithm, k: int) -> Work:
         batch=sum(map(len, batches)) / len(batches),
         outputs=logits[0].numel(),
         tunable=k + sum(tensor.numel() for tensor in problem.head(algorithm.seed).values()),
-        forward=(products.operations + _SMALL * products.count) * sum(sizes) / len(sizes) / sizes[0],
+        forward=(products.operations + _SMALL * max(1, products.count)) * sum(sizes) / len(sizes) / sizes[0],
     )
