@@ -79,7 +79,7 @@ def test_exact_loo_and_its_text(capsys: pytest.CaptureFixture[str]) -> None:
 SHORT = ["loo", "--selector", "sam", "--sparsity", "0.05", "--n", "20", "--steps", "4", "--device", "cpu"]
 
 
-def test_assisted_is_the_default_and_says_what_it_was_worth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_assisted_says_what_it_was_worth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SHORT, "--retrainings", "6", "--examples", "3", "-v", "--figures", str(tmp_path / "figures")]) == 0
     text = capsys.readouterr().out
     assert "assisted; as asked" in text
@@ -91,7 +91,8 @@ def test_assisted_is_the_default_and_says_what_it_was_worth(tmp_path: Path, caps
     assert {
         f"digits_sam_p0.05_n20_seed0_{name}.{kind}" for name in ("differences", "influential") for kind in ("png", "pdf")
     } == names
-    result = printed(capsys, *SHORT, *"--estimator assisted --tolerance 0.5 --examples 2 --predictor one-step --json".split())
+    how = ["--estimator", "assisted", "--tolerance", "0.5", "--predictor", "one-step"]
+    result = printed(capsys, *SHORT, *how, "--examples", "2", "--json")
     assert result["asked"] == {
         "name": "assisted",
         "retrainings": None,
