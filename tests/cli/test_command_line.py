@@ -129,7 +129,7 @@ def test_a_budget_that_does_not_reach_the_tolerance_is_said(capsys: pytest.Captu
     assert main([*SHORT, "--tolerance", "0.001", "--retrainings", "13"]) == 0
     text = capsys.readouterr().out
     assert "without each of 13 of 20 examples" in text
-    assert "Inconclusive: the tolerance of 0.001 is not met. This would settle it, in about 1 s:" in " ".join(text.split())
+    assert "Inconclusive: the tolerance of 0.001 is not met. This would settle it, in about " in " ".join(text.split())
     assert text.count("stability loo") == 1
 
 
