@@ -63,7 +63,7 @@ class Kept(Method):
 
 
 class Time(float):
-    """Seconds."""
+    """A time in seconds, as a command takes it."""
 
 
 def _seconds(_: Any, tokens: Sequence[Any]) -> Time:
