@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from stability.checks import check_whole
 from stability.cli.figures import check_writable
 from stability.cli.options import (
     BOUNDS,
+    ESTIMATOR,
     MACHINE,
     METHOD,
     OUTPUT,
@@ -38,7 +41,7 @@ from stability.cli.parsing import WHOLE, Whole, options, words
 from stability.cli.printing import plain, print_json
 from stability.errors import UsageError
 from stability.leave_one_out.estimate import StabilityEstimate
-from stability.leave_one_out.estimators import Estimator
+from stability.leave_one_out.estimators import Estimator, Sampled
 from stability.leave_one_out.measuring import measure
 from stability.leave_one_out.wording import carriers, doubts
 from stability.reports.terminal import metrics_of, settling, show_bounds, show_estimate, show_examples
@@ -57,6 +60,35 @@ class Kept(Method):
     """
 
     keep_mask: bool = False
+
+
+class Time(float):
+    """A time in seconds, as a command takes it."""
+
+
+def _seconds(_: Any, tokens: Sequence[Any]) -> Time:
+    """``90``, ``10m`` or ``1h30m``."""
+    text = tokens[0].value
+    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text)
+    try:
+        parts = [float(part) for part in (found.groups(default="0") if found and text else ())]
+    except ValueError:
+        parts = []
+    if not parts:
+        raise ValueError(f"{text!r} is no time: use 90s, 10m or 1h30m")
+    return Time(3600 * parts[0] + 60 * parts[1] + parts[2])
+
+
+@options(ESTIMATOR, Sampled)
+@dataclass(frozen=True, kw_only=True)
+class Budgeted(EstimatorOptions):
+    """How stability is estimated.
+
+    Attributes:
+        budget: Take at most this time, such as 90s, 10m or 1h30m; what would not be finished in time is not begun.
+    """
+
+    budget: Annotated[Time | None, Parameter(converter=_seconds)] = None
 
 
 @options(BOUNDS)
@@ -123,7 +155,7 @@ def loo(
     method: Kept,
     training: Training = Training(),
     objective: Objective = Objective(),
-    estimation: EstimatorOptions = EstimatorOptions(),
+    estimation: Budgeted = Budgeted(),
     bounding: BoundsOptions = BoundsOptions(),
     output: Output = Output(),
     machine: Threads = Threads(),

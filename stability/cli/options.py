@@ -17,7 +17,7 @@ from cyclopts import Group, Parameter
 from stability import problems
 from stability.cli.parsing import WHOLE, Flags, Names, Numbers, Whole, given, methods, options, settings
 from stability.errors import UsageError
-from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled
+from stability.leave_one_out.estimators import Approximate, Assisted, Auto, Estimator, Exact, Sampled
 from stability.leave_one_out.predictors import Linearised, OneStep, Predictor
 from stability.problems import PROBLEMS, Problem, TrainingDefaults, load_texts, training_defaults
 from stability.problems.tasks import TEXT_TRAINING
@@ -315,7 +315,13 @@ class Objective:
         return Minimisation(selector, gradient_tolerance=self.minimise, seed=seed, **ridge)
 
 
-ESTIMATORS: dict[str, type[Estimator]] = {"exact": Exact, "sampled": Sampled, "assisted": Assisted, "approximate": Approximate}
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "auto": Auto,
+    "exact": Exact,
+    "sampled": Sampled,
+    "assisted": Assisted,
+    "approximate": Approximate,
+}
 
 PREDICTORS: dict[str, Callable[..., Predictor]] = {"linearised": Linearised, "one-step": OneStep}
 
@@ -327,13 +333,15 @@ class EstimatorOptions:
 
     Attributes:
         estimator: Leave out every example (exact); some, drawn at random (sampled); some, drawn by what one trained model
-            predicts (assisted, the default); or none, and take the prediction (approximate).
-        retrainings: Leave out at most so many examples; by default 20, and with a tolerance all.
+            predicts (assisted); none, and take the prediction (approximate); or let it choose exact or assisted, by which is
+            less work (auto, the default).
+        retrainings: Leave out at most so many examples; by default auto as many as a tolerance of 0.2 needs, at most 50, others
+            20, and with a tolerance all.
         predictor: Predict by linearised replicas or by one Newton step; by default by what suits the training.
         checkpoints: Checkpoints of linearised replicas; by default 12. For a large model 3 are enough.
     """
 
-    estimator: Literal["exact", "sampled", "assisted", "approximate"] | None = None
+    estimator: Literal["auto", "exact", "sampled", "assisted", "approximate"] | None = None
     retrainings: Whole = None
     tolerance: float | None = None
     predictor: Literal["linearised", "one-step"] | None = None
@@ -345,15 +353,17 @@ class EstimatorOptions:
         Raises:
             UsageError: an option that this estimator does not have, or a value out of range.
         """
-        kind, predictor, how = self.estimator or "assisted", self._predictor(), given(self, "estimator", "predictor", "checkpoints")
+        kind, predictor, how = self.estimator or "auto", self._predictor(), given(self, "estimator", "predictor", "checkpoints")
         if predictor is not None and not ESTIMATORS[kind].predicts:
             raise UsageError(
-                f"--predictor and --checkpoints belong to --estimator assisted or approximate: leave it out with {kind}"
+                f"--predictor and --checkpoints belong to --estimator auto, assisted or approximate: leave it out with {kind}"
             )
-        if how and not issubclass(ESTIMATORS[kind], Sampled):
+        if "budget" in how and kind != "auto":
+            raise UsageError(f"--budget belongs to --estimator auto: leave it out with {kind}")
+        if how and not issubclass(ESTIMATORS[kind], (Auto, Sampled)):
             why = "leaves out every example" if kind == "exact" else "leaves out none"
             odd = ", ".join(f"--{name}" for name in how)
-            raise UsageError(f"--estimator {kind} {why}: leave {odd} out, or use sampled or assisted")
+            raise UsageError(f"--estimator {kind} {why}: leave {odd} out, or use auto, sampled or assisted")
         return ESTIMATORS[kind](**how, **({} if predictor is None else {"predictor": predictor}))
 
     def _predictor(self) -> Predictor | None:

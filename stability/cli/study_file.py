@@ -13,7 +13,7 @@
     steps = 100
     early_stopping = {patience = 5, least_steps = 20}
 
-    [estimator]                   # exact, sampled, assisted or approximate
+    [estimator]                   # auto, exact, sampled, assisted or approximate
     kind = "assisted"
     retrainings = 10
     predictor = {kind = "linearised", checkpoints = 3}
@@ -131,13 +131,13 @@ def _selectors(asked: Any) -> list[Selector]:
 
 
 def _estimator(asked: Any) -> Estimator:
-    kind, own = _kind(asked, "estimator", ESTIMATORS, "assisted")
+    kind, own = _kind(asked, "estimator", ESTIMATORS, "auto")
     if (predictor := own.pop("predictor", None)) is not None:
         which, how = _kind(predictor, "estimator.predictor", PREDICTORS, "linearised")
         predictor = {"predictor": which(**_checked(which, how, "estimator.predictor."))}
         if "predictor" not in inspect.signature(kind).parameters:
-            raise UsageError(f"estimator {kind.name} has no predictor: leave it out, or use assisted or approximate")
-    made: Estimator = kind(**_checked(kind, own, "estimator.", "predictor"), **(predictor or {}))
+            raise UsageError(f"estimator {kind.name} has no predictor: leave it out, or use auto, assisted or approximate")
+    made: Estimator = kind(**_checked(kind, own, "estimator.", "predictor", "budget"), **(predictor or {}))
     return made
 
 
@@ -243,7 +243,7 @@ def reference() -> str:
         ("### `early_stopping`", _fields(EarlyStopping)),
         ('## `[[algorithms]]`, `kind = "Minimisation"`', _fields(Minimisation, "selector", "seed")),
         *((f'### `selector`, `name = "{name}"`', _fields(made)) for name, made in SELECTORS.items()),
-        *((f'## `[estimator]`, `kind = "{names[0]}"`', _fields(kind, "predictor")) for kind, names in kinds.items()),
+        *((f'## `[estimator]`, `kind = "{names[0]}"`', _fields(kind, "predictor", "budget")) for kind, names in kinds.items()),
         *((f'### `predictor`, `kind = "{name}"`', _fields(made)) for name, made in PREDICTORS.items()),
         *((f"## `[problem_settings]` of `{name}`", _fields(made, "seed")) for name, made in PROBLEMS.items()),
         ("## `[problem_settings]` of texts", _fields(load_texts, "seed", "data")),

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from stability.leave_one_out.estimators import POOR, Design, Status
+from stability.leave_one_out.coverage import LEAST_COVERAGE, simulated_coverage
+from stability.leave_one_out.estimators import Design, Status
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
 from stability.training.replicas import Replicas
@@ -19,7 +20,7 @@ from stability.training.replicas import Replicas
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Diagnostics", "StabilityEstimate", "diagnosed"]
+__all__ = ["Diagnostics", "StabilityEstimate", "diagnosed", "poor", "worthless"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,16 @@ class Diagnostics:
         variance_cut: how many times smaller the variance of the estimate is than plain sampling's with as many retrainings. It is
             estimated from the same draws, and so too large where they missed what matters.
         effective_retrainings: how many retrainings plain sampling would need for the same variance.
+        simulated_coverage: how often 95 % intervals held the truth in simulations of draws like these: with about this n, this
+            correlation and as many retrainings (:func:`stability.leave_one_out.coverage.simulated_coverage`). NaN too where
+            examples were drawn alike, all were left out, or the confidence is another.
     """
 
     correlation: float
     rank_correlation: float
     variance_cut: float
     effective_retrainings: float
+    simulated_coverage: float
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,6 +80,8 @@ class StabilityEstimate:
         diagnostics: what that was worth.
         notes: what else should be known, a sentence each.
         replicas: the trained models, A(S) first.
+        reason: why :class:`~stability.estimators.Auto` chose the estimator; empty where it was asked for.
+        budget_spent: whether the seconds that were allowed ended it before the estimator had enough.
     """
 
     pointwise: Estimate
@@ -100,6 +107,8 @@ class StabilityEstimate:
     diagnostics: Diagnostics
     notes: tuple[str, ...]
     replicas: Replicas
+    reason: str = ""
+    budget_spent: bool = False
 
     @property
     def value(self) -> float:
@@ -184,14 +193,24 @@ class StabilityEstimate:
 
 
 def poor(found: Diagnostics, retrainings: int, n: int) -> bool:
-    """Whether the prediction by which examples were drawn is too poor for its interval to be trusted.
+    """Whether the prediction is too poor for so few draws: intervals of draws like these held the truth too seldom in simulations.
 
     Args:
         found: how well it did.
         retrainings: how many examples were left out; where all were, the prediction no longer matters.
         n: size of S.
     """
-    return found.correlation < POOR and retrainings < n
+    return found.simulated_coverage < LEAST_COVERAGE and retrainings < n
+
+
+def worthless(found: Diagnostics, design: Design) -> bool:
+    """Whether draws by prediction were worth less than plain ones; False where they were plain.
+
+    Args:
+        found: how well they did.
+        design: how they were drawn.
+    """
+    return design.draws is not None and found.variance_cut < 1
 
 
 def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, prediction: Prediction | None) -> Diagnostics:
@@ -213,14 +232,19 @@ def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, predicti
             rank_correlation = float(stats.spearmanr(*both).statistic)
     n, a = len(design.order), pointwise.count
     if a == n:
-        return Diagnostics(correlation, rank_correlation, math.nan, float(n))
+        return Diagnostics(correlation, rank_correlation, math.nan, float(n), math.nan)
+    known = design.draws is not None and pointwise.confidence == _SIMULATED
+    coverage = simulated_coverage(n, a, correlation) if known else math.nan
     spread = math.nan
     if not math.isnan(pointwise.error) and pointwise.error > 0:
         spread = (design.mean(measured**2, pointwise.confidence, power=2).value - pointwise.value**2) * n / (n - 1)
     if not spread > 0:
-        return Diagnostics(correlation, rank_correlation, math.nan, math.nan)
+        return Diagnostics(correlation, rank_correlation, math.nan, math.nan, coverage)
     cut = spread / a * (1 - a / n) / pointwise.error**2
-    return Diagnostics(correlation, rank_correlation, cut, spread / (pointwise.error**2 + spread / n))
+    return Diagnostics(correlation, rank_correlation, cut, spread / (pointwise.error**2 + spread / n), coverage)
+
+
+_SIMULATED = 0.95  # confidence of the intervals whose coverage was simulated
 
 
 def _finite(interval: tuple[float, float]) -> list[float | None]:

@@ -18,18 +18,23 @@ from stability.checks import check_kind, check_positive, check_whole
 from stability.errors import UsageError
 from stability.leave_one_out.predictors import DEFAULTS, Prediction, Predictor, default_predictor
 from stability.leave_one_out.statistics import Draws, Estimate, Numbers, draw, mean_of_draws, mean_of_population, ratio_of_draws
-from stability.problems.problem import generator
+from stability.leave_one_out.work import work_of
+from stability.problems.problem import Problem, generator
 from stability.selectors.code import CODE, code_of
 from stability.training import Algorithm
 from stability.training.replicas import Replicas
 
-__all__ = ["Alone", "Approximate", "Assisted", "Design", "Estimator", "Exact", "Sampled", "Status"]
+__all__ = ["Alone", "Approximate", "Assisted", "Auto", "Choice", "Design", "Estimator", "Exact", "Sampled", "Status"]
 
 _FIRST = 12  # retrainings before the first look at a tolerance
 
-_DRAWS = "plan"  # names the stream of random numbers; another word would draw other examples
+_CHEAP = 1 << 40  # operations of all n retrainings that are always worth while: some twenty seconds of one core
 
-POOR = 0.8  # correlation of prediction and retraining below which the estimate says that it is low
+_NEEDED = 7.0  # retrainings that a tolerance of 1 needs: 35 for 0.2 and 70 for 0.1, as in the median of the 39 cells of digits
+
+_USUAL_TOLERANCE, _USUAL_MOST = 0.2, 50
+
+_DRAWS = "plan"  # names the stream of random numbers; another word would draw other examples
 
 POWER, FLOOR = 0.8, 0.05
 """Examples are drawn by |Δ̂ℓ|^0.8, plus a twentieth of its mean for all: a small prediction is wrong by a larger factor than a
@@ -86,6 +91,25 @@ class Design:
         return mean_of_population(known, len(self.order), confidence, len(values) - len(known))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which estimator measures.
+
+    Attributes:
+        estimator: it does.
+        reason: why it was chosen, a sentence without its full stop; empty where it was asked for.
+        otherwise: measures where the budget turns out to be too small for all that ``estimator`` leaves out.
+
+    Example:
+        >>> Choice(Exact()).reason
+        ''
+    """
+
+    estimator: Estimator
+    reason: str = ""
+    otherwise: Estimator | None = None
+
+
 class Estimator(ABC):
     """What is left out, when it is enough, and what is concluded.
 
@@ -97,6 +121,7 @@ class Estimator(ABC):
         predictor: what makes it; None: what suits the algorithm.
         retrainings: the most examples that are left out; None where the estimator decides.
         tolerance: the relative half-width of the interval at which it stops; None: it does not look at it.
+        budget: seconds that a measurement may take; None: as many as it needs.
     """
 
     name: ClassVar[str]
@@ -105,6 +130,17 @@ class Estimator(ABC):
     predictor: Predictor | None = None
     retrainings: int | None = None
     tolerance: float | None = None
+    budget: float | None = None
+
+    def choice(self, problem: Problem, algorithm: Algorithm, k: int) -> Choice:
+        """Which estimator measures this: itself, unless it is one that chooses.
+
+        Args:
+            problem: the one that is trained.
+            algorithm: A.
+            k: how many of the pretrained coordinates may change.
+        """
+        return Choice(self)
 
     def settings(self) -> dict[str, Any]:
         """As plain values. Default predictors are named, so that results of another default are never taken for these."""
@@ -259,11 +295,10 @@ class Sampled(Estimator):
 class Assisted(Sampled):
     """Leave out few examples, drawn with a probability that grows with their predicted |Δℓ|, and weigh each by that probability.
 
-    The estimate is unbiased even when the prediction is poor; only a clip at what is sure departs from that
-    (:func:`stability.leave_one_out.statistics.mean_of_draws`). Where the prediction misses examples that carry much, as where
-    training is chaotic (full tuning of ``digits``), few draws may not show it, and the interval holds the truth less often than it
-    says: the estimate then notes a low correlation. Where the prediction is of no use, all zero or not finite, the draws are
-    uniform, and the estimate says so.
+    Value and interval are those of :func:`stability.leave_one_out.statistics.mean_of_draws`. A poor prediction makes the interval
+    wider. How often intervals of draws like these held the truth in simulations, the estimate says
+    (``diagnostics.simulated_coverage``). Where the prediction is of no use, all zero or not finite, the draws are uniform, and the
+    estimate says so.
 
     Attributes:
         retrainings: the most examples that are left out; by default 20, and with a tolerance all n.
@@ -293,7 +328,7 @@ class Assisted(Sampled):
         predicted = prediction.sizes
         finite = np.isfinite(predicted)
         odd = n - int(finite.sum())
-        if not (predicted[finite] > 0).any() or odd > n / 2:
+        if not drawable(predicted):
             what = f"not finite for {odd} of {n} examples" if odd > n / 2 else "all zero"
             note = f"the prediction is {what}: examples were drawn uniformly"
             return dataclasses.replace(super().design(n, seed, None), notes=(note,))
@@ -303,6 +338,85 @@ class Assisted(Sampled):
         sizes += FLOOR * sizes.mean()
         draws = draw(sizes, np.random.default_rng(generator(seed, _DRAWS).initial_seed()))
         return Design(draws.order, draws, known, notes)
+
+
+@dataclass(frozen=True)
+class Auto(Estimator):
+    """Leave out every example where that is cheap, and otherwise as few as a tolerance asks for. It says what it chose and why.
+
+    :class:`Exact` measures where all n retrainings take at most 2⁴⁰ floating-point operations, some twenty seconds of one core,
+    or no more than what :class:`Assisted` is expected to take: its prediction, and the 7 / ``tolerance`` retrainings that the
+    tolerance needs in the median of the settings measured on ``digits``. Otherwise Assisted measures. Operations are counted and
+    not timed, so that every machine chooses the same. Only a ``budget`` in seconds makes the result depend on the machine.
+
+    Assisted then goes on until the interval is narrow enough, and as long as its draws cannot be trusted: where intervals of draws
+    like these held the truth too seldom in simulations, or where the draws are worth less than plain ones. It may so come to leave
+    out every example.
+
+    Attributes:
+        tolerance: stop when the interval reaches at most this fraction of the value to either side; by default 0.2. With
+            ``retrainings`` alone there is none, and so many are left out.
+        retrainings: the most examples that are left out. By default 50, and with a tolerance or a budget all n.
+        budget: seconds that the measurement may take; by default as many as it needs. A retraining that would not be finished in
+            time is not begun.
+        predictor: what predicts; by default what suits the algorithm, as for :class:`Assisted`.
+
+    Raises:
+        UsageError: a number is out of range.
+
+    Example:
+        >>> from stability import FineTuning, load, measure, selectors
+        >>> estimate = measure(load("digits", n=20), FineTuning(selectors.BitFit(), steps=3), Auto())
+        >>> estimate.estimator, estimate.reason
+        ('exact', 'leaving out all 20 examples is no more work than predicting and drawing')
+    """
+
+    tolerance: float | None = None
+    retrainings: int | None = None
+    budget: float | None = None
+    predictor: Predictor | None = None
+
+    name: ClassVar[str] = "auto"
+    predicts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            check_positive(budget=self.budget)
+        self._assisted(0)  # checks the others
+
+    def settings(self) -> dict[str, Any]:
+        """With the tolerance that applies; without a budget where there is none."""
+        own = super().settings() | {"tolerance": self._aim}
+        return own if self.budget is not None else {name: value for name, value in own.items() if name != "budget"}
+
+    def most(self, n: int) -> int:
+        return n
+
+    def more(self, n: int, done: int, found: Estimate | None) -> int:
+        return self._assisted(n).more(n, done, found)
+
+    def choice(self, problem: Problem, algorithm: Algorithm, k: int) -> Choice:
+        n, assisted = problem.n, self._assisted(problem.n)
+        if self.retrainings is not None and self.retrainings < n:
+            return Choice(assisted, f"at most {self.retrainings} of {n} examples are to be left out")
+        work = work_of(problem, algorithm, k)
+        predictor = self.predictor_for(algorithm)
+        predicting = 0.0 if predictor is None else predictor.operations(work) / work.retraining
+        drawing = n if self._aim is None else predicting + math.ceil(_NEEDED / self._aim)
+        if n <= drawing:
+            return Choice(Exact(), f"leaving out all {n} examples is no more work than predicting and drawing", assisted)
+        if n * work.retraining <= _CHEAP:
+            return Choice(Exact(), f"leaving out all {n} examples is little work", assisted)
+        return Choice(assisted, f"leaving out all {n} examples would be {n / drawing:.1f} times as much work")
+
+    @property
+    def _aim(self) -> float | None:
+        """The tolerance that applies."""
+        return _USUAL_TOLERANCE if self.tolerance is None and self.retrainings is None else self.tolerance
+
+    def _assisted(self, n: int) -> Assisted:
+        usual = self.tolerance is None and self.retrainings is None and self.budget is None
+        return Assisted(min(_USUAL_MOST, n) if usual and n else self.retrainings, self._aim, self.predictor)
 
 
 @dataclass(frozen=True)
@@ -357,6 +471,20 @@ class Approximate(Estimator):
 
     def status(self, found: Estimate) -> Status:
         return Status.APPROXIMATE
+
+
+def drawable(predicted: Numbers) -> bool:
+    """Whether examples can be drawn by these sizes: some are positive, and at most half are not finite.
+
+    Args:
+        predicted: (n,) the predicted |Δℓ_i|.
+
+    Example:
+        >>> drawable(np.array([0.0, 1.0])), drawable(np.zeros(2))
+        (True, False)
+    """
+    finite = np.isfinite(predicted)
+    return bool((predicted[finite] > 0).any()) and 2 * int(finite.sum()) >= len(predicted)
 
 
 def _check_predictor(predictor: Predictor | None) -> None:

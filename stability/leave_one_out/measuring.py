@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ import torch
 from stability.checks import check_kind
 from stability.errors import UsageError, explained
 from stability.leave_one_out.estimate import StabilityEstimate
-from stability.leave_one_out.estimators import Assisted, Estimator
+from stability.leave_one_out.estimators import Auto, Choice, Estimator
 from stability.leave_one_out.retrained import Retrained, losses_of
 from stability.machine import resolve_device
 from stability.masks import Mask
@@ -49,8 +51,8 @@ def measure(
     Args:
         problem: what to learn.
         algorithm: A, selector and seed included.
-        estimator: one of :mod:`stability.estimators`: Exact, Sampled, Assisted or Approximate; by default ``Assisted()``, which
-            leaves out 20 examples.
+        estimator: one of :mod:`stability.estimators`: Auto, Exact, Sampled, Assisted or Approximate; by default ``Auto()``, which
+            leaves out every example where that is cheap, and otherwise as few as an interval of ±20 % needs, at most 50.
         reselect: choose the mask again on Sⁱ where the selector uses data, for that is part of A. False keeps S's mask.
         confidence: of the intervals. They speak of the choice of i alone; an exact measurement has nothing to be uncertain of.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -64,7 +66,8 @@ def measure(
         The estimate with its interval, noise floor, diagnostics and the trained models.
 
     Raises:
-        UsageError: n < 2, more retrainings than examples, or what the algorithm or the estimator refuses.
+        UsageError: n < 2, more retrainings than examples, a budget too small for one retraining, or what the algorithm or the
+            estimator refuses.
         MeasurementError: A(S) itself failed (diverged, or stopped short of its minimum), or every replica did.
 
     Example:
@@ -95,11 +98,14 @@ def _measured(
     memory_budget: int | None,
 ) -> StabilityEstimate:
     masks = _Masks(problem, algorithm, reselect, told)
+    choice, budget = estimator.choice(problem, algorithm, masks.k), _Budget(estimator.budget, began)
 
     # 1. Train A(S) alone, in full precision: what reduced precision does to the losses is then in the noise floor.
-    predictor = estimator.predictor_for(algorithm)
+    likely = choice.estimator if budget.seconds is None else choice.otherwise or choice.estimator  # it may have to predict
+    predictor = likely.predictor_for(algorithm)
     observed = None if predictor is None else predictor.observe(problem, algorithm.in_full_precision(), masks)
     told.begin(f"training on all {problem.n} examples", _steps(algorithm, 1))
+    since = time.perf_counter()
     alone = train(
         problem,
         algorithm.in_full_precision(),
@@ -108,7 +114,14 @@ def _measured(
         observe=None if observed is None else observed.observer,
         progress=told,
     )
+    each = time.perf_counter() - since
     whole = losses_of(alone)
+    if likely is not choice.estimator:
+        if budget.holds(problem.n + 1, each) > problem.n:
+            observed, budget = None, _Budget(None, began)  # what leaves out all is not ended before it has
+        else:
+            choice = Choice(likely, f"leaving out all {problem.n} examples does not fit into the budget")
+    estimator = choice.estimator
 
     # 2. Predict what leaving out each example would do.
     prediction = None
@@ -121,12 +134,18 @@ def _measured(
     # 3. Draw the order in which examples are left out.
     design = estimator.design(problem.n, algorithm.seed, prediction)
 
-    # 4. Retrain without them, until the estimator has enough.
-    retrained = Retrained(alone, whole, design, confidence)
-    while count := estimator.more(problem.n, retrained.count, retrained.mean() if retrained.count else None):
+    # 4. Retrain without them, until the estimator has enough, or the next would not be finished within the budget.
+    retrained, spent = Retrained(alone, whole, design, confidence), False
+    while asked := estimator.more(problem.n, retrained.count, retrained.so_far(estimator, prediction)):
+        first = retrained.count == 0  # then A(S) goes along as row 0, for what rounding alone does
+        count = budget.holds(asked + first, each) - first
+        if count <= 0:
+            if first:
+                raise UsageError(budget.too_small(each))
+            spent = True
+            break
         since = time.perf_counter()
         left_out = torch.as_tensor(design.order[retrained.count : retrained.count + count])
-        first = retrained.count == 0  # then A(S) goes along as row 0, for what rounding alone does
         weights = torch.ones(len(left_out) + first, problem.n)
         weights[torch.arange(len(weights) - len(left_out), len(weights)), left_out] = 0
         theirs = masks.of(left_out.tolist())[not first :] or None
@@ -144,9 +163,39 @@ def _measured(
         )
         told.begin("evaluating")
         retrained.add(part, left_out, time.perf_counter() - since)
+        each = (time.perf_counter() - since) / len(weights)
 
     # 5. Estimate.
-    return retrained.estimate(estimator, prediction, began)
+    return retrained.estimate(estimator, prediction, began, reason=choice.reason, budget_spent=spent)
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """Seconds that a measurement may take.
+
+    Attributes:
+        seconds: so many; None: as many as it needs.
+        began: when it began, by ``time.perf_counter()``.
+    """
+
+    seconds: float | None
+    began: float
+
+    def holds(self, asked: int, each: float) -> int:
+        """How many of so many trainings, of so many seconds ``each``, will be finished in time."""
+        if self.seconds is None:
+            return asked
+        left = self.seconds - (time.perf_counter() - self.began)
+        return max(0, min(asked, int(left / each)))
+
+    def too_small(self, each: float) -> str:
+        """What to say where not even one example can be left out."""
+        gone = time.perf_counter() - self.began
+        least = math.ceil(1.2 * (gone + 2 * each))
+        return (
+            f"budget = {self.seconds:g} s: training on all examples and what it needs took {gone:.1f} s, and one retraining takes "
+            f"{each:.1f} s, with which goes another on all examples: give {least} s at the least, or leave the budget out"
+        )
 
 
 def _steps(algorithm: Algorithm, replicas: int) -> int | None:
@@ -158,7 +207,7 @@ def _prepared(
     problem: Problem, algorithm: Algorithm, estimator: Estimator | None, reselect: bool, device: str | torch.device
 ) -> tuple[Problem, Algorithm, Estimator]:
     """Problem and algorithm as they are trained, checked against the estimator."""
-    estimator = Assisted() if estimator is None else estimator
+    estimator = Auto() if estimator is None else estimator
     check_kind(Problem, "a problem, such as stability.load('digits')", problem=problem)
     check_kind(Algorithm, "an algorithm, such as stability.FineTuning(selector)", algorithm=algorithm)
     check_kind(Estimator, "one of stability.estimators, such as Sampled(retrainings=10)", estimator=estimator)
@@ -188,6 +237,11 @@ class _Masks:
             )
         self._reselect = reselect and algorithm.selector.uses_data
         self._each: dict[int, Mask] = {}  # of Sⁱ by i: the predictor asks for all, and then the retraining for some
+
+    @property
+    def k(self) -> int:
+        """How many pretrained coordinates may change; of a mask that moves all."""
+        return self._problem.m if self._own is None else self._own.count
 
     def of(self, left_out: Sequence[int]) -> list[Mask]:
         """S's mask, then that of each Sⁱ."""

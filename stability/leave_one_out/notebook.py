@@ -41,6 +41,8 @@ def as_html(estimate: StabilityEstimate) -> str:
         "noise floor": size_of(estimate.noise_floor),
         "time": f"{estimate.seconds:.1f} s",
     }
+    if estimate.reason:
+        facts["estimator"] = f"{estimate.estimator}: {estimate.reason}"
     parts = [f"<p><b>{escape(sentence(estimate))}</b></p>"]
     if why := doubts(estimate):
         settled = ""

@@ -22,6 +22,7 @@ from stability.errors import MeasurementError, UsageError
 from stability.leave_one_out.linearised import Trajectory, losses_left_out, trajectory_for
 from stability.leave_one_out.one_step import OneStepModel
 from stability.leave_one_out.statistics import Numbers
+from stability.leave_one_out.work import Work
 from stability.masks import Mask
 from stability.problems.problem import Problem
 from stability.training import Algorithm
@@ -112,6 +113,14 @@ class Predictor(ABC):
             UsageError: the predictor does not suit the algorithm.
         """
 
+    def operations(self, work: Work) -> float:
+        """How many floating-point operations a prediction of all n takes; 0 where nothing is known of them.
+
+        Args:
+            work: what it is a prediction of.
+        """
+        return 0.0
+
     def check_calibration(self) -> None:
         """Check that a few retrainings can calibrate the predictor.
 
@@ -176,6 +185,11 @@ class Linearised(Predictor):
         own["memory"] = own.pop("memory_budget")
         return {"name": "linearised", **{name: value for name, value in own.items() if name != "reselect" or not value}}
 
+    def operations(self, work: Work) -> float:
+        """Jacobians at the checkpoints, and for each replica and step two products of k-vectors with the Jacobian of a batch."""
+        held = min(work.tunable, self.memory_budget // (8 * work.n * work.outputs))  # half of the memory, in single precision
+        return min(self.checkpoints, work.steps) * work.jacobian + 4 * work.n * work.steps * work.batch * work.outputs * held
+
     def observe(self, problem: Problem, algorithm: Algorithm, masks: Masks) -> Observation:
         if not algorithm.stepwise:
             raise UsageError(
@@ -236,6 +250,10 @@ class OneStep(Predictor):
         own = asdict(self)
         own["memory"] = own.pop("memory_budget")
         return {"name": "one step", **own}
+
+    def operations(self, work: Work) -> float:
+        """One Jacobian, and its product with itself."""
+        return work.jacobian + 2 * (work.n * work.outputs) ** 2 * work.tunable
 
     def observe(self, problem: Problem, algorithm: Algorithm, masks: Masks) -> Observation:
         return _NewtonStep(self)

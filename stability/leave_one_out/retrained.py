@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stability.errors import MeasurementError
-from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate, diagnosed, poor
+from stability.leave_one_out.estimate import StabilityEstimate, diagnosed, poor, worthless
 from stability.leave_one_out.estimators import Design, Estimator
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
@@ -109,13 +109,45 @@ class Retrained:
             return Estimate(math.nan, unknown, confidence=self._confidence, count=0, population=n)
         return self._design.mean(values, self._confidence, power)
 
-    def estimate(self, estimator: Estimator, prediction: Prediction | None, began: float) -> StabilityEstimate:
+    def so_far(self, estimator: Estimator, prediction: Prediction | None) -> Estimate | None:
+        """What the estimator is told; None before the first.
+
+        The interval may be too narrow where examples were drawn by a prediction that turns out poor, where the draws were worth
+        less than plain ones, and where there are fewer than the estimator wanted before its first look. To an estimator with a
+        tolerance it has no upper end then, so that the estimator goes on.
+
+        Args:
+            estimator: asks.
+            prediction: of all n, where one was made.
+        """
+        if not self.count:
+            return None
+        return self.mean() if estimator.tolerance is None else self._trusted(self.mean(), estimator, prediction)
+
+    def _trusted(self, found: Estimate, estimator: Estimator, prediction: Prediction | None) -> Estimate:
+        n, known = found.population, diagnosed(self.table, self._design, found, prediction)
+        drawn_badly = poor(known, self.count, n) or worthless(known, self._design)
+        if self.count == n or not (drawn_badly or self.count < estimator.more(n, 0, None)):
+            return found
+        return dataclasses.replace(found, interval=(found.interval[0], math.inf))
+
+    def estimate(
+        self,
+        estimator: Estimator,
+        prediction: Prediction | None,
+        began: float,
+        *,
+        reason: str = "",
+        budget_spent: bool = False,
+    ) -> StabilityEstimate:
         """Everything, at the end.
 
         Args:
             estimator: concludes.
             prediction: of all n, where one was made.
             began: the time at which the measurement began, by ``time.perf_counter()``.
+            reason: why the estimator was chosen; empty where it was asked for.
+            budget_spent: whether a budget of seconds ended it.
 
         Raises:
             MeasurementError: every replica failed.
@@ -144,7 +176,7 @@ class Retrained:
             maximum=float(table["difference"].abs().max()),
             noise_floor=self._noise_floor,
             estimator=estimator.kind(pointwise),
-            status=estimator.status(pointwise),
+            status=estimator.status(pointwise if estimator.tolerance is None else self._trusted(pointwise, estimator, prediction)),
             tolerance=estimator.tolerance,
             n=n,
             k=first.count,
@@ -159,23 +191,17 @@ class Retrained:
             per_example=table[list(_COLUMNS)],
             prediction=prediction,
             diagnostics=found,
-            notes=(*self._design.notes, *self._warnings(estimator, found, bool(bad.any()))),
+            notes=(*self._design.notes, *self._warnings(estimator, bool(bad.any()))),
             replicas=replicas,
+            reason=reason,
+            budget_spent=budget_spent,
         )
 
-    def _warnings(self, estimator: Estimator, found: Diagnostics, failed: bool) -> list[str]:
+    def _warnings(self, estimator: Estimator, failed: bool) -> list[str]:
         """What makes the interval worth less than it looks."""
-        notes = []
-        if poor(found, len(self.table), len(self._design.order)) and self._design.draws is not None:
-            notes.append(
-                f"prediction and retraining correlate {found.correlation:.2f} only: where examples that carry much are missed by "
-                "the prediction, the interval holds the truth less often than it says"
-            )
-        if failed and estimator.tolerance is not None:
-            notes.append(
-                "a replica failed: what it would have shown is unknown, so that there is no upper end and no tolerance is met"
-            )
-        return notes
+        if not failed or estimator.tolerance is None:
+            return []
+        return ["a replica failed: what it would have shown is unknown, so that there is no upper end and no tolerance is met"]
 
 
 _FOUND = ("index", "loss_full", "loss_left_out", "difference", "moved", "failed_step")

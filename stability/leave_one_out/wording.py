@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stability.leave_one_out.estimate import StabilityEstimate, poor
-from stability.leave_one_out.estimators import Exact, Sampled, Status
+from stability.leave_one_out.estimators import Assisted, Exact, Sampled, Status, drawable
 
 __all__ = ["Remedy", "amount", "carriers", "doubts", "duration", "places_of", "remedy", "sentence", "size_of"]
 
@@ -41,7 +41,8 @@ def sentence(estimate: StabilityEstimate) -> str:
         return f"{begins} {value} on average, exactly: each of the {estimate.n} examples was left out."
     places = places_of(estimate.value)
     ends = f"at least {size_of(low, places)}" if math.isinf(high) else f"{size_of(low, places)} to {size_of(high, places)}"
-    return f"{begins} {value} on average ({100 * estimate.pointwise.confidence:g} % interval {ends})."
+    mark = "inconclusive, " if estimate.status == Status.TOLERANCE_NOT_MET or _worthless(estimate) else ""
+    return f"{begins} {value} on average ({mark}{100 * estimate.pointwise.confidence:g} % interval {ends})."
 
 
 def amount(value: float, unit: str) -> str:
@@ -104,7 +105,9 @@ def doubts(estimate: StabilityEstimate) -> tuple[str, ...]:
         return ("the value is not above the noise floor, which is what rounding alone does",)
     if estimate.tolerance is not None:  # what was asked for decides alone
         met = estimate.status != Status.TOLERANCE_NOT_MET
-        return () if met else (f"the tolerance of {estimate.tolerance:g} is not met{_because(estimate)}",)
+        why = [*_poor(estimate), *_worthless(estimate), *(["the budget is spent"] if estimate.budget_spent else [])]
+        more = _because(estimate) or (f": {', and '.join(why)}" if why else "")
+        return () if met else (f"the tolerance of {estimate.tolerance:g} is not met{more}",)
     found = []
     low, high = estimate.interval
     if estimate.retrainings == 1 < estimate.n and estimate.status != Status.APPROXIMATE:
@@ -113,11 +116,25 @@ def doubts(estimate: StabilityEstimate) -> tuple[str, ...]:
         found.append(f"the interval has no upper end{_because(estimate)}")
     elif high - low > estimate.value:
         found.append("the interval is wider than the value")
-    if poor(estimate.diagnostics, estimate.retrainings, estimate.n):
-        which = "" if estimate.status == Status.APPROXIMATE else " by which examples were drawn"
-        means = "" if not which else ", so that the interval may miss the truth more often than it says"
-        found.append(f"the prediction{which} is poor (correlation {estimate.diagnostics.correlation:.2f}){means}")
-    return tuple(found)
+    found += _poor(estimate)
+    return (*found, *_worthless(estimate), *(["the budget is spent"] if estimate.budget_spent else []))
+
+
+def _poor(estimate: StabilityEstimate) -> list[str]:
+    known = estimate.diagnostics
+    if not poor(known, estimate.retrainings, estimate.n):
+        return []
+    held = f"{known.simulated_coverage:.0%} of simulations only"
+    return [
+        f"the prediction is poor (correlation {known.correlation:.2f}), and intervals of draws like these held the truth in {held}"
+    ]
+
+
+def _worthless(estimate: StabilityEstimate) -> list[str]:
+    cut = estimate.diagnostics.variance_cut
+    by = estimate.prediction if estimate.estimator == Assisted.name else None
+    drawn = by is not None and drawable(by.sizes)
+    return [f"the draws are worth less than plain ones (variance cut {cut:.2g})"] if drawn and cut < 1 else []
 
 
 def _because(estimate: StabilityEstimate) -> str:
@@ -167,7 +184,7 @@ def remedy(estimate: StabilityEstimate) -> Remedy | None:
     wide = (high - low) / estimate.value
     if estimate.tolerance is not None:
         wide = estimate.pointwise.relative_half_width / estimate.tolerance
-    is_poor = poor(estimate.diagnostics, estimate.retrainings, estimate.n)
+    is_poor = poor(estimate.diagnostics, estimate.retrainings, estimate.n) or bool(_worthless(estimate))
     count = max(_FEWEST, math.ceil(estimate.retrainings * wide**2 * 1.2)) if math.isfinite(wide) else 20
     if is_poor:
         count = max(count, 50, 2 * estimate.retrainings)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from stability.leave_one_out.estimators import POOR
+from stability.leave_one_out.coverage import LEAST_COVERAGE
 from stability.plotting.curves import FEW
 from stability.plotting.grids import CUT_LEFT, lower, plain_log
 from stability.plotting.style import (
@@ -222,7 +222,7 @@ def definition_3(scores: Scores, loss_unit: str = "the loss's unit") -> Figure:
                     if off:
                         ax.plot(begin, place, "<", color=colour, ms=3.5, gid="cut")
                         cut = True
-                fill = "white" if ax is left and one["correlation"] < POOR else colour
+                fill = "white" if ax is left and one["simulated_coverage"] < LEAST_COVERAGE else colour
                 ax.plot(value, place, marker, color=colour, mfc=fill, clip_on=False, zorder=3, gid="values")
         for ax in (left, right):
             ax.set(ylim=(len(methods) - 0.5, -0.5), yticks=range(len(methods)))
@@ -245,11 +245,14 @@ def definition_3(scores: Scores, loss_unit: str = "the loss's unit") -> Figure:
     other = "Methods that change less when an example is left out spread more over seeds"
     finding = _finding([found], one, other) if found else ""
     headed(figure, finding or "Leave-one-out stability and spread over seeds", scores.title)
-    explained(figure, [*_bars(known), said, _HOLLOW if (known["correlation"] < POOR).any() else "", CUT_LEFT if cut else ""])
+    explained(
+        figure,
+        [*_bars(known), said, _HOLLOW if (known["simulated_coverage"] < LEAST_COVERAGE).any() else "", CUT_LEFT if cut else ""],
+    )
     return figure
 
 
-_HOLLOW = f"Hollow: retrainings and their prediction correlate by less than {POOR}, and the interval holds the truth less often."
+_HOLLOW = f"Hollow: in simulations, intervals of draws like these held the truth less often than in {LEAST_COVERAGE:.0%}."
 
 
 def _with_p(name: str, row: Any) -> str:

@@ -84,6 +84,8 @@ def _facts(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, 
         else f"change by {amount(estimate.hypothesis.value, unit)} on average",
         "time": f"{estimate.seconds:.1f} s",
     }
+    if estimate.reason:
+        rows["estimator"] = f"{estimate.estimator}: {estimate.reason}"
     if (p := algorithm.sparsity_for(estimate.replicas.masks[0])) != estimate.sparsity:
         rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
     return rows
@@ -100,7 +102,8 @@ def _details(algorithm: Algorithm, estimate: StabilityEstimate) -> dict[str, str
         "stability E_i|Δℓ_i|": f"{estimate.value:.6g} {estimate.replicas.problem.loss_unit}",
         f"{estimate.pointwise.confidence:.0%} interval": _interval(low, high),
         "noise floor": _number(estimate.noise_floor, ".2g"),
-        "estimator": f"{estimate.estimator}; {_STATUS.get(estimate.status, estimate.status)}",
+        "estimator": f"{estimate.estimator}; {_STATUS.get(estimate.status, estimate.status)}"
+        + (f"; chosen because {estimate.reason}" if estimate.reason else ""),
     }
     if (predicted := estimate.prediction) is not None:
         rows["predicted"] = f"{predicted.mean:.4g} by {predicted.by}, in {predicted.seconds:.1f} s"
@@ -153,6 +156,8 @@ def settling(estimate: StabilityEstimate, command: Callable[..., str]) -> list[s
         changed: dict[str, Any] = {"retrainings": cure.retrainings, "tolerance": cure.tolerance}
         if cure.estimator != estimate.estimator:
             changed |= {"estimator": cure.estimator, "predictor": None, "checkpoints": None}
+        if estimate.budget_spent:
+            changed["budget"] = None
         lines.append("  " + command(**changed))
     elif estimate.failed:
         lines[0] += " What the failed models would have shown is unknown: try a smaller --learning-rate."

@@ -84,6 +84,9 @@ CELLS: Mapping[str, Column] = {
     "rank_correlation": Column("", "Spearman's rank correlation between predicted and retrained differences."),
     "variance_cut": Column("", "How many times smaller the variance is than that of plain sampling with as many retrainings."),
     "effective_retrainings": Column("", "How many retrainings plain sampling would need for the same variance."),
+    "simulated_coverage": Column(
+        "fraction", "How often 95 % intervals held the truth in simulations of draws like these, where all were retrained."
+    ),
     "distance": Column("", "Mean Euclidean distance between the parameters of A(S) and of A(Sⁱ)."),
     "loss_unit": Column("", "Unit of the loss, such as nats."),
     "metric": Column("", "Name of the metric."),

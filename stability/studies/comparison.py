@@ -19,7 +19,7 @@ from scipy import stats
 
 from stability.checks import check_kind, check_whole
 from stability.errors import UsageError
-from stability.leave_one_out.estimators import Assisted, Estimator, Exact, Sampled
+from stability.leave_one_out.estimators import Auto, Estimator, Exact, Sampled
 from stability.leave_one_out.notebook import table_html
 from stability.leave_one_out.paired import Pairing, mean_difference, named_apart, said, separate, signed
 from stability.leave_one_out.statistics import Estimate, Numbers, mean_over_seeds
@@ -392,7 +392,7 @@ def compare(
             as ``Minimisation(…)``, with their own training.
         sparsities: every method that takes a p, and has none of its own, is measured at each of these.
         seeds: how many, or which.
-        estimator: one of :mod:`stability.estimators`; by default ``Assisted()``, which leaves out 20 examples.
+        estimator: one of :mod:`stability.estimators`; by default ``Auto()``, as for :func:`stability.measure`.
         problem_settings: of the problem, such as ``{"n": 50}``.
         store: an SQLite file that keeps every finished cell; the same call goes on from there. By default nothing is kept.
         reuse: the store of a like study, whose cells are taken over.
@@ -508,7 +508,7 @@ def study_of(
         tuple(seeds),
         problem_settings={} if problem_settings is None else dict(problem_settings),
         check_replicas=None,
-        estimator=Assisted() if estimator is None else estimator,
+        estimator=Auto() if estimator is None else estimator,
     )
 
 

@@ -19,6 +19,7 @@ from stability import problems
 from stability.checks import check_whole
 from stability.derivatives.curvature import Curvature
 from stability.derivatives.gradients import mean_gradient
+from stability.leave_one_out.estimators import Estimator
 from stability.leave_one_out.predictors import Linearised
 from stability.leave_one_out.wording import duration
 from stability.machine import cores, resolve_device
@@ -44,10 +45,10 @@ class Cost:
     """What a study will cost. ``str(cost)`` says it in words.
 
     Attributes:
-        table: a row for each task and algorithm: task, method, sparsity, n, cells (still to be done), trainings, steps (of one
-            training, at most); then the seconds that the parts of one cell take on one thread: train (A(S)), select, predict,
+        table: a row for each task and algorithm: task, method, sparsity, n, cells (still to be done), trainings and steps of one
+            training (both at most); then the seconds that the parts of one cell take on one thread: train (A(S)), select, predict,
             retrain, evaluate (loading the data included) and bounds; hours (of all cells, divided among the workers; NaN of a
-            minimisation) and least_hours (where training may stop early).
+            minimisation) and least_hours (where training stops as early as it may, or the first look meets the tolerance).
         study: the name of the study.
         cells: how many cells the study has.
         done: how many of them are finished, or can be taken over from another store.
@@ -73,7 +74,7 @@ class Cost:
         shown = shown.drop(columns=idle if early else [*idle, "least_hours"])
         hours, least = table["hours"].sum(), table["least_hours"].sum()
         span = duration(3600 * hours)
-        span = f"{duration(3600 * least)} to {span}, as early as training stops" if early else span
+        span = f"{duration(3600 * least)} to {span}, by how soon training and retraining have enough" if early else span
         unknown = int(table.loc[table["hours"].isna(), "trainings"].sum())
         but = f" (without {unknown} minimisations, which take as many steps as they need)" if unknown else ""
         who = f"{self.workers} workers of one thread" if self.workers > 1 else "one worker"
@@ -166,7 +167,8 @@ PARTS = ("train", "select", "predict", "retrain", "evaluate", "bounds")
 def _row(
     study: Study, problem: Problem, algorithm: Algorithm, cells: int, measured: int, *, workers: int, loading: float
 ) -> dict[str, Any]:
-    left_out = study.estimator.most(problem.n)
+    estimator = _chosen(study, problem, algorithm) if cells else study.estimator
+    left_out, at_first = estimator.most(problem.n), estimator.more(problem.n, 0, None)
     more = left_out + (left_out > 0)  # the A(Sⁱ), and A(S) once more for the noise floor
     steps = algorithm.max_steps
     row = {
@@ -179,28 +181,41 @@ def _row(
     }
     if not cells:
         return row | dict.fromkeys(PARTS, 0.0) | {"hours": 0.0, "least_hours": 0.0}
-    parts = _timed(study, problem, algorithm, more if measured else 0)
+    parts = _timed(study, estimator, problem, algorithm, more if measured else 0)
     if parts is None:
         return row | dict.fromkeys(PARTS, math.nan) | {"hours": math.nan, "least_hours": math.nan}
     parts["evaluate"] += loading
     hours = []
-    for fraction in (1.0, algorithm.least_steps / steps):
+    for fraction, count in ((1.0, left_out), (algorithm.least_steps / steps, at_first)):
         once = fraction * parts["train"] + parts["evaluate"]
-        each = parts["select"] + fraction * (parts["predict"] + parts["retrain"]) + parts["bounds"]
+        retraining = parts["retrain"] * (count + 1) / (left_out + 1)
+        each = parts["select"] + fraction * (parts["predict"] + retraining) + parts["bounds"]
         hours.append((cells * once + measured * each) / workers / 3600)
     return row | parts | {"hours": hours[0], "least_hours": hours[1]}
 
 
-def _timed(study: Study, problem: Problem, algorithm: Algorithm, more: int) -> dict[str, float] | None:
+def _few(problem: Problem, algorithm: Algorithm) -> Problem:
+    """With two batches of S: of a large S, selecting alone takes minutes."""
+    first = next(iter(algorithm.batches(problem.train)))
+    return replace(problem, train=problem.train.take(torch.arange(min(problem.n, 2 * len(first)))))
+
+
+def _chosen(study: Study, problem: Problem, algorithm: Algorithm) -> Estimator:
+    """What will measure this; a mask of a few examples has as many coordinates as one of all."""
+    problem = algorithm.equivalent(problem)
+    k = problem.m if algorithm.selector.moving else algorithm.select(_few(problem, algorithm)).count
+    return study.estimator.choice(problem, algorithm, k).estimator
+
+
+def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algorithm, more: int) -> dict[str, float] | None:
     """Seconds of each part of a cell that trains ``more`` replicas beside A(S); None where no short run can tell."""
     if not algorithm.stepwise:
         return None
     problem = algorithm.equivalent(problem)
     parts = dict.fromkeys(PARTS, 0.0)
     batches = list(algorithm.batches(problem.train))
-    some = min(problem.n, 2 * len(batches[0]))
-    few = replace(problem, train=problem.train.take(torch.arange(some)))  # of a large S, selecting alone takes minutes
-    grown = problem.n / some
+    few = _few(problem, algorithm)
+    grown = problem.n / few.n
     selector, masks = algorithm.selector, None
     if not selector.moving:
         own, seconds = _clocked(lambda: algorithm.select(few))
@@ -221,7 +236,7 @@ def _timed(study: Study, problem: Problem, algorithm: Algorithm, more: int) -> d
     together = alone * more if alone > _LONG else _step(problem, algorithm, more, masks) * longer
     evaluating = len(problem.test) / len(batches[0]) / 3 * together
     parts["retrain"] = steps * together * (1 + validating) + evaluating
-    parts["predict"], each = _predicting(study, few, algorithm)
+    parts["predict"], each = _predicting(estimator, few, algorithm)
     parts["predict"] *= grown
     if selector.uses_data and not selector.moving:
         parts["select"] += _selecting_again(few, algorithm, problem.n if each else more, grown)
@@ -264,9 +279,9 @@ class _Same:
         return [self._mask] * (len(left_out) + 1)
 
 
-def _predicting(study: Study, few: Problem, algorithm: Algorithm) -> tuple[float, bool]:
+def _predicting(estimator: Estimator, few: Problem, algorithm: Algorithm) -> tuple[float, bool]:
     """Seconds of a prediction of the ``few``, and whether it selects a mask for each example."""
-    predictor, selector = study.estimator.predictor_for(algorithm), algorithm.selector
+    predictor, selector = estimator.predictor_for(algorithm), algorithm.selector
     if predictor is None:
         return 0.0, False
     stand_in = FullTuning() if selector.moving else selector

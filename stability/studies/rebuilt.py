@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stability.errors import UsageError
-from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled
+from stability.leave_one_out.estimators import Approximate, Assisted, Auto, Estimator, Exact, Sampled
 from stability.leave_one_out.predictors import DEFAULTS, Linearised, OneStep, Predictor
 from stability.problems import PROBLEMS
 from stability.selectors import Selector
@@ -19,7 +19,7 @@ from stability.training import Algorithm, EarlyStopping, FineTuning, Minimisatio
 
 __all__ = ["rebuilt"]
 
-_ESTIMATORS: dict[str, type[Estimator]] = {kind.name: kind for kind in (Exact, Sampled, Assisted, Approximate)}
+_ESTIMATORS: dict[str, type[Estimator]] = {kind.name: kind for kind in (Auto, Exact, Sampled, Assisted, Approximate)}
 _PREDICTORS: dict[str, type[Linearised | OneStep]] = {"linearised": Linearised, "one step": OneStep}
 
 

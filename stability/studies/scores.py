@@ -112,11 +112,11 @@ def scores(results: StudyResults, sparsity: float | None = None) -> Scores:
                 row |= {"sparsity": one["sparsity"], "mean": 100 * one["test_metric"], "std": 100 * one["test_metric_std"]}
                 row |= {"seeds": int(one["seeds"]), "missing": cells - int(one["seeds"]), "measured": int(one["measured"])}
                 row |= {name: one[name] for name in _TAKEN}
-                if "correlation" in table:  # old records have none
+                if "simulated_coverage" in table:  # old records have none
                     own = table[(table["task"] == task) & (table["algorithm"] == algorithm) & table["stability"].notna()]
-                    row["correlation"] = own["correlation"].astype(float).mean()
+                    row["simulated_coverage"] = own["simulated_coverage"].astype(float).mean()
             rows.append(row)
-    columns = ["task", "method", "sparsity", "mean", "std", "seeds", "missing", *_TAKEN, "measured", "correlation"]
+    columns = ["task", "method", "sparsity", "mean", "std", "seeds", "missing", *_TAKEN, "measured", "simulated_coverage"]
     found = pd.DataFrame(rows).reindex(columns=columns)
     found["measured"] = found["measured"].fillna(0).astype(int)
     if sparsity is not None:

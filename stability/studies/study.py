@@ -29,7 +29,7 @@ from stability.bounds.measured import Constants, estimate_constants, measured_bo
 from stability.checks import check_fraction, check_kind, check_whole
 from stability.errors import StabilityError, UsageError, described
 from stability.leave_one_out import StabilityEstimate, measure
-from stability.leave_one_out.estimators import Alone, Assisted, Estimator, Exact, Sampled
+from stability.leave_one_out.estimators import Alone, Auto, Estimator, Exact, Sampled
 from stability.leave_one_out.notebook import table_html
 from stability.machine import cores, device_name, free_memory, resolve_device, software
 from stability.problems import Problem
@@ -75,8 +75,8 @@ class Study:
             losses and metrics. None: stability is measured with all.
 
     Raises:
-        UsageError: a number out of range, no algorithm or seed, an algorithm twice, two problems of one name, or both
-            ``measured_seeds`` and ``samples``.
+        UsageError: a number out of range, no algorithm or seed, an algorithm twice, two problems of one name, both
+            ``measured_seeds`` and ``samples``, or an estimator with a budget of seconds.
 
     Example:
         >>> from stability import FineTuning
@@ -96,7 +96,7 @@ class Study:
     problem_settings: Mapping[str, Any] = field(default_factory=dict)
     check_replicas: int | None = 0
     delta: float = 0.1
-    estimator: Estimator = Assisted()  # noqa: RUF009
+    estimator: Estimator = Auto()  # noqa: RUF009
     samples: tuple[int, ...] | None = None
     measured_seeds: int | None = None
 
@@ -107,6 +107,11 @@ class Study:
         for algorithm in self.algorithms:
             check_kind(Algorithm, "an algorithm, such as FineTuning(selector)", algorithm=algorithm)
         check_kind(Estimator, "one of stability.estimators, such as Assisted(retrainings=10)", estimator=self.estimator)
+        if self.estimator.budget is not None:
+            raise UsageError(
+                f"budget = {self.estimator.budget:g} s: what a study stores must not depend on how fast a machine is; limit "
+                "retrainings instead"
+            )
         defaults = {problems.training_defaults(name) for name in self.problems}
         made = [tuple(algorithm.with_defaults(one) for algorithm in self.algorithms) for one in defaults]
         if any(other != made[0] for other in made):

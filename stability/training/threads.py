@@ -21,7 +21,7 @@ from stability.machine import busy_cores
 from stability.problems.problem import Problem
 from stability.training.algorithm import Algorithm
 
-__all__ = ["LARGE", "available", "mean_product", "suited_to"]
+__all__ = ["LARGE", "Products", "available", "mean_product", "suited_to"]
 
 LARGE = 1 << 27
 """Floating-point operations of a mean matrix product from which on several threads pay where the cores are free
@@ -32,8 +32,19 @@ _BUSY = 0.5  # cores that other processes take before there is one thread too ma
 _AVAILABLE: ContextVar[int | None] = ContextVar("available", default=None)
 
 
-class _Products(TorchDispatchMode):
-    """While it is entered, counts matrix products and their floating-point operations."""
+class Products(TorchDispatchMode):
+    """While it is entered, counts matrix products and their floating-point operations.
+
+    Attributes:
+        count: how many products there were.
+        operations: their floating-point operations together.
+
+    Example:
+        >>> with Products() as products:
+        ...     product = torch.ones(2, 3) @ torch.ones(3, 4)
+        >>> products.count, products.operations
+        (1, 48)
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -67,7 +78,7 @@ def mean_product(problem: Problem, algorithm: Algorithm) -> float:
         True
     """
     index = next(iter(algorithm.batches(problem.train)))
-    with torch.no_grad(), _Products() as products:
+    with torch.no_grad(), Products() as products:
         problem.logits(problem.start(algorithm.seed), problem.train.take(index).inputs)
     return float(products.operations / max(1, products.count))
 

@@ -14,7 +14,7 @@ import pytest
 from stability.cli import loo, options, run, select
 from stability.cli.commands import COMMANDS, main
 from stability.cli.parsing import application, called, names, told
-from stability.leave_one_out.estimators import Assisted, Exact
+from stability.leave_one_out.estimators import Auto, Exact
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.protocol import UNUSED, Protocol
 from stability.training import FineTuning
@@ -108,7 +108,7 @@ def test_the_last_of_a_repeated_option_counts_and_given_defaults_are_given() -> 
     assert (algorithm.steps, algorithm.dropout) == (3, False)
     assert algorithm.early_stopping == EarlyStopping(2, 4)
     assert found.study.samples == (0, 1)
-    assert found.study.estimator == Assisted()
+    assert found.study.estimator == Auto()
     exact = run.asked([*words.split(), "--estimator", "exact"])
     assert exact is not None
     assert exact.study.estimator == Exact()

@@ -123,7 +123,10 @@ def test_texts_have_their_own_defaults(tmp_path: Path) -> None:
         (SMALL + "[problem_settings]\nm = 3", "there is no problem_settings.m: "),
         (SMALL + "[problem_settings]\nn = 'x'", "problem_settings.n = 'x': use a whole number"),
         (SMALL + "[estimator]\nretraining = 3", "there is no estimator.retraining: did you mean retrainings?"),
-        (SMALL + "[estimator]\nkind = 'guessed'", "unknown estimator.kind 'guessed': use exact, sampled, assisted, approximate"),
+        (
+            SMALL + "[estimator]\nkind = 'guessed'",
+            "unknown estimator.kind 'guessed': use auto, exact, sampled, assisted, approximate",
+        ),
         (SMALL + "[estimator]\nkind = 'exact'\npredictor = 'one-step'", "exact has no predictor"),
         (SMALL + "[estimator]\npredictor = {checkpoints = 'all'}", "estimator.predictor.checkpoints = 'all': use a whole number"),
         (SMALL + "steps = 'many'", "algorithms.steps = 'many': use a whole number"),

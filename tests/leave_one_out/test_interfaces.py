@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from stability import Examples, FineTuning, Mask, Problem, UsageError
+from stability.cli.options import EstimatorOptions
 from stability.leave_one_out import measure
-from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled, Status
+from stability.leave_one_out.estimators import Approximate, Assisted, Auto, Estimator, Exact, Sampled, Status
 from stability.leave_one_out.predictors import Linearised, OneStep
 from stability.problems.problem import generator, shuffled_batches
 from stability.problems.solvable import linear_regression
@@ -155,7 +156,9 @@ def test_what_a_problem_leaves_open_is_asked_for(digits: Problem) -> None:
 
 
 def test_the_default_estimator_is_that_of_the_command_line(digits: Problem) -> None:
-    assert measure(digits, FineTuning(Random(0.05), steps=2), device="cpu").estimator == "assisted"
+    estimate = measure(digits, FineTuning(Random(0.05), steps=2), device="cpu")
+    assert (estimate.estimator, bool(estimate.reason)) == ("exact", True)
+    assert EstimatorOptions().made() == Auto()
 
 
 @pytest.mark.parametrize("seed", range(6))

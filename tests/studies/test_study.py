@@ -16,7 +16,7 @@ import torch
 from stability import MachineError, MeasurementError, Problem, StabilityError, UsageError, plotting, problems
 from stability.cli.commands import main
 from stability.leave_one_out import StabilityEstimate, measure
-from stability.leave_one_out.estimators import Alone, Approximate, Assisted, Estimator, Exact, Sampled
+from stability.leave_one_out.estimators import Alone, Approximate, Assisted, Auto, Estimator, Exact, Sampled
 from stability.leave_one_out.statistics import variance_shares
 from stability.reports.study_table import render
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, MagPruning, from_scores
@@ -178,9 +178,9 @@ def test_the_plain_estimators_are_in_the_identity_as_they_always_were() -> None:
 
     assert stored(Exact()) == {"retrainings": None}
     assert stored(Sampled(4)) == {"retrainings": 4}
-    for estimator in (Sampled(), Sampled(4, tolerance=0.1), Assisted(), Assisted(4)):
+    for estimator in (Sampled(), Sampled(4, tolerance=0.1), Assisted(), Assisted(4), Auto()):
         assert stored(estimator) == {"retrainings": None, "estimator": estimator.settings()}
-    assert Study("s", "digits", SMALL.algorithms, (0,)).estimator == Assisted()
+    assert Study("s", "digits", SMALL.algorithms, (0,)).estimator == Auto()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from stability import UsageError
 from stability.cli.commands import main
-from stability.leave_one_out.estimators import Approximate, Assisted, Exact, Sampled
+from stability.leave_one_out.estimators import Approximate, Assisted, Auto, Exact, Sampled
 from stability.leave_one_out.predictors import Linearised, OneStep
 from stability.selectors import SAM, Adapter, BitFit, ChildPruning, DiffPruning, FullTuning, LoRA, Random, from_scores
 from stability.selectors.rule import magnitude
@@ -93,7 +93,16 @@ def test_each_named_study_can_be_made_from_its_identity(name: str) -> None:
 
 @pytest.mark.parametrize(
     "estimator",
-    [Exact(), Sampled(3), Sampled(tolerance=0.2), Assisted(4, predictor=Linearised(3, reselect=False)), Assisted(2), Approximate()],
+    [
+        Auto(),
+        Auto(retrainings=4),
+        Exact(),
+        Sampled(3),
+        Sampled(tolerance=0.2),
+        Assisted(4, predictor=Linearised(3, reselect=False)),
+        Assisted(2),
+        Approximate(),
+    ],
 )
 def test_a_study_can_be_made_from_its_identity_whatever_it_is_made_of(estimator: object) -> None:
     selectors = (
