@@ -174,7 +174,13 @@ def trajectory_for(
 
 
 def losses_left_out(
-    real: Replicas, trajectory: Trajectory, masks: Sequence[Mask], memory_budget: int, *, told: Stages = SILENT
+    real: Replicas,
+    trajectory: Trajectory,
+    masks: Sequence[Mask],
+    memory_budget: int,
+    *,
+    weight: float = 0.0,
+    told: Stages = SILENT,
 ) -> Tensor:
     """ℓ(A(Sⁱ), z_i) for every i, as predicted from the one real run.
 
@@ -186,6 +192,7 @@ def losses_left_out(
         trajectory: what was observed while A(S) was trained.
         masks: A(S)'s, and one for each i where each Sⁱ has its own; a single one where all have the same.
         memory_budget: bytes that Jacobians and linearised replicas may take together.
+        weight: the weight that z_i keeps; 0 leaves it out, and near 1 one sees derivatives.
         told: is told what is being done.
 
     Returns:
@@ -205,8 +212,8 @@ def losses_left_out(
     parts = torch.arange(n).split(at_once)
     told.begin(f"predicting what leaving out each of {n} examples does", (n + len(parts)) * len(batches), "linearised step")
     for left_out in parts:
-        weights = torch.ones(len(left_out) + 1, n, device=tangent.origin.device)
-        weights[torch.arange(1, len(weights)), left_out] = 0
+        weights = tangent.origin.new_ones(len(left_out) + 1, n)
+        weights[torch.arange(1, len(weights)), left_out] = weight
         tangent.weights, tangent.step = weights, 0
         mine = None if activity is None else activity[torch.cat([torch.zeros(1, dtype=torch.int64), left_out + 1])]
         run = algorithm.run(tangent, batches, RunOptions(activity=mine, progress=told))
