@@ -105,6 +105,14 @@ class Record:
                 ) from error
         self._count += 1
 
+    def clear(self) -> None:
+        """Drop all rows and the memory or the file that they were in. No row can be taken after that."""
+        self._count = 0
+        if self._file is None:
+            self._rows = self._like.new_empty(0, self.width)
+        else:
+            self._file.close()
+
     def __getitem__(self, step: int) -> Tensor:
         if self._file is None:
             return self._rows[step]
@@ -141,6 +149,11 @@ class Trajectory:
         row = torch.cat([own, logits[0].detach().flatten()])
         self.record.add(pad(row, (0, self.record.width - len(row))))
 
+    def forget(self) -> None:
+        """Drop what was observed, so that what is computed next may have its memory."""
+        self.record.clear()
+        self.points.clear()
+
 
 def trajectory_for(
     problem: Problem, algorithm: Algorithm, masks: Sequence[Mask], *, checkpoints: int, memory_budget: int
@@ -169,7 +182,7 @@ def trajectory_for(
     width = count + max(map(len, algorithm.batches(problem.train))) * logits.shape[1]
     rows = min(problem.n, _at_once(memory_budget, count, logits.element_size())) + 1
     held = (problem.n * logits.shape[1] + rows * _HELD) * count + len(points) * tunable.count
-    in_memory = (held + steps * width) * logits.element_size() <= memory_budget
+    in_memory = (held + steps * width) * logits.element_size() <= memory_budget - memory_budget // 8  # which is for _jacobians_at
     return Trajectory(points, Record(steps, width, tunable.gather(start), in_memory), hold, part)
 
 
@@ -286,8 +299,10 @@ class _Tangent:
             return dataclasses.replace(self._real, values=values[1:], replica_batch=at_once).own_losses(left_out)
         examples = problem.train.take(left_out)
         full = self._real.logits(examples, slice(0, 1))[0]
-        jacobian = self._jacobians()[left_out.to(values.device)]
-        moved = torch.einsum("ack,ak->ac", jacobian, self._moved(values)[1:])
+        jacobian, moved = self._jacobians(), full.new_empty(full.shape)
+        for some in torch.arange(len(left_out)).split(max(1, len(left_out) // 8)):  # all at once would copy the Jacobian
+            own = self._moved(torch.cat([values[:1], values[some + 1]]))[1:]
+            moved[some] = torch.einsum("ack,ak->ac", jacobian[left_out[some].to(values.device)], own)
         return problem.loss(full + moved, examples.labels)
 
     def _moved(self, values: Tensor) -> Tensor:
@@ -309,9 +324,9 @@ class _Tangent:
 
     def _jacobians_at(self, parameters: Parameters) -> Tensor:
         problem, done = self._real.problem, 0
-        # Half of the memory is for what is returned. A block takes far less than its plan, so that replicas have room beside it.
+        # Half of the memory is for what is returned, three eighths are for the replicas.
         found = per_example_jacobians(
-            problem, parameters, problem.train, self._part, memory_budget=max(1, self._memory_budget // 2)
+            problem, parameters, problem.train, self._part, memory_budget=max(1, self._memory_budget // 8)
         )
         whole = torch.empty(0)
         for block in found:
@@ -325,8 +340,8 @@ class _Tangent:
 
 
 def _at_once(memory_budget: int, count: int, element_size: int) -> int:
-    """How many linearised replicas of ``count`` values are followed at once: as many as half of the memory holds."""
-    return max(1, memory_budget // (2 * _HELD * element_size * count))
+    """How many linearised replicas of ``count`` values are followed at once: as many as three eighths of the memory hold."""
+    return max(1, 3 * memory_budget // (8 * _HELD * element_size * count))
 
 
 def _checkpoint(step: int, steps: int, checkpoints: int) -> int:
