@@ -1,6 +1,6 @@
 """What one trained model says of all n left-out ones: by linearised replicas, or by one Newton step.
 
-A predictor observes the training of A(S) and predicts from what it saw. Only where it is asked for ``groups`` it trains some more.
+A predictor observes the training of A(S) and predicts from what it saw. It never trains.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from stability.checks import check_flags, check_positive, check_whole
 from stability.errors import MeasurementError, UsageError
-from stability.leave_one_out.grouped import losses_without_groups
 from stability.leave_one_out.linearised import Trajectory, losses_left_out, trajectory_for
 from stability.leave_one_out.one_step import OneStepModel
 from stability.leave_one_out.statistics import Numbers
@@ -82,7 +81,7 @@ class Observation(ABC):
 
     @abstractmethod
     def predict(self, real: Replicas) -> Prediction:
-        """What leaving out each of the n examples does to its loss, from A(S) and what was observed. It is called once."""
+        """What leaving out each of the n examples does to its loss, from A(S) alone. Nothing is trained here. It is called once."""
 
 
 class Predictor(ABC):
@@ -132,7 +131,7 @@ def default_predictor(algorithm: Algorithm) -> Predictor:
     Example:
         >>> from stability import FineTuning, selectors
         >>> default_predictor(FineTuning(selectors.BitFit()))
-        Linearised(checkpoints=12, memory_budget=2147483648, reselect=True, groups=0)
+        Linearised(checkpoints=12, memory_budget=2147483648, reselect=True)
     """
     return DEFAULTS["FineTuning" if algorithm.stepwise else "Minimisation"]
 
@@ -149,13 +148,9 @@ class Linearised(Predictor):
         reselect: whether each linearised replica has the mask selected on its own Sⁱ, where A selects on the data. False: S's
             mask serves them all, which spares a large model n selections and predicts a little worse. What is retrained
             selects its own mask all the same.
-        groups: into how many groups S is divided, each of which one more training leaves out at once
-            (:mod:`stability.leave_one_out.grouped`). The prediction is then the mean of what they say and of what the
-            linearised replicas say. It costs so many trainings, and pays where the linearised replicas alone predict poorly,
-            as for full tuning. 0 for none.
 
     Raises:
-        UsageError: a number below 1, a single group, or more groups than examples.
+        UsageError: a number below 1.
 
     Example:
         >>> Linearised(checkpoints=3).settings()
@@ -165,21 +160,16 @@ class Linearised(Predictor):
     checkpoints: int = 12
     memory_budget: int = 2 << 30
     reselect: bool = True
-    groups: int = 0
 
     def __post_init__(self) -> None:
         check_whole(1, checkpoints=self.checkpoints, memory_budget=self.memory_budget)
-        check_whole(0, groups=self.groups)
-        if self.groups == 1:
-            raise UsageError("groups = 1 would leave out all examples at once: use at least 2, or 0 for none")
         check_flags(reselect=self.reselect)
 
     def settings(self) -> dict[str, Any]:
-        """With the names under which results are stored; ``reselect`` is named where it is off, ``groups`` where there are some."""
+        """With the names under which results are stored; ``reselect`` is named where it is off."""
         own = asdict(self)
         own["memory"] = own.pop("memory_budget")
-        ordinary = {"reselect": True, "groups": 0}
-        return {"name": "linearised", **{name: value for name, value in own.items() if ordinary.get(name) != value}}
+        return {"name": "linearised", **{name: value for name, value in own.items() if name != "reselect" or not value}}
 
     def observe(self, problem: Problem, algorithm: Algorithm, masks: Masks) -> Observation:
         if not algorithm.stepwise:
@@ -187,11 +177,9 @@ class Linearised(Predictor):
                 f"Linearised follows the steps of FineTuning, and {type(algorithm).__name__} has none that it could follow: "
                 "use OneStep"
             )
-        if self.groups > problem.n:
-            raise UsageError(f"groups = {self.groups} of n = {problem.n} examples: use at most n, which leaves out each alone")
         own = masks.of(range(problem.n) if self.reselect else ())
         observer = trajectory_for(problem, algorithm, own, checkpoints=self.checkpoints, memory_budget=self.memory_budget)
-        return _Tangent(observer, own, self)
+        return _Tangent(observer, own, self.memory_budget)
 
 
 class _Tangent(Observation):
@@ -199,25 +187,19 @@ class _Tangent(Observation):
 
     counts = True
 
-    def __init__(self, observer: Trajectory, masks: Sequence[Mask], how: Linearised) -> None:
+    def __init__(self, observer: Trajectory, masks: Sequence[Mask], memory_budget: int) -> None:
         self.observer: Trajectory = observer
-        self._masks, self._how = masks, how
+        self._masks, self._memory_budget = masks, memory_budget
 
     def predict(self, real: Replicas) -> Prediction:
         began = time.perf_counter()
-        part, kept, how = self.observer.part, int(real.kept_step[0]), self._how
-        losses = losses_left_out(real, self.observer, self._masks or real.masks, how.memory_budget, told=self.told)
+        part, kept = self.observer.part, int(real.kept_step[0])
+        losses = losses_left_out(real, self.observer, self._masks or real.masks, self._memory_budget, told=self.told)
         self.observer.forget()
         release(real.values.device)
         used = sum(step < kept for step in self.observer.steps)  # of a run that stopped early
         drawn = "" if part is None else f", {len(part.indices)} of {real.tunable.count} coordinates"
-        beside = ""
-        if how.groups:
-            grouped = losses_without_groups(
-                real, how.groups, reselect=how.reselect, memory_budget=how.memory_budget, told=self.told
-            )
-            losses, beside = (losses + grouped) / 2, f", and {how.groups} models without a group each"
-        return _prediction(real, losses, f"linearised replicas, {used} checkpoints{drawn}{beside}", began)
+        return _prediction(real, losses, f"linearised replicas, {used} checkpoints{drawn}", began)
 
 
 @dataclass(frozen=True)

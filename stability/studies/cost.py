@@ -222,9 +222,7 @@ def _timed(study: Study, problem: Problem, algorithm: Algorithm, more: int) -> d
     evaluating = len(problem.test) / len(batches[0]) / 3 * together
     parts["retrain"] = steps * together * (1 + validating) + evaluating
     parts["predict"], each = _predicting(study, few, algorithm)
-    predictor = study.estimator.predictor_for(algorithm)
-    grouped = predictor.groups / more if isinstance(predictor, Linearised) else 0.0  # which trains so many more
-    parts["predict"] = parts["predict"] * grown + grouped * parts["retrain"]
+    parts["predict"] *= grown
     if selector.uses_data and not selector.moving:
         parts["select"] += _selecting_again(few, algorithm, problem.n if each else more, grown)
     if study.check_replicas is not None:
@@ -274,7 +272,7 @@ def _predicting(study: Study, few: Problem, algorithm: Algorithm) -> tuple[float
     stand_in = FullTuning() if selector.moving else selector
     seconds, steps = [], algorithm.max_steps
     masks = _Same(stand_in.select(few, algorithm.seed))
-    one = replace(predictor, checkpoints=1, groups=0) if isinstance(predictor, Linearised) else predictor
+    one = replace(predictor, checkpoints=1) if isinstance(predictor, Linearised) else predictor
     for taken in (1, min(_TIMED, steps)):
         short = algorithm.timed(stand_in, taken)
         if short is None:

@@ -10,14 +10,12 @@ import pytest
 import torch
 from scipy import stats
 
-from stability import FineTuning, MachineError, Problem, UsageError, leave_one_out
+from stability import FineTuning, MachineError, Problem, leave_one_out
 from stability.leave_one_out import linearised
 from stability.leave_one_out.estimators import Approximate, Assisted, Exact
-from stability.leave_one_out.grouped import losses_without_groups
 from stability.leave_one_out.linearised import Record, Trajectory, losses_left_out, trajectory_for
 from stability.leave_one_out.predictors import Linearised
 from stability.masks import Mask
-from stability.problems.problem import generator
 from stability.problems.solvable import linear_regression, logistic_regression
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, Fisher, FullTuning, LoRA, MagPruning, Random, Selector
 from stability.training.replicas import Replicas, train
@@ -170,42 +168,17 @@ def test_s_s_mask_may_serve_all_predictions(digits: Problem) -> None:
     assert 0.5 < stats.spearmanr(anew.prediction.sizes, kept.prediction.sizes).statistic < 1
 
 
-@pytest.mark.parametrize("selector", [SAM(0.02), ChildPruning(0.05)], ids=described)
-def test_groups_of_one_are_retrained_exactly(selector: Selector, digits: Problem) -> None:
-    """With n groups each model lacks one example, as in an exact measurement; the prediction is the mean of both."""
-    tuning = FineTuning(selector, steps=3, batch_size=8)
-    exact = leave_one_out.measure(digits, tuning, estimator=Exact(), device="cpu").per_example["loss_left_out"]
-    alone, both = (
-        leave_one_out.measure(digits, tuning, estimator=Approximate(Linearised(groups=groups)), device="cpu").prediction
-        for groups in (0, digits.n)
-    )
-    assert alone is not None
-    assert both is not None
-    assert both.by.endswith("and 24 models without a group each")
-    np.testing.assert_allclose(both.table["loss_left_out"], (alone.table["loss_left_out"] + exact) / 2, rtol=2e-4)
-
-
-def test_each_example_meets_the_model_without_its_group(digits: Problem) -> None:
-    """Four groups of six: every example's own weight is 0 in the model that it is put through, and five others' are."""
-    tuning = FineTuning(BitFit(), steps=3, batch_size=8).with_defaults(digits.training)
-    real = train(digits, tuning, replica_batch=1)
-    found = losses_without_groups(real, 4, reselect=True, memory_budget=MEMORY)
-    order = torch.randperm(24, generator=generator(tuning.seed, "groups")).split(6)
-    weights = torch.ones(4, 24)
-    for row, part in zip(weights, order, strict=True):
-        row[part] = 0
-    losses = train(digits, tuning, weights).losses(digits.train).double()
-    for row, part in enumerate(order):
-        torch.testing.assert_close(found[part], losses[row, part])
-
-
-def test_groups_are_checked(digits: Problem) -> None:
-    with pytest.raises(UsageError, match="groups = 1 would leave out all"):
-        Linearised(groups=1)
-    with pytest.raises(UsageError, match="groups = 25 of n = 24"):
-        leave_one_out.measure(digits, FineTuning(BitFit(), steps=2), estimator=Approximate(Linearised(groups=25)), device="cpu")
-    assert "groups" not in Linearised().settings()
-    assert Linearised(groups=5).settings()["groups"] == 5
+def test_a_prediction_leaves_no_memory_behind(digits: Problem) -> None:
+    """The steps of the real run are dropped, from memory or from their file, before anything is retrained."""
+    for memory in (MEMORY, 1 << 20):
+        tuning = FineTuning(BitFit(), steps=200, batch_size=8) if memory < MEMORY else FineTuning(BitFit(), steps=2, batch_size=8)
+        trajectory = trajectory_for(digits, tuning, [], checkpoints=2, memory_budget=memory)
+        assert trajectory.record.in_memory == (memory == MEMORY)
+        trajectory.add(torch.ones(1, 1093), torch.ones(1, 8, 5), torch.ones(1, 1093))
+        trajectory.forget()
+        assert len(trajectory.record) == len(trajectory.points) == 0
+        with pytest.raises((IndexError, ValueError)):
+            trajectory.record[0]
 
 
 def test_dropout_is_the_real_run_s(pairs: Problem) -> None:
