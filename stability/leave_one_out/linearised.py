@@ -180,7 +180,7 @@ def trajectory_for(
     points = frozenset(_checkpoint(t, steps, min(checkpoints, steps)) for t in range(steps))
     count = tunable.count if part is None else len(part.indices)
     width = count + max(map(len, algorithm.batches(problem.train))) * logits.shape[1]
-    rows = min(problem.n, _at_once(memory_budget, count, logits.element_size())) + 1
+    rows = min(problem.n, _at_once(memory_budget, count, width - count, logits.element_size())) + 1
     held = (problem.n * logits.shape[1] + rows * _HELD) * count + len(points) * tunable.count
     in_memory = (held + steps * width) * logits.element_size() <= memory_budget - memory_budget // 8  # which is for _jacobians_at
     return Trajectory(points, Record(steps, width, tunable.gather(start), in_memory), hold, part)
@@ -220,7 +220,8 @@ def losses_left_out(
     # Dropout's draws are in the recorded logits already; where the real run stopped early, its replicas end where it did.
     algorithm = real.algorithm.tangent_form()
     batches = list(algorithm.batches(problem.train))[: int(real.kept_step[0])]
-    at_once = _at_once(memory_budget, len(tangent.origin), tangent.origin.element_size())
+    count = len(tangent.origin)
+    at_once = _at_once(memory_budget, count, trajectory.record.width - count, tangent.origin.element_size())
     found = []
     parts = torch.arange(n).split(at_once)
     told.begin(f"predicting what leaving out each of {n} examples does", (n + len(parts)) * len(batches), "linearised step")
@@ -339,9 +340,13 @@ class _Tangent:
         return whole
 
 
-def _at_once(memory_budget: int, count: int, element_size: int) -> int:
-    """How many linearised replicas of ``count`` values are followed at once: as many as three eighths of the memory hold."""
-    return max(1, 3 * memory_budget // (8 * _HELD * element_size * count))
+def _at_once(memory_budget: int, count: int, logits: int, element_size: int) -> int:
+    """How many linearised replicas of ``count`` values are followed at once.
+
+    As many as three eighths of the memory hold, beside the real run and the Jacobian of a batch's ``logits``.
+    """
+    vectors = 3 * memory_budget // (8 * element_size * count) - logits
+    return max(1, vectors // _HELD - 1)
 
 
 def _checkpoint(step: int, steps: int, checkpoints: int) -> int:
