@@ -106,9 +106,22 @@ def per_example_jacobians(
         return problem.logits(mask.place(parameters, values), {name: tensor.unsqueeze(0) for name, tensor in inputs.items()})[0]
 
     each = vmap(jacrev(logits), in_dims=(None, 0))
+    size = min(256, _jacobians_at_once(problem, parameters, examples, mask, memory_budget))
+    for start in range(0, len(examples), size):
+        yield each(values, dict(examples.take(slice(start, start + size)).inputs))
+
+
+def _jacobians_at_once(problem: Problem, parameters: Parameters, examples: Examples, mask: Mask, memory_budget: int | None) -> int:
+    """Of how many examples the Jacobians fit.
+
+    Each row of a Jacobian stands there twice in the end: over the masked tensors whole, and at the k coordinates. Before that, the
+    backward passes of all logits go through what the one forward pass kept, and none has more than that again.
+    """
+    kept = _kept_of_one(problem, parameters, examples, list(mask.indices))
     classes = problem.logits(parameters, examples.take(slice(0, 1)).inputs).shape[1]
-    for block in blocks(problem, parameters, examples, mask, memory_budget=memory_budget, copies=classes):
-        yield each(values, dict(block.inputs))
+    first = next(iter(parameters.values()))
+    entries = sum(parameters[name].numel() for name in mask.indices) + mask.count
+    return _fitting(first.device, memory_budget, classes * entries * first.element_size() + (1 + classes) * kept)
 
 
 def _one_by_one(problem: Problem, parameters: Parameters, examples: Examples, mask: Mask) -> Iterator[Tensor]:
@@ -179,6 +192,9 @@ def gauss_newton_diagonals(
                 [9., 0.]], dtype=torch.float64)
     """
     start = 0
+    if memory_budget is not None:
+        check_whole(1, memory_budget=memory_budget)
+        memory_budget = max(1, memory_budget // 2)  # for what is made of a block's Jacobians is twice as large as they are
     for jacobian in per_example_jacobians(problem, parameters, examples, mask, memory_budget=memory_budget):
         block = examples.take(slice(start, start + len(jacobian)))
         start += len(jacobian)
@@ -328,15 +344,25 @@ def _block_size(
     vectors: int = 1,
 ) -> int:
     """How many examples fit where one differentiates by the ``masked`` tensors; with ``vectors=0`` they share one gradient."""
+    kept, first = _kept_of_one(problem, parameters, examples, masked), next(iter(parameters.values()))
+    entries = sum(parameters[name].numel() for name in masked)
+    return _fitting(first.device, memory_budget, 4 * copies * (kept + vectors * entries * first.element_size()))
+
+
+def _kept_of_one(problem: Problem, parameters: Parameters, examples: Examples, masked: Sequence[str]) -> int:
+    """How many bytes the forward pass of the longest example keeps to differentiate by the ``masked`` tensors."""
     if len(examples) == 0:
         raise UsageError("derivatives of no examples: give at least 1")
-    check_whole(1, memory_budget=1 if memory_budget is None else memory_budget)
+    if len(examples) == 1:
+        return 0
     leaves = {n: t.detach().requires_grad_(n in masked) for n, t in parameters.items()}
     longest = torch.arange(len(examples)) if examples.lengths is None else examples.lengths.argsort(descending=True)
     forward: Callable[[int], object] = lambda size: problem.losses(leaves, examples.take(longest[:size]))  # noqa: E731
-    kept = kept_for_backward(partial(forward, 2)) - kept_for_backward(partial(forward, 1)) if len(examples) > 1 else 0
-    first = next(iter(parameters.values()))
-    entries = sum(parameters[name].numel() for name in masked)
-    each = 4 * copies * (max(kept, 0) + vectors * entries * first.element_size())
-    budget = free_memory(first.device) // 8 if memory_budget is None else memory_budget
+    return max(0, kept_for_backward(partial(forward, 2)) - kept_for_backward(partial(forward, 1)))
+
+
+def _fitting(device: torch.device, memory_budget: int | None, each: int) -> int:
+    """How many examples of ``each`` bytes fit, at least 1."""
+    check_whole(1, memory_budget=1 if memory_budget is None else memory_budget)
+    budget = free_memory(device) // 8 if memory_budget is None else memory_budget
     return int(max(1, budget // max(each, 1)))

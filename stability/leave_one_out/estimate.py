@@ -185,6 +185,7 @@ class StabilityEstimate:
             and {
                 "by": predicted.by,
                 "seconds": predicted.seconds,
+                "nonlinearity": _known(predicted.nonlinearity),
                 "difference": [_known(d) for d in predicted.table["difference"]],
             },
             "failed": {str(i): step for i, step in self.failed.items()},

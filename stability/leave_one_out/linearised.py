@@ -106,6 +106,14 @@ class Record:
                 ) from error
         self._count += 1
 
+    def clear(self) -> None:
+        """Drop all rows and the memory or the file that they were in. No row can be taken after that."""
+        self._count = 0
+        if self._file is None:
+            self._rows = self._like.new_empty(0, self.width)
+        else:
+            self._file.close()
+
     def __getitem__(self, step: int) -> Tensor:
         if self._file is None:
             return self._rows[step]
@@ -142,6 +150,11 @@ class Trajectory:
         row = torch.cat([own, logits[0].detach().flatten()])
         self.record.add(pad(row, (0, self.record.width - len(row))))
 
+    def forget(self) -> None:
+        """Drop what was observed, so that what is computed next may have its memory."""
+        self.record.clear()
+        self.points.clear()
+
 
 def trajectory_for(
     problem: Problem, algorithm: Algorithm, masks: Sequence[Mask], *, checkpoints: int, memory_budget: int
@@ -168,14 +181,20 @@ def trajectory_for(
     points = frozenset(_checkpoint(t, steps, min(checkpoints, steps)) for t in range(steps))
     count = tunable.count if part is None else len(part.indices)
     width = count + max(map(len, algorithm.batches(problem.train))) * logits.shape[1]
-    rows = min(problem.n, _at_once(memory_budget, count, logits.element_size())) + 1
+    rows = min(problem.n, _at_once(memory_budget, count, width - count, logits.element_size())) + 1
     held = (problem.n * logits.shape[1] + rows * _HELD) * count + len(points) * tunable.count
-    in_memory = (held + steps * width) * logits.element_size() <= memory_budget
+    in_memory = (held + steps * width) * logits.element_size() <= memory_budget - memory_budget // 8  # which is for _jacobians_at
     return Trajectory(points, Record(steps, width, tunable.gather(start), in_memory), hold, part)
 
 
 def losses_left_out(
-    real: Replicas, trajectory: Trajectory, masks: Sequence[Mask], memory_budget: int, *, told: Stages = SILENT
+    real: Replicas,
+    trajectory: Trajectory,
+    masks: Sequence[Mask],
+    memory_budget: int,
+    *,
+    weight: float = 0.0,
+    told: Stages = SILENT,
 ) -> tuple[Tensor, float]:
     """ℓ(A(Sⁱ), z_i) for every i, as predicted from the one real run, and how far from linear the network was on the way.
 
@@ -187,6 +206,7 @@ def losses_left_out(
         trajectory: what was observed while A(S) was trained.
         masks: A(S)'s, and one for each i where each Sⁱ has its own; a single one where all have the same.
         memory_budget: bytes that Jacobians and linearised replicas may take together.
+        weight: the weight that z_i keeps; 0 leaves it out, and near 1 one sees derivatives.
         told: is told what is being done.
 
     Returns:
@@ -202,13 +222,14 @@ def losses_left_out(
     # Dropout's draws are in the recorded logits already; where the real run stopped early, its replicas end where it did.
     algorithm = real.algorithm.tangent_form()
     batches = list(algorithm.batches(problem.train))[: int(real.kept_step[0])]
-    at_once = _at_once(memory_budget, len(tangent.origin), tangent.origin.element_size())
+    count = len(tangent.origin)
+    at_once = _at_once(memory_budget, count, trajectory.record.width - count, tangent.origin.element_size())
     found = []
     parts = torch.arange(n).split(at_once)
     told.begin(f"predicting what leaving out each of {n} examples does", (n + len(parts)) * len(batches), "linearised step")
     for left_out in parts:
-        weights = torch.ones(len(left_out) + 1, n, device=tangent.origin.device)
-        weights[torch.arange(1, len(weights)), left_out] = 0
+        weights = tangent.origin.new_ones(len(left_out) + 1, n)
+        weights[torch.arange(1, len(weights)), left_out] = weight
         tangent.weights, tangent.step, tangent.left_out = weights, 0, slice(int(left_out[0]), int(left_out[-1]) + 1)
         mine = None if activity is None else activity[torch.cat([torch.zeros(1, dtype=torch.int64), left_out + 1])]
         run = algorithm.run(tangent, batches, RunOptions(activity=mine, progress=told))
@@ -284,8 +305,10 @@ class _Tangent:
             return dataclasses.replace(self._real, values=values[1:], replica_batch=at_once).own_losses(left_out)
         examples = problem.train.take(left_out)
         full = self._real.logits(examples, slice(0, 1))[0]
-        jacobian = self._jacobians()[left_out.to(values.device)]
-        moved = torch.einsum("ack,ak->ac", jacobian, self._moved(values)[1:])
+        jacobian, moved = self._jacobians(), full.new_empty(full.shape)
+        for some in torch.arange(len(left_out)).split(max(1, len(left_out) // 8)):  # all at once would copy the Jacobian
+            own = self._moved(torch.cat([values[:1], values[some + 1]]))[1:]
+            moved[some] = torch.einsum("ack,ak->ac", jacobian[left_out[some].to(values.device)], own)
         return problem.loss(full + moved, examples.labels)
 
     @property
@@ -330,9 +353,9 @@ class _Tangent:
 
     def _jacobians_at(self, parameters: Parameters) -> Tensor:
         problem, done = self._real.problem, 0
-        # Half of the memory is for what is returned. A block takes far less than its plan, so that replicas have room beside it.
+        # Half of the memory is for what is returned, three eighths are for the replicas.
         found = per_example_jacobians(
-            problem, parameters, problem.train, self._part, memory_budget=max(1, self._memory_budget // 2)
+            problem, parameters, problem.train, self._part, memory_budget=max(1, self._memory_budget // 8)
         )
         whole = torch.empty(0)
         for block in found:
@@ -345,9 +368,13 @@ class _Tangent:
         return whole
 
 
-def _at_once(memory_budget: int, count: int, element_size: int) -> int:
-    """How many linearised replicas of ``count`` values are followed at once: as many as half of the memory holds."""
-    return max(1, memory_budget // (2 * _HELD * element_size * count))
+def _at_once(memory_budget: int, count: int, logits: int, element_size: int) -> int:
+    """How many linearised replicas of ``count`` values are followed at once.
+
+    As many as three eighths of the memory hold, beside the real run and the Jacobian of a batch's ``logits``.
+    """
+    vectors = 3 * memory_budget // (8 * element_size * count) - logits
+    return max(1, vectors // _HELD - 1)
 
 
 def _checkpoint(step: int, steps: int, checkpoints: int) -> int:

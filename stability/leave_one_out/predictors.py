@@ -23,6 +23,7 @@ from stability.leave_one_out.linearised import Trajectory, losses_left_out, traj
 from stability.leave_one_out.one_step import OneStepModel
 from stability.leave_one_out.statistics import Numbers
 from stability.leave_one_out.work import Work
+from stability.machine import release
 from stability.masks import Mask
 from stability.problems.problem import Problem
 from stability.training import Algorithm
@@ -87,7 +88,7 @@ class Observation(ABC):
 
     @abstractmethod
     def predict(self, real: Replicas) -> Prediction:
-        """What leaving out each of the n examples does to its loss, from A(S) alone. Nothing is trained here."""
+        """What leaving out each of the n examples does to its loss, from A(S) alone. Nothing is trained here. It is called once."""
 
 
 class Predictor(ABC):
@@ -215,6 +216,8 @@ class _Tangent(Observation):
         part, kept = self.observer.part, int(real.kept_step[0])
         masks = self._masks or real.masks
         losses, nonlinearity = losses_left_out(real, self.observer, masks, self._memory_budget, told=self.told)
+        self.observer.forget()
+        release(real.values.device)
         used = sum(step < kept for step in self.observer.steps)  # of a run that stopped early
         drawn = "" if part is None else f", {len(part.indices)} of {real.tunable.count} coordinates"
         return _prediction(real, losses, f"linearised replicas, {used} checkpoints{drawn}", began, nonlinearity=nonlinearity)

@@ -107,6 +107,8 @@ def _details(algorithm: Algorithm, estimate: StabilityEstimate) -> dict[str, str
     }
     if (predicted := estimate.prediction) is not None:
         rows["predicted"] = f"{predicted.mean:.4g} by {predicted.by}, in {predicted.seconds:.1f} s"
+        if not math.isnan(predicted.nonlinearity):
+            rows["nonlinearity"] = f"{predicted.nonlinearity:.2f} (0: linear in the parameters, and well predicted)"
         found = estimate.diagnostics
         if not math.isnan(found.correlation):
             worth = f"correlation {found.correlation:.2f}, of ranks {found.rank_correlation:.2f}"
@@ -114,6 +116,8 @@ def _details(algorithm: Algorithm, estimate: StabilityEstimate) -> dict[str, str
             if not math.isnan(found.variance_cut) and not poor(found, estimate.retrainings, estimate.n):
                 worth += f"; worth {found.effective_retrainings:.0f} plain retrainings (variance cut {found.variance_cut:.3g})"
             rows["prediction against retraining"] = worth
+        if not math.isnan(found.simulated_coverage):
+            rows["simulated coverage"] = f"{found.simulated_coverage:.0%}: so often intervals of draws like these held the truth"
     if estimate.steps_shared:
         every = (estimate.retrainings + 1) * algorithm.max_steps
         rows["steps"] = f"{estimate.steps_shared / every:.1%} were common to several replicas, and taken once"

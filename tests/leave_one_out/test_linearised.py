@@ -15,6 +15,7 @@ from stability.leave_one_out import linearised
 from stability.leave_one_out.estimators import Approximate, Assisted, Exact
 from stability.leave_one_out.linearised import Record, Trajectory, losses_left_out, trajectory_for
 from stability.leave_one_out.predictors import Linearised, Prediction
+from stability.machine import peak_of_tensors
 from stability.masks import Mask
 from stability.problems.solvable import linear_regression, logistic_regression
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, Fisher, FullTuning, LoRA, MagPruning, Random, Selector
@@ -107,7 +108,7 @@ def test_a_network_s_replicas_are_foretold(selector: Selector, learned: Problem)
 
 
 def test_rows_at_a_time_change_nothing(digits: Problem) -> None:
-    """Memory for all coordinates of the Jacobians, and so for 23 of the 24 replicas at most at once."""
+    """Memory for all coordinates of the Jacobians, and so for some of the replicas at a time."""
     tuning = FineTuning(SAM(0.01), steps=8, batch_size=8)
     whole = predicted(digits, tuning)
     few = predicted(digits, tuning, memory=2 * 24 * 5 * 4 * 800)
@@ -166,6 +167,33 @@ def test_s_s_mask_may_serve_all_predictions(digits: Problem) -> None:
     assert anew.prediction is not None
     assert kept.prediction is not None
     assert 0.5 < stats.spearmanr(anew.prediction.sizes, kept.prediction.sizes).statistic < 1
+
+
+@pytest.mark.parametrize("mebibytes", [48, 24])
+def test_a_prediction_stays_within_its_memory(mebibytes: int, digits: Problem) -> None:
+    """All tensors that exist at once, from the real run on; with 48 MiB a part of the replicas, with 24 of the coordinates too."""
+    tuning, memory = FineTuning(FullTuning(), steps=3, batch_size=8), mebibytes << 20
+    tuning = tuning.with_defaults(digits.training)
+
+    def work() -> None:
+        real, trajectory = observed(digits, tuning, [tuning.select(digits)], 2, memory)
+        assert (trajectory.part is None) == (mebibytes == 48)
+        losses_left_out(real, trajectory, real.masks, memory)
+
+    assert memory / 3 < peak_of_tensors(work) <= memory
+
+
+def test_a_prediction_leaves_no_memory_behind(digits: Problem) -> None:
+    """The steps of the real run are dropped, from memory or from their file, before anything is retrained."""
+    for memory in (MEMORY, 1 << 20):
+        tuning = FineTuning(BitFit(), steps=200, batch_size=8) if memory < MEMORY else FineTuning(BitFit(), steps=2, batch_size=8)
+        trajectory = trajectory_for(digits, tuning, [], checkpoints=2, memory_budget=memory)
+        assert trajectory.record.in_memory == (memory == MEMORY)
+        trajectory.add(torch.ones(1, 1093), torch.ones(1, 8, 5), torch.ones(1, 1093))
+        trajectory.forget()
+        assert len(trajectory.record) == len(trajectory.points) == 0
+        with pytest.raises((IndexError, ValueError)):
+            trajectory.record[0]
 
 
 def test_dropout_is_the_real_run_s(pairs: Problem) -> None:
