@@ -150,7 +150,7 @@ def test_coverage_is_counted_over_known_populations() -> None:
     assert found["now"][20]["coverage"] == 1
     assert found["now"][20]["half_width"] < 0.1 < found["plain"][20]["half_width"]
     assert found["now"][20]["variance_cut"] > 10
-    assert found["until 0.1"]["retrainings"] == 12
+    assert found["10 %"] == {"coverage": 1.0, "retrainings": 12.0, "met": 1.0, "coverage_where_met": 1.0}
     table = intervals.known_coverage([one], 20)
     assert {(row["n"], row["draws"]) for row in table} == {(1, 5), (1, 10), (1, 20), (1, 40)}
     assert sum(row["samples"] for row in table) == 80

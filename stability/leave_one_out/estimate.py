@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from stability.leave_one_out.coverage import LEAST_COVERAGE, simulated_coverage
-from stability.leave_one_out.estimators import Design, Status
+from stability.leave_one_out.estimators import Design, Estimator, Status
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
 from stability.training.replicas import Replicas
@@ -20,7 +20,7 @@ from stability.training.replicas import Replicas
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Diagnostics", "StabilityEstimate", "diagnosed", "poor", "worthless"]
+__all__ = ["Diagnostics", "StabilityEstimate", "diagnosed", "poor", "trusted"]
 
 
 @dataclass(frozen=True)
@@ -204,14 +204,24 @@ def poor(found: Diagnostics, retrainings: int, n: int) -> bool:
     return found.simulated_coverage < LEAST_COVERAGE and retrainings < n
 
 
-def worthless(found: Diagnostics, design: Design) -> bool:
-    """Whether draws by prediction were worth less than plain ones; False where they were plain.
+def trusted(found: Estimate, estimator: Estimator, known: Diagnostics, design: Design) -> Estimate:
+    """What an estimator with a tolerance is told of an estimate.
+
+    The interval may be too narrow to stop at in three cases: intervals of such draws failed in simulations, the draws were worth
+    less than plain ones, or there are fewer than the estimator wanted before its first look. It has no upper end then, so that the
+    estimator goes on.
 
     Args:
-        found: how well they did.
-        design: how they were drawn.
+        found: the estimate.
+        estimator: is told.
+        known: how well prediction and draws did.
+        design: how examples were drawn.
     """
-    return design.draws is not None and found.variance_cut < 1
+    n, count = found.population, found.count
+    badly = design.draws is not None and (poor(known, count, n) or known.variance_cut < 1)
+    if count == n or not (badly or count < estimator.more(n, 0, None)):
+        return found
+    return dataclasses.replace(found, interval=(found.interval[0], math.inf))
 
 
 def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, prediction: Prediction | None) -> Diagnostics:

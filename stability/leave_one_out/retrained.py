@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stability.errors import MeasurementError
-from stability.leave_one_out.estimate import StabilityEstimate, diagnosed, poor, worthless
+from stability.leave_one_out.estimate import StabilityEstimate, diagnosed, trusted
 from stability.leave_one_out.estimators import Design, Estimator
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
@@ -112,24 +112,16 @@ class Retrained:
     def so_far(self, estimator: Estimator, prediction: Prediction | None) -> Estimate | None:
         """What the estimator is told; None before the first.
 
-        The interval may be too narrow where examples were drawn by a prediction that turns out poor, where the draws were worth
-        less than plain ones, and where there are fewer than the estimator wanted before its first look. To an estimator with a
-        tolerance it has no upper end then, so that the estimator goes on.
-
         Args:
             estimator: asks.
             prediction: of all n, where one was made.
         """
-        if not self.count:
-            return None
-        return self.mean() if estimator.tolerance is None else self._trusted(self.mean(), estimator, prediction)
+        return self._told(self.mean(), estimator, prediction) if self.count else None
 
-    def _trusted(self, found: Estimate, estimator: Estimator, prediction: Prediction | None) -> Estimate:
-        n, known = found.population, diagnosed(self.table, self._design, found, prediction)
-        drawn_badly = poor(known, self.count, n) or worthless(known, self._design)
-        if self.count == n or not (drawn_badly or self.count < estimator.more(n, 0, None)):
+    def _told(self, found: Estimate, estimator: Estimator, prediction: Prediction | None) -> Estimate:
+        if estimator.tolerance is None:
             return found
-        return dataclasses.replace(found, interval=(found.interval[0], math.inf))
+        return trusted(found, estimator, diagnosed(self.table, self._design, found, prediction), self._design)
 
     def estimate(
         self,
@@ -176,7 +168,7 @@ class Retrained:
             maximum=float(table["difference"].abs().max()),
             noise_floor=self._noise_floor,
             estimator=estimator.kind(pointwise),
-            status=estimator.status(pointwise if estimator.tolerance is None else self._trusted(pointwise, estimator, prediction)),
+            status=estimator.status(self._told(pointwise, estimator, prediction)),
             tolerance=estimator.tolerance,
             n=n,
             k=first.count,
