@@ -124,7 +124,7 @@ def test_draws_that_cannot_be_trusted_go_on(digits: Problem) -> None:
     estimate = measure(digits, TUNING, Assisted(14, tolerance=5.0, predictor=wrong), device="cpu")
     assert (estimate.status, estimate.retrainings) == ("tolerance not met", 14)
     assert "(inconclusive, 95 % interval" in sentence(estimate)
-    assert doubts(estimate)[0].startswith("the tolerance of 5 is not met: the prediction by which examples were drawn is poor")
+    assert doubts(estimate)[0].startswith("the tolerance of 5 is not met: the prediction is poor (correlation ")
 
 
 @pytest.mark.parametrize("predicted", [0.0, 1.0, math.inf, math.nan])

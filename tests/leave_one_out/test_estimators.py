@@ -17,10 +17,12 @@ from scipy import stats
 from stability import FineTuning, Minimisation, Problem, UsageError, leave_one_out, plotting
 from stability.errors import MeasurementError
 from stability.leave_one_out import predictors
+from stability.leave_one_out.coverage import LEAST_COVERAGE, simulated_coverage
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled
 from stability.leave_one_out.predictors import Linearised, Observation, OneStep, Prediction, Predictor
 from stability.leave_one_out.statistics import Estimate, draw, mean_of_draws
+from stability.leave_one_out.wording import doubts
 from stability.problems.problem import generator
 from stability.problems.solvable import linear_regression
 from stability.selectors import SAM, ChildPruning, FullTuning
@@ -206,7 +208,9 @@ def test_a_failed_replica_ends_the_search_for_a_tolerance(digits: Problem, monke
 def test_a_poor_prediction_is_said(digits: Problem) -> None:
     wrong = Changed(lambda told: told.table.assign(difference=1 / told.sizes))
     estimate = leave_one_out.measure(digits, TUNING, estimator=Assisted(12, predictor=wrong), device="cpu")
-    assert "only: where examples that carry much are missed" in estimate.notes[0]
+    known = estimate.diagnostics
+    assert known.simulated_coverage == simulated_coverage(24, 12, known.correlation) < LEAST_COVERAGE
+    assert any(one.startswith(f"the prediction is poor (correlation {known.correlation:.2f})") for one in doubts(estimate))
 
 
 def test_one_step_without_a_jacobian_falls_back(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
