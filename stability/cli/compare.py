@@ -31,7 +31,7 @@ from stability.cli.printing import plain, print_json
 from stability.errors import UsageError
 from stability.selectors.naming import selectors_named
 from stability.studies import cost
-from stability.studies.comparison import Comparison, compared, labels, left_out, study_of
+from stability.studies.comparison import Comparison, compared, labels, study_of
 from stability.studies.store import key
 
 __all__ = ["compare"]
@@ -119,7 +119,7 @@ def compare(
         print(cost.expected(study, store, **how))
         return
     results = compared(study, store, progress=True, **how)
-    comparison = Comparison(results=results, labels=labels(study), examples=left_out(store))
+    comparison = Comparison(results=results, labels=labels(study))
     if stored.json:
         print_json(plain(_told(comparison, store)))
     else:
