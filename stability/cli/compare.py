@@ -44,8 +44,8 @@ class Repeated:
 
     Attributes:
         problem: A problem of 'stability list'; or with --model a file or folder of texts, or a task of the hub such as glue/rte.
-        seeds: Number of seeds; each draws its own training set, which all methods share. Two give no interval; one
-            compares by the examples that are left out.
+        seeds: Number of seeds; each draws its own training set, which all methods share. Two give no interval; what
+            one tells is of that training set alone.
     """
 
     problem: str = "digits"
