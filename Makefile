@@ -56,7 +56,7 @@ populations: $(READY)  ## every example left out of 117 populations that no inte
 intervals: $(READY)  ## how often intervals hold the truth, by simulation on every population (15 minutes)
 	$(BIN)/python -m benchmarks.intervals
 
-difference: $(READY)  ## the interval of a difference of two methods, from stored populations (five minutes on two cores)
+difference: $(READY)  ## the interval of a difference of two methods, from stored populations (seven minutes on one core)
 	$(BIN)/python -m benchmarks.difference
 
 assisted-language: $(READY)  ## MiniLM on CB, each of 96 texts left out (2 hours on two cores; it goes on where it was stopped)

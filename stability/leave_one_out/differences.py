@@ -216,9 +216,9 @@ def subtracted(first: Estimate, second: Estimate) -> Estimate:
 
     With v₁ in (l₁, u₁) and v₂ in (l₂, u₂), the difference v₂ − v₁ has the interval from v₂ − v₁ − √((v₂ − l₂)² + (u₁ − v₁)²) to
     v₂ − v₁ + √((u₂ − v₂)² + (v₁ − l₁)²) (Zou & Donner 2008). It holds as well as the two do, if they are independent.
-    ``benchmarks/difference.py`` measures how often it holds for two methods of one seed, whose draws go together. The weak point
-    are uniform draws (:class:`~stability.estimators.Sampled`): the intervals of the two are too narrow where few examples carry
-    much, and so is this one.
+    ``benchmarks/difference.py`` measures how often it holds for two methods of one seed, whose draws go together. Its weak point
+    is :class:`~stability.estimators.Sampled`: from few uniform draws each interval is wide and holds too seldom where few examples
+    carry much, and so this one.
 
     Args:
         first: the one that is taken off.
