@@ -7,7 +7,7 @@ MODEL ?=
 
 MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
 
-.PHONY: browser run full theory discontinuity language assisted populations intervals paired assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean
+.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean
 
 run: $(READY)  ## the main job: ten methods on digits, their table, and figures in runs/figures (four minutes on two cores)
 	$(BIN)/stability run digits-short --figures runs/figures
@@ -56,8 +56,8 @@ populations: $(READY)  ## every example left out of 117 populations that no inte
 intervals: $(READY)  ## how often intervals hold the truth, by simulation on every population (15 minutes)
 	$(BIN)/python -m benchmarks.intervals
 
-paired: $(READY)  ## the interval of a difference of two methods, from stored populations (five minutes on two cores)
-	$(BIN)/python -m benchmarks.paired
+difference: $(READY)  ## the interval of a difference of two methods, from stored populations (seven minutes on one core)
+	$(BIN)/python -m benchmarks.difference
 
 assisted-language: $(READY)  ## MiniLM on CB, each of 96 texts left out (2 hours on two cores; it goes on where it was stopped)
 	$(BIN)/python -m benchmarks.assisted --parts population language --data $(DATA)

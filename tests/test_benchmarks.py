@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import drawing, intervals, memory, paired, recomputed, scaling, smoothness
+from benchmarks import difference, drawing, intervals, memory, recomputed, scaling, smoothness
 from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
 from stability.errors import StabilityError
@@ -163,18 +163,19 @@ def test_the_stored_simulations_are_of_every_population() -> None:
 
 
 def test_pairs_of_known_populations_are_simulated_and_counted() -> None:
-    """Two methods that are predicted well: the pairs hold the truth and are nearer to it than plain ones."""
+    """Two methods that are predicted well: intervals hold the truth, and both ways are nearer to it than uniform pairs."""
     generator = np.random.default_rng(0)
     sizes = generator.lognormal(0, 1, (2, 60))
     one, other = (
-        paired.Population(name, "mine", mine, mine * generator.lognormal(0, 0.1, 60), draws=40)
+        difference.Method(intervals.Population("mine", f"{name}, n 60", mine, mine * generator.lognormal(0, 0.1, 60)), draws=40)
         for name, mine in zip(("full 1", "sam 0.1"), sizes, strict=True)
     )
-    found = paired.simulated(one, other, count=10, draws=40)
+    found = difference.simulated(one, other, count=10)
     assert found["truth"] == pytest.approx((sizes[1] - sizes[0]).mean())
-    assert found["paired"]["coverage"] > 0.8
-    assert found["paired"]["error"] < found["uniform"]["error"] / 3
-    told = paired.summarised([found])
-    assert told["pairs"] == 1
-    assert told["uniform"]["half_width_to_paired"] == pytest.approx(found["uniform"]["half_width"] / found["paired"]["half_width"])
+    for way in ("separate", "joint"):
+        assert found[way]["coverage"] > 0.8
+        assert found[way]["error"] < found["uniform"]["error"] / 3
+    told = difference.summarised([found])
+    assert (told["pairs"], told["joint"]["least_of"]) == (1, "sam 0.1 less full 1, mine, n 60")
+    assert told["uniform"]["half_width"] == pytest.approx(found["uniform"]["half_width"])
     assert (one.is_of("full"), other.is_of("full")) == (True, False)

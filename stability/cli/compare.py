@@ -31,7 +31,7 @@ from stability.cli.printing import plain, print_json
 from stability.errors import UsageError
 from stability.selectors.naming import selectors_named
 from stability.studies import cost
-from stability.studies.comparison import Comparison, compared, labels, left_out, study_of
+from stability.studies.comparison import Comparison, compared, labels, study_of
 from stability.studies.store import key
 
 __all__ = ["compare"]
@@ -44,8 +44,8 @@ class Repeated:
 
     Attributes:
         problem: A problem of 'stability list'; or with --model a file or folder of texts, or a task of the hub such as glue/rte.
-        seeds: Number of seeds; each draws its own training set, which all methods share. Two give no interval; one
-            compares by the examples that are left out.
+        seeds: Number of seeds; each draws its own training set, which all methods share. Two give no interval; what
+            one tells is of that training set alone.
     """
 
     problem: str = "digits"
@@ -119,7 +119,7 @@ def compare(
         print(cost.expected(study, store, **how))
         return
     results = compared(study, store, progress=True, **how)
-    comparison = Comparison(results=results, labels=labels(study), examples=left_out(store))
+    comparison = Comparison(results=results, labels=labels(study))
     if stored.json:
         print_json(plain(_told(comparison, store)))
     else:

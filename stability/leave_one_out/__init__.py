@@ -6,16 +6,15 @@ predicted is a predictor's (:mod:`.predictors`). :func:`difference` measures how
 """
 
 from stability.leave_one_out import estimators, predictors
+from stability.leave_one_out.differences import Difference, difference
 from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate
 from stability.leave_one_out.measuring import measure
-from stability.leave_one_out.paired import Difference, Pairing, difference
 from stability.leave_one_out.smoothness import Metasmoothness, metasmoothness
 
 __all__ = [
     "Diagnostics",
     "Difference",
     "Metasmoothness",
-    "Pairing",
     "StabilityEstimate",
     "difference",
     "estimators",

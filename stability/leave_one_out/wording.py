@@ -11,7 +11,20 @@ import torch
 from stability.leave_one_out.estimate import StabilityEstimate, poor
 from stability.leave_one_out.estimators import Assisted, Exact, Sampled, Status, drawable
 
-__all__ = ["Remedy", "amount", "carriers", "doubts", "duration", "places_of", "remedy", "sentence", "size_of"]
+__all__ = [
+    "Remedy",
+    "amount",
+    "carriers",
+    "difference_sentence",
+    "doubts",
+    "duration",
+    "places_of",
+    "remedy",
+    "sentence",
+    "signed_text",
+    "size_of",
+    "size_text",
+]
 
 _PATIENCE = 600.0  # seconds for which leaving out every example is recommended, rather than a larger sample
 _FEWEST = 10  # retrainings that are recommended at the least
@@ -248,3 +261,74 @@ def carriers(estimate: StabilityEstimate, count: int) -> list[dict[str, Any]]:
         seen = problem.shown[i] if problem.shown is not None and not isinstance(problem.shown, torch.Tensor) else f"example {i}"
         row["shown"] = f"{seen} [{problem.label(i)}]"
     return rows
+
+
+def difference_sentence(
+    first: str,
+    second: str,
+    value: float,
+    interval: tuple[float, float],
+    unit: str,
+    *,
+    told_apart: bool,
+    ends: str = "",
+) -> str:
+    """Which of two methods is more stable, in one sentence.
+
+    Args:
+        first: the method with which is compared.
+        second: the method that is compared.
+        value: its stability less that of the first.
+        interval: of the value; a single number where it is exact.
+        unit: of both.
+        told_apart: whether one is more stable than the other.
+        ends: what the interval is, such as "95 % interval".
+
+    Example:
+        >>> difference_sentence("full", "lora", -0.31, (-0.40, -0.22), "nats", told_apart=True, ends="95 % interval")
+        'lora is more stable than full, by 0.31 (95 % interval 0.22 to 0.40) nats.'
+        >>> difference_sentence("full", "lora", 0.1, (-0.2, 0.4), "nats", told_apart=False)
+        'The stability of lora and of full is not told apart: +0.10 (−0.20 to +0.40) nats.'
+    """
+    unit = unit if unit.isalpha() else f"({unit})"
+    if not told_apart:
+        return f"The stability of {second} and of {first} is not told apart: {signed_text(value, interval, ends)} {unit}."
+    shown = f"exactly {size_of(abs(value))}" if interval[0] == interval[1] else size_text(value, interval, ends)
+    return f"{second} is {'more' if value < 0 else 'less'} stable than {first}, by {shown} {unit}."
+
+
+def size_text(value: float, interval: tuple[float, float], ends: str = "") -> str:
+    """A number without its sign, and its interval, if that has ends.
+
+    Args:
+        value: the number.
+        interval: of the number.
+        ends: what the interval is.
+
+    Example:
+        >>> size_text(-0.31, (-0.4, -0.22)), size_text(0.31, (0.2, float("inf"))), size_text(0.31, (0.31, 0.31))
+        ('0.31 (0.22 to 0.40)', '0.31 (at least 0.20)', '0.31')
+    """
+    low, high = interval if value >= 0 else (-interval[1], -interval[0])
+    if low == high or not math.isfinite(low):
+        return size_of(abs(value))
+    places = places_of(value)
+    reach = f"at least {size_of(low, places)}" if math.isinf(high) else f"{size_of(low, places)} to {size_of(high, places)}"
+    return f"{size_of(abs(value))} ({f'{ends} {reach}'.strip()})"
+
+
+def signed_text(value: float, interval: tuple[float, float], ends: str = "") -> str:
+    """A number with its sign, and its interval, to as many places as the farther end needs.
+
+    Args:
+        value: the number.
+        interval: of the number.
+        ends: what the interval is.
+
+    Example:
+        >>> signed_text(0.1, (-0.2, 0.4)), signed_text(-0.1, (-float("inf"), 0.4))
+        ('+0.10 (−0.20 to +0.40)', '−0.10 (−∞ to +0.40)')
+    """
+    places = places_of(max((abs(end) for end in interval if math.isfinite(end)), default=value))
+    said, low, high = (("−" if x < 0 else "+") + ("∞" if math.isinf(x) else size_of(abs(x), places)) for x in (value, *interval))
+    return f"{said} ({f'{ends} {low}'.strip()} to {high})"

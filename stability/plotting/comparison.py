@@ -90,15 +90,18 @@ def against_first(comparison: Comparison) -> Figure:
         kind = "more" if rows[0]["difference"] < 0 else "less"
         who = rows[0]["method"] if len(rows) == 1 else "All methods"
         finding = f"{who} {'is' if len(rows) == 1 else 'are'} {kind} stable than {first}"
+    elif not rows and stability["low"].notna().all():
+        finding = f"No method's stability is told apart from that of {first}"
     headed(figure, finding, settings_of(comparison.results))
     over = "over seeds, paired" if "seeds" in by else "over the examples that are left out, for this training set and seed"
-    told = "Filled: told apart" + (" at 5 % after Holm's correction." if stability["p"].notna().sum() > 1 else ".")
-    lines = ["Left of 0: more stable." if len(panels) == 1 else "Left panel: the left of 0 is more stable."]
-    lines += [
+    resolved = np.concatenate([table["resolved"].to_numpy(dtype=bool) for _, table in panels])
+    corrected = " at 5 % after Holm's correction" if stability["p"].notna().sum() > 1 else ""
+    lines = [
+        "Left of 0: more stable." if len(panels) == 1 else "Left panel, left of 0: more stable.",
         "Each difference is exact for this training set and seed." if by == {"exact"} else f"Bars: 95 % interval {over}.",
-        told,
+        f"Filled: told apart{corrected}." if resolved.any() else "",
+        "" if resolved.all() else "Hollow: not told apart." if resolved.any() else f"Hollow: not told apart{corrected}.",
     ]
-    lines += ["Hollow: not told apart." if not (stability["resolved"].all() and metric["resolved"].all()) else ""]
     explained(figure, lines)
     return figure
 

@@ -19,29 +19,30 @@ from scipy import stats
 
 from stability.checks import check_kind, check_whole
 from stability.errors import UsageError
-from stability.leave_one_out.estimators import Auto, Estimator, Exact, Sampled
+from stability.leave_one_out.differences import subtracted
+from stability.leave_one_out.estimators import Auto, Estimator
 from stability.leave_one_out.notebook import table_html
-from stability.leave_one_out.paired import Pairing, mean_difference, named_apart, said, separate, signed
 from stability.leave_one_out.statistics import Estimate, Numbers, mean_over_seeds
-from stability.leave_one_out.wording import places_of, size_of
+from stability.leave_one_out.wording import difference_sentence, signed_text, size_of, size_text
 from stability.selectors import Selector
 from stability.selectors.naming import Method, selectors_named
 from stability.studies.pace import Shown
-from stability.studies.results import CellStatus, StudyResults, records_of
-from stability.studies.store import Store, key
+from stability.studies.results import CellStatus, StudyResults
+from stability.studies.store import key
 from stability.studies.study import Study, run
 from stability.training import Algorithm, FineTuning
 from stability.training.descent import Progress
+from stability.training.naming import named_apart
 from stability.training.progress import stages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Comparison", "compare", "compared", "holm", "labels", "left_out", "study_of"]
+__all__ = ["Comparison", "compare", "compared", "holm", "labels", "study_of"]
 
 _FEWEST = 3  # seeds that give an interval worth the name: with two, Student's t is 12.7
 _LEVEL = 0.05  # of the tests together
-_SEEDS = "seeds"
+_SEEDS, _EXACT, _EXAMPLES = "seeds", "exact", "examples"  # what the interval of a difference is over
 
 Compared: TypeAlias = "Method | Algorithm"
 
@@ -54,8 +55,6 @@ class Comparison:
         results: every cell, as of any study.
         labels: what each method is called here, by the name that column ``algorithm`` of the results has for it; in the order
             in which they were given.
-        examples: of each cell a row for each example that was left out: algorithm, seed, index and difference. With one seed
-            methods are compared by these.
 
     Example:
         >>> comparison = compare("digits", ["full", "bitfit"], seeds=2, problem_settings={"n": 20}, steps=2, workers=1)
@@ -67,7 +66,6 @@ class Comparison:
 
     results: StudyResults
     labels: Mapping[str, str]
-    examples: pd.DataFrame | None = None
 
     def table(self) -> pd.DataFrame:
         """A row for each method.
@@ -101,8 +99,9 @@ class Comparison:
     def differences(self, quantity: str = "stability") -> pd.DataFrame:
         """What each method has more than the first, seed by seed.
 
-        With one seed stabilities are compared by the examples that were left out, and what is said is of that training set and
-        seed alone: exactly, where all examples were left out of both.
+        With one seed, what is said of the stability is of that training set and seed alone. It is exact where all examples were
+        left out of both. Otherwise the two intervals are put together as those of independent estimates
+        (:func:`stability.leave_one_out.differences.subtracted`).
 
         Args:
             quantity: a column of the results, such as ``stability``, ``test_loss`` or ``test_metric``.
@@ -110,16 +109,15 @@ class Comparison:
         Returns:
             A row for each method but the first: ``method``; ``difference``, the mean over the seeds that both have finished;
             ``low`` and ``high``, its 95 % interval, NaN where there is none; ``seeds``; ``by``, what the interval is over; ``p``
-            and ``resolved``. By is ``seeds`` with three or more (Student's t over these pairs), and with one seed ``exact``,
-            ``paired`` or ``separate`` (:class:`stability.leave_one_out.Pairing`). p is that of no difference, after Holm's (1979)
-            correction for all rows of the table; NaN where the difference is exact. Resolved is what has p < 0.05 or is exact,
-            and is more than what rounding does.
+            and ``resolved``. By is ``seeds`` with three or more (Student's t over these pairs), and with one seed ``exact`` or
+            ``examples``. p is that of no difference, after Holm's (1979) correction for all rows of the table; NaN where the
+            difference is exact. Resolved is what has p < 0.05 or is exact, and is more than what rounding does.
         """
         first, *others = self.labels
         rows = [{"method": self.labels[name], **self._difference(first, name, quantity)} for name in others]
         table = pd.DataFrame(rows, columns=["method", "difference", "low", "high", "seeds", "by", "p", "floor"])
         table["p"] = holm(table["p"])
-        certain = (table["by"] == Pairing.EXACT) & table["low"].notna()
+        certain = table["by"] == _EXACT
         table["resolved"] = ((table["p"] < _LEVEL) | certain) & (table["difference"].abs() > table.pop("floor"))
         return table
 
@@ -137,39 +135,24 @@ class Comparison:
                 else float(not found.value)
             )
             return row | {"low": found.interval[0], "high": found.interval[1], "by": _SEEDS, "p": p}
-        if found.count == 1 and quantity == "stability" and (one := self._of_one_seed(first, name)) is not None:
-            by, estimate, floor = one
+        if found.count == 1 and quantity == "stability":
+            estimate, floor = self._of_one_seed(first, name)
             row |= {"difference": estimate.value, "floor": floor}
             low, high = estimate.interval
+            exact = estimate.count == estimate.population
             if low > -math.inf or high < math.inf:
-                row |= {"low": low, "high": high, "by": str(by)}
-                row["p"] = math.nan if by == Pairing.EXACT else _as_normal(estimate)
+                row |= {"low": low, "high": high, "by": _EXACT if exact else _EXAMPLES}
+                row["p"] = math.nan if exact else _as_normal(estimate)
         return row
 
-    def _of_one_seed(self, first: str, name: str) -> tuple[Pairing, Estimate, float] | None:
-        """Two cells of one seed by the examples that they left out, and what rounding alone does to their difference."""
+    def _of_one_seed(self, first: str, name: str) -> tuple[Estimate, float]:
+        """The difference of two cells of one seed, and what rounding alone does to it."""
         table = self.results.table
         finished = table[table["status"] == CellStatus.OK]
         mine, theirs = (finished[finished["algorithm"] == one].set_index("seed") for one in (name, first))
         seed = mine.index.intersection(theirs.index)[0]
         two = theirs.loc[seed], mine.loc[seed]
-        floor, n = float(two[0]["noise_floor"] + two[1]["noise_floor"]), int(two[0]["n"])
-        kinds = {one["estimator"] for one in two}
-        if kinds <= {Exact.name, Sampled.name} and self.examples is not None:
-            each = [
-                self.examples[(self.examples["algorithm"] == one) & (self.examples["seed"] == seed)].set_index("index")[
-                    "difference"
-                ]
-                for one in (first, name)
-            ]
-            shared = [i for i in min(each, key=len).index if all(i in one.index for one in each)]
-            sizes = [one.loc[shared].abs().astype(float) for one in each]
-            if shared and (sizes[0] + sizes[1]).notna().any():
-                by = Pairing.EXACT if all(one["retrainings"] == n for one in two) else Pairing.PAIRED
-                return by, mean_difference(sizes[0], sizes[1], shared, population=n), floor
-        if not all(one["retrainings"] for one in two):
-            return None
-        return Pairing.SEPARATE, separate(*map(_stored, two)), floor
+        return subtracted(*map(_stored, two)), float(sum(one["noise_floor"] for one in two))
 
     def sentences(self) -> list[str]:
         """What the seeds tell apart and what they do not: a sentence for each method beside the first.
@@ -186,17 +169,13 @@ class Comparison:
                 counts.add(str(one["seeds"]))
                 lines.append(_of_stability(first, one, units[0]) + " " + _of_metric(names[0], other))
             elif not math.isnan(one["low"]):
-                lines.append(_of_one_training_set(first, one, units[0]))
+                lines.append(_of_stability(first, one, units[0]))
         corrected = int(stability["p"].notna().sum())
         holds = f" What is told apart is so at 5 % after Holm's correction for {corrected} comparisons." if corrected > 1 else ""
         if counts:
             lines.append(f"Intervals are of 95 %, paired over {' or '.join(sorted(counts))} seeds.{holds}")
-        elif set(stability["by"]) & {Pairing.PAIRED, Pairing.SEPARATE}:
+        elif (stability["by"] == _EXAMPLES).any():
             lines.append(f"Intervals are of 95 %, over the examples that are left out.{holds}")
-            if Pairing.SEPARATE in set(stability["by"]):
-                lines.append(
-                    "Each method left out examples of its own: stability.difference draws the same ones for both and tells more."
-                )
         few = stability[stability["seeds"] < _FEWEST]
         if len(few) and (most := int(few["seeds"].max())) > 0:
             if few["by"].any():
@@ -288,47 +267,19 @@ def _told(row: Mapping[Any, Any]) -> str:
 
 
 def _of_stability(first: str, row: Mapping[Any, Any], unit: str) -> str:
-    method, low, high, by = row["method"], row["low"], row["high"], row["difference"]
-    if not row["resolved"]:
-        return f"The stability of {method} and of {first} is not told apart: {_more(by, low, high)} {unit}."
-    kind, ends = ("more", (-by, -high, -low)) if by < 0 else ("less", (by, low, high))
-    return f"{method} is {kind} stable than {first}, by {_sizes(*ends)} {unit}."
-
-
-def _of_one_training_set(first: str, row: Mapping[Any, Any], unit: str) -> str:
-    """Of the one training set and seed that there is."""
     ends = row["low"], row["high"]
-    if row["by"] == Pairing.EXACT:
-        if not row["resolved"]:
-            return f"The stability of {row['method']} and of {first} differs by no more than rounding does."
-        return said(first, row["method"], row["difference"], ends, unit, "exactly")
-    if not row["resolved"]:
-        return f"The stability of {row['method']} and of {first} is not told apart: {_more(row['difference'], *ends)} {unit}."
-    return said(first, row["method"], row["difference"], ends, unit, "")
+    if row["by"] == _EXACT and not row["resolved"]:
+        return f"The stability of {row['method']} and of {first} differs by no more than rounding does."
+    return difference_sentence(first, row["method"], row["difference"], ends, unit, told_apart=row["resolved"])
 
 
 def _of_metric(metric: str, row: Mapping[Any, Any]) -> str:
-    low, high, by = row["low"], row["high"], row["difference"]
-    if math.isnan(low):
+    ends, by = (row["low"], row["high"]), row["difference"]
+    if math.isnan(row["low"]):
         return ""
     if not row["resolved"]:
-        return f"Test {metric} is not told apart: {_more(by, low, high)}."
-    kind, ends = ("lower", (-by, -high, -low)) if by < 0 else ("higher", (by, low, high))
-    return f"The test {metric} of {row['method']} is {kind}, by {_sizes(*ends)}."
-
-
-def _sizes(value: float, low: float, high: float) -> str:
-    """A positive value with its interval, to as many places."""
-    places = places_of(value)
-    return f"{size_of(value)} ({size_of(low, places)} to {size_of(high, places)})"
-
-
-def _more(value: float, low: float, high: float) -> str:
-    """A value of either sign with its interval."""
-    places = places_of(max(abs(end) for end in (low, high) if math.isfinite(end)))
-    return "{} ({} to {})".format(
-        *(signed(x, places) if math.isfinite(x) else f"{x:+}".replace("inf", "∞") for x in (value, low, high))
-    )
+        return f"Test {metric} is not told apart: {signed_text(by, ends)}."
+    return f"The test {metric} of {row['method']} is {'lower' if by < 0 else 'higher'}, by {size_text(by, ends)}."
 
 
 def _stored(cell: pd.Series[Any]) -> Estimate:
@@ -424,7 +375,7 @@ def compare(
     with ExitStack() as opened:
         place = store or Path(opened.enter_context(tempfile.TemporaryDirectory())) / "comparison.sqlite"
         results = compared(study, place, progress=progress, reuse=reuse, device=device, workers=workers)
-        return Comparison(results=results, labels=labels(study), examples=left_out(place))
+        return Comparison(results=results, labels=labels(study))
 
 
 def compared(study: Study, store: str | PathLike[str], *, progress: bool | Progress = False, **how: Any) -> StudyResults:
@@ -440,27 +391,6 @@ def compared(study: Study, store: str | PathLike[str], *, progress: bool | Progr
         what = f"measuring {', '.join(dict.fromkeys(labels(study).values()))}"
         shown = Shown(told, what if len(what) < 60 else f"measuring {len(study.algorithms)} methods")
         return run(study, store, on_start=shown, on_cell=shown, **how)
-
-
-def left_out(store: str | PathLike[str]) -> pd.DataFrame:
-    """What leaving out each example did in each cell of a store: :attr:`Comparison.examples`.
-
-    Args:
-        store: the SQLite file.
-
-    Returns:
-        A row for each example: algorithm, seed, index and difference, NaN where its replica failed.
-
-    Example:
-        >>> left_out("figures/discontinuity.sqlite").columns.tolist()
-        ['algorithm', 'seed', 'index', 'difference']
-    """
-    rows = [
-        {"algorithm": key(record["algorithm"])[:12], "seed": record["seed"], "index": one["index"], "difference": one["difference"]}
-        for record in records_of(Store(store))[0]
-        for one in record.get("per_example") or ()
-    ]
-    return pd.DataFrame(rows, columns=["algorithm", "seed", "index", "difference"]).astype({"difference": float})
 
 
 def study_of(

@@ -33,7 +33,8 @@ def sampled(digits: Problem) -> StabilityEstimate:
 def of(estimate: StabilityEstimate, value: float, low: float, high: float, correlation: float = 0.95) -> StabilityEstimate:
     """The same estimate with other numbers."""
     pointwise = Estimate(value, (low, high), confidence=0.95, count=6, population=24, error=0.1)
-    diagnostics = dataclasses.replace(estimate.diagnostics, correlation=correlation, variance_cut=9.0)
+    held = 0.95 if correlation > 0.5 else 0.88
+    diagnostics = dataclasses.replace(estimate.diagnostics, correlation=correlation, variance_cut=9.0, simulated_coverage=held)
     return dataclasses.replace(estimate, pointwise=pointwise, diagnostics=diagnostics)
 
 

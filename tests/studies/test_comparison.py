@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -163,26 +164,31 @@ def test_one_seed_is_exact_where_every_example_was_left_out_of_both(one: Callabl
     floored = dataclasses.replace(found, results=dataclasses.replace(found.results, table=table))
     assert not floored.differences()["resolved"].any()
     assert "differs by no more than rounding does" in floored.sentences()[0]
-    lost = found.examples.copy()  # type: ignore[union-attr]
-    lost.loc[0, "difference"] = math.nan
-    (row,) = dataclasses.replace(found, examples=lost).differences().to_dict("records")
-    assert (row["by"], row["resolved"]) == ("", False)
 
 
-def test_one_seed_is_paired_over_the_examples_that_were_drawn(one: Callable[[Estimator], Comparison]) -> None:
+def test_one_seed_is_open_where_a_replica_failed(one: Callable[[Estimator], Comparison]) -> None:
+    found = one(Exact())
+    cells = found.results.table
+    open_ends: dict[str, list[Any]] = {
+        "failed": [{}, {"2": 0}],
+        "stability_interval": [cells["stability_interval"][0], [0.0, None]],
+    }
+    table = cells.assign(**{name: pd.Series(values, dtype=object) for name, values in open_ends.items()})
+    (row,) = dataclasses.replace(found, results=dataclasses.replace(found.results, table=table)).differences().to_dict("records")
+    assert (row["by"], row["resolved"], row["high"]) == ("examples", False, math.inf)
+
+
+def test_one_seed_is_compared_by_both_intervals(one: Callable[[Estimator], Comparison]) -> None:
     found = one(Sampled(5))
-    assert found.examples is not None
-    sizes = [part.set_index("index")["difference"].abs() for _, part in found.examples.groupby("algorithm", sort=False)]
-    assert sizes[0].index.tolist() == sizes[1].index.tolist()
-    d = (sizes[1] - sizes[0]).to_numpy()
-    half = stats.t.ppf(0.975, 4) * d.std(ddof=1) / np.sqrt(5) * np.sqrt(1 - 5 / 12)
+    cells = found.results.table
+    (full, bitfit), ((low, high), (low_, high_)) = cells["stability"], cells["stability_interval"]
+    expected = bitfit - full
+    ends = expected - math.hypot(bitfit - low_, high - full), expected + math.hypot(high_ - bitfit, full - low)
     (row,) = found.differences().to_dict("records")
-    assert (row["by"], row["low"], row["high"]) == ("paired", pytest.approx(d.mean() - half), pytest.approx(d.mean() + half))
-    assert row["p"] == pytest.approx(2 * stats.norm.sf(1.96 * abs(d.mean()) / half), rel=1e-2)
-    nothing = dataclasses.replace(found, examples=None)  # then by what the cells say of themselves
-    (row,) = nothing.differences().to_dict("records")
-    assert row["by"] == "separate"
-    assert "stability.difference draws the same ones for both" in " ".join(nothing.sentences())
+    assert (row["by"], row["low"], row["high"]) == ("examples", pytest.approx(ends[0]), pytest.approx(ends[1]))
+    reach = expected - ends[0] if expected > 0 else ends[1] - expected
+    assert row["p"] == pytest.approx(2 * stats.norm.sf(1.96 * abs(expected) / reach), rel=1e-2)
+    assert "Intervals are of 95 %, over the examples that are left out." in found.sentences()
 
 
 def test_it_is_shown_in_terminal_and_notebook(three: Comparison) -> None:
@@ -196,7 +202,8 @@ def test_it_is_shown_in_terminal_and_notebook(three: Comparison) -> None:
 
 def test_the_command_keeps_what_is_finished_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = tmp_path / "compared.sqlite"
-    command = "compare bitfit random sparsity=0.1 --n 12 --steps 2 --retrainings 2 --seeds 1 --device cpu --workers 1 --store"
+    command = "compare bitfit random sparsity=0.1 --n 12 --steps 2 --estimator sampled --retrainings 2 --seeds 1"
+    command += " --device cpu --workers 1 --store"
     assert main([*command.split(), str(store), "--figures", str(tmp_path / "figures")]) == 0
     text = capsys.readouterr().out
     assert "comparison_digits_against_first.png" in text
@@ -208,7 +215,7 @@ def test_the_command_keeps_what_is_finished_and_goes_on(tmp_path: Path, capsys: 
     told = json.loads(capsys.readouterr().out)
     assert [one["method"] for one in told["methods"]] == ["bitfit", "random"]
     (row,) = told["differences"]["stability"]
-    assert (row["by"], row["resolved"], row["seeds"]) == ("separate", False, 1)
+    assert (row["by"], row["resolved"], row["seeds"]) == ("examples", False, 1)
     assert told["differences"]["test_loss"][0]["high"] is None
     assert StudyResults.read(store).table["seconds"].tolist() == seconds  # nothing was computed again
 
