@@ -107,7 +107,7 @@ def simulated(one: Population, draws: int) -> dict[str, Any]:
     for name, each in ways.items():
         found[name] = {a: summary(each[a], one.measured, truth, a) for a in COUNTS}
     for name, estimator in UNTIL.items():
-        found[name] = until(estimator, one, max(1, draws // 5))
+        found[name] = until(estimator, one, max(1, draws // 10))
     return found
 
 
@@ -206,8 +206,42 @@ def drawn(rows: list[dict[str, Any]]) -> None:
     axes[1, 0].legend(fontsize=8, loc="upper left")
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, metadata={"Date": None})
-    figure.savefig("/tmp/intervals.png", dpi=110)
     plt.close(figure)
+
+
+def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The lines of the tables of docs/findings/estimators.md."""
+    found: dict[str, list[str]] = {}
+    for title, chosen in (("chosen", True), ("others", False)):
+        mine = [row for row in rows if (row["group"] == "chosen on") == chosen]
+        lines = found[title] = []
+        for way, name in (("plain", "plain sampling"), ("before", "before"), ("now", "now")):
+            each = [[row[way][a] if a in row[way] else row[way][str(a)] for row in mine] for a in COUNTS]
+            held = [sum(one["coverage"] >= 0.93 for one in told) for told in each]
+            least = [min(one["coverage"] for one in told) for told in each]
+            width = [np.median([one["half_width"] for one in told if one["half_width"]]) for told in each]
+            cut = [np.median([one["variance_cut"] for one in told if one["variance_cut"]]) for told in each]
+            lines.append(f"| {name}: settings in which it holds | {' | '.join(map(str, held))} |")
+            lines.append(f"| {name}: least coverage | {' | '.join(f'{x:.0%}'.replace('%', ' %') for x in least)} |")
+            lines.append(f"| {name}: half-width | {' | '.join(f'{x:.2f}' for x in width)} |")
+            if way != "plain":
+                lines.append(f"| {name}: variance ratio | {' | '.join(f'{x:.0f}' for x in cut)} |")
+    lines = found["tolerance"] = []
+    for name in UNTIL:
+        cells = []
+        for chosen in (True, False):
+            stopped = [row[name] for row in rows if (row["group"] == "chosen on") == chosen]
+            held, median = sum(one["coverage"] >= 0.93 for one in stopped), np.median([one["retrainings"] for one in stopped])
+            share = np.mean([one["met"] for one in stopped])
+            right = np.sum([one["met"] * (one["coverage_where_met"] or 0) for one in stopped]) / share / len(stopped)
+            cells += [f"{held} of {len(stopped)}", f"{median:.0f}", f"{100 * share:.0f} %", f"{100 * right:.0f} %"]
+        lines.append(f"| ±{name} | {' | '.join(cells)} |")
+    lines = found["language"] = []
+    for row in rows:
+        if row["group"] == "MiniLM":
+            told = row["now"].get(10) or row["now"]["10"]
+            lines.append(f"| {row['name']} | {told['variance_cut']:.0f} | {100 * told['coverage']:.0f} % |")
+    return found
 
 
 def main() -> None:
@@ -220,25 +254,8 @@ def main() -> None:
     table = known_coverage([*every, *worse()], max(1, options.draws // 5))
     TABLE.write_text(json.dumps({"draws_each": max(1, options.draws // 5), "rows": table}, indent=1) + "\n")
     drawn(rows)
-    for chosen in (True, False):
-        mine = [row for row in rows if (row["group"] == "chosen on") == chosen]
-        for name in ("plain", "before", "now", "oracle"):
-            for a in COUNTS:
-                found = [row[name][a] for row in mine]
-                levels = [one["coverage"] for one in found]
-                cut, width = (np.median([one[what] or math.inf for one in found]) for what in ("variance_cut", "half_width"))
-                held = sum(level >= 0.93 for level in levels)
-                told = f"{held}/{len(mine)} least {min(levels):.3f} cut {cut:.3g} half-width {width:.3f}"
-                print(f"{'chosen' if chosen else 'others':7s} {name:7s} {a:3d}: {told}")
-        for name in UNTIL:
-            stopped = [row[name] for row in mine]
-            levels, median = [one["coverage"] for one in stopped], np.median([one["retrainings"] for one in stopped])
-            share = np.mean([one["met"] for one in stopped])
-            right = np.sum([one["met"] * (one["coverage_where_met"] or 0) for one in stopped]) / share / len(mine)
-            print(
-                f"{'chosen' if chosen else 'others':7s} {name}: {sum(x >= 0.93 for x in levels)}/{len(mine)}",
-                f"least {min(levels):.3f}, {median:g} retrainings, met in {share:.2f}, right then {right:.3f}",
-            )
+    for name, lines in tables(rows).items():
+        print(name, *lines, sep="\n")
     for row in table:
         print(row)
 
