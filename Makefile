@@ -50,7 +50,7 @@ language: $(READY)  ## MiniLM on CB, RTE and STS-B: a step's cost, metrics, leav
 assisted: $(READY)  ## predictions and time of the assisted estimator on digits (20 minutes on two cores)
 	$(BIN)/python -m benchmarks.assisted
 
-populations: $(READY)  ## every example left out of 117 populations that no interval was chosen on (an hour; it goes on where it was stopped)
+populations: $(READY)  ## every example left out of 119 populations that no interval was chosen on (an hour; it goes on where it was stopped)
 	$(BIN)/python -m benchmarks.populations
 
 intervals: $(READY)  ## how often intervals hold the truth, by simulation on every population (15 minutes)

@@ -69,14 +69,12 @@ class Time(float):
 def _seconds(_: Any, tokens: Sequence[Any]) -> Time:
     """``90``, ``10m`` or ``1h30m``."""
     text = tokens[0].value
-    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text)
-    try:
-        parts = [float(part) for part in (found.groups(default="0") if found and text else ())]
-    except ValueError:
-        parts = []
-    if not parts:
+    number = r"(\d+(?:\.\d+)?)"
+    found = re.fullmatch(f"(?:{number}h)?(?:{number}m)?(?:{number}s)?|{number}", text)
+    if not found or not text:
         raise ValueError(f"{text!r} is no time: use 90s, 10m or 1h30m")
-    return Time(3600 * parts[0] + 60 * parts[1] + parts[2])
+    hours, minutes, seconds, plain = map(float, found.groups(default="0"))
+    return Time(3600 * hours + 60 * minutes + seconds + plain)
 
 
 @options(ESTIMATOR, Sampled)

@@ -20,7 +20,8 @@ def simulated_coverage(n: int, draws: int, correlation: float) -> float:
     """How often 95 % intervals held the truth, of designs like this one.
 
     The table is made by ``python -m benchmarks.intervals``, from populations in which every example was retrained, and predictions
-    of every quality. Each of its entries holds for n, draws and correlations from its own to the next larger ones.
+    of every quality. Each of its entries holds for n, draws and correlations from its own to the next larger ones. Where too few
+    draws of this n were simulated, that of a smaller n is told. The populations on which the interval was chosen are among them.
 
     Args:
         n: size of S.
@@ -34,10 +35,16 @@ def simulated_coverage(n: int, draws: int, correlation: float) -> float:
         >>> simulated_coverage(100, 20, 0.99) > 0.93
         True
     """
-    key = ("n", "draws", "correlation")
-    below = [row for row in _table() if all(row[name] <= x for name, x in zip(key, (n, draws, correlation), strict=True))]
-    found = max(below, key=lambda row: [row[name] for name in key], default=None)
-    return math.nan if found is None or found["samples"] < _ENOUGH else float(found["coverage"])
+    told = _table()
+    for size in sorted({row["n"] for row in told if row["n"] <= n}, reverse=True):
+        count, least = (
+            max((row[name] for row in told if row[name] <= value), default=math.nan)
+            for name, value in (("draws", draws), ("correlation", max(correlation, -1.0)))
+        )
+        for row in told:
+            if (row["n"], row["draws"], row["correlation"]) == (size, count, least) and row["samples"] >= _ENOUGH:
+                return float(row["coverage"])
+    return math.nan
 
 
 @lru_cache

@@ -35,7 +35,7 @@ class Diagnostics:
         effective_retrainings: how many retrainings plain sampling would need for the same variance.
         simulated_coverage: how often 95 % intervals held the truth in simulations of draws like these: with about this n, this
             correlation and as many retrainings (:func:`stability.leave_one_out.coverage.simulated_coverage`). NaN too where
-            examples were drawn alike, all were left out, or the confidence is another.
+            examples were drawn alike, or all were left out.
     """
 
     correlation: float
@@ -80,7 +80,7 @@ class StabilityEstimate:
         diagnostics: what that was worth.
         notes: what else should be known, a sentence each.
         replicas: the trained models, A(S) first.
-        reason: why :class:`~stability.estimators.Auto` chose the estimator; empty where it was asked for.
+        reason: which estimator :class:`~stability.estimators.Auto` chose, and why; empty where it was asked for.
         budget_spent: whether the seconds that were allowed ended it before the estimator had enough.
     """
 
@@ -207,9 +207,12 @@ def poor(found: Diagnostics, retrainings: int, n: int) -> bool:
 def trusted(found: Estimate, estimator: Estimator, known: Diagnostics, design: Design) -> Estimate:
     """What an estimator with a tolerance is told of an estimate.
 
-    The interval may be too narrow to stop at in three cases: intervals of such draws failed in simulations, the draws were worth
-    less than plain ones, or there are fewer than the estimator wanted before its first look. It has no upper end then, so that the
-    estimator goes on.
+    The interval may be too narrow to stop at. It has no upper end then, so that the estimator goes on:
+
+    - where intervals of draws like these failed in simulations, or none was simulated;
+    - where the draws were worth less than plain ones;
+    - where they are plain, because the prediction was of no use, and fewer than 40;
+    - where there are fewer than the estimator wanted before its first look.
 
     Args:
         found: the estimate.
@@ -218,10 +221,16 @@ def trusted(found: Estimate, estimator: Estimator, known: Diagnostics, design: D
         design: how examples were drawn.
     """
     n, count = found.population, found.count
-    badly = design.draws is not None and (poor(known, count, n) or known.variance_cut < 1)
+    if design.draws is None:
+        badly = estimator.predicts and count < _PLAIN
+    else:
+        badly = not known.simulated_coverage >= LEAST_COVERAGE or known.variance_cut < 1
     if count == n or not (badly or count < estimator.more(n, 0, None)):
         return found
     return dataclasses.replace(found, interval=(found.interval[0], math.inf))
+
+
+_PLAIN = 40  # plain draws from which intervals hold in nine settings of ten (docs/findings/estimators.md)
 
 
 def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, prediction: Prediction | None) -> Diagnostics:
@@ -244,8 +253,7 @@ def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, predicti
     n, a = len(design.order), pointwise.count
     if a == n:
         return Diagnostics(correlation, rank_correlation, math.nan, float(n), math.nan)
-    known = design.draws is not None and pointwise.confidence == _SIMULATED
-    coverage = simulated_coverage(n, a, correlation) if known else math.nan
+    coverage = math.nan if design.draws is None else simulated_coverage(n, a, correlation)
     spread = math.nan
     if not math.isnan(pointwise.error) and pointwise.error > 0:
         spread = (design.mean(measured**2, pointwise.confidence, power=2).value - pointwise.value**2) * n / (n - 1)
@@ -253,9 +261,6 @@ def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, predicti
         return Diagnostics(correlation, rank_correlation, math.nan, math.nan, coverage)
     cut = spread / a * (1 - a / n) / pointwise.error**2
     return Diagnostics(correlation, rank_correlation, cut, spread / (pointwise.error**2 + spread / n), coverage)
-
-
-_SIMULATED = 0.95  # confidence of the intervals whose coverage was simulated
 
 
 def _finite(interval: tuple[float, float]) -> list[float | None]:

@@ -47,6 +47,8 @@ class Status(StrEnum):
 
     EXACT = "exact"
     """Every example was left out."""
+    BUDGET_SPENT = "budget spent"
+    """The seconds that were allowed ended it, before as many examples were left out as were asked for."""
     AS_ASKED = "as asked"
     """As many examples were left out as were asked for."""
     WITHIN_TOLERANCE = "within tolerance"
@@ -66,7 +68,7 @@ class Design:
     Attributes:
         order: all n examples in the order in which they are drawn.
         draws: how they were drawn, where their probabilities differ; None: all alike.
-        predicted: (n,) what was predicted of each, where they were drawn by that.
+        predicted: (n,) what was predicted of each, up to a factor, where they were drawn by that.
         notes: what should be known of it, a sentence each.
     """
 
@@ -337,7 +339,7 @@ class Assisted(Sampled):
         sizes = known**POWER
         sizes += FLOOR * sizes.mean()
         draws = draw(sizes, np.random.default_rng(generator(seed, _DRAWS).initial_seed()))
-        return Design(draws.order, draws, known, notes)
+        return Design(draws.order, draws, known / known.max(), notes)  # only ratios matter, and squares of them are taken
 
 
 @dataclass(frozen=True)
@@ -368,7 +370,7 @@ class Auto(Estimator):
         >>> from stability import FineTuning, load, measure, selectors
         >>> estimate = measure(load("digits", n=20), FineTuning(selectors.BitFit(), steps=3), Auto())
         >>> estimate.estimator, estimate.reason
-        ('exact', 'leaving out all 20 examples is no more work than predicting and drawing')
+        ('exact', 'exact: leaving out all 20 examples is no more work than predicting and drawing')
     """
 
     tolerance: float | None = None
@@ -382,7 +384,7 @@ class Auto(Estimator):
     def __post_init__(self) -> None:
         if self.budget is not None:
             check_positive(budget=self.budget)
-        self._assisted(0)  # checks the others
+        Assisted(self.retrainings, self.tolerance, self.predictor)  # which checks them
 
     def settings(self) -> dict[str, Any]:
         """With the tolerance that applies; without a budget where there is none."""
@@ -390,7 +392,7 @@ class Auto(Estimator):
         return own if self.budget is not None else {name: value for name, value in own.items() if name != "budget"}
 
     def most(self, n: int) -> int:
-        return n
+        return n if self.retrainings is None else min(self.retrainings, n)
 
     def more(self, n: int, done: int, found: Estimate | None) -> int:
         return self._assisted(n).more(n, done, found)
@@ -416,7 +418,7 @@ class Auto(Estimator):
 
     def _assisted(self, n: int) -> Assisted:
         usual = self.tolerance is None and self.retrainings is None and self.budget is None
-        return Assisted(min(_USUAL_MOST, n) if usual and n else self.retrainings, self._aim, self.predictor)
+        return Assisted(min(_USUAL_MOST, n) if usual else self.retrainings, self._aim, self.predictor)
 
 
 @dataclass(frozen=True)

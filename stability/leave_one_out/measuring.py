@@ -114,13 +114,13 @@ def _measured(
         observe=None if observed is None else observed.observer,
         progress=told,
     )
-    each = time.perf_counter() - since
+    each = least = time.perf_counter() - since
     whole = losses_of(alone)
     if likely is not choice.estimator:
-        if budget.holds(problem.n + 1, each) > problem.n:
+        if budget.holds(problem.n + 1, each, each) > problem.n:
             observed, budget = None, _Budget(None, began)  # what leaves out all is not ended before it has
         else:
-            choice = Choice(likely, f"leaving out all {problem.n} examples does not fit into the budget")
+            choice = Choice(likely, f"leaving out all {problem.n} examples may not fit into the budget")
     estimator = choice.estimator
 
     # 2. Predict what leaving out each example would do.
@@ -138,7 +138,7 @@ def _measured(
     retrained, spent = Retrained(alone, whole, design, confidence), False
     while asked := estimator.more(problem.n, retrained.count, retrained.so_far(estimator, prediction)):
         first = retrained.count == 0  # then A(S) goes along as row 0, for what rounding alone does
-        count = budget.holds(asked + first, each) - first
+        count = budget.holds(asked + first, each, least) - first
         if count <= 0:
             if first:
                 raise UsageError(budget.too_small(each))
@@ -163,10 +163,12 @@ def _measured(
         )
         told.begin("evaluating")
         retrained.add(part, left_out, time.perf_counter() - since)
-        each = (time.perf_counter() - since) / len(weights)
+        wall = time.perf_counter() - since
+        each, least = wall / len(weights), min(least, wall)
 
     # 5. Estimate.
-    return retrained.estimate(estimator, prediction, began, reason=choice.reason, budget_spent=spent)
+    reason = choice.reason and f"{estimator.name}: {choice.reason}"
+    return retrained.estimate(estimator, prediction, began, reason=reason, budget_spent=spent)
 
 
 @dataclass(frozen=True)
@@ -181,12 +183,18 @@ class _Budget:
     seconds: float | None
     began: float
 
-    def holds(self, asked: int, each: float) -> int:
-        """How many of so many trainings, of so many seconds ``each``, will be finished in time."""
+    def holds(self, asked: int, each: float, least: float) -> int:
+        """How many of so many trainings will be finished in time.
+
+        Args:
+            asked: so many.
+            each: seconds of one of them, where many are trained at once.
+            least: seconds of one that is trained alone.
+        """
         if self.seconds is None:
             return asked
         left = self.seconds - (time.perf_counter() - self.began)
-        return max(0, min(asked, int(left / each)))
+        return 0 if left < least else min(asked, int(left / each))
 
     def too_small(self, each: float) -> str:
         """What to say where not even one example can be left out."""

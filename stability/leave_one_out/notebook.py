@@ -42,7 +42,7 @@ def as_html(estimate: StabilityEstimate) -> str:
         "time": f"{estimate.seconds:.1f} s",
     }
     if estimate.reason:
-        facts["estimator"] = f"{estimate.estimator}: {estimate.reason}"
+        facts["chosen"] = estimate.reason
     parts = [f"<p><b>{escape(sentence(estimate))}</b></p>"]
     if why := doubts(estimate):
         settled = ""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stability.errors import MeasurementError
 from stability.leave_one_out.estimate import StabilityEstimate, diagnosed, trusted
-from stability.leave_one_out.estimators import Design, Estimator
+from stability.leave_one_out.estimators import Design, Estimator, Status
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
 from stability.training.replicas import Replicas
@@ -168,7 +168,7 @@ class Retrained:
             maximum=float(table["difference"].abs().max()),
             noise_floor=self._noise_floor,
             estimator=estimator.kind(pointwise),
-            status=estimator.status(self._told(pointwise, estimator, prediction)),
+            status=_status(estimator, self._told(pointwise, estimator, prediction), budget_spent),
             tolerance=estimator.tolerance,
             n=n,
             k=first.count,
@@ -194,6 +194,11 @@ class Retrained:
         if not failed or estimator.tolerance is None:
             return []
         return ["a replica failed: what it would have shown is unknown, so that there is no upper end and no tolerance is met"]
+
+
+def _status(estimator: Estimator, found: Estimate, budget_spent: bool) -> Status:
+    status = estimator.status(found)
+    return Status.BUDGET_SPENT if budget_spent and status == Status.AS_ASKED else status
 
 
 _FOUND = ("index", "loss_full", "loss_left_out", "difference", "moved", "failed_step")

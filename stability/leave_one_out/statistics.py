@@ -30,7 +30,7 @@ Numbers = NDArray[np.float64]
 
 _BELOW, _ABOVE = (1.0, 1 / 5), (5 / 2, 1 / 3)  # what the variances by design and by model weigh at the two ends
 _EQUAL = 1e-6  # relative: equal in single precision
-_UNBOUNDED = 700.0  # exp of more overflows
+_UNBOUNDED = 50.0  # an end that is exp of more times the value says nothing
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Estimate:
         confidence: of the interval, e.g. 0.95.
         count: how many values were measured.
         population: of how many.
-        error: estimated standard error of the value; 0 where all was measured, NaN where nothing is known of it.
+        error: estimated standard error of the value, by design alone; 0 where all was measured, NaN where nothing is known of it.
     """
 
     value: float
@@ -161,7 +161,8 @@ def mean_of_draws(values: ArrayLike, draws: Draws, predicted: ArrayLike, confide
     The interval goes from y̅·exp(−t √(V + M/5) / y̅) to y̅·exp(t √(5V/2 + M/3) / y̅), y̅ the value and t Student's with a − 1
     degrees of freedom. Differences are skewed, and what is missed is missed at the upper end. The four factors were chosen once, on
     the 39 populations of ``benchmarks/results/assisted-digits-cpu.json``, and tested on others (``benchmarks/intervals.py``). The
-    mean is at least Σy/N. Values that are all equal say nothing of their spread: then there is no upper end.
+    mean is at least Σy/N. Values that are all equal say nothing of their spread: then there is no upper end. The ``error`` of the
+    estimate is √V.
 
     Args:
         values: the a values in the order in which they were drawn; NaN where one could not be measured. The population
@@ -203,8 +204,8 @@ def mean_of_draws(values: ArrayLike, draws: Draws, predicted: ArrayLike, confide
     by_model = float((residuals**2).sum()) / freedom * (rest - len(y)) / rest**2
     t = _student(confidence, freedom) / value
     low, high = (t * math.sqrt(v * by_design + m * by_model) for v, m in (_BELOW, _ABOVE))
-    interval = max(value * math.exp(-low), sure), value * math.exp(min(high, _UNBOUNDED))
-    return estimate(value, interval, error=math.sqrt(by_design))
+    upper = value * math.exp(high) if high < _UNBOUNDED else math.inf
+    return estimate(value, (max(value * math.exp(-low), sure), upper), error=math.sqrt(by_design))
 
 
 def ratio_of_draws(values: ArrayLike, draws: Draws, confidence: float = 0.95) -> Estimate:
@@ -330,7 +331,7 @@ def _sizes(sizes: ArrayLike) -> Numbers:
 def _predicted(predicted: ArrayLike, population: int) -> Numbers:
     q = np.asarray(predicted, dtype=np.float64)
     if q.shape != (population,) or not bool((np.isfinite(q) & (q >= 0)).all()) or not q.any():
-        raise UsageError(f"predicted: {population} finite numbers expected, none negative and not all zero")
+        raise UsageError(f"predicted: {population} finite numbers expected, none negative and not all zero; else draw them alike")
     stabilised: Numbers = q + q.mean() / 100
     return stabilised
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from stability.leave_one_out.estimate import StabilityEstimate, poor
-from stability.leave_one_out.estimators import Assisted, Exact, Sampled, Status, drawable
+from stability.leave_one_out.estimators import Assisted, Exact, Status, drawable
 
 __all__ = [
     "Remedy",
@@ -54,7 +54,8 @@ def sentence(estimate: StabilityEstimate) -> str:
         return f"{begins} {value} on average, exactly: each of the {estimate.n} examples was left out."
     places = places_of(estimate.value)
     ends = f"at least {size_of(low, places)}" if math.isinf(high) else f"{size_of(low, places)} to {size_of(high, places)}"
-    mark = "inconclusive, " if estimate.status == Status.TOLERANCE_NOT_MET or _worthless(estimate) else ""
+    ended = estimate.status in (Status.TOLERANCE_NOT_MET, Status.BUDGET_SPENT)
+    mark = "inconclusive, " if ended or (estimate.tolerance is None and (_worthless(estimate) or _poor(estimate))) else ""
     return f"{begins} {value} on average ({mark}{100 * estimate.pointwise.confidence:g} % interval {ends})."
 
 
@@ -137,10 +138,8 @@ def _poor(estimate: StabilityEstimate) -> list[str]:
     known = estimate.diagnostics
     if not poor(known, estimate.retrainings, estimate.n):
         return []
-    held = f"{known.simulated_coverage:.0%} of simulations only"
-    return [
-        f"the prediction is poor (correlation {known.correlation:.2f}), and intervals of draws like these held the truth in {held}"
-    ]
+    held = f"of simulated intervals from so few draws and with such a correlation, {known.simulated_coverage:.1%} held the truth"
+    return [f"the prediction is poor (correlation {known.correlation:.2f}): {held}"]
 
 
 def _worthless(estimate: StabilityEstimate) -> list[str]:
@@ -204,8 +203,7 @@ def remedy(estimate: StabilityEstimate) -> Remedy | None:
     count = max(count, estimate.retrainings + 1)
     if 2 * count >= estimate.n or (is_poor and _seconds(estimate, estimate.n, Exact.name) <= _PATIENCE):
         return Remedy(Exact.name, None, _seconds(estimate, estimate.n, Exact.name))
-    name = Sampled.name if is_poor else estimate.estimator
-    return Remedy(name, count, _seconds(estimate, count, name), estimate.tolerance)
+    return Remedy(estimate.estimator, count, _seconds(estimate, count, estimate.estimator), estimate.tolerance)
 
 
 def _seconds(estimate: StabilityEstimate, count: int, estimator: str) -> float:

@@ -85,7 +85,7 @@ def _facts(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, 
         "time": f"{estimate.seconds:.1f} s",
     }
     if estimate.reason:
-        rows["estimator"] = f"{estimate.estimator}: {estimate.reason}"
+        rows["chosen"] = estimate.reason
     if (p := algorithm.sparsity_for(estimate.replicas.masks[0])) != estimate.sparsity:
         rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
     return rows
@@ -103,7 +103,7 @@ def _details(algorithm: Algorithm, estimate: StabilityEstimate) -> dict[str, str
         f"{estimate.pointwise.confidence:.0%} interval": _interval(low, high),
         "noise floor": _number(estimate.noise_floor, ".2g"),
         "estimator": f"{estimate.estimator}; {_STATUS.get(estimate.status, estimate.status)}"
-        + (f"; chosen because {estimate.reason}" if estimate.reason else ""),
+        + (f"; chosen was {estimate.reason}" if estimate.reason else ""),
     }
     if (predicted := estimate.prediction) is not None:
         rows["predicted"] = f"{predicted.mean:.4g} by {predicted.by}, in {predicted.seconds:.1f} s"

@@ -68,6 +68,7 @@ CELLS: Mapping[str, Column] = {
     "total": Column(_PARAMETERS, "m: how many pretrained parameters there are, with the inserted ones."),
     "head": Column(_PARAMETERS, "Parameters of the new head, which are always trained and are not counted in k."),
     "estimator": Column("", "How the examples that are left out were chosen."),
+    "estimator_reason": Column("", "Which estimator was chosen, and why; missing where one was asked for."),
     "estimate_status": Column("", "Whether the estimator got as far as it was asked to."),
     "retrainings": Column("", "How many examples were left out, each with a retraining."),
     "failed_replicas": Column("", "Retrainings that failed. They enter no average."),

@@ -142,7 +142,7 @@ class Comparison:
             exact = estimate.count == estimate.population
             if low > -math.inf or high < math.inf:
                 row |= {"low": low, "high": high, "by": _EXACT if exact else _EXAMPLES}
-                row["p"] = math.nan if exact else _as_normal(estimate)
+                row["p"] = math.nan if exact else _as_student(estimate)
         return row
 
     def _of_one_seed(self, first: str, name: str) -> tuple[Estimate, float]:
@@ -292,12 +292,13 @@ def _stored(cell: pd.Series[Any]) -> Estimate:
     return Estimate(float(cell["stability"]), (low, high), confidence=0.95, count=count, population=n, error=error)
 
 
-def _as_normal(estimate: Estimate) -> float:
-    """p of no difference, from how far the 95 % interval reaches towards 0, as if the error were normal."""
+def _as_student(estimate: Estimate) -> float:
+    """p of no difference, from how far the 95 % interval reaches towards 0, as if the error had Student's distribution."""
     reach = estimate.value - estimate.interval[0] if estimate.value > 0 else estimate.interval[1] - estimate.value
     if not math.isfinite(reach):
         return 1.0
-    return 2 * float(stats.norm.sf(stats.norm.ppf(0.975) * abs(estimate.value) / reach)) if reach > 0 else 0.0
+    student = stats.t(max(1, estimate.count - 1))
+    return 2 * float(student.sf(student.ppf(0.975) * abs(estimate.value) / reach)) if reach > 0 else 0.0
 
 
 def holm(p: ArrayLike) -> Numbers:

@@ -16,12 +16,15 @@ import numpy as np
 import pandas as pd
 
 from stability.bounds.risk import generalization_from_stability
-from stability.leave_one_out.estimate import Diagnostics, diagnosed
+from stability.leave_one_out.estimate import Diagnostics, diagnosed, trusted
 from stability.leave_one_out.estimators import Assisted, Status
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
 
 __all__ = ["restated", "stability_columns"]
+
+
+_KEPT = ("correlation", "rank_correlation")  # of the same numbers, whatever is made of them
 
 
 def stability_columns(pointwise: Estimate, diagnostics: Diagnostics, status: Status) -> dict[str, Any]:
@@ -68,13 +71,18 @@ def restated(study: Mapping[str, Any], cell: Mapping[str, Any], record: Mapping[
     table = pd.DataFrame({"index": range(len(told)), "difference": np.array(told, dtype=np.float64)})
     prediction = Prediction(table, record["prediction"]["by"], record["prediction"]["seconds"])
     design = Assisted().design(len(told), cell["seed"], prediction)
-    if design.draws is None or design.order[: len(rows)].tolist() != rows["index"].tolist():
-        return dict(record)  # drawn alike, or by a method of one's own: nothing was weighed
+    if design.draws is None:  # drawn alike: nothing was weighed
+        return dict(record)
+    if design.order[: len(rows)].tolist() != rows["index"].tolist():  # by code of one's own: nothing is known of its interval
+        return dict(record) | {"stability_interval": [None, None], "stability_error": None, "variance_cut": None}
     rows["difference"] = rows["difference"].astype(float)
     found = design.mean(rows["difference"].abs().to_numpy(), 0.95)
-    estimator = Assisted(tolerance=study.get("estimator", {}).get("tolerance"))
-    columns = stability_columns(found, diagnosed(rows, design, found, prediction), estimator.status(found))
-    new = dict(record) | {name: value for name, value in columns.items() if "correlation" not in name}  # they stay what they were
+    asked = study.get("estimator", {})
+    estimator = Assisted(asked.get("retrainings"), asked.get("tolerance"))
+    known = diagnosed(rows, design, found, prediction)
+    told = found if estimator.tolerance is None else trusted(found, estimator, known, design)
+    columns = stability_columns(found, known, estimator.status(told))
+    new = dict(record) | {name: value for name, value in columns.items() if name not in _KEPT}
     if record.get("theorem_2_measured") is not None:
         bound = generalization_from_stability(
             hypothesis=record["hypothesis_stability"],

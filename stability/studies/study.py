@@ -425,6 +425,7 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
     row: dict[str, Any] = {
         "sparsity": replicas.algorithm.sparsity_for(replicas.masks[0]),
         **stability_columns(estimate.pointwise, estimate.diagnostics, estimate.status),
+        "estimator_reason": estimate.reason or None,
         "hypothesis_stability": plain["hypothesis"]["value"],
         "metric": problem.metric_name,
         "loss_unit": problem.loss_unit,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_exact_is_exact(digits: Problem) -> None:
         assert (estimate.estimator, estimate.status, estimate.prediction) == ("exact", "exact", None)
         pd.testing.assert_frame_equal(estimate.per_example, exact.per_example, check_exact=True)
         assert estimate.pointwise == exact.pointwise
-        assert estimate.reason == "leaving out all 24 examples is no more work than predicting and drawing"
+        assert estimate.reason == "exact: leaving out all 24 examples is no more work than predicting and drawing"
     assert (exact.reason, exact.budget_spent) == ("", False)
 
 
@@ -104,7 +105,7 @@ def test_so_many_are_so_many_assisted_ones(digits: Problem) -> None:
     estimate, same = (measure(digits, TUNING, one, device="cpu") for one in (Auto(retrainings=4), Assisted(4)))
     assert (estimate.estimator, estimate.status, estimate.tolerance) == ("assisted", "as asked", None)
     assert estimate.pointwise == same.pointwise
-    assert estimate.reason == "at most 4 of 24 examples are to be left out"
+    assert estimate.reason == "assisted: at most 4 of 24 examples are to be left out"
 
 
 def test_two_examples() -> None:
@@ -129,13 +130,27 @@ def test_draws_that_cannot_be_trusted_go_on(digits: Problem) -> None:
 
 @pytest.mark.parametrize("predicted", [0.0, 1.0, math.inf, math.nan])
 def test_predictions_of_no_use(predicted: float, digits: Problem) -> None:
-    """They fall back on uniform draws, which no variance cut can condemn."""
+    """They fall back on uniform draws, which no variance cut can condemn. No tolerance is met by the few of them, however wide."""
     estimate = measure(digits, TUNING, Auto(retrainings=13, predictor=Foretelling((predicted,) * 24)), device="cpu")
     assert (estimate.estimator, estimate.retrainings) == ("assisted", 13)
     assert any("drawn uniformly" in note for note in estimate.notes) == (predicted != 1)
-    assert estimate.interval[0] <= estimate.value
     if predicted != 1:
         assert not any("plain" in doubt for doubt in doubts(estimate))
+    asked = measure(digits, TUNING, Assisted(13, tolerance=5.0, predictor=Foretelling((predicted,) * 24)), device="cpu")
+    assert (asked.status, asked.retrainings) == ("tolerance not met", 13)
+    assert "(inconclusive, " in sentence(asked)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_the_scale_of_a_prediction_says_nothing(scale: float, digits: Problem) -> None:
+    predicted = tuple(np.linspace(1, 2, 24))
+    one, other = (
+        measure(digits, TUNING, Assisted(6, predictor=Foretelling(told)), device="cpu")
+        for told in (predicted, tuple(scale * x for x in predicted))
+    )
+    assert other.per_example["index"].tolist() == one.per_example["index"].tolist()
+    assert other.interval == pytest.approx(one.interval, rel=1e-9)
+    assert other.diagnostics.variance_cut == pytest.approx(one.diagnostics.variance_cut, rel=1e-9)
 
 
 @pytest.fixture
@@ -161,13 +176,28 @@ def test_a_budget_is_kept(digits: Problem, clock: Callable[[], float]) -> None:
     estimate = measure(digits, TUNING, Auto(tolerance=1e-9, budget=20.5), device="cpu")
     assert (estimate.estimator, estimate.retrainings, estimate.status) == ("assisted", 18, "tolerance not met")  # and A(S) twice
     assert (clock(), estimate.budget_spent) == (20.0, True)
-    assert estimate.reason == "leaving out all 24 examples does not fit into the budget"
+    assert estimate.reason == "assisted: leaving out all 24 examples may not fit into the budget"
     assert doubts(estimate)[0].startswith("the tolerance of 1e-09 is not met: the budget is spent")
     asked: dict[str, Any] = {}
     settling(dataclasses.replace(estimate, n=1000), lambda **changed: asked.update(changed) or "the command")
     assert asked["budget"] is None
     few = measure(digits, TUNING, Auto(budget=6.0), device="cpu")  # fewer than the first look needs, so nothing is met by luck
     assert (few.retrainings, few.budget_spent) == (4, True)
+
+
+def test_a_training_is_not_begun_that_would_not_be_finished(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any batch takes ten seconds here, as where replicas cost nothing beside each other."""
+    now = [0.0]
+
+    def slow(*what: Any, **more: Any) -> Replicas:
+        now[0] += 10
+        return train(*what, **more)
+
+    monkeypatch.setattr(measuring, "train", slow)
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    estimate = measure(digits, TUNING, Auto(retrainings=23, budget=37.0), device="cpu")
+    assert (estimate.status, estimate.budget_spent, now[0]) == ("budget spent", True, 30.0)
+    assert "(inconclusive, " in sentence(estimate)
 
 
 def test_a_budget_for_everything_is_no_budget(digits: Problem, clock: Callable[[], float]) -> None:

@@ -149,6 +149,14 @@ def test_a_prediction_proportional_to_the_values_leaves_nothing_to_chance() -> N
     assert equal.interval[1] == math.inf  # for equal values say nothing of their spread
 
 
+def test_an_end_that_says_nothing_is_no_end() -> None:
+    """Two draws of five thousand that had hardly a chance, and are not what was predicted."""
+    predicted = np.ones(5000)
+    predicted[1] = 100
+    draws = Draws(np.arange(5000), 1e-4 * np.arange(1, 5001), predicted)
+    assert mean_of_draws([0.0, 0.001], draws, predicted).interval[1] == math.inf
+
+
 def test_everything_drawn_is_exact_and_the_sure_end_holds() -> None:
     order = [3, 1, 0, 2]
     for found in (mean_of_draws(VALUES[order], drawn(order), SIZES), ratio_of_draws(VALUES[order], drawn(order))):

@@ -75,7 +75,7 @@ def test_what_is_inconclusive_and_what_settles_it(sampled: StabilityEstimate) ->
     assert "is poor (correlation 0.30)" in doubts(poor)[0]
     cure = remedy(dataclasses.replace(poor, n=100_000, seconds=1e4, retraining_seconds=1e4))
     assert cure is not None
-    assert (cure.estimator, cure.retrainings) == ("sampled", 50)
+    assert (cure.estimator, cure.retrainings) == ("assisted", 50)
     nothing = of(sampled, 1e-9, 0.0, 2e-9)
     assert "not above the noise floor" in doubts(nothing)[0]
     assert remedy(nothing) is None

@@ -187,7 +187,7 @@ def test_one_seed_is_compared_by_both_intervals(one: Callable[[Estimator], Compa
     (row,) = found.differences().to_dict("records")
     assert (row["by"], row["low"], row["high"]) == ("examples", pytest.approx(ends[0]), pytest.approx(ends[1]))
     reach = expected - ends[0] if expected > 0 else ends[1] - expected
-    assert row["p"] == pytest.approx(2 * stats.norm.sf(1.96 * abs(expected) / reach), rel=1e-2)
+    assert row["p"] == pytest.approx(2 * stats.t.sf(stats.t.ppf(0.975, 4) * abs(expected) / reach, 4), rel=1e-9)
     assert "Intervals are of 95 %, over the examples that are left out." in found.sentences()
 
 

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from stability import FineTuning, estimators, selectors
+from stability.problems.problem import generator
 from stability.studies import Store, Study, StudyResults
 from stability.studies.study import run
 
@@ -72,6 +75,34 @@ def test_a_study_goes_on_in_an_older_store(stored: Path, tmp_path: Path) -> None
     connection.close()
     same(records, [record for _, record in Store(stored).cells()])
     assert records[0]["stability"] != 9.0
+
+
+def test_a_store_that_an_older_version_wrote(tmp_path: Path) -> None:
+    """Two cells of MiniLM in format 4, of four retrainings each: the estimates are those of the formula, written out here."""
+    path = tmp_path / "old.sqlite"
+    path.write_bytes(Path("tests/studies/format-4.sqlite").read_bytes())
+    connection = sqlite3.connect(path)
+    old = [json.loads(text) for (text,) in connection.execute("SELECT record FROM cells ORDER BY rowid")]
+    connection.close()
+    new = Store(path).records()
+    assert len(new) == 2
+    for before, after in zip(old, new, strict=True):
+        q = np.abs(before["prediction"]["difference"])
+        sizes = q**0.8 + 0.05 * (q**0.8).mean()
+        clocks = np.random.default_rng(generator(0, "plan").initial_seed()).standard_exponential(len(q)) / sizes
+        first = np.argsort(clocks)[:4]
+        assert first.tolist() == [row["index"] for row in before["per_example"]]
+        y, p = np.abs([row["difference"] for row in before["per_example"]]), -np.expm1(-sizes[first] * np.sort(clocks)[4])
+        q = q + q.mean() / 100
+        weights, residuals = 1 / p + (q.sum() - (q[first] / p).sum()) / q[first].sum(), y - q[first] * y.sum() / q[first].sum()
+        value, n = (weights * y).sum() / len(q), len(q)
+        v, m = 4 / 3 * ((1 - p) * (weights * residuals) ** 2).sum() / n**2, (residuals**2).sum() / 3 * (n - 4) / n**2
+        t = stats.t.ppf(0.975, 3) / value
+        low, high = value * np.exp(-t * np.sqrt(v + m / 5)), value * np.exp(t * np.sqrt(2.5 * v + m / 3))
+        assert after["stability"] == pytest.approx(value, rel=1e-9) != before["stability"]
+        assert after["stability_interval"] == pytest.approx([max(low, y.sum() / n), high], rel=1e-9)
+        unchanged = ("correlation", "hypothesis_stability", "maximum", "test_loss", "theorem_1_state")
+        assert [after[name] for name in unchanged] == [before[name] for name in unchanged]
 
 
 def test_what_was_drawn_alike_is_left_as_it_is(tmp_path: Path) -> None:
