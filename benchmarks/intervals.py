@@ -19,6 +19,8 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,9 +81,14 @@ def worse() -> Iterator[Population]:
             yield Population(name, row["method"], sizes(row["difference"]), sizes(told))
 
 
+@lru_cache
+def foretold(values: bytes) -> Prediction:
+    """The prediction of values, made once for all draws."""
+    return Prediction(pd.DataFrame({"difference": np.frombuffer(values)}), "stored", 0.0)
+
+
 def design_of(predicted: Numbers, seed: int) -> Design:
-    prediction = Prediction(pd.DataFrame({"index": range(len(predicted)), "difference": predicted}), "stored", 0.0)
-    return Assisted().design(len(predicted), seed, prediction)
+    return Assisted().design(len(predicted), seed, foretold(predicted.tobytes()))
 
 
 def before(design: Design, values: Numbers) -> Estimate:
@@ -122,7 +129,7 @@ def until(estimator: Assisted, one: Population, draws: int) -> dict[str, float |
             index = design.order[:done]
             found = design.mean(one.measured[index], 0.95)
             table = pd.DataFrame({"index": index, "difference": one.measured[index]})
-            prediction = Prediction(pd.DataFrame({"difference": one.predicted}), "stored", 0.0)
+            prediction = foretold(one.predicted.tobytes())
             told = trusted(found, estimator, diagnosed(table, design, found, prediction), design)
         assert told is not None
         held.append(found.interval[0] <= truth * (1 + 1e-9) and truth <= found.interval[1] * (1 + 1e-9))
@@ -247,9 +254,11 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     every = list(populations())
-    rows = [simulated(one, options.draws) for one in every]
+    with ProcessPoolExecutor(options.workers) as pool:
+        rows = list(pool.map(partial(simulated, draws=options.draws), every))
     (RESULTS / "intervals.json").write_text(json.dumps({"draws": options.draws, "populations": rows}, ensure_ascii=False) + "\n")
     table = known_coverage([*every, *worse()], max(1, options.draws // 5))
     TABLE.write_text(json.dumps({"draws_each": max(1, options.draws // 5), "rows": table}, indent=1) + "\n")

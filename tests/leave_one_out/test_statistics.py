@@ -153,7 +153,7 @@ def test_an_end_that_says_nothing_is_no_end() -> None:
     """Two draws of five thousand that had hardly a chance, and are not what was predicted."""
     predicted = np.ones(5000)
     predicted[1] = 100
-    draws = Draws(np.arange(5000), 1e-4 * np.arange(1, 5001), predicted)
+    draws = Draws(np.arange(5000), np.linspace(1e-4, 0.5, 5000), predicted)
     assert mean_of_draws([0.0, 0.001], draws, predicted).interval[1] == math.inf
 
 

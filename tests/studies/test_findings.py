@@ -53,17 +53,17 @@ def told(found: Estimate) -> tuple[float, float, float]:
     return round(found.value, 3), round(found.interval[0], 3), round(found.interval[1], 3)
 
 
-def test_sparse_masks_are_more_stable_only_where_they_do_not_fit() -> None:
+def test_sparse_masks_are_not_clearly_more_stable_than_full_tuning() -> None:
     against = {}
     for column in ("stability", "train_loss"):
         full = by_seed("digits", column, "full")
         against[column] = {p: over_seeds(by_seed("digits", column, *MASKS, p=p) - full) for p in P}
-    assert told(against["stability"][0.003]) == (-0.098, -0.188, -0.007)
+    assert told(against["stability"][0.003]) == (-0.07, -0.149, 0.008)
     assert told(against["train_loss"][0.003]) == (0.408, 0.376, 0.441)
-    assert all(found.interval[0] < 0 < found.interval[1] for p, found in against["stability"].items() if p > 0.003)
+    assert all(found.interval[0] < 0 < found.interval[1] for found in against["stability"].values())
 
 
-def test_four_differences_within_a_method_remain_after_holms_correction() -> None:
+def test_five_differences_within_a_method_remain_after_holms_correction() -> None:
     found = []
     for method, group in stored("digits").table.groupby("method"):
         values = group.pivot(index="seed", columns="sparsity", values="stability")
@@ -73,7 +73,7 @@ def test_four_differences_within_a_method_remain_after_holms_correction() -> Non
     assert len(found) == 28
     holm = np.maximum.accumulate([value * (len(found) - place) for place, (value, *_) in enumerate(found)])
     kept = [(method, round(p, 3)) for corrected, (_, method, p) in zip(holm, found, strict=True) if corrected < 0.05]
-    assert sorted(kept) == [("magnitude", 0.1), *(("mixout-reset", p) for p in (0.003, 0.01, 0.03))]
+    assert sorted(kept) == [("magnitude", 0.1), *(("mixout-reset", p) for p in (0.003, 0.01, 0.03)), ("random", 0.003)]
 
 
 @pytest.mark.parametrize(
@@ -108,15 +108,17 @@ def test_what_goes_with_stability() -> None:
     digits = digits.only(digits.table["method"] != "mixout-reset")  # it puts back what it learned, and fits nothing
     minilm = scores(stored("paper-quick"))
     for measured, expected in (
-        (digits, {"std": -0.41, "mean": 0.56, "gap": 0.94}),
-        (minilm, {"std": 0.73, "mean": -0.22, "gap": 0.93}),
+        (digits, {"std": -0.21, "mean": 0.49, "gap": 0.92}),
+        (minilm, {"std": 0.76, "mean": -0.2, "gap": 0.96}),
     ):
         found = {other: rank_correlation(measured.table, "stability", other, permutations=0) for other in expected}
         assert {other: round(one.value, 2) for other, one in found.items()} == expected
-        assert found["gap"].interval[0] > 0.6
+        assert found["gap"].interval[0] > 0.4
         assert found["mean"].interval[0] < 0 < found["mean"].interval[1]
     fit = minilm.table[minilm.table["train_loss"] < 0.3]
-    assert abs(rank_correlation(fit, "stability", "std", permutations=0).value) < 0.1
+    left = rank_correlation(fit, "stability", "std", permutations=0)
+    assert round(left.value, 2) == 0.27
+    assert left.interval[0] < 0 < left.interval[1]
 
 
 def test_the_reported_correlation_has_its_p_value_with_92_pairs() -> None:
