@@ -342,7 +342,7 @@ class Assisted(Sampled):
         return Design(draws.order, draws, known / known.max(), notes)  # only ratios matter, and squares of them are taken
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Auto(Estimator):
     """Leave out every example where that is cheap, and otherwise as few as a tolerance asks for. It says what it chose and why.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stability.bounds.base import Assumption, Bound
-from stability.leave_one_out.estimate import StabilityEstimate, poor
+from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Status
 from stability.leave_one_out.wording import amount, doubts, duration, remedy, sentence
 from stability.problems.metrics import commonest_class
@@ -102,22 +102,25 @@ def _details(algorithm: Algorithm, estimate: StabilityEstimate) -> dict[str, str
         "stability E_i|Δℓ_i|": f"{estimate.value:.6g} {estimate.replicas.problem.loss_unit}",
         f"{estimate.pointwise.confidence:.0%} interval": _interval(low, high),
         "noise floor": _number(estimate.noise_floor, ".2g"),
-        "estimator": f"{estimate.estimator}; {_STATUS.get(estimate.status, estimate.status)}"
-        + (f"; chosen was {estimate.reason}" if estimate.reason else ""),
+        "estimator": f"{estimate.estimator}; {_STATUS.get(estimate.status, estimate.status)}",
     }
     if (predicted := estimate.prediction) is not None:
         rows["predicted"] = f"{predicted.mean:.4g} by {predicted.by}, in {predicted.seconds:.1f} s"
         if not math.isnan(predicted.nonlinearity):
-            rows["nonlinearity"] = f"{predicted.nonlinearity:.2f} (0: linear in the parameters, and well predicted)"
+            rows["nonlinearity"] = (
+                f"{predicted.nonlinearity:.2f} (0 for a linear model; on digits, predictions were good below 0.18)"
+            )
         found = estimate.diagnostics
         if not math.isnan(found.correlation):
             worth = f"correlation {found.correlation:.2f}, of ranks {found.rank_correlation:.2f}"
             # An estimate of the variance from draws that missed what matters claims too much.
-            if not math.isnan(found.variance_cut) and not poor(found, estimate.retrainings, estimate.n):
+            if not math.isnan(found.variance_cut) and not doubts(estimate):
                 worth += f"; worth {found.effective_retrainings:.0f} plain retrainings (variance cut {found.variance_cut:.3g})"
             rows["prediction against retraining"] = worth
         if not math.isnan(found.simulated_coverage):
-            rows["simulated coverage"] = f"{found.simulated_coverage:.0%}: so often intervals of draws like these held the truth"
+            rows["simulated coverage"] = (
+                f"{found.simulated_coverage:.0%} of simulated intervals from draws like these held the truth"
+            )
     if estimate.steps_shared:
         every = (estimate.retrainings + 1) * algorithm.max_steps
         rows["steps"] = f"{estimate.steps_shared / every:.1%} were common to several replicas, and taken once"
