@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Diagnostics", "StabilityEstimate", "diagnosed", "poor", "trusted"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Diagnostics:
     """How well prediction and draws did; NaN where too little is known to tell.
 
@@ -251,16 +252,17 @@ def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, predicti
             correlation = float(stats.pearsonr(*both).statistic)
             rank_correlation = float(stats.spearmanr(*both).statistic)
     n, a = len(design.order), pointwise.count
+    coverage = math.nan if design.draws is None or a == n else simulated_coverage(n, a, correlation)
+    made = partial(Diagnostics, correlation=correlation, rank_correlation=rank_correlation, simulated_coverage=coverage)
     if a == n:
-        return Diagnostics(correlation, rank_correlation, math.nan, float(n), math.nan)
-    coverage = math.nan if design.draws is None else simulated_coverage(n, a, correlation)
+        return made(variance_cut=math.nan, effective_retrainings=float(n))
     spread = math.nan
     if not math.isnan(pointwise.error) and pointwise.error > 0:
         spread = (design.mean(measured**2, pointwise.confidence, power=2).value - pointwise.value**2) * n / (n - 1)
     if not spread > 0:
-        return Diagnostics(correlation, rank_correlation, math.nan, math.nan, coverage)
+        return made(variance_cut=math.nan, effective_retrainings=math.nan)
     cut = spread / a * (1 - a / n) / pointwise.error**2
-    return Diagnostics(correlation, rank_correlation, cut, spread / (pointwise.error**2 + spread / n), coverage)
+    return made(variance_cut=cut, effective_retrainings=spread / (pointwise.error**2 + spread / n))
 
 
 def _finite(interval: tuple[float, float]) -> list[float | None]:

@@ -30,7 +30,7 @@ _FIRST = 12  # retrainings before the first look at a tolerance
 
 _CHEAP = 1 << 40  # operations of all n retrainings that are always worth while: some twenty seconds of one core
 
-_NEEDED = 7.0  # retrainings that a tolerance of 1 needs: 35 for 0.2 and 70 for 0.1, as in the median of the 39 cells of digits
+_NEEDED = 5.0  # retrainings that a tolerance of 1 needs: 25 for 0.2, 50 for 0.1, as in the median of what is simulated
 
 _USUAL_TOLERANCE, _USUAL_MOST = 0.2, 50
 
@@ -347,7 +347,7 @@ class Auto(Estimator):
     """Leave out every example where that is cheap, and otherwise as few as a tolerance asks for. It says what it chose and why.
 
     :class:`Exact` measures where all n retrainings take at most 2⁴⁰ floating-point operations, some twenty seconds of one core,
-    or no more than what :class:`Assisted` is expected to take: its prediction, and the 7 / ``tolerance`` retrainings that the
+    or no more than what :class:`Assisted` is expected to take: its prediction, and the 5 / ``tolerance`` retrainings that the
     tolerance needs in the median of the settings measured on ``digits``. Otherwise Assisted measures. Operations are counted and
     not timed, so that every machine chooses the same. Only a ``budget`` in seconds makes the result depend on the machine.
 

@@ -179,8 +179,8 @@ def mean_of_draws(values: ArrayLike, draws: Draws, predicted: ArrayLike, confide
     Example:
         >>> draws = draw([3.0, 1.0, 1.0], np.random.default_rng(0))
         >>> truth, predicted = np.array([6.0, 2.0, 2.0]), np.array([3.0, 1.0, 1.0])
-        >>> mean_of_draws(truth[draws.order[:2]], draws, predicted).value
-        3.333...
+        >>> round(mean_of_draws(truth[draws.order[:2]], draws, predicted).value, 1)
+        3.3
     """
     check_fraction(confidence=confidence)
     y, q, a = np.asarray(values, dtype=np.float64), _predicted(predicted, len(draws.order)), len(np.atleast_1d(values))

@@ -47,7 +47,7 @@ def test_every_column_is_described_and_every_description_has_a_column() -> None:
         assert list(table.columns) == list(CELLS)
         used |= {name for name in CELLS if table[name].notna().any()}
     # No committed study failed or drew S apart, and none tells where it was computed.
-    never = {"sample", "failure", "reason", "software", "device", "threads", "cell_seconds"}
+    never = {"sample", "failure", "reason", "estimator_reason", "software", "device", "threads", "cell_seconds"}
     assert set(CELLS) - used == never
     assert {*_CONSTANTS, *_MEASURED} <= CELLS.keys()
     assert list(examples(Store(FIGURES / "digits.sqlite")).columns) == list(EXAMPLES)
