@@ -12,49 +12,35 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from benchmarks.assisted import numbers
 from benchmarks.language import RESULTS, labelled
 from stability import FineTuning, leave_one_out, machine, problems
 from stability.leave_one_out.estimators import Assisted
-from stability.selectors import (
-    SAM,
-    Adapter,
-    BitFit,
-    ChildPruning,
-    DiffPruning,
-    FullTuning,
-    LoRA,
-    MagPruning,
-    Mixout,
-    MixoutReset,
-    Random,
-    Selector,
-)
+from stability.selectors import Adapter, BitFit, DiffPruning, FullTuning, LoRA, MagPruning, Mixout, MixoutReset, Random, Selector
 from stability.studies.named import STUDIES
-
-_MASKS = (Random, MagPruning, SAM, MixoutReset, ChildPruning, partial(DiffPruning, burn_in=50))
 
 
 def _steps(selectors: Sequence[Selector]) -> list[FineTuning]:
     return [FineTuning(selector, steps=100) for selector in selectors]
 
 
-def _all() -> list[FineTuning]:
+def studied() -> list[FineTuning]:
+    """The 39 settings of the study of digits."""
     return [tuning for tuning in STUDIES["digits"].algorithms if isinstance(tuning, FineTuning)]
 
 
 def groups() -> dict[str, Iterator[tuple[int, int, FineTuning]]]:
     """Of each group the populations: n, the seed of S and of A, and A."""
-    one = [FullTuning(), BitFit(), Mixout(), *(kind(0.03) for kind in _MASKS), Adapter(4), LoRA(4), Random(0.3), MagPruning(0.3)]
+    masks: list[Any] = [tuning.selector for tuning in studied() if tuning.asked_sparsity == 0.03]
+    one = [FullTuning(), BitFit(), Mixout(), *masks, Adapter(4), LoRA(4), Random(0.3), MagPruning(0.3)]
     wild = [FullTuning(), Mixout(), MixoutReset(0.1), DiffPruning(0.3, burn_in=50)]
     return {
         "chaotic": ((100, seed, tuning) for seed in (5, 6, 7, 8) for tuning in _steps(wild)),
-        "seed 1": ((100, 1, tuning) for tuning in _all()),
-        "n = 60": ((60, 2, tuning) for tuning in _all()),
-        "other p": ((100, 4, tuning) for tuning in _steps([kind(p) for kind in _MASKS for p in (0.02, 0.5)])),
+        "seed 1": ((100, 1, tuning) for tuning in studied()),
+        "n = 60": ((60, 2, tuning) for tuning in studied()),
+        "other p": ((100, 4, tuning) for tuning in _steps([replace(mask, sparsity=p) for mask in masks for p in (0.02, 0.5)])),
         "n = 400": ((400, 3, tuning) for tuning in _steps(one)),
     }
 

@@ -25,11 +25,10 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.language import RESULTS
-from benchmarks.populations import groups
+from benchmarks.populations import groups, studied
 from stability import FineTuning, Problem, leave_one_out, machine, problems
 from stability.leave_one_out.estimators import Approximate
 from stability.leave_one_out.statistics import Numbers
-from stability.studies.named import STUDIES
 
 OUT = RESULTS / "smoothness-cpu.json"
 PARTS = ("nonlinearity", "metasmoothness")
@@ -40,9 +39,8 @@ POOR_WHERE_HIGH = {"nonlinearity": True, "metasmoothness": False, "metasmoothnes
 def known(populations: Path) -> list[tuple[dict[str, Any], FineTuning, dict[str, Any]]]:
     """Each population: what names it, A, and what is stored of it."""
     found = []
-    tunings = [tuning for tuning in STUDIES["digits"].algorithms if isinstance(tuning, FineTuning)]
     stored = json.loads((RESULTS / "assisted-digits-cpu.json").read_text())["digits"]
-    for tuning, row in zip(tunings, stored, strict=True):
+    for tuning, row in zip(studied(), stored, strict=True):
         name = {"group": "seed 0", "n": 100, "seed": 0, "method": tuning.name, "settings": str(tuning.selector)}
         found.append((name, tuning, row | {"predicted": row["predictions"]["linearised"]["difference"]}))
     algorithms = {

@@ -136,9 +136,7 @@ _STATUS = {
 
 def _notes(algorithm: Algorithm, estimate: StabilityEstimate) -> list[str]:
     """What should not be overlooked, a paragraph each."""
-    said = estimate.tolerance is None  # by what is inconclusive
-    notes = [note for note in estimate.notes if not (said and note.startswith("prediction and retraining correlate"))]
-    found = [f"Note: {note}." for note in notes]
+    found = [f"Note: {note}." for note in estimate.notes]
     if estimate.failed:
         which = ", ".join(f"example {i} at step {step}" for i, step in estimate.failed.items())
         found.append(f"Failed with seed {algorithm.seed} and left out of every average: {which}.")
