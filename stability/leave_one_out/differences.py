@@ -135,7 +135,10 @@ class Difference:
                 f"with a noise floor of {self.noise_floor:.2g}."
             )
         ends = f"{100 * self.estimate.confidence:g} % interval"
-        return difference_sentence(first, second, self.value, self.interval, unit, ends=ends, told_apart=self.resolved)
+        relative = self.value / self.first.value
+        return difference_sentence(
+            first, second, self.value, self.interval, unit, ends=ends, told_apart=self.resolved, relative=relative
+        )
 
     def __repr__(self) -> str:
         low, high = self.interval
@@ -196,7 +199,7 @@ def difference(problem: Problem, first: Algorithm, second: Algorithm, estimator:
         >>> full, lora = FineTuning(selectors.FullTuning(), steps=3), FineTuning(selectors.LoRA(rank=2), steps=3)
         >>> found = difference(load("digits", n=20), full, lora, estimators.Exact(), device="cpu")
         >>> found.sentence()
-        'lora rank=2 is more stable than full, by exactly ... nats.'
+        'lora rank=2 is more stable than full, by exactly ... nats, which is ... % of the stability of full.'
         >>> found.per_example.columns.tolist()
         ['index', 'first', 'second', 'difference']
     """

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stability.checks import check_kind, check_positive, check_whole
+from stability.checks import check_fraction, check_kind, check_positive, check_whole
 from stability.errors import UsageError
 from stability.leave_one_out.predictors import DEFAULTS, Prediction, Predictor, default_predictor
 from stability.leave_one_out.statistics import Draws, Estimate, Numbers, draw, mean_of_draws, mean_of_population, ratio_of_draws
@@ -275,7 +275,7 @@ class Sampled(Estimator):
         if self.retrainings is not None:
             check_whole(1, retrainings=self.retrainings)
         if self.tolerance is not None:
-            check_positive(tolerance=self.tolerance)
+            check_fraction(tolerance=self.tolerance)
 
     def most(self, n: int) -> int:
         return self.retrainings or (n if self.tolerance is not None else min(20, n))
@@ -370,7 +370,7 @@ class Auto(Estimator):
         >>> from stability import FineTuning, load, measure, selectors
         >>> estimate = measure(load("digits", n=20), FineTuning(selectors.BitFit(), steps=3), Auto())
         >>> estimate.estimator, estimate.reason
-        ('exact', 'exact: leaving out all 20 examples is no more work than predicting and drawing')
+        ('exact', 'exact: leaving out all 20 examples is no more work than an estimate to ±20 %')
     """
 
     tolerance: float | None = None
@@ -406,10 +406,15 @@ class Auto(Estimator):
         predicting = 0.0 if predictor is None else predictor.operations(work) / work.retraining
         drawing = n if self._aim is None else predicting + math.ceil(_NEEDED / self._aim)
         if n <= drawing:
-            return Choice(Exact(), f"leaving out all {n} examples is no more work than predicting and drawing", assisted)
+            return Choice(Exact(), f"leaving out all {n} examples is no more work than {self._otherwise}", assisted)
         if n * work.retraining <= _CHEAP:
             return Choice(Exact(), f"leaving out all {n} examples is little work", assisted)
-        return Choice(assisted, f"leaving out all {n} examples would be {n / drawing:.1f} times as much work")
+        return Choice(assisted, f"leaving out all {n} examples would be {n / drawing:.1f} times the work of {self._otherwise}")
+
+    @property
+    def _otherwise(self) -> str:
+        """What leaving out every example is compared with."""
+        return "a prediction" if self._aim is None else f"an estimate to ±{100 * self._aim:g} %"
 
     @property
     def _aim(self) -> float | None:

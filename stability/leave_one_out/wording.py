@@ -270,6 +270,7 @@ def difference_sentence(
     *,
     told_apart: bool,
     ends: str = "",
+    relative: float = math.nan,
 ) -> str:
     """Which of two methods is more stable, in one sentence.
 
@@ -281,10 +282,13 @@ def difference_sentence(
         unit: of both.
         told_apart: whether one is more stable than the other.
         ends: what the interval is, such as "95 % interval".
+        relative: the value as a fraction of the first's stability; NaN: it is not told.
 
     Example:
         >>> difference_sentence("full", "lora", -0.31, (-0.40, -0.22), "nats", told_apart=True, ends="95 % interval")
         'lora is more stable than full, by 0.31 (95 % interval 0.22 to 0.40) nats.'
+        >>> difference_sentence("full", "lora", -0.00124, (-0.00124, -0.00124), "nats", told_apart=True, relative=-0.0021)
+        'lora is more stable than full, by exactly 0.0012 nats, which is 0.2 % of the stability of full.'
         >>> difference_sentence("full", "lora", 0.1, (-0.2, 0.4), "nats", told_apart=False)
         'The stability of lora and of full is not told apart: +0.10 (−0.20 to +0.40) nats.'
     """
@@ -292,7 +296,9 @@ def difference_sentence(
     if not told_apart:
         return f"The stability of {second} and of {first} is not told apart: {signed_text(value, interval, ends)} {unit}."
     shown = f"exactly {size_of(abs(value))}" if interval[0] == interval[1] else size_text(value, interval, ends)
-    return f"{second} is {'more' if value < 0 else 'less'} stable than {first}, by {shown} {unit}."
+    percent = 100 * abs(relative)
+    of = f", which is {percent:.{0 if percent >= 10 else 1}f} % of the stability of {first}" if math.isfinite(relative) else ""
+    return f"{second} is {'more' if value < 0 else 'less'} stable than {first}, by {shown} {unit}{of}."
 
 
 def size_text(value: float, interval: tuple[float, float], ends: str = "") -> str:

@@ -74,7 +74,8 @@ class Comparison:
             Columns ``method``; ``sparsity``, p; ``trainable``, how many parameters may change, the head's among them; ``seeds``;
             and the means over these of ``train_loss``, ``test_loss``, ``train_metric``, ``test_metric``, ``gap`` (test less train
             loss), ``stability`` and ``seconds``. ``low`` and ``high`` are the 95 % interval of the stability over seeds; NaN
-            with fewer than three. ``than_first`` says what :meth:`differences` tells of the stability: ``more stable`` or
+            with fewer than three. ``left_out`` is how many of ``n`` examples were left out, in the mean over the seeds.
+            ``than_first`` says what :meth:`differences` tells of the stability: ``more stable`` or
             ``less stable`` than the first method, or ``not told apart``; it is empty where there is nothing to tell by.
         """
         found = self.results.summary().table.set_index("algorithm")
@@ -92,6 +93,8 @@ class Comparison:
                 **{name: found[name] for name in columns},
                 "low": found["stability_low"].mask(few).clip(lower=0),
                 "high": found["stability_high"].mask(few),
+                "left_out": found["retrainings"],
+                "n": [self._finished(name)["n"].mean() for name in names],
                 "than_first": [told.get(self.labels[name], "") for name in names],
             }
         ).reset_index(drop=True)
@@ -108,6 +111,7 @@ class Comparison:
 
         Returns:
             A row for each method but the first: ``method``; ``difference``, the mean over the seeds that both have finished;
+            ``relative``, the same as a fraction of the first method's mean over these seeds;
             ``low`` and ``high``, its 95 % interval, NaN where there is none; ``seeds``; ``by``, what the interval is over; ``p``
             and ``resolved``. By is ``seeds`` with three or more (Student's t over these pairs), and with one seed ``exact`` or
             ``examples``. p is that of no difference, after Holm's (1979) correction for all rows of the table; NaN where the
@@ -115,7 +119,7 @@ class Comparison:
         """
         first, *others = self.labels
         rows = [{"method": self.labels[name], **self._difference(first, name, quantity)} for name in others]
-        table = pd.DataFrame(rows, columns=["method", "difference", "low", "high", "seeds", "by", "p", "floor"])
+        table = pd.DataFrame(rows, columns=["method", "difference", "relative", "low", "high", "seeds", "by", "p", "floor"])
         table["p"] = holm(table["p"])
         certain = table["by"] == _EXACT
         table["resolved"] = ((table["p"] < _LEVEL) | certain) & (table["difference"].abs() > table.pop("floor"))
@@ -124,10 +128,12 @@ class Comparison:
     def _difference(self, first: str, name: str, quantity: str) -> dict[str, Any]:
         """A row of the table, with p as it is without the others; ``floor`` is what rounding does."""
         row: dict[str, Any] = {"low": math.nan, "high": math.nan, "by": "", "p": math.nan, "floor": 0.0}
-        found = self._paired(first, name, quantity)
-        if found is None:
-            return {**row, "difference": math.nan, "seeds": 0}
-        row |= {"difference": found.value, "seeds": found.count}
+        pairs = self._pairs(first, name, quantity)
+        if pairs.empty:
+            return {**row, "difference": math.nan, "relative": math.nan, "seeds": 0}
+        found = mean_over_seeds((pairs["second"] - pairs["first"]).to_numpy())
+        base = float(pairs["first"].mean())
+        row |= {"difference": found.value, "relative": found.value / base if base else math.nan, "seeds": found.count}
         if found.count >= _FEWEST:
             p = (
                 2 * float(stats.t.sf(abs(found.value) / found.error, found.count - 1))
@@ -136,8 +142,8 @@ class Comparison:
             )
             return row | {"low": found.interval[0], "high": found.interval[1], "by": _SEEDS, "p": p}
         if found.count == 1 and quantity == "stability":
-            estimate, floor = self._of_one_seed(first, name)
-            row |= {"difference": estimate.value, "floor": floor}
+            estimate, floor = self._of_one_seed(first, name, pairs.index[0])
+            row["floor"] = floor
             low, high = estimate.interval
             exact = estimate.count == estimate.population
             if low > -math.inf or high < math.inf:
@@ -145,14 +151,10 @@ class Comparison:
                 row["p"] = math.nan if exact else _as_student(estimate)
         return row
 
-    def _of_one_seed(self, first: str, name: str) -> tuple[Estimate, float]:
+    def _of_one_seed(self, first: str, name: str, seed: int) -> tuple[Estimate, float]:
         """The difference of two cells of one seed, and what rounding alone does to it."""
-        table = self.results.table
-        finished = table[table["status"] == CellStatus.OK]
-        mine, theirs = (finished[finished["algorithm"] == one].set_index("seed") for one in (name, first))
-        seed = mine.index.intersection(theirs.index)[0]
-        two = theirs.loc[seed], mine.loc[seed]
-        return subtracted(*map(_stored, two)), float(sum(one["noise_floor"] for one in two))
+        two: list[Any] = [self._finished(one).loc[seed] for one in (first, name)]
+        return subtracted(*map(_stored, two)), sum(float(one["noise_floor"]) for one in two)
 
     def sentences(self) -> list[str]:
         """What the seeds tell apart and what they do not: a sentence for each method beside the first.
@@ -183,7 +185,7 @@ class Comparison:
             else:
                 counted = {1: "One seed gives", 2: "Two seeds give"}[most]
                 lines.append(f"{counted} no interval: use {_FEWEST} or more to tell methods apart.")
-        lost = [self.labels[name] for name in self.labels if not self._finished(name)]
+        lost = [self.labels[name] for name in self.labels if self._finished(name).empty]
         return lines + ([f"Every seed failed of {', '.join(lost)}."] if lost else [])
 
     def plot(self) -> Figure:
@@ -238,23 +240,26 @@ class Comparison:
                     "–" if math.isnan(high) else f"{low:.2g} to {high:.2g}"
                     for low, high in zip(found["low"], found["high"], strict=True)
                 ],
+                "left out": [f"{count:.3g} of {n:g}" for count, n in zip(found["left_out"], found["n"], strict=True)],
                 **({f"than {next(iter(self.labels.values()))}": found["than_first"]} if found["than_first"].any() else {}),
                 "seconds": found["seconds"].map("{:.1f}".format),
             }
         )
 
-    def _finished(self, name: str) -> bool:
+    def _finished(self, name: str) -> pd.DataFrame:
+        """The finished cells of a method, by seed."""
         table = self.results.table
-        return not table.empty and bool(((table["algorithm"] == name) & (table["status"] == CellStatus.OK)).any())
+        if table.empty:
+            return table
+        return table[(table["algorithm"] == name) & (table["status"] == CellStatus.OK)].set_index("seed")
 
-    def _paired(self, first: str, name: str, quantity: str) -> Estimate | None:
-        table = self.results.table
-        if table.empty or quantity not in table:
-            return None
-        finished = table[table["status"] == CellStatus.OK]
-        mine, theirs = (finished[finished["algorithm"] == one].set_index("seed")[quantity].astype(float) for one in (name, first))
-        found = (mine - theirs).dropna()
-        return mean_over_seeds(found.to_numpy()) if len(found) else None
+    def _pairs(self, first: str, name: str, quantity: str) -> pd.DataFrame:
+        """A quantity of two methods, ``first`` and ``second``, by the seeds in which both have it."""
+        found = {which: self._finished(one) for which, one in (("first", first), ("second", name))}
+        known = {
+            which: table[quantity].astype(float) if quantity in table else pd.Series(dtype=float) for which, table in found.items()
+        }
+        return pd.DataFrame(known).dropna()
 
 
 def _told(row: Mapping[Any, Any]) -> str:
@@ -270,7 +275,9 @@ def _of_stability(first: str, row: Mapping[Any, Any], unit: str) -> str:
     ends = row["low"], row["high"]
     if row["by"] == _EXACT and not row["resolved"]:
         return f"The stability of {row['method']} and of {first} differs by no more than rounding does."
-    return difference_sentence(first, row["method"], row["difference"], ends, unit, told_apart=row["resolved"])
+    return difference_sentence(
+        first, row["method"], row["difference"], ends, unit, told_apart=row["resolved"], relative=row["relative"]
+    )
 
 
 def _of_metric(metric: str, row: Mapping[Any, Any]) -> str:

@@ -14,6 +14,7 @@ from stability.training.descent import Progress
 __all__ = ["EVERY", "SILENT", "Bar", "Lines", "Stages", "stages"]
 
 _FORM = "{desc} |{bar}| {n_fmt} of {total_fmt}{unit}, {remaining} left"
+_FORM_OF_STEPS = "{desc} |{bar}| {percentage:.0f} %, {remaining} left"  # those of all replicas together say nothing to anybody
 EVERY = 10.0
 """Seconds between two lines."""
 
@@ -104,7 +105,7 @@ class Bar(Stages):
 
     def begin(self, what: str, total: int | None = None, unit: str = "step") -> None:
         self._bar.close()
-        form = "{desc} [{elapsed}]" if total is None else _FORM
+        form = "{desc} [{elapsed}]" if total is None else _FORM_OF_STEPS if unit == "step" else _FORM
         self._bar = self._made(desc=what, total=total, unit=f" {unit}s", bar_format=form, leave=False, dynamic_ncols=True)
 
     def __call__(self, count: int) -> None:
@@ -132,7 +133,7 @@ class Lines(Stages):
         >>> told.begin("training on all 100 examples", total=150)
         training on all 100 examples
         >>> told(75)
-        training on all 100 examples: step 75 of 150
+        training on all 100 examples: 50 %
     """
 
     def __init__(self, file: TextIO | None = None, every: float = EVERY) -> None:
@@ -169,10 +170,13 @@ class Lines(Stages):
         if what == self._what != self._named:
             self._write()
 
+    def _counted(self) -> str:
+        return f"{self._unit} {self._done}" + ("" if self._total is None else f" of {self._total}")
+
     def _write(self) -> None:
         self._last, self._named = time.monotonic(), self._what
-        of = "" if self._total is None else f" of {self._total}"
-        count = f": {self._unit} {self._done}{of}" if self._done else ""
+        share = f"{100 * self._done / self._total:.0f} %" if self._unit == "step" and self._total else ""
+        count = f": {share or self._counted()}" if self._done else ""
         note = f", {self._note}" if self._note else ""
         print(f"{self._what}{count}{note}", file=self._file or sys.stderr, flush=True)
 

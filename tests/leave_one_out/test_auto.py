@@ -97,7 +97,7 @@ def test_exact_is_exact(digits: Problem) -> None:
         assert (estimate.estimator, estimate.status, estimate.prediction) == ("exact", "exact", None)
         pd.testing.assert_frame_equal(estimate.per_example, exact.per_example, check_exact=True)
         assert estimate.pointwise == exact.pointwise
-        assert estimate.reason == "exact: leaving out all 24 examples is no more work than predicting and drawing"
+        assert estimate.reason == "exact: leaving out all 24 examples is no more work than an estimate to ±20 %"
     assert (exact.reason, exact.budget_spent) == ("", False)
 
 
@@ -117,15 +117,15 @@ def test_draws_that_cannot_be_trusted_go_on(digits: Problem) -> None:
     """However wide the tolerance: predictions that are the wrong way round end with every example, or inconclusive."""
     truth = measure(digits, TUNING, Exact(), device="cpu").per_example["difference"].abs().to_numpy()
     wrong = Foretelling(tuple(1 / truth))
-    estimate = measure(digits, TUNING, Assisted(tolerance=5.0, predictor=wrong), device="cpu")
+    estimate = measure(digits, TUNING, Assisted(tolerance=0.99, predictor=wrong), device="cpu")
     assert (estimate.status, estimate.retrainings) == ("exact", 24)
     right = Foretelling(tuple(truth))
-    estimate = measure(digits, TUNING, Assisted(tolerance=5.0, predictor=right), device="cpu")
+    estimate = measure(digits, TUNING, Assisted(tolerance=0.99, predictor=right), device="cpu")
     assert (estimate.status, estimate.retrainings) == ("within tolerance", 12)
-    estimate = measure(digits, TUNING, Assisted(14, tolerance=5.0, predictor=wrong), device="cpu")
+    estimate = measure(digits, TUNING, Assisted(14, tolerance=0.99, predictor=wrong), device="cpu")
     assert (estimate.status, estimate.retrainings) == ("tolerance not met", 14)
     assert "(inconclusive, 95 % interval" in sentence(estimate)
-    assert doubts(estimate)[0].startswith("the tolerance of 5 is not met: the prediction is poor (correlation ")
+    assert doubts(estimate)[0].startswith("the tolerance of 0.99 is not met: the prediction is poor (correlation ")
 
 
 @pytest.mark.parametrize("predicted", [0.0, 1.0, math.inf, math.nan])
@@ -136,7 +136,7 @@ def test_predictions_of_no_use(predicted: float, digits: Problem) -> None:
     assert any("drawn uniformly" in note for note in estimate.notes) == (predicted != 1)
     if predicted != 1:
         assert not any("plain" in doubt for doubt in doubts(estimate))
-    asked = measure(digits, TUNING, Assisted(13, tolerance=5.0, predictor=Foretelling((predicted,) * 24)), device="cpu")
+    asked = measure(digits, TUNING, Assisted(13, tolerance=0.99, predictor=Foretelling((predicted,) * 24)), device="cpu")
     assert (asked.status, asked.retrainings) == ("tolerance not met", 13)
     assert "(inconclusive, " in sentence(asked)
 

@@ -85,10 +85,10 @@ def planted(comparison: Comparison, by: list[float], seeds: int = 3) -> Comparis
 
 def test_sentences_say_what_is_resolved_and_what_is_not(three: Comparison) -> None:
     less = planted(three, [0.50, 0.51, 0.52]).sentences()
-    assert less[0].startswith("lora rank=4 is less stable than full, by 0.51 (0.49 to 0.53) nats.")
+    assert less[0].startswith("lora rank=4 is less stable than full, by 0.51 (0.49 to 0.53) nats, which is ")
     assert "est accuracy" in less[0]
     more = planted(three, [-0.50, -0.51, -0.52]).sentences()
-    assert more[0].startswith("lora rank=4 is more stable than full, by 0.51 (0.49 to 0.53) nats.")
+    assert more[0].startswith("lora rank=4 is more stable than full, by 0.51 (0.49 to 0.53) nats, which is ")
     open_ = planted(three, [0.5, -0.5, 0.1]).sentences()
     assert open_[0].startswith("The stability of lora rank=4 and of full is not told apart: +0.0 (−1.2 to +1.3) nats.")
     assert open_[-1] == "Intervals are of 95 %, paired over 3 seeds."

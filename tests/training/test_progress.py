@@ -80,7 +80,7 @@ def test_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     for now in (9.0, 11.0, 12.0, 22.0):  # noqa: B007 - the clock reads it
         lines(1)
     lines.close()
-    assert file.getvalue() == "training: step 2 of 5\ntraining: step 4 of 5\n"
+    assert file.getvalue() == "training: 40 %\ntraining: 80 %\n"
 
 
 class Timer:
@@ -123,7 +123,7 @@ def test_a_stage_that_lasts_is_named_at_once_and_short_ones_are_not(monkeypatch:
     for timer in Timer.started:
         timer.up()
     assert len(Timer.started) == 5
-    assert file.getvalue() == "evaluating\ntraining: step 1 of 3\n"
+    assert file.getvalue() == "evaluating\ntraining: 33 %\n"
 
 
 @pytest.mark.parametrize(("terminal", "kind"), [(True, Bar), (False, Lines)])
