@@ -123,7 +123,9 @@ def _details(algorithm: Algorithm, estimate: StabilityEstimate) -> dict[str, str
             )
     if estimate.steps_shared:
         every = (estimate.retrainings + 1) * algorithm.max_steps
-        rows["steps"] = f"{estimate.steps_shared / every:.1%} were common to several replicas, and taken once"
+        rows["shared steps"] = (
+            f"{estimate.steps_shared / every:.0%} of all training steps were the same for several replicas, and computed once"
+        )
     return rows
 
 

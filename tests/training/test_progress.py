@@ -67,7 +67,7 @@ def test_a_bar_says_what_is_done_and_is_gone_at_the_end(monkeypatch: pytest.Monk
         bar(4)
     bar.close()
     text = shown.getvalue()
-    assert text.index("training on all |") < text.index("0 of 4 steps") < text.index("retraining |")
+    assert text.index("training on all |") < text.index("| 0 %") < text.index("retraining |")
     assert text.rstrip(" ").endswith("\r")  # the last bar is wiped out
 
 
