@@ -30,7 +30,7 @@ from benchmarks.language import RESULTS
 from stability import machine
 from stability.leave_one_out.differences import subtracted
 from stability.leave_one_out.estimators import Sampled
-from stability.leave_one_out.statistics import Estimate, Numbers
+from stability.leave_one_out.statistics import Estimate, Numbers, calibrated_weights
 
 COUNTS = (10, 20, 40)
 WAYS = ("separate", "joint", "uniform", "sampled")
@@ -98,7 +98,7 @@ def _parts(one: Method, drawn: NDArray[np.int64], p: Numbers) -> tuple[Numbers, 
     """Of each draw the estimate of :func:`.statistics.mean_of_draws`, and its residuals, with weights and without."""
     predicted = one.predicted + one.predicted.mean() / 100
     y, q = one.measured[drawn], predicted[drawn]
-    weights = 1 / p + ((predicted.sum() - (q / p).sum(1)) / q.sum(1))[:, None]
+    weights = calibrated_weights(p, q, predicted.sum())
     residuals = y - q * (y.sum(1) / q.sum(1))[:, None]
     return (weights * y).sum(1) / len(predicted), weights * residuals, residuals
 

@@ -18,6 +18,7 @@ __all__ = [
     "Estimate",
     "Numbers",
     "Shares",
+    "calibrated_weights",
     "draw",
     "mean_of_draws",
     "mean_of_population",
@@ -192,7 +193,7 @@ def mean_of_draws(values: ArrayLike, draws: Draws, predicted: ArrayLike, confide
     rest = population - missing
     estimate = partial(Estimate, confidence=confidence, count=len(y), population=population)
     sure = float(y.sum()) / population
-    weights = 1 / p + (total - (q / p).sum()) / q.sum()
+    weights = calibrated_weights(p, q, total)
     residuals = y - q * y.sum() / q.sum()
     value = float(max((weights * y).sum(), y.sum())) / rest
     if missing or (len(y) < rest and np.ptp(y) <= _EQUAL * y.max()):
@@ -206,6 +207,23 @@ def mean_of_draws(values: ArrayLike, draws: Draws, predicted: ArrayLike, confide
     low, high = (t * math.sqrt(v * by_design + m * by_model) for v, m in (_BELOW, _ABOVE))
     upper = value * math.exp(high) if high < _UNBOUNDED else math.inf
     return estimate(value, (max(value * math.exp(-low), sure), upper), error=math.sqrt(by_design))
+
+
+def calibrated_weights(p: Numbers, q: Numbers, total: float) -> Numbers:
+    """The weights w = 1/p + (Σq − Σ q/p) / Σ_drawn q, with which the drawn q give the Σq of all: Σ_drawn w q = Σq.
+
+    Args:
+        p: (…, a) the probability with which each item was drawn.
+        q: (…, a) its predicted value.
+        total: Σq over all N.
+
+    Example:
+        >>> q = np.array([3.0, 1.0])
+        >>> float((calibrated_weights(np.array([0.9, 0.5]), q, total=5.0) * q).sum())
+        5.0
+    """
+    weights: Numbers = 1 / p + ((total - (q / p).sum(-1)) / q.sum(-1))[..., None]
+    return weights
 
 
 def ratio_of_draws(values: ArrayLike, draws: Draws, confidence: float = 0.95) -> Estimate:
