@@ -219,7 +219,7 @@ def calibrated_weights(p: Numbers, q: Numbers, total: float) -> Numbers:
 
     Example:
         >>> q = np.array([3.0, 1.0])
-        >>> float((calibrated_weights(np.array([0.9, 0.5]), q, total=5.0) * q).sum())
+        >>> round(float((calibrated_weights(np.array([0.9, 0.5]), q, total=5.0) * q).sum()), 9)
         5.0
     """
     weights: Numbers = 1 / p + ((total - (q / p).sum(-1)) / q.sum(-1))[..., None]
