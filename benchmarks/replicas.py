@@ -144,7 +144,7 @@ def measure(setting: Setting, replicas: int, looped: int, threads: int) -> dict[
     flops, rate = counted(setting), matrix_rate(setting.device, setting.precision, threads)
     reference = torch.tensor(found["engine"]["losses"])
     weights = torch.ones(problem.n, problem.n).fill_diagonal_(0)
-    when = departures(weights, list(setting.algorithm.batches(problem.train)))
+    when = departures(weights, torch.ones(problem.n), list(setting.algorithm.batches(problem.train)))
     shared = (int(when.sum()) - int(when.max())) / (problem.n * setting.steps)
     return {
         "settings": {

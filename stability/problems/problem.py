@@ -203,6 +203,38 @@ class Examples:
         check_whole(0, len(self) - 1, f"S has n = {len(self)} examples", i=i)
         return self.take(torch.cat([torch.arange(i), torch.arange(i + 1, len(self))]))
 
+    def followed_by(self, others: Examples) -> Examples:
+        """These examples and then others of the same kind. Sequences are padded to the longest of both, with their own padding.
+
+        Args:
+            others: examples with the same inputs.
+
+        Raises:
+            UsageError: their inputs have other names.
+        """
+        if self.inputs.keys() != others.inputs.keys():
+            raise UsageError(f"inputs {', '.join(self.inputs)} and {', '.join(others.inputs)}: examples of one kind expected")
+        labels = torch.cat([self.labels, others.labels])
+        if self.lengths is None or others.lengths is None:
+            inputs = {name: torch.cat([mine, others.inputs[name]]) for name, mine in self.inputs.items()}
+            return Examples(inputs, labels)
+        padded: dict[str, Tensor] = {}
+        for name, mine in self.inputs.items():
+            pair = mine, others.inputs[name]
+            width = max(tensor.shape[-1] for tensor in pair)
+            known = [one._padding(name) for one in (self, others)]
+            filler = next((value for value in known if value is not None), mine.new_zeros(()))
+            missing = [filler.expand(*tensor.shape[:-1], width - tensor.shape[-1]) for tensor in pair]
+            padded[name] = torch.cat([torch.cat(each, dim=-1) for each in zip(pair, missing, strict=True)])
+        return Examples(padded, labels, torch.cat([self.lengths, others.lengths]))
+
+    def _padding(self, name: str) -> Tensor | None:
+        """What an input is padded with; None where no example is."""
+        assert self.lengths is not None
+        shortest = int(self.lengths.argmin())
+        row = self.inputs[name][shortest].flatten(0, -2)[-1] if self.inputs[name].ndim > 2 else self.inputs[name][shortest]
+        return row[-1] if int(self.lengths[shortest]) < len(row) else None
+
     def to(self, device: torch.device) -> Examples:
         """The same examples on another device; ``lengths`` stay on the CPU.
 

@@ -59,6 +59,7 @@ class Task:
         start: θ⁰ and the head's start.
         tunable: the K coordinates that some replica may change.
         weights: (r, n) weights of the examples.
+        usual: (n,) those of an ordinary run: 1, and 0 for an example that only takes another's place.
         ridges: (r, 1) λ of each replica.
         activity: bool (r, K), which coordinates each row may change; None: all.
         batches: the indices that each step takes.
@@ -72,6 +73,7 @@ class Task:
     start: Parameters
     tunable: Mask
     weights: Tensor
+    usual: Tensor
     ridges: Tensor
     activity: Tensor | None
     batches: Sequence[Tensor]
@@ -83,7 +85,7 @@ class Task:
         """Train the replicas at ``rows``; where they share a trunk that nobody asked for, it is put before them."""
         weights, ridges = self.weights[rows], self.ridges[rows]
         if sharing is not None and sharing.lone:
-            weights, ridges = torch.cat([torch.ones_like(weights[:1]), weights]), torch.cat([ridges[:1], ridges])
+            weights, ridges = torch.cat([self.usual.unsqueeze(0), weights]), torch.cat([ridges[:1], ridges])
         activity = None if self.activity is None else self.activity[rows]
         objective = Objective(
             self.problem,
@@ -118,27 +120,37 @@ class Task:
         return metric
 
 
-def departures(weights: Tensor, batches: Sequence[Tensor]) -> Tensor:
-    """The first step in which each replica takes an example whose weight is not 1, and so departs from an ordinary run.
+def departures(weights: Tensor, usual: Tensor, batches: Sequence[Tensor]) -> Tensor:
+    """The first step in which each replica takes an example with another weight than usual, and so departs from an ordinary run.
 
     Args:
         weights: (r, n) of the examples.
+        usual: (n,) those of an ordinary run.
         batches: the indices that each step takes.
 
     Returns:
         int64 (r,); the number of steps where a replica never departs.
 
     Example:
-        >>> departures(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]), [torch.tensor([0, 1]), torch.tensor([2, 0])]).tolist()
+        >>> weights = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+        >>> departures(weights, torch.ones(3), [torch.tensor([0, 1]), torch.tensor([2, 0])]).tolist()
         [1, 2]
     """
     first = torch.full((weights.shape[1],), len(batches))
     for step, index in reversed(list(enumerate(batches))):
         first[index] = step
-    return torch.where(weights.cpu() == 1, len(batches), first).amin(1)
+    return torch.where((weights == usual).cpu(), len(batches), first).amin(1)
 
 
-def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, memory_budget: int | None = None) -> Division:
+def divide(
+    problem: Problem,
+    algorithm: Algorithm,
+    tunable: Mask,
+    r: int,
+    *,
+    batches: Sequence[Tensor] | None = None,
+    memory_budget: int | None = None,
+) -> Division:
     """Divide r replicas so that what is computed at once fits into memory.
 
     The r rows of trained values and what each step records of them are planned first. For the work a quarter of the budget remains
@@ -155,6 +167,7 @@ def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, mem
         algorithm: A.
         tunable: the K coordinates that some replica may change.
         r: the number of replicas.
+        batches: the indices that the steps take; by default the algorithm's.
         memory_budget: bytes that training and evaluation may take; by default half of what is free.
 
     Example:
@@ -170,7 +183,7 @@ def divide(problem: Problem, algorithm: Algorithm, tunable: Mask, r: int, *, mem
     first = next(iter(start.values()))
     on_cpu = first.device.type == "cpu"
     budget = memory_budget if memory_budget is not None else free_memory(first.device) // 2
-    longest = max(algorithm.batches(problem.train), key=lambda index: len(index) * problem.train.longest(index))
+    longest = max(batches or algorithm.batches(problem.train), key=lambda index: len(index) * problem.train.longest(index))
     dropout = algorithm.dropout_at(0, first.device)
     stack = Stack(start, tunable, tunable.gather(start).unsqueeze(0), differentiable=True)
 
@@ -239,7 +252,7 @@ def carry_out(task: Task, how: Division, progress: Progress | None = None) -> It
     """
     fixed = task.algorithm.shares_beginnings and not task.algorithm.selector.moving and task.activity is None
     fixed = fixed and task.watched is None  # who ends early would have to leave the trunk's company
-    when = departures(task.weights, task.batches) if fixed else torch.zeros(len(task.weights), dtype=torch.int64)
+    when = departures(task.weights, task.usual, task.batches) if fixed else torch.zeros(len(task.weights), dtype=torch.int64)
     order = when.argsort(stable=True)
     sets = math.ceil(len(order) / how.rows)
     # Every set gets early and late ones alike: sets take equally long, and the trunk is common to many.

@@ -26,6 +26,7 @@ from stability.training.descent import Progress
 from stability.training.execution import Division, Task, carry_out, divide
 from stability.training.objective import ALL, Observer, Stack, logits_of
 from stability.training.portions import Portions, if_it_fits, one_too_large
+from stability.training.substitutes import Substitutes
 from stability.training.threads import suited_to
 
 __all__ = ["Replicas", "train"]
@@ -145,6 +146,7 @@ def train(
     weights: Tensor | None = None,
     masks: Sequence[Mask] | Mask | None = None,
     *,
+    substitutes: Substitutes | None = None,
     replica_batch: int | None = None,
     memory_budget: int | None = None,
     reverse_batches: bool = False,
@@ -160,6 +162,7 @@ def train(
         weights: (r, n), one weight an example, 0 for left out; by default one row of ones, a single ordinary run.
         masks: the selected pretrained coordinates, one mask a row or a single one for all; by default
             ``algorithm.select(problem)``. Not where masks move while A trains.
+        substitutes: q examples that may take the place of training examples; ``weights`` then has n + q columns, theirs last.
         replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
         memory_budget: bytes that training and evaluation may take; by default half of what is free. One replica at once is always
             tried, and all trained values are kept.
@@ -185,10 +188,13 @@ def train(
     problem = algorithm.equivalent(problem)
     start = problem.start(algorithm.seed)
     first = next(iter(start.values()))
+    count = problem.n if substitutes is None else problem.n + len(substitutes)
+    usual = (torch.arange(count) < problem.n).to(first)  # the weights of A(S)
     if weights is None:
-        weights = torch.ones(1, problem.n)
-    if weights.ndim != 2 or weights.shape[1] != problem.n or len(weights) == 0:
-        raise UsageError(f"weights have shape {tuple(weights.shape)}: (r, n) with r ≥ 1 and n = {problem.n} expected")
+        weights = usual.unsqueeze(0)
+    if weights.ndim != 2 or weights.shape[1] != count or len(weights) == 0:
+        of = f"n = {problem.n}" if substitutes is None else f"n + {len(substitutes)} substitutes = {count}"
+        raise UsageError(f"weights have shape {tuple(weights.shape)}: (r, {count}) with r ≥ 1 and {of} expected")
     if bool((weights < 0).any()):
         row = int((weights < 0).any(1).nonzero()[0])
         raise UsageError(f"a weight of replica {row} is {float(weights[row].min()):g}: use 0 for left out and 1 for kept")
@@ -210,23 +216,27 @@ def train(
     if tunable.count == 0:
         raise UsageError(f"k = 0 of m = {problem.m} and no head: there is nothing to tune; use a larger p")
     algorithm.check(problem, distinct)
-    seen = algorithm.training_form(problem)
-    how = if_it_fits(partial(divide, seen, algorithm, tunable, len(weights), memory_budget=memory_budget))
+    seen, batches = algorithm.training_form(problem), list(algorithm.batches(problem.train))
+    if substitutes is not None:
+        if algorithm.dropout_at(0, first.device) is not None:
+            raise UsageError("dropout and substitutes: what dropout draws is of the batch without them; leave dropout off")
+        seen, batches = substitutes.beside(seen), list(substitutes.added_to(batches, problem.n))
+    how = if_it_fits(partial(divide, seen, algorithm, tunable, len(weights), batches=batches, memory_budget=memory_budget))
     if how is None:
         raise one_too_large(first.device, tunable.count)
     if replica_batch is not None:
         check_whole(1, replica_batch=replica_batch)
         how = Division(how.workers, max(how.rows, replica_batch), replica_batch)
-    batches = [index.flip(0) if reverse_batches else index for index in algorithm.batches(problem.train)]
     task = Task(
         problem=seen,
         algorithm=algorithm,
         start=start,
         tunable=tunable,
         weights=weights,
+        usual=usual,
         ridges=ridges,
         activity=activity,
-        batches=batches,
+        batches=[index.flip(0) for index in batches] if reverse_batches else batches,
         reverse=reverse_batches,
         observer=observe,
         watched=problem if algorithm.validates else None,

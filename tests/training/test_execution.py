@@ -117,7 +117,7 @@ def test_replicas_that_begin_as_one_are_what_they_are_alone(with_whole: bool, di
 
 def test_departures_are_first_appearances(digits: Problem) -> None:
     batches = list(FineTuning(BitFit(), steps=12, batch_size=5).batches(digits.train))
-    found = departures(torch.cat([everyone_left_out(digits.n), torch.ones(1, digits.n)]), batches)
+    found = departures(torch.cat([everyone_left_out(digits.n), torch.ones(1, digits.n)]), torch.ones(digits.n), batches)
     for i in range(digits.n):
         assert int(found[i]) == next(step for step, batch in enumerate(batches) if i in batch.tolist())
     assert int(found[-1]) == 12
