@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
+from torch import Tensor
 
 from stability.checks import check_kind
-from stability.errors import UsageError, explained
+from stability.errors import MeasurementError, UsageError, explained
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Auto, Choice, Estimator
-from stability.leave_one_out.retrained import Retrained, losses_of
+from stability.leave_one_out.executor import Executor, Models, Part
+from stability.leave_one_out.predictors import Observation, Prediction
+from stability.leave_one_out.procedure import carried_out
+from stability.leave_one_out.units import SingleExamples
 from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.problems.problem import Problem
 from stability.training import Algorithm
 from stability.training.descent import Progress
 from stability.training.progress import Stages, stages
-from stability.training.replicas import train
+from stability.training.replicas import Replicas, train
 from stability.training.threads import suited_to
 
 __all__ = ["measure"]
@@ -79,131 +83,114 @@ def measure(
         >>> measure(problem, algorithm, estimators.Exact()).status
         <Status.EXACT: 'exact'>
     """
-    how: dict[str, Any] = {"began": time.perf_counter(), "replica_batch": replica_batch, "memory_budget": memory_budget}
+    began = time.perf_counter()
     problem, algorithm, estimator = _prepared(problem, algorithm, estimator, reselect, device)
     with stages(progress) as told, suited_to(problem, algorithm):
-        return _measured(problem, algorithm, estimator, reselect, confidence, told, **how)
+        masks = _Masks(problem, algorithm, reselect, told)
+        how: dict[str, Any] = {"replica_batch": replica_batch, "memory_budget": memory_budget}
+        return carried_out(_Replicated(problem, algorithm, masks, told, how), estimator, confidence, began)
 
 
-def _measured(
-    problem: Problem,
-    algorithm: Algorithm,
-    estimator: Estimator,
-    reselect: bool,
-    confidence: float,
-    told: Stages,
-    *,
-    began: float,
-    replica_batch: int | None,
-    memory_budget: int | None,
-) -> StabilityEstimate:
-    masks = _Masks(problem, algorithm, reselect, told)
-    choice, budget = estimator.choice(problem, algorithm, masks.k), _Budget(estimator.budget, began)
+class _Replicated(Executor):
+    """Trains replicas of an algorithm on a problem, many at once, each without one example.
 
-    # 1. Train A(S) alone, in full precision: what reduced precision does to the losses is then in the noise floor.
-    likely = choice.estimator if budget.seconds is None else choice.otherwise or choice.estimator  # it may have to predict
-    predictor = likely.predictor_for(algorithm)
-    observed = None if predictor is None else predictor.observe(problem, algorithm.in_full_precision(), masks)
-    told.begin(f"training on all {problem.n} examples", _steps(algorithm, 1))
-    since = time.perf_counter()
-    alone = train(
-        problem,
-        algorithm.in_full_precision(),
-        masks=masks.of([]) or None,
-        replica_batch=1,
-        observe=None if observed is None else observed.observer,
-        progress=told,
-    )
-    each = least = time.perf_counter() - since
-    whole = losses_of(alone)
-    if likely is not choice.estimator:
-        if budget.holds(problem.n + 1, each, each) > problem.n:
-            observed, budget = None, _Budget(None, began)  # what leaves out all is not ended before it has
-        else:
-            choice = Choice(likely, f"leaving out all {problem.n} examples may not fit into the budget")
-    estimator = choice.estimator
-
-    # 2. Predict what leaving out each example would do.
-    prediction = None
-    if observed is not None:
-        if not observed.counts:
-            told.begin(f"predicting what leaving out each of {problem.n} examples does")
-        observed.told = told
-        prediction = observed.predict(alone)
-
-    # 3. Draw the order in which examples are left out.
-    design = estimator.design(problem.n, algorithm.seed, prediction)
-
-    # 4. Retrain without them, until the estimator has enough, or the next would not be finished within the budget.
-    retrained, spent = Retrained(alone, whole, design, confidence), False
-    while asked := estimator.more(problem.n, retrained.count, retrained.so_far(estimator, prediction)):
-        first = retrained.count == 0  # then A(S) goes along as row 0, for what rounding alone does
-        count = budget.holds(asked + first, each, least) - first
-        if count <= 0:
-            if first:
-                raise UsageError(budget.too_small(each))
-            spent = True
-            break
-        since = time.perf_counter()
-        left_out = torch.as_tensor(design.order[retrained.count : retrained.count + count])
-        weights = torch.ones(len(left_out) + first, problem.n)
-        weights[torch.arange(len(weights) - len(left_out), len(weights)), left_out] = 0
-        theirs = masks.of(left_out.tolist())[not first :] or None
-        more = "" if first else " more"
-        told.begin(f"retraining without each of {count}{more} examples", _steps(algorithm, len(weights)))
-        part = train(
-            problem,
-            algorithm,
-            weights,
-            theirs,
-            replica_batch=replica_batch,
-            memory_budget=memory_budget,
-            reverse_batches=True,
-            progress=told,
-        )
-        told.begin("evaluating")
-        retrained.add(part, left_out, time.perf_counter() - since)
-        wall = time.perf_counter() - since
-        each, least = wall / len(weights), min(least, wall)
-
-    # 5. Estimate.
-    reason = choice.reason and f"{estimator.name}: {choice.reason}"
-    return retrained.estimate(estimator, prediction, began, reason=reason, budget_spent=spent)
-
-
-@dataclass(frozen=True)
-class _Budget:
-    """Seconds that a measurement may take.
-
-    Attributes:
-        seconds: so many; None: as many as it needs.
-        began: when it began, by ``time.perf_counter()``.
+    Args:
+        problem: the one that is trained.
+        algorithm: A, its settings complete.
+        masks: of S and of each Sⁱ.
+        told: is told what is being done.
+        how: what :func:`stability.train` is told of memory.
     """
 
-    seconds: float | None
-    began: float
+    def __init__(self, problem: Problem, algorithm: Algorithm, masks: _Masks, told: Stages, how: dict[str, Any]) -> None:
+        self.units, self.seed, self.told = SingleExamples(problem.n), algorithm.seed, told
+        self._problem, self._algorithm, self._masks, self._how = problem, algorithm, masks, how
+        self._observed: Observation | None = None
+        self._parts: list[Replicas] = []
 
-    def holds(self, asked: int, each: float, least: float) -> int:
-        """How many of so many trainings will be finished in time.
+    def choice(self, estimator: Estimator) -> Choice:
+        return estimator.choice(self._problem, self._algorithm, self._masks.k)
 
-        Args:
-            asked: so many.
-            each: seconds of one of them, where many are trained at once.
-            least: seconds of one that is trained alone.
-        """
-        if self.seconds is None:
-            return asked
-        left = self.seconds - (time.perf_counter() - self.began)
-        return 0 if left < least else min(asked, int(left / each))
+    def observe(self, estimator: Estimator | None) -> None:
+        predictor = None if estimator is None else estimator.predictor_for(self._algorithm)
+        alone = self._algorithm.in_full_precision()
+        self._observed = None if predictor is None else predictor.observe(self._problem, alone, self._masks)
 
-    def too_small(self, each: float) -> str:
-        """What to say where not even one example can be left out."""
-        gone = time.perf_counter() - self.began
-        least = math.ceil(1.2 * (gone + 2 * each))
-        return (
-            f"budget = {self.seconds:g} s: training on all examples and what it needs took {gone:.1f} s, and one retraining takes "
-            f"{each:.1f} s, with which goes another on all examples: give {least} s at the least, or leave the budget out"
+    def train_whole(self) -> Tensor:
+        """In full precision: what reduced precision does to the losses is then in the noise floor."""
+        self.told.begin(f"training on all {self._problem.n} examples", _steps(self._algorithm, 1))
+        alone = self._alone = train(
+            self._problem,
+            self._algorithm.in_full_precision(),
+            masks=self._masks.of([]) or None,
+            replica_batch=1,
+            observe=None if self._observed is None else self._observed.observer,
+            progress=self.told,
         )
+        self.precision = torch.finfo(alone.values.dtype).eps
+        losses = alone.losses(alone.problem.train)[0].double().cpu()
+        self._check(alone, losses, "A(S)")
+        return losses
+
+    def predict(self) -> Prediction | None:
+        if self._observed is None:
+            return None
+        if not self._observed.counts:
+            self.told.begin(f"predicting what leaving out each of {self._problem.n} examples does")
+        self._observed.told = self.told
+        return self._observed.predict(self._alone)
+
+    def retrain(self, left_out: Tensor, along: bool) -> Part:
+        """With A(S) as row 0 where it goes along. The examples of each batch come in reverse order."""
+        began, problem = time.perf_counter(), self._problem
+        weights = torch.cat([torch.ones(int(along), problem.n), self.units.weights(left_out)])
+        masks = self._masks.of(left_out.tolist())[not along :] or None
+        more = "" if along else " more"
+        self.told.begin(f"retraining without each of {len(left_out)}{more} examples", _steps(self._algorithm, len(weights)))
+        part = train(problem, self._algorithm, weights, masks, **self._how, reverse_batches=True, progress=self.told)
+        self.told.begin("evaluating")
+        seconds, whole, rows = time.perf_counter() - began, None, slice(int(along), None)
+        if along:
+            whole = part.losses(problem.train, slice(0, 1))[0].double().cpu()
+            self._check(part, whole, "the run that gives the noise floor")
+            self._held_out = part.losses(problem.test, slice(0, 1)).double().cpu()
+        mine = dataclasses.replace(part, values=part.values[rows])
+        own = mine.own_losses(left_out).double().cpu()
+        moved = (mine.losses(problem.test).double().cpu() - self._held_out).abs().mean(1)
+        failed = part.failed_step[rows]
+        failed = torch.where((failed < 0) & ~(torch.isfinite(own) & torch.isfinite(moved)), self._algorithm.max_steps, failed)
+        self._parts.append(dataclasses.replace(part, failed_step=torch.cat([part.failed_step[: rows.start], failed])))
+        return Part(own=own, moved=moved, failed_step=failed, whole=whole, seconds=seconds)
+
+    def models(self) -> Models:
+        replicas = Replicas.joined(self._parts) if self._parts else self._alone
+        first, *others = replicas.masks
+        return Models(
+            distance=replicas.distances()[1:].tolist(),
+            mask_changes=[0 if mask is first else int((~first.contains(mask)).sum()) for mask in others],
+            replicas=replicas,
+            k=first.count,
+            m=replicas.problem.m,
+            head=sum(tensor.numel() for tensor in replicas.problem.head(replicas.algorithm.seed).values()),
+            steps_shared=replicas.steps_shared,
+        )
+
+    def recalibrated(self, estimator: Estimator, left_out: Sequence[int], losses: Sequence[float]) -> Prediction | None:
+        return estimator.recalibrated(self._alone, left_out, losses)
+
+    def all_failed(self, table: pd.DataFrame) -> str:
+        step = int(table["failed_step"].max())
+        return f"every one of {len(table)} left-out replicas {self._alone.algorithm.failure(step)}"
+
+    def _check(self, replicas: Replicas, losses: Tensor, what: str) -> None:
+        """Check that row 0 was trained, and that its losses are finite.
+
+        Raises:
+            MeasurementError: it was not, or one is not.
+        """
+        step, algorithm = int(replicas.failed_step[0]), replicas.algorithm
+        if step >= 0 or not bool(torch.isfinite(losses).all()):
+            raise MeasurementError(f"{what} {algorithm.failure(step if step >= 0 else algorithm.max_steps)}")
 
 
 def _steps(algorithm: Algorithm, replicas: int) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 
@@ -14,92 +13,59 @@ from torch import Tensor
 from stability.errors import MeasurementError
 from stability.leave_one_out.estimate import StabilityEstimate, diagnosed, trusted
 from stability.leave_one_out.estimators import Design, Estimator, Status
+from stability.leave_one_out.executor import Executor, Part
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
-from stability.training.replicas import Replicas
 
-__all__ = ["Retrained", "losses_of"]
-
-
-def losses_of(alone: Replicas) -> Tensor:
-    """The losses of A(S) on S, float64 (n,) on the CPU.
-
-    Raises:
-        MeasurementError: its training failed, or a loss is not finite.
-    """
-    losses = alone.losses(alone.problem.train)[0].double().cpu()
-    step = int(alone.failed_step[0])
-    if step >= 0 or not bool(torch.isfinite(losses).all()):
-        raise MeasurementError(f"A(S) {alone.algorithm.failure(step if step >= 0 else alone.algorithm.max_steps)}")
-    return losses
+__all__ = ["Retrained"]
 
 
 class Retrained:
     """What came back of the retrainings so far.
 
     Args:
-        alone: A(S), trained alone.
-        whole: its losses on S, (n,).
-        design: the order in which examples are left out.
+        executor: trains.
+        whole: the losses of A(S) on S, (n,).
+        design: the order in which units are left out.
         confidence: of the intervals.
 
     Attributes:
-        table: a row for each example left out.
+        table: a row for each unit left out.
     """
 
-    def __init__(self, alone: Replicas, whole: Tensor, design: Design, confidence: float) -> None:
-        self._whole, self._alone, self._design, self._confidence = whole, alone, design, confidence
-        self._parts: list[Replicas] = []
-        self._held_out = torch.empty(0)  # losses on the test split under A(S)
+    def __init__(self, executor: Executor, whole: Tensor, design: Design, confidence: float) -> None:
+        self._executor, self._whole, self._full = executor, whole, whole
+        self._design, self._confidence = design, confidence
         self.table = pd.DataFrame({name: [] for name in _FOUND})
         self._noise_floor = math.nan
         self._seconds = 0.0
 
     @property
     def count(self) -> int:
-        """How many examples were left out."""
+        """How many units were left out."""
         return len(self.table)
 
-    def add(self, part: Replicas, left_out: Tensor, seconds: float) -> None:
-        """Take in the replicas of ``part``, which were trained without ``left_out`` (a,), one each, in so many ``seconds``.
-
-        The first part has A(S) itself as its row 0, before them.
-
-        Raises:
-            MeasurementError: that run, which gives the noise floor, failed.
-        """
-        problem, algorithm = part.problem, part.algorithm
-        self._seconds += seconds
-        rows = slice(len(part) - len(left_out), None)
-        if not self._parts:
-            self._full = part.losses(problem.train, slice(0, 1))[0].double().cpu()
-            self._held_out = part.losses(problem.test, slice(0, 1)).double().cpu()
+    def add(self, part: Part, left_out: Tensor) -> None:
+        """Take in what the trainings without ``left_out`` (a,) gave. With the first of them A(S) was trained once more."""
+        self._seconds += part.seconds
+        if part.whole is not None:
+            self._full = part.whole
             measured = (self._full - self._whole).abs().mean().item()
             # Two runs may agree in every bit; the losses are then still rounded to the numbers that hold them.
-            self._noise_floor = max(measured, torch.finfo(part.values.dtype).eps * self._whole.abs().mean().item())
-            if (step := int(part.failed_step[0])) >= 0 or not math.isfinite(self._noise_floor):
-                raise MeasurementError(
-                    f"the run that gives the noise floor {algorithm.failure(step if step >= 0 else algorithm.max_steps)}"
-                )
-        mine = dataclasses.replace(part, values=part.values[rows])
-        losses = mine.own_losses(left_out).double().cpu()
-        moved = (mine.losses(problem.test).double().cpu() - self._held_out).abs().mean(1)
-        failed = part.failed_step[rows]
-        failed = torch.where((failed < 0) & ~(torch.isfinite(losses) & torch.isfinite(moved)), algorithm.max_steps, failed)
-        full = self._full[left_out]
-        self._parts.append(dataclasses.replace(part, failed_step=torch.cat([part.failed_step[: rows.start], failed])))
+            self._noise_floor = max(measured, self._executor.precision * self._whole.abs().mean().item())
+        full = self._executor.units.losses(self._full, left_out)
         table = pd.DataFrame(
             {
                 "index": left_out.numpy(),
                 "loss_full": full.numpy(),
-                "loss_left_out": losses.numpy(),
-                "difference": (losses - full).numpy(),
-                "moved": moved.numpy(),
-                "failed_step": failed.numpy(),
+                "loss_left_out": part.own.numpy(),
+                "difference": (part.own - full).numpy(),
+                "moved": part.moved.numpy(),
+                "failed_step": part.failed_step.numpy(),
             }
         )
         table.loc[table["failed_step"] >= 0, ["loss_left_out", "difference", "moved"]] = np.nan
-        self.table = table if len(self._parts) == 1 else pd.concat([self.table, table], ignore_index=True)
+        self.table = pd.concat([self.table, table], ignore_index=True) if self.count else table
 
     def mean(self, column: str = "difference", power: float | None = 1) -> Estimate:
         """The mean over all n of the sizes in a column of the table; ``power`` as for :meth:`.estimators.Design.mean`."""
@@ -144,21 +110,18 @@ class Retrained:
         Raises:
             MeasurementError: every replica failed.
         """
-        alone, n = self._alone, len(self._design.order)
+        n = len(self._design.order)
         known = self.table[self.table["failed_step"] < 0]
-        prediction = estimator.recalibrated(alone, known["index"].tolist(), known["loss_left_out"].tolist()) or prediction
+        improved = self._executor.recalibrated(estimator, known["index"].tolist(), known["loss_left_out"].tolist())
+        prediction = improved or prediction
         seconds = time.perf_counter() - began
-        replicas = Replicas.joined(self._parts) if self._parts else alone
-        table = self.table.copy()
-        table["distance"] = replicas.distances()[1:].cpu().numpy()
-        first = replicas.masks[0]
-        table["mask_changes"] = [0 if mask is first else int((~first.contains(mask)).sum()) for mask in replicas.masks[1:]]
+        models = self._executor.models()
+        table = self.table.assign(distance=models.distance, mask_changes=models.mask_changes)
         bad = table["failed_step"] >= 0
         table.loc[bad, "distance"] = np.nan
         self.table = table
         if len(table) and bad.all():
-            step = int(table["failed_step"].max())
-            raise MeasurementError(f"every one of {len(table)} left-out replicas {alone.algorithm.failure(step)}")
+            raise MeasurementError(self._executor.all_failed(table))
         pointwise = estimator.conclude(self.mean("difference"), prediction)
         found = diagnosed(table, self._design, pointwise, prediction)
         return StabilityEstimate(
@@ -171,20 +134,20 @@ class Retrained:
             status=_status(estimator, self._told(pointwise, estimator, prediction), budget_spent),
             tolerance=estimator.tolerance,
             n=n,
-            k=first.count,
-            m=replicas.problem.m,
-            head=sum(tensor.numel() for tensor in replicas.problem.head(replicas.algorithm.seed).values()),
+            k=models.k,
+            m=models.m,
+            head=models.head,
             retrainings=len(table),
             failed={int(i): int(step) for i, step in table.loc[bad, ["index", "failed_step"]].to_numpy()},
             seconds=seconds,
             retraining_seconds=self._seconds,
             threads=torch.get_num_threads(),
-            steps_shared=replicas.steps_shared,
+            steps_shared=models.steps_shared,
             per_example=table[list(_COLUMNS)],
             prediction=prediction,
             diagnostics=found,
             notes=(*self._design.notes, *self._warnings(estimator, bool(bad.any()))),
-            replicas=replicas,
+            replicas=models.replicas,
             reason=reason,
             budget_spent=budget_spent,
         )

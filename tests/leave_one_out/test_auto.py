@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from stability import FineTuning, Minimisation, Problem, Study, UsageError, load, measure
-from stability.leave_one_out import measuring
+from stability.leave_one_out import measuring, procedure
 from stability.leave_one_out.estimators import Assisted, Auto, Exact
 from stability.leave_one_out.predictors import Linearised, Observation, OneStep, Prediction, Predictor
 from stability.leave_one_out.wording import doubts, sentence
@@ -169,6 +169,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
 
     monkeypatch.setattr(measuring, "train", slow)
     monkeypatch.setattr(measuring, "time", Clock)
+    monkeypatch.setattr(procedure, "time", Clock)
     return lambda: now[0]
 
 
@@ -194,7 +195,8 @@ def test_a_training_is_not_begun_that_would_not_be_finished(digits: Problem, mon
         return train(*what, **more)
 
     monkeypatch.setattr(measuring, "train", slow)
-    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for module in (measuring, procedure):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     estimate = measure(digits, TUNING, Auto(retrainings=23, budget=37.0), device="cpu")
     assert (estimate.status, estimate.budget_spent, now[0]) == ("budget spent", True, 30.0)
     assert "(inconclusive, " in sentence(estimate)
