@@ -1,6 +1,6 @@
 from . import bounds, derivatives, plotting, problems, reports, selectors, studies
 from .errors import MachineError, MeasurementError, StabilityError, UsageError
-from .leave_one_out import Difference, StabilityEstimate, difference, estimators, measure, predictors
+from .leave_one_out import Difference, StabilityEstimate, difference, estimators, measure, perturbations, predictors
 from .masks import Mask, SparseDelta
 from .problems import Examples, Problem, load
 from .studies import Study, StudyResults, compare, run
@@ -29,6 +29,7 @@ __all__ = [
     "estimators",
     "load",
     "measure",
+    "perturbations",
     "plotting",
     "predictors",
     "problems",

@@ -5,7 +5,7 @@ estimates the stability with an interval. What is drawn and what is concluded is
 predicted is a predictor's (:mod:`.predictors`). :func:`difference` measures how much more stable one method is than another.
 """
 
-from stability.leave_one_out import estimators, predictors
+from stability.leave_one_out import estimators, perturbations, predictors
 from stability.leave_one_out.differences import Difference, difference
 from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate
 from stability.leave_one_out.measuring import measure
@@ -20,5 +20,6 @@ __all__ = [
     "estimators",
     "measure",
     "metasmoothness",
+    "perturbations",
     "predictors",
 ]

@@ -18,7 +18,7 @@ from stability.checks import check_fraction, check_kind, check_positive, check_w
 from stability.errors import UsageError
 from stability.leave_one_out.predictors import DEFAULTS, Prediction, Predictor, default_predictor
 from stability.leave_one_out.statistics import Draws, Estimate, Numbers, draw, mean_of_draws, mean_of_population, ratio_of_draws
-from stability.leave_one_out.work import work_of
+from stability.leave_one_out.work import Work, work_of
 from stability.problems.problem import Problem, generator
 from stability.selectors.code import CODE, code_of
 from stability.training import Algorithm
@@ -410,6 +410,21 @@ class Auto(Estimator):
         if n * work.retraining <= _CHEAP:
             return Choice(Exact(), f"leaving out all {n} examples is little work", assisted)
         return Choice(assisted, f"leaving out all {n} examples would be {n / drawing:.1f} times the work of {self._otherwise}")
+
+    def without_prediction(self, count: int, plural: str, work: Work) -> Choice:
+        """Which estimator measures where nothing can be predicted.
+
+        Exact where that is cheap, or takes no more than the most that is left out by default; otherwise :class:`Sampled`.
+
+        Args:
+            count: how many units there are.
+            plural: what they are called.
+            work: of a retraining.
+        """
+        most = self.retrainings if self.retrainings is not None else _USUAL_MOST if self.tolerance is None else count
+        if count <= most or count * work.retraining <= _CHEAP:
+            return Choice(Exact(), f"nothing predicts {plural}, and leaving out all {count} is little work")
+        return Choice(Sampled(most, self.tolerance), f"nothing predicts {plural}, and leaving out all {count} is much work")
 
     @property
     def _otherwise(self) -> str:

@@ -16,9 +16,11 @@ from stability.errors import MeasurementError, UsageError, explained
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Auto, Choice, Estimator
 from stability.leave_one_out.executor import Executor, Models, Part
+from stability.leave_one_out.perturbations import LeaveOneOut, Perturbation
 from stability.leave_one_out.predictors import Observation, Prediction
 from stability.leave_one_out.procedure import carried_out
-from stability.leave_one_out.units import SingleExamples
+from stability.leave_one_out.units import SingleExamples, Units
+from stability.leave_one_out.work import work_of
 from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.problems.problem import Problem
@@ -36,6 +38,7 @@ def measure(
     algorithm: Algorithm,
     estimator: Estimator | None = None,
     *,
+    perturbation: Perturbation | None = None,
     reselect: bool = True,
     confidence: float = 0.95,
     device: str | torch.device = "auto",
@@ -57,6 +60,8 @@ def measure(
         algorithm: A, selector and seed included.
         estimator: one of :mod:`stability.estimators`: Auto, Exact, Sampled, Assisted or Approximate; by default ``Auto()``, which
             leaves out every example where that is cheap, and otherwise as few as an interval of ±20 % needs, at most 50.
+        perturbation: one of :mod:`stability.perturbations`, what is done to S; by default ``LeaveOneOut()``. With another one every
+            "example" here is one of its units, such as a group, and nothing is predicted.
         reselect: choose the mask again on Sⁱ where the selector uses data, for that is part of A. False keeps S's mask.
         confidence: of the intervals. They speak of the choice of i alone; an exact measurement has nothing to be uncertain of.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -85,31 +90,47 @@ def measure(
     """
     began = time.perf_counter()
     problem, algorithm, estimator = _prepared(problem, algorithm, estimator, reselect, device)
+    perturbation = LeaveOneOut() if perturbation is None else perturbation
+    check_kind(Perturbation, "one of stability.perturbations, such as LeaveGroupOut(groups)", perturbation=perturbation)
+    units = perturbation.units(problem, algorithm.seed)
+    estimator.check(units.count)
     with stages(progress) as told, suited_to(problem, algorithm):
-        masks = _Masks(problem, algorithm, reselect, told)
+        masks = _Masks(problem, algorithm, units, reselect, told)
         how: dict[str, Any] = {"replica_batch": replica_batch, "memory_budget": memory_budget}
-        return carried_out(_Replicated(problem, algorithm, masks, told, how), estimator, confidence, began)
+        return carried_out(_Replicated(problem, algorithm, units, masks, told, how), estimator, confidence, began)
 
 
 class _Replicated(Executor):
-    """Trains replicas of an algorithm on a problem, many at once, each without one example.
+    """Trains replicas of an algorithm on a problem, many at once, each without one unit.
 
     Args:
         problem: the one that is trained.
         algorithm: A, its settings complete.
+        units: what is left out.
         masks: of S and of each Sⁱ.
         told: is told what is being done.
         how: what :func:`stability.train` is told of memory.
     """
 
-    def __init__(self, problem: Problem, algorithm: Algorithm, masks: _Masks, told: Stages, how: dict[str, Any]) -> None:
-        self.units, self.seed, self.told = SingleExamples(problem.n), algorithm.seed, told
+    def __init__(
+        self, problem: Problem, algorithm: Algorithm, units: Units, masks: _Masks, told: Stages, how: dict[str, Any]
+    ) -> None:
+        self.units, self.seed, self.told = units, algorithm.seed, told
         self._problem, self._algorithm, self._masks, self._how = problem, algorithm, masks, how
         self._observed: Observation | None = None
         self._parts: list[Replicas] = []
 
     def choice(self, estimator: Estimator) -> Choice:
-        return estimator.choice(self._problem, self._algorithm, self._masks.k)
+        if isinstance(self.units, SingleExamples) or not estimator.predicts:
+            return estimator.choice(self._problem, self._algorithm, self._masks.k)
+        if not isinstance(estimator, Auto):
+            raise UsageError(
+                f"estimator {estimator.name} predicts what leaving out single examples does, and nothing of {self.units.plural}: "
+                "use Exact() or Sampled(…)"
+            )
+        return estimator.without_prediction(
+            self.units.count, self.units.plural, work_of(self._problem, self._algorithm, self._masks.k)
+        )
 
     def observe(self, estimator: Estimator | None) -> None:
         predictor = None if estimator is None else estimator.predictor_for(self._algorithm)
@@ -142,12 +163,15 @@ class _Replicated(Executor):
 
     def retrain(self, left_out: Tensor, along: bool) -> Part:
         """With A(S) as row 0 where it goes along. The examples of each batch come in reverse order."""
-        began, problem = time.perf_counter(), self._problem
-        weights = torch.cat([torch.ones(int(along), problem.n), self.units.weights(left_out)])
+        began, problem, units = time.perf_counter(), self._problem, self.units
+        weights, substitutes = units.weights(left_out), units.substitutes(left_out)
+        if along:
+            usual = torch.arange(weights.shape[1]) < problem.n
+            weights = torch.cat([usual.to(weights).unsqueeze(0), weights])
         masks = self._masks.of(left_out.tolist())[not along :] or None
-        more = "" if along else " more"
-        self.told.begin(f"retraining without each of {len(left_out)}{more} examples", _steps(self._algorithm, len(weights)))
-        part = train(problem, self._algorithm, weights, masks, **self._how, reverse_batches=True, progress=self.told)
+        self.told.begin(f"retraining {units.without(len(left_out), again=not along)}", _steps(self._algorithm, len(weights)))
+        how = {**self._how, "substitutes": substitutes, "reverse_batches": True, "progress": self.told}
+        part = train(problem, self._algorithm, weights, masks, **how)
         self.told.begin("evaluating")
         seconds, whole, rows = time.perf_counter() - began, None, slice(int(along), None)
         if along:
@@ -155,7 +179,7 @@ class _Replicated(Executor):
             self._check(part, whole, "the run that gives the noise floor")
             self._held_out = part.losses(problem.test, slice(0, 1)).double().cpu()
         mine = dataclasses.replace(part, values=part.values[rows])
-        own = mine.own_losses(left_out).double().cpu()
+        own = units.own_losses(mine, left_out).double().cpu()
         moved = (mine.losses(problem.test).double().cpu() - self._held_out).abs().mean(1)
         failed = part.failed_step[rows]
         failed = torch.where((failed < 0) & ~(torch.isfinite(own) & torch.isfinite(moved)), self._algorithm.max_steps, failed)
@@ -208,7 +232,6 @@ def _prepared(
     check_kind(Estimator, "one of stability.estimators, such as Sampled(retrainings=10)", estimator=estimator)
     if problem.n < 2:
         raise UsageError(f"n = {problem.n} training examples: leaving one out needs n ≥ 2")
-    estimator.check(problem.n)
     if algorithm.selector.moving and not reselect:
         raise UsageError(
             f"{algorithm.selector.name} finds its mask while it trains: there is none of S to keep; leave reselect=False out"
@@ -221,8 +244,8 @@ def _prepared(
 class _Masks:
     """The masks of S and of each Sⁱ, selected when they are asked for; none where they move."""
 
-    def __init__(self, problem: Problem, algorithm: Algorithm, reselect: bool, told: Stages) -> None:
-        self._problem, self._algorithm, self._told = problem, algorithm, told
+    def __init__(self, problem: Problem, algorithm: Algorithm, units: Units, reselect: bool, told: Stages) -> None:
+        self._problem, self._algorithm, self._units, self._told = problem, algorithm, units, told
         told.begin("selecting which parameters may change", unit="mask")
         self._own = None if algorithm.selector.moving else algorithm.select(problem)
         if self._own is not None and algorithm.selector.code() is not None and not algorithm.select(problem).equals(self._own):
@@ -244,11 +267,10 @@ class _Masks:
             return []
         if not self._reselect or not left_out:
             return [self._own] * (len(left_out) + 1)
-        selector = self._algorithm.selector
         if new := [i for i in left_out if i not in self._each]:
-            self._told.begin(f"selecting again without each of {len(new)} examples", len(new), "mask")
-            with explained(f"selector {selector.name!r}"):
-                for i, mask in zip(new, selector.select_each_left_out(self._problem, new, self._algorithm.seed), strict=True):
+            self._told.begin(f"selecting again {self._units.without(len(new))}", len(new), "mask")
+            with explained(f"selector {self._algorithm.selector.name!r}"):
+                for i, mask in zip(new, self._units.selected(self._problem, self._algorithm, new), strict=True):
                     self._each[i] = mask
                     self._told(1)
         return [self._own, *(self._each[i] for i in left_out)]

@@ -1,14 +1,20 @@
-"""What is left out of S, unit by unit: which weights its examples then have, and whose losses are looked at."""
+"""What is changed in S, unit by unit: which weights its examples then have, and whose losses are looked at."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from stability.masks import Mask
+from stability.problems.problem import Problem
+from stability.training import Algorithm
+from stability.training.replicas import Replicas
+from stability.training.substitutes import Substitutes
 
 __all__ = ["SingleExamples", "Units"]
 
@@ -34,6 +40,15 @@ class Units(ABC):
     def weights(self, chosen: Tensor) -> Tensor:
         """The example weights of the trainings without each of ``chosen`` units, (a, n)."""
 
+    def substitutes(self, chosen: Tensor) -> Substitutes | None:
+        """What takes the place of examples in the trainings without ``chosen`` units; their weights are the last columns."""
+        return None
+
+    def changed(self, problem: Problem, unit: int) -> Problem:
+        """The problem with the training set of one training, which a selector sees that uses data."""
+        kept = self.weights(torch.tensor([unit]))[0] > 0
+        return problem.with_training(problem.train.take(kept))
+
     @abstractmethod
     def looked_at(self, unit: int) -> Sequence[int]:
         """The examples whose mean loss is compared when this unit is left out."""
@@ -41,6 +56,23 @@ class Units(ABC):
     def losses(self, each: Tensor, chosen: Tensor) -> Tensor:
         """The losses of ``chosen`` units under one model, (a,), from the losses of all n examples under it, (n,)."""
         return torch.stack([each[list(self.looked_at(unit))].mean() for unit in chosen.tolist()])
+
+    def own_losses(self, replicas: Replicas, chosen: Tensor) -> Tensor:
+        """The loss of each of ``chosen`` units under the replica that was trained without it, (a,)."""
+        found = []
+        for row, unit in enumerate(chosen.tolist()):
+            examples = replicas.problem.train.take(torch.tensor(self.looked_at(unit)))
+            found.append(replicas.losses(examples, slice(row, row + 1)).mean())
+        return torch.stack(found)
+
+    def selected(self, problem: Problem, algorithm: Algorithm, chosen: Sequence[int]) -> Iterator[Mask]:
+        """The masks that are selected on the training sets without each of ``chosen`` units."""
+        for unit in chosen:
+            yield algorithm.select(self.changed(problem, unit))
+
+    def without(self, count: int, again: bool = False) -> str:
+        """What is done to so many units, for a report of progress."""
+        return f"without each of {count}{' more' if again else ''} {self.plural}"
 
 
 @dataclass(frozen=True)
@@ -74,3 +106,9 @@ class SingleExamples(Units):
 
     def losses(self, each: Tensor, chosen: Tensor) -> Tensor:
         return each[chosen]
+
+    def own_losses(self, replicas: Replicas, chosen: Tensor) -> Tensor:
+        return replicas.own_losses(chosen)
+
+    def selected(self, problem: Problem, algorithm: Algorithm, chosen: Sequence[int]) -> Iterator[Mask]:
+        return algorithm.selector.select_each_left_out(problem, chosen, algorithm.seed)

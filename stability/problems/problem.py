@@ -445,6 +445,8 @@ class Problem:
         classes: the names of the labels 0, 1, …; None where labels are numbers or have no names.
         training: the settings of training that suit this problem.
         shown: how a person sees the training examples: one text each, or images (n, height, width); None where it is unknown.
+        groups: the group of each training example, such as its annotator, for :class:`stability.perturbations.LeaveGroupOut`;
+            None where there are none.
 
     Example:
         >>> from stability.problems import load
@@ -472,6 +474,7 @@ class Problem:
     classes: tuple[str, ...] | None = None
     training: TrainingDefaults = field(default_factory=TrainingDefaults)
     shown: Sequence[str] | Tensor | None = None
+    groups: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         # dict(module.named_parameters()) is what one has at hand; nothing here differentiates by θ⁰ itself.
@@ -618,7 +621,15 @@ class Problem:
         Raises:
             UsageError: there is no example i.
         """
-        return self._with_what_was_checked(replace(self, train=self.train.without(i), shown=None))
+        return self.with_training(self.train.without(i))
+
+    def with_training(self, examples: Examples) -> Problem:
+        """The same problem with another training set.
+
+        Args:
+            examples: the training set, of the same kind as before.
+        """
+        return self._with_what_was_checked(replace(self, train=examples, shown=None, groups=None))
 
     def to(self, device: torch.device) -> Problem:
         """The same problem on another device; tensors that are there already are not copied.

@@ -193,8 +193,8 @@ def train(
     if weights is None:
         weights = usual.unsqueeze(0)
     if weights.ndim != 2 or weights.shape[1] != count or len(weights) == 0:
-        of = f"n = {problem.n}" if substitutes is None else f"n + {len(substitutes)} substitutes = {count}"
-        raise UsageError(f"weights have shape {tuple(weights.shape)}: (r, {count}) with r ≥ 1 and {of} expected")
+        wide = "(r, n)" if substitutes is None else f"(r, n + {len(substitutes)} substitutes)"
+        raise UsageError(f"weights have shape {tuple(weights.shape)}: {wide} with r ≥ 1 and n = {problem.n} expected")
     if bool((weights < 0).any()):
         row = int((weights < 0).any(1).nonzero()[0])
         raise UsageError(f"a weight of replica {row} is {float(weights[row].min()):g}: use 0 for left out and 1 for kept")

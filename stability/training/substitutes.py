@@ -52,7 +52,7 @@ class Substitutes:
             problem: whose S they belong to.
         """
         there = self.examples.to(problem.train.labels.device)
-        return replace(problem, train=problem.train.followed_by(there), shown=None)
+        return replace(problem, train=problem.train.followed_by(there), shown=None, groups=None)
 
     def added_to(self, batches: Iterable[Tensor], n: int) -> Iterator[Tensor]:
         """The batches, each followed by the substitutes of its examples.

@@ -1,0 +1,296 @@
+"""What is done to the training set: one example left out, a group, a fraction, one replaced, or one with another label.
+
+Each perturbation changes S in u ways, its *units*, and one of these classes names it. The stability is the mean over the units of
+how far the loss that is looked at moves. :class:`LeaveOneOut` is Definition 3 of Fu et al. 2023 and the default everywhere; the
+bounds speak of it alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from stability.checks import check_fraction
+from stability.errors import UsageError
+from stability.leave_one_out.units import SingleExamples, Units
+from stability.problems.problem import Examples, Problem, generator
+from stability.training.replicas import Replicas
+from stability.training.substitutes import Substitutes
+
+__all__ = ["FlipLabel", "LeaveGroupOut", "LeaveOneOut", "Perturbation", "RemoveFraction", "ReplaceOne"]
+
+
+class Perturbation(ABC):
+    """A way of changing the training set. Subclasses are frozen dataclasses.
+
+    Attributes:
+        name: in tables and on the command line.
+    """
+
+    name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @abstractmethod
+    def units(self, problem: Problem, seed: int) -> Units:
+        """The u changed training sets.
+
+        Args:
+            problem: whose training set is changed.
+            seed: of what is drawn.
+
+        Raises:
+            UsageError: the problem does not have what the perturbation needs.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """Name and settings as plain values."""
+        return {"name": self.name, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(Perturbation):
+    """Leave one example out: E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|, Sⁱ = S \\ z_i (Fu et al. 2023, Definition 3).
+
+    Example:
+        >>> from stability import load
+        >>> LeaveOneOut().units(load("digits", n=10), seed=0).count
+        10
+    """
+
+    name: ClassVar[str] = "leave-one-out"
+
+    def units(self, problem: Problem, seed: int) -> Units:
+        return SingleExamples(problem.n)
+
+
+@dataclass(frozen=True)
+class LeaveGroupOut(Perturbation):
+    """Leave a whole group of examples out: E_g |L_g(A(S \\ g)) − L_g(A(S))|, the mean over the groups g, whatever their size.
+
+    L_g is the mean loss over the examples of g. Groups are what belongs together: the texts of one annotator, or of one document.
+
+    Attributes:
+        groups: the group of each training example, (n,); by default those that the problem was loaded with
+            (``load(…, group="annotator")``, ``--group``).
+
+    Raises:
+        UsageError: on measuring: there is no group for each example, there is one group alone, or each has one example alone.
+
+    Example:
+        >>> from stability import load
+        >>> units = LeaveGroupOut(["a", "a", "b", "a", "b"]).units(load("digits", n=5), seed=0)
+        >>> units.count, units.weights(torch.tensor([1])).tolist()
+        (2, [[1.0, 1.0, 0.0, 1.0, 0.0]])
+    """
+
+    groups: Sequence[str | int] | None = None
+
+    name: ClassVar[str] = "leave-group-out"
+
+    def units(self, problem: Problem, seed: int) -> Units:
+        groups = problem.groups if self.groups is None else self.groups
+        if groups is None:
+            raise UsageError(
+                f"{problem.name} was loaded without groups: name the column that has them, load(…, group='annotator') or --group "
+                "COLUMN; or give LeaveGroupOut one group for each training example"
+            )
+        if len(groups) != problem.n:
+            raise UsageError(f"groups: {len(groups)} for n = {problem.n} training examples: give one for each")
+        counts = Counter(groups)
+        if len(counts) == 1:
+            raise UsageError(
+                f"groups: all {problem.n} training examples are in {groups[0]!r}: without it there is nothing to train on"
+            )
+        if max(counts.values()) == 1:
+            raise UsageError(f"groups: each of the {problem.n} has one example alone: that is leaving one out, so leave groups out")
+        names = tuple(counts)
+        members = [tuple(i for i, group in enumerate(groups) if group == name) for name in names]
+        return Parts(problem.n, tuple(members), tuple(map(str, names)), "groups")
+
+
+@dataclass(frozen=True)
+class RemoveFraction(Perturbation):
+    """Remove a fraction f of S at once: E_P |L_P(A(S \\ P)) − L_P(A(S))|, over the parts P of a random partition of S.
+
+    L_P is the mean loss over the examples of P. There are round(1/f) parts, as equal in size as they can be, so that every example
+    is removed once. Fu et al. 2023 remove a tenth of S in Table 2.
+
+    Attributes:
+        fraction: f, at most 1/2.
+
+    Raises:
+        UsageError: a fraction outside (0, 1/2]; on measuring: less than one example.
+
+    Example:
+        >>> from stability import load
+        >>> RemoveFraction(0.1).units(load("digits", n=40), seed=0).count
+        10
+    """
+
+    fraction: float = 0.1
+
+    name: ClassVar[str] = "remove-fraction"
+
+    def __post_init__(self) -> None:
+        check_fraction(fraction=self.fraction)
+        if self.fraction > 0.5:
+            raise UsageError(f"fraction = {self.fraction}: at most 0.5, so that every example is in one part of two or more")
+
+    def units(self, problem: Problem, seed: int) -> Units:
+        parts = round(1 / self.fraction)
+        if parts > problem.n:
+            raise UsageError(
+                f"fraction = {self.fraction} of n = {problem.n} examples is less than one: use {1 / problem.n:.2g} or more"
+            )
+        order = torch.randperm(problem.n, generator=generator(seed, "removed"))
+        members = [tuple(sorted(part.tolist())) for part in order.tensor_split(parts)]
+        return Parts(problem.n, tuple(members), tuple(f"part {j}" for j in range(parts)), "parts")
+
+
+@dataclass(frozen=True)
+class ReplaceOne(Perturbation):
+    """Replace one example by a fresh one: E_i |ℓ(A(S^{i→z′}), z_i) − ℓ(A(S), z_i)| (Shalev-Shwartz et al. 2010, Definition 3).
+
+    z′ takes the place of z_i in its batches. It is drawn from the validation split, or from the test split where there is no
+    other; without replacement as long as there are enough. Losses on the test split are then not quite of unseen examples.
+
+    Raises:
+        UsageError: on measuring: there is no held-out example, or the algorithm drops out.
+
+    Example:
+        >>> from stability import load
+        >>> ReplaceOne().units(load("digits", n=5), seed=0).weights(torch.tensor([2])).tolist()
+        [[1.0, 1.0, 0.0, 1.0, 1.0, 1.0]]
+    """
+
+    name: ClassVar[str] = "replace-one"
+
+    def units(self, problem: Problem, seed: int) -> Units:
+        pool = problem.test if problem.validation is None or not len(problem.validation) else problem.validation
+        if not len(pool):
+            raise UsageError(f"{problem.name} has no held-out example to take in the place of another")
+        draws, orders, drawn = generator(seed, "replacement"), [], 0
+        while drawn < problem.n:
+            orders.append(torch.randperm(len(pool), generator=draws))
+            drawn += len(pool)
+        return Replacements(problem.train, pool.take(torch.cat(orders)[: problem.n]), "replacements")
+
+
+@dataclass(frozen=True)
+class FlipLabel(Perturbation):
+    """Give one example another label: E_i |ℓ(A(S^{y_i→y′}), z_i) − ℓ(A(S), z_i)|, the loss at z_i with its own label y_i.
+
+    y′ is drawn from the other classes, each as likely. It shows how much of a wrong label the model would take over.
+
+    Raises:
+        UsageError: on measuring: labels are numbers, or the algorithm drops out.
+
+    Example:
+        >>> from stability import load
+        >>> FlipLabel().units(load("digits", n=5), seed=0).count
+        5
+    """
+
+    name: ClassVar[str] = "flip-label"
+
+    def units(self, problem: Problem, seed: int) -> Units:
+        labels = problem.train.labels.cpu()
+        if labels.is_floating_point():
+            raise UsageError(f"the labels of {problem.name} are numbers: there is no other class to give an example")
+        classes = int(labels.max()) + 1 if problem.classes is None else len(problem.classes)
+        if classes < 2:
+            raise UsageError(f"{problem.name} has one class alone: there is no other to give an example")
+        others = torch.randint(classes - 1, (problem.n,), generator=generator(seed, "flip"))
+        flipped = dataclasses.replace(problem.train, labels=(others + (others >= labels)).to(problem.train.labels))
+        return Replacements(problem.train, flipped, "flips")
+
+
+@dataclass(frozen=True)
+class Parts(Units):
+    """Groups of examples, each a unit: all of them have weight 0, and their mean loss is looked at.
+
+    Attributes:
+        n: size of S.
+        members: the examples of each group.
+        names: of the groups.
+        plural: what several of them are called.
+
+    Example:
+        >>> Parts(3, ((0, 2), (1,)), ("a", "b"), "groups").weights(torch.tensor([0]))
+        tensor([[0., 1., 0.]])
+    """
+
+    n: int
+    members: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...]
+    plural: str  # type: ignore[misc]
+
+    @property
+    def count(self) -> int:
+        return len(self.members)
+
+    def weights(self, chosen: Tensor) -> Tensor:
+        weights = torch.ones(len(chosen), self.n)
+        for row, unit in enumerate(chosen.tolist()):
+            weights[row, list(self.members[unit])] = 0
+        return weights
+
+    def looked_at(self, unit: int) -> Sequence[int]:
+        return self.members[unit]
+
+
+@dataclass(frozen=True, eq=False)
+class Replacements(Units):
+    """Examples that each give way to another one, whose loss is looked at.
+
+    Attributes:
+        own: S.
+        others: (n,) what takes the place of each.
+        plural: what several of them are called.
+
+    Example:
+        >>> own = Examples({"x": torch.eye(2)}, torch.tensor([0, 1]))
+        >>> Replacements(own, Examples({"x": torch.eye(2)}, torch.tensor([1, 0])), "flips").weights(torch.tensor([1]))
+        tensor([[1., 0., 1.]])
+    """
+
+    own: Examples
+    others: Examples
+    plural: str  # type: ignore[misc]
+
+    @property
+    def count(self) -> int:
+        return len(self.own)
+
+    def weights(self, chosen: Tensor) -> Tensor:
+        own = torch.ones(len(chosen), self.count)
+        own[torch.arange(len(chosen)), chosen] = 0
+        return torch.cat([own, torch.eye(len(chosen))], dim=1)
+
+    def substitutes(self, chosen: Tensor) -> Substitutes:
+        return Substitutes(self.others.take(chosen), chosen)
+
+    def changed(self, problem: Problem, unit: int) -> Problem:
+        n, index = self.count, torch.arange(self.count)
+        index[unit] = n
+        other = self.others.take(torch.tensor([unit])).to(problem.train.labels.device)
+        return problem.with_training(problem.train.followed_by(other).take(index))
+
+    def looked_at(self, unit: int) -> Sequence[int]:
+        return (unit,)
+
+    def losses(self, each: Tensor, chosen: Tensor) -> Tensor:
+        return each[chosen]
+
+    def own_losses(self, replicas: Replicas, chosen: Tensor) -> Tensor:
+        return replicas.own_losses(chosen)
+
+    def without(self, count: int, again: bool = False) -> str:
+        return f"with each of {count}{' more' if again else ''} {self.plural}"

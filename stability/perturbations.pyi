@@ -1,0 +1,1 @@
+from .leave_one_out.perturbations import *  # noqa: F403

@@ -1,0 +1,170 @@
+"""Each perturbation against plain loops over the training sets that it speaks of."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import ViTForImageClassification
+
+from stability import FineTuning, Minimisation, Problem, UsageError, load, measure
+from stability.estimators import Approximate, Assisted, Auto, Exact, Sampled
+from stability.leave_one_out.perturbations import Replacements
+from stability.perturbations import FlipLabel, LeaveGroupOut, LeaveOneOut, Perturbation, RemoveFraction, ReplaceOne
+from stability.problems.digits import _config
+from stability.problems.problem import Examples
+from stability.selectors import SAM, BitFit, ChildPruning, FullTuning
+from tests.reference import as_double, call, plain_loop
+
+TUNING = FineTuning(FullTuning(), steps=8, batch_size=7, learning_rate=1e-3, seed=1)
+GROUPS = [("a", "bb", "c")[i % 3] if i < 20 else "d" for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def double() -> Problem:
+    return as_double(load("digits", n=24, seed=1))
+
+
+def trained(problem: Problem, batches: list[torch.Tensor]) -> Any:
+    """The plain loop's losses of a training set as a function of examples."""
+    model = ViTForImageClassification(_config()).eval()
+    model.load_state_dict({**problem.start(1)})
+    masks = {name: torch.ones(tensor.shape, dtype=torch.bool) for name, tensor in problem.start(1).items()}
+    train = problem.train
+    found = plain_loop(model.double(), train.inputs["pixel_values"], train.labels, masks, batches, None, learning_rate=1e-3)
+    return lambda some: cross_entropy(
+        call(model.double(), found, some.inputs["pixel_values"]), some.labels, reduction="none"
+    ).numpy(force=True)
+
+
+def truth(problem: Problem, perturbation: Perturbation) -> dict[int, float]:
+    """Of each unit, how far the mean loss that is looked at moves."""
+    batches = list(TUNING.batches(problem.train))
+    units = perturbation.units(problem, TUNING.seed)
+    whole = trained(problem, batches)(problem.train)
+    found: dict[int, float] = {}
+    for unit in range(units.count):
+        own = list(units.looked_at(unit))
+        if isinstance(units, Replacements):
+            other = trained(units.changed(problem, unit), batches)
+        else:
+            other = trained(problem, [batch[~torch.isin(batch, torch.tensor(own))] for batch in batches])
+        found[unit] = other(problem.train.take(torch.tensor(own))).mean() - whole[own].mean()
+    return found
+
+
+@pytest.mark.parametrize(
+    "perturbation",
+    [LeaveOneOut(), LeaveGroupOut(GROUPS), RemoveFraction(0.2), ReplaceOne(), FlipLabel()],
+    ids=lambda one: one.name,
+)
+def test_each_is_a_plain_loop_over_its_training_sets(perturbation: Perturbation, double: Problem) -> None:
+    expected = truth(double, perturbation)
+    estimate = measure(double, TUNING, Exact(), perturbation=perturbation, device="cpu")
+    found: dict[int, float] = dict(estimate.per_example[["index", "difference"]].itertuples(index=False))
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert estimate.value == pytest.approx(np.mean(np.abs(list(expected.values()))), abs=1e-6)
+    assert estimate.n == estimate.retrainings == len(expected)
+    assert estimate.noise_floor < 1e-6 < estimate.value
+
+
+def test_what_each_changes(double: Problem) -> None:
+    groups = LeaveGroupOut(GROUPS).units(double, seed=0)
+    assert [GROUPS[i] for i in groups.looked_at(1)] == ["bb"] * 7
+    parts = RemoveFraction(0.2).units(double, seed=0)
+    sizes = [len(parts.looked_at(unit)) for unit in range(parts.count)]
+    assert sizes == [5, 5, 5, 5, 4]
+    assert sorted(i for unit in range(5) for i in parts.looked_at(unit)) == list(range(24))
+    assert RemoveFraction(0.2).units(double, seed=1).looked_at(0) != parts.looked_at(0)
+    flips = FlipLabel().units(double, seed=0)
+    for unit in range(24):
+        changed = flips.changed(double, unit).train.labels != double.train.labels
+        assert changed.nonzero().tolist() == [[unit]]
+    replaced = ReplaceOne().units(double, seed=0)
+    pixels = double.train.inputs["pixel_values"]
+    other = replaced.changed(double, 3).train.inputs["pixel_values"]
+    assert torch.equal(other[[0, 1, 2, *range(4, 24)]], pixels[[0, 1, 2, *range(4, 24)]])
+    assert any(torch.equal(other[3], one) for one in double.test.inputs["pixel_values"])
+
+
+def test_flips_reach_every_other_class(double: Problem) -> None:
+    seen = set()
+    for seed in range(40):
+        units = FlipLabel().units(double, seed)
+        seen |= {int(units.changed(double, 0).train.labels[0])}
+    assert seen == set(range(5)) - {int(double.train.labels[0])}
+
+
+@pytest.mark.parametrize("perturbation", [LeaveGroupOut(GROUPS), FlipLabel(), ReplaceOne()], ids=lambda one: one.name)
+def test_masks_are_those_of_the_changed_training_sets(perturbation: Perturbation, digits: Problem) -> None:
+    algorithm = FineTuning(SAM(0.05), steps=2)
+    estimate = measure(digits, algorithm, Sampled(3), perturbation=perturbation, device="cpu")
+    units = perturbation.units(digits, 0)
+    for unit, mask in zip(estimate.per_example["index"], estimate.replicas.masks[1:], strict=True):
+        assert mask.equals(algorithm.select(units.changed(digits, int(unit))))
+
+
+@pytest.mark.parametrize("algorithm", [FineTuning(ChildPruning(0.1), steps=4), Minimisation(BitFit(), ridge=0.5, max_steps=300)])
+def test_moving_masks_and_minima_are_perturbed_alike(algorithm: Any, digits: Problem) -> None:
+    estimate = measure(digits, algorithm, Exact(), perturbation=LeaveGroupOut(GROUPS), device="cpu")
+    assert estimate.retrainings == 4
+    assert estimate.value > estimate.noise_floor
+
+
+def test_texts_keep_their_padding() -> None:
+    ids = torch.tensor([[5, 6, 9], [5, 9, 9]]), torch.tensor([[7, 7, 7, 7]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]), torch.ones(1, 4, dtype=torch.int64)
+    one, other = (
+        Examples({"input_ids": a, "attention_mask": b}, torch.zeros(len(a)), b.sum(1)) for a, b in zip(ids, mask, strict=True)
+    )
+    both = one.followed_by(other)
+    assert both.inputs["input_ids"].tolist() == [[5, 6, 9, 9], [5, 9, 9, 9], [7, 7, 7, 7]]
+    assert both.inputs["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
+    assert both.lengths is not None
+    assert both.lengths.tolist() == [2, 1, 4]
+    assert other.followed_by(one).inputs["input_ids"].tolist() == [[7, 7, 7, 7], [5, 6, 9, 9], [5, 9, 9, 9]]
+
+
+def test_auto_predicts_nothing_of_groups(digits: Problem) -> None:
+    groups = LeaveGroupOut(GROUPS)
+    estimate = measure(digits, TUNING, perturbation=groups, device="cpu")
+    assert estimate.reason == "exact: nothing predicts groups, and leaving out all 4 is little work"
+    assert measure(digits, TUNING, Auto(retrainings=2), perturbation=groups, device="cpu").reason.startswith("exact")
+    with pytest.raises(
+        UsageError, match="estimator assisted predicts what leaving out single examples does, and nothing of groups"
+    ):
+        measure(digits, TUNING, Assisted(2), perturbation=groups, device="cpu")
+    with pytest.raises(UsageError, match="estimator approximate predicts"):
+        measure(digits, TUNING, Approximate(), perturbation=FlipLabel(), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("perturbation", "message"),
+    [
+        (LeaveGroupOut(), "digits was loaded without groups: name the column that has them"),
+        (LeaveGroupOut(["a"] * 23), "groups: 23 for n = 24 training examples: give one for each"),
+        (LeaveGroupOut(["a"] * 24), "groups: all 24 training examples are in 'a': without it there is nothing to train on"),
+        (LeaveGroupOut(range(24)), "groups: each of the 24 has one example alone: that is leaving one out"),
+        (RemoveFraction(0.01), "fraction = 0.01 of n = 24 examples is less than one: use 0.042 or more"),
+    ],
+)
+def test_what_does_not_fit_is_refused(perturbation: Perturbation, message: str, digits: Problem) -> None:
+    with pytest.raises(UsageError, match=message):
+        measure(digits, TUNING, perturbation=perturbation, device="cpu")
+
+
+def test_senseless_perturbations_are_refused(digits: Problem, pairs: Problem) -> None:
+    with pytest.raises(UsageError, match="fraction = 0.7: at most 0.5"):
+        RemoveFraction(0.7)
+    with pytest.raises(UsageError, match="perturbation"):
+        measure(digits, TUNING, perturbation="flip", device="cpu")  # type: ignore[arg-type]
+    numbers = dataclasses.replace(digits, train=dataclasses.replace(digits.train, labels=digits.train.labels.float()))
+    with pytest.raises(UsageError, match="the labels of digits are numbers"):
+        FlipLabel().units(numbers, 0)
+    dropping = dataclasses.replace(TUNING, dropout=True)
+    with pytest.raises(UsageError, match="dropout and substitutes"):
+        measure(pairs, dropping, Sampled(2), perturbation=FlipLabel(), device="cpu")
