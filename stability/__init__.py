@@ -20,7 +20,9 @@ __getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
 __version__ = _metadata.version("peft-stability")  # pyproject.toml has the number; everything else asks here
 
 
-_ALSO = {f"{__name__}.{name}": f"{__name__}.leave_one_out.{name}" for name in ("estimators", "perturbations", "predictors")}
+_ALSO = {
+    f"{__name__}.{name}": f"{__name__}.leave_one_out.{name}" for name in ("estimators", "loops", "perturbations", "predictors")
+}
 
 
 class _Handed:

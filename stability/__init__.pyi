@@ -1,6 +1,16 @@
 from . import bounds, derivatives, plotting, problems, reports, selectors, studies
 from .errors import MachineError, MeasurementError, StabilityError, UsageError
-from .leave_one_out import Difference, StabilityEstimate, difference, estimators, measure, perturbations, predictors
+from .leave_one_out import (
+    Difference,
+    StabilityEstimate,
+    difference,
+    estimators,
+    loops,
+    measure,
+    measure_loop,
+    perturbations,
+    predictors,
+)
 from .masks import Mask, SparseDelta
 from .problems import Examples, Problem, load
 from .studies import Study, StudyResults, compare, run
@@ -28,7 +38,9 @@ __all__ = [
     "difference",
     "estimators",
     "load",
+    "loops",
     "measure",
+    "measure_loop",
     "perturbations",
     "plotting",
     "predictors",

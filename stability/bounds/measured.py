@@ -93,6 +93,10 @@ def estimate_constants(estimate: StabilityEstimate, check_replicas: int = 0, mem
         (True, True)
     """
     check_whole(0, check_replicas=check_replicas)
+    if estimate.loop is not None:
+        raise UsageError(
+            f"the bounds need the parameters of replicas, and loop {estimate.loop.method!r} has none: use stability.measure"
+        )
     with suited_to(estimate.replicas.problem, estimate.replicas.algorithm):
         return _estimated(estimate, check_replicas, memory_budget)
 

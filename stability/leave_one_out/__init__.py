@@ -3,11 +3,13 @@
 :func:`measure` trains A(S), predicts what leaving out each example would do, draws a few examples, retrains without them and
 estimates the stability with an interval. What is drawn and what is concluded is an estimator's (:mod:`.estimators`), what is
 predicted is a predictor's (:mod:`.predictors`). :func:`difference` measures how much more stable one method is than another.
+:func:`measure_loop` measures a training program of one's own (:mod:`.loops`).
 """
 
-from stability.leave_one_out import estimators, perturbations, predictors
+from stability.leave_one_out import estimators, loops, perturbations, predictors
 from stability.leave_one_out.differences import Difference, difference
 from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate
+from stability.leave_one_out.looping import measure_loop
 from stability.leave_one_out.measuring import measure
 from stability.leave_one_out.smoothness import Metasmoothness, metasmoothness
 
@@ -18,7 +20,9 @@ __all__ = [
     "StabilityEstimate",
     "difference",
     "estimators",
+    "loops",
     "measure",
+    "measure_loop",
     "metasmoothness",
     "perturbations",
     "predictors",

@@ -255,6 +255,12 @@ def _notes(estimate: StabilityEstimate) -> list[str]:
 
 def _check_pair(first: StabilityEstimate, second: StabilityEstimate) -> None:
     check_kind(StabilityEstimate, "what stability.measure returns", first=first, second=second)
+    for name, estimate in (("first", first), ("second", second)):
+        if estimate.loop is not None:
+            raise UsageError(
+                f"the {name} estimate is of loop {estimate.loop.method!r}, whose data nobody knows: compare values and "
+                "intervals, or the columns of per_example"
+            )
     mine, theirs = first.replicas.problem, second.replicas.problem
     if mine.name != theirs.name or dict(mine.settings) != dict(theirs.settings) or not _same(mine.train, theirs.train):
         which = " and ".join(f"{one.name} {dict(one.settings)}" for one in (mine, theirs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scipy import stats
+from torch import Tensor
 
 from stability.leave_one_out.coverage import LEAST_COVERAGE, simulated_coverage
 from stability.leave_one_out.estimators import Design, Estimator, Status
@@ -21,7 +23,7 @@ from stability.training.replicas import Replicas
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Diagnostics", "StabilityEstimate", "diagnosed", "poor", "trusted"]
+__all__ = ["Diagnostics", "StabilityEstimate", "Subject", "diagnosed", "poor", "trusted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,37 @@ class Diagnostics:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Subject:
+    """What an estimate is of, in words: all that tables and figures say of it.
+
+    Attributes:
+        data: what the data are called; empty where they have no name.
+        method: what the algorithm is called.
+        training: how it trains, in a few words.
+        loss_unit: of the losses.
+        seed: of the algorithm.
+        sparsity: p, of which Theorem 1 speaks; None where there is none.
+        shown: what a person sees of each training example: images (n, height, width), or texts; None: its number.
+        label: the label of a training example, by its index; empty where none is known.
+    """
+
+    data: str
+    method: str
+    training: str
+    loss_unit: str
+    seed: int
+    sparsity: float | None = None
+    shown: Sequence[str] | Tensor | None = None
+    label: Callable[[int], str]
+
+    def example(self, i: int) -> str:
+        """What a person reads of example ``i``: its text or number, and its label."""
+        seen = f"example {i}" if self.shown is None or isinstance(self.shown, Tensor) else str(self.shown[i])
+        label = self.label(i)
+        return f"{seen} [{label}]" if label else seen
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StabilityEstimate:
     """The leave-one-out stability of one algorithm on one training set, with all that it rests on.
 
@@ -64,11 +97,12 @@ class StabilityEstimate:
         status: how the estimate ended, such as "within tolerance".
         tolerance: the relative half-width of the interval that was asked for; None where none was.
         n: size of S.
-        k: how many coordinates of the pretrained model were selected.
+        k: how many coordinates of the pretrained model were selected; None for a loop of one's own, as are m, head and replicas.
         m: how many coordinates the pretrained model has, or its equivalent where modules were inserted; p = k/m.
         head: coordinates of the new head, all of which may change.
         retrainings: how many i were left out.
-        failed: those that diverged or stopped short of their minimum, as {i: step}; they enter no average.
+        failed: those that diverged or stopped short of their minimum, as {i: step}; they enter no average. A loop of one's own
+            has no steps, 0 stands there, and a note says why.
         seconds: wall-clock time of selection, training and evaluation.
         retraining_seconds: of these, those of training the left-out models, and of selecting those of their masks that the
             prediction had not asked for already. Their losses are not among them.
@@ -76,13 +110,14 @@ class StabilityEstimate:
         steps_shared: steps of replicas that were not computed, because the replicas began as one.
         per_example: a row for each i left out, in the order in which they were drawn: index, loss_full, loss_left_out,
             difference (left out − full), distance ‖A(Sⁱ) − A(S)‖₂, mask_changes (coordinates of A(S)'s mask that Sⁱ's
-            lacks), failed_step (−1: none).
+            lacks), failed_step (−1: none). What a loop of one's own does not have is NaN.
         prediction: what A(S) alone predicted of all n, where the estimator predicts.
         diagnostics: what that was worth.
         notes: what else should be known, a sentence each.
         replicas: the trained models, A(S) first.
         reason: which estimator :class:`~stability.estimators.Auto` chose, and why; empty where it was asked for.
         budget_spent: whether the seconds that were allowed ended it before the estimator had enough.
+        loop: what was trained, where it was a loop of one's own (:func:`stability.measure_loop`).
     """
 
     pointwise: Estimate
@@ -94,9 +129,9 @@ class StabilityEstimate:
     status: Status
     tolerance: float | None
     n: int
-    k: int
-    m: int
-    head: int
+    k: int | None
+    m: int | None
+    head: int | None
     retrainings: int
     failed: dict[int, int]
     seconds: float
@@ -107,9 +142,10 @@ class StabilityEstimate:
     prediction: Prediction | None
     diagnostics: Diagnostics
     notes: tuple[str, ...]
-    replicas: Replicas
+    replicas: Replicas | Any  # None for a loop of one's own; whoever has measured a problem need not ask
     reason: str = ""
     budget_spent: bool = False
+    loop: Subject | None = None
 
     @property
     def value(self) -> float:
@@ -123,8 +159,25 @@ class StabilityEstimate:
 
     @property
     def sparsity(self) -> float:
-        """The fraction of pretrained parameters that may change in A(S), p = k/m."""
-        return self.k / self.m
+        """The fraction of pretrained parameters that may change in A(S), p = k/m; NaN for a loop of one's own."""
+        return math.nan if self.k is None or self.m is None else self.k / self.m
+
+    @property
+    def subject(self) -> Subject:
+        """What was measured, in words."""
+        if self.loop is not None:
+            return self.loop
+        problem, algorithm = self.replicas.problem, self.replicas.algorithm
+        return Subject(
+            data=problem.name,
+            method=algorithm.name,
+            training=algorithm.describe(),
+            loss_unit=problem.loss_unit,
+            seed=algorithm.seed,
+            sparsity=algorithm.sparsity_for(self.replicas.masks[0]),
+            shown=problem.shown,
+            label=problem.label,
+        )
 
     def examples(self) -> pd.DataFrame:
         """The examples of which something is known, the one that carries most of the stability first.
@@ -168,7 +221,7 @@ class StabilityEstimate:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values that JSON can hold: an unbounded end is None, and k and m are called ``tunable`` and ``total``."""
-        left_out = ("replicas", "pointwise", "hypothesis", "k", "m")
+        left_out = ("replicas", "loop", "pointwise", "hypothesis", "k", "m")
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         predicted = self.prediction
         return plain | {

@@ -34,6 +34,8 @@ _NEEDED = 5.0  # retrainings that a tolerance of 1 needs: 25 for 0.2, 50 for 0.1
 
 _USUAL_TOLERANCE, _USUAL_MOST = 0.2, 50
 
+_FEW = 100  # retrainings of a loop of one's own that are always worth while
+
 _DRAWS = "plan"  # names the stream of random numbers; another word would draw other examples
 
 POWER, FLOOR = 0.8, 0.05
@@ -142,6 +144,22 @@ class Estimator(ABC):
             algorithm: A.
             k: how many of the pretrained coordinates may change.
         """
+        return Choice(self)
+
+    def choice_for_loop(self, n: int) -> Choice:
+        """Which estimator measures a loop of one's own, whose work nobody can count.
+
+        Args:
+            n: size of S.
+
+        Raises:
+            UsageError: the estimator does not suit a loop.
+        """
+        if self.predictor is not None:
+            raise UsageError(
+                f"predictor = {self.predictor!r} predicts for the problems and algorithms of the toolkit; a loop's own losses or "
+                "gradients take its place: leave predictor out"
+            )
         return Choice(self)
 
     def settings(self) -> dict[str, Any]:
@@ -431,6 +449,16 @@ class Auto(Estimator):
         """What leaving out every example is compared with."""
         return "a prediction" if self._aim is None else f"an estimate to ±{100 * self._aim:g} %"
 
+    def choice_for_loop(self, n: int) -> Choice:
+        """Exact for at most 100 examples, and Assisted for more."""
+        super().choice_for_loop(n)
+        assisted = self._assisted(n)
+        if self.retrainings is not None and self.retrainings < n:
+            return Choice(assisted, f"at most {self.retrainings} of {n} examples are to be left out")
+        if n <= _FEW:
+            return Choice(Exact(), f"leaving out all {n} examples is no more than {_FEW} retrainings", assisted)
+        return Choice(assisted, f"leaving out all {n} examples is more than {_FEW} retrainings")
+
     @property
     def _aim(self) -> float | None:
         """The tolerance that applies."""
@@ -475,6 +503,13 @@ class Approximate(Estimator):
     def check(self, n: int) -> None:
         if self.calibration > n:
             raise UsageError(f"calibration = {self.calibration} retrainings of n = {n} examples: use at most n")
+
+    def choice_for_loop(self, n: int) -> Choice:
+        """None: the losses or gradients of a loop tell only which differences are larger than others."""
+        raise UsageError(
+            "Approximate() is the mean of predicted differences, and of a loop only their ratios are predicted: use Assisted(), "
+            "Sampled() or Exact()"
+        )
 
     def more(self, n: int, done: int, found: Estimate | None) -> int:
         return self.calibration - done

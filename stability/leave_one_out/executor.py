@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import Tensor
 
+from stability.leave_one_out.estimate import Subject
 from stability.leave_one_out.estimators import Choice, Estimator
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.units import Units
@@ -45,22 +46,26 @@ class Models:
     """What is known of the trained models at the end. The names are those of :class:`.estimate.StabilityEstimate`.
 
     Attributes:
-        distance: (a,) ‖A(Sⁱ) − A(S)‖₂ of every training without a unit, in their order.
-        mask_changes: (a,) coordinates of A(S)'s mask that that of Sⁱ lacks.
-        replicas: the trained models themselves, A(S) first.
+        distance: (a,) ‖A(Sⁱ) − A(S)‖₂ of every training without a unit, in their order; NaN where it is unknown.
+        mask_changes: (a,) coordinates of A(S)'s mask that that of Sⁱ lacks; NaN where there are no masks.
+        replicas: the trained models themselves, A(S) first, where they are replicas.
+        loop: what was trained, where they are not.
         k: how many coordinates of the pretrained model were selected.
         m: how many coordinates the pretrained model has.
         head: coordinates of the new head.
         steps_shared: steps of replicas that were not computed.
+        notes: what else should be known, a sentence each.
     """
 
     distance: Sequence[float]
     mask_changes: Sequence[float]
-    replicas: Replicas
-    k: int
-    m: int
-    head: int
-    steps_shared: int
+    replicas: Replicas | None = None
+    loop: Subject | None = None
+    k: int | None = None
+    m: int | None = None
+    head: int | None = None
+    steps_shared: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class Executor(ABC):

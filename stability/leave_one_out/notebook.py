@@ -31,16 +31,18 @@ def as_html(estimate: StabilityEstimate) -> str:
         >>> html.startswith("<p><b>Leaving one training example out changes"), html.count("<img src='data:image/png")
         (True, 5)
     """
-    problem, algorithm = estimate.replicas.problem, estimate.replicas.algorithm
+    subject = estimate.subject
     facts = {
-        "method": algorithm.name,
+        "method": subject.method,
         "parameters": f"p = {estimate.sparsity:.3g}: k = {estimate.k} of {estimate.m}",
-        "training": f"{algorithm.describe()}, on n = {estimate.n} examples of {problem.name}",
+        "training": f"{subject.training}, on n = {estimate.n} examples{f' of {subject.data}' if subject.data else ''}",
         "retrained": f"without each of {estimate.retrainings} of {estimate.n} examples",
-        "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, problem.loss_unit),
+        "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, subject.loss_unit),
         "noise floor": size_of(estimate.noise_floor),
         "time": f"{estimate.seconds:.1f} s",
     }
+    if estimate.k is None:
+        del facts["parameters"]
     if estimate.reason:
         facts["chosen"] = estimate.reason
     parts = [f"<p><b>{escape(sentence(estimate))}</b></p>"]
@@ -59,7 +61,7 @@ def as_html(estimate: StabilityEstimate) -> str:
             seen = escape(row["shown"] if len(row["shown"]) <= _LONGEST else f"{row['shown'][:_LONGEST]}…")
             numbers = f"<td>{row['share']:.0%}</td><td>{change:+.3g}{how}</td>"
             cells.append(f"<tr>{numbers}<td style='text-align: left'>{_picture(estimate, int(row['index']))}{seen}</td></tr>")
-        unit = escape(problem.loss_unit)
+        unit = escape(subject.loss_unit)
         head = f"<tr><th>share</th><th>change of its loss ({unit})</th><th>example</th></tr>"
         parts.append(f"<p>The examples that carry most of it:</p><table>{head}{''.join(cells)}</table>")
     return "".join(parts)
@@ -84,7 +86,7 @@ def table_html(table: pd.DataFrame, *, header: bool = True) -> str:
 
 def _picture(estimate: StabilityEstimate, i: int) -> str:
     """The picture of a training example, as part of the page; empty where there is none."""
-    shown = estimate.replicas.problem.shown
+    shown = estimate.subject.shown
     if not isinstance(shown, torch.Tensor):
         return ""
     from matplotlib.image import imsave

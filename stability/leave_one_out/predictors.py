@@ -9,7 +9,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,12 +47,14 @@ class Prediction:
             mean over the checkpoints t of Σ_i ‖(J_t − J_{t−1}) δ_i‖ / Σ_i (‖J_t δ_i‖ + ‖J_{t−1} δ_i‖), where J δ_i is what the
             move δ_i of the replica without z_i does to the logits of z_i. A model that is linear in its parameters has 0. NaN:
             the predictor has no two checkpoints.
+        relative: whether the differences are known but for one common factor.
     """
 
     table: pd.DataFrame
     by: str
     seconds: float
     nonlinearity: float = math.nan
+    relative: bool = False
 
     @property
     def sizes(self) -> Numbers:
@@ -64,6 +66,15 @@ class Prediction:
         """The mean of the predicted |Δℓ_i| over those that are finite; NaN where none is."""
         finite = self.sizes[np.isfinite(self.sizes)]
         return float(finite.mean()) if len(finite) else float("nan")
+
+    def scaled(self, mean: float) -> Prediction:
+        """The same prediction; where only ratios are known, with that factor which gives the sizes this ``mean``."""
+        factor = mean / self.mean if self.relative and self.mean > 0 else math.nan
+        if not math.isfinite(factor):
+            return self
+        difference = self.table["difference"] * factor
+        table = self.table.assign(loss_left_out=self.table["loss_full"] + difference, difference=difference)
+        return replace(self, table=table, by=f"{self.by}, scaled to the measured mean", relative=False)
 
 
 class Masks(Protocol):

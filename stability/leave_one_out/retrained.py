@@ -124,6 +124,7 @@ class Retrained:
             raise MeasurementError(self._executor.all_failed(table))
         pointwise = estimator.conclude(self.mean("difference"), prediction)
         found = diagnosed(table, self._design, pointwise, prediction)
+        prediction = prediction and prediction.scaled(pointwise.value)
         return StabilityEstimate(
             pointwise=pointwise,
             hypothesis=self.mean("moved", power=None),
@@ -146,10 +147,11 @@ class Retrained:
             per_example=table[list(_COLUMNS)],
             prediction=prediction,
             diagnostics=found,
-            notes=(*self._design.notes, *self._warnings(estimator, bool(bad.any()))),
+            notes=(*self._design.notes, *self._warnings(estimator, bool(bad.any())), *models.notes),
             replicas=models.replicas,
             reason=reason,
             budget_spent=budget_spent,
+            loop=models.loop,
         )
 
     def _warnings(self, estimator: Estimator, failed: bool) -> list[str]:

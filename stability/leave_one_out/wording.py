@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from stability.leave_one_out.estimate import StabilityEstimate, poor
 from stability.leave_one_out.estimators import Assisted, Exact, Status, drawable
 
@@ -42,12 +40,13 @@ def sentence(estimate: StabilityEstimate) -> str:
         >>> sentence(measure(load("digits", n=10), algorithm, estimators.Exact(), device="cpu"))
         'Leaving one training example out changes its loss by ... nats on average, exactly: each of the 10 examples was left out.'
     """
-    unit, (low, high) = estimate.replicas.problem.loss_unit, estimate.interval
+    unit, (low, high) = estimate.subject.loss_unit, estimate.interval
     begins, value = "Leaving one training example out changes its loss by", amount(estimate.value, unit)
     if math.isnan(estimate.value):
         return "How much leaving one training example out changes its loss was not measured."
     if estimate.value <= estimate.noise_floor:
-        return f"{begins} no more than rounding does: {value} on average, with a noise floor of {estimate.noise_floor:.2g}."
+        noise = "rounding" if estimate.loop is None else "training again on all examples"
+        return f"{begins} no more than {noise} does: {value} on average, with a noise floor of {estimate.noise_floor:.2g}."
     if estimate.status == Status.APPROXIMATE:
         return f"{begins} about {value} on average. That is a prediction, whose error is unknown: no model was retrained."
     if estimate.status == Status.EXACT:
@@ -116,7 +115,8 @@ def doubts(estimate: StabilityEstimate) -> tuple[str, ...]:
         ('one retraining tells nothing of the spread',)
     """
     if estimate.value <= estimate.noise_floor:
-        return ("the value is not above the noise floor, which is what rounding alone does",)
+        noise = "what rounding alone does" if estimate.loop is None else "how far two trainings on all examples differ"
+        return (f"the value is not above the noise floor, which is {noise}",)
     if estimate.tolerance is not None:  # what was asked for decides alone
         met = estimate.status != Status.TOLERANCE_NOT_MET
         why = [*_poor(estimate), *_worthless(estimate), *(["the budget is spent"] if estimate.budget_spent else [])]
@@ -251,13 +251,11 @@ def carriers(estimate: StabilityEstimate, count: int) -> list[dict[str, Any]]:
         >>> [row["shown"] for row in carriers(measure(load("digits", n=10), algorithm, estimators.Exact()), 1)]
         ['example ... [...]']
     """
-    problem = estimate.replicas.problem
+    subject = estimate.subject
     found = estimate.examples().head(count).to_dict("records")
     rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in found]
     for row in rows:
-        i = int(row["index"])
-        seen = problem.shown[i] if problem.shown is not None and not isinstance(problem.shown, torch.Tensor) else f"example {i}"
-        row["shown"] = f"{seen} [{problem.label(i)}]"
+        row["shown"] = subject.example(int(row["index"]))
     return rows
 
 

@@ -22,10 +22,10 @@ _PREDICTED, _RETRAINED = "#56B4E9", "#D55E00"
 
 def _settings(estimate: StabilityEstimate) -> str:
     """What an estimate is of: problem, method, p, n and seed."""
-    problem, algorithm = estimate.replicas.problem, estimate.replicas.algorithm
-    p = algorithm.sparsity_for(estimate.replicas.masks[0])
-    parts = [f"problem {problem.name}", label(algorithm.name), f"p = {share(p)}", f"n = {estimate.n}"]
-    return " · ".join([*parts, f"seed {algorithm.seed}"])
+    subject = estimate.subject
+    data = [f"problem {subject.data}"] if subject.data else []
+    p = [] if subject.sparsity is None else [f"p = {share(subject.sparsity)}"]
+    return " · ".join([*data, label(subject.method), *p, f"n = {estimate.n}", f"seed {subject.seed}"])
 
 
 @styled
@@ -55,15 +55,16 @@ def differences(estimate: StabilityEstimate) -> Figure:
     both = np.isfinite(predicted) & np.isfinite(retrained)
     figure, axes = new_figure(1, 2, (7.2, 3.3)) if both.any() else new_figure(1, 1, (4.6, 3.3))
     order = np.argsort(-np.nan_to_num(predicted if has_prediction else retrained, nan=-1.0), kind="stable")
-    unit = estimate.replicas.problem.loss_unit
+    unit = estimate.subject.loss_unit
     floor = _floor(predicted, retrained, estimate.noise_floor)
     rank, ax = np.arange(1, len(table) + 1), axes[0]
     left_out = f"retrained without it ({int(np.isfinite(retrained).sum())})"
     if has_prediction:
         ax.plot(rank, np.maximum(predicted[order], floor), ".", color=_PREDICTED, ms=4, label=f"predicted ({len(table)})")
     ax.plot(rank, np.maximum(retrained[order], floor), "o", mfc="none", color=_RETRAINED, ms=5, label=left_out)
+    noise = "rounding" if estimate.loop is None else "noise"
     if floor < estimate.noise_floor:
-        ax.axhline(estimate.noise_floor, color="0.5", lw=0.8, ls=":", label="noise floor: differences below it are rounding")
+        ax.axhline(estimate.noise_floor, color="0.5", lw=0.8, ls=":", label=f"noise floor: differences below it are {noise}")
     ax.set(yscale="log", xlabel="examples, largest first", ylabel=f"change of its loss, |Δℓᵢ| [{unit}]")
     if has_prediction:
         ax.legend(loc="best")
@@ -120,11 +121,12 @@ def influential(estimate: StabilityEstimate, count: int = 8) -> Figure:
         4
     """
     check_whole(1, count=count)
-    problem = estimate.replicas.problem
-    if problem.shown is None or len(problem.shown) != problem.n:
-        raise NothingToDrawError(f"problem {problem.name!r} does not say what its examples look like: set its shown")
+    subject = estimate.subject
+    if subject.shown is None or len(subject.shown) != estimate.n:
+        what = f"problem {subject.data!r}" if subject.data else f"loop {subject.method!r}"
+        raise NothingToDrawError(f"{what} does not say what its examples look like: set its shown")
     rows = estimate.examples().head(count).to_dict("records")
-    figure = (_images if isinstance(problem.shown, torch.Tensor) else _texts)(estimate, rows)
+    figure = (_images if isinstance(subject.shown, torch.Tensor) else _texts)(estimate, rows)
     headed(figure, f"The {len(rows)} examples that carry most of the stability", _settings(estimate))
     explained(figure, ["In per cent: the example's part of the sum of all changes."])
     return figure
@@ -139,35 +141,34 @@ def _changed(row: dict[Any, Any], unit: str) -> str:
 
 
 def _class(estimate: StabilityEstimate, row: dict[Any, Any]) -> str:
-    problem = estimate.replicas.problem
-    name = problem.label(int(row["index"]))
-    return f"class {name}" if problem.classes is not None else name
+    name = estimate.subject.label(int(row["index"])) or f"example {int(row['index'])}"
+    return f"class {name}" if estimate.loop is None and estimate.replicas.problem.classes is not None else name
 
 
 def _images(estimate: StabilityEstimate, rows: list[dict[Any, Any]]) -> Figure:
-    problem, columns = estimate.replicas.problem, min(4, len(rows))
+    subject, columns = estimate.subject, min(4, len(rows))
     lines = -(-len(rows) // columns)
     figure, axes = new_figure(lines, columns, (max(1.8 * columns, 3.6), 0.9 + 2.15 * lines))
     for ax in axes[len(rows) :]:
         ax.remove()
     for ax, row in zip(axes, rows, strict=False):
         ax.axis("off")
-        ax.imshow(problem.shown[int(row["index"])].cpu().numpy(), cmap="gray_r")  # type: ignore[index, union-attr]
-        words = textwrap.fill(_changed(row, problem.loss_unit), 24)
+        ax.imshow(subject.shown[int(row["index"])].cpu().numpy(), cmap="gray_r")  # type: ignore[index, union-attr]
+        words = textwrap.fill(_changed(row, subject.loss_unit), 24)
         ax.set_title(f"{_class(estimate, row)}, {row['share']:.0%}\n{words}", fontsize=7.5, loc="left")
     return figure
 
 
 def _texts(estimate: StabilityEstimate, rows: list[dict[Any, Any]]) -> Figure:
-    problem = estimate.replicas.problem
-    texts = [textwrap.fill(_cut(str(problem.shown[int(row["index"])])), 112) for row in rows]  # type: ignore[index]
+    subject = estimate.subject
+    texts = [textwrap.fill(_cut(str(subject.shown[int(row["index"])])), 112) for row in rows]  # type: ignore[index]
     heights = [text.count("\n") + 2.6 for text in texts]
     figure, (ax,) = new_figure(1, 1, (7.2, 0.155 * sum(heights) + 0.75))
     ax.axis("off")
     ax.set(xlim=(0, 1), ylim=(sum(heights), 0))
     top = 0.0
     for row, text, height in zip(rows, texts, heights, strict=True):
-        title = f"{_class(estimate, row)}, {row['share']:.0%}: {_changed(row, problem.loss_unit)}"
+        title = f"{_class(estimate, row)}, {row['share']:.0%}: {_changed(row, subject.loss_unit)}"
         ax.text(0, top, title.replace("$", r"\$"), weight="bold", va="top", fontsize=8)
         ax.text(0.01, top + 1.1, text.replace("$", r"\$"), va="top", fontsize=8)
         top += height

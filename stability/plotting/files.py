@@ -37,9 +37,9 @@ def prefix(estimate: StabilityEstimate) -> str:
         >>> prefix(measure(load("digits", n=10), tuning, estimator=estimators.Exact()))
         'digits_random_p0.05_n10_seed0'
     """
-    problem, algorithm = estimate.replicas.problem, estimate.replicas.algorithm
-    p = algorithm.sparsity_for(estimate.replicas.masks[0])
-    return _joined([problem.name, algorithm.name, f"p{p:.3g}", f"n{estimate.n}", f"seed{algorithm.seed}"])
+    subject = estimate.subject
+    p = [] if subject.sparsity is None else [f"p{subject.sparsity:.3g}"]
+    return _joined([*([subject.data] if subject.data else []), subject.method, *p, f"n{estimate.n}", f"seed{subject.seed}"])
 
 
 def study_prefix(results: StudyResults, tasks: Iterable[str]) -> str:

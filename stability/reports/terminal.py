@@ -21,8 +21,8 @@ __all__ = ["metrics_of", "settling", "show_bounds", "show_estimate", "show_examp
 
 
 def show_estimate(
-    problem: Problem,
-    algorithm: Algorithm,
+    problem: Problem | None,
+    algorithm: Algorithm | None,
     estimate: StabilityEstimate,
     metrics: Mapping[str, float],
     *,
@@ -32,10 +32,10 @@ def show_estimate(
     """Print an estimate: the answer in a sentence, the facts in a table, and what should not be overlooked.
 
     Args:
-        problem: the problem that was learned.
-        algorithm: the algorithm whose stability was measured.
+        problem: the problem that was learned; None for a loop of one's own.
+        algorithm: the algorithm whose stability was measured; None for a loop of one's own.
         estimate: what was measured.
-        metrics: the metric of A(S) by split, from :func:`metrics_of`.
+        metrics: the metric of A(S) by split, from :func:`metrics_of`; empty for a loop of one's own.
         verbose: whether diagnostics are printed as well: the noise floor, the prediction and what it was worth, and shared steps.
         width: of the terminal, in characters.
 
@@ -56,27 +56,19 @@ def show_estimate(
         wrap.initial_indent, wrap.subsequent_indent = f"  {name:<{indent - 2}}", " " * indent
         print(wrap.fill(text))
     wrap.initial_indent = wrap.subsequent_indent = ""
-    said = _notes(algorithm, estimate)
+    said = _notes(estimate)
     if said:
         print()
     for text in said:
         print(wrap.fill(text))
 
 
-def _facts(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, metrics: Mapping[str, float]) -> dict[str, str]:
+def _facts(
+    problem: Problem | None, algorithm: Algorithm | None, estimate: StabilityEstimate, metrics: Mapping[str, float]
+) -> dict[str, str]:
     """What everyone asks, by common words."""
-    left = dict(metrics)
-    commonest = left.pop(_COMMONEST, None)
-    known = [f"{_CALLED.get(split, split)} {value:.3f}" for split, value in sorted(left.items(), key=lambda one: one[0] != "train")]
-    beside = "" if commonest is None else f" (always answering the commonest class: {commonest:.3f})"
-    head = f", and all {estimate.head} of the head" if estimate.head else ""
-    unit, failed = estimate.replicas.problem.loss_unit, f", {len(estimate.failed)} of them failed" if estimate.failed else ""
-    rows = {
-        "method": algorithm.name,
-        "parameters": f"p = {estimate.sparsity:.3g}: k = {estimate.k} of {estimate.m} may change{head}",
-        "training set": f"n = {estimate.n} examples of {problem.name}",
-        "training": f"{algorithm.describe()}; {len(next(iter(algorithm.batches(problem.train))))} examples a step",
-        problem.metric_name: ", ".join(known) + beside,
+    unit, failed = estimate.subject.loss_unit, f", {len(estimate.failed)} of them failed" if estimate.failed else ""
+    rows = _trained(problem, algorithm, estimate, metrics) | {
         "retrained": f"without each of {estimate.retrainings} of {estimate.n} examples{failed}" if estimate.retrainings else "none",
         "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, unit),
         "test losses": "not measured"
@@ -86,20 +78,42 @@ def _facts(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, 
     }
     if estimate.reason:
         rows["chosen"] = estimate.reason
-    if (p := algorithm.sparsity_for(estimate.replicas.masks[0])) != estimate.sparsity:
+    p = estimate.subject.sparsity
+    if p is not None and p != estimate.sparsity:
         rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
     return rows
+
+
+def _trained(
+    problem: Problem | None, algorithm: Algorithm | None, estimate: StabilityEstimate, metrics: Mapping[str, float]
+) -> dict[str, str]:
+    """What was trained. Of a loop of one's own less is known."""
+    if problem is None or algorithm is None:
+        subject = estimate.subject
+        return {"method": subject.method, "training set": f"n = {estimate.n} examples", "training": subject.training}
+    left = dict(metrics)
+    commonest = left.pop(_COMMONEST, None)
+    known = [f"{_CALLED.get(split, split)} {value:.3f}" for split, value in sorted(left.items(), key=lambda one: one[0] != "train")]
+    beside = "" if commonest is None else f" (always answering the commonest class: {commonest:.3f})"
+    head = f", and all {estimate.head} of the head" if estimate.head else ""
+    return {
+        "method": algorithm.name,
+        "parameters": f"p = {estimate.sparsity:.3g}: k = {estimate.k} of {estimate.m} may change{head}",
+        "training set": f"n = {estimate.n} examples of {problem.name}",
+        "training": f"{algorithm.describe()}; {len(next(iter(algorithm.batches(problem.train))))} examples a step",
+        problem.metric_name: ", ".join(known) + beside,
+    }
 
 
 _COMMONEST = "commonest class on test"
 _CALLED = {"train": "training"}
 
 
-def _details(algorithm: Algorithm, estimate: StabilityEstimate) -> dict[str, str]:
+def _details(algorithm: Algorithm | None, estimate: StabilityEstimate) -> dict[str, str]:
     """What only those ask who want to know how it was measured."""
     low, high = estimate.interval
     rows = {
-        "stability E_i|Δℓ_i|": f"{estimate.value:.6g} {estimate.replicas.problem.loss_unit}",
+        "stability E_i|Δℓ_i|": f"{estimate.value:.6g} {estimate.subject.loss_unit}",
         f"{estimate.pointwise.confidence:.0%} interval": _interval(low, high),
         "noise floor": _number(estimate.noise_floor, ".2g"),
         "estimator": f"{estimate.estimator}; {_STATUS.get(estimate.status, estimate.status)}",
@@ -121,7 +135,7 @@ def _details(algorithm: Algorithm, estimate: StabilityEstimate) -> dict[str, str
             rows["simulated coverage"] = (
                 f"{found.simulated_coverage:.0%} of simulated intervals from draws like these held the truth"
             )
-    if estimate.steps_shared:
+    if estimate.steps_shared and algorithm is not None:
         every = (estimate.retrainings + 1) * algorithm.max_steps
         rows["shared steps"] = (
             f"{estimate.steps_shared / every:.0%} of all training steps were the same for several replicas, and computed once"
@@ -136,12 +150,13 @@ _STATUS = {
 }
 
 
-def _notes(algorithm: Algorithm, estimate: StabilityEstimate) -> list[str]:
+def _notes(estimate: StabilityEstimate) -> list[str]:
     """What should not be overlooked, a paragraph each."""
     found = [f"Note: {note}." for note in estimate.notes]
     if estimate.failed:
-        which = ", ".join(f"example {i} at step {step}" for i, step in estimate.failed.items())
-        found.append(f"Failed with seed {algorithm.seed} and left out of every average: {which}.")
+        steps = estimate.loop is None  # the notes say why a training of a loop of one's own failed
+        which = ", ".join(f"example {i} at step {step}" if steps else f"example {i}" for i, step in estimate.failed.items())
+        found.append(f"Failed with seed {estimate.subject.seed} and left out of every average: {which}.")
     return found
 
 

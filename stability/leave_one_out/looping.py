@@ -1,0 +1,319 @@
+"""The stability of a training loop of one's own, by the same estimators."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from stability.checks import check_kind, check_whole
+from stability.errors import MachineError, MeasurementError, OwnCodeError, StabilityError, UsageError, described, explained
+from stability.leave_one_out.estimate import StabilityEstimate, Subject
+from stability.leave_one_out.estimators import Auto, Choice, Estimator
+from stability.leave_one_out.executor import Executor, Models, Part
+from stability.leave_one_out.loops import Floats, Loop, Losses
+from stability.leave_one_out.predictors import Prediction
+from stability.leave_one_out.procedure import carried_out
+from stability.leave_one_out.units import SingleExamples
+from stability.machine import out_of_memory
+from stability.training.descent import Progress
+from stability.training.progress import Stages, stages
+
+__all__ = ["measure_loop"]
+
+_REPEATED = 1e-5  # of the mean loss: two runs that differ by more do not differ by rounding alone
+
+
+def measure_loop(
+    loop: Loop,
+    estimator: Estimator | None = None,
+    *,
+    seed: int = 0,
+    confidence: float = 0.95,
+    workers: int = 1,
+    progress: bool | Progress = False,
+) -> StabilityEstimate:
+    """The leave-one-out stability of any training program: one of scikit-learn, a ``transformers.Trainer``, or a loop of your own.
+
+    As for :func:`stability.measure`, β₂ is the mean over i of |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|, and A(S) is trained first. It is
+    trained once more with the same weights and seed. How far these two differ is the noise floor: 0 up to rounding for a loop that
+    keeps to its seed.
+
+    :class:`~stability.estimators.Assisted` draws examples in proportion to their loss under A(S), or to the squared norm of their
+    gradient where the loop gives gradients. That is no prediction of a size: in the estimate it is scaled to the measured
+    stability. :class:`~stability.estimators.Auto` leaves out every example up to n = 100, and beyond as few as ±20 % need, at most
+    50.
+
+    Args:
+        loop: one of :mod:`stability.loops`.
+        estimator: one of :mod:`stability.estimators`, by default ``Auto()``. Not Approximate, for nothing predicts a size.
+        seed: is given to the loop, and draws the examples that are left out.
+        confidence: of the intervals. They speak of the choice of i alone.
+        workers: how many trainings run at once, each in a process of its own (``joblib``).
+        progress: True shows a bar in a terminal or a notebook, and a line every ten seconds where output goes to a file. A function
+            is told how many trainings were done.
+
+    Returns:
+        The estimate. What a loop does not have is None: ``k``, ``m``, ``head`` and ``replicas``. ``distance`` and ``hypothesis``
+        are NaN where the loop gives no parameters and no held-out losses.
+
+    Raises:
+        UsageError: no loop, a result without losses or of a wrong length, an estimator that does not suit a loop, or a budget too
+            small for one retraining.
+        OwnCodeError: the loop raised an error while it trained A(S). While it trains without an example, that is a failure of this
+            example, and a note says why.
+        MeasurementError: a loss of A(S) is not finite, or every training without an example failed.
+
+    Example:
+        >>> import numpy as np
+        >>> from stability import loops
+        >>> x, y = np.arange(6.0), np.array([0.0, 1.0, 2.0, 3.0, 4.0, 9.0])
+        >>> def line(weights, seed):
+        ...     return (y - np.polyval(np.polyfit(x, y, deg=1, w=np.sqrt(weights)), x)) ** 2
+        >>> estimate = measure_loop(loops.ByWeight(line, n=6, loss_unit="squared error"))
+        >>> estimate.examples()["index"].tolist()[:2], estimate.status
+        ([5, 4], <Status.EXACT: 'exact'>)
+    """
+    began = time.perf_counter()
+    check_kind(Loop, "one of stability.loops, such as ByWeight(function, n=100)", loop=loop)
+    estimator = Auto() if estimator is None else estimator
+    check_kind(Estimator, "one of stability.estimators, such as Sampled(retrainings=10)", estimator=estimator)
+    check_whole(0, 2**32 - 1, "scikit-learn and numpy take no other seeds", seed=seed)
+    check_whole(1, workers=workers)
+    estimator.check(loop.n)
+    with stages(progress, unit="training") as told:
+        return carried_out(_Looped(loop, seed, workers, told), estimator, confidence, began)
+
+
+class _Looped(Executor):
+    """Calls a loop, once for each unit.
+
+    Args:
+        loop: trains.
+        seed: is given to it.
+        workers: how many trainings run at once.
+        told: is told what is being done.
+    """
+
+    def __init__(self, loop: Loop, seed: int, workers: int, told: Stages) -> None:
+        self.units, self.seed, self.told, self._loop, self._workers = SingleExamples(loop.n), seed, told, loop, workers
+        self._predicts = False
+        self._distances: list[float] = []
+        self._failures: dict[str, list[int]] = {}  # the examples without which training failed, by the reason
+        self._notes: dict[str, None] = {}  # in their order, each once
+        if not loop.by_weight:
+            self._notes[
+                "each example was left out by removing its row: what the loop draws, such as its batches, may differ too"
+            ] = None
+
+    def choice(self, estimator: Estimator) -> Choice:
+        return estimator.choice_for_loop(self.units.count)
+
+    def observe(self, estimator: Estimator | None) -> None:
+        self._predicts = estimator is not None and estimator.predicts
+
+    def train_whole(self) -> Tensor:
+        n, name = self.units.count, self._loop.name
+        self.told.begin(f"training on all {n} examples", 1, "training")
+        try:
+            with explained(f"loop {name!r}"):
+                found = self._loop.run(np.ones(n), self.seed)
+        except StabilityError:
+            raise
+        except Exception as error:  # of a library that the loop called
+            raise OwnCodeError(f"loop {name!r} raised {described(error)} when it trained on all {n} examples") from error
+        self._whole = _Found(self._loop, found)
+        self.precision = self._whole.precision
+        self._whole.check("A(S)")
+        self.told(1)
+        return torch.from_numpy(self._whole.train)
+
+    def predict(self) -> Prediction | None:
+        if not self._predicts:
+            return None
+        began, losses, gradients = time.perf_counter(), self._whole.train, self._whole.gradients
+        if gradients is None:
+            by, sizes = "the training losses of A(S)", losses - min(0.0, losses.min())
+        else:
+            by, sizes = "the squared norms of the gradients of A(S)", (gradients**2).sum(1)
+        columns = {"index": range(len(losses)), "loss_full": losses, "loss_left_out": losses + sizes, "difference": sizes}
+        return Prediction(pd.DataFrame(columns), by, time.perf_counter() - began, relative=True)
+
+    def retrain(self, left_out: Tensor, along: bool) -> Part:
+        began, index, more = time.perf_counter(), left_out.tolist(), "" if along else " more"
+        weights = torch.cat([torch.ones(int(along), self.units.count), self.units.weights(left_out)]).double().numpy()
+        self.told.begin(f"retraining without each of {len(index)}{more} examples", len(weights), "training")
+        jobs = (joblib.delayed(_attempt)(self._loop, row, self.seed) for row in weights)
+        done: list[_Found | str] = []
+        for found in joblib.Parallel(self._workers, return_as="generator")(jobs):
+            done.append(found)
+            self.told(1)
+        seconds, whole = time.perf_counter() - began, None
+        if along:
+            again = done.pop(0)
+            if isinstance(again, str):
+                raise MeasurementError(f"the run that gives the noise floor failed: {again}")
+            again.check("the run that gives the noise floor")
+            whole, self._again = torch.from_numpy(again.train), again
+            self._tell_repeated()
+        own, moved = np.full(len(index), np.nan), np.full(len(index), np.nan)
+        failed = np.full(len(index), -1)
+        for j, (i, found) in enumerate(zip(index, done, strict=True)):
+            why = found if isinstance(found, str) else found.odd(i)
+            self._distances.append(math.nan)
+            if isinstance(found, str) or why:
+                self._failures.setdefault(why, []).append(i)
+                failed[j] = 0
+                continue
+            own[j], moved[j] = found.train[i], found.moved_from(self._again)
+            self._distances[-1] = found.distance_from(self._again)
+            if found.note:
+                self._notes[found.note] = None
+        tensors = (torch.from_numpy(array) for array in (own, moved, failed))
+        return Part(**dict(zip(("own", "moved", "failed_step"), tensors, strict=True)), whole=whole, seconds=seconds)
+
+    def models(self) -> Models:
+        loop = self._loop
+        failures = [
+            f"the training without example {', '.join(map(str, index))} failed: {why}" for why, index in self._failures.items()
+        ]
+        subject = Subject(
+            data="",
+            method=loop.name,
+            training=f"own loop, {'with example weights' if loop.by_weight else 'without the rows that are left out'}",
+            loss_unit=loop.loss_unit,
+            seed=self.seed,
+            shown=loop.shown,
+            label=loop.label,
+        )
+        notes = (*self._notes, *failures)
+        return Models(distance=self._distances, mask_changes=[math.nan] * len(self._distances), loop=subject, notes=notes)
+
+    def all_failed(self, table: pd.DataFrame) -> str:
+        why = next(iter(self._failures))
+        return f"every one of {len(table)} trainings of loop {self._loop.name!r} without an example failed, the first: {why}"
+
+    def _tell_repeated(self) -> None:
+        """Say so where two runs with equal weights and seeds differ by more than rounding."""
+        differ, size = float(np.abs(self._again.train - self._whole.train).mean()), float(np.abs(self._whole.train).mean())
+        if differ > _REPEATED * size:
+            said = f"two trainings on all examples with seed {self.seed} differ by {differ:.2g} {self._loop.loss_unit} on average"
+            self._notes[f"{said}: the loop draws what its seed does not decide; the noise floor holds that"] = None
+
+
+class _Found:
+    """What one training gave, as arrays that were checked.
+
+    Args:
+        loop: trained.
+        losses: what it returned.
+
+    Raises:
+        UsageError: something has another shape than it should, or is no array of numbers.
+    """
+
+    def __init__(self, loop: Loop, losses: Losses) -> None:
+        self._loop, n = loop, loop.n
+        self.note = losses.note
+        self.train, self.precision = _numbers(
+            losses.train, loop, "the losses of S", f"(n,) = ({n},), also of what is left out", (n,)
+        )
+        self.held_out, self.gradients, self.parameters = (
+            None if value is None else _numbers(value, loop, what, form, shape)[0]
+            for value, what, form, shape in (
+                (losses.held_out, "the held-out losses", "(N,)", (None,)),
+                (losses.gradients, "the gradients", f"(n, P) with n = {n}", (n, None)),
+                (losses.parameters, "the parameters", "(P,)", (None,)),
+            )
+        )
+
+    def check(self, what: str) -> None:
+        """Check that all losses are finite.
+
+        Raises:
+            MeasurementError: one is not.
+        """
+        odd = np.flatnonzero(~np.isfinite(self.train))
+        if len(odd):
+            where, value = f"the loss of example {odd[0]}", self.train[odd[0]]
+        elif self.held_out is not None and not np.isfinite(self.held_out).all():
+            where = "a held-out loss"
+            value = self.held_out[~np.isfinite(self.held_out)][0]
+        else:
+            return
+        raise MeasurementError(
+            f"{what}: {where} is {value} after loop {self._loop.name!r} has trained: use a smaller learning rate if training "
+            "diverged, or bound the loss, such as the log of a probability that may be 0"
+        )
+
+    def odd(self, i: int) -> str:
+        """Why this training without example ``i`` is a failure; empty where it is none."""
+        if not math.isfinite(self.train[i]):
+            return f"its loss is {self.train[i]}"
+        if self.held_out is not None and not np.isfinite(self.held_out).all():
+            return "a held-out loss is not finite"
+        return ""
+
+    def moved_from(self, other: _Found) -> float:
+        """The mean change of the held-out losses; NaN where there are none."""
+        if self.held_out is None or other.held_out is None:
+            return math.nan
+        self._same(len(self.held_out), len(other.held_out), "held-out losses")
+        return float(np.abs(self.held_out - other.held_out).mean())
+
+    def distance_from(self, other: _Found) -> float:
+        """The distance of the parameters; NaN where they are unknown."""
+        if self.parameters is None or other.parameters is None:
+            return math.nan
+        self._same(len(self.parameters), len(other.parameters), "parameters")
+        return float(np.linalg.norm(self.parameters - other.parameters))
+
+    def _same(self, mine: int, theirs: int, what: str) -> None:
+        if mine != theirs:
+            raise UsageError(
+                f"loop {self._loop.name!r} returned {mine} {what}, and {theirs} for all examples: return the same ones each time"
+            )
+
+
+def _attempt(loop: Loop, weights: Floats, seed: int) -> _Found | str:
+    """One training without an example: what it gave, or why it failed. Worker processes call it."""
+    try:
+        losses = loop.run(weights, seed)
+    except (Exception, SystemExit) as error:
+        if out_of_memory(error):
+            raise MachineError(f"memory ran out in loop {loop.name!r}: {described(error)}") from error
+        if isinstance(error, StabilityError) and not isinstance(error, MeasurementError):
+            raise
+        return described(error)
+    return _Found(loop, losses)
+
+
+def _numbers(value: Any, loop: Loop, what: str, form: str, shape: Sequence[int | None]) -> tuple[Floats, float]:
+    """A list, an array or a tensor in float64, and the ε of the numbers that it had.
+
+    Raises:
+        UsageError: it is none of these, or has another shape.
+    """
+    asked = f"let it return {what} in shape {form}"
+    precision = float(np.finfo(np.float64).eps)
+    if isinstance(value, Tensor):
+        precision = torch.finfo(value.dtype).eps if value.is_floating_point() else precision
+        value = value.detach().cpu().double().numpy()
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind == "f":
+            precision = max(precision, float(np.finfo(array.dtype).eps))
+        array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"loop {loop.name!r} returned a {type(value).__name__} where {what} should be: {asked}") from error
+    if len(array.shape) != len(shape) or any(one not in (None, size) for one, size in zip(shape, array.shape, strict=True)):
+        known = "nothing" if value is None else f"{what} in shape {array.shape}"
+        raise UsageError(f"loop {loop.name!r} returned {known}: {asked}")
+    return array, precision

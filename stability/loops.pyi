@@ -1,0 +1,1 @@
+from .leave_one_out.loops import *  # noqa: F403
