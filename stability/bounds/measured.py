@@ -19,6 +19,7 @@ from stability.derivatives.gradients import mean_gradient, per_example_gradients
 from stability.derivatives.influence import first_order_changes
 from stability.errors import MeasurementError, UsageError
 from stability.leave_one_out.estimate import StabilityEstimate
+from stability.leave_one_out.units import LEAVING_ONE_OUT
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, Problem
 from stability.training.replicas import Replicas
@@ -96,6 +97,11 @@ def estimate_constants(estimate: StabilityEstimate, check_replicas: int = 0, mem
     if estimate.loop is not None:
         raise UsageError(
             f"the bounds need the parameters of replicas, and loop {estimate.loop.method!r} has none: use stability.measure"
+        )
+    if estimate.units.words != LEAVING_ONE_OUT:
+        raise UsageError(
+            f"the bounds speak of leaving single examples out, and this estimate is of {estimate.units.words.doing}: measure again "
+            "without a perturbation"
         )
     with suited_to(estimate.replicas.problem, estimate.replicas.algorithm):
         return _estimated(estimate, check_replicas, memory_budget)

@@ -193,7 +193,7 @@ def loo(
     else:
         show_estimate(problem, algorithm, estimate, metrics, verbose=output.verbose, width=width)
         if "examples" in more:
-            show_examples(more["examples"], estimate.n, width)
+            show_examples(more["examples"], estimate.units, width)
         if bounding.bounds:
             print(f"\nBounds from the constants measured on these runs (δ = {delta:g} for the expected loss):")
             show_bounds(found, constants.notes)

@@ -18,6 +18,7 @@ from stability.leave_one_out.coverage import LEAST_COVERAGE, simulated_coverage
 from stability.leave_one_out.estimators import Design, Estimator, Status
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
+from stability.leave_one_out.units import Units
 from stability.training.replicas import Replicas
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Subject:
 
     Attributes:
         data: what the data are called; empty where they have no name.
+        n: size of S.
         method: what the algorithm is called.
         training: how it trains, in a few words.
         loss_unit: of the losses.
@@ -64,6 +66,7 @@ class Subject:
     """
 
     data: str
+    n: int
     method: str
     training: str
     loss_unit: str
@@ -96,7 +99,8 @@ class StabilityEstimate:
         estimator: ``exact`` (every i was left out), ``sampled``, ``assisted`` or ``approximate``.
         status: how the estimate ended, such as "within tolerance".
         tolerance: the relative half-width of the interval that was asked for; None where none was.
-        n: size of S.
+        n: size of S, or the number of units where something else than single examples is perturbed.
+        units: what was done to S (:mod:`stability.perturbations`): each "example" here is one of its units, such as a group.
         k: how many coordinates of the pretrained model were selected; None for a loop of one's own, as are m, head and replicas.
         m: how many coordinates the pretrained model has, or its equivalent where modules were inserted; p = k/m.
         head: coordinates of the new head, all of which may change.
@@ -129,6 +133,7 @@ class StabilityEstimate:
     status: Status
     tolerance: float | None
     n: int
+    units: Units
     k: int | None
     m: int | None
     head: int | None
@@ -170,6 +175,7 @@ class StabilityEstimate:
         problem, algorithm = self.replicas.problem, self.replicas.algorithm
         return Subject(
             data=problem.name,
+            n=problem.n,
             method=algorithm.name,
             training=algorithm.describe(),
             loss_unit=problem.loss_unit,
@@ -221,10 +227,11 @@ class StabilityEstimate:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values that JSON can hold: an unbounded end is None, and k and m are called ``tunable`` and ``total``."""
-        left_out = ("replicas", "loop", "pointwise", "hypothesis", "k", "m")
+        left_out = ("replicas", "loop", "units", "pointwise", "hypothesis", "k", "m")
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         predicted = self.prediction
         return plain | {
+            "perturbation": self.units.words.perturbation,
             "tunable": self.k,
             "total": self.m,
             "value": self.value,

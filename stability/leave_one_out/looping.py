@@ -147,9 +147,10 @@ class _Looped(Executor):
         return Prediction(pd.DataFrame(columns), by, time.perf_counter() - began, relative=True)
 
     def retrain(self, left_out: Tensor, along: bool) -> Part:
-        began, index, more = time.perf_counter(), left_out.tolist(), "" if along else " more"
+        began, index = time.perf_counter(), left_out.tolist()
         weights = torch.cat([torch.ones(int(along), self.units.count), self.units.weights(left_out)]).double().numpy()
-        self.told.begin(f"retraining without each of {len(index)}{more} examples", len(weights), "training")
+        count = f"{len(index)}" if along else f"{len(index)} more"
+        self.told.begin(f"retraining {self.units.words.each_of(count)}", len(weights), "training")
         jobs = (joblib.delayed(_attempt)(self._loop, row, self.seed) for row in weights)
         done: list[_Found | str] = []
         for found in joblib.Parallel(self._workers, return_as="generator")(jobs):
@@ -186,6 +187,7 @@ class _Looped(Executor):
         ]
         subject = Subject(
             data="",
+            n=loop.n,
             method=loop.name,
             training=f"own loop, {'with example weights' if loop.by_weight else 'without the rows that are left out'}",
             loss_unit=loop.loss_unit,

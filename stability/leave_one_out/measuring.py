@@ -125,11 +125,11 @@ class _Replicated(Executor):
             return estimator.choice(self._problem, self._algorithm, self._masks.k)
         if not isinstance(estimator, Auto):
             raise UsageError(
-                f"estimator {estimator.name} predicts what leaving out single examples does, and nothing of {self.units.plural}: "
-                "use Exact() or Sampled(…)"
+                f"estimator {estimator.name} predicts what leaving out single examples does, and nothing of "
+                f"{self.units.words.plural}: use Exact() or Sampled(…)"
             )
         return estimator.without_prediction(
-            self.units.count, self.units.plural, work_of(self._problem, self._algorithm, self._masks.k)
+            self.units.count, self.units.words.plural, work_of(self._problem, self._algorithm, self._masks.k)
         )
 
     def observe(self, estimator: Estimator | None) -> None:
@@ -169,7 +169,8 @@ class _Replicated(Executor):
             usual = torch.arange(weights.shape[1]) < problem.n
             weights = torch.cat([usual.to(weights).unsqueeze(0), weights])
         masks = self._masks.of(left_out.tolist())[not along :] or None
-        self.told.begin(f"retraining {units.without(len(left_out), again=not along)}", _steps(self._algorithm, len(weights)))
+        count = f"{len(left_out)}" if along else f"{len(left_out)} more"
+        self.told.begin(f"retraining {units.words.each_of(count)}", _steps(self._algorithm, len(weights)))
         how = {**self._how, "substitutes": substitutes, "reverse_batches": True, "progress": self.told}
         part = train(problem, self._algorithm, weights, masks, **how)
         self.told.begin("evaluating")
@@ -268,7 +269,7 @@ class _Masks:
         if not self._reselect or not left_out:
             return [self._own] * (len(left_out) + 1)
         if new := [i for i in left_out if i not in self._each]:
-            self._told.begin(f"selecting again {self._units.without(len(new))}", len(new), "mask")
+            self._told.begin(f"selecting again {self._units.words.each_of(str(len(new)))}", len(new), "mask")
             with explained(f"selector {self._algorithm.selector.name!r}"):
                 for i, mask in zip(new, self._units.selected(self._problem, self._algorithm, new), strict=True):
                     self._each[i] = mask

@@ -31,12 +31,12 @@ def as_html(estimate: StabilityEstimate) -> str:
         >>> html.startswith("<p><b>Leaving one training example out changes"), html.count("<img src='data:image/png")
         (True, 5)
     """
-    subject = estimate.subject
+    subject, words = estimate.subject, estimate.units.words
     facts = {
         "method": subject.method,
         "parameters": f"p = {estimate.sparsity:.3g}: k = {estimate.k} of {estimate.m}",
-        "training": f"{subject.training}, on n = {estimate.n} examples{f' of {subject.data}' if subject.data else ''}",
-        "retrained": f"without each of {estimate.retrainings} of {estimate.n} examples",
+        "training": f"{subject.training}, on n = {subject.n} examples{f' of {subject.data}' if subject.data else ''}",
+        "retrained": words.each_of(f"{estimate.retrainings} of {estimate.n}"),
         "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, subject.loss_unit),
         "noise floor": size_of(estimate.noise_floor),
         "time": f"{estimate.seconds:.1f} s",
@@ -63,7 +63,7 @@ def as_html(estimate: StabilityEstimate) -> str:
             cells.append(f"<tr>{numbers}<td style='text-align: left'>{_picture(estimate, int(row['index']))}{seen}</td></tr>")
         unit = escape(subject.loss_unit)
         head = f"<tr><th>share</th><th>change of its loss ({unit})</th><th>example</th></tr>"
-        parts.append(f"<p>The examples that carry most of it:</p><table>{head}{''.join(cells)}</table>")
+        parts.append(f"<p>The {words.plural} that carry most of it:</p><table>{head}{''.join(cells)}</table>")
     return "".join(parts)
 
 
@@ -87,7 +87,7 @@ def table_html(table: pd.DataFrame, *, header: bool = True) -> str:
 def _picture(estimate: StabilityEstimate, i: int) -> str:
     """The picture of a training example, as part of the page; empty where there is none."""
     shown = estimate.subject.shown
-    if not isinstance(shown, torch.Tensor):
+    if not isinstance(shown, torch.Tensor) or len(shown) != estimate.n:
         return ""
     from matplotlib.image import imsave
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stability.checks import check_fraction
 from stability.errors import UsageError
-from stability.leave_one_out.units import SingleExamples, Units
+from stability.leave_one_out.units import SingleExamples, Units, Words
 from stability.problems.problem import Examples, Problem, generator
 from stability.training.replicas import Replicas
 from stability.training.substitutes import Substitutes
@@ -112,7 +112,13 @@ class LeaveGroupOut(Perturbation):
             raise UsageError(f"groups: each of the {problem.n} has one example alone: that is leaving one out, so leave groups out")
         names = tuple(counts)
         members = [tuple(i for i, group in enumerate(groups) if group == name) for name in names]
-        return Parts(problem.n, tuple(members), tuple(map(str, names)), "groups")
+        words = Words(
+            perturbation=self.name,
+            doing="leaving one group of training examples out",
+            its="the mean loss of its examples",
+            plural="groups",
+        )
+        return Parts(problem.n, tuple(members), tuple(f"group {name}" for name in names), words)
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,14 @@ class RemoveFraction(Perturbation):
             )
         order = torch.randperm(problem.n, generator=generator(seed, "removed"))
         members = [tuple(sorted(part.tolist())) for part in order.tensor_split(parts)]
-        return Parts(problem.n, tuple(members), tuple(f"part {j}" for j in range(parts)), "parts")
+        words = Words(
+            perturbation=self.name,
+            doing=f"removing {self.fraction:.3g} of the training examples at once",
+            its="the mean loss of those",
+            plural="parts",
+            passive="removed",
+        )
+        return Parts(problem.n, tuple(members), tuple(f"part {j}" for j in range(parts)), words)
 
 
 @dataclass(frozen=True)
@@ -180,7 +193,15 @@ class ReplaceOne(Perturbation):
         while drawn < problem.n:
             orders.append(torch.randperm(len(pool), generator=draws))
             drawn += len(pool)
-        return Replacements(problem.train, pool.take(torch.cat(orders)[: problem.n]), "replacements")
+        words = Words(
+            perturbation=self.name,
+            doing="replacing one training example",
+            its="its loss",
+            plural="examples",
+            passive="replaced",
+            each="with another in the place of each of {}",
+        )
+        return Replacements(problem.train, pool.take(torch.cat(orders)[: problem.n]), words)
 
 
 @dataclass(frozen=True)
@@ -209,7 +230,15 @@ class FlipLabel(Perturbation):
             raise UsageError(f"{problem.name} has one class alone: there is no other to give an example")
         others = torch.randint(classes - 1, (problem.n,), generator=generator(seed, "flip"))
         flipped = dataclasses.replace(problem.train, labels=(others + (others >= labels)).to(problem.train.labels))
-        return Replacements(problem.train, flipped, "flips")
+        words = Words(
+            perturbation=self.name,
+            doing="giving one training example another label",
+            its="its loss with its own label",
+            plural="examples",
+            passive="given another label",
+            each="with another label for each of {}",
+        )
+        return Replacements(problem.train, flipped, words)
 
 
 @dataclass(frozen=True)
@@ -220,17 +249,18 @@ class Parts(Units):
         n: size of S.
         members: the examples of each group.
         names: of the groups.
-        plural: what several of them are called.
+        words: what is done to them.
 
     Example:
-        >>> Parts(3, ((0, 2), (1,)), ("a", "b"), "groups").weights(torch.tensor([0]))
+        >>> words = Words(perturbation="mine", doing="leaving a pair out", its="their mean loss", plural="pairs")
+        >>> Parts(3, ((0, 2), (1,)), ("a", "b"), words).weights(torch.tensor([0]))
         tensor([[0., 1., 0.]])
     """
 
     n: int
     members: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
-    plural: str  # type: ignore[misc]
+    words: Words
 
     @property
     def count(self) -> int:
@@ -245,6 +275,10 @@ class Parts(Units):
     def looked_at(self, unit: int) -> Sequence[int]:
         return self.members[unit]
 
+    def name_of(self, unit: int, example: Callable[[int], str]) -> str:
+        count = len(self.members[unit])
+        return f"{self.names[unit]} [{count} example{'s' if count > 1 else ''}]"
+
 
 @dataclass(frozen=True, eq=False)
 class Replacements(Units):
@@ -253,17 +287,18 @@ class Replacements(Units):
     Attributes:
         own: S.
         others: (n,) what takes the place of each.
-        plural: what several of them are called.
+        words: what is done to them.
 
     Example:
+        >>> words = Words(perturbation="mine", doing="swapping one", its="its loss", plural="swaps")
         >>> own = Examples({"x": torch.eye(2)}, torch.tensor([0, 1]))
-        >>> Replacements(own, Examples({"x": torch.eye(2)}, torch.tensor([1, 0])), "flips").weights(torch.tensor([1]))
+        >>> Replacements(own, Examples({"x": torch.eye(2)}, torch.tensor([1, 0])), words).weights(torch.tensor([1]))
         tensor([[1., 0., 1.]])
     """
 
     own: Examples
     others: Examples
-    plural: str  # type: ignore[misc]
+    words: Words
 
     @property
     def count(self) -> int:
@@ -291,6 +326,3 @@ class Replacements(Units):
 
     def own_losses(self, replicas: Replicas, chosen: Tensor) -> Tensor:
         return replicas.own_losses(chosen)
-
-    def without(self, count: int, again: bool = False) -> str:
-        return f"with each of {count}{' more' if again else ''} {self.plural}"

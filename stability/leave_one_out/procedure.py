@@ -44,7 +44,7 @@ def carried_out(executor: Executor, estimator: Estimator, confidence: float, beg
             executor.observe(None)
             budget = _Budget(None, began)  # what leaves out all is not ended before it has
         else:
-            choice = Choice(likely, f"leaving out all {units.count} {units.plural} may not fit into the budget")
+            choice = Choice(likely, f"leaving out all {units.count} {units.words.plural} may not fit into the budget")
     estimator = choice.estimator
 
     # 2. Predict what leaving out each unit would do.

@@ -135,6 +135,7 @@ class Retrained:
             status=_status(estimator, self._told(pointwise, estimator, prediction), budget_spent),
             tolerance=estimator.tolerance,
             n=n,
+            units=self._executor.units,
             k=models.k,
             m=models.m,
             head=models.head,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +16,44 @@ from stability.training import Algorithm
 from stability.training.replicas import Replicas
 from stability.training.substitutes import Substitutes
 
-__all__ = ["SingleExamples", "Units"]
+__all__ = ["LEAVING_ONE_OUT", "SingleExamples", "Units", "Words"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What is done to the training set, in words.
+
+    Attributes:
+        perturbation: the name of the perturbation.
+        doing: what is done to one unit.
+        its: the loss that is looked at.
+        plural: what several units are called.
+        passive: what units are when it is done to them.
+        each: what a training has seen, with ``{}`` for the number of units.
+    """
+
+    perturbation: str
+    doing: str
+    its: str
+    plural: str
+    passive: str = "left out"
+    each: str = "without each of {}"
+
+    def each_of(self, count: str) -> str:
+        """What was trained.
+
+        Args:
+            count: how many units, such as "5 of 24".
+
+        Example:
+            >>> LEAVING_ONE_OUT.each_of("5 of 24")
+            'without each of 5 of 24 examples'
+        """
+        return f"{self.each.format(count)} {self.plural}"
+
+
+LEAVING_ONE_OUT = Words(perturbation="leave-one-out", doing="leaving one training example out", its="its loss", plural="examples")
+"""Of :class:`SingleExamples`."""
 
 
 class Units(ABC):
@@ -26,10 +63,10 @@ class Units(ABC):
     weights alone (:class:`.executor.Executor`), and whoever estimates sees one number a unit.
 
     Attributes:
-        plural: what several units are called, such as "examples".
+        words: what is done to them.
     """
 
-    plural: ClassVar[str]
+    words: Words
 
     @property
     @abstractmethod
@@ -70,9 +107,9 @@ class Units(ABC):
         for unit in chosen:
             yield algorithm.select(self.changed(problem, unit))
 
-    def without(self, count: int, again: bool = False) -> str:
-        """What is done to so many units, for a report of progress."""
-        return f"without each of {count}{' more' if again else ''} {self.plural}"
+    def name_of(self, unit: int, example: Callable[[int], str]) -> str:
+        """What a person reads of a unit: of a single example what ``example`` says of it."""
+        return example(unit)
 
 
 @dataclass(frozen=True)
@@ -90,7 +127,7 @@ class SingleExamples(Units):
 
     n: int
 
-    plural: ClassVar[str] = "examples"
+    words: ClassVar[Words] = LEAVING_ONE_OUT  # type: ignore[misc]
 
     @property
     def count(self) -> int:

@@ -41,16 +41,18 @@ def sentence(estimate: StabilityEstimate) -> str:
         'Leaving one training example out changes its loss by ... nats on average, exactly: each of the 10 examples was left out.'
     """
     unit, (low, high) = estimate.subject.loss_unit, estimate.interval
-    begins, value = "Leaving one training example out changes its loss by", amount(estimate.value, unit)
+    words = estimate.units.words
+    begins, value = f"{words.doing} changes {words.its} by", amount(estimate.value, unit)
     if math.isnan(estimate.value):
-        return "How much leaving one training example out changes its loss was not measured."
+        return f"How much {words.doing} changes {words.its} was not measured."
+    begins = begins[0].upper() + begins[1:]
     if estimate.value <= estimate.noise_floor:
         noise = "rounding" if estimate.loop is None else "training again on all examples"
         return f"{begins} no more than {noise} does: {value} on average, with a noise floor of {estimate.noise_floor:.2g}."
     if estimate.status == Status.APPROXIMATE:
         return f"{begins} about {value} on average. That is a prediction, whose error is unknown: no model was retrained."
     if estimate.status == Status.EXACT:
-        return f"{begins} {value} on average, exactly: each of the {estimate.n} examples was left out."
+        return f"{begins} {value} on average, exactly: each of the {estimate.n} {words.plural} was {words.passive}."
     places = places_of(estimate.value)
     ends = f"at least {size_of(low, places)}" if math.isinf(high) else f"{size_of(low, places)} to {size_of(high, places)}"
     ended = estimate.status in (Status.TOLERANCE_NOT_MET, Status.BUDGET_SPENT)
@@ -255,7 +257,7 @@ def carriers(estimate: StabilityEstimate, count: int) -> list[dict[str, Any]]:
     found = estimate.examples().head(count).to_dict("records")
     rows: list[dict[str, Any]] = [{str(name): value for name, value in row.items()} for row in found]
     for row in rows:
-        row["shown"] = subject.example(int(row["index"]))
+        row["shown"] = estimate.units.name_of(int(row["index"]), subject.example)
     return rows
 
 

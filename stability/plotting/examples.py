@@ -25,7 +25,7 @@ def _settings(estimate: StabilityEstimate) -> str:
     subject = estimate.subject
     data = [f"problem {subject.data}"] if subject.data else []
     p = [] if subject.sparsity is None else [f"p = {share(subject.sparsity)}"]
-    return " · ".join([*data, label(subject.method), *p, f"n = {estimate.n}", f"seed {subject.seed}"])
+    return " · ".join([*data, label(subject.method), *p, f"n = {subject.n}", f"seed {subject.seed}"])
 
 
 @styled
@@ -65,12 +65,13 @@ def differences(estimate: StabilityEstimate) -> Figure:
     noise = "rounding" if estimate.loop is None else "noise"
     if floor < estimate.noise_floor:
         ax.axhline(estimate.noise_floor, color="0.5", lw=0.8, ls=":", label=f"noise floor: differences below it are {noise}")
-    ax.set(yscale="log", xlabel="examples, largest first", ylabel=f"change of its loss, |Δℓᵢ| [{unit}]")
+    words = estimate.units.words
+    ax.set(yscale="log", xlabel=f"{words.plural}, largest first", ylabel=f"change of {words.its}, |Δℓᵢ| [{unit}]")
     if has_prediction:
         ax.legend(loc="best")
     if both.any():
         _against(axes[1], np.maximum(predicted[both], floor), np.maximum(retrained[both], floor), unit)
-    headed(figure, "How much leaving each example out changes its loss", _settings(estimate))
+    headed(figure, f"How much {words.doing} changes {words.its}", _settings(estimate))
     low, high = estimate.interval
     ends = f"{low:.2g} to {high:.2g}" if np.isfinite([low, high]).all() else "unknown"
     told = f"Their mean is the stability: {estimate.value:.3g} {unit} (95 % interval {ends})."
@@ -122,6 +123,8 @@ def influential(estimate: StabilityEstimate, count: int = 8) -> Figure:
     """
     check_whole(1, count=count)
     subject = estimate.subject
+    if estimate.units.words.plural != "examples":
+        raise NothingToDrawError(f"{estimate.units.words.plural} have no picture: influential() shows single examples")
     if subject.shown is None or len(subject.shown) != estimate.n:
         what = f"problem {subject.data!r}" if subject.data else f"loop {subject.method!r}"
         raise NothingToDrawError(f"{what} does not say what its examples look like: set its shown")

@@ -10,6 +10,7 @@ from typing import Any
 from stability.bounds.base import Assumption, Bound
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Status
+from stability.leave_one_out.units import Units
 from stability.leave_one_out.wording import amount, doubts, duration, remedy, sentence
 from stability.problems.metrics import commonest_class
 from stability.problems.problem import Problem
@@ -67,9 +68,10 @@ def _facts(
     problem: Problem | None, algorithm: Algorithm | None, estimate: StabilityEstimate, metrics: Mapping[str, float]
 ) -> dict[str, str]:
     """What everyone asks, by common words."""
-    unit, failed = estimate.subject.loss_unit, f", {len(estimate.failed)} of them failed" if estimate.failed else ""
+    unit, words = estimate.subject.loss_unit, estimate.units.words
+    failed = f", {len(estimate.failed)} of them failed" if estimate.failed else ""
     rows = _trained(problem, algorithm, estimate, metrics) | {
-        "retrained": f"without each of {estimate.retrainings} of {estimate.n} examples{failed}" if estimate.retrainings else "none",
+        "retrained": words.each_of(f"{estimate.retrainings} of {estimate.n}") + failed if estimate.retrainings else "none",
         "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, unit),
         "test losses": "not measured"
         if math.isnan(estimate.hypothesis.value)
@@ -90,7 +92,7 @@ def _trained(
     """What was trained. Of a loop of one's own less is known."""
     if problem is None or algorithm is None:
         subject = estimate.subject
-        return {"method": subject.method, "training set": f"n = {estimate.n} examples", "training": subject.training}
+        return {"method": subject.method, "training set": f"n = {subject.n} examples", "training": subject.training}
     left = dict(metrics)
     commonest = left.pop(_COMMONEST, None)
     known = [f"{_CALLED.get(split, split)} {value:.3f}" for split, value in sorted(left.items(), key=lambda one: one[0] != "train")]
@@ -99,7 +101,7 @@ def _trained(
     return {
         "method": algorithm.name,
         "parameters": f"p = {estimate.sparsity:.3g}: k = {estimate.k} of {estimate.m} may change{head}",
-        "training set": f"n = {estimate.n} examples of {problem.name}",
+        "training set": f"n = {problem.n} examples of {problem.name}",
         "training": f"{algorithm.describe()}; {len(next(iter(algorithm.batches(problem.train))))} examples a step",
         problem.metric_name: ", ".join(known) + beside,
     }
@@ -257,15 +259,16 @@ def show_bounds(found: Mapping[str, Bound], notes: Sequence[str] = ()) -> None:
         print(f"  {note}")
 
 
-def show_examples(rows: Sequence[Mapping[str, Any]], n: int, width: int = 100) -> None:
+def show_examples(rows: Sequence[Mapping[str, Any]], units: Units, width: int = 100) -> None:
     """Print a line for each of the examples that carry most of the stability.
 
     Args:
         rows: of :func:`stability.leave_one_out.wording.carriers`.
-        n: the number of training examples.
+        units: what was done to the training set.
         width: of the terminal, in characters; longer examples are cut.
     """
-    what = f"The {len(rows)} examples of {n} that carry most of it: their share, and how their loss changes when they are left out."
+    words, when = units.words, f"how their loss changes when they are {units.words.passive}"
+    what = f"The {len(rows)} {words.plural} of {units.count} that carry most of it: their share, and {when}."
     print("", textwrap.fill(what, width), sep="\n")
     for row in rows:
         retrained = not math.isnan(row["retrained"])
