@@ -28,7 +28,7 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
 """The loader of each problem that comes with the toolkit, by the problem's name."""
 
 
-def load(name: Any, **settings: Any) -> Problem:
+def load(name: str | PathLike[str] | Any, **settings: Any) -> Problem:
     """Load a problem by its name: one that comes with the toolkit, or texts with a pretrained language model.
 
     Each kind has a function of its own, with its settings typed: :func:`~stability.problems.load_digits`,

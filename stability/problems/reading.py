@@ -1,15 +1,13 @@
 """Rows of a user's own data: of files, of tables in Python, of the hub. Each row keeps its place, so that every error can name it.
 
-JSON is read by Python's json, parquet by pyarrow, what ``datasets`` saved or downloads by ``datasets``. Tables of text are read by
-Python's csv, which pandas uses too. pandas itself is not asked, because it reads too much: its C parser completes a line of too few
-fields, takes three rows between two lone quotes for one text, and counts rows where a message must name a line.
+Files are packed or not. Text is JSON, or a table (:mod:`stability.problems.delimited`). pyarrow reads parquet; ``datasets`` reads
+what it saved, and what the hub has.
 """
 
 from __future__ import annotations
 
 import bz2
 import codecs
-import csv
 import gzip
 import io
 import json
@@ -22,17 +20,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from stability.errors import UsageError
-from stability.problems.columns import is_usable
+from stability.problems.delimited import LINE_END, check_distinct, parse
 
-__all__ = ["Read", "Row", "from_hub", "hub_ways", "is_file", "read", "stem"]
+__all__ = ["RawData", "Row", "from_hub", "hub_ways", "is_file", "read", "stem"]
 
 Splits: TypeAlias = dict[str, list["Row"]]
 
 _SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
-_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
@@ -40,8 +37,6 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_LINE_END = re.compile(r"\r\n|\r|\n")
-_LONGEST = 2**31 - 1  # of a field; the csv module refuses more than 131 072 signs unless it is told
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Read:
+class RawData:
     """Data as they were read.
 
     Attributes:
@@ -74,7 +69,7 @@ class Read:
         notes: how they were read, where that had to be guessed.
 
     Example:
-        >>> Read("reviews", {"train": [Row({"text": "It rains.", "label": "yes"}, "reviews.csv, line 2")]}).notes
+        >>> RawData("reviews", {"train": [Row({"text": "It rains.", "label": "yes"}, "reviews.csv, line 2")]}).notes
         ()
     """
 
@@ -83,7 +78,7 @@ class Read:
     notes: tuple[str, ...] = ()
 
 
-def read(data: Any, *, columns: Collection[str] = (), encoding: str | None = None) -> Read:
+def read(data: Any, *, columns: Collection[str] = (), encoding: str | None = None) -> RawData:
     """Read data of any kind: a file, a folder, or tables in Python.
 
     A file ends in .csv or .tsv, .jsonl, .ndjson or .json (an object a line, or one array of objects), or .parquet; and then in .gz,
@@ -91,8 +86,8 @@ def read(data: Any, *, columns: Collection[str] = (), encoding: str | None = Non
     dev; a single file is the training split. A split may be in parts, such as train-00000-of-00002.parquet. A folder that
     ``save_to_disk`` of ``datasets`` wrote is read too.
 
-    Text is UTF-8, or what its byte-order mark says, or else Windows-1252, and a note says so. How a table is written, see
-    :func:`_table`.
+    Text is UTF-8, or what its byte-order mark says, or else Windows-1252, and a note says so. How a table may be written,
+    :func:`stability.problems.delimited.parse` tells.
 
     Args:
         data: a path; a pandas DataFrame or a ``datasets.Dataset``; or one of these for each split, as in a ``DatasetDict``.
@@ -126,12 +121,12 @@ def read(data: Any, *, columns: Collection[str] = (), encoding: str | None = Non
                 rows, told = _rows(file, columns, encoding)
                 splits[split] += rows
                 notes += told
-        return Read(stem(path) if path.is_file() else path.resolve().stem, splits, tuple(notes))
+        return RawData(stem(path) if path.is_file() else path.resolve().stem, splits, tuple(notes))
     if encoding is not None:
         raise UsageError(f"encoding = {encoding!r} belongs to files of text: leave it out")
     if path is not None:
-        return Read(path.resolve().stem, *_tables(_saved(path), str(path)))
-    return Read("data", *_tables(data, "data"))
+        return RawData(path.resolve().stem, *_tables(_saved(path), str(path)))
+    return RawData("data", *_tables(data, "data"))
 
 
 def stem(path: Path) -> str:
@@ -144,8 +139,8 @@ def stem(path: Path) -> str:
         >>> stem(Path("mine/reviews.csv.gz")), stem(Path("mine/v1.2"))
         ('reviews', 'v1.2')
     """
-    inner = path.with_suffix("") if path.suffix.lower() in _PACKED else path
-    return inner.stem if inner.suffix.lower() in _KINDS else inner.name
+    name, kind, packing = _parts(path)
+    return name if kind or packing == ".zip" else path.name
 
 
 def is_file(path: Path) -> bool:
@@ -167,11 +162,6 @@ def is_file(path: Path) -> bool:
 def _files(path: Path) -> dict[str, list[Path]]:
     """The files of each split, several only where they are numbered parts."""
     if path.is_file():
-        if not is_file(path):
-            raise UsageError(
-                f"{path} is neither JSON lines nor a table, as far as its name tells: use a file that ends in "
-                f"{', '.join(_KINDS)}, packed or not ({', '.join(_PACKED)})"
-            )
         return {"train": [path]}
     if not path.is_dir():
         raise UsageError(f"there is no file or folder {path}")
@@ -189,46 +179,56 @@ def _files(path: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _unzipped(content: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = [one for one in archive.namelist() if not one.endswith("/") and not one.startswith("__MACOSX/")]
-        if len(names) != 1:
-            raise ValueError(f"it holds {len(names)} files ({', '.join(names[:5])}): unpack it into a folder")
-        return archive.read(names[0])
+_KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+_PACKED: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
+_NO_PACKAGE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
-_PACKED: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".zip": _unzipped,
-}
+def _parts(path: Path) -> tuple[str, str, str]:
+    """The name of a file, the ending that tells its kind and the one that tells how it is packed, where it has them."""
+    packing = path.suffix.lower() if path.suffix.lower() in (*_PACKED, ".zip") else ""
+    inner = Path(path.stem) if packing else Path(path.name)
+    return (inner.stem, inner.suffix.lower(), packing) if inner.suffix.lower() in _KINDS else (inner.name, "", packing)
+
+
+def _content(path: Path) -> tuple[str, bytes]:
+    """The ending that tells the kind of a file, and its bytes. Of a file in an archive its own name may tell the kind."""
+    _, kind, packing = _parts(path)
+    try:
+        content = path.read_bytes()
+        if packing != ".zip":
+            return kind, _PACKED[packing](content) if packing else content
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = [one for one in archive.namelist() if not one.endswith("/") and not one.startswith("__MACOSX/")]
+            if len(names) != 1:
+                raise ValueError(f"it holds {len(names)} files ({', '.join(names[:5])}): unpack it into a folder")
+            return kind or _parts(Path(names[0]))[1], archive.read(names[0])
+    except _NO_PACKAGE as error:
+        raise UsageError(f"{path} cannot be {'unpacked' if packing else 'read'}: {error}") from error
 
 
 def _rows(path: Path, columns: Collection[str], encoding: str | None) -> tuple[list[Row], list[str]]:
     """The rows of a file, and how it was read."""
-    packing = path.suffix.lower() if path.suffix.lower() in _PACKED else ""
-    kind = Path(path.name.removesuffix(path.suffix) if packing else path.name).suffix.lower()
-    try:
-        content = path.read_bytes()
-        content = _PACKED[packing](content) if packing else content
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} cannot be {'unpacked' if packing else 'read'}: {error}") from error
+    kind, content = _content(path)
+    if not kind:
+        raise UsageError(
+            f"{path} is neither JSON lines nor a table, as far as its name tells: use a file that ends in {', '.join(_KINDS)}, "
+            f"packed or not ({', '.join(_PACKED)}, .zip)"
+        )
+    notes: list[str] = []
     if kind == ".parquet":
-        rows, notes = _parquet(path, content), []
+        rows = _parquet(path, content)
     else:
         text, notes = _decoded(path, content, encoding)
         if kind in (".csv", ".tsv"):
-            rows, more = _table(path, text, "\t" if kind == ".tsv" else ",", columns)
-            notes += more
+            table = parse(text, path, "\t" if kind == ".tsv" else ",", columns)
+            rows = [Row(values, f"{path}, line {line}", table=True) for line, values in table.rows]
+            notes += [f"{path.name}: {note}" for note in table.notes]
         else:
             rows = _json(path, text)
     if not rows:
         raise UsageError(f"{path} is empty: at least one example expected")
     return rows, notes
-
-
-_KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
 
 def _check_encoding(encoding: str) -> None:
@@ -251,7 +251,7 @@ def _decoded(path: Path, content: bytes, encoding: str | None) -> tuple[str, lis
         if encoding is None and marked not in (None, "utf-8-sig"):
             notes.append(f"{path.name} is read as {str(marked).upper()}, as its byte-order mark says")
     except UnicodeDecodeError as error:
-        number = len(_LINE_END.split(content[: error.start].decode(error.encoding, "ignore")))
+        number = len(LINE_END.split(content[: error.start].decode(error.encoding, "ignore")))
         byte = f"{error.reason}, byte {content[error.start]:#04x}" if error.start < len(content) else error.reason
         damaged = marked is None and not content.decode("utf-8", "ignore").isascii()
         if encoding is not None or marked is not None or damaged:
@@ -266,10 +266,10 @@ def _decoded(path: Path, content: bytes, encoding: str | None) -> tuple[str, lis
         except UnicodeDecodeError:
             found = "latin-1"
             text = content.decode(found)
-        line = _LINE_END.split(text)[number - 1].strip()
+        line = LINE_END.split(text)[number - 1].strip()
         notes.append(
-            f"{path.name} is not UTF-8 and is read as {found}, so that line {number} says {line[:60]!r}; "
-            "encoding=, --encoding declare another"
+            f"{path.name} is not UTF-8 and is read as {found}, so that line {number} says {line[:60]!r}; if that is wrong, declare "
+            "its encoding: encoding='…', --encoding"
         )
     if "\0" in text:
         raise UsageError(
@@ -334,118 +334,8 @@ def _parquet(path: Path, content: bytes) -> list[Row]:
         table = parquet.read_table(io.BytesIO(content))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{path} is no file of parquet: {' '.join(str(error).split())[:200]}") from error
-    _check_distinct(table.column_names, str(path))
+    check_distinct(table.column_names, str(path))
     return [Row(values, f"{path}, row {number}") for number, values in enumerate(table.to_pylist(), 1)]
-
-
-def _check_distinct(names: Sequence[str], place: str) -> None:
-    if twice := sorted({name for name in names if list(names).count(name) > 1}):
-        raise UsageError(f"{place}: a column's name occurs twice in {', '.join(names)}: rename one {twice[0]!r}")
-
-
-# Tables of text
-
-
-@dataclass(frozen=True)
-class _Split:
-    """A table as one separator divides it.
-
-    Attributes:
-        records: the line in which each begins, and its fields. The first is the header.
-        fault: the line that makes this no table, and why; empty where there is none.
-        note: how quotes were read, where they are not those of RFC 4180.
-    """
-
-    records: list[tuple[int, list[str]]]
-    fault: str = ""
-    note: str = ""
-
-    @property
-    def header(self) -> list[str]:
-        return [name.strip() for name in self.records[0][1]] if self.records else []
-
-
-def _table(path: Path, text: str, usual: str, columns: Collection[str]) -> tuple[list[Row], list[str]]:
-    """The rows of a table whose first line is its header. All its fields are texts.
-
-    The separator is a comma, a tab, a semicolon or a vertical bar. The usual one of the file's ending is tried first. Taken is the
-    first that divides every row into as many fields as the header, at least two, with a usual or named column among them.
-
-    Quotes are those of RFC 4180. Where they do not come in pairs, or a quoted field holds whole rows, every line is a row: a field
-    that is quoted as a whole loses its quotes, and any other quote is a sign like others. A note says so.
-    """
-    ranked: list[tuple[tuple[bool, bool, bool], str, _Split]] = []
-    for separator in sorted(_SEPARATORS, key=lambda sign: sign != usual):
-        split = _split(text, separator)
-        ranked.append(((len(split.header) < 2, not is_usable(split.header, columns), bool(split.fault)), separator, split))
-        if not any(ranked[-1][0]):
-            break
-    (narrow, *_), separator, split = min(ranked, key=lambda one: one[0])
-    if not split.header:
-        return [], []
-    if narrow:
-        raise UsageError(
-            f"{path}: its columns cannot be told: its first line {text.strip()[:60]!r} has no {', '.join(_SEPARATORS.values())} "
-            "that separate a column of texts from one of labels: save it as a table with a header"
-        )
-    if split.fault:
-        raise UsageError(f"{path}, {split.fault}")
-    _check_distinct(split.header, f"{path}, line {split.records[0][0]}")
-    notes = [] if separator == usual else [f"{path.name}: the columns are separated by {_SEPARATORS[separator]}"]
-    notes += [f"{path.name}: {split.note}"] if split.note else []
-    header, rows = split.header, split.records[1:]
-    return [Row(dict(zip(header, fields, strict=True)), f"{path}, line {line}", table=True) for line, fields in rows], notes
-
-
-def _split(text: str, separator: str) -> _Split:
-    """A table divided by one sign: as quotes tell, or line by line where they tell nothing."""
-    quoted = _attempt(text, separator, csv.QUOTE_MINIMAL)
-    doubt = quoted.fault or _swallowed(quoted, separator)
-    if doubt and '"' in text:  # else quotes are not to blame
-        lines = _attempt(text, separator, csv.QUOTE_NONE)
-        if not lines.fault and len(lines.header) > 1:
-            note = f"every line is read as a row, and a lone quote as part of its text, because of {doubt.partition(';')[0]}"
-            return _Split([(line, _unquoted(fields)) for line, fields in lines.records], note=note)
-    return quoted
-
-
-def _attempt(text: str, separator: str, quoting: Literal[0, 3]) -> _Split:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
-    records: list[tuple[int, list[str]]] = []
-    line, limit = 1, csv.field_size_limit(_LONGEST)
-    try:
-        for fields in reader:
-            if fields:
-                records.append((line, fields))
-                if len(fields) != len(header := records[0][1]):
-                    fault = f"line {line}: {len(fields)} fields, the header has {len(header)} ({', '.join(header)})"
-                    return _Split(records, f"{fault}; put texts that contain the separator in double quotes")
-            line = reader.line_num + 1
-    except csv.Error as error:
-        fault = f"line {line}: a quote is not closed, or text follows a closing quote ({error})"
-        return _Split(records, f'{fault}; write "" for a quote inside a quoted text')
-    finally:
-        csv.field_size_limit(limit)
-    return _Split(records)
-
-
-def _swallowed(split: _Split, separator: str) -> str:
-    """The line with a quoted field that holds whole rows: lines of as many fields as the header, one with a value of its column."""
-    known = [{field.strip() for field in column} - {""} for column in zip(*(fields for _, fields in split.records), strict=True)]
-    for line, fields in split.records:
-        for column, field in enumerate(fields):
-            head, *inner = _LINE_END.split(field)[:-1] or [""]
-            for first, one in [(column, head), *((0, one) for one in inner)]:
-                parts = one.split(separator)
-                whole = len(parts) == len(known) - first
-                if whole and any(part.strip() in known[i] for i, part in enumerate(parts, first) if i != column):
-                    return f"line {line}, where a quoted text would hold other rows"
-    return ""
-
-
-def _unquoted(fields: list[str]) -> list[str]:
-    inner = [re.fullmatch(r'"((?:[^"]|"")*)"', field) for field in fields]
-    return [found[1].replace('""', '"') if found else field for found, field in zip(inner, fields, strict=True)]
 
 
 # Tables in Python and of the hub
@@ -487,7 +377,7 @@ def hub_ways(name: str) -> list[tuple[str, dict[str, str]]]:
     return ways + ([("/".join(words[:-1]), {"name": words[-1]})] if len(words) > 1 else [])
 
 
-def from_hub(name: str, place: str, ways: Sequence[tuple[str, Mapping[str, str]]]) -> Read:
+def from_hub(name: str, place: str, ways: Sequence[tuple[str, Mapping[str, str]]]) -> RawData:
     """Data of the Hugging Face hub.
 
     Args:
@@ -506,14 +396,14 @@ def from_hub(name: str, place: str, ways: Sequence[tuple[str, Mapping[str, str]]
     failure: Exception | None = None
     for repository, how in ways:
         try:
-            return Read(name, *_tables(load_dataset(repository, **how), place))
-        except UsageError:
-            raise
+            found = load_dataset(repository, **how)
         except DatasetNotFoundError as error:
             failure = failure or error
         except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
             failure = error
             break
+        else:
+            return RawData(name, *_tables(found, place))
     raise UsageError(
         f"the hub did not give {place}: {' '.join(str(failure).split())[:200]}; without a network give a folder of JSON lines "
         "(and HF_HUB_OFFLINE=1 spares you the waiting); no file or folder here has that name"
@@ -523,27 +413,24 @@ def from_hub(name: str, place: str, ways: Sequence[tuple[str, Mapping[str, str]]
 def _tables(data: Any, place: str) -> tuple[Splits, tuple[str, ...]]:
     """The splits of a table, or of one for each split; and a note on those that are not read."""
     tables = {str(name): table for name, table in data.items()} if isinstance(data, Mapping) else {"train": data}
+    called = {split: [name for name in tables if name.lower() in names] for split, names in _SPLITS.items()}
+    if not called["train"]:
+        raise UsageError(f"{place} has no training data: a split train expected, found {', '.join(tables) or 'nothing'}")
     found: Splits = {}
-    used = set()
-    for split, names in _SPLITS.items():
-        mine = [name for name in tables if name.lower() in names]
+    for split, mine in called.items():
         if len(mine) > 1:
             raise UsageError(f"{place} holds {' and '.join(mine)}: keep one for the {split} split")
         for name in mine:
-            found[split] = _records(tables[name], f"{place}, {name}")
+            found[split] = _records(tables.pop(name), f"{place}, {name}")
             if not found[split]:
                 raise UsageError(f"{place}, {name} is empty: at least one example expected")
-        used |= {*mine}
-    if "train" not in found:
-        raise UsageError(f"{place} has no training data: a split train expected, found {', '.join(tables) or 'nothing'}")
-    rest = [name for name in tables if name not in used]
-    return found, (f"of {place} these splits are not read: {', '.join(rest)}",) if rest else ()
+    return found, (f"of {place} these splits are not read: {', '.join(tables)}",) if tables else ()
 
 
 def _records(table: Any, place: str) -> list[Row]:
     """The rows of a DataFrame or of a Dataset. What pandas takes for missing is None, and a code of a class is its name."""
     if _is(table, "pandas", "DataFrame"):
-        _check_distinct(names := [str(name) for name in table.columns], place)
+        check_distinct(names := [str(name) for name in table.columns], place)
         values = table.astype(object).where(table.notna(), None).set_axis(names, axis=1).to_dict("records")
     elif _is(table, "datasets", "Dataset"):
         classes = {name: own.names for name, own in table.features.items() if getattr(own, "names", None)}

@@ -368,7 +368,7 @@ def _check_none_missing(splits: Mapping[str, Sequence[Row]], column: str, task: 
 def _told_missing(rows: Sequence[Row], count: int, column: str) -> str:
     """How many rows of a file lack a label, and at which lines the first of them are."""
     file = rows[0].place.rpartition(", ")[0]
-    lines = [f"{row.place.rpartition(', ')[2]} ({row.values.get(column)!r})" for row in rows]
+    lines = [f"{row.place.removeprefix(f'{file}, ')} ({row.values.get(column)!r})" for row in rows]  # a split may be in parts
     return f"{file}: {len(rows)} of {count} rows have no {column!r}: {listed(lines)}"
 
 
@@ -382,7 +382,7 @@ def _text(row: Row, column: str) -> str:
             "(drop_missing=True, --drop-missing)"
         )
     if not isinstance(value, str):
-        raise UsageError(f"{row.place}: {column} = {value!r} is no text")
+        raise UsageError(f"{row.place}: {column} = {value!r:.80} is no text")
     if any("\ud800" <= sign <= "\udfff" for sign in value):  # half of a pair of JSON's \u escapes
         raise UsageError(f"{row.place}: {column} holds half a character ({value!r}): write it anew")
     return value

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,13 +18,14 @@ from stability.problems.columns import FORMS, label_column, named_column, other_
 from stability.problems.metrics import METRICS, cross_entropies, squared_errors
 from stability.problems.pretrained import agreeing, load_pretrained
 from stability.problems.problem import Examples, Problem, generator
-from stability.problems.reading import Read, Row, from_hub, hub_ways, read
+from stability.problems.reading import RawData, Row, from_hub, hub_ways, read
 from stability.problems.tasks import (
     HUB,
     MISSING,
     TASKS,
     TEXT_TRAINING,
     Sequences,
+    Task,
     complete_rows,
     is_number,
     labels_of,
@@ -45,7 +46,7 @@ Places: TypeAlias = dict[str, Place]
 
 
 def load_texts(
-    data: Any,
+    data: str | PathLike[str] | Any,
     model: str | PathLike[str],
     *,
     n: int | None = None,
@@ -122,27 +123,14 @@ def load_texts(
     check_whole(0, seed=seed, split_seed=split_seed)
     check_probability(removed=removed)
     check_flags(drop_missing=drop_missing)
-    named = [text] if isinstance(text, str) else text
-    found = _read(data, [*(named or ()), *([] if label is None else [label])], encoding)
-    name, own = found.name, dict(found.splits)
-    first, names = own["train"][0], list(dict.fromkeys(column for row in own["train"] for column in row.values))
-    known = task_for(name, first, task)
-    columns: Sequence[str] | None = named and [named_column(column, names) for column in named]
-    if columns is None and (known is None or known.sequences is None):
-        columns = text_columns(list(first.values), first.place)
-    taken = label_column(names, first.place) if label is None else named_column(label, names)
-    guessed = _guessed(names, columns if text is None else None, taken if label is None else None)
-    if test is not None and str(test) not in ("none", "validation"):
-        own["test"], told = _of_file(test, [*(columns or ()), taken], encoding)
-        guessed += told
-    own = {split: _aligned(rows, [*(columns or ()), taken]) for split, rows in own.items()}
-    own, ignored = _tested(own, taken, None if test is None else str(test), label_type)
+    found = _chosen(data, text, label, task=task, test=test, encoding=encoding, label_type=label_type)
+    name, own, known, columns, label = found.name, found.splits, found.task, found.texts, found.label
     dropped: list[str] = []
     if drop_missing:
-        own, dropped = _complete(own, taken, columns or (known.columns if known else ()))
+        own, dropped = _complete(own, label, columns or (known.columns if known else ()))
     sequences = {split: texts_of(rows, columns, known) for split, rows in own.items()}
-    values, classes = labels_of(own, taken, known, label_type)
-    places, notes = _held_out({split: len(rows) for split, rows in own.items()}, split_seed, keep=str(test) == "none")
+    values, classes = labels_of(own, label, known, label_type)
+    places, notes = _held_out({split: len(rows) for split, rows in own.items()}, split_seed, keep=test == "none")
     if pool is not None:
         places["train"] = _pooled(*places["train"], pool, split_seed)
     size = len(places["train"][1])
@@ -165,8 +153,6 @@ def load_texts(
         _described(places, drawn, values, classes),
         *_doubts(values["train"], classes, guessed=label_type is None and known is None),
         *found.notes,
-        *guessed,
-        *ignored,
         *dropped,
         *_repeated(drawn, sequences),
         *_contradicting(own, sequences, values, classes),
@@ -238,7 +224,7 @@ def on_hub(data: str, named: bool) -> bool:
     return data in HUB or (named and bool(hub_ways(data)))
 
 
-def _read(data: Any, columns: Sequence[str], encoding: str | None) -> Read:
+def _read(data: Any, columns: Sequence[str], encoding: str | None) -> RawData:
     """The rows of every split that the data have. Of the paper's tasks the test split is not public, and not read."""
     if not isinstance(data, (str, PathLike)) or Path(data).exists() or not on_hub(str(data), bool(columns)):
         return read(data, columns=columns, encoding=encoding)
@@ -251,12 +237,64 @@ def _read(data: Any, columns: Sequence[str], encoding: str | None) -> Read:
     # The hub's own conversion to parquet, a folder a configuration: both repositories have it, and no code of theirs runs.
     how = {"data_dir": configuration, "revision": "refs/convert/parquet"}
     found = from_hub(HUB[name], f"{repository}/{configuration}", [(repository, how)])
-    return replace(found, splits={split: list(map(_lowered, found.splits[split])) for split in ("train", "validation")})
+    return replace(found, splits={split: [*map(_lowered, rows)] for split, rows in found.splits.items() if split != "test"})
 
 
 def _lowered(row: Row) -> Row:
-    label = row.values["label"]
+    label = row.values.get("label")
     return replace(row, values={**row.values, "label": label.lower()}) if isinstance(label, str) else row
+
+
+class _Chosen(NamedTuple):
+    """The data that a problem is made of.
+
+    Attributes:
+        name: what they are called.
+        splits: the rows of each split that is used.
+        task: the known task, where they are one.
+        texts: the columns of texts; None for the form that the task has.
+        label: the column of labels.
+        notes: what of this was guessed.
+    """
+
+    name: str
+    splits: Splits
+    task: Task | None
+    texts: Sequence[str] | None
+    label: str
+    notes: list[str]
+
+
+def _chosen(
+    data: Any,
+    text: str | Sequence[str] | None,
+    label: str | None,
+    *,
+    task: str | None,
+    test: str | PathLike[str] | None,
+    encoding: str | None,
+    label_type: str | None,
+) -> _Chosen:
+    """Read the data and choose task, columns and test split. The arguments are those of :func:`load_texts`."""
+    named = [text] if isinstance(text, str) else text
+    found = _read(data, [*(named or ()), *([] if label is None else [label])], encoding)
+    own, notes = dict(found.splits), list(found.notes)
+    first, names = own["train"][0], list(dict.fromkeys(column for row in own["train"] for column in row.values))
+    where = first.place.rpartition(", ")[0] if first.table else first.place  # the header stands in another line
+    known = task_for(found.name, first, task)
+    texts: Sequence[str] | None = None
+    if named is not None:
+        texts = [named_column(column, names) for column in named]
+    elif known is None or known.sequences is None:
+        texts = text_columns(list(first.values), where)
+    labels = label_column(names, where) if label is None else named_column(label, names)
+    notes += _guessed(names, texts if named is None else None, labels if label is None else None)
+    columns = [*(texts or ()), labels]
+    if test is not None and test not in ("none", "validation"):
+        own["test"], told = _of_file(test, columns, encoding)
+        notes += told
+    own, told = _tested({split: _aligned(rows, columns) for split, rows in own.items()}, labels, test, label_type)
+    return _Chosen(found.name, own, known, texts, labels, [*notes, *told])
 
 
 def _of_file(path: str | PathLike[str], columns: Sequence[str], encoding: str | None) -> tuple[list[Row], list[str]]:
@@ -269,17 +307,16 @@ def _of_file(path: str | PathLike[str], columns: Sequence[str], encoding: str | 
 
 def _aligned(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
     """The rows with these columns under these names, where a split writes them in capitals or small letters."""
-    return [
-        row
-        if all(column in row.values for column in columns)
-        else replace(
-            row, values={**row.values, **{c: row.values[n] for c in columns if (n := named_column(c, [*row.values])) in row.values}}
-        )
-        for row in rows
-    ]
+
+    def aligned(row: Row) -> Row:
+        alike = {column: named_column(column, list(row.values)) for column in columns if column not in row.values}
+        other = {column: row.values[name] for column, name in alike.items() if name in row.values}
+        return replace(row, values={**row.values, **other}) if other else row
+
+    return [aligned(row) for row in rows]
 
 
-def _tested(own: Splits, label: str, test: str | None, label_type: str | None) -> tuple[Splits, list[str]]:
+def _tested(own: Splits, label: str, test: str | PathLike[str] | None, label_type: str | None) -> tuple[Splits, list[str]]:
     """The splits without a test split that is not wanted, or that has no labels; and a note on the latter."""
     kept = {split: rows for split, rows in own.items() if split != "test"}
     if test == "validation" and "validation" not in own:
@@ -287,7 +324,7 @@ def _tested(own: Splits, label: str, test: str | None, label_type: str | None) -
     if test in ("none", "validation"):
         return kept, []
     if test is None and "test" in own and (why := unlabelled(own["test"], label, own["train"], label_type)):
-        return kept, [f"the test split of the data is ignored, for {why}; test=, --test name another"]
+        return kept, [f"the test split of the data is ignored because {why}; test='…' or --test names another"]
     return own, []
 
 
@@ -299,7 +336,7 @@ def _guessed(names: Sequence[str], texts: Sequence[str] | None, label: str | Non
         told.append(f"texts are read from {' and '.join(texts)}" + (f", and not from {' or '.join(others)}" if others else ""))
     if label not in (None, "label"):
         told.append(f"labels are read from {label}")
-    return [f"{'; '.join(told)} (text=, label=, --text and --label name others)"] if told else []
+    return [f"{'; '.join(told)}; text='…' and label='…', or --text and --label, name others"] if told else []
 
 
 def _complete(own: Splits, label: str, texts: Sequence[str]) -> tuple[Splits, list[str]]:
