@@ -152,9 +152,9 @@ def _divided(text: str, separator: str, quoting: Literal[0, 3]) -> _Split:
                     fault = f"line {line}: {len(fields)} fields, the header has {len(header)} ({', '.join(header)})"
                     return _Split(records, f"{fault}; put texts that contain the separator in double quotes")
             line = reader.line_num + 1
-    except csv.Error as error:
-        fault = f"line {line}: a quote is not closed, or text follows a closing quote ({error})"
-        return _Split(records, f'{fault}; write "" for a quote inside a quoted text')
+    except csv.Error as error:  # of a strict reader that knows no longest field, one of these two
+        reason = "a quote is not closed" if "end of data" in str(error) else "a text goes on behind its closing quote"
+        return _Split(records, f'line {line}: {reason}; write "" for a quote inside a quoted text')
     finally:
         csv.field_size_limit(limit)
     return _Split(records)

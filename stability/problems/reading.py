@@ -6,18 +6,15 @@ what it saved, and what the hub has.
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
 import io
 import json
-import lzma
 import re
 import sys
 import zipfile
-import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -180,8 +177,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
 
 
 _KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
-_PACKED: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
-_NO_PACKAGE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+_PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}  # modules, imported when needed: some builds of Python lack one
 
 
 def _parts(path: Path) -> tuple[str, str, str]:
@@ -197,13 +193,13 @@ def _content(path: Path) -> tuple[str, bytes]:
     try:
         content = path.read_bytes()
         if packing != ".zip":
-            return kind, _PACKED[packing](content) if packing else content
+            return kind, import_module(_PACKED[packing]).decompress(content) if packing else content
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = [one for one in archive.namelist() if not one.endswith("/") and not one.startswith("__MACOSX/")]
             if len(names) != 1:
                 raise ValueError(f"it holds {len(names)} files ({', '.join(names[:5])}): unpack it into a folder")
             return kind or _parts(Path(names[0]))[1], archive.read(names[0])
-    except _NO_PACKAGE as error:
+    except Exception as error:  # every way of packing has its own
         raise UsageError(f"{path} cannot be {'unpacked' if packing else 'read'}: {error}") from error
 
 
@@ -271,7 +267,7 @@ def _decoded(path: Path, content: bytes, encoding: str | None) -> tuple[str, lis
             f"{path.name} is not UTF-8 and is read as {found}, so that line {number} says {line[:60]!r}; if that is wrong, declare "
             "its encoding: encoding='…', --encoding"
         )
-    if "\0" in text:
+    if "\0" in LINE_END.split(text, maxsplit=1)[0]:
         raise UsageError(
             f"{path} is no text: it holds bytes of zero, as a workbook or a packed file does; text of UTF-16 without a byte-order "
             "mark is read with encoding='utf-16-le', --encoding utf-16-le"

@@ -527,8 +527,9 @@ BYTES: dict[str, tuple[bytes, str]] = {
     "long.csv": (b'text,label\n"a\nb",1\nb, c,1\n', r"long.csv, line 4: 3 fields, the header has 2"),
     "quote.csv": (
         b'text,label\n"a, b",0\n"c, d,1\n"e, f",1\n',
-        "quote.csv, line 3: a quote is not closed, or text follows a closing",
+        "quote.csv, line 3: a text goes on behind its closing quote; write",
     ),
+    "open.csv": (b'text,label\n"a, b",0\n"c, d,1\n', "open.csv, line 3: a quote is not closed; write"),
     "twice.tsv": (b"text\ttext\na\t1\n", "twice.tsv, line 1: a column's name occurs twice in text, text"),
     "list.csv": (
         b"one text\nand another\n",
