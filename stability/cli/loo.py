@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import Parameter
@@ -43,6 +43,7 @@ from stability.errors import UsageError
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Estimator, Sampled
 from stability.leave_one_out.measuring import measure
+from stability.leave_one_out.perturbations import FlipLabel, LeaveGroupOut, LeaveOneOut, Perturbation, RemoveFraction, ReplaceOne
 from stability.leave_one_out.wording import carriers, doubts
 from stability.reports.terminal import metrics_of, settling, show_bounds, show_estimate, show_examples
 from stability.training.progress import stages
@@ -87,6 +88,36 @@ class Budgeted(EstimatorOptions):
     """
 
     budget: Annotated[Time | None, Parameter(converter=_seconds)] = None
+
+
+@options(ESTIMATOR)
+@dataclass(frozen=True, kw_only=True)
+class Perturbed:
+    """What is done to the training set.
+
+    Attributes:
+        group: Leave out whole groups: this column of the texts says what belongs together, such as the annotator.
+        perturbation: What is done instead of leaving one example out: replace-one puts a held-out example in its place,
+            flip-label gives it another label, remove-fraction removes many at once.
+        fraction: With remove-fraction: how many of the examples are removed at once; by default 0.1.
+    """
+
+    group: str | None = None
+    perturbation: Literal["leave-one-out", "replace-one", "flip-label", "remove-fraction"] | None = None
+    fraction: float | None = None
+
+    def made(self) -> Perturbation:
+        """The perturbation."""
+        if self.group is not None and self.perturbation is not None:
+            raise UsageError(f"--group leaves groups out, and --perturbation asks for {self.perturbation}: give one of them")
+        if self.fraction is not None and self.perturbation != RemoveFraction.name:
+            raise UsageError("--fraction belongs to --perturbation remove-fraction: add it, or leave --fraction out")
+        if self.group is not None:
+            return LeaveGroupOut()
+        if self.perturbation == RemoveFraction.name:
+            return RemoveFraction() if self.fraction is None else RemoveFraction(self.fraction)
+        kinds = {kind.name: kind for kind in (LeaveOneOut, ReplaceOne, FlipLabel)}
+        return kinds[self.perturbation or LeaveOneOut.name]()
 
 
 @options(BOUNDS)
@@ -154,6 +185,7 @@ def loo(
     training: Training = Training(),
     objective: Objective = Objective(),
     estimation: Budgeted = Budgeted(),
+    perturbed: Perturbed = Perturbed(),
     bounding: BoundsOptions = BoundsOptions(),
     output: Output = Output(),
     machine: Threads = Threads(),
@@ -166,9 +198,14 @@ def loo(
     if output.figures is not None:
         check_writable(output.figures)
     estimator = estimation.made()
+    perturbation = perturbed.made()
     replicas_to_check, delta = bounding.checked(estimator)
-    problem = load(which.problem, seed=which.seed, **problem_settings(data, model))
+    if bounding.bounds and not isinstance(perturbation, LeaveOneOut):
+        raise UsageError(f"--bounds speak of leaving one example out, not of {perturbation.name}: measure them without it")
+    settings = problem_settings(data, model) | ({} if perturbed.group is None else {"group": perturbed.group})
+    problem = load(which.problem, seed=which.seed, **settings)
     how: dict[str, Any] = {"estimator": estimator, "reselect": not method.keep_mask, "device": machine.device}
+    how["perturbation"] = perturbation
     more: dict[str, Any] = {}
     with redirect_stdout(sys.stderr) if output.json else nullcontext(), stages(True) as told:
         # Standard output is kept free of what a selector of the user's own may print.

@@ -69,6 +69,7 @@ class Data:
 
     Attributes:
         n: Number of training examples, drawn at random; by default 100, and of texts the whole training split.
+        test: Where the test split comes from: a file, validation or none. By default the data's test split, if it has labels.
         data: The data of the problems linear and logistic: generated, diabetes or breast_cancer.
     """
 
@@ -78,6 +79,8 @@ class Data:
     label_type: Annotated[Literal["classes", "numbers"] | None, Parameter(name="--labels")] = None
     drop_missing: Flags = None
     task: str | None = None
+    test: str | None = None
+    encoding: str | None = None
     split_seed: Whole = None
     removed: float | None = None
     pool: Whole = None
@@ -90,7 +93,8 @@ class OneProblem:
     """The problem.
 
     Attributes:
-        problem: A problem of 'stability list'; or with --model a file or folder of texts, or a task of the hub such as glue/rte.
+        problem: A problem of 'stability list'; or with --model a file or folder of texts, a task of the hub such as glue/rte, or
+            any other data set of the hub, with --text or --label.
         seed: Draws the training set, the start of the head, the order of the examples and the selection.
     """
 

@@ -13,8 +13,9 @@ from stability.problems.convex import load_linear, load_logistic, load_quadratic
 from stability.problems.digits import TRAINING as DIGITS_TRAINING
 from stability.problems.digits import load_digits
 from stability.problems.problem import Problem, TrainingDefaults
+from stability.problems.reading import stem
 from stability.problems.tasks import HUB, TEXT_TRAINING
-from stability.problems.texts import load_texts
+from stability.problems.texts import load_texts, on_hub
 
 __all__ = ["PROBLEMS", "identity", "load", "short_name", "training_defaults"]
 
@@ -26,10 +27,8 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
 }
 """The loader of each problem that comes with the toolkit, by the problem's name."""
 
-_FILES = (".jsonl", ".json", ".csv", ".tsv")
 
-
-def load(name: str | PathLike[str], **settings: Any) -> Problem:
+def load(name: str | PathLike[str] | Any, **settings: Any) -> Problem:
     """Load a problem by its name: one that comes with the toolkit, or texts with a pretrained language model.
 
     Each kind has a function of its own, with its settings typed: :func:`~stability.problems.load_digits`,
@@ -37,8 +36,8 @@ def load(name: str | PathLike[str], **settings: Any) -> Problem:
     :func:`~stability.problems.load_logistic`, :func:`~stability.problems.load_quadratic`.
 
     Args:
-        name: a name in :data:`PROBLEMS`; or a folder or file of texts, or a task of the hub such as ``glue/rte``, which need
-            ``model=``.
+        name: a name in :data:`PROBLEMS`; or texts, which need ``model=``: a folder or file, a pandas DataFrame, a
+            ``datasets.Dataset`` or ``DatasetDict``, or the name of a data set of the hub such as ``glue/rte``.
         settings: the arguments of that problem's function, such as n and seed.
 
     Raises:
@@ -48,21 +47,21 @@ def load(name: str | PathLike[str], **settings: Any) -> Problem:
         >>> load("digits", n=40, seed=1).n
         40
     """
-    if not isinstance(name, (str, PathLike)):
-        raise UsageError(f"a problem is a name or a path, not {type(name).__name__}: write a table to a CSV file first")
-    name = str(name)
-    own = name in PROBLEMS
-    if not own and name not in HUB and not Path(name).exists():
+    table = not isinstance(name, (str, PathLike))
+    called = f"of type {type(name).__name__}" if table else repr(str(name))
+    own = not table and str(name) in PROBLEMS
+    named = settings.get("text") is not None or settings.get("label") is not None
+    if not table and not own and not Path(name).exists() and not on_hub(str(name), named):
         raise UsageError(
-            f"unknown problem {name!r}, and no file or folder is there: there is {', '.join(sorted(PROBLEMS))}, on the hub "
-            f"{', '.join(HUB)}"
+            f"unknown problem {called}, and no file or folder is there: there is {', '.join(sorted(PROBLEMS))}, on the hub "
+            f"{', '.join(HUB)}, and other data sets of the hub where a column is named (text='…' or label='…', --text or --label)"
         )
-    loader = PROBLEMS[name] if own else load_texts
+    loader = PROBLEMS[str(name)] if own else load_texts
     known = [setting for setting in inspect.signature(loader).parameters if setting != "data" or own]
     if odd := sorted(settings.keys() - set(known)):
-        raise UsageError(f"problem {name!r} has no setting {', '.join(odd)}: there is {', '.join(known)}")
+        raise UsageError(f"problem {called} has no setting {', '.join(odd)}: there is {', '.join(known)}")
     if not own and "model" not in settings:
-        raise UsageError(f"problem {name!r} needs a pretrained model: give model=… (--model), a folder or a name on the hub")
+        raise UsageError(f"problem {called} needs a pretrained model: give model=… (--model), a folder or a name on the hub")
     return loader(**settings) if own else loader(data=name, **settings)
 
 
@@ -93,8 +92,7 @@ def short_name(name: str) -> str:
         ('digits', 'cb', 'rte', 'reviews')
     """
     path = Path(name)
-    own = path.name or path.resolve().name  # of "." and the like
-    return own.removesuffix(path.suffix) if path.suffix in _FILES else own
+    return stem(path if path.name else path.resolve())  # of "." and the like
 
 
 def identity(name: str, settings: Mapping[str, Any], problem: Problem | None = None) -> dict[str, Any]:

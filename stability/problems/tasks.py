@@ -44,22 +44,13 @@ __all__ = [
     "labels_of",
     "listed",
     "task_for",
-    "text_columns",
     "texts_of",
+    "unlabelled",
 ]
 
 Sequences: TypeAlias = list[tuple[str, ...]]
 """The texts of one example: for each sequence that the model reads, one text or a pair. Only a choice has several sequences."""
 
-_TEXT_COLUMNS = (
-    ("text",),
-    ("sentence",),
-    ("text_a", "text_b"),
-    ("premise", "hypothesis"),
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-)
 _LISTED = 5  # the most rows or names that a message tells; of the others it tells the number
 
 MISSING = frozenset(
@@ -174,32 +165,6 @@ def task_for(name: str, row: Row, asked: str | None = None) -> Task | None:
     return TASKS.get(name)
 
 
-def text_columns(row: Row) -> tuple[str, ...]:
-    """Find the columns of texts by their usual names: text; text_a and text_b; premise and hypothesis; ….
-
-    Args:
-        row: a row of the data.
-
-    Returns:
-        One or two names of columns.
-
-    Raises:
-        UsageError: the row has none of the usual columns.
-
-    Example:
-        >>> text_columns(Row({"premise": "It rains.", "hypothesis": "It is wet.", "label": "yes"}, "line 1"))
-        ('premise', 'hypothesis')
-    """
-    for names in _TEXT_COLUMNS:
-        if all(name in row.values for name in names):
-            return names
-    usual = "; ".join(", ".join(names) for names in _TEXT_COLUMNS)
-    raise UsageError(
-        f"{row.place}: no column of texts among {', '.join(map(str, row.values))} (of a table its first line, the header): call "
-        f"them {usual}; or name yours: text='…' in Python, --text COLUMN [COLUMN] on the command line"
-    )
-
-
 def texts_of(rows: Sequence[Row], columns: Sequence[str] | None, task: Task | None = None) -> list[Sequences]:
     """The texts of each row.
 
@@ -250,6 +215,32 @@ def complete_rows(rows: Sequence[Row], label: str, texts: Sequence[str]) -> list
     lacking = [*_lacking(rows, label, MISSING), *(row for name in texts for row in _lacking(rows, name, ()))]
     places = {row.place for row in lacking}
     return [row for row in rows if row.place not in places]
+
+
+def unlabelled(rows: Sequence[Row], column: str, train: Sequence[Row], label_type: str | None = None) -> str:
+    """Why a split has no labels: it lacks the column, all labels are missing, or all are −1 where that labels no training example.
+
+    Args:
+        rows: the rows of the split.
+        column: the column of labels.
+        train: the rows of the training split.
+        label_type: as :func:`labels_of` takes it; ``classes`` takes the words :data:`MISSING` for labels.
+
+    Returns:
+        The reason; empty where there are labels.
+
+    Example:
+        >>> train = [Row({"label": 0}, "line 1"), Row({"label": 1}, "line 2")]
+        >>> unlabelled([Row({"label": -1}, "line 1")], "label", train)
+        'all its labels are -1'
+    """
+    if not any(column in row.values for row in rows):
+        return f"it has no column {column!r}, there is {', '.join(rows[0].values)}"
+    if all(_is_missing(row.values.get(column), () if label_type == "classes" else MISSING) for row in rows):
+        return "none of its rows has a label"
+    here, there = ({str(row.values.get(column)).strip() for row in some} for some in (rows, train))
+    nothing = {"-1", "-1.0"}
+    return "all its labels are -1" if here <= nothing and not there & nothing else ""
 
 
 def labels_of(
@@ -377,7 +368,7 @@ def _check_none_missing(splits: Mapping[str, Sequence[Row]], column: str, task: 
 def _told_missing(rows: Sequence[Row], count: int, column: str) -> str:
     """How many rows of a file lack a label, and at which lines the first of them are."""
     file = rows[0].place.rpartition(", ")[0]
-    lines = [f"{row.place.rpartition(', ')[2]} ({row.values.get(column)!r})" for row in rows]
+    lines = [f"{row.place.removeprefix(f'{file}, ')} ({row.values.get(column)!r})" for row in rows]  # a split may be in parts
     return f"{file}: {len(rows)} of {count} rows have no {column!r}: {listed(lines)}"
 
 
@@ -391,7 +382,7 @@ def _text(row: Row, column: str) -> str:
             "(drop_missing=True, --drop-missing)"
         )
     if not isinstance(value, str):
-        raise UsageError(f"{row.place}: {column} = {value!r} is no text")
+        raise UsageError(f"{row.place}: {column} = {value!r:.80} is no text")
     if any("\ud800" <= sign <= "\udfff" for sign in value):  # half of a pair of JSON's \u escapes
         raise UsageError(f"{row.place}: {column} holds half a character ({value!r}): write it anew")
     return value
@@ -416,7 +407,7 @@ def _type_of(rows: Sequence[Row], texts: Sequence[str], column: str) -> Literal[
     """Whether the labels of the training data look like classes or like numbers."""
     counts = Counter(texts)
     words = sorted({text for row, text in zip(rows, texts, strict=True) if _is_word(row, text, column)})
-    file = rows[0].place.partition(", line")[0]
+    file = rows[0].place.rpartition(", ")[0]
     if rows[0].table and (commas := [text for text in words if re.fullmatch(r"-?\d+,\d+", text)]):
         raise UsageError(
             f"{file}: {column} has decimal commas ({commas[0]}): write 4.5 for 4,5, or say that labels are classes "

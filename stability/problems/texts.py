@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,27 +14,29 @@ from torch import Tensor
 from stability.checks import check_flags, check_probability, check_whole
 from stability.errors import UsageError
 from stability.masks import fingerprint
+from stability.problems.columns import FORMS, label_column, named_column, other_texts, text_columns
 from stability.problems.metrics import METRICS, cross_entropies, squared_errors
 from stability.problems.pretrained import agreeing, load_pretrained
 from stability.problems.problem import Examples, Problem, generator
-from stability.problems.reading import Row, read_rows, split_files
+from stability.problems.reading import RawData, Row, from_hub, hub_ways, read
 from stability.problems.tasks import (
     HUB,
     MISSING,
     TASKS,
     TEXT_TRAINING,
     Sequences,
+    Task,
     complete_rows,
     is_number,
     labels_of,
     listed,
     task_for,
-    text_columns,
     texts_of,
+    unlabelled,
 )
 from stability.problems.tokens import cached_tokens
 
-__all__ = ["load_texts"]
+__all__ = ["load_texts", "on_hub"]
 
 Splits: TypeAlias = dict[str, list[Row]]
 Place: TypeAlias = tuple[str, list[int]]
@@ -44,7 +46,7 @@ Places: TypeAlias = dict[str, Place]
 
 
 def load_texts(
-    data: str | PathLike[str],
+    data: str | PathLike[str] | Any,
     model: str | PathLike[str],
     *,
     n: int | None = None,
@@ -52,9 +54,12 @@ def load_texts(
     max_length: int = 256,
     task: str | None = None,
     text: str | Sequence[str] | None = None,
-    label: str = "label",
+    label: str | None = None,
     label_type: Literal["classes", "numbers"] | None = None,
     drop_missing: bool = False,
+    test: str | PathLike[str] | None = None,
+    encoding: str | None = None,
+    group: str | None = None,
     split_seed: int = 0,
     removed: float = 0.0,
     pool: int | None = None,
@@ -72,17 +77,20 @@ def load_texts(
     The problem's notes tell what was read and how. They count S itself, and the whole training split where they say so.
 
     Args:
-        data: a folder of JSON lines or CSV files (train.jsonl, and val.jsonl and test.jsonl if there are any); one such file; or
-            a task of the hub, which needs ``pip install 'peft-stability[hub]'``: ``glue/cola``, ``glue/stsb``, ``glue/mrpc``,
-            ``glue/rte``, ``super_glue/cb``, ``super_glue/copa`` or ``super_glue/wsc``.
+        data: a file or folder; a pandas DataFrame or ``datasets.Dataset``; one of these for each split, as in a ``DatasetDict``;
+            or a data set of the hub. :func:`stability.problems.reading.read` tells which files are read, and how. The hub needs
+            ``pip install 'peft-stability[hub]'``. There the paper's tasks are called ``glue/cola``, ``glue/stsb``,
+            ``glue/mrpc``, ``glue/rte``, ``super_glue/cb``, ``super_glue/copa`` and ``super_glue/wsc``. Any other name, such as
+            ``stanfordnlp/imdb``, perhaps with a configuration behind it, is looked up where ``text`` or ``label`` is given.
         model: the model's folder or its name on the hub; :func:`stability.problems.pretrained.load_pretrained` reads it.
         n: size of S, drawn at random from the training split without replacement; by default the whole split.
         seed: draws S.
         max_length: the most tokens of a text; longer texts are cut. A model that takes fewer tokens cuts them earlier.
         task: the task of the paper whose form, labels and metric the data have, or ``none``. By default the columns tell the
             task, or else the name of the file or folder.
-        text: the one or two columns of texts. By default the usual names: text, text_a and text_b, premise and hypothesis, ….
-        label: the column of labels.
+        text: the one or two columns of texts. By default the usual names: text, text_a and text_b, premise and hypothesis, review,
+            content, …. Names are found without regard to case.
+        label: the column of labels. By default the usual names: label, sentiment, target, category, rating, ….
         label_type: whether the labels are ``classes`` or ``numbers``; by default what they look like. A string or truth value of
             JSON names a class, and so does a field of a table that does not read as a number. Labels that are all numbers are
             classes where they are whole and at least half of the different ones occur more than once in the training data,
@@ -92,6 +100,13 @@ def load_texts(
             is empty, JSON's null or NaN, or a word that stands for these, such as nan, None, null, NA or N/A; a text is
             missing where it is empty or null. ``label_type="classes"`` takes such words for names of classes, unless
             ``drop_missing`` is given too.
+        test: where the test split comes from: a file; ``validation`` for the data's validation split; or ``none`` for a part of
+            the training data, although there are other splits. By default it is the data's test split, unless that has no
+            labels: then a note says so, and the data count as having none.
+        encoding: the encoding of text files, such as ``cp1252`` or ``utf-16``. By default a byte-order mark tells it, or else it is
+            UTF-8, or else Windows-1252, which a note then says.
+        group: the column that says what belongs together, such as the annotator of a text, for
+            :class:`stability.perturbations.LeaveGroupOut`. Results are the same with and without it.
         split_seed: draws the examples that are held out, and the pool.
         removed: the fraction of the training split that is left out of S, drawn with ``seed``; at least one example where it is
             not 0. It takes the place of n. Fu et al. 2023 remove 0.1 in Table 2.
@@ -111,18 +126,14 @@ def load_texts(
     check_whole(0, seed=seed, split_seed=split_seed)
     check_probability(removed=removed)
     check_flags(drop_missing=drop_missing)
-    name, own = _read(str(data))
-    first = own["train"][0]
-    known = task_for(name, first, task)
-    columns = [text] if isinstance(text, str) else text
-    if columns is None and (known is None or known.sequences is None):
-        columns = text_columns(first)
+    found = _chosen(data, text, label, task=task, test=test, encoding=encoding, label_type=label_type)
+    name, own, known, columns, label = found.name, found.splits, found.task, found.texts, found.label
     dropped: list[str] = []
     if drop_missing:
         own, dropped = _complete(own, label, columns or (known.columns if known else ()))
     sequences = {split: texts_of(rows, columns, known) for split, rows in own.items()}
     values, classes = labels_of(own, label, known, label_type)
-    places, notes = _held_out({split: len(rows) for split, rows in own.items()}, split_seed)
+    places, notes = _held_out({split: len(rows) for split, rows in own.items()}, split_seed, keep=test == "none")
     if pool is not None:
         places["train"] = _pooled(*places["train"], pool, split_seed)
     size = len(places["train"][1])
@@ -144,6 +155,7 @@ def load_texts(
     notes = [
         _described(places, drawn, values, classes),
         *_doubts(values["train"], classes, guessed=label_type is None and known is None),
+        *found.notes,
         *dropped,
         *_repeated(drawn, sequences),
         *_contradicting(own, sequences, values, classes),
@@ -198,40 +210,153 @@ def load_texts(
         notes=(*notes, *pretrained.notes),
         classes=None if classes is None else tuple(classes),
         shown=_shown(own, sequences, drawn["train"]),
+        groups=None if group is None else _groups(own, group, drawn["train"]),
     )
 
 
-def _read(data: str) -> tuple[str, Splits]:
-    """The data's name, and the rows of every split that they have."""
-    path = Path(data)
-    if path.exists() or data not in HUB:
-        return path.resolve().stem, {split: read_rows(file) for split, file in split_files(path).items()}
-    return HUB[data], _from_hub(HUB[data])
+def _groups(own: Splits, group: str, place: Place) -> list[str]:
+    """The group of each training example."""
+    source, index = place
+    column = named_column(group, list(dict.fromkeys(column for row in own[source] for column in row.values)))
+    found = []
+    for i in index:
+        row = own[source][i]
+        value = row.values.get(column)
+        if value is None or str(value).strip() in ("", "nan"):
+            raise UsageError(
+                f"{row.place}: {column} is empty, and it names the group of the example: fill it in, or remove the row"
+            )
+        found.append(str(value).strip())
+    return found
 
 
-def _from_hub(name: str) -> Splits:
-    """The training and validation splits that the hub has; its test labels are not public."""
-    try:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
-    except ImportError as error:
-        raise UsageError(f"{name} needs the package datasets: pip install 'peft-stability[hub]'; or give a folder") from error
-    repository, configuration = TASKS[name].hub
-    try:
-        # The hub's own conversion to parquet, a folder a configuration: both repositories have it, and no code of theirs runs.
-        found = load_dataset(repository, data_dir=configuration, revision="refs/convert/parquet")
-        splits: Splits = {}
-        for split in ("train", "validation"):
-            names = getattr(found[split].features["label"], "names", None)
-            rows = [{**row, "label": names[row["label"]].lower() if names else row["label"]} for row in found[split]]
-            splits[split] = [Row(row, f"{repository}/{configuration}, {split} {i}") for i, row in enumerate(rows)]
-        return splits
-    except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"the hub did not give {repository}/{configuration}: {reason}; without a network give a folder of JSON lines "
-            "(and HF_HUB_OFFLINE=1 spares you the waiting)"
-        ) from error
+def on_hub(data: str, named: bool) -> bool:
+    """Whether a name is looked up on the hub: a task of the paper, or another where the user named a column.
+
+    Args:
+        data: the name, which is no file or folder.
+        named: whether a column of texts or of labels was named. Without that a mistyped path would be asked for on the hub.
+
+    Example:
+        >>> on_hub("glue/rte", False), on_hub("stanfordnlp/imdb", True), on_hub("stanfordnlp/imdb", False), on_hub("a.csv", True)
+        (True, True, False, False)
+    """
+    return data in HUB or (named and bool(hub_ways(data)))
+
+
+def _read(data: Any, columns: Sequence[str], encoding: str | None) -> RawData:
+    """The rows of every split that the data have. Of the paper's tasks the test split is not public, and not read."""
+    if not isinstance(data, (str, PathLike)) or Path(data).exists() or not on_hub(str(data), bool(columns)):
+        return read(data, columns=columns, encoding=encoding)
+    if encoding is not None:
+        raise UsageError(f"encoding = {encoding!r} belongs to files of text: leave it out")
+    name = str(data)
+    if name not in HUB:
+        return from_hub(name.rpartition("/")[2], name, hub_ways(name))
+    repository, configuration = TASKS[HUB[name]].hub
+    # The hub's own conversion to parquet, a folder a configuration: both repositories have it, and no code of theirs runs.
+    how = {"data_dir": configuration, "revision": "refs/convert/parquet"}
+    found = from_hub(HUB[name], f"{repository}/{configuration}", [(repository, how)])
+    return replace(found, splits={split: [*map(_lowered, rows)] for split, rows in found.splits.items() if split != "test"})
+
+
+def _lowered(row: Row) -> Row:
+    label = row.values.get("label")
+    return replace(row, values={**row.values, "label": label.lower()}) if isinstance(label, str) else row
+
+
+class _Chosen(NamedTuple):
+    """The data that a problem is made of.
+
+    Attributes:
+        name: what they are called.
+        splits: the rows of each split that is used.
+        task: the known task, where they are one.
+        texts: the columns of texts; None for the form that the task has.
+        label: the column of labels.
+        notes: what of this was guessed.
+    """
+
+    name: str
+    splits: Splits
+    task: Task | None
+    texts: Sequence[str] | None
+    label: str
+    notes: list[str]
+
+
+def _chosen(
+    data: Any,
+    text: str | Sequence[str] | None,
+    label: str | None,
+    *,
+    task: str | None,
+    test: str | PathLike[str] | None,
+    encoding: str | None,
+    label_type: str | None,
+) -> _Chosen:
+    """Read the data and choose task, columns and test split. The arguments are those of :func:`load_texts`."""
+    named = [text] if isinstance(text, str) else text
+    found = _read(data, [*(named or ()), *([] if label is None else [label])], encoding)
+    own, notes = dict(found.splits), list(found.notes)
+    first, names = own["train"][0], list(dict.fromkeys(column for row in own["train"] for column in row.values))
+    where = first.place.rpartition(", ")[0] if first.table else first.place  # the header stands in another line
+    known = task_for(found.name, first, task)
+    texts: Sequence[str] | None = None
+    if named is not None:
+        texts = [named_column(column, names) for column in named]
+    elif known is None or known.sequences is None:
+        texts = text_columns(list(first.values), where)
+    labels = label_column(names, where) if label is None else named_column(label, names)
+    notes += _guessed(names, texts if named is None else None, labels if label is None else None)
+    columns = [*(texts or ()), labels]
+    if test is not None and test not in ("none", "validation"):
+        own["test"], told = _of_file(test, columns, encoding)
+        notes += told
+    own, told = _tested({split: _aligned(rows, columns) for split, rows in own.items()}, labels, test, label_type)
+    return _Chosen(found.name, own, known, texts, labels, [*notes, *told])
+
+
+def _of_file(path: str | PathLike[str], columns: Sequence[str], encoding: str | None) -> tuple[list[Row], list[str]]:
+    """The rows of the file that the user named for the test split, and how it was read."""
+    if not Path(path).is_file():
+        raise UsageError(f"test = {str(path)!r}: there is no such file; use a file, none or validation")
+    found = read(path, columns=columns, encoding=encoding)
+    return found.splits["train"], list(found.notes)
+
+
+def _aligned(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
+    """The rows with these columns under these names, where a split writes them in capitals or small letters."""
+
+    def aligned(row: Row) -> Row:
+        alike = {column: named_column(column, list(row.values)) for column in columns if column not in row.values}
+        other = {column: row.values[name] for column, name in alike.items() if name in row.values}
+        return replace(row, values={**row.values, **other}) if other else row
+
+    return [aligned(row) for row in rows]
+
+
+def _tested(own: Splits, label: str, test: str | PathLike[str] | None, label_type: str | None) -> tuple[Splits, list[str]]:
+    """The splits without a test split that is not wanted, or that has no labels; and a note on the latter."""
+    kept = {split: rows for split, rows in own.items() if split != "test"}
+    if test == "validation" and "validation" not in own:
+        raise UsageError("test = 'validation': the data have no validation split; use none, or a file")
+    if test in ("none", "validation"):
+        return kept, []
+    if test is None and "test" in own and (why := unlabelled(own["test"], label, own["train"], label_type)):
+        return kept, [f"the test split of the data is ignored because {why}; test='…' or --test names another"]
+    return own, []
+
+
+def _guessed(names: Sequence[str], texts: Sequence[str] | None, label: str | None) -> list[str]:
+    """A note on columns that were found by other names than the toolkit's own, or beside others that could be meant."""
+    told = []
+    others = [] if texts is None else other_texts(names, texts)
+    if texts is not None and (others or tuple(texts) not in FORMS):
+        told.append(f"texts are read from {' and '.join(texts)}" + (f", and not from {' or '.join(others)}" if others else ""))
+    if label not in (None, "label"):
+        told.append(f"labels are read from {label}")
+    return [f"{'; '.join(told)}; text='…' and label='…', or --text and --label, name others"] if told else []
 
 
 def _complete(own: Splits, label: str, texts: Sequence[str]) -> tuple[Splits, list[str]]:
@@ -246,13 +371,19 @@ def _complete(own: Splits, label: str, texts: Sequence[str]) -> tuple[Splits, li
     return kept, notes
 
 
-def _held_out(sizes: Mapping[str, int], split_seed: int) -> tuple[Places, list[str]]:
-    """A test split for data that have none, and the paper's validation split where their own became the test."""
+def _held_out(sizes: Mapping[str, int], split_seed: int, keep: bool) -> tuple[Places, list[str]]:
+    """A test split for data that have none, and the paper's validation split where their own became the test.
+
+    Args:
+        sizes: the number of rows of each split.
+        split_seed: draws what is held out.
+        keep: whether a validation split stays one, and the test split is held out.
+    """
     places: Places = {split: (split, list(range(size))) for split, size in sizes.items()}
     if "test" in places:
         return places, []
     notes, split, share = [], "test", 5
-    if "validation" in places:
+    if "validation" in places and not keep:
         places["test"], split, share = places["validation"], "validation", 10
         notes.append("the test split is the data's own validation split")
     count = sizes["train"] // share
