@@ -22,7 +22,13 @@ FOLDERS = [path.parent.name for path in sorted(PACKAGE.glob("*/__init__.py"))]
 def public() -> dict[str, Any]:
     """Every function and class that the package or a folder hands on, by its full name."""
     found = {}
-    for module in ["stability", *(f"stability.{name}" for name in FOLDERS), "stability.estimators", "stability.predictors"]:
+    for module in [
+        "stability",
+        *(f"stability.{name}" for name in FOLDERS),
+        "stability.estimators",
+        "stability.loops",
+        "stability.predictors",
+    ]:
         holder = importlib.import_module(module) if module.count(".") == 0 or module.split(".")[1] in FOLDERS else None
         holder = holder or getattr(stability, module.split(".")[1])
         for name in getattr(holder, "__all__", ()):  # the command line hands on nothing

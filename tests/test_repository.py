@@ -68,11 +68,11 @@ def test_the_public_face_is_small() -> None:
     assert all(getattr(stability, name) is not None for name in names)
 
 
-@pytest.mark.parametrize("name", ["estimators", "predictors"])
+@pytest.mark.parametrize("name", ["estimators", "loops", "predictors"])
 def test_modules_have_the_names_under_which_they_are_handed_on(name: str) -> None:
     """``from stability.estimators import Exact`` works first thing in a process, and gives the one module that there is."""
     code = (
-        f"from stability.{name} import __all__, DEFAULTS; import sys, stability; from stability.leave_one_out import {name}; "
+        f"from stability.{name} import __all__; import sys, stability; from stability.leave_one_out import {name}; "
         f"assert stability.{name} is {name} is sys.modules['stability.{name}'], stability.{name}; "
         f"print({name}.__name__, {name}.__spec__.name)"
     )

@@ -11,7 +11,7 @@ __all__ = ["documented", "linked"]
 
 PACKAGE = Path(__file__).parents[2] / "stability"
 
-MODULES = {"estimators": "stability.leave_one_out.estimators", "predictors": "stability.leave_one_out.predictors"}
+MODULES = {name: f"stability.leave_one_out.{name}" for name in ("estimators", "loops", "predictors")}
 """Modules that the package offers under a shorter name."""
 
 

@@ -17,12 +17,12 @@ from stability.training import Algorithm
 from stability.training.replicas import Replicas
 from stability.training.threads import suited_to
 
-__all__ = ["metrics_of", "settling", "show_bounds", "show_estimate", "show_examples", "signed"]
+__all__ = ["metrics_of", "settling", "show_bounds", "show_estimate", "show_examples", "show_loop", "signed"]
 
 
 def show_estimate(
-    problem: Problem | None,
-    algorithm: Algorithm | None,
+    problem: Problem,
+    algorithm: Algorithm,
     estimate: StabilityEstimate,
     metrics: Mapping[str, float],
     *,
@@ -32,10 +32,10 @@ def show_estimate(
     """Print an estimate: the answer in a sentence, the facts in a table, and what should not be overlooked.
 
     Args:
-        problem: the problem that was learned; None for a loop of one's own.
-        algorithm: the algorithm whose stability was measured; None for a loop of one's own.
+        problem: the problem that was learned.
+        algorithm: the algorithm whose stability was measured.
         estimate: what was measured.
-        metrics: the metric of A(S) by split, from :func:`metrics_of`; empty for a loop of one's own.
+        metrics: the metric of A(S) by split, from :func:`metrics_of`.
         verbose: whether diagnostics are printed as well: the noise floor, the prediction and what it was worth, and shared steps.
         width: of the terminal, in characters.
 
@@ -48,9 +48,35 @@ def show_estimate(
         Leaving one training example out changes its loss by ... nats on average, exactly: each of the 20 examples was left out.
         ...
     """
+    _show(estimate, _trained(problem, algorithm, estimate, metrics), verbose, width)
+
+
+def show_loop(estimate: StabilityEstimate, *, verbose: bool = False, width: int = 100) -> None:
+    """Print the stability of a training loop of one's own, as :func:`show_estimate` prints others.
+
+    Args:
+        estimate: what :func:`stability.measure_loop` measured.
+        verbose: whether diagnostics are printed as well: the noise floor, the prediction and what it was worth.
+        width: of the terminal, in characters.
+
+    Example:
+        >>> from sklearn.linear_model import LinearRegression
+        >>> from stability import loops, measure_loop
+        >>> loop = loops.Sklearn(LinearRegression(), [[0.0], [1.0], [2.0], [3.0]], [0.0, 1.0, 2.0, 4.0])
+        >>> show_loop(measure_loop(loop))  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        Leaving one training example out changes its loss by 0.37 (squared error) on average, exactly: ...
+        ...
+    """
+    subject = estimate.subject
+    rows = {"method": subject.method, "training set": f"n = {estimate.n} examples", "training": subject.training}
+    _show(estimate, rows, verbose, width)
+
+
+def _show(estimate: StabilityEstimate, trained: Mapping[str, str], verbose: bool, width: int) -> None:
+    """Print an estimate, of which ``trained`` says what was trained."""
     wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
     print(wrap.fill(sentence(estimate)) + "\n")
-    rows = _facts(problem, algorithm, estimate, metrics) | (_details(algorithm, estimate) if verbose else {})
+    rows = {**trained, **_facts(estimate), **(_details(estimate) if verbose else {})}
     indent = max(map(len, rows)) + 4
     for name, text in rows.items():
         wrap.initial_indent, wrap.subsequent_indent = f"  {name:<{indent - 2}}", " " * indent
@@ -63,34 +89,8 @@ def show_estimate(
         print(wrap.fill(text))
 
 
-def _facts(
-    problem: Problem | None, algorithm: Algorithm | None, estimate: StabilityEstimate, metrics: Mapping[str, float]
-) -> dict[str, str]:
-    """What everyone asks, by common words."""
-    unit, failed = estimate.subject.loss_unit, f", {len(estimate.failed)} of them failed" if estimate.failed else ""
-    rows = _trained(problem, algorithm, estimate, metrics) | {
-        "retrained": f"without each of {estimate.retrainings} of {estimate.n} examples{failed}" if estimate.retrainings else "none",
-        "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, unit),
-        "test losses": "not measured"
-        if math.isnan(estimate.hypothesis.value)
-        else f"change by {amount(estimate.hypothesis.value, unit)} on average",
-        "time": f"{estimate.seconds:.1f} s",
-    }
-    if estimate.reason:
-        rows["chosen"] = estimate.reason
-    p = estimate.subject.sparsity
-    if p is not None and p != estimate.sparsity:
-        rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
-    return rows
-
-
-def _trained(
-    problem: Problem | None, algorithm: Algorithm | None, estimate: StabilityEstimate, metrics: Mapping[str, float]
-) -> dict[str, str]:
-    """What was trained. Of a loop of one's own less is known."""
-    if problem is None or algorithm is None:
-        subject = estimate.subject
-        return {"method": subject.method, "training set": f"n = {estimate.n} examples", "training": subject.training}
+def _trained(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, metrics: Mapping[str, float]) -> dict[str, str]:
+    """What was trained, and how well."""
     left = dict(metrics)
     commonest = left.pop(_COMMONEST, None)
     known = [f"{_CALLED.get(split, split)} {value:.3f}" for split, value in sorted(left.items(), key=lambda one: one[0] != "train")]
@@ -105,11 +105,29 @@ def _trained(
     }
 
 
+def _facts(estimate: StabilityEstimate) -> dict[str, str]:
+    """What everyone asks, by common words."""
+    unit, failed = estimate.subject.loss_unit, f", {len(estimate.failed)} of them failed" if estimate.failed else ""
+    rows = {
+        "retrained": f"without each of {estimate.retrainings} of {estimate.n} examples{failed}" if estimate.retrainings else "none",
+        "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, unit),
+        "test losses": "not measured"
+        if math.isnan(estimate.hypothesis.value)
+        else f"change by {amount(estimate.hypothesis.value, unit)} on average",
+        "time": f"{estimate.seconds:.1f} s",
+    }
+    if estimate.reason:
+        rows["chosen"] = estimate.reason
+    if (p := estimate.subject.sparsity) is not None and p != estimate.sparsity:
+        rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
+    return rows
+
+
 _COMMONEST = "commonest class on test"
 _CALLED = {"train": "training"}
 
 
-def _details(algorithm: Algorithm | None, estimate: StabilityEstimate) -> dict[str, str]:
+def _details(estimate: StabilityEstimate) -> dict[str, str]:
     """What only those ask who want to know how it was measured."""
     low, high = estimate.interval
     rows = {
@@ -135,8 +153,8 @@ def _details(algorithm: Algorithm | None, estimate: StabilityEstimate) -> dict[s
             rows["simulated coverage"] = (
                 f"{found.simulated_coverage:.0%} of simulated intervals from draws like these held the truth"
             )
-    if estimate.steps_shared and algorithm is not None:
-        every = (estimate.retrainings + 1) * algorithm.max_steps
+    if estimate.steps_shared:
+        every = (estimate.retrainings + 1) * estimate.replicas.algorithm.max_steps
         rows["steps"] = f"{estimate.steps_shared / every:.1%} were common to several replicas, and taken once"
     return rows
 

@@ -34,7 +34,7 @@ from stability.leave_one_out import Difference
 from stability.leave_one_out.estimators import Approximate, Assisted, Auto, Exact, Sampled
 from stability.leave_one_out.predictors import OneStep
 from stability.leave_one_out.wording import carriers, doubts, remedy, sentence
-from stability.reports import show_estimate
+from stability.reports import show_loop
 from tests import tiny
 
 Floats = NDArray[np.float64]
@@ -215,7 +215,7 @@ def test_a_loop_that_raises(capsys: pytest.CaptureFixture[str]) -> None:
     (note,) = estimate.notes
     assert note.startswith("the training without example 2, 3 failed: ValueError: singular (")
     assert "test_loops.py" in note
-    show_estimate(None, None, estimate, {}, width=1000)
+    show_loop(estimate, width=1000)
     assert "Failed with seed 0 and left out of every average: example 2, example 3." in capsys.readouterr().out
 
     def worse(weights: Floats, seed: int) -> Floats:
@@ -348,7 +348,7 @@ def test_printing_leaves_out_what_a_loop_does_not_have(capsys: pytest.CaptureFix
     assert (estimate.k, estimate.m, estimate.head, estimate.replicas) == (None, None, None, None)
     assert math.isnan(estimate.sparsity)
     assert math.isnan(estimate.distance)
-    show_estimate(None, None, estimate, {}, verbose=True)
+    show_loop(estimate, verbose=True)
     printed = capsys.readouterr().out
     assert printed.startswith("Leaving one training example out changes its loss by 0.")
     assert "LogisticRegression" in printed
