@@ -26,6 +26,7 @@ def public() -> dict[str, Any]:
         "stability",
         *(f"stability.{name}" for name in FOLDERS),
         "stability.estimators",
+        "stability.loops",
         "stability.perturbations",
         "stability.predictors",
     ]:

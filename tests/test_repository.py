@@ -69,7 +69,8 @@ def test_the_public_face_is_small() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "first"), [("estimators", "DEFAULTS"), ("perturbations", "FlipLabel"), ("predictors", "DEFAULTS")]
+    ("name", "first"),
+    [("estimators", "DEFAULTS"), ("loops", "Sklearn"), ("perturbations", "FlipLabel"), ("predictors", "DEFAULTS")],
 )
 def test_modules_have_the_names_under_which_they_are_handed_on(name: str, first: str) -> None:
     """``from stability.estimators import Exact`` works first thing in a process, and gives the one module that there is."""

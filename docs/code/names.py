@@ -11,7 +11,7 @@ __all__ = ["documented", "linked"]
 
 PACKAGE = Path(__file__).parents[2] / "stability"
 
-MODULES = {name: f"stability.leave_one_out.{name}" for name in ("estimators", "perturbations", "predictors")}
+MODULES = {name: f"stability.leave_one_out.{name}" for name in ("estimators", "loops", "perturbations", "predictors")}
 """Modules that the package offers under a shorter name."""
 
 

@@ -146,11 +146,12 @@ class Estimator(ABC):
         """
         return Choice(self)
 
-    def choice_for_loop(self, n: int) -> Choice:
+    def choice_for_loop(self, n: int, plural: str = "examples") -> Choice:
         """Which estimator measures a loop of one's own, whose work nobody can count.
 
         Args:
-            n: size of S.
+            n: how many units there are.
+            plural: what they are called.
 
         Raises:
             UsageError: the estimator does not suit a loop.
@@ -441,23 +442,23 @@ class Auto(Estimator):
         """
         most = self.retrainings if self.retrainings is not None else _USUAL_MOST if self.tolerance is None else count
         if count <= most or count * work.retraining <= _CHEAP:
-            return Choice(Exact(), f"nothing predicts {plural}, and leaving out all {count} is little work")
-        return Choice(Sampled(most, self.tolerance), f"nothing predicts {plural}, and leaving out all {count} is much work")
+            return Choice(Exact(), f"this perturbation is not predicted, and all {count} {plural} are little work")
+        return Choice(Sampled(most, self.tolerance), f"this perturbation is not predicted, and all {count} {plural} are much work")
 
     @property
     def _otherwise(self) -> str:
         """What leaving out every example is compared with."""
         return "a prediction" if self._aim is None else f"an estimate to ±{100 * self._aim:g} %"
 
-    def choice_for_loop(self, n: int) -> Choice:
+    def choice_for_loop(self, n: int, plural: str = "examples") -> Choice:
         """Exact for at most 100 examples, and Assisted for more."""
-        super().choice_for_loop(n)
+        super().choice_for_loop(n, plural)
         assisted = self._assisted(n)
         if self.retrainings is not None and self.retrainings < n:
-            return Choice(assisted, f"at most {self.retrainings} of {n} examples are to be left out")
+            return Choice(assisted, f"at most {self.retrainings} of {n} {plural} are to be left out")
         if n <= _FEW:
-            return Choice(Exact(), f"leaving out all {n} examples is no more than {_FEW} retrainings", assisted)
-        return Choice(assisted, f"leaving out all {n} examples is more than {_FEW} retrainings")
+            return Choice(Exact(), f"leaving out all {n} {plural} is no more than {_FEW} retrainings", assisted)
+        return Choice(assisted, f"leaving out all {n} {plural} is more than {_FEW} retrainings")
 
     @property
     def _aim(self) -> float | None:
@@ -504,7 +505,7 @@ class Approximate(Estimator):
         if self.calibration > n:
             raise UsageError(f"calibration = {self.calibration} retrainings of n = {n} examples: use at most n")
 
-    def choice_for_loop(self, n: int) -> Choice:
+    def choice_for_loop(self, n: int, plural: str = "examples") -> Choice:
         """None: the losses or gradients of a loop tell only which differences are larger than others."""
         raise UsageError(
             "Approximate() is the mean of predicted differences, and of a loop only their ratios are predicted: use Assisted(), "

@@ -19,9 +19,10 @@ from stability.leave_one_out.estimate import StabilityEstimate, Subject
 from stability.leave_one_out.estimators import Auto, Choice, Estimator
 from stability.leave_one_out.executor import Executor, Models, Part
 from stability.leave_one_out.loops import Floats, Loop, Losses
+from stability.leave_one_out.perturbations import LeaveManyOut
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.procedure import carried_out
-from stability.leave_one_out.units import SingleExamples
+from stability.leave_one_out.units import SingleExamples, Units
 from stability.machine import out_of_memory
 from stability.training.descent import Progress
 from stability.training.progress import Stages, stages
@@ -35,6 +36,7 @@ def measure_loop(
     loop: Loop,
     estimator: Estimator | None = None,
     *,
+    perturbation: LeaveManyOut | None = None,
     seed: int = 0,
     confidence: float = 0.95,
     workers: int = 1,
@@ -54,6 +56,8 @@ def measure_loop(
     Args:
         loop: one of :mod:`stability.loops`.
         estimator: one of :mod:`stability.estimators`, by default ``Auto()``. Not Approximate, for nothing predicts a size.
+        perturbation: :class:`~stability.perturbations.LeaveGroupOut` or :class:`~stability.perturbations.RemoveFraction`; by
+            default single examples are left out. With another one every "example" here is a group or a part.
         seed: is given to the loop, and draws the examples that are left out.
         confidence: of the intervals. They speak of the choice of i alone.
         workers: how many trainings run at once, each in a process of its own (``joblib``).
@@ -87,9 +91,13 @@ def measure_loop(
     check_kind(Estimator, "one of stability.estimators, such as Sampled(retrainings=10)", estimator=estimator)
     check_whole(0, 2**32 - 1, "scikit-learn and numpy take no other seeds", seed=seed)
     check_whole(1, workers=workers)
-    estimator.check(loop.n)
+    units: Units = SingleExamples(loop.n)
+    if perturbation is not None:
+        check_kind(LeaveManyOut, "LeaveGroupOut(groups) or RemoveFraction(fraction), for a loop", perturbation=perturbation)
+        units = perturbation.parts(loop.n, seed, name=f"loop {loop.name!r}")
+    estimator.check(units.count)
     with stages(progress, unit="training") as told:
-        return carried_out(_Looped(loop, seed, workers, told), estimator, confidence, began)
+        return carried_out(_Looped(loop, units, seed, workers, told), estimator, confidence, began)
 
 
 class _Looped(Executor):
@@ -97,30 +105,31 @@ class _Looped(Executor):
 
     Args:
         loop: trains.
+        units: what is left out.
         seed: is given to it.
         workers: how many trainings run at once.
         told: is told what is being done.
     """
 
-    def __init__(self, loop: Loop, seed: int, workers: int, told: Stages) -> None:
-        self.units, self.seed, self.told, self._loop, self._workers = SingleExamples(loop.n), seed, told, loop, workers
+    def __init__(self, loop: Loop, units: Units, seed: int, workers: int, told: Stages) -> None:
+        self.units, self.seed, self.told, self._loop, self._workers = units, seed, told, loop, workers
         self._predicts = False
         self._distances: list[float] = []
         self._failures: dict[str, list[int]] = {}  # the examples without which training failed, by the reason
         self._notes: dict[str, None] = {}  # in their order, each once
         if not loop.by_weight:
             self._notes[
-                "each example was left out by removing its row: what the loop draws, such as its batches, may differ too"
+                f"{units.words.plural} were left out by removing rows: what the loop draws, such as its batches, may differ too"
             ] = None
 
     def choice(self, estimator: Estimator) -> Choice:
-        return estimator.choice_for_loop(self.units.count)
+        return estimator.choice_for_loop(self.units.count, self.units.words.plural)
 
     def observe(self, estimator: Estimator | None) -> None:
         self._predicts = estimator is not None and estimator.predicts
 
     def train_whole(self) -> Tensor:
-        n, name = self.units.count, self._loop.name
+        n, name = self._loop.n, self._loop.name
         self.told.begin(f"training on all {n} examples", 1, "training")
         try:
             with explained(f"loop {name!r}"):
@@ -143,12 +152,14 @@ class _Looped(Executor):
             by, sizes = "the training losses of A(S)", losses - min(0.0, losses.min())
         else:
             by, sizes = "the squared norms of the gradients of A(S)", (gradients**2).sum(1)
+        every = torch.arange(self.units.count)
+        losses, sizes = (self.units.losses(torch.from_numpy(each), every).numpy() for each in (losses, sizes))
         columns = {"index": range(len(losses)), "loss_full": losses, "loss_left_out": losses + sizes, "difference": sizes}
         return Prediction(pd.DataFrame(columns), by, time.perf_counter() - began, relative=True)
 
     def retrain(self, left_out: Tensor, along: bool) -> Part:
         began, index = time.perf_counter(), left_out.tolist()
-        weights = torch.cat([torch.ones(int(along), self.units.count), self.units.weights(left_out)]).double().numpy()
+        weights = torch.cat([torch.ones(int(along), self._loop.n), self.units.weights(left_out)]).double().numpy()
         count = f"{len(index)}" if along else f"{len(index)} more"
         self.told.begin(f"retraining {self.units.words.each_of(count)}", len(weights), "training")
         jobs = (joblib.delayed(_attempt)(self._loop, row, self.seed) for row in weights)
@@ -167,13 +178,13 @@ class _Looped(Executor):
         own, moved = np.full(len(index), np.nan), np.full(len(index), np.nan)
         failed = np.full(len(index), -1)
         for j, (i, found) in enumerate(zip(index, done, strict=True)):
-            why = found if isinstance(found, str) else found.odd(i)
+            why = found if isinstance(found, str) else found.odd(self.units.looked_at(i))
             self._distances.append(math.nan)
             if isinstance(found, str) or why:
                 self._failures.setdefault(why, []).append(i)
                 failed[j] = 0
                 continue
-            own[j], moved[j] = found.train[i], found.moved_from(self._again)
+            own[j], moved[j] = found.train[list(self.units.looked_at(i))].mean(), found.moved_from(self._again)
             self._distances[-1] = found.distance_from(self._again)
             if found.note:
                 self._notes[found.note] = None
@@ -183,7 +194,8 @@ class _Looped(Executor):
     def models(self) -> Models:
         loop = self._loop
         failures = [
-            f"the training without example {', '.join(map(str, index))} failed: {why}" for why, index in self._failures.items()
+            f"the training without {', '.join(self.units.name_of(i, 'example {}'.format) for i in index)} failed: {why}"
+            for why, index in self._failures.items()
         ]
         subject = Subject(
             data="",
@@ -255,10 +267,11 @@ class _Found:
             "diverged, or bound the loss, such as the log of a probability that may be 0"
         )
 
-    def odd(self, i: int) -> str:
-        """Why this training without example ``i`` is a failure; empty where it is none."""
-        if not math.isfinite(self.train[i]):
-            return f"its loss is {self.train[i]}"
+    def odd(self, looked_at: Sequence[int]) -> str:
+        """Why this training is a failure, of which these losses are ``looked_at``; empty where it is none."""
+        for loss in self.train[list(looked_at)]:
+            if not math.isfinite(loss):
+                return f"its loss is {loss}"
         if self.held_out is not None and not np.isfinite(self.held_out).all():
             return "a held-out loss is not finite"
         return ""

@@ -188,10 +188,11 @@ class Sklearn(Loop):
             classifier with probabilities, and :func:`squared_error` for a regressor.
         loss_unit: of the losses; by default that of the loss.
         by_weight: whether an example is left out by ``sample_weight`` 0, and not by removing its row. By default wherever ``fit``
-            takes a ``sample_weight``. Some estimators see an example of weight 0 all the same, for example when they choose
-            bins: ``by_weight=False`` removes it.
+            takes a ``sample_weight``. Some estimators see an example of weight 0 all the same, for example when they count
+            the rows of a leaf: ``by_weight=False`` removes it.
         name: what tables and figures call it; by default the name of the estimator's class.
         shown: (n,) what a person sees of each example.
+        n: how many training examples there are.
 
     Raises:
         UsageError: inputs and labels of different length, a classifier without probabilities and without a loss, or what is
@@ -278,6 +279,7 @@ class TrainerFactory(Loop):
         name: what tables and figures call it; by default the factory's name.
         loss_unit: of the losses.
         shown: (n,) what a person sees of each example.
+        n: how many training examples there are.
 
     Raises:
         UsageError: fewer than 2 examples, or as many in ``shown`` as there are not.

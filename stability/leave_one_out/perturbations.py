@@ -54,6 +54,24 @@ class Perturbation(ABC):
         return {"name": self.name, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
 
 
+class LeaveManyOut(Perturbation):
+    """A perturbation that leaves several examples out at once, and so needs no more than a training program that can do that."""
+
+    @abstractmethod
+    def parts(self, n: int, seed: int, *, name: str, groups: Sequence[str | int] | None = None) -> Parts:
+        """What is left out at once.
+
+        Args:
+            n: size of S.
+            seed: of what is drawn.
+            name: of the problem or the loop, for messages.
+            groups: of the examples, where the problem has some.
+        """
+
+    def units(self, problem: Problem, seed: int) -> Units:
+        return self.parts(problem.n, seed, name=problem.name, groups=problem.groups)
+
+
 @dataclass(frozen=True)
 class LeaveOneOut(Perturbation):
     """Leave one example out: E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|, Sⁱ = S \\ z_i (Fu et al. 2023, Definition 3).
@@ -71,7 +89,7 @@ class LeaveOneOut(Perturbation):
 
 
 @dataclass(frozen=True)
-class LeaveGroupOut(Perturbation):
+class LeaveGroupOut(LeaveManyOut):
     """Leave a whole group of examples out: E_g |L_g(A(S \\ g)) − L_g(A(S))|, the mean over the groups g, whatever their size.
 
     L_g is the mean loss over the examples of g. Groups are what belongs together: the texts of one annotator, or of one document.
@@ -94,35 +112,32 @@ class LeaveGroupOut(Perturbation):
 
     name: ClassVar[str] = "leave-group-out"
 
-    def units(self, problem: Problem, seed: int) -> Units:
-        groups = problem.groups if self.groups is None else self.groups
+    def parts(self, n: int, seed: int, *, name: str, groups: Sequence[str | int] | None = None) -> Parts:
+        groups = groups if self.groups is None else self.groups
         if groups is None:
             raise UsageError(
-                f"{problem.name} was loaded without groups: name the column that has them, load(…, group='annotator') or --group "
+                f"{name} has no groups: name the column that has them, load(…, group='annotator') or --group "
                 "COLUMN; or give LeaveGroupOut one group for each training example"
             )
-        if len(groups) != problem.n:
-            raise UsageError(f"groups: {len(groups)} for n = {problem.n} training examples: give one for each")
+        if len(groups) != n:
+            raise UsageError(f"groups: {len(groups)} for n = {n} training examples: give one for each")
         counts = Counter(groups)
         if len(counts) == 1:
-            raise UsageError(
-                f"groups: all {problem.n} training examples are in {groups[0]!r}: without it there is nothing to train on"
-            )
+            raise UsageError(f"groups: all {n} training examples are in {groups[0]!r}: without it there is nothing to train on")
         if max(counts.values()) == 1:
-            raise UsageError(f"groups: each of the {problem.n} has one example alone: that is leaving one out, so leave groups out")
-        names = tuple(counts)
-        members = [tuple(i for i, group in enumerate(groups) if group == name) for name in names]
+            raise UsageError(f"groups: each of the {n} has one example alone: that is leaving one out, so leave groups out")
+        members = [tuple(i for i, other in enumerate(groups) if other == group) for group in counts]
         words = Words(
             perturbation=self.name,
             doing="leaving one group of training examples out",
             its="the mean loss of its examples",
             plural="groups",
         )
-        return Parts(problem.n, tuple(members), tuple(f"group {name}" for name in names), words)
+        return Parts(n, tuple(members), tuple(f"group {group}" for group in counts), words)
 
 
 @dataclass(frozen=True)
-class RemoveFraction(Perturbation):
+class RemoveFraction(LeaveManyOut):
     """Remove a fraction f of S at once: E_P |L_P(A(S \\ P)) − L_P(A(S))|, over the parts P of a random partition of S.
 
     L_P is the mean loss over the examples of P. There are round(1/f) parts, as equal in size as they can be, so that every example
@@ -149,13 +164,11 @@ class RemoveFraction(Perturbation):
         if self.fraction > 0.5:
             raise UsageError(f"fraction = {self.fraction}: at most 0.5, so that every example is in one part of two or more")
 
-    def units(self, problem: Problem, seed: int) -> Units:
+    def parts(self, n: int, seed: int, *, name: str, groups: Sequence[str | int] | None = None) -> Parts:
         parts = round(1 / self.fraction)
-        if parts > problem.n:
-            raise UsageError(
-                f"fraction = {self.fraction} of n = {problem.n} examples is less than one: use {1 / problem.n:.2g} or more"
-            )
-        order = torch.randperm(problem.n, generator=generator(seed, "removed"))
+        if parts > n:
+            raise UsageError(f"fraction = {self.fraction} of n = {n} examples is less than one: use {1 / n:.2g} or more")
+        order = torch.randperm(n, generator=generator(seed, "removed"))
         members = [tuple(sorted(part.tolist())) for part in order.tensor_split(parts)]
         words = Words(
             perturbation=self.name,
@@ -164,7 +177,7 @@ class RemoveFraction(Perturbation):
             plural="parts",
             passive="removed",
         )
-        return Parts(problem.n, tuple(members), tuple(f"part {j}" for j in range(parts)), words)
+        return Parts(n, tuple(members), tuple(f"part {j}" for j in range(parts)), words)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,7 +54,7 @@ class Prediction:
     by: str
     seconds: float
     nonlinearity: float = math.nan
-    relative: bool = False
+    relative: bool = field(default=False, kw_only=True)
 
     @property
     def sizes(self) -> Numbers:

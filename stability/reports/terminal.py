@@ -18,12 +18,12 @@ from stability.training import Algorithm
 from stability.training.replicas import Replicas
 from stability.training.threads import suited_to
 
-__all__ = ["metrics_of", "settling", "show_bounds", "show_estimate", "show_examples", "signed"]
+__all__ = ["metrics_of", "settling", "show_bounds", "show_estimate", "show_examples", "show_loop", "signed"]
 
 
 def show_estimate(
-    problem: Problem | None,
-    algorithm: Algorithm | None,
+    problem: Problem,
+    algorithm: Algorithm,
     estimate: StabilityEstimate,
     metrics: Mapping[str, float],
     *,
@@ -33,10 +33,10 @@ def show_estimate(
     """Print an estimate: the answer in a sentence, the facts in a table, and what should not be overlooked.
 
     Args:
-        problem: the problem that was learned; None for a loop of one's own.
-        algorithm: the algorithm whose stability was measured; None for a loop of one's own.
+        problem: the problem that was learned.
+        algorithm: the algorithm whose stability was measured.
         estimate: what was measured.
-        metrics: the metric of A(S) by split, from :func:`metrics_of`; empty for a loop of one's own.
+        metrics: the metric of A(S) by split, from :func:`metrics_of`.
         verbose: whether diagnostics are printed as well: the noise floor, the prediction and what it was worth, and shared steps.
         width: of the terminal, in characters.
 
@@ -49,9 +49,35 @@ def show_estimate(
         Leaving one training example out changes its loss by ... nats on average, exactly: each of the 20 examples was left out.
         ...
     """
+    _show(estimate, _trained(problem, algorithm, estimate, metrics), verbose, width)
+
+
+def show_loop(estimate: StabilityEstimate, *, verbose: bool = False, width: int = 100) -> None:
+    """Print the stability of a training loop of one's own, as :func:`show_estimate` prints others.
+
+    Args:
+        estimate: what :func:`stability.measure_loop` measured.
+        verbose: whether diagnostics are printed as well: the noise floor, the prediction and what it was worth.
+        width: of the terminal, in characters.
+
+    Example:
+        >>> from sklearn.linear_model import LinearRegression
+        >>> from stability import loops, measure_loop
+        >>> loop = loops.Sklearn(LinearRegression(), [[0.0], [1.0], [2.0], [3.0]], [0.0, 1.0, 2.0, 4.0])
+        >>> show_loop(measure_loop(loop))  # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
+        Leaving one training example out changes its loss by 0.37 (squared error) on average, exactly: ...
+        ...
+    """
+    subject = estimate.subject
+    rows = {"method": subject.method, "training set": f"n = {subject.n} examples", "training": subject.training}
+    _show(estimate, rows, verbose, width)
+
+
+def _show(estimate: StabilityEstimate, trained: Mapping[str, str], verbose: bool, width: int) -> None:
+    """Print an estimate, of which ``trained`` says what was trained."""
     wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
     print(wrap.fill(sentence(estimate)) + "\n")
-    rows = _facts(problem, algorithm, estimate, metrics) | (_details(algorithm, estimate) if verbose else {})
+    rows = {**trained, **_facts(estimate), **(_details(estimate) if verbose else {})}
     indent = max(map(len, rows)) + 4
     for name, text in rows.items():
         wrap.initial_indent, wrap.subsequent_indent = f"  {name:<{indent - 2}}", " " * indent
@@ -64,35 +90,8 @@ def show_estimate(
         print(wrap.fill(text))
 
 
-def _facts(
-    problem: Problem | None, algorithm: Algorithm | None, estimate: StabilityEstimate, metrics: Mapping[str, float]
-) -> dict[str, str]:
-    """What everyone asks, by common words."""
-    unit, words = estimate.subject.loss_unit, estimate.units.words
-    failed = f", {len(estimate.failed)} of them failed" if estimate.failed else ""
-    rows = _trained(problem, algorithm, estimate, metrics) | {
-        "retrained": words.each_of(f"{estimate.retrainings} of {estimate.n}") + failed if estimate.retrainings else "none",
-        "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, unit),
-        "test losses": "not measured"
-        if math.isnan(estimate.hypothesis.value)
-        else f"change by {amount(estimate.hypothesis.value, unit)} on average",
-        "time": f"{estimate.seconds:.1f} s",
-    }
-    if estimate.reason:
-        rows["chosen"] = estimate.reason
-    p = estimate.subject.sparsity
-    if p is not None and p != estimate.sparsity:
-        rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
-    return rows
-
-
-def _trained(
-    problem: Problem | None, algorithm: Algorithm | None, estimate: StabilityEstimate, metrics: Mapping[str, float]
-) -> dict[str, str]:
-    """What was trained. Of a loop of one's own less is known."""
-    if problem is None or algorithm is None:
-        subject = estimate.subject
-        return {"method": subject.method, "training set": f"n = {subject.n} examples", "training": subject.training}
+def _trained(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate, metrics: Mapping[str, float]) -> dict[str, str]:
+    """What was trained, and how well."""
     left = dict(metrics)
     commonest = left.pop(_COMMONEST, None)
     known = [f"{_CALLED.get(split, split)} {value:.3f}" for split, value in sorted(left.items(), key=lambda one: one[0] != "train")]
@@ -107,11 +106,30 @@ def _trained(
     }
 
 
+def _facts(estimate: StabilityEstimate) -> dict[str, str]:
+    """What everyone asks, by common words."""
+    unit, words = estimate.subject.loss_unit, estimate.units.words
+    failed = f", {len(estimate.failed)} of them failed" if estimate.failed else ""
+    rows = {
+        "retrained": words.each_of(f"{estimate.retrainings} of {estimate.n}") + failed if estimate.retrainings else "none",
+        "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, unit),
+        "test losses": "not measured"
+        if math.isnan(estimate.hypothesis.value)
+        else f"change by {amount(estimate.hypothesis.value, unit)} on average",
+        "time": f"{estimate.seconds:.1f} s",
+    }
+    if estimate.reason:
+        rows["chosen"] = estimate.reason
+    if (p := estimate.subject.sparsity) is not None and p != estimate.sparsity:
+        rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
+    return rows
+
+
 _COMMONEST = "commonest class on test"
 _CALLED = {"train": "training"}
 
 
-def _details(algorithm: Algorithm | None, estimate: StabilityEstimate) -> dict[str, str]:
+def _details(estimate: StabilityEstimate) -> dict[str, str]:
     """What only those ask who want to know how it was measured."""
     low, high = estimate.interval
     rows = {
@@ -137,8 +155,8 @@ def _details(algorithm: Algorithm | None, estimate: StabilityEstimate) -> dict[s
             rows["simulated coverage"] = (
                 f"{found.simulated_coverage:.0%} of simulated intervals from draws like these held the truth"
             )
-    if estimate.steps_shared and algorithm is not None:
-        every = (estimate.retrainings + 1) * algorithm.max_steps
+    if estimate.steps_shared:
+        every = (estimate.retrainings + 1) * estimate.replicas.algorithm.max_steps
         rows["shared steps"] = (
             f"{estimate.steps_shared / every:.0%} of all training steps were the same for several replicas, and computed once"
         )
@@ -268,8 +286,9 @@ def show_examples(rows: Sequence[Mapping[str, Any]], units: Units, width: int = 
         width: of the terminal, in characters; longer examples are cut.
     """
     words, when = units.words, f"how their loss changes when they are {units.words.passive}"
-    what = f"The {len(rows)} {words.plural} of {units.count} that carry most of it: their share, and {when}."
-    print("", textwrap.fill(what, width), sep="\n")
+    whole = f"All {units.count} {words.plural}" if len(rows) == units.count else None
+    what = whole or f"The {len(rows)} {words.plural} of {units.count} that carry most of it"
+    print("", textwrap.fill(f"{what}: their share, and {when}.", width), sep="\n")
     for row in rows:
         retrained = not math.isnan(row["retrained"])
         change = signed(row["retrained"] if retrained else row["predicted"]) + ("" if retrained else ", predicted")

@@ -34,7 +34,8 @@ from stability.leave_one_out import Difference
 from stability.leave_one_out.estimators import Approximate, Assisted, Auto, Exact, Sampled
 from stability.leave_one_out.predictors import OneStep
 from stability.leave_one_out.wording import carriers, doubts, remedy, sentence
-from stability.reports import show_estimate
+from stability.perturbations import FlipLabel, LeaveGroupOut, RemoveFraction
+from stability.reports import show_loop
 from tests import tiny
 
 Floats = NDArray[np.float64]
@@ -94,7 +95,7 @@ def test_ridge_regression_has_a_closed_form(by_weight: bool) -> None:
     assert estimate.value == pytest.approx(np.abs(residuals**2 - (labels - hat @ labels) ** 2).mean(), rel=1e-9)
     assert (estimate.status, estimate.estimator, estimate.subject.loss_unit) == ("exact", "exact", "squared error")
     assert estimate.hypothesis.value > 0
-    assert any("removing its row" in note for note in estimate.notes) != by_weight
+    assert any("by removing rows" in note for note in estimate.notes) != by_weight
 
 
 def test_held_out_losses_and_parameters_give_the_other_stabilities() -> None:
@@ -213,9 +214,9 @@ def test_a_loop_that_raises(capsys: pytest.CaptureFixture[str]) -> None:
     estimate = measure_loop(loops.ByWeight(fragile, n=4))
     assert estimate.failed == {2: 0, 3: 0}
     (note,) = estimate.notes
-    assert note.startswith("the training without example 2, 3 failed: ValueError: singular (")
+    assert note.startswith("the training without example 2, example 3 failed: ValueError: singular (")
     assert "test_loops.py" in note
-    show_estimate(None, None, estimate, {}, width=1000)
+    show_loop(estimate, width=1000)
     assert "Failed with seed 0 and left out of every average: example 2, example 3." in capsys.readouterr().out
 
     def worse(weights: Floats, seed: int) -> Floats:
@@ -348,7 +349,7 @@ def test_printing_leaves_out_what_a_loop_does_not_have(capsys: pytest.CaptureFix
     assert (estimate.k, estimate.m, estimate.head, estimate.replicas) == (None, None, None, None)
     assert math.isnan(estimate.sparsity)
     assert math.isnan(estimate.distance)
-    show_estimate(None, None, estimate, {}, verbose=True)
+    show_loop(estimate, verbose=True)
     printed = capsys.readouterr().out
     assert printed.startswith("Leaving one training example out changes its loss by 0.")
     assert "LogisticRegression" in printed
@@ -433,3 +434,26 @@ def test_a_trainer_of_transformers(tmp_path: Any) -> None:
     assert estimate.hypothesis.value > 0
     with pytest.raises(UsageError, match="factory 'wrong' returned 3: let it return a transformers.Trainer"):
         measure_loop(loops.TrainerFactory(lambda train_dataset, seed: 3, data, name="wrong"))
+
+
+GROUPS = ["a", "b", "b", "c", "a", "c", "c", "b", "a", "a"] * 3
+
+
+@pytest.mark.parametrize("by_weight", [True, False])
+def test_groups_are_left_out_of_a_loop_as_by_hand(by_weight: bool) -> None:
+    draws = np.random.default_rng(0)
+    x, y = draws.normal(size=(30, 3)), draws.normal(size=30)
+    loop = loops.Sklearn(LinearRegression(), x, y, by_weight=by_weight)
+    estimate = measure_loop(loop, perturbation=LeaveGroupOut(GROUPS))
+    whole = (LinearRegression().fit(x, y).predict(x) - y) ** 2
+    expected = {}
+    for number, group in enumerate("abc"):
+        own = np.array(GROUPS) == group
+        left = (LinearRegression().fit(x[~own], y[~own]).predict(x[own]) - y[own]) ** 2
+        expected[number] = left.mean() - whole[own].mean()
+    assert dict(estimate.per_example[["index", "difference"]].itertuples(index=False)) == pytest.approx(expected, abs=1e-9)
+    assert sentence(estimate).startswith("Leaving one group of training examples out changes the mean loss of its examples by")
+    parts = measure_loop(loop, Assisted(5), perturbation=RemoveFraction(0.1))
+    assert (parts.n, parts.retrainings) == (10, 5)
+    with pytest.raises(UsageError, match="perturbation = FlipLabel"):
+        measure_loop(loop, perturbation=FlipLabel())  # type: ignore[arg-type]

@@ -132,7 +132,7 @@ def test_texts_keep_their_padding() -> None:
 def test_auto_predicts_nothing_of_groups(digits: Problem) -> None:
     groups = LeaveGroupOut(GROUPS)
     estimate = measure(digits, TUNING, perturbation=groups, device="cpu")
-    assert estimate.reason == "exact: nothing predicts groups, and leaving out all 4 is little work"
+    assert estimate.reason == "exact: this perturbation is not predicted, and all 4 groups are little work"
     assert measure(digits, TUNING, Auto(retrainings=2), perturbation=groups, device="cpu").reason.startswith("exact")
     with pytest.raises(
         UsageError, match="estimator assisted predicts what leaving out single examples does, and nothing of groups"
@@ -145,7 +145,7 @@ def test_auto_predicts_nothing_of_groups(digits: Problem) -> None:
 @pytest.mark.parametrize(
     ("perturbation", "message"),
     [
-        (LeaveGroupOut(), "digits was loaded without groups: name the column that has them"),
+        (LeaveGroupOut(), "digits has no groups: name the column that has them"),
         (LeaveGroupOut(["a"] * 23), "groups: 23 for n = 24 training examples: give one for each"),
         (LeaveGroupOut(["a"] * 24), "groups: all 24 training examples are in 'a': without it there is nothing to train on"),
         (LeaveGroupOut(range(24)), "groups: each of the 24 has one example alone: that is leaving one out"),
