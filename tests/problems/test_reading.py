@@ -368,6 +368,8 @@ def test_columns_that_were_guessed_are_said(tmp_path: Path, model: str) -> None:
     named = problems.load(splits, model=model, text="review", label="STARS")
     assert named.settings == problem.settings
     assert not any("read from" in note for note in named.notes)
+    both = pd.DataFrame([{"topic": row["text"], "sentiment": row["label"]} for row in PLAIN])
+    assert problems.load(both, model=model, text="topic").classes == ("neg", "pos")  # a column of texts is none of labels
     pairs = pd.DataFrame([{"question": "what", "sentence": row["text"], "label": row["label"]} for row in PLAIN])
     notes = problems.load(pairs, model=model).notes
     assert any(note.startswith("texts are read from sentence, and not from question; ") for note in notes)
