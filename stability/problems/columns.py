@@ -66,12 +66,13 @@ def text_columns(names: Sequence[str], place: str) -> tuple[str, ...]:
     )
 
 
-def label_column(names: Sequence[str], place: str) -> str:
+def label_column(names: Sequence[str], place: str, texts: Collection[str] = ()) -> str:
     """Find the column of labels by its usual name: label; labels, sentiment, target, category, class, rating, score, ….
 
     Args:
         names: the columns of the data.
         place: where they were read, for the message of an error.
+        texts: the columns of texts, which hold no labels.
 
     Returns:
         The name of the column, as it is written in the data.
@@ -85,7 +86,8 @@ def label_column(names: Sequence[str], place: str) -> str:
     """
     if "label" in names:
         return "label"
-    if found := _like({"label"}, names) or _like(_LABELS, names):
+    others = [name for name in names if name not in texts]
+    if found := _like({"label"}, others) or _like(_LABELS, others):
         return _one(found, place, "labels", "label")
     raise UsageError(
         f"{place}: no column 'label' of labels, there is {', '.join(names)}; "

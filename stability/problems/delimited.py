@@ -10,7 +10,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,12 +50,12 @@ class _Split:
     Attributes:
         records: the line in which each begins, and its fields. The first is the header.
         fault: the line that makes this no table, and why; empty where there is none.
-        doubt: the line because of which quotes were taken for signs like others; empty where they were not.
+        note: what is odd about its quotes; empty where nothing is.
     """
 
     records: list[tuple[int, list[str]]]
     fault: str = ""
-    doubt: str = ""
+    note: str = ""
 
     @property
     def header(self) -> list[str]:
@@ -68,8 +68,8 @@ def parse(text: str, path: Path, usual: str, columns: Collection[str] = ()) -> T
     The separator is a comma, a tab, a semicolon or a vertical bar. The usual one of the file's ending is tried first. Taken is the
     first that divides every row into as many fields as the header, at least two, with a usual or named column among them.
 
-    Quotes are those of RFC 4180. Where they do not come in pairs, or a quoted field holds whole rows, every line is a row: a field
-    that is quoted as a whole loses its quotes, and any other quote is a sign like others. A note says so.
+    Quotes are those of RFC 4180. Where they do not come in pairs, or a quoted field holds whole rows between tabs, every line is a
+    row: a field that is quoted as a whole loses its quotes, and any other quote is a sign like others. A note says so.
 
     Args:
         text: what the file holds.
@@ -106,8 +106,7 @@ def parse(text: str, path: Path, usual: str, columns: Collection[str] = ()) -> T
         raise UsageError(f"{path}, {split.fault}")
     check_distinct([name for name in split.header if name], f"{path}, line {split.records[0][0]}")
     notes = [] if separator == usual else [f"the columns are separated by {_SEPARATORS[separator]}"]
-    if split.doubt:
-        notes.append(f"every line is read as a row, and a lone quote as part of its text, because of {split.doubt}")
+    notes += [split.note] if split.note else []
     header = split.header
     return Table([(line, dict(zip(header, fields, strict=True))) for line, fields in split.records[1:]], notes)
 
@@ -132,12 +131,14 @@ def check_distinct(names: Sequence[str], place: str) -> None:
 def _split(text: str, separator: str) -> _Split:
     """A table divided by one sign: as quotes tell, or line by line where they tell nothing."""
     quoted = _divided(text, separator, csv.QUOTE_MINIMAL)
-    doubt = quoted.fault or _swallowing(quoted, separator)
-    if doubt and '"' in text:  # else quotes are not to blame
+    odd = "" if quoted.fault else _swallowing(quoted, separator)
+    if '"' in text and (quoted.fault or (odd and separator == "\t")):  # a text may well hold commas, and no tabs
         lines = _divided(text, separator, csv.QUOTE_NONE)
         if not lines.fault and len(lines.header) > 1:
-            return _Split([(line, _unquoted(fields)) for line, fields in lines.records], doubt=doubt.partition(";")[0])
-    return quoted
+            why = quoted.fault.partition(";")[0] or odd
+            note = f"every line is read as a row, and a lone quote as part of its text, because of {why}"
+            return _Split([(line, _unquoted(fields)) for line, fields in lines.records], note=note)
+    return replace(quoted, note=f"is a quote missing? See {odd}") if odd else quoted
 
 
 def _divided(text: str, separator: str, quoting: Literal[0, 3]) -> _Split:
@@ -179,7 +180,7 @@ def _swallowing(split: _Split, separator: str) -> str:
                     if i != column
                 )
                 if len(parts) == len(columns) - first and any(usual):
-                    return f"line {line}, where a quoted text would hold other rows"
+                    return f"line {line}: a quoted text holds what looks like other rows"
     return ""
 
 

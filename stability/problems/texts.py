@@ -307,7 +307,7 @@ def _chosen(
         texts = [named_column(column, names) for column in named]
     elif known is None or known.sequences is None:
         texts = text_columns(list(first.values), where)
-    labels = label_column(names, where) if label is None else named_column(label, names)
+    labels = label_column(names, where, texts or ()) if label is None else named_column(label, names)
     notes += _guessed(names, texts if named is None else None, labels if label is None else None)
     columns = [*(texts or ()), labels]
     if test is not None and test not in ("none", "validation"):

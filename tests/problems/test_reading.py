@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import csv
 import gzip
 import io
 import json
@@ -18,6 +19,8 @@ import datasets
 import pandas as pd
 import pyarrow
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from stability import UsageError, problems
@@ -197,13 +200,40 @@ def test_a_lone_quote_is_part_of_its_text(what: str, tmp_path: Path) -> None:
         assert texts[-1] == LONE[what][1].partition("\t")[0]
 
 
-def test_rows_of_numbers_are_not_swallowed_either(tmp_path: Path) -> None:
+@pytest.mark.parametrize("separator", ["\t", ","])
+def test_rows_that_lone_quotes_would_swallow_are_seen(separator: str, tmp_path: Path) -> None:
+    """By their numbers too. Between tabs they are rows; between commas they may be a text, and a note asks."""
     path = tmp_path / "a.csv"
     texts = [f"the {word}" for word in tiny.WORDS]
     texts[3], texts[9] = f'"{texts[3]}', f'{texts[9]}"'
-    path.write_text("text,score\n" + "".join(f"{text},{i / 7}\n" for i, text in enumerate(texts)))
-    rows = read(path).splits["train"]
-    assert [row.values for row in rows] == [{"text": text, "score": str(i / 7)} for i, text in enumerate(texts)]
+    path.write_text(f"text{separator}score\n" + "".join(f"{text}{separator}{i / 7}\n" for i, text in enumerate(texts)))
+    found = read(path)
+    if separator == "\t":
+        assert [row.values for row in found.splits["train"]] == [
+            {"text": text, "score": str(i / 7)} for i, text in enumerate(texts)
+        ]
+        assert "because of line 5: a quoted text holds what looks like other rows" in found.notes[-1]
+    else:
+        assert len(found.splits["train"]) == len(texts) - 6
+        assert found.notes == ("a.csv: is a quote missing? See line 5: a quoted text holds what looks like other rows",)
+
+
+LETTERS = st.text(alphabet="ab \"'\n\r,;|é", max_size=8)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.tuples(LETTERS, st.sampled_from(["pos", "neg"])), min_size=1, max_size=6),
+    separator=st.sampled_from(",;|\t"),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+)
+def test_a_table_that_is_written_as_the_standard_says_is_read_to_the_letter(
+    rows: list[tuple[str, str]], separator: str, quoting: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=separator, quoting=quoting).writerows([("text", "label"), *rows])
+    assert [(row.values["text"], row.values["label"]) for row in read(path).splits["train"]] == rows
 
 
 def test_beside_a_lone_quote_a_field_that_is_quoted_as_a_whole_loses_its_quotes(tmp_path: Path) -> None:
@@ -338,6 +368,8 @@ def test_columns_that_were_guessed_are_said(tmp_path: Path, model: str) -> None:
     named = problems.load(splits, model=model, text="review", label="STARS")
     assert named.settings == problem.settings
     assert not any("read from" in note for note in named.notes)
+    both = pd.DataFrame([{"topic": row["text"], "sentiment": row["label"]} for row in PLAIN])
+    assert problems.load(both, model=model, text="topic").classes == ("neg", "pos")  # a column of texts is none of labels
     pairs = pd.DataFrame([{"question": "what", "sentence": row["text"], "label": row["label"]} for row in PLAIN])
     notes = problems.load(pairs, model=model).notes
     assert any(note.startswith("texts are read from sentence, and not from question; ") for note in notes)
