@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import joblib
@@ -46,10 +48,9 @@ def measure_loop(
     trained once more with the same weights and seed. How far these two differ is the noise floor: 0 up to rounding for a loop that
     keeps to its seed.
 
-    :class:`~stability.estimators.Assisted` draws examples in proportion to their loss under A(S), or to the squared norm of their
-    gradient where the loop gives gradients. That is no prediction of a size: in the estimate it is scaled to the measured
-    stability. :class:`~stability.estimators.Auto` leaves out every example up to n = 100, and beyond as few as ±20 % need, at most
-    50.
+    :class:`~stability.estimators.Assisted` draws those examples most often whose loss under A(S) is largest, or the squared norm of
+    their gradient where the loop gives gradients. That predicts no size: in the estimate it is scaled to the measured stability.
+    :class:`~stability.estimators.Auto` leaves out every example up to n = 100, and beyond as few as ±20 % need, at most 50.
 
     Args:
         loop: one of :mod:`stability.loops`.
@@ -150,11 +151,7 @@ class _Looped(Executor):
         began, index, more = time.perf_counter(), left_out.tolist(), "" if along else " more"
         weights = torch.cat([torch.ones(int(along), self.units.count), self.units.weights(left_out)]).double().numpy()
         self.told.begin(f"retraining without each of {len(index)}{more} examples", len(weights), "training")
-        jobs = (joblib.delayed(_attempt)(self._loop, row, self.seed) for row in weights)
-        done: list[_Found | str] = []
-        for found in joblib.Parallel(self._workers, return_as="generator")(jobs):
-            done.append(found)
-            self.told(1)
+        done = self._carried_out(weights)
         seconds, whole = time.perf_counter() - began, None
         if along:
             again = done.pop(0)
@@ -178,6 +175,26 @@ class _Looped(Executor):
                 self._notes[found.note] = None
         tensors = (torch.from_numpy(array) for array in (own, moved, failed))
         return Part(**dict(zip(("own", "moved", "failed_step"), tensors, strict=True)), whole=whole, seconds=seconds)
+
+    def _carried_out(self, weights: Floats) -> list[_Found | str]:
+        """A training for each row of weights, in their order.
+
+        Raises:
+            UsageError: the loop cannot be sent to another process.
+            MachineError: such a process was killed.
+        """
+        jobs, done = (joblib.delayed(_attempt)(self._loop, row, self.seed) for row in weights), []
+        try:
+            for found in joblib.Parallel(self._workers, return_as="generator")(jobs):
+                done.append(found)
+                self.told(1)
+        except pickle.PicklingError as error:
+            raise UsageError(
+                f"workers = {self._workers}: loop {self._loop.name!r} cannot be sent to another process: {error}; leave workers out"
+            ) from error
+        except BrokenProcessPool as error:
+            raise MachineError(f"a process that trained loop {self._loop.name!r} was killed: use fewer workers") from error
+        return done
 
     def models(self) -> Models:
         loop = self._loop
@@ -205,7 +222,8 @@ class _Looped(Executor):
         differ, size = float(np.abs(self._again.train - self._whole.train).mean()), float(np.abs(self._whole.train).mean())
         if differ > _REPEATED * size:
             said = f"two trainings on all examples with seed {self.seed} differ by {differ:.2g} {self._loop.loss_unit} on average"
-            self._notes[f"{said}: the loop draws what its seed does not decide; the noise floor holds that"] = None
+            why = "the loop draws what its seed does not decide"
+            self._notes[f"{said}: {why}; this noise is in every difference, and it is the noise floor"] = None
 
 
 class _Found:
