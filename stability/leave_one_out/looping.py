@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 import time
@@ -108,11 +109,9 @@ class _Looped(Executor):
         self._predicts = False
         self._distances: list[float] = []
         self._failures: dict[str, list[int]] = {}  # the examples without which training failed, by the reason
-        self._notes: dict[str, None] = {}  # in their order, each once
+        self._notes: list[str] = []
         if not loop.by_weight:
-            self._notes[
-                "each example was left out by removing its row: what the loop draws, such as its batches, may differ too"
-            ] = None
+            self._note("each example was left out by removing its row: what the loop draws, such as its batches, may differ too")
 
     def choice(self, estimator: Estimator) -> Choice:
         return estimator.choice_for_loop(self.units.count)
@@ -159,6 +158,7 @@ class _Looped(Executor):
                 raise MeasurementError(f"the run that gives the noise floor failed: {again}")
             again.check("the run that gives the noise floor")
             whole, self._again = torch.from_numpy(again.train), again
+            self._note(again.note)
             self._tell_repeated()
         own, moved = np.full(len(index), np.nan), np.full(len(index), np.nan)
         failed = np.full(len(index), -1)
@@ -171,10 +171,14 @@ class _Looped(Executor):
                 continue
             own[j], moved[j] = found.train[i], found.moved_from(self._again)
             self._distances[-1] = found.distance_from(self._again)
-            if found.note:
-                self._notes[found.note] = None
-        tensors = (torch.from_numpy(array) for array in (own, moved, failed))
-        return Part(**dict(zip(("own", "moved", "failed_step"), tensors, strict=True)), whole=whole, seconds=seconds)
+            self._note(found.note)
+        return Part(
+            own=torch.from_numpy(own),
+            moved=torch.from_numpy(moved),
+            failed_step=torch.from_numpy(failed),
+            whole=whole,
+            seconds=seconds,
+        )
 
     def _carried_out(self, weights: Floats) -> list[_Found | str]:
         """A training for each row of weights, in their order.
@@ -190,7 +194,7 @@ class _Looped(Executor):
                 self.told(1)
         except pickle.PicklingError as error:
             raise UsageError(
-                f"workers = {self._workers}: loop {self._loop.name!r} cannot be sent to another process: {error}; leave workers out"
+                f"workers = {self._workers}: loop {self._loop.name!r} cannot go to another process: leave workers out ({error})"
             ) from error
         except BrokenProcessPool as error:
             raise MachineError(f"a process that trained loop {self._loop.name!r} was killed: use fewer workers") from error
@@ -223,7 +227,12 @@ class _Looped(Executor):
         if differ > _REPEATED * size:
             said = f"two trainings on all examples with seed {self.seed} differ by {differ:.2g} {self._loop.loss_unit} on average"
             why = "the loop draws what its seed does not decide"
-            self._notes[f"{said}: {why}; this noise is in every difference, and it is the noise floor"] = None
+            self._note(f"{said}: {why}; this noise is in every difference, and it is the noise floor")
+
+    def _note(self, text: str) -> None:
+        """Keep a note, each once; there is none where the text is empty."""
+        if text and text not in self._notes:
+            self._notes.append(text)
 
 
 class _Found:
@@ -310,7 +319,7 @@ def _attempt(loop: Loop, weights: Floats, seed: int) -> _Found | str:
         if isinstance(error, StabilityError) and not isinstance(error, MeasurementError):
             raise
         return described(error)
-    return _Found(loop, losses)
+    return _Found(loop, dataclasses.replace(losses, gradients=None))  # nobody asks for them, and they are large
 
 
 def _numbers(value: Any, loop: Loop, what: str, form: str, shape: Sequence[int | None]) -> tuple[Floats, float]:
