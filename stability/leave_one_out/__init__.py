@@ -8,7 +8,7 @@ predicted is a predictor's (:mod:`.predictors`). :func:`difference` measures how
 
 from stability.leave_one_out import estimators, loops, perturbations, predictors
 from stability.leave_one_out.differences import Difference, difference
-from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate
+from stability.leave_one_out.estimate import Diagnostics, StabilityEstimate, Subject
 from stability.leave_one_out.looping import measure_loop
 from stability.leave_one_out.measuring import measure
 from stability.leave_one_out.smoothness import Metasmoothness, metasmoothness
@@ -18,6 +18,7 @@ __all__ = [
     "Difference",
     "Metasmoothness",
     "StabilityEstimate",
+    "Subject",
     "difference",
     "estimators",
     "loops",

@@ -95,7 +95,8 @@ class StabilityEstimate:
             alone, and A(S)' among the first left-out ones, with the examples of each batch in reverse order. The floor is what
             rounding does, as on another device. With a reduced precision, which A(S) alone never has, it is what that does in
             the mean; a single example may be moved ten times as much. It is never below ε · mean_i |ℓ(A(S), z_i)|, the precision
-            of the numbers that hold the losses. A stability below the floor is not a result.
+            of the numbers that hold the losses. A stability below the floor is not a result. A loop of one's own is trained on S
+            twice in the same way, and the floor holds what its seed does not decide.
         estimator: ``exact`` (every i was left out), ``sampled``, ``assisted`` or ``approximate``.
         status: how the estimate ended, such as "within tolerance".
         tolerance: the relative half-width of the interval that was asked for; None where none was.

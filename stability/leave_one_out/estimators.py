@@ -368,7 +368,8 @@ class Auto(Estimator):
     :class:`Exact` measures where all n retrainings take at most 2⁴⁰ floating-point operations, some twenty seconds of one core,
     or no more than what :class:`Assisted` is expected to take: its prediction, and the 5 / ``tolerance`` retrainings that the
     tolerance needs in the median of the settings measured on ``digits``. Otherwise Assisted measures. Operations are counted and
-    not timed, so that every machine chooses the same. Only a ``budget`` in seconds makes the result depend on the machine.
+    not timed, so that every machine chooses the same. Only a ``budget`` in seconds makes the result depend on the machine. Nobody
+    can count the work of a loop of one's own (:func:`stability.measure_loop`): there Exact measures up to n = 100.
 
     Assisted then goes on until the interval is narrow enough, and as long as its draws cannot be trusted: where intervals of draws
     like these held the truth too seldom in simulations, or where the draws are worth less than plain ones. It may so come to leave

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import pickle
 import time
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import joblib
@@ -48,10 +51,9 @@ def measure_loop(
     trained once more with the same weights and seed. How far these two differ is the noise floor: 0 up to rounding for a loop that
     keeps to its seed.
 
-    :class:`~stability.estimators.Assisted` draws examples in proportion to their loss under A(S), or to the squared norm of their
-    gradient where the loop gives gradients. That is no prediction of a size: in the estimate it is scaled to the measured
-    stability. :class:`~stability.estimators.Auto` leaves out every example up to n = 100, and beyond as few as ±20 % need, at most
-    50.
+    :class:`~stability.estimators.Assisted` draws those examples most often whose loss under A(S) is largest, or the squared norm of
+    their gradient where the loop gives gradients. That predicts no size: in the estimate it is scaled to the measured stability.
+    :class:`~stability.estimators.Auto` leaves out every example up to n = 100, and beyond as few as ±20 % need, at most 50.
 
     Args:
         loop: one of :mod:`stability.loops`.
@@ -116,11 +118,9 @@ class _Looped(Executor):
         self._predicts = False
         self._distances: list[float] = []
         self._failures: dict[str, list[int]] = {}  # the examples without which training failed, by the reason
-        self._notes: dict[str, None] = {}  # in their order, each once
+        self._notes: list[str] = []
         if not loop.by_weight:
-            self._notes[
-                f"{units.words.plural} were left out by removing rows: what the loop draws, such as its batches, may differ too"
-            ] = None
+            self._note(f"{units.words.plural} were left out by removing rows: what the loop draws, such as its batches, may differ too")
 
     def choice(self, estimator: Estimator) -> Choice:
         return estimator.choice_for_loop(self.units.count, self.units.words.plural)
@@ -162,11 +162,7 @@ class _Looped(Executor):
         weights = torch.cat([torch.ones(int(along), self._loop.n), self.units.weights(left_out)]).double().numpy()
         count = f"{len(index)}" if along else f"{len(index)} more"
         self.told.begin(f"retraining {self.units.words.each_of(count)}", len(weights), "training")
-        jobs = (joblib.delayed(_attempt)(self._loop, row, self.seed) for row in weights)
-        done: list[_Found | str] = []
-        for found in joblib.Parallel(self._workers, return_as="generator")(jobs):
-            done.append(found)
-            self.told(1)
+        done = self._carried_out(weights)
         seconds, whole = time.perf_counter() - began, None
         if along:
             again = done.pop(0)
@@ -174,6 +170,7 @@ class _Looped(Executor):
                 raise MeasurementError(f"the run that gives the noise floor failed: {again}")
             again.check("the run that gives the noise floor")
             whole, self._again = torch.from_numpy(again.train), again
+            self._note(again.note)
             self._tell_repeated()
         own, moved = np.full(len(index), np.nan), np.full(len(index), np.nan)
         failed = np.full(len(index), -1)
@@ -186,10 +183,34 @@ class _Looped(Executor):
                 continue
             own[j], moved[j] = found.train[list(self.units.looked_at(i))].mean(), found.moved_from(self._again)
             self._distances[-1] = found.distance_from(self._again)
-            if found.note:
-                self._notes[found.note] = None
-        tensors = (torch.from_numpy(array) for array in (own, moved, failed))
-        return Part(**dict(zip(("own", "moved", "failed_step"), tensors, strict=True)), whole=whole, seconds=seconds)
+            self._note(found.note)
+        return Part(
+            own=torch.from_numpy(own),
+            moved=torch.from_numpy(moved),
+            failed_step=torch.from_numpy(failed),
+            whole=whole,
+            seconds=seconds,
+        )
+
+    def _carried_out(self, weights: Floats) -> list[_Found | str]:
+        """A training for each row of weights, in their order.
+
+        Raises:
+            UsageError: the loop cannot be sent to another process.
+            MachineError: such a process was killed.
+        """
+        jobs, done = (joblib.delayed(_attempt)(self._loop, row, self.seed) for row in weights), []
+        try:
+            for found in joblib.Parallel(self._workers, return_as="generator")(jobs):
+                done.append(found)
+                self.told(1)
+        except pickle.PicklingError as error:
+            raise UsageError(
+                f"workers = {self._workers}: loop {self._loop.name!r} cannot go to another process: leave workers out ({error})"
+            ) from error
+        except BrokenProcessPool as error:
+            raise MachineError(f"a process that trained loop {self._loop.name!r} was killed: use fewer workers") from error
+        return done
 
     def models(self) -> Models:
         loop = self._loop
@@ -219,7 +240,13 @@ class _Looped(Executor):
         differ, size = float(np.abs(self._again.train - self._whole.train).mean()), float(np.abs(self._whole.train).mean())
         if differ > _REPEATED * size:
             said = f"two trainings on all examples with seed {self.seed} differ by {differ:.2g} {self._loop.loss_unit} on average"
-            self._notes[f"{said}: the loop draws what its seed does not decide; the noise floor holds that"] = None
+            why = "the loop draws what its seed does not decide"
+            self._note(f"{said}: {why}; this noise is in every difference, and it is the noise floor")
+
+    def _note(self, text: str) -> None:
+        """Keep a note, each once; there is none where the text is empty."""
+        if text and text not in self._notes:
+            self._notes.append(text)
 
 
 class _Found:
@@ -307,7 +334,7 @@ def _attempt(loop: Loop, weights: Floats, seed: int) -> _Found | str:
         if isinstance(error, StabilityError) and not isinstance(error, MeasurementError):
             raise
         return described(error)
-    return _Found(loop, losses)
+    return _Found(loop, dataclasses.replace(losses, gradients=None))  # nobody asks for them, and they are large
 
 
 def _numbers(value: Any, loop: Loop, what: str, form: str, shape: Sequence[int | None]) -> tuple[Floats, float]:

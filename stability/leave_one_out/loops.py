@@ -42,7 +42,7 @@ class Losses:
         train: (n,) the loss of every training example under the trained model, also of those that it was trained without.
         held_out: (N,) the losses of N held-out examples; None: there are none.
         gradients: (n, P) the gradient of every training example's loss by the parameters, at the end of the training. The squared
-            norms predict which examples matter, and better than the losses do. None: the losses predict.
+            norms say which examples probably matter. None: the losses say it.
         parameters: (P,) the trained parameters, from which ‖A(Sⁱ) − A(S)‖₂ follows; None: it stays unknown.
         note: what should be known of this training, a sentence without its full stop.
 
@@ -92,20 +92,34 @@ class Loop(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class ByWeight(Loop):
+class _OfFunction(Loop):
+    """A loop that is a function."""
+
+    function: Callable[[NDArray[Any], int], Any]
+    n: int
+    _: KW_ONLY
+    name: str = ""
+    loss_unit: str = "nats"
+    shown: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        _settle(self, self.function)
+
+
+class ByWeight(_OfFunction):
     """A function that trains with example weights.
 
     Attributes:
         function: takes the weights (n,), an array of numpy with 0 for left out and 1 for kept, and a seed. It returns the losses
-            of all n training examples under the trained model, or a :class:`Losses`. A training without an example should be what
-            it is with that example's weight 0: a mean of losses then runs over Σ w and not over n.
+            of all n training examples under the trained model, or a :class:`Losses`. A training with weight 0 should be a training
+            without the example: a mean of losses is divided by Σ w and not by n.
         n: how many training examples there are.
         name: what tables and figures call it; by default the function's name.
         loss_unit: of its losses.
         shown: (n,) what a person sees of each example.
 
     Raises:
-        UsageError: fewer than 2 examples, or as many in ``shown`` as there are not.
+        UsageError: fewer than 2 examples, or another number of entries in ``shown``.
 
     Example:
         >>> from stability import measure_loop
@@ -115,25 +129,13 @@ class ByWeight(Loop):
         [5.0, 1.25, 11.25]
     """
 
-    function: Callable[[Floats, int], Any]
-    n: int
-    _: KW_ONLY
-    name: str = ""
-    loss_unit: str = "nats"
-    shown: Sequence[str] | None = None
-
     by_weight = True
-
-    def __post_init__(self) -> None:
-        _name(self, self.name or getattr(self.function, "__name__", type(self.function).__name__))
-        _check(self)
 
     def run(self, weights: Floats, seed: int) -> Losses:
         return _losses(self.function(weights.copy(), seed))
 
 
-@dataclass(frozen=True, eq=False)
-class ByRemoval(Loop):
+class ByRemoval(_OfFunction):
     """A function that trains on some of the examples, for a program that takes no weights.
 
     Attributes:
@@ -145,7 +147,7 @@ class ByRemoval(Loop):
         shown: (n,) what a person sees of each example.
 
     Raises:
-        UsageError: fewer than 2 examples, or as many in ``shown`` as there are not.
+        UsageError: fewer than 2 examples, or another number of entries in ``shown``.
 
     Example:
         >>> from stability import measure_loop
@@ -155,18 +157,7 @@ class ByRemoval(Loop):
         [8.0, 2.25, 4.25]
     """
 
-    function: Callable[[NDArray[np.int64], int], Any]
-    n: int
-    _: KW_ONLY
-    name: str = ""
-    loss_unit: str = "nats"
-    shown: Sequence[str] | None = None
-
     by_weight = False
-
-    def __post_init__(self) -> None:
-        _name(self, self.name or getattr(self.function, "__name__", type(self.function).__name__))
-        _check(self)
 
     def run(self, weights: Floats, seed: int) -> Losses:
         return _losses(self.function(np.flatnonzero(weights), seed))
@@ -225,8 +216,8 @@ class Sklearn(Loop):
 
         if not (hasattr(self.estimator, "fit") and hasattr(self.estimator, "get_params")) or isinstance(self.estimator, type):
             raise UsageError(f"estimator = {self.estimator!r}: use a classifier or regressor of scikit-learn, not fitted")
-        _name(self, self.name or type(self.estimator).__name__)
         object.__setattr__(self, "n", _length(self.inputs))
+        _settle(self, self.estimator)
         for what, inputs, labels in (("S", self.inputs, self.labels), *([] if self.test is None else [("test", *self.test)])):
             if _length(inputs) != _length(labels):
                 raise UsageError(
@@ -241,7 +232,6 @@ class Sklearn(Loop):
         loss = self.loss or _usual_loss(self.estimator, self.labels)
         object.__setattr__(self, "loss", loss)
         object.__setattr__(self, "loss_unit", self.loss_unit or _UNITS.get(loss, "loss"))
-        _check(self)
 
     def run(self, weights: Floats, seed: int) -> Losses:
         from sklearn.base import clone
@@ -282,7 +272,7 @@ class TrainerFactory(Loop):
         n: how many training examples there are.
 
     Raises:
-        UsageError: fewer than 2 examples, or as many in ``shown`` as there are not.
+        UsageError: fewer than 2 examples, or another number of entries in ``shown``.
 
     Example:
         >>> def factory(train_dataset, seed):
@@ -306,8 +296,7 @@ class TrainerFactory(Loop):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", _length(self.train))
-        _name(self, self.name or getattr(self.factory, "__name__", type(self.factory).__name__))
-        _check(self)
+        _settle(self, self.factory)
 
     def run(self, weights: Floats, seed: int) -> Losses:
         from torch.utils.data import Subset
@@ -359,7 +348,8 @@ def squared_error(model: Any, inputs: Any, labels: Any) -> Floats:
         >>> squared_error(DummyRegressor().fit([[0], [1]], [0.0, 1.0]), [[2]], [2.5]).tolist()
         [4.0]
     """
-    squares: Floats = (np.asarray(model.predict(inputs), dtype=np.float64) - np.asarray(labels, dtype=np.float64)) ** 2
+    wanted = np.asarray(labels, dtype=np.float64)
+    squares: Floats = (np.asarray(model.predict(inputs), dtype=np.float64).reshape(wanted.shape) - wanted) ** 2
     return squares if squares.ndim == 1 else squares.reshape(len(squares), -1).mean(1)
 
 
@@ -378,7 +368,8 @@ def zero_one(model: Any, inputs: Any, labels: Any) -> Floats:
         >>> zero_one(LinearSVC().fit([[0], [1]], ["a", "b"]), [[0], [2]], ["a", "a"]).tolist()
         [0.0, 1.0]
     """
-    wrong: Floats = (np.asarray(model.predict(inputs)) != np.asarray(labels)).astype(np.float64)
+    wanted = np.asarray(labels)
+    wrong: Floats = (np.asarray(model.predict(inputs)).reshape(wanted.shape) != wanted).astype(np.float64)
     return wrong
 
 
@@ -448,11 +439,13 @@ def _length(table: Any) -> int:
     return int(shape[0]) if shape else len(table)
 
 
-def _name(loop: Loop, name: str) -> None:
-    object.__setattr__(loop, "name", name)
-
-
-def _check(loop: Loop) -> None:
+def _settle(loop: Loop, called: object) -> None:
+    """Name a loop after what it calls, where it has no name, and check it."""
+    name = getattr(called, "__name__", type(called).__name__)
+    object.__setattr__(loop, "name", loop.name or ("loop" if name == "<lambda>" else name))
     check_whole(2, n=loop.n)
-    if loop.shown is not None and len(loop.shown) != loop.n:
+    if loop.shown is None:
+        return
+    object.__setattr__(loop, "shown", list(loop.shown))  # a column of pandas would be asked by its own index
+    if len(loop.shown) != loop.n:
         raise UsageError(f"shown has {len(loop.shown)} entries and there are n = {loop.n} examples: give one for each")

@@ -144,8 +144,11 @@ def _changed(row: dict[Any, Any], unit: str) -> str:
 
 
 def _class(estimate: StabilityEstimate, row: dict[Any, Any]) -> str:
-    name = estimate.subject.label(int(row["index"])) or f"example {int(row['index'])}"
-    return f"class {name}" if estimate.loop is None and estimate.replicas.problem.classes is not None else name
+    i = int(row["index"])
+    name = estimate.subject.label(i)
+    if estimate.loop is not None:
+        return f"label {name}" if name else f"example {i}"
+    return f"class {name}" if estimate.replicas.problem.classes is not None else name
 
 
 def _images(estimate: StabilityEstimate, rows: list[dict[Any, Any]]) -> Figure:

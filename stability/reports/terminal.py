@@ -118,6 +118,8 @@ def _facts(estimate: StabilityEstimate) -> dict[str, str]:
         else f"change by {amount(estimate.hypothesis.value, unit)} on average",
         "time": f"{estimate.seconds:.1f} s",
     }
+    if estimate.loop is not None and math.isnan(estimate.hypothesis.value):
+        del rows["test losses"]  # it gave none
     if estimate.reason:
         rows["chosen"] = estimate.reason
     if (p := estimate.subject.sparsity) is not None and p != estimate.sparsity:
