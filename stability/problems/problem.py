@@ -352,11 +352,13 @@ class ModuleLogits:
 class Insertion:
     """How a problem came from another by inserting modules.
 
-    It is the *equivalent problem* of Fu et al. 2023, Definition 2: the same outputs with more parameters.
+    Where the outputs at the start stay the same, it is the *equivalent problem* of Fu et al. 2023, Definition 2: the same outputs
+    with more parameters. Where they do not, the trained model is no p-sparse fine-tuned model, and the bounds do not apply.
 
     Attributes:
         by: settings and seed of the method that inserted the modules, as plain values.
         tunable: the coordinates that the method trains.
+        equivalent: whether the outputs at the start are those of the model without the modules.
 
     Example:
         >>> Insertion({"method": "lora", "seed": 0}, Mask({"w": (3,)}, {"w": torch.tensor([1])})).tunable
@@ -365,6 +367,7 @@ class Insertion:
 
     by: Mapping[str, Any]
     tunable: Mask
+    equivalent: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
