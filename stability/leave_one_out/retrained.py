@@ -16,6 +16,7 @@ from stability.leave_one_out.estimate import StabilityEstimate, diagnosed, trust
 from stability.leave_one_out.estimators import Design, Estimator, Status
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
+from stability.problems.problem import Problem
 from stability.training.replicas import Replicas
 
 __all__ = ["Retrained", "losses_of"]
@@ -183,7 +184,7 @@ class Retrained:
             per_example=table[list(_COLUMNS)],
             prediction=prediction,
             diagnostics=found,
-            notes=(*self._design.notes, *self._warnings(estimator, bool(bad.any()))),
+            notes=(*self._design.notes, *self._warnings(estimator, bool(bad.any())), *_execution(replicas.problem)),
             replicas=replicas,
             reason=reason,
             budget_spent=budget_spent,
@@ -194,6 +195,11 @@ class Retrained:
         if not failed or estimator.tolerance is None:
             return []
         return ["a replica failed: what it would have shown is unknown, so that there is no upper end and no tolerance is met"]
+
+
+def _execution(problem: Problem) -> list[str]:
+    """How the replicas were computed, where the problem's own notes do not say it already."""
+    return [note for note in problem.execution_notes if note not in problem.notes]
 
 
 def _status(estimator: Estimator, found: Estimate, budget_spent: bool) -> Status:
