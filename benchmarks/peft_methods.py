@@ -2,7 +2,7 @@
 
     python -m benchmarks.peft_methods --out benchmarks/results/peft-methods.json
 
-Each configuration is trained for two steps without one example, on digits or, where it is for texts, on a tiny BERT of random
+Each configuration is trained for three steps, with all examples and without one, on digits or, where it is for texts, on a tiny BERT of random
 weights. The models in which LoRA and Adapter find their places have no values at all.
 """
 
@@ -12,6 +12,8 @@ import argparse
 import json
 import re
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,24 @@ from torch.nn.functional import cross_entropy
 
 from stability import Examples, FineTuning, Problem, UsageError, load, train
 from stability.problems import ModuleLogits
+from stability.problems.attention import Attention
 from stability.selectors import Peft
 from stability.selectors.places import adapter_places, lora_places
+from stability.training.replicas import Replicas
 
-__all__ = ["CONFIGURATIONS", "FAMILIES", "configuration", "how_it_runs", "main", "model", "places", "texts"]
+__all__ = [
+    "CONFIGURATIONS",
+    "FAMILIES",
+    "OF_TEXTS",
+    "configuration",
+    "how_it_runs",
+    "main",
+    "model",
+    "places",
+    "problem_for",
+    "texts",
+    "trained",
+]
 
 _QV = {"target_modules": ["q_proj", "v_proj"]}
 
@@ -61,7 +77,13 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }
 """Settings that fit the tiny models, by peft's names of the methods. The others take those of peft, on queries and values."""
 
-_OF_TEXTS = {"ADAPTION_PROMPT", "CARTRIDGE", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "TRAINABLE_TOKENS"}
+OF_TEXTS = dict.fromkeys(("CARTRIDGE", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "TRAINABLE_TOKENS"), "bert")
+OF_TEXTS |= {"ADAPTION_PROMPT": "llama"}
+"""Methods for models of texts, with the family that they are tried on."""
+
+_CAUSAL = {"gpt2", "llama"}
+_ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
+_HEADS = ("classifier", "classification_head", "score", "sequence_summary", "logits_proj", "pooler")
 
 _SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 30}
 _SMALL_GPT = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 30}
@@ -115,23 +137,27 @@ def configuration(name: str) -> Any:
 
 def model(family: str) -> Any:
     """A tiny sequence classifier of two classes, with random weights."""
-    settings = {"num_labels": 2, "pad_token_id": 0, **FAMILIES[family]}
+    settings = {"num_labels": 2, **_ENDS, **FAMILIES[family]}
     config = transformers.AutoConfig.for_model(family, **settings)
     return transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
 
 
-def texts(family: str = "bert") -> Problem:
-    """Twelve texts of different lengths for a tiny model, with the mask as transformers takes it."""
+def texts(family: str = "bert", padded: bool = True) -> Problem:
+    """Twelve texts for a tiny model: of different lengths with a mask, or all of one length without one."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = model(family)
     draw = torch.Generator().manual_seed(0)
-    lengths = torch.randint(3, 8, (12,), generator=draw)
-    mask = (torch.arange(7) < lengths[:, None]).long()
-    tokens = torch.randint(4, 30, (12, 7), generator=draw) * mask
-    examples = Examples({"input_ids": tokens, "attention_mask": mask}, tokens[:, 0] % 2, lengths)
+    tokens = torch.randint(4, 30, (12, 7), generator=draw)
+    tokens[:, -1] = _ENDS["eos_token_id"]
+    inputs, lengths = {"input_ids": tokens}, None
+    if padded:
+        lengths = torch.randint(3, 8, (12,), generator=draw)
+        mask = (torch.arange(7) < lengths[:, None]).long()
+        inputs = {"input_ids": tokens * mask, "attention_mask": mask}
+    examples = Examples(inputs, tokens[:, 0] % 2, lengths)
     parameters = {name: p.detach() for name, p in network.named_parameters()}
-    head = {name: p for name, p in parameters.items() if name.startswith(("classifier", "score"))}
+    head = {name: p for name, p in parameters.items() if name.startswith(_HEADS)}
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits, labels, reduction="none")
@@ -141,7 +167,7 @@ def texts(family: str = "bert") -> Problem:
         settings={},
         pretrained={name: p for name, p in parameters.items() if name not in head},
         new_head=lambda draw: head,
-        logits=ModuleLogits(network),
+        logits=ModuleLogits(network, attention=Attention(additive=True, causal=family in _CAUSAL)),
         loss=loss,
         train=examples,
         test=examples,
@@ -150,45 +176,58 @@ def texts(family: str = "bert") -> Problem:
     )
 
 
-def how_it_runs(name: str) -> dict[str, str]:
-    """How a method of peft runs, whether it starts at the pretrained model's outputs, and why it is refused."""
-    if name == "ADAPTION_PROMPT":
-        problem = texts("llama")
-    else:
-        problem = texts() if name in _OF_TEXTS else load("digits", n=20)
+def problem_for(name: str) -> Problem:
+    """What a method is tried on: digits, or texts where it is for these."""
+    return texts(OF_TEXTS[name]) if name in OF_TEXTS else load("digits", n=20)
+
+
+def trained(name: str) -> Replicas:
+    """Two replicas, the second without one example, by a method of peft."""
+    problem = problem_for(name)
     weights = torch.ones(2, problem.n)
     weights[1, 3] = 0
+    return train(problem, FineTuning(Peft(configuration(name)), steps=3, batch_size=4, learning_rate=1e-2), weights)
+
+
+def how_it_runs(made: Callable[[], Replicas]) -> dict[str, str]:
+    """How a method runs, whether it starts at the pretrained model's outputs, and why it is refused."""
     try:
-        selector = Peft(configuration(name))
-        trained = train(problem, FineTuning(selector, steps=2, batch_size=4, learning_rate=1e-2), weights)
+        replicas = made()
     except UsageError as error:
-        sentence = re.sub(r"^peft-[\w-]+ ", "", str(error).split(". Its layers alone")[0])
-        return {"runs": "refused", "why": re.sub(r"\b(vit|bert)\.[\w.]*\.(?=\w+ by a hook)", "", sentence.split(", and hooks on")[0])}
-    assert bool(torch.isfinite(trained.values).all())
-    insertion = trained.problem.insertion
+        return {"runs": "refused", "why": _shortened(str(error))}
+    assert bool(torch.isfinite(replicas.values).all())
+    insertion = replicas.problem.insertion
     assert insertion is not None
     return {
-        "runs": "many at once" if trained.problem.batched else "one at a time",
+        "runs": "many at once" if replicas.problem.batched else "one at a time",
         "start": "the pretrained model" if insertion.equivalent else "another",
     }
+
+
+def _shortened(reason: str) -> str:
+    """What a message says of the method itself, without its name and what to do."""
+    text = re.split(r"\. Its layers alone|, and hooks on|, and here they", reason)[0]
+    text = re.sub(r"^peft-[\w-]+ |cannot be trained here: beside plain dropout, its layers ", "", text)
+    return re.sub(r"\S+ (?=by a hook)", "parameters ", text).replace("do more in", "does more in")
 
 
 def places(family: str) -> dict[str, str]:
     """The layers of an architecture beside which LoRA goes and behind which Adapter goes, without their numbers."""
     with torch.device("meta"):
         network = model(family)
-    head = [name for name, _ in network.named_children() if name not in (network.base_model_prefix, "transformer", "pooler")]
-    for name in head:
+    for name in [name for name, _ in network.named_children() if name.startswith(_HEADS)]:
         setattr(network, name, None)
     found = {}
     for method, find in (
-        ("lora", lambda: [n for n, _ in network.named_modules() if re.fullmatch(lora_places(network), n)]),
+        ("lora", lambda: [name for name, _ in network.named_modules() if re.fullmatch(lora_places(network), name)]),
         ("adapter", lambda: adapter_places(network, ["attention", "feed-forward"])),
     ):
         try:
-            found[method] = ", ".join(dict.fromkeys(".".join(name.split(".")[-2:]) for name in find()))
-        except UsageError as error:
-            found[method] = re.sub(r".*goes (.*?), and \w+ has (.*?) known by name.*", r"none: \2 \1", str(error))
+            named = [re.sub(r"\.\d+(?=\.)", "", name).split(".")[-2:] for name in find()]
+        except UsageError:
+            found[method] = "none known by name"
+        else:
+            found[method] = ", ".join(sorted({".".join(parts) for parts in named}))
     return found
 
 
@@ -196,7 +235,7 @@ def main(out: Path | None) -> dict[str, dict[str, dict[str, str]]]:
     """Both tables."""
     warnings.simplefilter("ignore")
     kinds = sorted(kind.value for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING)
-    tables = {"methods": {kind: how_it_runs(kind) for kind in kinds}, "places": {family: places(family) for family in FAMILIES}}
+    tables = {"methods": {kind: how_it_runs(partial(trained, kind)) for kind in kinds}, "places": {family: places(family) for family in FAMILIES}}
     if out:
         out.write_text(json.dumps(tables, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return tables

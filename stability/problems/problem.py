@@ -434,6 +434,16 @@ class Insertion:
     tunable: Mask
     equivalent: bool = True
 
+    @property
+    def note(self) -> str:
+        """What a reader should know of a model that is not equivalent; empty where it is."""
+        if self.equivalent:
+            return ""
+        return (
+            f"{self.by['name']} does not start at the pretrained model's outputs: its model is no p-sparse fine-tuned model "
+            "(Definition 2), p is only the share of parameters that are trained, and the bounds do not apply"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDefaults:
@@ -629,10 +639,14 @@ class Problem:
 
     @property
     def execution_notes(self) -> tuple[str, ...]:
-        """What a reader should know of how the replicas are computed; empty where many are computed at once."""
-        if self.batched:
-            return ()
-        return (self.logits.note if isinstance(self.logits, ModuleLogits) else f"the model {_ONE_AT_A_TIME}",)
+        """What a reader should know of how the replicas are computed, and of a model that inserted modules have made another.
+
+        Empty where many replicas are computed at once, and the model is the pretrained one or equivalent to it.
+        """
+        notes = [] if self.insertion is None or self.insertion.equivalent else [self.insertion.note]
+        if not self.batched:
+            notes.append(self.logits.note if isinstance(self.logits, ModuleLogits) else f"the model {_ONE_AT_A_TIME}")
+        return tuple(notes)
 
     def check_independence(self) -> None:
         """Check that an example changes neither logits nor loss of the others in its batch.

@@ -134,7 +134,8 @@ class Peft(Inserted):
             )
         settings = {field.name for field in fields(self.config)}
         for name, value in vars(self.config).items():
-            if name not in settings and value is not None and not str(getattr(value, "__module__", "")).startswith("peft."):
+            of_peft = hasattr(type(self.config), name) or str(getattr(value, "__module__", "")).startswith("peft.")
+            if name not in settings and value is not None and not of_peft:
                 raise UsageError(
                     f"{self.name}: {name} is no setting of the configuration, so that results could not say what it was: leave "
                     "it out (from_scores makes a mask from a function)"
@@ -201,7 +202,7 @@ def _injected(name: str, config: Any, module: nn.Module) -> nn.Module:
         config.random_seed = int(torch.randint(2**31, ()))
     if hasattr(config, "progressbar"):
         config.progressbar = False
-    layers = linear_names(module)
+    layers = f"; this model's linear layers are called {linear_names(module)}; the new head is no target, it is always trained in full"
     try:
         with warnings.catch_warnings():
             # peft warns of the layers that LN-tuning is for, and sets this itself. A check of the outputs decides what is right.
@@ -214,10 +215,7 @@ def _injected(name: str, config: Any, module: nn.Module) -> nn.Module:
     except Exception as error:  # whatever it is, peft could not insert its layers
         if out_of_memory(error):
             raise
-        raise UsageError(
-            f"{name}: peft refuses: {_line(error)}; this model's linear layers are called {layers}; the new head is no "
-            "target, it is always trained in full"
-        ) from error
+        raise UsageError(f"{name}: peft refuses: {_line(error)}{'' if _adds_prompts(config) else layers}") from error
     if hasattr(tuner, "update_and_allocate") and getattr(config, "use_asa", True):
         raise _refused(name, "changes its ranks after every step (update_and_allocate)")
     for loss in dir(tuner):
@@ -233,8 +231,15 @@ def _prompted(name: str, config: Any, module: nn.Module) -> nn.Module:
     if not hasattr(getattr(module, "config", None), "vocab_size"):
         raise UsageError(f"{name} puts prompts before texts, and {type(module).__name__} takes none: use a method that adds layers")
     config.task_type = "SEQ_CLS"  # with which peft's model puts them there; without a task it ignores them
-    model: nn.Module = _peft(name).PeftModelForSequenceClassification(module, config)
-    return model
+    # Peft would train a copy of the whole classifier, of what is pretrained in it too. Here the new head is trained, in its place.
+    classifiers = {leaf: part for leaf, part in module._modules.items() if "classifier" in leaf or "score" in leaf}
+    module._modules.update(dict.fromkeys(classifiers))
+    model: Any = _peft(name).PeftModelForSequenceClassification(module, config)
+    module._modules.update(classifiers)
+    for leaf in classifiers:
+        model.cls_layer_name = leaf  # where prefixes go on behind the pretrained part
+    result: nn.Module = model
+    return result
 
 
 def _refused(name: str, what: str) -> UsageError:

@@ -136,6 +136,6 @@ def _linear(module: nn.Module) -> list[str]:
 
 def _unknown(name: str, where: str, module: nn.Module, known: str = "none that is") -> UsageError:
     leaves = _leaves(_linear(module))
-    example = "|".join(re.escape(leaf) for leaf in leaves[-2:])
+    example = "|".join(re.escape(leaf) for leaf in leaves[:2])
     hint = f"name them with --option 'targets=.*\\.({example})', of its linear layers {', '.join(leaves)}; or " if leaves else ""
     return UsageError(f"{name} goes {where}, and {type(module).__name__} has {known} known by name: {hint}{OTHERS}")
