@@ -2,8 +2,8 @@
 
     python -m benchmarks.peft_methods --out benchmarks/results/peft-methods.json
 
-Each configuration is trained for three steps, with all examples and without one, on digits or, where it is for texts, on a tiny BERT of random
-weights. The models in which LoRA and Adapter find their places have no values at all.
+Each configuration is trained for three steps, with all examples and without one, on digits or, where it is for texts, on a tiny
+BERT of random weights. The models in which LoRA and Adapter find their places have no values at all.
 """
 
 from __future__ import annotations
@@ -235,7 +235,10 @@ def main(out: Path | None) -> dict[str, dict[str, dict[str, str]]]:
     """Both tables."""
     warnings.simplefilter("ignore")
     kinds = sorted(kind.value for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING)
-    tables = {"methods": {kind: how_it_runs(partial(trained, kind)) for kind in kinds}, "places": {family: places(family) for family in FAMILIES}}
+    tables = {
+        "methods": {kind: how_it_runs(partial(trained, kind)) for kind in kinds},
+        "places": {family: places(family) for family in FAMILIES},
+    }
     if out:
         out.write_text(json.dumps(tables, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return tables

@@ -25,9 +25,9 @@ from stability.selectors.trial import LOOP
 __all__ = ["LoRA", "Peft"]
 
 _REFUSED = {
-    "eva": "starts at what initialize_lora_eva_weights computes from S, another start without each example: the runs here share one",
-    "corda": "starts at what preprocess_corda computes from data, another start without each example: the runs here share one",
-    "lora_ga": "starts at what preprocess_loraga computes from S, another start without each example: the runs here share one",
+    "eva": "starts at what initialize_lora_eva_weights computes from S, elsewhere without an example; runs here share a start",
+    "corda": "starts at what preprocess_corda computes from data, elsewhere without an example; runs here share a start",
+    "lora_ga": "starts at what preprocess_loraga computes from S, elsewhere without an example; runs here share a start",
     "alora_invocation_tokens": "needs the places of these tokens in every text",
     "arrow_config": "routes between adapters that were trained before (create_arrow_model)",
     "use_qalora": "needs weights that GPTQ has quantised",
@@ -84,7 +84,7 @@ class LoRA(Inserted):
         return 2 * self.rank if self.alpha is None else self.alpha
 
     def settings(self) -> dict[str, Any]:
-        """What defines the selector, with the alpha that is used. Targets that are found by name are written as they always were."""
+        """What defines the selector, with the alpha that is used. Targets found by name are written as they always were."""
         return {**super().settings(), "alpha": self._alpha, "targets": self.targets or QUERY_AND_VALUE[0]}
 
     def insert(self, module: nn.Module) -> nn.Module:
@@ -202,11 +202,14 @@ def _injected(name: str, config: Any, module: nn.Module) -> nn.Module:
         config.random_seed = int(torch.randint(2**31, ()))
     if hasattr(config, "progressbar"):
         config.progressbar = False
-    layers = f"; this model's linear layers are called {linear_names(module)}; the new head is no target, it is always trained in full"
+    layers = (
+        f"; this model's linear layers are called {linear_names(module)}; the new head is no target, it is always trained in full"
+    )
     try:
         with warnings.catch_warnings():
-            # peft warns of the layers that LN-tuning is for, and sets this itself. A check of the outputs decides what is right.
-            warnings.filterwarnings("ignore", "Unsupported layer type|fan_in_fan_out is set to")
+            # Peft warns of what it sets itself and of merging. A check of the outputs decides what is right.
+            own = "Unsupported layer type|fan_in_fan_out is set to|LoRA adapter added to ConvNd|`is_gradient_checkpointing`"
+            warnings.filterwarnings("ignore", own)
             if _adds_prompts(config):
                 return _prompted(name, config, module)
             tuner: nn.Module = package.PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](module, config, "default")
