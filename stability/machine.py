@@ -223,8 +223,9 @@ def kept_for_backward(forward: Callable[[], object], besides: Iterable[torch.Ten
     saved: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        if tensor.layout is torch.strided:  # a sparse matrix, as peft's FRoD has, is not counted
+            storage = tensor.untyped_storage()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -46,7 +46,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "t5": lambda: transformers.T5Config(vocab_size=COMMON["vocab_size"], **T5, **ENDS),
     "bart": lambda: transformers.BartConfig(vocab_size=COMMON["vocab_size"], **BART, **ENDS, max_position_embeddings=64),
     "xlnet": lambda: transformers.XLNetConfig(vocab_size=COMMON["vocab_size"], d_model=16, n_layer=2, n_head=2, d_inner=32),
-    "fnet": lambda: transformers.FNetConfig(vocab_size=COMMON["vocab_size"], hidden_size=16, num_hidden_layers=2),
+    "fnet": lambda: transformers.FNetConfig(vocab_size=COMMON["vocab_size"], pad_token_id=0, hidden_size=16, num_hidden_layers=2),
     "bloom": lambda: transformers.BloomConfig(vocab_size=COMMON["vocab_size"], hidden_size=16, n_layer=2, n_head=2),
     "reformer": lambda: transformers.ReformerConfig(
         vocab_size=COMMON["vocab_size"], attn_layers=["local"], axial_pos_embds=False, hidden_size=16, is_decoder=False
@@ -54,7 +54,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "canine": lambda: transformers.CanineConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32),
     "ibert": lambda: transformers.IBertConfig(**{**SMALL, "max_position_embeddings": 65}),
 }
-"""Families that cannot be trained here; and I-BERT, whose checkpoint holds buffers."""
+"""Families that run one replica at a time, or cannot be trained here; and I-BERT, whose checkpoint holds buffers."""
 
 
 def tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
@@ -63,7 +63,7 @@ def tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     names = {"unk_token": "[UNK]", "eos_token": "[SEP]", "model_max_length": 64}
     inputs = ["input_ids", "attention_mask"]
-    if family not in ("gpt2", "llama", "t5"):  # neither special tokens around a text nor one for padding
+    if family not in ("gpt2", "llama"):  # neither special tokens around a text nor one for padding
         made.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )

@@ -36,6 +36,8 @@ def _made(module: str, name: str) -> Callable[[], str]:
 GENERATED: dict[str, Callable[[], str]] = {
     "command line": _made("docs.code.command_line", "markdown"),
     "columns": _made("docs.code.tables", "columns"),
+    "peft methods": _made("docs.code.tables", "peft_methods"),
+    "peft places": _made("docs.code.tables", "peft_places"),
     "study files": _made("docs.code.tables", "study_files"),
 }
 """What stands in a page for ``<!-- generated: NAME -->``."""

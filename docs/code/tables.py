@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from docstring_parser import DocstringStyle, parse
@@ -14,7 +16,10 @@ from stability.cli.options import ESTIMATORS, PREDICTORS
 from stability.studies import Study, StudyResults
 from stability.training import EarlyStopping, FineTuning, Minimisation
 
-__all__ = ["columns", "study_files"]
+__all__ = ["columns", "peft_methods", "peft_places", "study_files"]
+
+_PEFT = Path("benchmarks/results/peft-methods.json")
+"""Made by :mod:`benchmarks.peft_methods`; a test compares it with what happens."""
 
 _TABLES: dict[str, tuple[str, dict[str, Callable[..., Any]], tuple[str, ...]]] = {
     "The study": ("Fields of the file itself.", {"": Study}, ("algorithms", "estimator")),
@@ -44,6 +49,26 @@ def columns() -> str:
         return "\n".join(["| column |", "| --- |", *(f"| `{name}` |" for name in names)])
     rows = ["## A row for each cell", "", described(CELLS), "## A row for each example that was left out", "", described(EXAMPLES)]
     return "\n".join(rows)
+
+
+def peft_methods() -> str:
+    """How every configuration of peft runs, and why it does not."""
+    rows = json.loads(_PEFT.read_text(encoding="utf-8"))["methods"]
+    lines = ["| method | replicas | starts at | why not |", "| --- | --- | --- | --- |"]
+    return "\n".join(
+        [*lines, *(f"| `{name}` | {row['runs']} | {row.get('start', '')} | {row.get('why', '')} |" for name, row in rows.items())]
+    )
+
+
+def peft_places() -> str:
+    """The layers beside which LoRA goes and behind which Adapter goes, by architecture."""
+    rows = json.loads(_PEFT.read_text(encoding="utf-8"))["places"]
+
+    def shown(names: str) -> str:
+        return names if names.startswith("none") else ", ".join(f"`{name}`" for name in names.split(", "))
+
+    lines = ["| architecture | LoRA beside | Adapter behind |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| `{name}` | {shown(row['lora'])} | {shown(row['adapter'])} |" for name, row in rows.items())])
 
 
 def study_files() -> str:

@@ -135,6 +135,8 @@ def _estimated(estimate: StabilityEstimate, check_replicas: int, memory_budget: 
     if mask.count < mask.total:
         home, tuned = _least(Curvature(problem, at, examples, mask, memory_budget=memory_budget) for at, examples in places)
     notes, changes = [], None
+    if problem.insertion is not None and not problem.insertion.equivalent:
+        notes.append(f"no bounds: {problem.insertion.note}")
     for name, eigenvalue in (("Λ_min", everything), ("Λ_min(H_II)", tuned)):
         if not eigenvalue.converged:
             notes.append(f"{name} is unknown: Lanczos did not converge in {eigenvalue.products} products")
@@ -174,7 +176,8 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
       Theorem 12, with the largest difference found) bound the expected loss.
 
     A bound is missing where its eigenvalue is unknown (``constants.notes`` says so), and a bound on the expected loss where
-    some loss is negative or none is positive. Λ_min enters less its residual.
+    some loss is negative or none is positive. Λ_min enters less its residual. All are missing where inserted modules do not start
+    at the pretrained model's outputs (:class:`stability.problems.Insertion`).
 
     Args:
         estimate: the leave-one-out measurement.
@@ -202,6 +205,9 @@ def measured_bounds(estimate: StabilityEstimate, constants: Constants, delta: fl
         raise UsageError(
             f"bounds are measured at left-out replicas, and the {estimate.estimator} estimate left out none: use Assisted()"
         )
+    insertion = estimate.replicas.problem.insertion
+    if insertion is not None and not insertion.equivalent:
+        return {}
     algorithm, selected, n = estimate.replicas.algorithm, estimate.replicas.masks[0], estimate.n
     ridge, p = algorithm.ridge_for(selected), algorithm.sparsity_for(selected)
     bounded = constants.least_loss >= 0 and constants.loss_bound > 0

@@ -180,6 +180,8 @@ class Curvature:
         def loss(f: Tensor) -> Tensor:
             return self.problem.loss(f, block.labels).sum()
 
+        if not self.problem.batched:
+            return self._plain_multiplier(logits, loss)
         if self.kind == "hessian":
 
             def whole(values: Tensor) -> Tensor:
@@ -202,6 +204,28 @@ class Curvature:
             return product
 
         return vmap(gauss_newton)
+
+    def _plain_multiplier(self, logits: Callable[[Tensor], Tensor], loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """The same by torch's plain automatic differentiation, one vector after the other."""
+        values = self._values.clone().requires_grad_()
+        f = logits(values)
+
+        def derivative(of: Tensor, by: Tensor, along: Tensor | None = None, graph: bool = False) -> Tensor:
+            found = torch.autograd.grad(of, by, along, create_graph=graph, retain_graph=True, materialize_grads=True)
+            return found[0]
+
+        if self.kind == "hessian":
+            slope = derivative(loss(f), values, graph=True)
+            return lambda vectors: torch.stack([derivative(slope, values, u) for u in vectors])
+        g = f.detach().requires_grad_()
+        bent = derivative(loss(g), g, graph=True)
+        w = torch.zeros_like(f, requires_grad=True)
+        pulled = derivative(f, values, w, graph=True)
+
+        def gauss_newton(u: Tensor) -> Tensor:
+            return derivative(f, values, derivative(bent, g, derivative(pulled, w, u)))
+
+        return lambda vectors: torch.stack([gauss_newton(u) for u in vectors])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.func import grad, jacrev, vmap
 
 from stability.checks import check_whole
 from stability.errors import UsageError
-from stability.machine import free_memory, kept_for_backward
+from stability.machine import free_memory, kept_for_backward, out_of_memory
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, Problem
 
@@ -60,6 +60,9 @@ def per_example_gradients(
         torch.Size([100, 165])
     """
     mask = Mask.full(parameters) if mask is None else mask
+    if not problem.batched:
+        yield from _one_by_one(problem, parameters, examples, mask, lambda logits, label: problem.loss(logits, label))
+        return
     values = mask.gather(parameters).detach()
 
     def loss(values: Tensor, inputs: dict[str, Tensor], label: Tensor) -> Tensor:
@@ -98,8 +101,10 @@ def per_example_jacobians(
     """
     mask = Mask.full(parameters) if mask is None else mask
     values = mask.gather(parameters).detach()
-    if values.device.type == "cpu" and sum(parameters[name].numel() for name in mask.indices) > _LARGE:
-        yield from _one_by_one(problem, parameters, examples, mask)
+    large = values.device.type == "cpu" and sum(parameters[name].numel() for name in mask.indices) > _LARGE
+    if large or not problem.batched:
+        rows = _one_by_one(problem, parameters, examples, mask, lambda logits, label: logits[0])
+        yield from (jacobian.unsqueeze(0) for jacobian in rows)
         return
 
     def logits(values: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -124,18 +129,23 @@ def _jacobians_at_once(problem: Problem, parameters: Parameters, examples: Examp
     return _fitting(first.device, memory_budget, classes * entries * first.element_size() + (1 + classes) * kept)
 
 
-def _one_by_one(problem: Problem, parameters: Parameters, examples: Examples, mask: Mask) -> Iterator[Tensor]:
-    """The Jacobians with one backward pass for each example and class."""
+def _one_by_one(
+    problem: Problem, parameters: Parameters, examples: Examples, mask: Mask, of: Callable[[Tensor, Tensor], Tensor]
+) -> Iterator[Tensor]:
+    """For each example the gradients (c, k) of the c numbers that ``of`` makes of its logits (1, C) and label (1,).
+
+    Each takes a backward pass.
+    """
     if len(examples) == 0:
         raise UsageError("derivatives of no examples: give at least 1")
     leaves = {name: tensor.detach().requires_grad_(name in mask.indices) for name, tensor in parameters.items()}
     wanted = {name: leaves[name] for name in mask.indices}
     for i in range(len(examples)):
-        rows = []
-        for logit in problem.logits(leaves, examples.take(slice(i, i + 1)).inputs)[0]:
-            slopes = torch.autograd.grad(logit, list(wanted.values()), retain_graph=True, materialize_grads=True)
+        rows, one = [], examples.take(slice(i, i + 1))
+        for number in of(problem.logits(leaves, one.inputs), one.labels):
+            slopes = torch.autograd.grad(number, list(wanted.values()), retain_graph=True, materialize_grads=True)
             rows.append(mask.gather(dict(zip(wanted, slopes, strict=True))))
-        yield torch.stack(rows).unsqueeze(0)
+        yield torch.stack(rows)
 
 
 def slopes_and_bends(problem: Problem, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +169,19 @@ def slopes_and_bends(problem: Problem, logits: Tensor, labels: Tensor) -> tuple[
     def one(logits: Tensor, label: Tensor) -> Tensor:
         return problem.loss(logits.unsqueeze(0), label.unsqueeze(0))[0]
 
-    return vmap(jacrev(one))(logits, labels), vmap(jacrev(jacrev(one)))(logits, labels)
+    try:
+        return vmap(jacrev(one))(logits, labels), vmap(jacrev(jacrev(one)))(logits, labels)
+    except Exception as error:  # whatever a loss of the user's own does that vmap cannot
+        if out_of_memory(error):
+            raise
+    found = []
+    for f, label in zip(logits.detach(), labels, strict=True):
+        at = f.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(one(at, label), at, create_graph=True)
+        bend = [torch.autograd.grad(entry, at, retain_graph=True, materialize_grads=True)[0] for entry in slope]
+        found.append((slope.detach(), torch.stack(bend)))
+    slopes, bends = zip(*found, strict=True)
+    return torch.stack(slopes), torch.stack(bends)
 
 
 def gauss_newton_diagonals(

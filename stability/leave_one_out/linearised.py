@@ -20,7 +20,6 @@ from typing import IO
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.nn.functional import pad
 
 from stability.derivatives.gradients import per_example_jacobians
@@ -284,7 +283,7 @@ class _Tangent:
         mass = weight.sum(1)
         labels = problem.train.labels[index.to(values.device)]
         logits.requires_grad_()
-        losses: Tensor = vmap(problem.loss, in_dims=(0, None))(logits, labels)
+        losses = problem.losses_of_each(logits, labels)
         loss = (losses * weight).sum(1) / torch.where(mass > 0, mass, torch.ones_like(mass))
         slopes = torch.autograd.grad(loss.sum(), logits)[0].flatten(1)
         # What the real run's own gradient was, and what the replica's residuals differ from the real ones.

@@ -120,7 +120,9 @@ class _Looped(Executor):
         self._failures: dict[str, list[int]] = {}  # the examples without which training failed, by the reason
         self._notes: list[str] = []
         if not loop.by_weight:
-            self._note(f"{units.words.plural} were left out by removing rows: what the loop draws, such as its batches, may differ too")
+            self._note(
+                f"{units.words.plural} were left out by removing rows: what the loop draws, such as its batches, may differ too"
+            )
 
     def choice(self, estimator: Estimator) -> Choice:
         return estimator.choice_for_loop(self.units.count, self.units.words.plural)

@@ -189,15 +189,16 @@ class _Replicated(Executor):
 
     def models(self) -> Models:
         replicas = Replicas.joined(self._parts) if self._parts else self._alone
-        first, *others = replicas.masks
+        problem, (first, *others) = replicas.problem, replicas.masks
         return Models(
             distance=replicas.distances()[1:].tolist(),
             mask_changes=[0 if mask is first else int((~first.contains(mask)).sum()) for mask in others],
             replicas=replicas,
             k=first.count,
-            m=replicas.problem.m,
-            head=sum(tensor.numel() for tensor in replicas.problem.head(replicas.algorithm.seed).values()),
+            m=problem.m,
+            head=sum(tensor.numel() for tensor in problem.head(replicas.algorithm.seed).values()),
             steps_shared=replicas.steps_shared,
+            notes=tuple(note for note in problem.execution_notes if note not in problem.notes),
         )
 
     def recalibrated(self, estimator: Estimator, left_out: Sequence[int], losses: Sequence[float]) -> Prediction | None:

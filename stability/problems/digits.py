@@ -66,7 +66,7 @@ def load_digits(n: int = 100, seed: int = 0) -> Problem:
         settings={"n": n, "seed": seed, "weights": _content()[:16]},
         pretrained=pretrained,
         new_head=_new_head,
-        logits=ModuleLogits(model),
+        logits=ModuleLogits(model, batched=True),
         loss=cross_entropies,
         train=examples.take(order[:n]),
         test=examples.take(order[n:]),

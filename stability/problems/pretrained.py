@@ -1,4 +1,4 @@
-"""Any sequence classifier of transformers as a function of its parameters: θ⁰, the new head, and the form that vmap can run."""
+"""Any sequence classifier of transformers as a function of its parameters: θ⁰, the new head, and the form in which it runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
 from stability.checks import check_whole
 from stability.errors import UsageError
 from stability.machine import out_of_memory
 from stability.masks import Parameters, fingerprint
 from stability.problems.attention import Attention
+from stability.problems.batching import difference, drawn, shortened, slopes_of
 from stability.problems.drawing import DrawingFrom
+from stability.problems.grouping import Grouping
 from stability.problems.problem import ModuleLogits, refill, without_values
 
 __all__ = ["Pretrained", "agreeing", "load_pretrained"]
@@ -90,8 +91,8 @@ def load_pretrained(model: str | os.PathLike[str], outputs: int) -> Pretrained:
         The model; it is kept in memory, so that the next call with the same arguments and unchanged files is quick.
 
     Raises:
-        UsageError: there is no such model or it cannot be reached, it has no safetensors, no tokenizer or no classifier, it is an
-            encoder–decoder, or its weights do not fit its configuration.
+        UsageError: there is no such model or it cannot be reached, it has no safetensors, no tokenizer or no classifier, or its
+            weights do not fit its configuration.
 
     Example:
         >>> load_pretrained("./no-such-folder", outputs=2)
@@ -115,11 +116,6 @@ def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
         config.num_labels = outputs
         if getattr(config, "use_cache", False):
             config.use_cache = False  # of past keys, which a classifier never needs
-    if getattr(config, "is_encoder_decoder", False):
-        raise UsageError(
-            f"{model} is an encoder–decoder ({config.model_type}): its classifier looks for the end token of each text, and that "
-            f"cannot be done for many replicas at once; {_OTHERS}"
-        )
     tokenizer = _tokenizer(model)
     _agree_on_padding(model, config, tokenizer)
     with _quiet(), _explained(model), DrawingFrom(torch.Generator()):  # what is drawn here is never used
@@ -162,7 +158,7 @@ def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
         network=network,
         tokenizer=tokenizer,
         max_length=_most_places(network, tokenizer),
-        vocabulary=_vocabulary(network),
+        vocabulary=_vocabulary(network, tokenizer),
         fingerprint=fingerprint({**pretrained, **buffers}),
         architecture=hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest(),
         notes=(f"the checkpoint lacks {', '.join(new)}: new, and tuned with the head",) if new else (),
@@ -228,14 +224,12 @@ def _counting_from_padding(network: nn.Module) -> Iterator[int]:
             yield int(part.padding_idx)
 
 
-def _vocabulary(network: Any) -> int:
+def _vocabulary(network: Any, tokenizer: Any) -> int:
     """The number of different tokens that the model knows."""
     try:
         return int(network.get_input_embeddings().weight.shape[0])
-    except (AttributeError, NotImplementedError) as error:
-        raise UsageError(
-            f"{type(network).__name__} cannot be trained here: it has no table of token embeddings; {_OTHERS}"
-        ) from error
+    except (AttributeError, NotImplementedError):  # one that hashes its tokens, such as CANINE
+        return int(getattr(network.config.get_text_config(), "vocab_size", None) or len(tokenizer))
 
 
 def _most_places(network: nn.Module, tokenizer: Any) -> int:
@@ -264,11 +258,13 @@ def _new_head(structure: nn.Module, shapes: Mapping[str, tuple[int, ...]], draw:
 
 
 def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogits:
-    """The model as a function of its parameters that ``torch.func.vmap`` can run and that agrees with the plain model.
+    """The model as a function of its parameters, in the quickest form that agrees with the plain model.
 
-    It tries each attention kernel with each form of the attention mask (:class:`stability.problems.attention.Attention`) and
-    takes the first that agrees. Compared are logits and gradients: those of the padded inputs, batched over replicas and over
-    examples, with those of transformers' model that sees each sequence alone.
+    First it tries to compute many replicas at once, through ``torch.func.vmap``: each attention kernel with each form of the
+    attention mask (:class:`stability.problems.attention.Attention`). Where none agrees, replicas are computed one at a time, by the
+    model as it is: with the batch as it is; without padding, texts of different lengths apart; or each text alone. The first form
+    that agrees is taken. Compared are logits and gradients of these inputs, padded, with those of transformers' model that sees
+    each sequence alone.
 
     Args:
         pretrained: the model.
@@ -279,7 +275,7 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
         The function; where an example is a choice, set its ``choices``.
 
     Raises:
-        UsageError: no form agrees, transformers itself cannot run the model, or its logits are not finite.
+        UsageError: transformers itself cannot run the model, its logits are not finite, or they are not the same in each call.
 
     Example:
         >>> model = load_pretrained("roberta-base", outputs=2)  # doctest: +SKIP
@@ -289,121 +285,89 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
     if (asked := fingerprint(inputs)) in pretrained.agreed:
         return pretrained.agreed[asked]
     network = pretrained.network
+    plain = ModuleLogits(network, grouping=Grouping(singly=True), batched=False)
     start = {**pretrained.parameters, **pretrained.new_head(torch.Generator().manual_seed(0))}
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
-    lengths = flat["attention_mask"].sum(1).tolist()
-    alone = [{name: tensor[i : i + 1, :length] for name, tensor in flat.items()} for i, length in enumerate(lengths)]
     refused = f"{pretrained.name} ({type(network).__name__}) cannot be trained here"
     try:
-        wanted = torch.cat([functional_call(network, leaves, (), one).logits for one in alone])
-        found = torch.autograd.grad(_weighted(wanted), list(leaves.values()), allow_unused=True)
+        changing = drawn(lambda: plain(start, flat))
+        wanted = plain(leaves, flat)
+        slopes_of(wanted, leaves)
+        pure = not plain.changes_buffers(start, {name: tensor[:1] for name, tensor in flat.items()})
     except Exception as error:  # whatever a model refuses
         if out_of_memory(error):
             raise
-        raise UsageError(f"{refused}: transformers itself fails on a single text of these; {_OTHERS}. {_short(error)}") from error
-    slopes, wanted = dict(zip(leaves, found, strict=True)), wanted.detach()
-    if not bool(torch.isfinite(wanted).all()):
+        raise UsageError(
+            f"{refused}: transformers itself fails on a single text of these; {_OTHERS}. {shortened(error)}"
+        ) from error
+    if not bool(torch.isfinite(wanted.detach()).all()):
         raise UsageError(f"{pretrained.name}: the logits at the start are not finite; its weights are damaged")
-    window = getattr(network.config, "sliding_window", None)
-    forms = [Attention(additive=True), Attention(additive=True, causal=True), Attention()]
-    if window is not None and "sliding_attention" in (getattr(network.config, "layer_types", None) or ()):
-        forms.insert(0, Attention(additive=True, window=window))
-    reasons = {}
-    for kernel, attention in product(("eager", "sdpa"), forms):
-        trial = copy.deepcopy(network)
-        logits = ModuleLogits(trial, attention=attention)
+    if changing is not None:
+        raise UsageError(f"{refused}: in evaluation its logits {changing}; or {_OTHERS}")
+    # What the buffers of a model become in one call would reach the next replica where all are in one call.
+    logits = _first(_batched_forms(network), plain, leaves, flat) if pure else None
+    logits = logits or _first(_plain_forms(network), plain, leaves, _with_a_twin(flat))
+    if logits is None:
+        raise UsageError(f"{refused}: the logits of a text alone are others in every form that was tried; {_OTHERS}")
+    pretrained.agreed[asked] = logits
+    return logits
+
+
+def _first(
+    forms: Iterator[ModuleLogits], plain: ModuleLogits, leaves: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+) -> ModuleLogits | None:
+    """The first of these forms that agrees with the ``plain`` model."""
+    wanted = plain(leaves, inputs)
+    slopes = slopes_of(wanted, leaves)
+    for logits in forms:
         try:
             with _quiet():
-                trial.set_attn_implementation(kernel)
-            reason = _difference(logits, leaves, flat, wanted, slopes)
-        except Exception as error:  # whatever a model does that vmap cannot
+                found = difference(logits, leaves, inputs, wanted, slopes, batched=bool(logits.batched))
+        except Exception as error:  # whatever a model does that vmap cannot, or in a batch
             if out_of_memory(error):
                 raise
-            reason = _short(error)
-        if reason is None:
-            pretrained.agreed[asked] = logits
+            continue
+        if found is None:
             return logits
-        reasons[kernel, attention] = reason
-    if cause := _cause(network, start, flat, wanted):
-        raise UsageError(f"{refused}: {cause}; {_OTHERS}")
-    raise UsageError(
-        f"{refused}: torch.func.vmap, which runs many replicas at once, cannot run its code, or gives other logits than the plain "
-        f"model; {_OTHERS}. With eager attention and an unchanged mask: {reasons['eager', Attention()]}"
-    )
-
-
-def _cause(network: nn.Module, start: Parameters, inputs: Mapping[str, Tensor], wanted: Tensor) -> str | None:
-    """Why the model cannot be batched, where transformers' own model shows it: its logits of padded texts are not those alone."""
-    with torch.no_grad():
-        padded = [{name: tensor[i : i + 1] for name, tensor in inputs.items()} for i in range(len(wanted))]
-        singly = torch.cat([functional_call(network, dict(start), (), one).logits for one in padded])
-        if not _same(singly, wanted):
-            return f"the logits of a text change by {float((singly - wanted).abs().max()):.2g} with the padding behind it"
-        together = functional_call(network, dict(start), (), dict(inputs)).logits
-    if not _same(together, wanted):
-        return f"the logits of a text change by {float((together - wanted).abs().max()):.2g} with the other texts of its batch"
     return None
 
 
-def _short(error: Exception) -> str:
-    """The first sentence of an error, for a message."""
-    return " ".join(str(error).split()).partition(". ")[0][:200] or type(error).__name__
+def _batched_forms(network: Any) -> Iterator[ModuleLogits]:
+    """The forms in which many replicas are computed at once: each attention kernel with each form of the attention mask."""
+    window = getattr(network.config, "sliding_window", None)
+    masks = [Attention(additive=True), Attention(additive=True, causal=True), Attention()]
+    if window is not None and "sliding_attention" in (getattr(network.config, "layer_types", None) or ()):
+        masks.insert(0, Attention(additive=True, window=window))
+    for kernel, attention in product(("eager", "sdpa"), masks):
+        yield ModuleLogits(_with_kernel(network, kernel), attention=attention, batched=True)
 
 
-def _difference(
-    logits: ModuleLogits,
-    start: Parameters,
-    inputs: Mapping[str, Tensor],
-    wanted: Tensor,
-    slopes: Mapping[str, Tensor | None],
-) -> str | None:
-    """Compare with the plain model, batched over two replicas and over the examples: what differs, or None.
-
-    The first replica has other values, so that no replica can pass for another.
-    """
-    stacked = {name: torch.stack([1.1 * tensor, tensor]).detach().requires_grad_() for name, tensor in start.items()}
-    found: Tensor = vmap(lambda mine: logits(mine, inputs))(stacked)
-    own = torch.autograd.grad(_weighted(found[1]), list(stacked.values()), allow_unused=True)
-    size = max(float(slope.norm()) for slope in slopes.values() if slope is not None)
-    if not _same(found[1], wanted):
-        return f"logits of replicas differ by {float((found[1].detach() - wanted).abs().max()):.2g}"
-    for (name, slope), mine in zip(slopes.items(), own, strict=True):
-        if slope is not None and (mine is None or not _close(mine[1], slope, size)):
-            return f"the gradient by {name} differs"
-    thin = {name: tensor.detach() for name, tensor in start.items() if tensor.ndim == 1}  # every layer has some: norms, biases
-    rest = {name: tensor.detach() for name, tensor in start.items() if tensor.ndim > 1}
-
-    def one(mine: Parameters, each: Mapping[str, Tensor]) -> Tensor:
-        return logits({**rest, **mine}, {name: tensor.unsqueeze(0) for name, tensor in each.items()})[0]
-
-    singly: Tensor = vmap(one, in_dims=(None, 0))(thin, dict(inputs))
-    if not _same(singly, wanted):
-        return f"logits of examples differ by {float((singly.detach() - wanted).abs().max()):.2g}"
-    weights = _weights(wanted)
-    each = vmap(grad(lambda mine, one_input, weight: (one(mine, one_input) * weight).sum()), in_dims=(None, 0, 0))
-    for name, slope in each(thin, dict(inputs), weights).items():
-        total = slopes[name]
-        if total is not None and not _close(slope.sum(0), total, size):
-            return f"the gradient of examples by {name} differs"
-    return None
+def _plain_forms(network: Any) -> Iterator[ModuleLogits]:
+    """The forms in which one replica is computed at a time, the quickest first."""
+    config = network.config
+    end = config.eos_token_id if getattr(config, "is_encoder_decoder", False) else None
+    together = None if end is None else Grouping(counted=end)
+    for grouping in (together, Grouping(unpadded=True, counted=end), Grouping(singly=True)):
+        # In eager attention dropout is an operation of its own, and can be drawn for all replicas alike.
+        for module in (_with_kernel(network, "eager"), copy.deepcopy(network)):
+            yield ModuleLogits(module, grouping=grouping, batched=False)
 
 
-def _same(found: Tensor, wanted: Tensor) -> bool:
-    """Whether logits agree to a ten-thousandth of their norm."""
-    return bool((found.detach() - wanted).norm() <= 1e-4 * wanted.norm())
+def _with_kernel(network: Any, kernel: str) -> Any:
+    """A copy with another attention kernel. Each form has a copy of its own, for one that failed may have left something behind."""
+    made = copy.deepcopy(network)
+    with _quiet(), contextlib.suppress(Exception):  # of a model without that kernel, which keeps its own
+        made.set_attn_implementation(kernel)
+    return made
 
 
-def _close(found: Tensor, wanted: Tensor, size: float) -> bool:
-    """Whether a gradient agrees to a thousandth of its norm and a millionth of the largest norm, which rounding may cost."""
-    return bool((found.detach() - wanted).norm() <= 1e-3 * wanted.norm() + 1e-6 * size)
-
-
-def _weights(logits: Tensor) -> Tensor:
-    return torch.arange(1.0, logits.numel() + 1).view_as(logits) / logits.numel()
-
-
-def _weighted(logits: Tensor) -> Tensor:
-    return (logits * _weights(logits)).sum()
+def _with_a_twin(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The texts and one more that is as long as the last: its tokens in another order, between the first and the last."""
+    ids = inputs["input_ids"]
+    order = torch.arange(ids.shape[1])
+    length = int(inputs["attention_mask"][-1].sum())
+    order[1 : length - 1] = order[1 : length - 1].flip(0)
+    return {name: torch.cat([t, t[-1:, order] if name == "input_ids" else t[-1:]]) for name, t in inputs.items()}
 
 
 @contextlib.contextmanager

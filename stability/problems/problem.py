@@ -19,8 +19,11 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from stability.checks import check_whole
 from stability.errors import UsageError, explained
+from stability.machine import out_of_memory
 from stability.masks import Mask, Parameters
 from stability.problems.attention import Attention
+from stability.problems.batching import difference, drawn, each_row, same, slopes_of
+from stability.problems.grouping import Grouping
 
 __all__ = [
     "Examples",
@@ -277,6 +280,9 @@ def without_values(name: str, parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(parameter.to("meta"), requires_grad=False)
 
 
+_ONE_AT_A_TIME = "runs one replica at a time, for torch.func.vmap cannot compute many of them at once"
+
+
 @dataclass(frozen=True, eq=False)
 class ModuleLogits:
     """The logits of a torch module as a pure function of its parameters, as :attr:`Problem.logits` needs it.
@@ -284,12 +290,17 @@ class ModuleLogits:
     Methods that insert modules (Adapter, LoRA) need this form: into a bare function they cannot insert anything.
 
     Attributes:
-        module: the structure, in evaluation mode. It is called as ``module(**inputs)`` and returns the logits (B, C), or an
-            object with ``logits``. The values of its parameters are never read and may be on the meta device.
+        module: the structure, in evaluation mode. It is called as ``module(**inputs)`` and returns the logits (B, C), an object
+            or a dictionary with ``logits``, or a tuple that begins with them. The values of its parameters are never read and
+            may be on the meta device.
         names: from a parameter's name in the problem to its name in the module, where the two differ.
         attention: the form in which the module takes an attention mask.
         choices: whether an example is a choice among c sequences. The inputs are then (B, c, T), the module has one logit and
             scores each sequence alone, and these scores are the example's logits (B, c).
+        grouping: which texts of a batch the module gets together; None: all of them, with padding.
+        batched: whether many replicas can be computed at once, by one call of the module through ``torch.func.vmap``. If not,
+            they are computed one after the other, and whatever the module writes into its buffers is forgotten after each call.
+            None: the problem tries it once (:attr:`Problem.batched`).
         training: whether the module is in training mode, as in :attr:`while_training`.
 
     Raises:
@@ -306,6 +317,8 @@ class ModuleLogits:
     names: Mapping[str, str] = field(default_factory=dict)
     attention: Attention = field(default_factory=Attention)
     choices: bool = False
+    grouping: Grouping | None = field(default=None, kw_only=True)
+    batched: bool | None = field(default=None, kw_only=True)
     training: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -324,22 +337,60 @@ class ModuleLogits:
             inputs: the inputs of B examples, by name, each (B, …).
 
         Raises:
-            UsageError: the module returns neither a tensor nor an object with ``logits``.
+            UsageError: the module returns nothing that has logits.
         """
-        own: dict[str, Tensor] = {}
+        each = self._flat(inputs)
+        if self.grouping is None:
+            logits = self._called(parameters, each)
+        else:
+            logits = self.grouping.call(lambda some: self._called(parameters, some), each)
+        return logits.reshape(len(next(iter(inputs.values()))), -1) if self.choices else logits
+
+    def _flat(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The inputs as the module gets them: a row for each sequence."""
+        return {name: tensor.flatten(0, 1) for name, tensor in inputs.items()} if self.choices else inputs
+
+    def _called(self, parameters: Parameters, inputs: Mapping[str, Tensor], buffers: dict[str, Tensor] | None = None) -> Tensor:
+        """What the module gives for these inputs, all at once. What it writes into ``buffers`` is written there."""
+        own = self._fresh_buffers() if buffers is None and self.batched is False else buffers or {}
         for name, tensor in parameters.items():
             first = self.names.get(name, name)
             own.update(dict.fromkeys(self._places.get(first, [first]), tensor))
-        each = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()} if self.choices else inputs
-        prepared = self.attention.prepare(each, next(iter(parameters.values())).dtype)
-        output: Any = functional_call(self.module, own, (), prepared, tie_weights=False)
-        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-        if not isinstance(logits, Tensor):
+        prepared = self.attention.prepare(inputs, next(iter(parameters.values())).dtype)
+        return self._logits_in(functional_call(self.module, own, (), prepared, tie_weights=False))
+
+    def _logits_in(self, output: Any) -> Tensor:
+        found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+        if isinstance(found, tuple | list) and found:
+            found = found[0]
+        if not isinstance(found, Tensor):
             raise UsageError(
                 f"{type(self.module).__name__} returned a {type(output).__name__} without logits: let its forward return the "
-                "logits, a tensor (B, C), or an object that has them as .logits"
+                "logits, a tensor (B, C), an object or a dictionary that has them as logits, or a tuple that begins with them"
             )
-        return logits.reshape(len(next(iter(inputs.values()))), -1) if self.choices else logits
+        return found
+
+    def _fresh_buffers(self) -> dict[str, Tensor]:
+        """Copies of all buffers. One that stands in several places is one copy."""
+        copies: dict[int, Tensor] = {}
+        fresh = {}
+        for name, buffer in self.module.named_buffers(remove_duplicate=False):
+            if id(buffer) not in copies:
+                copies[id(buffer)] = buffer.clone()
+            fresh[name] = copies[id(buffer)]
+        return fresh
+
+    def changes_buffers(self, parameters: Parameters, inputs: Mapping[str, Tensor]) -> bool:
+        """Whether a call of the module changes its buffers. Here they keep their values.
+
+        Args:
+            parameters: all tensors of the model, by their names in the problem.
+            inputs: the inputs of B examples, by name, each (B, …).
+        """
+        fresh = self._fresh_buffers()
+        given = dict(fresh)  # functional_call puts there what the module has in their place afterwards
+        self._called(parameters, self._flat(inputs), given)
+        return any(given[name] is not own or own._version > 0 for name, own in fresh.items())
 
     @cached_property
     def _places(self) -> dict[str, list[str]]:
@@ -352,6 +403,20 @@ class ModuleLogits:
             for leaf, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
                 places.setdefault(id(parameter), []).append(f"{owner}.{leaf}" if owner else leaf)
         return {names[0]: names for names in places.values()}
+
+    def found(self, *, batched: bool) -> None:
+        """Remember what was found out.
+
+        Args:
+            batched: whether many replicas can be computed at once.
+        """
+        object.__setattr__(self, "batched", batched)  # None says that it is not known yet: nothing is changed that was known
+
+    @property
+    def note(self) -> str:
+        """What a reader should know of how the replicas are computed where that is one at a time."""
+        apart = "" if self.grouping is None else self.grouping.note
+        return f"{type(self.module).__name__} {_ONE_AT_A_TIME}{apart}"
 
     @cached_property
     def while_training(self) -> ModuleLogits:
@@ -384,11 +449,13 @@ class ModuleLogits:
 class Insertion:
     """How a problem came from another by inserting modules.
 
-    It is the *equivalent problem* of Fu et al. 2023, Definition 2: the same outputs with more parameters.
+    Where the outputs at the start stay the same, it is the *equivalent problem* of Fu et al. 2023, Definition 2: the same outputs
+    with more parameters. Where they do not, the trained model is no p-sparse fine-tuned model, and the bounds do not apply.
 
     Attributes:
         by: settings and seed of the method that inserted the modules, as plain values.
         tunable: the coordinates that the method trains.
+        equivalent: whether the outputs at the start are those of the model without the modules.
 
     Example:
         >>> Insertion({"method": "lora", "seed": 0}, Mask({"w": (3,)}, {"w": torch.tensor([1])})).tunable
@@ -397,6 +464,17 @@ class Insertion:
 
     by: Mapping[str, Any]
     tunable: Mask
+    equivalent: bool = True
+
+    @property
+    def note(self) -> str:
+        """What a reader should know of a model that is not equivalent; empty where it is."""
+        if self.equivalent:
+            return ""
+        return (
+            f"{self.by['name']} does not start at the pretrained model's outputs: its model is no p-sparse fine-tuned model "
+            "(Definition 2), p is only the share of parameters that are trained, and the bounds do not apply"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -430,9 +508,9 @@ class Problem:
         pretrained: θ⁰, the m pretrained parameters, by name. Sparsity is a fraction of these. They are never changed.
         new_head: a function from a generator to the tensors that θ⁰ lacks; they may be none. The head is always trained, and
             sparsity does not count it.
-        logits: a function (parameters, inputs) → (B, C). It is pure and works under ``torch.func.vmap`` over the parameters. The
-            logits of an example do not depend on the others of its batch (:meth:`check_independence`). Use
-            :class:`ModuleLogits` where the model is a torch module.
+        logits: a function (parameters, inputs) → (B, C). It is pure, and the logits of an example do not depend on the others of
+            its batch (:meth:`check_independence`). Where ``torch.func.vmap`` can run it, many replicas are computed at once
+            (:attr:`batched`). Use :class:`ModuleLogits` where the model is a torch module.
         loss: a function (logits (B, C), labels (B,)) → (B,) that gives the loss ℓ of each example, whatever the others are.
         train: the training set S of n examples.
         test: the held-out examples.
@@ -537,6 +615,74 @@ class Problem:
         """
         return self.loss(self.logits(parameters, examples.inputs), examples.labels)
 
+    def losses_of_each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss ℓ of each example under each of r replicas.
+
+        Args:
+            logits: (r, B, C).
+            labels: the labels of the B examples, which the replicas share.
+
+        Returns:
+            The losses (r, B) in ``loss_unit``.
+        """
+        known = vars(self)
+        if "_loss_batched" not in known:  # with the first logits that there are, for in training mode a model must not be asked
+            known["_loss_batched"] = self._loss_runs_through_vmap(logits[0].detach(), labels)
+        return each_row(lambda mine: self.loss(mine, labels), logits, batched=known["_loss_batched"])
+
+    def _loss_runs_through_vmap(self, logits: Tensor, labels: Tensor) -> bool:
+        wanted = self.loss(logits, labels)
+        try:
+            found = vmap(self.loss, in_dims=(0, None))(logits.unsqueeze(0), labels)[0]
+        except Exception as error:  # whatever a loss does that vmap cannot
+            return out_of_memory(error)
+        return same(found, wanted) or not bool(torch.isfinite(wanted).all())
+
+    @cached_property
+    def batched(self) -> bool:
+        """Whether many replicas of the model can be computed at once, through ``torch.func.vmap``.
+
+        If not, they are computed one after the other, with the same results up to rounding. A model is tried once: on two training
+        examples, logits and gradients through vmap must be those of a plain call.
+        """
+        model = self.logits
+        if not isinstance(model, ModuleLogits):
+            return self._runs_through_vmap
+        if model.batched is None:
+            if model.training:  # dropout would draw another time
+                return True
+            model.found(batched=self._runs_through_vmap)
+        return bool(model.batched)
+
+    @cached_property
+    def _runs_through_vmap(self) -> bool:
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.start().items()}
+        inputs = self.train.take(slice(0, 2)).inputs
+        plain = self.logits
+        if isinstance(plain, ModuleLogits):
+            plain = replace(plain, batched=False)
+            if plain.changes_buffers(leaves, inputs):
+                return False
+        wanted = plain(leaves, inputs)
+        if not isinstance(wanted, Tensor):
+            return True  # check_independence tells of it
+        slopes = slopes_of(wanted, leaves)
+        try:
+            return difference(self.logits, leaves, inputs, wanted, slopes, batched=True) is None
+        except Exception as error:  # whatever a model does that vmap cannot
+            return out_of_memory(error)  # of two replicas with all their gradients; fewer are tuned
+
+    @property
+    def execution_notes(self) -> tuple[str, ...]:
+        """What a reader should know of how the replicas are computed, and of a model that inserted modules have made another.
+
+        Empty where many replicas are computed at once, and the model is the pretrained one or equivalent to it.
+        """
+        notes = [] if self.insertion is None or self.insertion.equivalent else [self.insertion.note]
+        if not self.batched:
+            notes.append(self.logits.note if isinstance(self.logits, ModuleLogits) else f"the model {_ONE_AT_A_TIME}")
+        return tuple(notes)
+
     def check_independence(self) -> None:
         """Check that an example changes neither logits nor loss of the others in its batch.
 
@@ -554,6 +700,8 @@ class Problem:
         """
         with explained(f"the model or the loss of problem {self.name!r}"):
             found = self._dependence
+            if found is None:
+                _ = self.batched  # tried here, before the model is in training mode
         if found is not None:
             raise UsageError(f"{self.name}: {found}")
 
@@ -564,11 +712,10 @@ class Problem:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.start().items()}
 
         def answers(batch: Examples) -> Tensor:
-            # Inside vmap a model that draws at random fails, and draws nothing.
-            found = vmap(lambda _: self.logits(leaves, batch.inputs))(torch.zeros(1))
+            found = self.logits(leaves, batch.inputs)
             if not isinstance(found, Tensor):
                 raise UsageError(f"{self.name}: logits returned {type(found).__name__}: let it return a tensor (B, C)")
-            return found[0]
+            return found
 
         def random(like: Tensor) -> Tensor:
             return torch.randn(like.shape, generator=generator(0, "independence")).to(like)
@@ -579,6 +726,8 @@ class Problem:
             slopes = torch.autograd.grad(mixed, list(leaves.values()), retain_graph=True, materialize_grads=True)
             return torch.stack([slope.norm() for slope in slopes])
 
+        if changing := drawn(lambda: answers(self.train.take(index[:2]))):
+            return f"its logits {changing}"
         alone = answers(self.train.take(index[:2]))
         batches = [self.train.take(index[[0, 1, third]]) for third in (2, 3)]
         beside = [answers(batch) for batch in batches]
@@ -649,8 +798,8 @@ class Problem:
         )
         return self._with_what_was_checked(moved)
 
-    def _with_what_was_checked(self, same: Problem) -> Problem:
-        """``same``, the same model and loss with other examples or elsewhere: what was checked of them once is known of it."""
-        if "_dependence" in vars(self):
-            vars(same)["_dependence"] = self._dependence
-        return same
+    def _with_what_was_checked(self, other: Problem) -> Problem:
+        """``other``, the same model and loss with other examples or elsewhere: what was checked of them once is known of it."""
+        known = ("_dependence", "batched", "_runs_through_vmap", "_loss_batched")
+        vars(other).update({name: vars(self)[name] for name in known if name in vars(self)})
+        return other

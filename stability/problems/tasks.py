@@ -133,7 +133,7 @@ TASKS: dict[str, Task] = {
 TEXT_TRAINING = TrainingDefaults(steps=150, batch_size=16, learning_rate=5e-4, schedule="linear")
 """Fu et al. 2023 take batches of 16 as well, a learning rate of 1e-4 and at least 20 000 steps."""
 
-HUB = {f"{task.hub[0].rpartition('/')[2]}/{name}": name for name, task in TASKS.items()}
+HUB: dict[str, str] = {f"{task.hub[0].rpartition('/')[2]}/{name}": name for name, task in TASKS.items()}
 """The paper's tasks, by the names under which :func:`stability.problems.load` asks the hub for them: ``glue/rte``, …"""
 
 

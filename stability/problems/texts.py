@@ -207,7 +207,7 @@ def load_texts(
         metric_name=metric,
         validation=made.get("validation"),
         loss_unit="squared error" if classes is None else "nats",
-        notes=(*notes, *pretrained.notes),
+        notes=(*notes, *pretrained.notes, *([] if logits.batched else [logits.note])),
         classes=None if classes is None else tuple(classes),
         shown=_shown(own, sequences, drawn["train"]),
         groups=None if group is None else _groups(own, group, drawn["train"]),

@@ -271,7 +271,8 @@ def show_bounds(found: Mapping[str, Bound], notes: Sequence[str] = ()) -> None:
             print(f"  {bound.reason}")
         for assumption in bound.assumptions:
             made.setdefault(assumption, []).append(name)
-    print("assumptions:")
+    if made:
+        print("assumptions:")
     for assumption, names in made.items():
         state = {True: "held", False: "FAILED", None: "not checked"}[assumption.held]
         print(f"  {state:>11}: {assumption.name} ({assumption.detail}) [{', '.join(names)}]")

@@ -5,8 +5,10 @@
 :func:`from_scores` makes a selector of a function of one's own.
 """
 
+from stability.selectors.adapter import Adapter
 from stability.selectors.base import FromScores, Moving, ScoreFunction, Selector, from_scores
-from stability.selectors.inserted import Adapter, Inserted, LoRA, Peft
+from stability.selectors.configurations import LoRA, Peft
+from stability.selectors.inserted import Inserted
 from stability.selectors.moving import Course, Optimizer, Projected, Run
 from stability.selectors.projection import ChildPruning, DiffPruning
 from stability.selectors.random import Mixout, MixoutReset, Random

@@ -160,7 +160,8 @@ def divide(
 
     On a CPU many at once save nothing but Python's dispatch, and lose where their activations leave the caches. There each thread
     takes replicas of its own, unless their products are so small that Python's dispatch, of which there is one at a time, is most
-    of the work. Sets and batches are balanced, so that the last is not a rest.
+    of the work. Where the model cannot compute many replicas at once, each thread computes one. Sets and batches are balanced, so
+    that the last is not a rest.
 
     Args:
         problem: as the steps see it (:meth:`stability.training.Algorithm.training_form`).
@@ -188,8 +189,7 @@ def divide(
     stack = Stack(start, tunable, tunable.gather(start).unsqueeze(0), differentiable=True)
 
     def forward(block: Examples) -> Tensor:
-        with nullcontext() if dropout is None else dropout:
-            return stack.call(problem.logits, block.inputs, randomness="error" if dropout is None else "same")
+        return stack.logits(problem, block.inputs, dropout)
 
     block = _largest(blocks_of(problem.train.take(longest), whole=dropout is not None))
     kept = kept_for_backward(partial(forward, block), [*start.values(), *stack.tensors.values()])
@@ -206,7 +206,7 @@ def divide(
     workers = math.ceil(r / mine)
     share = budget // workers
     cached = _CACHED // workers // max(kept, 1) if on_cpu else r
-    at_once = max(1, min(mine, cached, share // (computed + state)))
+    at_once = max(1, min(mine, cached, share // (computed + state))) if problem.batched else 1
     rows = max(at_once, min(mine, (share - at_once * computed) // state))
     sets = workers * math.ceil(r / (workers * rows))
     rows = math.ceil(r / sets)

@@ -1,5 +1,6 @@
-"""The objective of many replicas at once and its gradient by their tuned values, through ``torch.func.vmap``.
+"""The objective of many replicas and its gradient by their tuned values.
 
+They are computed at once through ``torch.func.vmap`` where it can run the model, and otherwise one after the other.
 Of the model's tensors only those with tuned coordinates are copied, and only for as many replicas as are computed at once; all
 others enter unbatched. Of a large masked matrix the gradient is taken at its masked coordinates alone
 (:mod:`stability.training.products`).
@@ -8,16 +9,16 @@ others enter unbatched. Of a large masked matrix the gradient is taken at its ma
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from stability.masks import Mask, Parameters
+from stability.problems.batching import each_row
 from stability.problems.problem import Examples, ModuleLogits, Problem
 from stability.training.dropout import Dropout
 from stability.training.portions import Portions
@@ -51,7 +52,7 @@ def logits_of(problem: Problem, start: Parameters, tunable: Mask, values: Tensor
 
     def some(rows: slice) -> Tensor:
         stack = Stack(start, tunable, values[rows])
-        return torch.cat([stack.call(problem.logits, block.inputs) for _, block in blocks], dim=1)
+        return torch.cat([stack.logits(problem, block.inputs) for _, block in blocks], dim=1)
 
     with torch.no_grad():
         parts = Portions(at_once, values.device, tunable.count).each(len(values), some)
@@ -110,24 +111,36 @@ class Stack:
                 else:
                     flat.index_copy_(1, index, values[:, where])
 
-    def call(self, function: Callable[..., Tensor], *data: object, randomness: str = "error") -> Tensor:
-        """Call ``function(parameters, *data)`` for every replica at once; the data are shared.
+    def logits(self, problem: Problem, inputs: Mapping[str, Tensor], dropout: Dropout | None = None) -> Tensor:
+        """The logits of B inputs under every replica, (r, B, C).
 
         Args:
-            function: what is called, such as ``problem.logits``.
-            data: its further arguments.
-            randomness: of ``torch.func.vmap``: ``same`` draws once for all replicas; by default drawing is an error.
+            problem: whose model it is.
+            inputs: of B examples, by name; the replicas share them.
+            dropout: draws dropout, the same for every replica.
         """
 
-        # The shared data enter by closure: vmap then treats them as constants, whatever container they come in.
+        # The inputs enter by closure: vmap then treats them as constants, whatever container they come in.
         def one(mine: Parameters, tuned: Parameters) -> Tensor:
-            whole = {**self.shared, **mine}
             ours = Products({id(mine[name]): (tensor, self._sites[name]) for name, tensor in tuned.items()})
-            with ours if self._large else nullcontext():
-                return function(whole, *data)
+            with dropout or nullcontext(), ours if self._large else nullcontext():
+                return problem.logits({**self.shared, **mine}, inputs)
 
-        result: Tensor = vmap(one, randomness=randomness)(self.tensors, self._tuned)
-        return result
+        randomness = "error" if dropout is None else "same"
+        return each_row(one, self.tensors, self._tuned, batched=problem.batched, randomness=randomness)
+
+    def own_logits(self, problem: Problem, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The logits of r inputs, of the j-th under the j-th replica, (r, C).
+
+        Args:
+            problem: whose model it is.
+            inputs: of r examples, by name.
+        """
+
+        def one(mine: Parameters, own: Parameters) -> Tensor:
+            return problem.logits({**self.shared, **mine}, {name: x.unsqueeze(0) for name, x in own.items()})[0]
+
+        return each_row(one, self.tensors, dict(inputs), batched=problem.batched)
 
     def gradient(self, loss: Tensor) -> Tensor:
         """The gradient of ``loss``, a sum over replicas of what :meth:`call` gave, by the K coordinates: (r, K)."""
@@ -319,11 +332,9 @@ class Objective:
         loss, gradient = shares.new_zeros(len(values)), torch.empty(0)
         logits = []
         for number, (index, block) in enumerate(blocks):
-            randomness = "error" if dropout is None else "same"
-            reduced = torch.autocast(values.device.type, torch.bfloat16) if self._autocast else nullcontext()
-            with reduced, nullcontext() if dropout is None else dropout:
-                answer = stack.call(self._problem.logits, block.inputs, randomness=randomness).to(values.dtype)
-            losses: Tensor = vmap(self._problem.loss, in_dims=(0, None))(answer, block.labels)
+            with torch.autocast(values.device.type, torch.bfloat16) if self._autocast else nullcontext():
+                answer = stack.logits(self._problem, block.inputs, dropout).to(values.dtype)
+            losses = self._problem.losses_of_each(answer, block.labels)
             own = (losses * shares[:, index.to(shares.device)]).sum(1)
             slope = stack.gradient(own.sum())
             gradient = slope if number == 0 else gradient.add_(slope)

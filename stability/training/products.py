@@ -151,7 +151,10 @@ class Products(TorchFunctionMode):
         if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:  # which autocast leaves alone, too
             dtype = torch.get_autocast_dtype(input.device.type)
             input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)  # noqa: A001
-        return _apply(_Linear, input, weight if sites is None else weight.detach(), bias, tuned, sites)
+        # A matrix in, a matrix out: of more dimensions the product would be a view, which no layer behind it may change in place.
+        rows = input.reshape(-1, input.shape[-1])
+        found = _apply(_Linear, rows, weight if sites is None else weight.detach(), bias, tuned, sites)
+        return found.reshape(*input.shape[:-1], weight.shape[0])
 
     def _embedding(
         self,
@@ -166,11 +169,12 @@ class Products(TorchFunctionMode):
         if max_norm is not None or scale_grad_by_freq or sparse:
             return embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
         tuned, sites = self._tuned[id(weight)]
-        return _apply(_Embedding, input, weight.detach(), tuned, sites, padding_idx)
+        found = _apply(_Embedding, input.reshape(-1), weight.detach(), tuned, sites, padding_idx)
+        return found.reshape(*input.shape, weight.shape[-1])
 
 
 class _Linear(torch.autograd.Function):
-    """x Wᵀ + b: of one matrix (out, in), or of (r, out, in) with x (r, N, in) and b (r, out)."""
+    """x Wᵀ + b, (N, out): of one matrix (out, in), or of (r, out, in) with x (r, N, in) and b (r, out)."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, tuned: Tensor | None, sites: Sites | None) -> Tensor:
@@ -215,23 +219,25 @@ class _Linear(torch.autograd.Function):
         r: int = info.batch_size
         if in_dims[1] is None:  # the rows of all replicas are rows of one product
             x = _first(x, in_dims[0], r)
-            if bias is None or in_dims[2] is None:
-                return _apply(_Linear, x, weight, bias, None, None), 0
-            mine = _first(bias, in_dims[2], r)
-            return _apply(_Linear, x, weight, None, None, None) + mine.view(r, *(1,) * (x.ndim - 2), -1), 0
+            mine = None if bias is None or in_dims[2] is None else _first(bias, in_dims[2], r)
+            found = _apply(_Linear, x.reshape(-1, x.shape[-1]), weight, bias if mine is None else None, None, None)
+            found = found.reshape(*x.shape[:-1], weight.shape[0])
+            return found if mine is None else found + mine.unsqueeze(1), 0
         x, weight = _first(x, in_dims[0], r), _first(weight, in_dims[1], r)
         bias = None if bias is None else _first(bias, in_dims[2], r)
         tuned = None if tuned is None else _first(tuned, in_dims[3], r)
-        flat = x.reshape(r, -1, x.shape[-1])
-        return _apply(_Linear, flat, weight, bias, tuned, sites).reshape(*x.shape[:-1], weight.shape[1]), 0
+        if r == 1:
+            bias, tuned = (None if t is None else t.squeeze(0) for t in (bias, tuned))
+            return _apply(_Linear, x.squeeze(0), weight.squeeze(0), bias, tuned, sites).unsqueeze(0), 0
+        return _apply(_Linear, x, weight, bias, tuned, sites), 0
 
 
 class _Embedding(torch.autograd.Function):
-    """W[ids], (*ids, d): of one matrix (V, d), or (r, *ids, d) of (r, V, d)."""
+    """W[ids], (N, d) of N ids: of one matrix (V, d), or (r, N, d) of (r, V, d)."""
 
     @staticmethod
     def forward(ids: Tensor, weight: Tensor, tuned: Tensor, sites: Sites, padding_idx: int | None) -> Tensor:
-        taken: Tensor = weight[..., ids.flatten(), :].unflatten(-2, ids.shape)
+        taken: Tensor = weight[..., ids, :]
         return taken
 
     @staticmethod
@@ -242,7 +248,7 @@ class _Embedding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        ids, sites = ctx.saved_tensors[0].flatten().long(), ctx.sites
+        ids, sites = ctx.saved_tensors[0].long(), ctx.sites
         gradient = gradient.unsqueeze(0) if ctx.single else gradient
         each = gradient.reshape(len(gradient), len(ids), -1)
         if ctx.padding_idx is not None:

@@ -14,7 +14,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from stability.checks import check_whole
 from stability.errors import MachineError, UsageError
@@ -112,8 +111,7 @@ class Replicas:
 
     def losses(self, examples: Examples, rows: slice = ALL) -> Tensor:
         """ℓ of each of N ``examples`` under each replica, or under some ``rows``: (r, N)."""
-        losses: Tensor = vmap(self.problem.loss, in_dims=(0, None))(self.logits(examples, rows), examples.labels)
-        return losses
+        return self.problem.losses_of_each(self.logits(examples, rows), examples.labels)
 
     def own_losses(self, index: Tensor) -> Tensor:
         """ℓ of one training example under each replica: of example ``index[j]`` under the j-th, (r,)."""
@@ -121,18 +119,11 @@ class Replicas:
         def some(rows: slice) -> Tensor:
             stack = Stack(self.start, self.tunable, self.values[rows])
             block = self.problem.train.take(index[rows])
-            return self.problem.loss(self._own_logits(stack, block), block.labels)
+            return self.problem.loss(stack.own_logits(self.problem, block.inputs), block.labels)
 
         portions = Portions(self.replica_batch, self.values.device, self.tunable.count)
         with torch.no_grad():
             return torch.cat(portions.each(len(self), some))
-
-    def _own_logits(self, stack: Stack, block: Examples) -> Tensor:
-        def one(mine: Parameters, inputs: Parameters) -> Tensor:
-            return self.problem.logits({**stack.shared, **mine}, {name: x.unsqueeze(0) for name, x in inputs.items()})[0]
-
-        logits: Tensor = vmap(one)(stack.tensors, dict(block.inputs))
-        return logits
 
     def distances(self) -> Tensor:
         """The distance ‖θ_j − θ_0‖₂ of each replica j from the first, over all parameters: float64 (r,)."""
@@ -163,7 +154,8 @@ def train(
         masks: the selected pretrained coordinates, one mask a row or a single one for all; by default
             ``algorithm.select(problem)``. Not where masks move while A trains.
         substitutes: q examples that may take the place of training examples; ``weights`` then has n + q columns, theirs last.
-        replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
+        replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``. It is 1
+            where the model cannot compute more (:attr:`Problem.batched <stability.problems.Problem.batched>`).
         memory_budget: bytes that training and evaluation may take; by default half of what is free. One replica at once is always
             tried, and all trained values are kept.
         reverse_batches: take the examples within each batch in reverse order: the same algorithm, rounded differently.
@@ -226,6 +218,7 @@ def train(
         raise one_too_large(first.device, tunable.count)
     if replica_batch is not None:
         check_whole(1, replica_batch=replica_batch)
+        replica_batch = replica_batch if problem.batched else 1
         how = Division(how.workers, max(how.rows, replica_batch), replica_batch)
     task = Task(
         problem=seen,

@@ -172,10 +172,12 @@ def test_a_module_returns_logits_or_an_object_that_has_them() -> None:
     parameters = dict(module.named_parameters())
     wanted = module(x)
     assert torch.equal(ModuleLogits(module)(parameters, {"x": x}), wanted)
+    for form in (lambda logits: {"logits": logits}, lambda logits: (logits, None), lambda logits: [logits]):
+        assert torch.equal(ModuleLogits(Answering(form))(parameters, {"x": x}), wanted)
     with pytest.raises(UsageError, match="Answering returned a dict without logits: let its forward return the logits, a tensor"):
-        ModuleLogits(Answering(lambda logits: {"logits": logits}))(parameters, {"x": x})
+        ModuleLogits(Answering(lambda logits: {"scores": logits}))(parameters, {"x": x})
     with pytest.raises(UsageError, match="Answering returned a tuple without logits"):
-        ModuleLogits(Answering(lambda logits: (logits,)))(parameters, {"x": x})
+        ModuleLogits(Answering(lambda logits: ()))(parameters, {"x": x})
 
 
 def test_parts_that_act_otherwise_in_training_mode_are_refused() -> None:
