@@ -1,9 +1,12 @@
-"""Tables of pages that follow from the code: columns of results, fields of study files."""
+"""Tables of pages that follow from the code or from stored results: columns, fields of study files, architectures."""
 
 from __future__ import annotations
 
 import inspect
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from docstring_parser import DocstringStyle, parse
@@ -14,7 +17,7 @@ from stability.cli.options import ESTIMATORS, PREDICTORS
 from stability.studies import Study, StudyResults
 from stability.training import EarlyStopping, FineTuning, Minimisation
 
-__all__ = ["columns", "study_files"]
+__all__ = ["architectures", "columns", "study_files"]
 
 _TABLES: dict[str, tuple[str, dict[str, Callable[..., Any]], tuple[str, ...]]] = {
     "The study": ("Fields of the file itself.", {"": Study}, ("algorithms", "estimator")),
@@ -43,6 +46,17 @@ def columns() -> str:
         names = StudyResults.read("figures/digits.sqlite").table.columns
         return "\n".join(["| column |", "| --- |", *(f"| `{name}` |" for name in names)])
     rows = ["## A row for each cell", "", described(CELLS), "## A row for each example that was left out", "", described(EXAMPLES)]
+    return "\n".join(rows)
+
+
+def architectures() -> str:
+    """How each of transformers' sequence classifiers runs, as ``benchmarks.architectures`` found it."""
+    stored = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "architectures.json").read_text(encoding="utf-8"))
+    now: dict[str, str] = stored["now"]
+    counts = Counter(how.partition(":")[0] for how in now.values())
+    rows = [f"With {stored['software']}:", "", "| how it runs | architectures |", "| --- | --- |"]
+    rows += [f"| {how} | {count} |" for how, count in counts.most_common()]
+    rows += ["", "| architecture | how it runs |", "| --- | --- |", *(f"| {name} | {how} |" for name, how in now.items())]
     return "\n".join(rows)
 
 
