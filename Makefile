@@ -85,6 +85,8 @@ benchmark: $(READY)  ## the engine against other programs (20 minutes on two idl
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps dattri
 	$(BIN)/python -m benchmarks.replicas $(if $(wildcard $(DATA)/cb),--data $(DATA))
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.singly --out benchmarks/results/singly-cpu.json
+	$(BIN)/python -m benchmarks.architectures --out benchmarks/results/architectures.json
 	$(BIN)/python -m benchmarks.threads $(if $(wildcard $(DATA)/cb),--data $(DATA))
 	$(BIN)/python -m benchmarks.drawing
 	$(BIN)/python -m benchmarks.curvature

@@ -3,7 +3,8 @@
     python -m benchmarks.architectures --out benchmarks/results/architectures.json
 
 Each model is saved, loaded as a user's own would be, and trained for two steps without one example. The table says how its replicas
-are computed, or why it is refused. What needs more than texts, such as images or the places of words on a page, is not asked.
+are computed, or why it is refused. Models that need more than texts, such as images or the places of words on a page, are left out.
+The results keep ``before`` beside it: what the version did in which only models that ``torch.func.vmap`` can run were trained.
 """
 
 from __future__ import annotations
@@ -21,29 +22,18 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from stability import FineTuning, load, selectors, train
 from stability.errors import StabilityError
+from stability.machine import software
 from tests import tiny
 
-__all__ = ["ARCHITECTURES", "configuration", "how_it_runs", "main"]
+__all__ = ["ARCHITECTURES", "BATCHED", "SINGLY", "configuration", "how_it_runs", "main"]
 
-NEEDS_MORE = frozenset(
-    {
-        "gemma3",
-        "layoutlm",
-        "layoutlmv2",
-        "layoutlmv3",
-        "lilt",
-        "luke",
-        "markuplm",
-        "modernvbert",
-        "perceiver",
-        "qwen3_5",
-        "t5gemma2",
-    }
-    | {"tapas", "ultravbert"}
-)
-"""Those whose inputs are more than texts."""
+BATCHED, SINGLY = "many replicas at once", "one replica at a time"
 
-ARCHITECTURES = tuple(name for name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if name not in NEEDS_MORE)
+_MORE_THAN_TEXTS = ("layoutlm", "layoutlmv2", "layoutlmv3", "lilt", "luke", "markuplm", "perceiver", "tapas")
+_IN_PARTS = ("cohere_compass_text", "gemma3", "modernvbert", "qwen3_5", "t5gemma", "t5gemma2", "ultravbert")
+"""Those whose configuration consists of others, most of them for texts and images; they are not asked."""
+
+ARCHITECTURES = tuple(name for name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if name not in _MORE_THAN_TEXTS + _IN_PARTS)
 """The architectures by transformers' names."""
 
 _WIDTH = dict.fromkeys(
@@ -65,7 +55,20 @@ _EXPERTS |= dict.fromkeys(("num_experts_per_tok", "moe_topk"), 2)
 _EXPERTS |= dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_hidden_size"), 16)
 _SMALL = {**_EXPERTS, **_WIDTH, **_INNER, **_LAYERS, **_HEADS, **_PLACES, **_TOKENS, **_SPREAD}
 
-_OWN: dict[str, dict[str, Any]] = {}
+_LOW_RANK = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+_LOW_RANK |= {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "head_dim": 8}
+_OWN: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3"), _LOW_RANK),
+    "mistral4": {**_LOW_RANK, "head_dim": 16, "qk_head_dim": 16},
+    **{name: {"decoder_start_token_id": 2} for name in ("t5", "mt5", "umt5")},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 4},
+    "longformer": {"attention_window": 8},
+    "reformer": {"axial_pos_embds": False, "attn_layers": ["local"], "is_decoder": False},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "mamba_d_state": 8, "n_mamba_heads": 2},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "hybrid_layer_ids": [1]},
+}
 """What an architecture needs beside that."""
 
 
@@ -96,15 +99,15 @@ def how_it_runs(name: str, folder: Path) -> str:
         weights[1, 3] = 0
         replicas = train(problem, FineTuning(selectors.Random(0.1), steps=2, batch_size=4, learning_rate=1e-2), weights)
     except StabilityError as error:
-        return f"refused: {error}"
+        return f"refused: {error}".replace(f"{folder}/", "").replace(f"{folder.name}/", "")
     assert bool(torch.isfinite(replicas.values).all())
     assert int(replicas.failed_step.max()) < 0
     grouping = getattr(problem.logits, "grouping", None)
     if getattr(problem.logits, "batched", True):
-        return "batched"
+        return BATCHED
     if grouping is None or not (grouping.unpadded or grouping.singly):
-        return "one replica at a time"
-    return "one replica at a time, each text alone" if grouping.singly else "one replica at a time, without padding"
+        return SINGLY
+    return f"{SINGLY}, each text alone" if grouping.singly else f"{SINGLY}, without padding"
 
 
 def main(names: list[str]) -> dict[str, str]:
@@ -128,4 +131,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     table = main(options.names)
     if options.out:
-        options.out.write_text(json.dumps(table, indent=1) + "\n")
+        kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+        kept |= {"software": software(), "now": table}
+        options.out.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

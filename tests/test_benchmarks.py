@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import difference, drawing, intervals, memory, recomputed, scaling, smoothness
+from benchmarks import architectures, difference, drawing, intervals, memory, recomputed, scaling, singly, smoothness
 from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
 from stability.errors import StabilityError
@@ -62,6 +62,29 @@ def test_the_models_of_the_scaling_curves_train() -> None:
     replicas = train(problem, dataclasses.replace(point.algorithm, steps=2), torch.ones(2, problem.n))
     assert int((replicas.failed_step < 0).sum()) == 2
     assert point.problem().pretrained.keys() == problem.pretrained.keys()
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "bloom", "xlnet", "reformer"])
+def test_architectures_run_as_the_table_says(name: str, tmp_path: Path) -> None:
+    stored = json.loads((RESULTS / "architectures.json").read_text(encoding="utf-8"))
+    assert list(stored["now"]) == list(stored["before"]) == list(architectures.ARCHITECTURES)
+    assert architectures.how_it_runs(name, tmp_path) == stored["now"][name]
+
+
+def test_no_architecture_that_ran_is_refused_now() -> None:
+    stored = json.loads((RESULTS / "architectures.json").read_text(encoding="utf-8"))
+    ran = {when: {name for name, how in stored[when].items() if " at " in how} for when in ("before", "now")}
+    assert ran["before"] < ran["now"]
+    assert len(ran["now"]) > 100
+
+
+def test_one_at_a_time_is_as_good_as_at_once() -> None:
+    stored = json.loads((RESULTS / "singly-cpu.json").read_text(encoding="utf-8"))
+    kept = [row for row in stored.values() if isinstance(row, dict)]
+    short = singly.compared(SETTING.loaded, singly.SELECTORS["bitfit"], replicas=3, steps=2, turns=1)
+    assert len(kept) == 5
+    assert short.keys() == kept[0].keys()
+    assert max(row["largest_difference_in_a_loss"] for row in (short, *kept)) < 1e-5
 
 
 @pytest.mark.parametrize("estimator", memory.ESTIMATORS)

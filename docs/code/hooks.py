@@ -34,6 +34,7 @@ def _made(module: str, name: str) -> Callable[[], str]:
 
 
 GENERATED: dict[str, Callable[[], str]] = {
+    "architectures": _made("docs.code.tables", "architectures"),
     "command line": _made("docs.code.command_line", "markdown"),
     "columns": _made("docs.code.tables", "columns"),
     "peft methods": _made("docs.code.tables", "peft_methods"),

@@ -1,9 +1,10 @@
-"""Tables of pages that follow from the code: columns of results, fields of study files."""
+"""Tables of pages that follow from the code or from stored results: columns, fields of study files, architectures."""
 
 from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from stability.cli.options import ESTIMATORS, PREDICTORS
 from stability.studies import Study, StudyResults
 from stability.training import EarlyStopping, FineTuning, Minimisation
 
-__all__ = ["columns", "peft_methods", "peft_places", "study_files"]
+__all__ = ["architectures", "columns", "peft_methods", "peft_places", "study_files"]
 
 _PEFT = Path("benchmarks/results/peft-methods.json")
 """Made by :mod:`benchmarks.peft_methods`; a test compares it with what happens."""
@@ -69,6 +70,17 @@ def peft_places() -> str:
 
     lines = ["| architecture | LoRA beside | Adapter behind |", "| --- | --- | --- |"]
     return "\n".join([*lines, *(f"| `{name}` | {shown(row['lora'])} | {shown(row['adapter'])} |" for name, row in rows.items())])
+
+
+def architectures() -> str:
+    """How each of transformers' sequence classifiers runs, as ``benchmarks.architectures`` found it."""
+    stored = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "architectures.json").read_text(encoding="utf-8"))
+    now: dict[str, str] = stored["now"]
+    counts = Counter(how.partition(":")[0] for how in now.values())
+    rows = [f"With {stored['software']}:", "", "| how it runs | architectures |", "| --- | --- |"]
+    rows += [f"| {how} | {count} |" for how, count in counts.most_common()]
+    rows += ["", "| architecture | how it runs |", "| --- | --- |", *(f"| {name} | {how} |" for name, how in now.items())]
+    return "\n".join(rows)
 
 
 def study_files() -> str:

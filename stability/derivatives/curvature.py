@@ -20,7 +20,7 @@ from torch.func import grad, vjp, vmap
 
 from stability.checks import check_choice, check_positive, check_whole
 from stability.derivatives.gradients import blocks
-from stability.errors import UsageError
+from stability.errors import MeasurementError, UsageError
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, Problem, generator
 
@@ -135,6 +135,7 @@ class Curvature:
 
         Raises:
             UsageError: the rows do not have k entries.
+            MeasurementError: the model or the loss cannot be differentiated twice.
         """
         if vectors.ndim != 2 or vectors.shape[1] != self.size:
             raise UsageError(f"vectors have shape {tuple(vectors.shape)}: use (s, k) with k = {self.size}")
@@ -211,8 +212,9 @@ class Curvature:
         f = logits(values)
 
         def derivative(of: Tensor, by: Tensor, along: Tensor | None = None, graph: bool = False) -> Tensor:
-            found = torch.autograd.grad(of, by, along, create_graph=graph, retain_graph=True, materialize_grads=True)
-            return found[0]
+            if not of.requires_grad:  # zeros would be wrong where an operation of the user's own has no second derivative
+                raise MeasurementError("the curvature is unknown: the model or the loss cannot be differentiated twice")
+            return torch.autograd.grad(of, by, along, create_graph=graph, retain_graph=True, materialize_grads=True)[0]
 
         if self.kind == "hessian":
             slope = derivative(loss(f), values, graph=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from stability.checks import check_whole
-from stability.errors import UsageError
+from stability.errors import MeasurementError, UsageError
 from stability.machine import free_memory, kept_for_backward, out_of_memory
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, Problem
@@ -159,6 +159,9 @@ def slopes_and_bends(problem: Problem, logits: Tensor, labels: Tensor) -> tuple[
     Returns:
         ∂ℓ/∂f, (B, C), and ∂²ℓ/∂f², (B, C, C).
 
+    Raises:
+        MeasurementError: the loss cannot be differentiated twice.
+
     Example:
         >>> from stability.problems.solvable import linear_regression
         >>> p = linear_regression([[1.0]], [2.0]).problem
@@ -175,11 +178,14 @@ def slopes_and_bends(problem: Problem, logits: Tensor, labels: Tensor) -> tuple[
         if out_of_memory(error):
             raise
     found = []
-    for f, label in zip(logits.detach(), labels, strict=True):
-        at = f.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(one(at, label), at, create_graph=True)
-        bend = [torch.autograd.grad(entry, at, retain_graph=True, materialize_grads=True)[0] for entry in slope]
-        found.append((slope.detach(), torch.stack(bend)))
+    try:
+        for f, label in zip(logits.detach(), labels, strict=True):
+            at = f.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(one(at, label), at, create_graph=True)
+            bend = [torch.autograd.grad(entry, at, retain_graph=True, materialize_grads=True)[0] for entry in slope]
+            found.append((slope.detach(), torch.stack(bend)))
+    except RuntimeError as error:
+        raise MeasurementError(f"the loss cannot be differentiated twice: {' '.join(str(error).split())[:200]}") from error
     slopes, bends = zip(*found, strict=True)
     return torch.stack(slopes), torch.stack(bends)
 

@@ -16,7 +16,8 @@ class Grouping:
     """A batch of texts is divided into groups, and the model is called once for each.
 
     Some models let padding change the logits, for they take no attention mask or read the last place. The classifiers of
-    encoder–decoders want equally many end tokens in every text that they get together.
+    encoder–decoders want equally many end tokens in every text that they get together. Dropout then draws for each group, in
+    another order where a batch is reversed: the noise floor has the effect of these draws in it.
 
     Attributes:
         unpadded: whether only texts of one length go together, without padding.

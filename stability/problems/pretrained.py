@@ -291,8 +291,7 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
     refused = f"{pretrained.name} ({type(network).__name__}) cannot be trained here"
     try:
         changing = drawn(lambda: plain(start, flat))
-        wanted = plain(leaves, flat)
-        slopes_of(wanted, leaves)
+        right = _Right.of(plain, leaves, flat)
         pure = not plain.changes_buffers(start, {name: tensor[:1] for name, tensor in flat.items()})
     except Exception as error:  # whatever a model refuses
         if out_of_memory(error):
@@ -300,36 +299,54 @@ def agreeing(pretrained: Pretrained, inputs: Mapping[str, Tensor]) -> ModuleLogi
         raise UsageError(
             f"{refused}: transformers itself fails on a single text of these; {_OTHERS}. {shortened(error)}"
         ) from error
-    if not bool(torch.isfinite(wanted.detach()).all()):
+    if not bool(torch.isfinite(right.logits).all()):
         raise UsageError(f"{pretrained.name}: the logits at the start are not finite; its weights are damaged")
     if changing is not None:
         raise UsageError(f"{refused}: in evaluation its logits {changing}; or {_OTHERS}")
-    # What the buffers of a model become in one call would reach the next replica where all are in one call.
-    logits = _first(_batched_forms(network), plain, leaves, flat) if pure else None
-    logits = logits or _first(_plain_forms(network), plain, leaves, _with_a_twin(flat))
+    # What a model writes into its buffers is not kept apart where all replicas are in one call.
+    logits = right.first_of(_batched_forms(network)) if pure else None
+    if logits is None:
+        logits = _Right.of(plain, leaves, _with_a_twin(flat)).first_of(_plain_forms(network))
     if logits is None:
         raise UsageError(f"{refused}: the logits of a text alone are others in every form that was tried; {_OTHERS}")
     pretrained.agreed[asked] = logits
     return logits
 
 
-def _first(
-    forms: Iterator[ModuleLogits], plain: ModuleLogits, leaves: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
-) -> ModuleLogits | None:
-    """The first of these forms that agrees with the ``plain`` model."""
-    wanted = plain(leaves, inputs)
-    slopes = slopes_of(wanted, leaves)
-    for logits in forms:
-        try:
-            with _quiet():
-                found = difference(logits, leaves, inputs, wanted, slopes, batched=bool(logits.batched))
-        except Exception as error:  # whatever a model does that vmap cannot, or in a batch
-            if out_of_memory(error):
-                raise
-            continue
-        if found is None:
-            return logits
-    return None
+@dataclass(frozen=True, eq=False)
+class _Right:
+    """What the plain model gives for some texts, each alone.
+
+    Attributes:
+        leaves: the parameters.
+        inputs: the texts, padded.
+        logits: (B, C).
+        slopes: the gradients that :func:`difference` compares.
+    """
+
+    leaves: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+    logits: Tensor
+    slopes: Mapping[str, Tensor | None]
+
+    @classmethod
+    def of(cls, plain: ModuleLogits, leaves: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> _Right:
+        logits = plain(leaves, inputs)
+        return cls(leaves, inputs, logits.detach(), slopes_of(logits, leaves))
+
+    def first_of(self, forms: Iterator[ModuleLogits]) -> ModuleLogits | None:
+        """The first of these forms that agrees; None where none does."""
+        for logits in forms:
+            try:
+                with _quiet():
+                    found = difference(logits, self.leaves, self.inputs, self.logits, self.slopes, batched=bool(logits.batched))
+            except Exception as error:  # whatever a model does that vmap cannot, or that it cannot do in a batch
+                if out_of_memory(error):
+                    raise
+                continue
+            if found is None:
+                return logits
+        return None
 
 
 def _batched_forms(network: Any) -> Iterator[ModuleLogits]:
@@ -345,7 +362,8 @@ def _batched_forms(network: Any) -> Iterator[ModuleLogits]:
 def _plain_forms(network: Any) -> Iterator[ModuleLogits]:
     """The forms in which one replica is computed at a time, the quickest first."""
     config = network.config
-    end = config.eos_token_id if getattr(config, "is_encoder_decoder", False) else None
+    # Classifiers of encoder–decoders read the end token, and refuse texts together that have different numbers of it.
+    end = getattr(config, "eos_token_id", None) if getattr(config, "is_encoder_decoder", False) else None
     together = None if end is None else Grouping(counted=end)
     for grouping in (together, Grouping(unpadded=True, counted=end), Grouping(singly=True)):
         # In eager attention dropout is an operation of its own, and can be drawn for all replicas alike.

@@ -404,13 +404,14 @@ class ModuleLogits:
                 places.setdefault(id(parameter), []).append(f"{owner}.{leaf}" if owner else leaf)
         return {names[0]: names for names in places.values()}
 
-    def found(self, *, batched: bool) -> None:
-        """Remember what was found out.
+    def remember(self, *, batched: bool) -> None:
+        """Keep what was found out where it was not known yet; copies in training mode or for a thread then know it, too.
 
         Args:
             batched: whether many replicas can be computed at once.
         """
-        object.__setattr__(self, "batched", batched)  # None says that it is not known yet: nothing is changed that was known
+        if self.batched is None:
+            object.__setattr__(self, "batched", batched)
 
     @property
     def note(self) -> str:
@@ -651,7 +652,7 @@ class Problem:
         if model.batched is None:
             if model.training:  # dropout would draw another time
                 return True
-            model.found(batched=self._runs_through_vmap)
+            model.remember(batched=self._runs_through_vmap)
         return bool(model.batched)
 
     @cached_property

@@ -21,6 +21,7 @@ from docs.code.command_line import forms, markdown
 from docs.code.names import documented, linked
 from docs.code.outputs import SOURCES
 from docs.code.pages import DOCS, ROOT, Block, blocks, commands, pages, workplace
+from docs.code.tables import architectures
 from stability.cli import run
 from stability.cli.commands import COMMANDS, main
 from stability.cli.parsing import application
@@ -35,6 +36,14 @@ SHELL = [block for found in BLOCKS.values() for block in found if block.language
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT of random weights, where the pages have a pretrained model."""
     return tiny.write_model(tmp_path_factory.mktemp("model"))
+
+
+def test_the_table_of_architectures_is_that_of_the_stored_results() -> None:
+    stored = json.loads((ROOT / "benchmarks" / "results" / "architectures.json").read_text(encoding="utf-8"))["now"]
+    rows = [line.strip("| ").split(" | ") for line in architectures().splitlines() if line.startswith("| ")]
+    table = rows[[row[0] for row in rows].index("architecture") + 2 :]
+    assert dict(table) == stored
+    assert sum(int(count) for _, count in rows[2 : rows.index(["architecture", "how it runs"])]) == len(stored)
 
 
 def test_blocks_are_read_as_they_stand(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from stability import FineTuning, Minimisation, Problem, UsageError, estimators, measure
 from stability.derivatives import Curvature, gauss_newton_diagonals, per_example_gradients, per_example_jacobians
+from stability.errors import MeasurementError
 from stability.leave_one_out.predictors import OneStep
 from stability.masks import Mask
 from stability.problems.grouping import Grouping
@@ -214,6 +215,39 @@ def test_a_loss_that_vmap_cannot_run_is_computed_one_replica_at_a_time() -> None
         for p in (made(module(), own) for own in (loss, cross_entropies))
     ]
     torch.testing.assert_close(*diagonals, rtol=1e-9, atol=1e-14)
+
+
+class Once(torch.autograd.Function):
+    """It has a gradient and no second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x: Tensor = ctx.saved_tensors[0]
+        return 2 * x * gradient
+
+
+def test_without_a_second_derivative_of_the_loss_examples_are_drawn_uniformly() -> None:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        found: Tensor = Once.apply(logits[:, 0] - labels)  # type: ignore[no-untyped-call]
+        return found
+
+    algorithm = Minimisation(FullTuning(), ridge=0.5, gradient_tolerance=1e-8)
+    estimate = measure(made(module(), loss), algorithm, estimators.Auto(retrainings=3), device="cpu")
+    assert estimate.prediction is not None
+    assert estimate.prediction.by.startswith("nothing: the loss cannot be differentiated twice: ")
+    problem = made(dataclasses.replace(module(), batched=False), loss)
+    curvature = Curvature(problem, problem.start(), problem.train, kind="gauss_newton")
+    with pytest.raises(MeasurementError, match="the curvature is unknown: the model or the loss cannot be differentiated twice"):
+        curvature.product(torch.ones(1, curvature.size))
+    assert any("examples were drawn uniformly" in note for note in estimate.notes)
+    wanted = measure(made(module(), loss), algorithm, estimators.Sampled(retrainings=3), device="cpu")
+    assert estimate.value == pytest.approx(wanted.value, rel=1e-6)
 
 
 def noisy(module: Network, x: Tensor) -> Tensor:

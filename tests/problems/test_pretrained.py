@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stability import FineTuning, Problem, UsageError, problems
+from stability import FineTuning, Problem, UsageError, measure, problems
 from stability.derivatives import gradients
+from stability.leave_one_out.estimators import Exact
 from stability.masks import fingerprint
 from stability.problems.attention import Attention
 from stability.problems.grouping import Grouping
@@ -120,22 +121,47 @@ def test_training_without_an_example_is_training_the_plain_model_without_it(
     algorithm = FineTuning(selector, steps=5, batch_size=6, learning_rate=0.01, schedule="constant", seed=2)
     mask = selector.select(problem, 2)
     replicas = train(problem, algorithm, leaving_out(problem.n, 7), [mask])
-    model = own_model(models / family, problem, problem.start(2))
+    model = trained_without(7, models / family, problem, algorithm)
+    wanted = torch.cat([model(**alone(problem, problem.test, i)).logits for i in range(len(problem.test))])
+    torch.testing.assert_close(replicas.logits(problem.test)[1], wanted, rtol=0, atol=100 * ROUNDING.get(family, 1e-9))
+
+
+@pytest.mark.parametrize("family", ["t5", "fnet"])
+def test_stability_one_at_a_time_is_that_of_a_plain_loop(family: str, models: Path, tmp_path: Path) -> None:
+    data = tiny.lines(tmp_path / "data", train=tiny.rows(4, seed=3), test=tiny.rows(2, seed=1))
+    problem = as_double(problems.load(data, model=str(models / family)))
+    algorithm = FineTuning(Random(0.1), steps=2, batch_size=3, learning_rate=0.01, schedule="constant", seed=2)
+    estimate = measure(problem, algorithm, Exact(), device="cpu")
+
+    def loss(model: Any, i: int) -> float:
+        with torch.no_grad():
+            return cross_entropy(model(**alone(problem, problem.train, i)).logits, problem.train.labels[i : i + 1]).item()
+
+    whole, *others = (trained_without(i, models / family, problem, algorithm) for i in (None, *range(4)))
+    wanted = sum(abs(loss(model, i) - loss(whole, i)) for i, model in enumerate(others)) / 4
+    assert wanted > 1e-4
+    assert estimate.value == pytest.approx(wanted, rel=1e-6)
+    assert sum("runs one replica at a time" in note for note in (*problem.notes, *estimate.notes)) == 1
+
+
+def trained_without(left_out: int | None, folder: Path, problem: Problem, algorithm: FineTuning) -> Any:
+    """Transformers' model after a plain loop over single texts, whose gradients are masked."""
+    mask = algorithm.select(problem)
+    model = own_model(folder, problem, problem.start(algorithm.seed))
     chosen = {name: torch.zeros(p.numel(), dtype=torch.bool) for name, p in model.named_parameters()}
     for name, index in algorithm.tunable_mask(problem, mask).indices.items():
         chosen[name][index] = True
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
     for batch in algorithm.batches(problem.train):
         optimizer.zero_grad()
-        kept = [int(i) for i in batch if i != 7]
+        kept = [int(i) for i in batch if i != left_out]
         logits = torch.cat([model(**alone(problem, problem.train, i)).logits for i in kept])
         cross_entropy(logits, problem.train.labels[kept]).backward()
         for name, p in model.named_parameters():
             if p.grad is not None:
                 p.grad *= chosen[name].view_as(p)
         optimizer.step()
-    wanted = torch.cat([model(**alone(problem, problem.test, i)).logits for i in range(len(problem.test))])
-    torch.testing.assert_close(replicas.logits(problem.test)[1], wanted, rtol=0, atol=100 * ROUNDING.get(family, 1e-9))
+    return model
 
 
 HEADS = {
