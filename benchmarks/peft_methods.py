@@ -34,6 +34,7 @@ __all__ = [
     "CONFIGURATIONS",
     "FAMILIES",
     "OF_TEXTS",
+    "classes",
     "configuration",
     "how_it_runs",
     "main",
@@ -208,7 +209,8 @@ def _shortened(reason: str) -> str:
     """What a message says of the method itself, without its name and what to do."""
     text = re.split(r"\. Its layers alone|, and hooks on|, and here they", reason)[0]
     text = re.sub(r"^peft-[\w-]+ |cannot be trained here: beside plain dropout, its layers ", "", text)
-    return re.sub(r"\S+ (?=by a hook)", "parameters ", text).replace("do more in", "does more in")
+    text = text.replace("do more in training than in evaluation (they draw at random)", "draws at random in training")
+    return re.sub(r"\S+ (?=by a hook)", "parameters ", text)
 
 
 def places(family: str) -> dict[str, str]:
@@ -231,14 +233,16 @@ def places(family: str) -> dict[str, str]:
     return found
 
 
-def main(out: Path | None) -> dict[str, dict[str, dict[str, str]]]:
-    """Both tables."""
+def classes() -> dict[str, str]:
+    """The names of the configurations' classes, by peft's names of the methods."""
+    return {kind.value: made.__name__ for kind, made in sorted(peft.PEFT_TYPE_TO_CONFIG_MAPPING.items())}
+
+
+def main(out: Path | None) -> dict[str, Any]:
+    """All tables."""
     warnings.simplefilter("ignore")
-    kinds = sorted(kind.value for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING)
-    tables = {
-        "methods": {kind: how_it_runs(partial(trained, kind)) for kind in kinds},
-        "places": {family: places(family) for family in FAMILIES},
-    }
+    methods = {kind: how_it_runs(partial(trained, kind)) for kind in classes()}
+    tables = {"classes": classes(), "methods": methods, "places": {family: places(family) for family in FAMILIES}}
     if out:
         out.write_text(json.dumps(tables, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return tables

@@ -54,11 +54,11 @@ def columns() -> str:
 
 def peft_methods() -> str:
     """How every configuration of peft runs, and why it does not."""
-    rows = json.loads(_PEFT.read_text(encoding="utf-8"))["methods"]
-    lines = ["| method | replicas | starts at | why not |", "| --- | --- | --- | --- |"]
-    return "\n".join(
-        [*lines, *(f"| `{name}` | {row['runs']} | {row.get('start', '')} | {row.get('why', '')} |" for name, row in rows.items())]
-    )
+    tables = json.loads(_PEFT.read_text(encoding="utf-8"))
+    lines = ["| configuration | replicas | starts at | why not |", "| --- | --- | --- | --- |"]
+    for name, row in tables["methods"].items():
+        lines.append(f"| `{tables['classes'][name]}` | {row['runs']} | {row.get('start', '')} | {row.get('why', '')} |")
+    return "\n".join(lines)
 
 
 def peft_places() -> str:

@@ -156,9 +156,11 @@ class Trial:
 
     @cached_property
     def _examples(self) -> list[int]:
-        """The shortest and the longest training example; the first two where they have no lengths."""
+        """The shortest and the longest training example; the first two where all are as long."""
         lengths = self.problem.train.lengths
-        return [0, 1] if lengths is None else sorted({int(lengths.argmin()), int(lengths.argmax())} | {0, 1})[:4]
+        if lengths is None or int(lengths.min()) == int(lengths.max()):
+            return list(range(min(2, self.problem.n)))
+        return [int(lengths.argmin()), int(lengths.argmax())]
 
     @cached_property
     def _sample(self) -> Mapping[str, Tensor]:
@@ -228,7 +230,7 @@ def _single(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.float() if value.dtype in _HALVES else value
     if isinstance(value, ModuleLogits) and any(tensor.dtype in _HALVES for tensor in value.module.state_dict().values()):
-        return replace(value, module=copy.deepcopy(value.module).float())
+        return replace(value, module=copy.deepcopy(value.module).float(), training=True)  # as it may be while it is tried
     return value
 
 

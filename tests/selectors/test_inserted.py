@@ -236,6 +236,7 @@ def test_shira_is_a_mask_over_the_tensors_that_are_there(digits: Problem) -> Non
 
 def test_the_table_of_configurations_has_each_once_and_most_run() -> None:
     assert TABLES["methods"].keys() == {kind.value for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING}
+    assert TABLES["classes"] == peft_methods.classes()
     assert sum(row["runs"] != "refused" for row in TABLES["methods"].values()) >= 36
 
 
@@ -672,7 +673,7 @@ def test_shira_s_own_random_mask_follows_the_seed(digits: Problem) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("selector", [LoRA(rank=2), Adapter(width=2)], ids=lambda s: s.name)
+@pytest.mark.parametrize("selector", [LoRA(rank=2), Adapter(width=2), lora(lora_dropout=0.1)], ids=lambda s: s.name)
 def test_models_in_16_bits_have_equivalents(selector: Selector, dtype: torch.dtype, digits: Problem) -> None:
     pixels = {"pixel_values": digits.train.inputs["pixel_values"].to(dtype)}
     half = dataclasses.replace(
