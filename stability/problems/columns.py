@@ -10,12 +10,12 @@ __all__ = ["FORMS", "is_usable", "label_column", "named_column", "other_texts", 
 
 FORMS = (
     ("text",),
+    ("question", "sentence"),  # before the single one: QNLI asks whether the sentence answers the question
     ("sentence",),
     ("text_a", "text_b"),
     ("premise", "hypothesis"),
     ("sentence1", "sentence2"),
     ("question1", "question2"),
-    ("question", "sentence"),
 )
 """The names of the toolkit's own form and of the tasks: the first form that a table has is taken."""
 
@@ -121,8 +121,8 @@ def other_texts(names: Sequence[str], taken: Collection[str]) -> list[str]:
         taken: the columns that are read.
 
     Example:
-        >>> other_texts(["question", "sentence", "label"], ["sentence"])
-        ['question']
+        >>> other_texts(["review", "text", "label"], ["text"])
+        ['review']
     """
     usual = _TEXTS | {name for form in FORMS for name in form}
     return [name for name in _like(usual, names) if name not in taken]

@@ -370,9 +370,11 @@ def test_columns_that_were_guessed_are_said(tmp_path: Path, model: str) -> None:
     assert not any("read from" in note for note in named.notes)
     both = pd.DataFrame([{"topic": row["text"], "sentiment": row["label"]} for row in PLAIN])
     assert problems.load(both, model=model, text="topic").classes == ("neg", "pos")  # a column of texts is none of labels
-    pairs = pd.DataFrame([{"question": "what", "sentence": row["text"], "label": row["label"]} for row in PLAIN])
-    notes = problems.load(pairs, model=model).notes
-    assert any(note.startswith("texts are read from sentence, and not from question; ") for note in notes)
+    asked = [{"question": "what", "sentence": row["text"], "label": row["label"]} for row in PLAIN]
+    assert all(" ‖ " in shown for shown in problems.load(pd.DataFrame(asked), model=model).shown)  # type: ignore[union-attr]
+    beside = pd.DataFrame([{"review": "what", "text": row["text"], "label": row["label"]} for row in PLAIN])
+    notes = problems.load(beside, model=model).notes
+    assert any(note.startswith("texts are read from text, and not from review; ") for note in notes)
 
 
 # Labels as they were written
