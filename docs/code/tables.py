@@ -55,9 +55,10 @@ def columns() -> str:
 def peft_methods() -> str:
     """How every configuration of peft runs, and why it does not."""
     tables = json.loads(_PEFT.read_text(encoding="utf-8"))
-    lines = ["| configuration | replicas | starts at | why not |", "| --- | --- | --- | --- |"]
+    lines = ["| configuration | replicas | starts at the pretrained model | why it is refused |", "| --- | --- | --- | --- |"]
     for name, row in tables["methods"].items():
-        lines.append(f"| `{tables['classes'][name]}` | {row['runs']} | {row.get('start', '')} | {row.get('why', '')} |")
+        start = {"the pretrained model": "yes", "another": "no"}.get(row.get("start", ""), "")
+        lines.append(f"| `{tables['classes'][name]}` | {row['runs']} | {start} | {row.get('why', '')} |")
     return "\n".join(lines)
 
 
