@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -130,15 +131,19 @@ def _estimated(estimate: StabilityEstimate, check_replicas: int, memory_budget: 
     for row, i in moved_most:
         places += [(at, problem.train.without(i)) for at in (model, replicas.parameters(row))]
     matrices = (Curvature(problem, at, examples, memory_budget=memory_budget) for at, examples in places)
-    home, everything = _least(matrices)
-    tuned = everything
-    if mask.count < mask.total:
-        home, tuned = _least(Curvature(problem, at, examples, mask, memory_budget=memory_budget) for at, examples in places)
     notes, changes = [], None
+    try:
+        home, everything = _least(matrices)
+        tuned = everything
+        if mask.count < mask.total:
+            home, tuned = _least(Curvature(problem, at, examples, mask, memory_budget=memory_budget) for at, examples in places)
+    except MeasurementError as error:
+        home = everything = tuned = Eigenvalue(math.nan, math.nan, products=0, converged=False)
+        notes.append(f"no bound with a curvature: {error}")
     if problem.insertion is not None and not problem.insertion.equivalent:
         notes.append(f"no bounds: {problem.insertion.note}")
     for name, eigenvalue in (("Λ_min", everything), ("Λ_min(H_II)", tuned)):
-        if not eigenvalue.converged:
+        if not eigenvalue.converged and eigenvalue.products:
             notes.append(f"{name} is unknown: Lanczos did not converge in {eigenvalue.products} products")
     if home.converged and home.value + 2 * ridge <= 0:
         notes.append(f"no middle step: Λ_min(H_II) + 2λ = {home.value + 2 * ridge:.3g} at A(S) is not positive")

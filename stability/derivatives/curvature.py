@@ -210,17 +210,18 @@ class Curvature:
         """The same by torch's plain automatic differentiation, one vector after the other."""
         values = self._values.clone().requires_grad_()
         f = logits(values)
+        one = values.new_ones(()).requires_grad_()  # so that torch marks what can be differentiated only once
 
         def derivative(of: Tensor, by: Tensor, along: Tensor | None = None, graph: bool = False) -> Tensor:
-            if not of.requires_grad:  # zeros would be wrong where an operation of the user's own has no second derivative
+            if not of.requires_grad or _marked(of):
                 raise MeasurementError("the curvature is unknown: the model or the loss cannot be differentiated twice")
             return torch.autograd.grad(of, by, along, create_graph=graph, retain_graph=True, materialize_grads=True)[0]
 
         if self.kind == "hessian":
-            slope = derivative(loss(f), values, graph=True)
+            slope = derivative(one * loss(f), values, graph=True)
             return lambda vectors: torch.stack([derivative(slope, values, u) for u in vectors])
         g = f.detach().requires_grad_()
-        bent = derivative(loss(g), g, graph=True)
+        bent = derivative(one * loss(g), g, graph=True)
         w = torch.zeros_like(f, requires_grad=True)
         pulled = derivative(f, values, w, graph=True)
 
@@ -228,6 +229,23 @@ class Curvature:
             return derivative(f, values, derivative(bent, g, derivative(pulled, w, u)))
 
         return lambda vectors: torch.stack([gauss_newton(u) for u in vectors])
+
+
+def _marked(tensor: Tensor) -> bool:
+    """Whether torch would raise an error in a derivative of this one, but for the way around it.
+
+    The first derivative of an operation that has no second one is a constant to torch, which leaves a mark and goes on.
+    """
+    waiting, seen = [tensor.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if "Error" in node.name():
+            return True
+        waiting += [before for before, _ in node.next_functions]
+    return False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stability import FineTuning, Minimisation, Problem, UsageError, estimators, measure
+from stability.bounds import estimate_constants, measured_bounds
 from stability.derivatives import Curvature, gauss_newton_diagonals, per_example_gradients, per_example_jacobians
 from stability.errors import MeasurementError
 from stability.leave_one_out.predictors import OneStep
@@ -248,6 +249,20 @@ def test_without_a_second_derivative_of_the_loss_examples_are_drawn_uniformly() 
     assert any("examples were drawn uniformly" in note for note in estimate.notes)
     wanted = measure(made(module(), loss), algorithm, estimators.Sampled(retrainings=3), device="cpu")
     assert estimate.value == pytest.approx(wanted.value, rel=1e-6)
+
+
+def test_bounds_without_a_curvature_say_so() -> None:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        found: Tensor = Once.apply(logits[:, 0] - labels)  # type: ignore[no-untyped-call]
+        return found
+
+    problem = made(dataclasses.replace(module(), batched=False), loss)
+    algorithm = Minimisation(FullTuning(), ridge=0.5, gradient_tolerance=1e-8)
+    estimate = measure(problem, algorithm, estimators.Sampled(retrainings=2), device="cpu")
+    constants = estimate_constants(estimate)
+    assert constants.notes[0].startswith("no bound with a curvature: the curvature is unknown: the model or the loss cannot be")
+    assert constants.lipschitz > 0
+    assert not {"theorem_1", "hard_mask", "first_order"} & measured_bounds(estimate, constants).keys()
 
 
 def noisy(module: Network, x: Tensor) -> Tensor:
