@@ -59,7 +59,7 @@ class Setting:
         model: folder of MiniLM, whose tokenizer the tiny model has too.
         data: folder of the tasks.
         mask: file of S's mask, once it is selected.
-        n: training examples, of ``digits``.
+        n: training examples; by default 100 of ``digits``, and all of CB.
     """
 
     problem: str
@@ -69,7 +69,7 @@ class Setting:
     model: str = ""
     data: str = ""
     mask: str = ""
-    n: int = 100
+    n: int | None = None
 
     @property
     def algorithm(self) -> FineTuning:
@@ -104,9 +104,9 @@ class Setting:
 def _loaded(setting: Setting) -> Problem:
     cb = str(Path(setting.data) / "cb")
     if setting.problem == "digits":
-        loaded = problems.load("digits", n=setting.n)
+        loaded = problems.load("digits", n=setting.n or 100)
     elif setting.problem == "minilm-cb":
-        loaded = problems.load(cb, model=setting.model)
+        loaded = problems.load(cb, model=setting.model, n=setting.n)
     else:
         with tempfile.TemporaryDirectory() as folder:
             loaded = problems.load(cb, model=write_tiny_bert(Path(folder), setting.model))
