@@ -133,7 +133,11 @@ class LeaveGroupOut(LeaveManyOut):
             its="the mean loss of its examples",
             plural="groups",
         )
-        return Parts(n, tuple(members), tuple(f"group {group}" for group in counts), words)
+        alone = sum(len(own) == 1 for own in members)
+        notes = (
+            (f"{alone} of {len(counts)} groups have one example: without such a group one example is left out",) if alone else ()
+        )
+        return Parts(n, tuple(members), tuple(f"group {group}" for group in counts), words, notes)
 
 
 @dataclass(frozen=True)
@@ -263,6 +267,7 @@ class Parts(Units):
         members: the examples of each group.
         names: of the groups.
         words: what is done to them.
+        notes: what should be known of them, a sentence each.
 
     Example:
         >>> words = Words(perturbation="mine", doing="leaving a pair out", its="their mean loss", plural="pairs")
@@ -274,6 +279,7 @@ class Parts(Units):
     members: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
     words: Words
+    notes: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:

@@ -148,7 +148,7 @@ class Retrained:
             per_example=table[list(_COLUMNS)],
             prediction=prediction,
             diagnostics=found,
-            notes=(*self._design.notes, *self._warnings(estimator, bool(bad.any())), *models.notes),
+            notes=(*self._executor.units.notes, *self._design.notes, *self._warnings(estimator, bool(bad.any())), *models.notes),
             replicas=models.replicas,
             reason=reason,
             budget_spent=budget_spent,

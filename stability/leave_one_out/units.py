@@ -64,9 +64,11 @@ class Units(ABC):
 
     Attributes:
         words: what is done to them.
+        notes: what should be known of them, a sentence each.
     """
 
     words: Words
+    notes: Sequence[str] = ()
 
     @property
     @abstractmethod

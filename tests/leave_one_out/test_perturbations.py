@@ -91,6 +91,12 @@ def test_what_each_changes(double: Problem) -> None:
     assert any(torch.equal(other[3], one) for one in double.test.inputs["pixel_values"])
 
 
+def test_a_group_of_one_is_told(digits: Problem) -> None:
+    groups = ["a"] * 10 + ["b"] * 13 + ["c"]
+    estimate = measure(digits, dataclasses.replace(TUNING, steps=2), perturbation=LeaveGroupOut(groups), device="cpu")
+    assert estimate.notes == ("1 of 3 groups have one example: without such a group one example is left out",)
+
+
 def test_flips_reach_every_other_class(double: Problem) -> None:
     seen = set()
     for seed in range(40):
