@@ -107,7 +107,7 @@ class Perturbed:
     fraction: float | None = None
 
     def made(self) -> Perturbation:
-        """The perturbation."""
+        """The perturbation that the options ask for."""
         if self.group is not None and self.perturbation is not None:
             raise UsageError(f"--group leaves groups out, and --perturbation asks for {self.perturbation}: give one of them")
         if self.fraction is not None and self.perturbation != RemoveFraction.name:

@@ -262,7 +262,7 @@ def _check_pair(first: StabilityEstimate, second: StabilityEstimate) -> None:
                 "intervals, or the columns of per_example"
             )
     done = first.units.words.doing, second.units.words.doing
-    if done[0] != done[1] or first.n != second.n:
+    if done[0] != done[1]:
         raise UsageError(f"{done[0]} and {done[1]}: measure both with the same perturbation")
     mine, theirs = first.replicas.problem, second.replicas.problem
     if mine.name != theirs.name or dict(mine.settings) != dict(theirs.settings) or not _same(mine.train, theirs.train):

@@ -41,7 +41,7 @@ def lora_places(module: nn.Module) -> str:
         UsageError: no layer's name is known.
 
     Example:
-        >>> lora_places(nn.ModuleDict({"layer": nn.ModuleDict({"q_head": nn.Linear(2, 2)})}))[:12]
+        >>> lora_places(nn.ModuleDict({"layer": nn.ModuleDict({"q_head": nn.Linear(2, 2)})}))[:11]
         '.*\\\\.(q_head'
     """
     for pattern in QUERY_AND_VALUE:
