@@ -442,6 +442,8 @@ class Auto(Estimator):
             work: of a retraining.
         """
         most = self.retrainings if self.retrainings is not None else _USUAL_MOST if self.tolerance is None else count
+        if self.retrainings is not None and self.retrainings < count:
+            return Choice(Sampled(most, self.tolerance), f"at most {most} of {count} {plural} are to be perturbed")
         if count <= most or count * work.retraining <= _CHEAP:
             return Choice(Exact(), f"this perturbation is not predicted, and all {count} {plural} are little work")
         return Choice(Sampled(most, self.tolerance), f"this perturbation is not predicted, and all {count} {plural} are much work")
