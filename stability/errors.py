@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["MachineError", "MeasurementError", "OwnCodeError", "StabilityError", "UsageError", "described", "explained"]
+__all__ = ["MachineError", "MeasurementError", "OwnCodeError", "StabilityError", "UsageError", "described", "explained", "one_line"]
 
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parent, sysconfig.get_path("stdlib")))
 
@@ -70,6 +70,20 @@ class UsageError(StabilityError, ValueError):
     """
 
     exit_code = 2
+
+
+def one_line(error: BaseException | None, most: int | None = 200) -> str:
+    """What an error of a library says, in one line.
+
+    Args:
+        error: the error.
+        most: how many signs are kept; None: all.
+
+    Example:
+        >>> one_line(ValueError("no such\\n  key"), most=7)
+        'no such'
+    """
+    return " ".join(str(error).split())[:most]
 
 
 def described(error: BaseException) -> str:

@@ -213,17 +213,22 @@ class Curvature:
         one = values.new_ones(()).requires_grad_()  # so that torch marks what can be differentiated only once
 
         def derivative(of: Tensor, by: Tensor, along: Tensor | None = None, graph: bool = False) -> Tensor:
-            if not of.requires_grad or _marked(of):
-                raise MeasurementError("the curvature is unknown: the model or the loss cannot be differentiated twice")
             return torch.autograd.grad(of, by, along, create_graph=graph, retain_graph=True, materialize_grads=True)[0]
 
+        def first(of: Tensor, by: Tensor, along: Tensor | None = None) -> Tensor:
+            """A derivative that is differentiated again, in every product; whether it can be is looked for here, once."""
+            found = derivative(of, by, along, graph=True) if of.requires_grad else of
+            if not found.requires_grad or _marked(found):
+                raise MeasurementError("the curvature is unknown: the model or the loss cannot be differentiated twice")
+            return found
+
         if self.kind == "hessian":
-            slope = derivative(one * loss(f), values, graph=True)
+            slope = first(one * loss(f), values)
             return lambda vectors: torch.stack([derivative(slope, values, u) for u in vectors])
         g = f.detach().requires_grad_()
-        bent = derivative(one * loss(g), g, graph=True)
+        bent = first(one * loss(g), g)
         w = torch.zeros_like(f, requires_grad=True)
-        pulled = derivative(f, values, w, graph=True)
+        pulled = first(f, values, w)
 
         def gauss_newton(u: Tensor) -> Tensor:
             return derivative(f, values, derivative(bent, g, derivative(pulled, w, u)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from stability.checks import check_whole
-from stability.errors import MeasurementError, UsageError
+from stability.errors import MeasurementError, UsageError, one_line
 from stability.machine import free_memory, kept_for_backward, out_of_memory
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, Problem
@@ -185,7 +185,7 @@ def slopes_and_bends(problem: Problem, logits: Tensor, labels: Tensor) -> tuple[
             bend = [torch.autograd.grad(entry, at, retain_graph=True, materialize_grads=True)[0] for entry in slope]
             found.append((slope.detach(), torch.stack(bend)))
     except RuntimeError as error:
-        raise MeasurementError(f"the loss cannot be differentiated twice: {' '.join(str(error).split())[:200]}") from error
+        raise MeasurementError(f"the loss cannot be differentiated twice: {one_line(error)}") from error
     slopes, bends = zip(*found, strict=True)
     return torch.stack(slopes), torch.stack(bends)
 

@@ -162,8 +162,7 @@ class _Looped(Executor):
     def retrain(self, left_out: Tensor, along: bool) -> Part:
         began, index = time.perf_counter(), left_out.tolist()
         weights = torch.cat([torch.ones(int(along), self._loop.n), self.units.weights(left_out)]).double().numpy()
-        count = f"{len(index)}" if along else f"{len(index)} more"
-        self.told.begin(f"retraining {self.units.words.each_of(count)}", len(weights), "training")
+        self.told.begin(self.units.words.retraining(len(index), first=along), len(weights), "training")
         done = self._carried_out(weights)
         seconds, whole = time.perf_counter() - began, None
         if along:

@@ -28,6 +28,7 @@ from stability.training import Algorithm
 from stability.training.descent import Progress
 from stability.training.progress import Stages, stages
 from stability.training.replicas import Replicas, train
+from stability.training.substitutes import usual_weights
 from stability.training.threads import suited_to
 
 __all__ = ["measure"]
@@ -166,11 +167,9 @@ class _Replicated(Executor):
         began, problem, units = time.perf_counter(), self._problem, self.units
         weights, substitutes = units.weights(left_out), units.substitutes(left_out)
         if along:
-            usual = torch.arange(weights.shape[1]) < problem.n
-            weights = torch.cat([usual.to(weights).unsqueeze(0), weights])
+            weights = torch.cat([usual_weights(problem.n, substitutes).unsqueeze(0), weights])
         masks = self._masks.of(left_out.tolist())[not along :] or None
-        count = f"{len(left_out)}" if along else f"{len(left_out)} more"
-        self.told.begin(f"retraining {units.words.each_of(count)}", _steps(self._algorithm, len(weights)))
+        self.told.begin(units.words.retraining(len(left_out), first=along), _steps(self._algorithm, len(weights)))
         how = {**self._how, "substitutes": substitutes, "reverse_batches": True, "progress": self.told}
         part = train(problem, self._algorithm, weights, masks, **how)
         self.told.begin("evaluating")

@@ -11,7 +11,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -19,9 +19,8 @@ from torch import Tensor
 
 from stability.checks import check_fraction
 from stability.errors import UsageError
-from stability.leave_one_out.units import SingleExamples, Units, Words
+from stability.leave_one_out.units import OneExampleEach, SingleExamples, Units, Words
 from stability.problems.problem import Examples, Problem, generator
-from stability.training.replicas import Replicas
 from stability.training.substitutes import Substitutes
 
 __all__ = ["FlipLabel", "LeaveGroupOut", "LeaveOneOut", "Perturbation", "RemoveFraction", "ReplaceOne"]
@@ -137,7 +136,7 @@ class LeaveGroupOut(LeaveManyOut):
         notes = (
             (f"{alone} of {len(counts)} groups have one example: without such a group one example is left out",) if alone else ()
         )
-        return Parts(n, tuple(members), tuple(f"group {group}" for group in counts), words, notes)
+        return Parts(n, tuple(members), tuple(f"group {group}" for group in counts), words, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -279,7 +278,7 @@ class Parts(Units):
     members: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
     words: Words
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def count(self) -> int:
@@ -300,8 +299,8 @@ class Parts(Units):
 
 
 @dataclass(frozen=True, eq=False)
-class Replacements(Units):
-    """Examples that each give way to another one, whose loss is looked at.
+class Replacements(OneExampleEach):
+    """Examples that each give way to another one. What is looked at is the loss of the example that gives way.
 
     Attributes:
         own: S.
@@ -324,9 +323,7 @@ class Replacements(Units):
         return len(self.own)
 
     def weights(self, chosen: Tensor) -> Tensor:
-        own = torch.ones(len(chosen), self.count)
-        own[torch.arange(len(chosen)), chosen] = 0
-        return torch.cat([own, torch.eye(len(chosen))], dim=1)
+        return torch.cat([SingleExamples(self.count).weights(chosen), torch.eye(len(chosen))], dim=1)
 
     def substitutes(self, chosen: Tensor) -> Substitutes:
         return Substitutes(self.others.take(chosen), chosen)
@@ -336,12 +333,3 @@ class Replacements(Units):
         index[unit] = n
         other = self.others.take(torch.tensor([unit])).to(problem.train.labels.device)
         return problem.with_training(problem.train.followed_by(other).take(index))
-
-    def looked_at(self, unit: int) -> Sequence[int]:
-        return (unit,)
-
-    def losses(self, each: Tensor, chosen: Tensor) -> Tensor:
-        return each[chosen]
-
-    def own_losses(self, replicas: Replicas, chosen: Tensor) -> Tensor:
-        return replicas.own_losses(chosen)

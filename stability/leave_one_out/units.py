@@ -16,7 +16,7 @@ from stability.training import Algorithm
 from stability.training.replicas import Replicas
 from stability.training.substitutes import Substitutes
 
-__all__ = ["LEAVING_ONE_OUT", "SingleExamples", "Units", "Words"]
+__all__ = ["LEAVING_ONE_OUT", "OneExampleEach", "SingleExamples", "Units", "Words"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,19 @@ class Words:
             'without each of 5 of 24 examples'
         """
         return f"{self.each.format(count)} {self.plural}"
+
+    def retraining(self, count: int, *, first: bool) -> str:
+        """What is being trained, for a report of progress.
+
+        Args:
+            count: how many units.
+            first: whether none was trained before.
+
+        Example:
+            >>> LEAVING_ONE_OUT.retraining(4, first=False)
+            'retraining without each of 4 more examples'
+        """
+        return f"retraining {self.each_of(f'{count}' if first else f'{count} more')}"
 
 
 LEAVING_ONE_OUT = Words(perturbation="leave-one-out", doing="leaving one training example out", its="its loss", plural="examples")
@@ -114,9 +127,22 @@ class Units(ABC):
         return example(unit)
 
 
+class OneExampleEach(Units):
+    """Units of which each is about one example, whose own loss is looked at: unit i about example i."""
+
+    def looked_at(self, unit: int) -> Sequence[int]:
+        return (unit,)
+
+    def losses(self, each: Tensor, chosen: Tensor) -> Tensor:
+        return each[chosen]
+
+    def own_losses(self, replicas: Replicas, chosen: Tensor) -> Tensor:
+        return replicas.own_losses(chosen)
+
+
 @dataclass(frozen=True)
-class SingleExamples(Units):
-    """Each of n examples is a unit: it has weight 0, and its own loss is looked at.
+class SingleExamples(OneExampleEach):
+    """Each of n examples is a unit, and has weight 0.
 
     Attributes:
         n: size of S.
@@ -139,15 +165,6 @@ class SingleExamples(Units):
         weights = torch.ones(len(chosen), self.n)
         weights[torch.arange(len(chosen)), chosen] = 0
         return weights
-
-    def looked_at(self, unit: int) -> Sequence[int]:
-        return (unit,)
-
-    def losses(self, each: Tensor, chosen: Tensor) -> Tensor:
-        return each[chosen]
-
-    def own_losses(self, replicas: Replicas, chosen: Tensor) -> Tensor:
-        return replicas.own_losses(chosen)
 
     def selected(self, problem: Problem, algorithm: Algorithm, chosen: Sequence[int]) -> Iterator[Mask]:
         return algorithm.selector.select_each_left_out(problem, chosen, algorithm.seed)

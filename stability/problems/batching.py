@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from stability.errors import one_line
 from stability.masks import Parameters
 
 __all__ = ["difference", "drawn", "each_row", "same", "shortened", "slopes_of"]
@@ -194,7 +195,7 @@ def shortened(error: Exception) -> str:
         >>> shortened(ValueError("No such key. Try another."))
         'No such key'
     """
-    return " ".join(str(error).split()).partition(". ")[0][:200] or type(error).__name__
+    return one_line(error, None).partition(". ")[0][:200] or type(error).__name__
 
 
 def _close(found: Tensor, wanted: Tensor, size: float) -> bool:

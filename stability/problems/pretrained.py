@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stability.checks import check_whole
-from stability.errors import UsageError
+from stability.errors import UsageError, one_line
 from stability.machine import out_of_memory
 from stability.masks import Parameters, fingerprint
 from stability.problems.attention import Attention
@@ -414,7 +414,7 @@ def _explained(model: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         folder = Path(model)
         if folder.is_dir():
             if not (folder / "config.json").exists():

@@ -19,7 +19,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from stability.errors import UsageError
+from stability.errors import UsageError, one_line
 from stability.problems.delimited import LINE_END, check_distinct, parse
 
 __all__ = ["RawData", "Row", "from_hub", "hub_ways", "is_file", "read", "stem"]
@@ -329,7 +329,7 @@ def _parquet(path: Path, content: bytes) -> list[Row]:
     try:
         table = parquet.read_table(io.BytesIO(content))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UsageError(f"{path} is no file of parquet: {' '.join(str(error).split())[:200]}") from error
+        raise UsageError(f"{path} is no file of parquet: {one_line(error)}") from error
     check_distinct(table.column_names, str(path))
     return [Row(values, f"{path}, row {number}") for number, values in enumerate(table.to_pylist(), 1)]
 
@@ -350,7 +350,7 @@ def _saved(path: Path) -> Any:
     try:
         return load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no folder that datasets can load: {' '.join(str(error).split())[:200]}") from error
+        raise UsageError(f"{path} is no folder that datasets can load: {one_line(error)}") from error
 
 
 def hub_ways(name: str) -> list[tuple[str, dict[str, str]]]:
@@ -401,7 +401,7 @@ def from_hub(name: str, place: str, ways: Sequence[tuple[str, Mapping[str, str]]
         else:
             return RawData(name, *_tables(found, place))
     raise UsageError(
-        f"the hub did not give {place}: {' '.join(str(failure).split())[:200]}; without a network give a folder of JSON lines "
+        f"the hub did not give {place}: {one_line(failure)}; without a network give a folder of JSON lines "
         "(and HF_HUB_OFFLINE=1 spares you the waiting); no file or folder here has that name"
     ) from failure
 

@@ -289,8 +289,8 @@ def show_examples(rows: Sequence[Mapping[str, Any]], units: Units, width: int = 
         width: of the terminal, in characters; longer examples are cut.
     """
     words, when = units.words, f"how their loss changes when they are {units.words.passive}"
-    whole = f"All {units.count} {words.plural}" if len(rows) == units.count else None
-    what = whole or f"The {len(rows)} {words.plural} of {units.count} that carry most of it"
+    every = len(rows) == units.count
+    what = f"All {len(rows)} {words.plural}" if every else f"The {len(rows)} {words.plural} of {units.count} that carry most of it"
     print("", textwrap.fill(f"{what}: their share, and {when}.", width), sep="\n")
     for row in rows:
         retrained = not math.isnan(row["retrained"])

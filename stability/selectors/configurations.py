@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stability.checks import check_number, check_whole
-from stability.errors import UsageError
+from stability.errors import UsageError, one_line
 from stability.machine import out_of_memory
 from stability.problems.attention import Attention
 from stability.problems.grouping import Grouping
@@ -252,7 +252,7 @@ def _refused(name: str, what: str) -> UsageError:
 
 def _line(error: Exception) -> str:
     """What an error says, on one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error, None) or type(error).__name__
     return text if len(text) <= 240 else f"{text[:120]} … {text[-120:]}"
 
 

@@ -25,7 +25,7 @@ from stability.training.descent import Progress
 from stability.training.execution import Division, Task, carry_out, divide
 from stability.training.objective import ALL, Observer, Stack, logits_of
 from stability.training.portions import Portions, if_it_fits, one_too_large
-from stability.training.substitutes import Substitutes
+from stability.training.substitutes import Substitutes, usual_weights
 from stability.training.threads import suited_to
 
 __all__ = ["Replicas", "train"]
@@ -180,11 +180,10 @@ def train(
     problem = algorithm.equivalent(problem)
     start = problem.start(algorithm.seed)
     first = next(iter(start.values()))
-    count = problem.n if substitutes is None else problem.n + len(substitutes)
-    usual = (torch.arange(count) < problem.n).to(first)  # the weights of A(S)
+    usual = usual_weights(problem.n, substitutes).to(first)
     if weights is None:
         weights = usual.unsqueeze(0)
-    if weights.ndim != 2 or weights.shape[1] != count or len(weights) == 0:
+    if weights.ndim != 2 or weights.shape[1] != len(usual) or len(weights) == 0:
         wide = "(r, n)" if substitutes is None else f"(r, n + {len(substitutes)} substitutes)"
         raise UsageError(f"weights have shape {tuple(weights.shape)}: {wide} with r ≥ 1 and n = {problem.n} expected")
     if bool((weights < 0).any()):

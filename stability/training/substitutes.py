@@ -11,7 +11,7 @@ from torch import Tensor
 from stability.errors import UsageError
 from stability.problems.problem import Examples, Problem
 
-__all__ = ["Substitutes"]
+__all__ = ["Substitutes", "usual_weights"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,3 +63,20 @@ class Substitutes:
         """
         for index in batches:
             yield torch.cat([index, n + torch.isin(self.places, index).nonzero()[:, 0]])
+
+
+def usual_weights(n: int, substitutes: Substitutes | None) -> Tensor:
+    """The example weights of A(S): 1 for every training example, and 0 for those that only take another's place.
+
+    Args:
+        n: size of S.
+        substitutes: what may take the place of its examples, if anything.
+
+    Returns:
+        (n,) or, with q substitutes, (n + q,).
+
+    Example:
+        >>> usual_weights(2, Substitutes(Examples({"x": torch.ones(1, 1)}, torch.tensor([1])), torch.tensor([0])))
+        tensor([1., 1., 0.])
+    """
+    return torch.cat([torch.ones(n), torch.zeros(0 if substitutes is None else len(substitutes))])

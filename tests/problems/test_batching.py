@@ -218,26 +218,20 @@ def test_a_loss_that_vmap_cannot_run_is_computed_one_replica_at_a_time() -> None
     torch.testing.assert_close(*diagonals, rtol=1e-9, atol=1e-14)
 
 
-class Once(torch.autograd.Function):
+class Once(Squared):
     """It has a gradient and no second derivative."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**2
+    backward = staticmethod(torch.autograd.function.once_differentiable(Squared.backward))  # type: ignore[assignment]
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        x: Tensor = ctx.saved_tensors[0]
-        return 2 * x * gradient
+
+def differentiable_once(logits: Tensor, labels: Tensor) -> Tensor:
+    """A loss."""
+    found: Tensor = Once.apply(logits[:, 0] - labels)  # type: ignore[no-untyped-call]
+    return found
 
 
 def test_without_a_second_derivative_of_the_loss_examples_are_drawn_uniformly() -> None:
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        found: Tensor = Once.apply(logits[:, 0] - labels)  # type: ignore[no-untyped-call]
-        return found
-
+    loss = differentiable_once
     algorithm = Minimisation(FullTuning(), ridge=0.5, gradient_tolerance=1e-8)
     estimate = measure(made(module(), loss), algorithm, estimators.Auto(retrainings=3), device="cpu")
     assert estimate.prediction is not None
@@ -252,11 +246,7 @@ def test_without_a_second_derivative_of_the_loss_examples_are_drawn_uniformly() 
 
 
 def test_bounds_without_a_curvature_say_so() -> None:
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        found: Tensor = Once.apply(logits[:, 0] - labels)  # type: ignore[no-untyped-call]
-        return found
-
-    problem = made(dataclasses.replace(module(), batched=False), loss)
+    problem = made(dataclasses.replace(module(), batched=False), differentiable_once)
     algorithm = Minimisation(FullTuning(), ridge=0.5, gradient_tolerance=1e-8)
     estimate = measure(problem, algorithm, estimators.Sampled(retrainings=2), device="cpu")
     constants = estimate_constants(estimate)
