@@ -31,8 +31,8 @@ from stability.problems.problem import ModuleLogits
 from stability.selectors import SAM, Adapter, BitFit, ChildPruning, FullTuning, LoRA, Random, Selector
 from stability.selectors.moving import Run
 from stability.selectors.naming import SELECTORS
-from stability.studies import study
 from stability.studies.cost import expected
+from stability.studies.running import run as run_study
 from stability.studies.study import Study
 from stability.training import Algorithm, products
 from stability.training.objective import Stack
@@ -306,7 +306,7 @@ STUDIES = {
 @elsewhere
 @pytest.mark.parametrize("mine", STUDIES.values(), ids=list(STUDIES))
 def test_a_study_gives_the_cpu_s_table(mine: Study, device: str, tmp_path: Path) -> None:
-    here, away = (study.run(mine, tmp_path / f"{where}.sqlite", device=where, workers=1).table for where in ("cpu", device))
+    here, away = (run_study(mine, tmp_path / f"{where}.sqlite", device=where, workers=1).table for where in ("cpu", device))
     assert (away["status"] == "ok").all()
     numbers = here.select_dtypes("number").columns.drop(["seconds", "cell_seconds"])
     known = {"methods": {"stability", "noise_floor", "test_loss"}, "bounds": {"theorem_1", "first_order", "least_eigenvalue"}}

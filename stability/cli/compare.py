@@ -32,7 +32,7 @@ from stability.errors import UsageError
 from stability.selectors.naming import selectors_named
 from stability.studies import cost
 from stability.studies.comparison import Comparison, compared, labels, study_of
-from stability.studies.store import key
+from stability.studies.identity import key
 
 __all__ = ["compare"]
 

@@ -11,10 +11,11 @@ from stability.cli.figures import check_writable
 from stability.errors import StabilityError
 from stability.reports.labels import LABELS
 from stability.reports.page import Drawn, check_measured, page
+from stability.studies.identity import difference
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.results import StudyResults
 from stability.studies.state import state_of
-from stability.studies.store import Store, difference
+from stability.studies.store import Store
 
 __all__ = ["report"]
 

@@ -36,7 +36,7 @@ from stability.cli.protocol_options import protocol_options
 from stability.cli.study_file import read
 from stability.errors import StabilityError, UsageError, described
 from stability.reports import render
-from stability.studies import cost, study
+from stability.studies import cost, running
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.pace import Progress, Shown
 from stability.studies.results import StudyResults
@@ -246,7 +246,7 @@ def run(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Non
             drawn.look()
 
         try:
-            results = study.run(mine, store, on_start=look, on_cell=look, **how)
+            results = running.run(mine, store, on_start=look, on_cell=look, **how)
         finally:
             drawn.finish()
     print(render(results))

@@ -17,9 +17,10 @@ from stability.studies.protocol import Protocol
 from stability.studies.published import against_published, published_scores
 from stability.studies.ranks import RankCorrelation, rank_correlation, ranked
 from stability.studies.results import CellStatus, Failure, StudyResults, Summary
+from stability.studies.running import run
 from stability.studies.scores import IncomparableError, Scores, correlations, scores
 from stability.studies.store import Store
-from stability.studies.study import NUMERICS, Cell, Study, run
+from stability.studies.study import NUMERICS, Cell, Study
 
 __all__ = [
     "NUMERICS",

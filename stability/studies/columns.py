@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from stability.errors import StabilityError
+from stability.studies.identity import as_json, key
 from stability.studies.results import BOUNDS, records_of
-from stability.studies.store import Store, as_json, key
+from stability.studies.store import Store
 
 __all__ = ["CELLS", "EXAMPLES", "Column", "cells", "described", "examples"]
 

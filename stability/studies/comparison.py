@@ -26,10 +26,11 @@ from stability.leave_one_out.statistics import Estimate, Numbers, mean_over_seed
 from stability.leave_one_out.wording import difference_sentence, signed_text, size_of, size_text
 from stability.selectors import Selector
 from stability.selectors.naming import Method, selectors_named
+from stability.studies.identity import key
 from stability.studies.pace import Shown
 from stability.studies.results import CellStatus, StudyResults
-from stability.studies.store import key
-from stability.studies.study import Study, run
+from stability.studies.running import run
+from stability.studies.study import Study
 from stability.training import Algorithm, FineTuning
 from stability.training.descent import Progress
 from stability.training.naming import named_apart

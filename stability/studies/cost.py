@@ -26,8 +26,10 @@ from stability.machine import cores, resolve_device
 from stability.masks import Mask
 from stability.problems.problem import Problem
 from stability.selectors import FullTuning
-from stability.studies.store import Store, key
-from stability.studies.study import Study, cell_identity, reusable
+from stability.studies.identity import key
+from stability.studies.running import reusable
+from stability.studies.store import Store
+from stability.studies.study import Study, cell_identity
 from stability.training import Algorithm, train
 
 __all__ = ["PARTS", "Cost", "expected"]

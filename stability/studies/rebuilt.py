@@ -13,7 +13,7 @@ from stability.problems import PROBLEMS
 from stability.selectors import Selector
 from stability.selectors.code import CODE
 from stability.selectors.naming import SELECTORS
-from stability.studies.store import difference, key
+from stability.studies.identity import difference, key
 from stability.studies.study import Study
 from stability.training import Algorithm, EarlyStopping, FineTuning, Minimisation
 

@@ -21,7 +21,8 @@ from stability.leave_one_out.statistics import mean_over_seeds, variance_shares
 from stability.leave_one_out.wording import size_of
 from stability.machine import out_of_memory
 from stability.selectors import code
-from stability.studies.store import Store, data_of, how_of, key
+from stability.studies.identity import data_of, how_of, key
+from stability.studies.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +116,7 @@ class StudyResults:
     Attributes:
         table: a row for each cell: ``task``, ``method`` (the algorithm's name), ``algorithm`` (a short hash of its settings),
             ``sparsity`` (p of the mask; of a failed cell, p as asked for), ``seed``, ``status`` (a value of :class:`CellStatus`),
-            what :func:`stability.studies.study.run_cell` measured, and by which ``software`` on which ``device``; in the study's
+            what :func:`stability.studies.cell.run_cell` measured, and by which ``software`` on which ``device``; in the study's
             order.
         study: the name of the study.
         identity: everything that defines the study, as plain values.

@@ -91,7 +91,7 @@ def scores(results: StudyResults, sparsity: float | None = None) -> Scores:
         >>> import tempfile
         >>> from stability import FineTuning
         >>> from stability.selectors import BitFit, Random
-        >>> from stability.studies.study import Study, run
+        >>> from stability.studies import Study, run
         >>> algorithms = tuple(FineTuning(selector, steps=3) for selector in (BitFit(), Random(0.1)))
         >>> study = Study("mine", "digits", algorithms, (0, 1), problem_settings={"n": 20}, check_replicas=None, measured_seeds=0)
         >>> found = scores(run(study, f"{tempfile.mkdtemp()}/mine.sqlite", device="cpu", workers=1))

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from stability.studies.identity import key
 from stability.studies.pace import Pace
 from stability.studies.results import CellStatus, records_of
-from stability.studies.store import Store, key
+from stability.studies.store import Store
 
 __all__ = ["MethodState", "State", "state_of"]
 

@@ -12,8 +12,10 @@ from typing import Any, TypeGuard
 
 from stability.checks import check_positive, check_whole
 from stability.errors import UsageError
-from stability.studies.store import Store, key
-from stability.studies.study import Cell, Study, cell_identity, run_cell
+from stability.studies.cell import run_cell
+from stability.studies.identity import key
+from stability.studies.store import Store
+from stability.studies.study import Cell, Study, cell_identity
 
 __all__ = ["TOLERANCE", "Agreement", "Checked", "StoredCell", "compared", "differences", "stored_cells", "verify"]
 

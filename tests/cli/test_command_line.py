@@ -24,11 +24,12 @@ from stability.problems import HUB, PROBLEMS
 from stability.reports import study_table
 from stability.selectors import BitFit, Random
 from stability.selectors.naming import SELECTORS, announced
-from stability.studies import study
+from stability.studies.identity import key
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.results import BOUNDS, StudyResults
-from stability.studies.store import Store, key
-from stability.studies.study import Study
+from stability.studies.running import run as run_study
+from stability.studies.store import Store
+from stability.studies.study import Study, cell_identity
 from stability.training import FineTuning
 
 SMALL = Study(
@@ -44,7 +45,7 @@ SMALL = Study(
 @pytest.fixture(scope="module")
 def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "small.sqlite"
-    study.run(SMALL, path, device="cpu", workers=1)
+    run_study(SMALL, path, device="cpu", workers=1)
     return path
 
 
@@ -273,11 +274,11 @@ def test_a_study_goes_on_where_it_was(small_store: Path, tmp_path: Path) -> None
     whole = Store(small_store)
     half = Store(tmp_path / "half.sqlite", whole.identity)
     for cell in SMALL.cells()[:3]:
-        identity = study.cell_identity(SMALL, cell)
+        identity = cell_identity(SMALL, cell)
         half.add(identity, {"status": "failed", "reason": "planted, to see that it is not computed again"})
     started: list[tuple[int, int]] = []
     cells: list[None] = []
-    frame = study.run(
+    frame = run_study(
         SMALL,
         half.path,
         device="cpu",
@@ -337,7 +338,7 @@ def _count(store: Path) -> int:
 
 
 def test_workers_give_the_same_results(small_store: Path, tmp_path: Path) -> None:
-    frame = study.run(SMALL, tmp_path / "parallel.sqlite", device="cpu", workers=2).table
+    frame = run_study(SMALL, tmp_path / "parallel.sqlite", device="cpu", workers=2).table
     expected = StudyResults.read(small_store).table
     both = frame.merge(expected, on=["method", "sparsity", "seed"])
     assert len(both) == 6
@@ -355,7 +356,7 @@ def test_another_study_or_other_numerics_are_refused(small_store: Path) -> None:
 def test_damaged_stores_are_refused(small_store: Path, tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.sqlite"
     garbage.write_bytes(b"this is not a database, " * 100)
-    with pytest.raises(StabilityError, match="damaged or no store"):
+    with pytest.raises(StabilityError, match="is no whole store"):
         Store(garbage)
     empty = tmp_path / "empty.sqlite"
     sqlite3.connect(empty).close()
@@ -375,7 +376,7 @@ def test_damaged_stores_are_refused(small_store: Path, tmp_path: Path) -> None:
 
 def test_a_cell_without_a_record_is_told(small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path / "hollow.sqlite", Store(small_store).identity)
-    store.add(study.cell_identity(SMALL, SMALL.cells()[0]), {})
+    store.add(cell_identity(SMALL, SMALL.cells()[0]), {})
     assert main(["table", "--store", str(store.path)]) == 1
     assert "hollow.sqlite is damaged: 1 of its 1 cells have no record" in capsys.readouterr().err
 

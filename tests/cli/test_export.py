@@ -15,9 +15,9 @@ import pytest
 from stability.cli.commands import main
 from stability.reports import study_table
 from stability.studies import Store, StudyResults
+from stability.studies.cell import _CONSTANTS, _MEASURED
 from stability.studies.columns import CELLS, EXAMPLES, cells, described, examples
 from stability.studies.state import state_of
-from stability.studies.study import _CONSTANTS, _MEASURED
 
 FIGURES = Path(__file__).parents[2] / "figures"
 STORES = sorted(FIGURES.glob("*.sqlite"))

@@ -13,8 +13,8 @@ from stability.cli.study_file import read, reference
 from stability.leave_one_out.estimators import Assisted, Sampled
 from stability.leave_one_out.predictors import Linearised
 from stability.selectors import SAM, FullTuning, LoRA
+from stability.studies.identity import key
 from stability.studies.results import StudyResults
-from stability.studies.store import key
 from stability.studies.study import Study
 from stability.training import FineTuning, Minimisation
 from stability.training.stopping import EarlyStopping

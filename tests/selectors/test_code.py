@@ -24,7 +24,7 @@ from stability.masks import Mask
 from stability.selectors import SAM, Peft, Selector, from_scores
 from stability.selectors.code import CODE, UNKNOWN, code_of
 from stability.selectors.naming import SELECTORS, selector_named
-from stability.studies.store import without_code
+from stability.studies.identity import without_code
 
 FIRST = """
 import helpers

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.language import minilm
-from stability.studies import study
+from stability.studies.identity import key
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.results import StudyResults
-from stability.studies.store import Store, key
-from stability.studies.study import Study
+from stability.studies.store import Store
+from stability.studies.study import Study, cell_identity
 from tests.problems.test_texts import SHARED
 
 MINILM = minilm()
@@ -25,7 +25,7 @@ def test_committed_results_are_whole_and_of_this_program(path: Path) -> None:
     mine = STUDIES.get(path.stem) or paper_s(path.stem)
     store = Store(path)
     assert store.complete
-    assert {key(study.cell_identity(mine, cell)) for cell in mine.cells()} == store.finished()
+    assert {key(cell_identity(mine, cell)) for cell in mine.cells()} == store.finished()
     results = StudyResults.read(path)
     assert results.fingerprint == key(mine.identity())[:12]
     assert len(results.summary().table) == len(mine.algorithms) * len(mine.problems)

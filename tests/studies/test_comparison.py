@@ -20,7 +20,7 @@ from stability.leave_one_out.estimators import Estimator, Exact, Sampled
 from stability.plotting import NothingToDrawError
 from stability.selectors import SAM, BitFit, LoRA, Random
 from stability.studies.comparison import Comparison, compare, holm, labels, study_of
-from stability.studies.store import key
+from stability.studies.identity import key
 
 
 @pytest.fixture(scope="module")

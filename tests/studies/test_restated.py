@@ -14,8 +14,7 @@ from scipy import stats
 
 from stability import FineTuning, estimators, selectors
 from stability.problems.problem import generator
-from stability.studies import Store, Study, StudyResults
-from stability.studies.study import run
+from stability.studies import Store, Study, StudyResults, run
 
 STUDY = Study(
     "old",

@@ -17,12 +17,14 @@ from stability.cli.commands import main
 from stability.leave_one_out.estimators import Approximate, Assisted, Sampled
 from stability.reports.study_table import render
 from stability.selectors import BitFit, FullTuning, MagPruning, Random
-from stability.studies import study
+from stability.studies.cell import run_cell
 from stability.studies.cost import expected
+from stability.studies.identity import key
 from stability.studies.published import against_published, published_scores
 from stability.studies.results import StudyResults
+from stability.studies.running import run as run_study
 from stability.studies.scores import IncomparableError, scores, std_interval
-from stability.studies.store import Store, key
+from stability.studies.store import Store
 from stability.studies.study import Study, cell_identity
 from stability.training import FineTuning, Minimisation
 from stability.training.replicas import train
@@ -48,7 +50,7 @@ QUICK: dict[str, Any] = {"problem_settings": {"n": 20}, "estimator": Sampled(2),
 @pytest.fixture(scope="module")
 def both_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("both") / "both.sqlite"
-    study.run(BOTH, path, device="cpu", workers=1)
+    run_study(BOTH, path, device="cpu", workers=1)
     return path
 
 
@@ -62,7 +64,7 @@ def test_several_tasks_in_one_study(both_store: Path) -> None:
     assert results.summary().table["measured"].tolist() == [1] * 4
     assert "not measured" not in render(results)
     alone = dataclasses.replace(BOTH, problem="digits", measured_seeds=None, name="alone", seeds=(0,))
-    row = study.run_cell(alone, alone.cells()[0])
+    row = run_cell(alone, alone.cells()[0])
     same = frame[(frame["task"] == "digits") & (frame["method"] == "random") & (frame["seed"] == 0)].iloc[0]
     assert row["stability"] == same["stability"]
     assert row["test_metric"] == same["test_metric"]
@@ -71,14 +73,14 @@ def test_several_tasks_in_one_study(both_store: Path) -> None:
 def test_a_larger_study_takes_over_tasks_and_seeds(both_store: Path, tmp_path: Path) -> None:
     more = dataclasses.replace(BOTH, problem=("digits", "logistic", "quadratic"), seeds=(0, 1), measured_seeds=2)
     computed: list[int] = []
-    study.run(
+    run_study(
         more, tmp_path / "more.sqlite", reuse=both_store, device="cpu", workers=1, on_cell=lambda progress: computed.append(1)
     )
     # Of the two old tasks seed 0 is there as it was; seed 1 is measured now, and the new task is all new.
     assert len(computed) == 2 * 2 + 2 * 2
     other = dataclasses.replace(BOTH, problem_settings={"n": 22})
     with pytest.raises(StabilityError, match=r"measured with problem (digits|logistic) = .* its cells cannot be reused"):
-        study.run(other, tmp_path / "other.sqlite", reuse=both_store, workers=1)
+        run_study(other, tmp_path / "other.sqlite", reuse=both_store, workers=1)
 
 
 def test_studies_of_tasks_refuse_what_makes_no_sense() -> None:
@@ -156,11 +158,11 @@ def test_mixed_settings_are_refused_by_name(small_store: Path, tmp_path: Path, c
         with pytest.raises(UsageError, match=message):
             scores(results, p)
     with pytest.raises(IncomparableError, match="methods of this study were trained with steps = 2, 3: no table compares them"):
-        scores(study.run(uneven, path, device="cpu", workers=1))
+        scores(run_study(uneven, path, device="cpu", workers=1))
     assert main(["table", "--store", str(path), "--ranks"]) == 2
     assert "steps = 2, 3" in capsys.readouterr().err
     rates = Study("rates", "digits", (FineTuning(BitFit(), steps=2, learning_rate=1e-2), FineTuning(Random(0.1), steps=2)), (0,))
-    told_rates = scores(study.run(dataclasses.replace(rates, **QUICK), tmp_path / "rates.sqlite", workers=1))
+    told_rates = scores(run_study(dataclasses.replace(rates, **QUICK), tmp_path / "rates.sqlite", workers=1))
     assert told_rates.notes[0].endswith("learning rate 0.01 (bitfit); 0.003 (random)")
     assert "one seed a cell: there is no standard deviation" in told_rates.notes
 
@@ -202,7 +204,7 @@ def test_a_store_beside_the_published_numbers(both_store: Path, tmp_path: Path, 
 
 def test_one_p_in_two_settings_is_refused(tmp_path: Path) -> None:
     rates = tuple(FineTuning(Random(0.1), steps=2, learning_rate=rate) for rate in (1e-2, 1e-4))
-    results = study.run(Study("rates", "digits", rates, (0,), **QUICK), tmp_path / "rates.sqlite", device="cpu", workers=1)
+    results = run_study(Study("rates", "digits", rates, (0,), **QUICK), tmp_path / "rates.sqlite", device="cpu", workers=1)
     for p in (None, 0.1):
         with pytest.raises(
             IncomparableError,
@@ -254,7 +256,7 @@ def test_failed_cells_spoil_neither_figures_nor_names(both_store: Path, tmp_path
 
 def test_without_any_measured_seed_there_are_scores_and_no_stability(tmp_path: Path) -> None:
     unmeasured = dataclasses.replace(BOTH, name="none", problem="digits", measured_seeds=0, seeds=(0, 1))
-    results = study.run(unmeasured, tmp_path / "none.sqlite", device="cpu", workers=1)
+    results = run_study(unmeasured, tmp_path / "none.sqlite", device="cpu", workers=1)
     assert scores(results).table["stability"].isna().all()
     names = {file.name for file in plotting.save_all(results, tmp_path / "f")}
     assert "none_digits_p0.3_generalization.png" in names
@@ -265,11 +267,11 @@ def test_without_any_measured_seed_there_are_scores_and_no_stability(tmp_path: P
 
 def test_bounds_of_the_measured_seed_are_shown_and_predictions_are_kept(tmp_path: Path) -> None:
     bounded = dataclasses.replace(BOTH, name="bounded", problem="logistic", check_replicas=0, seeds=(0, 1))
-    results = study.run(bounded, tmp_path / "bounded.sqlite", device="cpu", workers=1)
+    results = run_study(bounded, tmp_path / "bounded.sqlite", device="cpu", workers=1)
     first = results.where(seed=0).table.set_index("method")["theorem_1_state"]
     assert results.summary().table.set_index("method")["theorem_1_state"].to_dict() == first.to_dict()
     foretold = dataclasses.replace(BOTH, name="told", problem="digits", estimator=Approximate(), measured_seeds=None)
-    row = study.run_cell(foretold, foretold.cells()[0])
+    row = run_cell(foretold, foretold.cells()[0])
     assert row["estimate_status"] == "approximate"
     assert row["stability"] > 0
 
@@ -353,7 +355,7 @@ def test_the_plan_counts_what_is_really_trained(both_store: Path, tmp_path: Path
         return train(problem, algorithm, weights, *more, **how)
 
     monkeypatch.setattr("stability.leave_one_out.measuring.train", counted)
-    study.run(BOTH, tmp_path / "again.sqlite", device="cpu", workers=1)
+    run_study(BOTH, tmp_path / "again.sqlite", device="cpu", workers=1)
     assert plan["trainings"].sum() == sum(trained)
     rest = expected(BOTH, both_store, device="cpu", workers=1)
     assert rest.table["cells"].sum() == rest.table["trainings"].sum() == 0

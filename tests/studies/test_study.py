@@ -20,9 +20,11 @@ from stability.leave_one_out.estimators import Alone, Approximate, Assisted, Aut
 from stability.leave_one_out.statistics import variance_shares
 from stability.reports.study_table import render
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, MagPruning, from_scores
-from stability.studies import study
+from stability.studies.cell import run_cell
 from stability.studies.named import STUDIES
 from stability.studies.results import CellStatus, Failure, StudyResults
+from stability.studies.running import _only_here
+from stability.studies.running import run as run_study
 from stability.studies.store import Store
 from stability.studies.study import Study
 from stability.training import Algorithm, FineTuning
@@ -33,7 +35,7 @@ from tests.cli.test_command_line import SMALL
 @pytest.fixture(scope="module")
 def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "small.sqlite"
-    study.run(SMALL, path, device="cpu", workers=1)
+    run_study(SMALL, path, device="cpu", workers=1)
     return path
 
 
@@ -42,23 +44,23 @@ def test_added_selectors_take_over_what_a_like_study_finished(small_store: Path,
     assert larger.name == "small+magnitude+childpruning"
     computed = []
     path = tmp_path / "larger.sqlite"
-    frame = study.run(larger, path, reuse=small_store, device="cpu", workers=1, on_cell=lambda progress: computed.append(1)).table
+    frame = run_study(larger, path, reuse=small_store, device="cpu", workers=1, on_cell=lambda progress: computed.append(1)).table
     assert len(computed) == 4
     assert list(frame["method"].unique()) == ["bitfit", "random", "magnitude", "childpruning"]
     old, new = StudyResults.read(small_store).table, frame[frame["method"].isin(["bitfit", "random"])]
     assert new["stability"].tolist() == old["stability"].tolist()
     with pytest.raises(StabilityError, match=r"measured with retrainings = 3, this study with 4: its cells cannot be reused"):
-        study.run(dataclasses.replace(larger, estimator=Sampled(4)), tmp_path / "other.sqlite", reuse=small_store, workers=1)
+        run_study(dataclasses.replace(larger, estimator=Sampled(4)), tmp_path / "other.sqlite", reuse=small_store, workers=1)
     assert len(SMALL.with_selectors(BitFit(), SAM(0.1), SAM(0.1)).algorithms) == len(SMALL.algorithms) + 1
     exact = dataclasses.replace(SMALL, name="exact", estimator=Exact())
     assisted = Store(tmp_path / "assisted.sqlite", dataclasses.replace(exact, estimator=Assisted(3)).identity())
     assisted.add({"seed": 0}, {"status": "ok"})
     with pytest.raises(StabilityError, match="measured with estimator = .*assisted.*, this study with None"):
-        study.run(exact, tmp_path / "exact.sqlite", reuse=tmp_path / "assisted.sqlite", workers=1)
+        run_study(exact, tmp_path / "exact.sqlite", reuse=tmp_path / "assisted.sqlite", workers=1)
     with pytest.raises(UsageError, match="'small' has bitfit with these settings already"):
         SMALL.with_selectors(BitFit())
     smaller = dataclasses.replace(SMALL, algorithms=SMALL.algorithms[:1])
-    assert len(study.run(smaller, tmp_path / "smaller.sqlite", reuse=small_store, workers=1)) == 2  # its own cells alone
+    assert len(run_study(smaller, tmp_path / "smaller.sqlite", reuse=small_store, workers=1)) == 2  # its own cells alone
     with pytest.raises(UsageError, match="no selector to add"):
         SMALL.with_selectors()
 
@@ -94,7 +96,7 @@ def test_fresh_training_sets_and_seeds_have_their_shares(tmp_path: Path) -> None
     mine = dataclasses.replace(SMALL, name="apart", algorithms=SMALL.algorithms[:2], seeds=(0, 1), samples=(5, 6))
     mine = dataclasses.replace(mine, estimator=Assisted(6))
     assert mine.identity()["samples"] == [5, 6]
-    results = study.run(mine, tmp_path / "apart.sqlite", device="cpu", workers=1)
+    results = run_study(mine, tmp_path / "apart.sqlite", device="cpu", workers=1)
     frame = results.table
     assert len(results) == 2 * 2 * 2
     assert set(zip(frame["sample"], frame["seed"], strict=True)) == {(5, 0), (5, 1), (6, 2), (6, 3)}
@@ -112,10 +114,10 @@ def test_fresh_training_sets_and_seeds_have_their_shares(tmp_path: Path) -> None
     assert "of S" in render(results)
     (stored, *_) = [record for _, record in Store(tmp_path / "apart.sqlite").cells()]
     assert len(stored["prediction"]["difference"]) == 20
-    plain = study.run(dataclasses.replace(mine, name="plain", samples=None), tmp_path / "plain.sqlite", device="cpu", workers=1)
+    plain = run_study(dataclasses.replace(mine, name="plain", samples=None), tmp_path / "plain.sqlite", device="cpu", workers=1)
     assert "of S" not in render(plain).split("stability: mean")[0]
     with pytest.raises(StabilityError, match="made with samples = "):
-        study.run(dataclasses.replace(mine, samples=(5, 7)), tmp_path / "apart.sqlite", device="cpu", workers=1)
+        run_study(dataclasses.replace(mine, samples=(5, 7)), tmp_path / "apart.sqlite", device="cpu", workers=1)
 
 
 def test_two_methods_of_one_name_are_refused() -> None:
@@ -124,16 +126,16 @@ def test_two_methods_of_one_name_are_refused() -> None:
 
     with pytest.raises(UsageError, match="two different selectors are called 'bitfit'.*rename one"):
         SMALL.with_selectors(from_scores(bitfit, 0.1))
-    assert study._only_here(FineTuning(from_scores(bitfit, 0.1)))  # inside another function: nothing could import it
+    assert _only_here(FineTuning(from_scores(bitfit, 0.1)))  # inside another function: nothing could import it
 
 
 def test_a_store_without_a_finished_cell_starts_anew(tmp_path: Path) -> None:
     """A first run that was refused leaves no obstacle to the corrected one."""
     Store(tmp_path / "mine.sqlite", dataclasses.replace(SMALL, estimator=Sampled(9)).identity())
-    results = study.run(SMALL, tmp_path / "mine.sqlite", device="cpu", workers=1)
+    results = run_study(SMALL, tmp_path / "mine.sqlite", device="cpu", workers=1)
     assert len(results) == len(SMALL.cells())
     with pytest.raises(StabilityError, match="made with retrainings = 3, now it is 9"):
-        study.run(dataclasses.replace(SMALL, estimator=Sampled(9)), tmp_path / "mine.sqlite", device="cpu", workers=1)
+        run_study(dataclasses.replace(SMALL, estimator=Sampled(9)), tmp_path / "mine.sqlite", device="cpu", workers=1)
 
 
 def test_a_function_that_no_other_process_knows_is_measured_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,15 +147,15 @@ def test_a_function_that_no_other_process_knows_is_measured_in_this_one(monkeypa
     scores.__module__, scores.__qualname__ = "__main__", "scores"
     selector = from_scores(scores, 0.1)
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
-    assert study._only_here(FineTuning(selector))
-    assert not study._only_here(FineTuning(SAM(0.1)))
+    assert _only_here(FineTuning(selector))
+    assert not _only_here(FineTuning(SAM(0.1)))
 
 
 def test_discontinuity_is_drawn_from_the_run(tmp_path: Path) -> None:
     """The drawn losses are those that training recorded, the ticks where its mask changed, the shade where it was relaxed."""
     moving = (DiffPruning(0.02, burn_in=4, every=12), SAM(0.02))
     mine = dataclasses.replace(SMALL, name="moves", algorithms=tuple(FineTuning(s, steps=60) for s in moving), seeds=(0,))
-    results = study.run(mine, tmp_path / "moves.sqlite", device="cpu", workers=1)
+    results = run_study(mine, tmp_path / "moves.sqlite", device="cpu", workers=1)
     problem = problems.load("digits", n=20, seed=0)
     found = train(problem, FineTuning(moving[0], steps=60, seed=0))
     (ax,) = plotting.projection_discontinuity(results).axes
@@ -203,8 +205,8 @@ def test_a_failed_cell_is_recorded_with_its_kind_and_the_machine_s_is_tried_agai
             raise error
         return measure(problem, algorithm, **how)
 
-    monkeypatch.setattr(study, "measure", failing)
-    frame = study.run(SMALL, tmp_path / "small.sqlite", device="cpu", workers=1).table
+    monkeypatch.setattr("stability.studies.cell.measure", failing)
+    frame = run_study(SMALL, tmp_path / "small.sqlite", device="cpu", workers=1).table
     bad = frame[frame["status"] == CellStatus.FAILED]
     assert len(frame) == 6
     assert bad["failure"].tolist() == [kind]
@@ -212,9 +214,9 @@ def test_a_failed_cell_is_recorded_with_its_kind_and_the_machine_s_is_tried_agai
     shown = render(StudyResults.read(tmp_path / "small.sqlite"))
     assert re.search(f"failed: bitfit, seed 0: {reason}", shown)
     assert ("tried again" in shown) == (kind != Failure.METHOD)
-    monkeypatch.setattr(study, "measure", measure)
+    monkeypatch.setattr("stability.studies.cell.measure", measure)
     again: list[None] = []
-    frame = study.run(SMALL, tmp_path / "small.sqlite", device="cpu", workers=1, on_cell=lambda progress: again.append(None)).table
+    frame = run_study(SMALL, tmp_path / "small.sqlite", device="cpu", workers=1, on_cell=lambda progress: again.append(None)).table
     assert len(frame) == 6
     assert len(again) == (0 if kind == Failure.METHOD else 1)
     assert (frame["status"] == CellStatus.OK).sum() == 5 + len(again)
@@ -227,9 +229,9 @@ def test_cells_that_are_not_measured_are_trained_alone(monkeypatch: pytest.Monke
         asked.append(estimator)
         raise MeasurementError("planted")
 
-    monkeypatch.setattr(study, "measure", measured)
+    monkeypatch.setattr("stability.studies.cell.measure", measured)
     for cell in dataclasses.replace(SMALL, measured_seeds=1).cells():
-        study.run_cell(SMALL, cell)
+        run_cell(SMALL, cell)
     assert asked == [SMALL.estimator] * 3 + [Alone()] * 3
 
 
@@ -249,7 +251,7 @@ def test_senseless_studies_are_refused(settings: dict[str, object], message: str
     with pytest.raises(UsageError, match=message):
         dataclasses.replace(SMALL, **settings)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="workers = True: use a whole number"):
-        study.run(SMALL, "nowhere.sqlite", workers=True)
+        run_study(SMALL, "nowhere.sqlite", workers=True)
     assert dataclasses.replace(SMALL, seeds=tuple(np.arange(2))).identity() == SMALL.identity()
 
 
@@ -279,8 +281,8 @@ def test_numbers_of_numpy_are_numbers_in_a_study(tmp_path: Path) -> None:
         seeds: Any = np.arange(1) if whole is np.int64 else (0,)
         return Study("mine", "digits", algorithms, seeds, problem_settings={"n": 20}, estimator=Sampled(2), check_replicas=None)
 
-    plain = study.run(mine(int, float), tmp_path / "mine.sqlite", device="cpu", workers=1)
-    again = study.run(mine(np.int64, np.float32), tmp_path / "mine.sqlite", device="cpu", workers=1)
+    plain = run_study(mine(int, float), tmp_path / "mine.sqlite", device="cpu", workers=1)
+    again = run_study(mine(np.int64, np.float32), tmp_path / "mine.sqlite", device="cpu", workers=1)
     assert again.table["stability"].tolist() == plain.table["stability"].tolist()
     assert len(again) == 1
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import types
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,14 @@ from stability.reports.study_table import render
 from stability.selectors import BitFit, Random, Selector, from_scores
 from stability.selectors.naming import selector_named
 from stability.studies import study
+from stability.studies.cell import Expected, run_cell
+from stability.studies.identity import as_json, key
 from stability.studies.pace import Progress
+from stability.studies.pools import LocalProcesses, Work
 from stability.studies.results import CellStatus, Failure, StudyResults
-from stability.studies.store import Store, as_json, key, reserved
-from stability.studies.study import Study
+from stability.studies.running import run as run_study
+from stability.studies.store import Store
+from stability.studies.study import Study, cell_identity
 from stability.training import FineTuning
 from tests import tiny
 
@@ -71,7 +76,7 @@ def quick(*selectors: Selector, name: str = "mine", seeds: tuple[int, ...] = (0,
 def run(some: Study, store: Path, workers: int = 1) -> tuple[StudyResults, int]:
     """The results, and how many cells were computed for them."""
     computed: list[None] = []
-    results = study.run(some, store, device="cpu", workers=workers, on_cell=lambda progress: computed.append(None))
+    results = run_study(some, store, device="cpu", workers=workers, on_cell=lambda progress: computed.append(None))
     return results, len(computed)
 
 
@@ -154,13 +159,13 @@ def test_weights_and_data_are_part_of_every_cell(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(problems.digits, "_shipped", lambda: {**shipped, name: shipped[name] + 1})
     problems.digits._content.cache_clear()
     try:
-        assert before != key(study.cell_identity(mine, mine.cells()[0]))
+        assert before != key(cell_identity(mine, mine.cells()[0]))
         with pytest.raises(StabilityError, match="was made with problem_settings = .*weights"):
             run(mine, store)
     finally:
         monkeypatch.undo()
         problems.digits._content.cache_clear()
-    assert key(study.cell_identity(quick(BitFit(), n=13), mine.cells()[0])) != before
+    assert key(cell_identity(quick(BitFit(), n=13), mine.cells()[0])) != before
 
 
 def test_data_or_code_that_changes_while_a_study_runs_is_told(tmp_path: Path) -> None:
@@ -169,7 +174,7 @@ def test_data_or_code_that_changes_while_a_study_runs_is_told(tmp_path: Path) ->
     tuned = (FineTuning(BitFit(), steps=2), FineTuning(Random(0.1), steps=2))
     mine = Study("mine", data, tuned, (0,), problem_settings={"model": str(model)}, estimator=Sampled(2), check_replicas=None)
     edited = tiny.rows(12, seed=2)
-    results = study.run(
+    results = run_study(
         mine,
         tmp_path / "mine.sqlite",
         device="cpu",
@@ -180,10 +185,10 @@ def test_data_or_code_that_changes_while_a_study_runs_is_told(tmp_path: Path) ->
     changed = "changed while the study ran: start it again, so that all its cells are of one version"
     assert results.table["reason"][1] == f"the data or the model of {data!r} {changed}"
     cell = mine.cells()[0]
-    found = study.Expected.of(mine, cell, problems.load(data, model=str(model)))
-    row = study.run_cell(mine, cell, expected=found._replace(code=("another", None)))
+    found = Expected.of(mine, cell, problems.load(data, model=str(model)))
+    row = run_cell(mine, cell, expected=found._replace(code=("another", None)))
     assert (row["failure"], row["reason"]) == (Failure.ERROR, f"the code of 'bitfit' {changed}")
-    assert study.run_cell(mine, cell, expected=found)["status"] == CellStatus.OK
+    assert run_cell(mine, cell, expected=found)["status"] == CellStatus.OK
 
 
 def test_what_computed_a_cell_is_recorded_and_a_mixture_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,10 +197,10 @@ def test_what_computed_a_cell_is_recorded_and_a_mixture_is_told(tmp_path: Path, 
     assert f"torch {torch.__version__}" in results.table["software"][0]
     assert results.table["device"].tolist() == ["cpu"]
     assert results.notes == ()
-    monkeypatch.setattr(study, "software", lambda: "torch 1.0")
-    monkeypatch.setattr(study, "device_name", lambda device: "a GPU")
+    monkeypatch.setattr("stability.studies.cell.software", lambda: "torch 1.0")
+    monkeypatch.setattr("stability.studies.cell.device_name", lambda device: "a GPU")
     larger = tmp_path / "larger.sqlite"
-    mixed = study.run(quick(BitFit(), Random(0.1), name="larger"), larger, reuse=store, device="cpu", workers=1)
+    mixed = run_study(quick(BitFit(), Random(0.1), name="larger"), larger, reuse=store, device="cpu", workers=1)
     first, second = mixed.notes
     assert first.startswith("the cells were computed by different software: ")
     assert "torch 1.0 (1 cells)" in first
@@ -228,23 +233,23 @@ class Fatal(Selector):
 def test_a_worker_that_ends_costs_its_cell_alone(
     way: int, kind: Failure, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of six cells one is recorded, the others are those of an undisturbed run; half as many workers go on; it is tried again."""
+    """Of six cells one is recorded, after three tries with less and less memory; the others are those of an undisturbed run."""
     store, asked = tmp_path / "mine.sqlite", []
-    side_by_side = study._side_by_side
+    start = LocalProcesses.start
 
-    def watched(mine: Any, waiting: Any, device: str, workers: int, first: bool = True) -> Any:
-        asked.append(workers)
-        return side_by_side(mine, waiting, device, workers, first)
+    def watched(pool: LocalProcesses, work: Work, losses: int) -> None:
+        asked.append((work.identity["method"], work.identity["seed"], losses))
+        start(pool, work, losses)
 
-    monkeypatch.setattr(study, "_side_by_side", watched)
+    monkeypatch.setattr(LocalProcesses, "start", watched)
     mine = quick(Random(0.1), Fatal(way), seeds=(0, 1, 2))
     results, computed = run(mine, store, workers=2)
     assert computed == len(results) == 6
-    assert asked[0] == 2
-    assert set(asked[1:]) == {1}
+    each = [(one.name, seed, 0) for one in mine.algorithms for seed in mine.seeds]
+    assert Counter(asked) == Counter([*each, ("fatal", 2, 1), ("fatal", 2, 2)])
     bad = results.table[results.table["status"] == CellStatus.FAILED]
     assert bad[["method", "seed", "failure"]].to_numpy().tolist() == [["fatal", 2, kind]]
-    assert bad["reason"].iloc[0] == f"the process that measured it {reason}"
+    assert bad["reason"].iloc[0] == f"the process that measured it {reason}, in the last of 3 tries"
     undisturbed, _ = run(mine, tmp_path / "whole.sqlite")
     both = undisturbed.table.merge(results.table, on=["method", "seed"])
     both = both[both["status_y"] == CellStatus.OK]
@@ -265,7 +270,7 @@ def test_an_error_ends_the_study_s_processes_and_no_others(tmp_path: Path) -> No
     try:
         before = set(multiprocessing.active_children())
         with pytest.raises(OSError, match="the disk is full"):
-            study.run(quick(BitFit(), seeds=(0, 1, 2, 3)), tmp_path / "mine.sqlite", device="cpu", workers=2, on_cell=full)
+            run_study(quick(BitFit(), seeds=(0, 1, 2, 3)), tmp_path / "mine.sqlite", device="cpu", workers=2, on_cell=full)
         (other,) = others
         for _ in range(200):
             if not (left := set(multiprocessing.active_children()) - before - {other}):
@@ -276,28 +281,6 @@ def test_an_error_ends_the_study_s_processes_and_no_others(tmp_path: Path) -> No
     finally:
         others[0].terminate()
         others[0].join()
-
-
-def test_one_process_writes_to_a_store(tmp_path: Path) -> None:
-    """The second is told at once; it has done nothing twice, and the first is not disturbed."""
-    store, text = tmp_path / "mine.sqlite", []
-
-    def second() -> None:
-        script = (
-            "from tests.studies.test_trust import *\n"
-            f"try: study.run(quick(BitFit(), seeds=(0, 1)), {str(store)!r}, device='cpu', workers=1)\n"
-            "except StabilityError as error: print(error)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-        )
-        text.append(done.stdout.strip())
-
-    study.run(quick(BitFit(), seeds=(0, 1)), store, device="cpu", workers=1, on_start=lambda progress: second())
-    assert text == [f"another run is writing to {store}: wait until it has finished, or use another --store"]
-    assert len(Store(store).finished()) == 2
-    with reserved(store):
-        assert len(StudyResults.read(store)) == 2  # reading goes on
 
 
 def test_two_stores_made_at_once_are_one(tmp_path: Path) -> None:
@@ -328,7 +311,7 @@ def test_failures_of_other_settings_are_kept_and_not_shown(tmp_path: Path, monke
         raise UsageError("a wrong setting")
 
     store = tmp_path / "mine.sqlite"
-    monkeypatch.setattr(study, "measure", refused)
+    monkeypatch.setattr("stability.studies.cell.measure", refused)
     run(quick(BitFit(), n=11), store)
     monkeypatch.undo()
     results, computed = run(quick(BitFit()), store)
@@ -340,10 +323,10 @@ def test_a_place_that_cannot_be_written_to_is_found_out_before_computing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(study, "_compute", None)  # so that computing would be a TypeError
+    monkeypatch.setattr("stability.studies.running.InProcess", None)  # so that computing would be a TypeError
     below = tmp_path / "file" / "mine.sqlite"
-    with pytest.raises(StabilityError, match="nothing can be written beside .*mine.sqlite: .*use another --store"):
-        study.run(quick(BitFit()), below, workers=1)
+    with pytest.raises(StabilityError, match="cannot make the folder of .*mine.sqlite"):
+        run_study(quick(BitFit()), below, workers=1)
     for command in ("run digits-short --store STORE --figures BELOW", "loo --selector bitfit --figures BELOW"):
         words = command.replace("BELOW", str(tmp_path / "file" / "figures")).replace("STORE", str(tmp_path / "s.sqlite")).split()
         assert main(words) == 2
@@ -367,7 +350,7 @@ def test_a_store_of_an_older_version_is_read_and_never_written_to(tmp_path: Path
     assert render(StudyResults.read(older)) == render(StudyResults.read(tmp_path / "new.sqlite"))
     for how in ({"store": older}, {"store": tmp_path / "other.sqlite", "reuse": older}):
         with pytest.raises(StabilityError, match="is of an older version, whose results do not say which code"):
-            study.run(mine, **how, device="cpu", workers=1)  # type: ignore[arg-type]
+            run_study(mine, **how, device="cpu", workers=1)  # type: ignore[arg-type]
 
 
 def test_a_local_file_hides_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,183 @@
+"""One cell of a study, measured: a row as plain values."""
+
+from __future__ import annotations
+
+import copy
+import time
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+
+from stability import problems
+from stability.bounds.measured import Constants, estimate_constants, measured_bounds
+from stability.errors import StabilityError, described
+from stability.leave_one_out import StabilityEstimate, measure
+from stability.leave_one_out.estimators import Alone
+from stability.machine import device_name, resolve_device, software
+from stability.problems import Problem
+from stability.selectors.code import code_of
+from stability.studies.identity import data_of
+from stability.studies.restated import stability_columns
+from stability.studies.results import BOUNDS, CellStatus, Failure
+from stability.studies.study import Cell, Study
+
+__all__ = ["Expected", "failed", "run_cell"]
+
+
+class Expected(NamedTuple):
+    """What a study found when it began, and each cell must find again: it may run for days.
+
+    Attributes:
+        data: a digest of the problem's identity.
+        code: digests of the user's own code, without values that may change while it runs.
+    """
+
+    data: str
+    code: tuple[str | None, str | None]
+
+    @classmethod
+    def of(cls, study: Study, cell: Cell, problem: Problem) -> Expected:
+        """What there is now.
+
+        Args:
+            study: the study.
+            cell: one of its cells.
+            problem: the cell's.
+        """
+        data = data_of(problems.identity(cell.problem, study.problem_settings, problem))
+        return cls(data[None], cls.code_of(cell))
+
+    @staticmethod
+    def code_of(cell: Cell) -> tuple[str | None, str | None]:
+        """The code of a cell's algorithm and of its selector."""
+        return code_of(type(cell.algorithm), state=False), cell.algorithm.selector.code(state=False)
+
+
+def run_cell(
+    study: Study, cell: Cell, device: str = "cpu", memory_budget: int | None = None, expected: Expected | None = None
+) -> dict[str, Any]:
+    """Train, leave out, measure, bound: one row of the study as plain values.
+
+    Args:
+        study: the study.
+        cell: one of its cells.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        memory_budget: bytes that one block of work may take; None: a part of what is free.
+        expected: the data and the code under which the row will be kept; they are compared with those that are found.
+
+    Returns:
+        What was measured, by the names of the table's columns. Where something failed, its kind and its reason instead
+        (:class:`stability.studies.results.Failure`), whatever it was: one cell never ends the others.
+    """
+    began = time.perf_counter()
+    try:
+        record = {"status": CellStatus.OK, **_where(cell, device), **_measured(study, cell, device, memory_budget, expected)}
+    except (Exception, SystemExit) as error:
+        record = failed(cell, device, Failure.of(error), str(error) if isinstance(error, StabilityError) else described(error))
+    return {**record, "cell_seconds": time.perf_counter() - began}
+
+
+def failed(cell: Cell, device: str, kind: Failure, reason: str) -> dict[str, Any]:
+    """The row of a cell that was not measured.
+
+    Args:
+        cell: one of a study's.
+        device: where it should have been measured.
+        kind: what it was that failed.
+        reason: why, in words.
+    """
+    where = _where(cell, device)
+    return {"status": CellStatus.FAILED, **where, "failure": kind, "reason": reason, "cell_seconds": 0.0}
+
+
+def _where(cell: Cell, device: str) -> dict[str, str]:
+    """What every record says, however the measurement ended."""
+    place = device_name(resolve_device(device))
+    return {"task": problems.short_name(cell.problem), "software": software(), "device": place}
+
+
+def _measured(study: Study, cell: Cell, device: str, memory_budget: int | None, expected: Expected | None) -> dict[str, Any]:
+    algorithm = cell.algorithm
+    with suppress(Exception):  # whatever is said by an object that cannot be copied, such as a lock
+        algorithm = copy.deepcopy(algorithm)  # a selector may keep something of its last run: each cell begins alike, in any order
+    drawn = algorithm.seed if cell.sample is None else cell.sample
+    problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
+    if expected is not None and expected != (found := Expected.of(study, cell, problem)):
+        what = (
+            f"the code of {cell.algorithm.name!r}" if expected.data == found.data else f"the data or the model of {cell.problem!r}"
+        )
+        raise StabilityError(f"{what} changed while the study ran: start it again, so that all its cells are of one version")
+    how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
+    how |= {"estimator": study.estimator if cell.measured else Alone()}
+    estimate = measure(problem, algorithm, **how)
+    row = {**_row(estimate), **dict.fromkeys(_MEASURED)}
+    if study.check_replicas is None or not cell.measured:
+        return row
+    constants = estimate_constants(estimate, study.check_replicas, memory_budget)
+    return row | _constants(constants) | _bounds(estimate, constants, study.delta)
+
+
+_CONSTANTS = ("lipschitz", "tuned_lipschitz", "gradient_norm", "tuned_gradient_norm", "loss_bound", "replicas_checked")
+_EIGENVALUES = ("least_eigenvalue", "tuned_least_eigenvalue")
+_MEASURED = (
+    *_CONSTANTS,
+    *(f"{name}{part}" for name in _EIGENVALUES for part in ("", "_residual")),
+    *(f"{name}{part}" for name in BOUNDS for part in ("", "_state")),
+)
+"""Columns of the constants and bounds, None where they were not measured."""
+
+
+_HISTORY = 5000  # steps of the loss that are kept, as many as the paper's figure of it shows
+
+
+def _row(estimate: StabilityEstimate) -> dict[str, Any]:
+    replicas, problem = estimate.replicas, estimate.replicas.problem
+    plain = estimate.to_dict()
+    row: dict[str, Any] = {
+        "sparsity": replicas.algorithm.sparsity_for(replicas.masks[0]),
+        **stability_columns(estimate.pointwise, estimate.diagnostics, estimate.status),
+        "estimator_reason": estimate.reason or None,
+        "hypothesis_stability": plain["hypothesis"]["value"],
+        "metric": problem.metric_name,
+        "loss_unit": problem.loss_unit,
+        **{
+            name: plain[name]
+            for name in ("maximum", "noise_floor", "estimator", "n", "retrainings", "failed", "tunable", "total", "head", "threads")
+        },
+    }
+    for split, examples in (("train", problem.train), ("test", problem.test)):
+        logits = replicas.logits(examples, slice(0, 1))[0]
+        row[f"{split}_loss"] = problem.loss(logits, examples.labels).double().mean().item()
+        row[f"{split}_metric"] = problem.metric(logits, examples.labels)
+    if len(replicas.batch_losses):
+        losses = replicas.batch_losses[:_HISTORY, 0]
+        losses = losses[~losses.isnan()]  # as many as there were steps before it ended
+        changes, relaxed = replicas.mask_changes[: len(losses), 0], replicas.relaxed[: len(losses)]
+        row["history"] = {
+            "loss": [float(f"{loss:.4g}") for loss in losses.tolist()],
+            "mask_changes": {str(step): int(count) for step, count in enumerate(changes.tolist()) if count},
+            "relaxed": torch.nonzero(relaxed).squeeze(1).tolist(),
+        }
+        row["kept_step"] = int(replicas.kept_step[0])
+    row |= {"gap": row["test_loss"] - row["train_loss"], "distance": plain["distance"]}
+    return row | {"seconds": estimate.seconds, "per_example": plain["per_example"], "prediction": plain["prediction"]}
+
+
+def _constants(constants: Constants) -> dict[str, Any]:
+    """The constants as they stand, without the eigenvalues that did not converge."""
+    row = {name: getattr(constants, name) for name in _CONSTANTS}
+    for name in _EIGENVALUES:
+        if (eigenvalue := getattr(constants, name)).converged:
+            row |= {name: eigenvalue.value, f"{name}_residual": eigenvalue.residual}
+    return row
+
+
+def _bounds(estimate: StabilityEstimate, constants: Constants, delta: float) -> dict[str, Any]:
+    """Of each bound its value (None where infinite) and state; and which assumptions of which failed."""
+    row: dict[str, Any] = {}
+    failed = {}
+    for name, bound in measured_bounds(estimate, constants, delta).items():
+        row |= {name: bound.to_dict()["value"], f"{name}_state": bound.state.value}
+        failed[name] = [assumption.name for assumption in bound.assumptions if assumption.held is False]
+    return row | {"failed_assumptions": failed, "notes": list(constants.notes)}

@@ -1,0 +1,279 @@
+"""Run a study: claim its cells, have them computed, write what comes back."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import cycle, islice
+from os import PathLike
+from typing import Any
+
+import torch
+
+from stability.checks import check_whole
+from stability.errors import StabilityError, UsageError
+from stability.machine import cores, resolve_device
+from stability.studies.cell import Expected, failed
+from stability.studies.identity import as_json, difference, key
+from stability.studies.ledger import Heartbeat, Row, Watch, Worker
+from stability.studies.pace import Pace, Progress
+from stability.studies.pools import InProcess, LocalProcesses, Lost, Pool, Work
+from stability.studies.results import CellStatus, Failure, StudyResults
+from stability.studies.store import Store
+from stability.studies.study import Study, cell_identity
+from stability.training import Algorithm
+
+__all__ = ["reusable", "run"]
+
+_POLL = 1.0  # seconds between two looks at what other workers do
+_TRIES = 3  # processes that a cell may cost
+_AHEAD = 64  # cells that are looked at in one transaction
+
+
+def run(
+    study: Study,
+    store: str | PathLike[str],
+    *,
+    reuse: str | PathLike[str] | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    wait: bool = True,
+    on_start: Callable[[Progress], object] = lambda progress: None,
+    on_cell: Callable[[Progress], object] = lambda progress: None,
+) -> StudyResults:
+    """Compute the cells that ``store`` lacks, several at once, and return all results.
+
+    Any number of processes may run the same study on the same store, here or on other machines: each cell is claimed before it is
+    computed, and the cells of a process that died are taken over. Each finished cell is written at once. Stopping (Ctrl-C, kill)
+    loses only the cells under way; calling again goes on.
+
+    Args:
+        study: what to measure.
+        store: the SQLite file, made where it is missing; or a folder whose name ends in ``.d``, for network file systems, whose
+            locks may not work.
+        reuse: the store of another study that measured the same way: its cells that are this study's too are taken over.
+        device: ``auto``, ``cpu``, ``cuda`` (all GPUs that are visible) or ``cuda:N``.
+        workers: processes of one thread each; by default one for each core on the CPU, one for each GPU on CUDA, and one where a
+            selector's function was typed into a notebook, which no other process knows. One worker runs in this process, with
+            the threads it has.
+        wait: whether to wait for cells that other processes are computing, so that all results are returned, and theirs are taken
+            over if they die. Without it, this returns when no cell is left to claim.
+        on_start: called once before the first cell, with how far the study is.
+        on_cell: called after each cell, with the same.
+
+    Returns:
+        The finished cells of the store, those of earlier runs and of other processes among them.
+
+    Raises:
+        StabilityError: the store holds another study, is damaged, or cannot be written; or ``reuse`` measured otherwise.
+        UsageError: a setting out of range, or CUDA asked for and absent.
+
+    Example:
+        >>> import tempfile
+        >>> from stability import FineTuning
+        >>> from stability.selectors import BitFit
+        >>> study = Study("mine", "digits", (FineTuning(BitFit(), steps=2),), (0,), problem_settings={"n": 20}, check_replicas=None)
+        >>> store = f"{tempfile.mkdtemp()}/mine.sqlite"
+        >>> results = run(study, store, device="cpu", workers=1)
+        >>> bool(results.table["stability"][0] > 0)
+        True
+    """
+    devices = _devices(device)
+    check_whole(1, workers=1 if workers is None else workers)
+    reused = [] if reuse is None else reusable(Store(reuse), study)
+    identity = study.identity()
+    held = Store(store, identity)
+    for one, record in reused:
+        held.add(one, record)
+    cells = [(cell, cell_identity(study, cell, identity)) for cell in study.cells()]
+    data = {cell.problem: mine["data"] for cell, mine in cells}
+    done = held.finished()
+    open_ = [
+        Work(cell, mine, Expected(data[cell.problem], Expected.code_of(cell))) for cell, mine in cells if key(mine) not in done
+    ]
+    pool = _pool(study, devices, workers, open_)
+    turn = _Turn(held, open_, len(cells), pool, on_cell)
+    on_start(turn.progress)
+    if open_:
+        with Heartbeat(held.ledger, Worker(what=pool.what)) as worker, pool:
+            turn.work(worker, wait)
+    return StudyResults.read(store)
+
+
+def _devices(device: str) -> list[str]:
+    """The devices that are asked for: ``cuda`` and ``auto`` mean all GPUs that are visible."""
+    place = resolve_device(device)
+    if (place.type == "cuda" and place.index is None) or (device == "auto" and place.type == "cuda"):
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [str(place)]
+
+
+def _pool(study: Study, devices: list[str], workers: int | None, open_: list[Work]) -> Pool:
+    here = next((one.cell.algorithm.name for one in open_ if _only_here(one.cell.algorithm)), None)
+    usual = 1 if here is not None else cores() if devices == ["cpu"] else len(devices)
+    count = min(workers or usual, max(1, len(open_)))
+    if count == 1:
+        return InProcess(study, devices[0])
+    if here is not None:
+        raise UsageError(
+            f"workers = {workers}: no other process can import selector {here!r}; use workers=1, or move its code into a module"
+        )
+    return LocalProcesses(study, list(islice(cycle(devices), count)))
+
+
+class _Turn:
+    """What this process does for a study: it claims cells as long as there are any, and writes what becomes of them.
+
+    Args:
+        store: where.
+        open_: the cells that are not finished yet.
+        total: how many cells the study has.
+        pool: computes them.
+        on_cell: is told after each.
+    """
+
+    def __init__(self, store: Store, open_: list[Work], total: int, pool: Pool, on_cell: Callable[[Progress], object]) -> None:
+        self._ledger, self._pool, self._on_cell = store.ledger, pool, on_cell
+        attempts = self._ledger.attempts() if open_ else {}
+        self._open = {one.key: one for one in open_}
+        self._before = {name: attempts.get(name, (False, 0))[1] for name in self._open}
+        self._queue = deque(self._open)  # cells that were not asked for yet
+        self._held: dict[str, str] = {}  # cells of other workers, and who they are
+        self._losses: Counter[str] = Counter()
+        self._pace = Pace((one.kind for one in open_), pool.size)
+        self._watch, self._look = Watch(), 0.0
+        self.progress = Progress(total - len(open_), total)
+
+    def work(self, worker: Worker, wait: bool) -> None:
+        """Until every cell is finished; or, without ``wait``, until none can be claimed."""
+        under_way = 0
+        while True:
+            for work in self._claim(worker, self._pool.size - under_way):
+                self._pool.start(work, 0)
+                under_way += 1
+            if under_way:
+                ended = list(self._pool.ended(_POLL if self._held else None))
+                again = [work for work, outcome in ended if self._again(work, outcome)]
+                under_way -= len(ended) - len(again)
+                self._finish([(work, outcome) for work, outcome in ended if work not in again])
+                for work in again:
+                    self._pool.start(work, self._losses[work.key])
+            elif self._held and wait:
+                time.sleep(_POLL)
+            elif not self._queue:
+                return
+
+    def _claim(self, worker: Worker, free: int) -> Iterator[Work]:
+        """As many cells as can be begun, claimed; in the end those of dead workers too."""
+        while free and self._queue:
+            names = [self._queue.popleft() for _ in range(min(_AHEAD, len(self._queue)))]
+            answer = self._ledger.claim(worker, {name: self._before[name] for name in names}, free, set())
+            self._queue.extendleft(reversed([name for name in names if not answer.looked_at(name)]))
+            self._held |= answer.held
+            self._drop(answer.finished)
+            free -= len(answer.mine)
+            yield from (self._open[name] for name in answer.mine)
+        if free and self._held and time.monotonic() >= self._look:
+            self._look = time.monotonic() + _POLL
+            known = {one.id: one for one in self._ledger.workers()}
+            dead = self._watch.dead(known.get(one) or Worker(one, "", 0, 0.0) for one in set(self._held.values()))
+            answer = self._ledger.claim(worker, {name: self._before[name] for name in self._held}, free, dead)
+            self._held = {name: one for name, one in self._held.items() if not answer.looked_at(name)} | answer.held
+            self._drop(answer.finished)
+            for name, tries in answer.mine.items():
+                if tries <= _TRIES:
+                    yield self._open[name]
+                else:
+                    self._finish([(self._open[name], Lost(f"ended before it had finished, {tries - 1} times one after another"))])
+
+    def _again(self, work: Work, outcome: dict[str, Any] | Lost) -> bool:
+        """Whether a cell whose process was lost, or whose memory ran out, is begun once more, with fewer replicas at once."""
+        if not isinstance(outcome, Lost) and outcome.get("failure") != Failure.MACHINE:
+            return False
+        self._losses[work.key] += 1
+        return self._losses[work.key] < _TRIES
+
+    def _finish(self, ended: list[tuple[Work, dict[str, Any] | Lost]]) -> None:
+        """Write what became of cells, all at once."""
+        records = [(work, self._record(work, outcome)) for work, outcome in ended]
+        self._ledger.add(
+            [Row(work.key, as_json(work.identity), as_json(record, sort_keys=False), _passing(record)) for work, record in records]
+        )
+        for work, record in records:
+            bad = record["status"] == CellStatus.FAILED
+            del self._open[work.key]
+            self._pace.finished(work.kind, None if bad else record["cell_seconds"])
+            self._tell(self.progress.failed + bad)
+
+    def _record(self, work: Work, outcome: dict[str, Any] | Lost) -> dict[str, Any]:
+        if not isinstance(outcome, Lost):
+            return outcome
+        times = f", in the last of {self._losses[work.key]} tries" if self._losses[work.key] > 1 else ""
+        kind = Failure.MACHINE if outcome.by_memory else Failure.ERROR
+        return failed(work.cell, outcome.device, kind, f"the process that measured it {outcome.why}{times}")
+
+    def _drop(self, names: Iterable[str]) -> None:
+        """Take note of cells that other workers finished."""
+        for name in names:
+            work = self._open.pop(name)
+            self._pace.finished(work.kind, None)
+            self._tell(self.progress.failed)
+
+    def _tell(self, failures: int) -> None:
+        self.progress = Progress(self.progress.done + 1, self.progress.total, failures, self._pace.seconds_left())
+        self._on_cell(self.progress)
+
+
+def _passing(record: Mapping[str, Any]) -> bool:
+    """Whether a cell is to be tried again."""
+    return bool(record.get("failure", Failure.METHOD) != Failure.METHOD)
+
+
+def reusable(other: Store, study: Study) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The finished cells of another store that belong to a study.
+
+    Args:
+        other: the store of a study that measured the same way.
+        study: the study that could take its cells over.
+
+    Returns:
+        Identity and record of each such cell.
+
+    Raises:
+        StabilityError: ``other`` is of an older version; or none of its cells belongs to the study, because it was measured in
+            another way: the setting is named.
+    """
+    other.check_complete("its cells cannot be reused")
+    own = study.identity()
+    wanted = {key(cell_identity(study, cell, own)) for cell in study.cells()}
+    shared = wanted & other.finished()
+    found = [(identity, record) for identity, record in other.cells() if key(identity) in shared]
+    if not found and other.finished():
+        theirs, mine = _comparable(other.identity), _comparable(own)
+        for name in {**mine, **theirs}:
+            one_has_it = name.startswith("problem ") and not (name in theirs and name in mine)
+            if not one_has_it and difference({name: theirs.get(name)}, {name: mine.get(name)}) is not None:
+                raise StabilityError(
+                    f"{other.path} was measured with {name} = {theirs.get(name)}, this study with {mine.get(name)}: its cells "
+                    "cannot be reused"
+                )
+    return found
+
+
+def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What two studies that share cells have in common, with each of several problems as an entry of its own."""
+    free = {"study", "algorithms", "seeds", "samples", "measured_seeds", "removed", "problems"}  # a larger study has more of them
+    several = {f"problem {name}": one for name, one in identity.get("problems", {}).items()}
+    return {name: one for name, one in identity.items() if name not in free} | several
+
+
+def _only_here(algorithm: Algorithm) -> bool:
+    """Whether no other process could import its code: it is inside a function, or in an interactive session."""
+    try:
+        written = pickle.dumps(algorithm)
+    except Exception:  # whatever is said by an object that cannot be pickled
+        return True
+    return b"__main__" in written and not hasattr(sys.modules["__main__"], "__file__")
