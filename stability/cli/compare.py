@@ -116,7 +116,7 @@ def compare(
     store = stored.store or Path("runs") / f"compare-{key(study.identity())[:8]}.sqlite"
     how: dict[str, Any] = {"reuse": stored.reuse, **given(machine)}
     if stored.plan:
-        print(cost.expected(study, store, **how))
+        print(cost.expected(study, store, reuse=stored.reuse, **given(machine, "executor", "address")))
         return
     results = compared(study, store, progress=True, **how)
     comparison = Comparison(results=results, labels=labels(study))

@@ -425,7 +425,13 @@ class Workers(Machine):
     """Where the work is done.
 
     Attributes:
-        workers: Processes of one thread each; by default one for each core, and one on CUDA.
+        workers: Processes of one thread each; by default one for each core, or for each GPU with CUDA. With Ray, the most cells at
+            once; by default as many as the cluster has CPUs or GPUs.
+        executor: What computes: processes of this machine (local), or tasks of Ray (ray).
+        address: HOST:PORT of a cluster of Ray, or auto for the one that runs on this machine; by default RAY_ADDRESS, and without
+            that variable a cluster of this machine alone.
     """
 
     workers: Whole = None
+    executor: Literal["local", "ray"] | None = None
+    address: str | None = None
