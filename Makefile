@@ -16,7 +16,7 @@ full: $(READY)  ## the study behind the committed figures: more p, seeds and ret
 	$(BIN)/stability run digits --store runs/digits.sqlite --figures figures
 
 test: $(READY)  ## all tests; one needs a browser (make browser)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
 
 browser:  ## the browser that opens reports in a test: Debian's or Ubuntu's chromium with its driver; needs root or sudo where it is missing
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import io
 import os
@@ -13,14 +12,15 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -176,12 +176,12 @@ class RayProcesses(Pool):
                 what = f"address = {self._address}: {one_line(error, 400)}"
                 raise (UsageError if "ersion mismatch" in what else StabilityError)(what) from error
         self._own = True
-        if self._handler is not signal.SIG_DFL:  # Ray has put its own in its place
-            self._handle()
+        # Ray has put one in its place that writes pages. Whoever had none: let the tasks end before this process does.
+        self._handle(_end if self._handler is signal.SIG_DFL else self._handler)
 
-    def _handle(self) -> None:
-        if threading.current_thread() is threading.main_thread() and self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
+    def _handle(self, handler: Any) -> None:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
     def _ask(self) -> None:
         """Check the versions of every machine."""
@@ -217,7 +217,7 @@ class RayProcesses(Pool):
         if self._own:
             self._ray.shutdown()
             self._own = False
-            self._handle()
+            self._handle(self._handler)
         self._joined = False
 
 
@@ -346,27 +346,57 @@ def _sources(modules: Iterable[str]) -> list[_Source]:
     return found
 
 
-_written: dict[str, tempfile.TemporaryDirectory[str]] = {}  # what was sent to this process, by its digest
+class _Sent(MetaPathFinder, InspectLoader):
+    """Finds modules that were sent, without a file.
+
+    Args:
+        source: the modules.
+    """
+
+    def __init__(self, source: _Source) -> None:
+        self._source = source
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return None if self._file(name) is None else ModuleSpec(name, self, is_package=self.is_package(name))
+
+    def get_source(self, fullname: str) -> str:
+        return self._source.files[self._file(fullname) or ""].decode()
+
+    def get_code(self, fullname: str) -> CodeType:
+        # Under the name that it has on the driver's machine, which a message about an error then tells.
+        file = self._file(fullname) or ""
+        return self.source_to_code(self._source.files[file], str(Path(self._source.folder) / file))
+
+    def is_package(self, fullname: str) -> bool:
+        return (self._file(fullname) or "").endswith("__init__.py")
+
+    def _file(self, name: str) -> str | None:
+        stem = name.replace(".", "/")
+        return next((file for file in (f"{stem}/__init__.py", f"{stem}.py") if file in self._source.files), None)
+
+
+_known: list[_Source] = []  # what was sent to this process
 
 
 def _know(source: _Source) -> None:
-    """Let this process import modules: from their folder, where it lies here as well, and else from a copy of what was sent."""
-    folder, files = Path(source.folder), sorted(source.files.items())
+    """Let this process import modules: from their folder, where it lies here as well, and else from what was sent."""
+    if source in _known:
+        return
+    _known.append(source)
+    folder = Path(source.folder)
     try:
-        if all((folder / name).read_bytes() == content for name, content in files):
-            if source.folder not in sys.path:
-                sys.path.append(source.folder)  # last, so that no file in it hides a package
-            return
+        here = all((folder / name).read_bytes() == content for name, content in source.files.items())
     except OSError:  # it is not here
-        pass
-    digest = hashlib.sha256(repr(files).encode()).hexdigest()
-    if digest not in _written:
-        _written[digest] = tempfile.TemporaryDirectory(prefix="stability-")
-        sys.path.insert(0, _written[digest].name)  # Ray has put the driver's folder first, where another version may lie
-        for name, content in files:
-            place = Path(_written[digest].name) / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(content)
+        here = False
+    if not here:
+        sys.meta_path.insert(0, _Sent(source))  # before the driver's folder, which Ray has put first: another version may lie there
+    elif source.folder not in sys.path:
+        sys.path.append(source.folder)  # last, so that no file in it hides a package
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End this process, tidily."""
+    sys.exit(128 + number)
 
 
 def _ray() -> ModuleType:

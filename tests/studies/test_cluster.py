@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import platform
 import re
 import signal
@@ -19,10 +20,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from stability import Problem, StabilityError, UsageError
 from stability.cli.commands import main
 from stability.masks import Mask
+from stability.problems import load
 from stability.selectors import BitFit, Random, Selector
 from stability.selectors.naming import LOCAL, selector_named
 from stability.studies import cluster
@@ -71,6 +74,7 @@ class Mine(Selector):
         return chosen().select(problem, seed)
 """
 BESIDE = """
+from stability.problems import load
 from stability.selectors import BitFit
 
 
@@ -152,7 +156,7 @@ def test_lost_workers_and_nodes_change_nothing(
     monkeypatch.setattr(cluster.RayProcesses, "start", started)
     monkeypatch.setattr(cluster.RayProcesses, "_look", looked)
     thread = threading.Thread(target=kill, daemon=True)
-    mine = quick(BitFit(), Unlucky(str(tmp_path)), seeds=(0, 1, 2, 3))
+    mine = quick(BitFit(), Unlucky(str(tmp_path)), seeds=(0, 1))
     found = run(
         mine,
         tmp_path / "ray.sqlite",
@@ -163,9 +167,10 @@ def test_lost_workers_and_nodes_change_nothing(
     )
     thread.join(30)
     same(found.table, run(mine, tmp_path / "plain.sqlite", device="cpu", workers=1).table)
-    assert sorted(losses) == [0] * 8 + [1] * 2
+    assert (len(losses), losses.count(0)) == (6, 4)
     assert (tmp_path / "worker").exists()
     assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr(cluster.RayProcesses, "_ask", lambda pool: None)
     pool = cluster.RayProcesses(mine, "cpu", address=nodes.address)
     with pool:
         assert pool.size == 1
@@ -176,6 +181,17 @@ def test_lost_workers_and_nodes_change_nothing(
             time.sleep(0.1)
         assert pool.size == 2
     assert sizes == {1, 2}
+
+
+@pytest.mark.parametrize("name", ["digits", "pairs", "logistic"])
+def test_a_problem_arrives_as_it_was(name: str, request: pytest.FixtureRequest) -> None:
+    """Functions of the toolkit's own are in it, and a module of transformers."""
+    sent: Problem = load(name, n=12) if name == "logistic" else request.getfixturevalue(name)
+    found = pickle.loads(importlib.import_module("ray.cloudpickle").dumps(sent))
+    start = sent.start(seed=3)
+    assert found.settings == sent.settings
+    assert all(torch.equal(tensor, start[name]) for name, tensor in found.start(seed=3).items())
+    assert torch.equal(found.losses(start, found.test), sent.losses(start, sent.test))
 
 
 def test_other_versions_are_refused(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
