@@ -329,7 +329,7 @@ class SqliteLedger(Ledger):
             connection.execute("DELETE FROM workers WHERE id = ?", (worker.id,))
             (others,) = connection.execute("SELECT COUNT(*) FROM workers").fetchone()
         if not others:
-            with suppress(sqlite3.OperationalError), self._lock:  # refused while another process has the file open
+            with suppress(StabilityError), self._connection() as connection:  # refused while another process has the file open
                 connection.execute("PRAGMA busy_timeout = 0")
                 connection.execute("PRAGMA journal_mode = DELETE")
         self.close()
