@@ -70,7 +70,8 @@ class Kept(Stored):
     """Where results go.
 
     Attributes:
-        store: SQLite file that keeps every finished cell; the same command goes on from there. By default runs/compare-….sqlite.
+        store: SQLite file, or folder NAME.d, that keeps every finished cell; the same command goes on from there. By default
+            runs/compare-….sqlite.
         reuse: Take over what this store of a like comparison has finished.
         plan: Compute nothing: time a few steps, and say what the comparison will cost.
         json: Print one JSON value on standard output and nothing else.

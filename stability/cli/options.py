@@ -409,7 +409,7 @@ class Stored(Folder):
     """Where results go.
 
     Attributes:
-        store: SQLite file of results; by default runs/STUDY.sqlite.
+        store: SQLite file of results; by default runs/STUDY.sqlite. A name that ends in .d is a folder, for network file systems.
         reuse: Take over what this store of a like study has finished.
         plan: Compute nothing: time a few steps, and say what the study will cost.
     """
@@ -425,7 +425,10 @@ class Workers(Machine):
     """Where the work is done.
 
     Attributes:
-        workers: Processes of one thread each; by default one for each core, and one on CUDA.
+        workers: Processes of one thread each; by default one for each core, or for each GPU.
+        wait: Wait for cells that other processes are computing on the same store. With --no-wait the command ends when none is
+            left to begin.
     """
 
     workers: Whole = None
+    wait: bool = True

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import pytest
 
 from stability.errors import StabilityError
 from stability.studies import ledger as ledgers
-from stability.studies.ledger import FolderLedger, Heartbeat, Ledger, Row, SqliteLedger, Watch, Worker, ledger_at
+from stability.studies.folder_ledger import FolderLedger
+from stability.studies.ledger import Heartbeat, Ledger, Row, Wanted, Watch, Worker
 from stability.studies.results import StudyResults
-from stability.studies.store import Store
+from stability.studies.sqlite_ledger import SqliteLedger
+from stability.studies.store import Store, ledger_at
 
 FREE: set[str] = set()
 
@@ -39,8 +42,8 @@ def row(name: str, value: object = 0, passing: bool = False) -> Row:
     return Row(name, json.dumps({"name": name}), json.dumps({"value": value}), passing)
 
 
-def wanted(*names: str, before: int = 0) -> dict[str, int]:
-    return dict.fromkeys(names, before)
+def wanted(*names: str, before: int = 0) -> dict[str, Wanted]:
+    return {name: Wanted(f"cell {name}", before) for name in names}
 
 
 def test_a_cell_is_claimed_by_one(ledger: Ledger) -> None:
@@ -50,7 +53,7 @@ def test_a_cell_is_claimed_by_one(ledger: Ledger) -> None:
     assert ledger.claim(first, wanted("a", "b", "c"), 2, FREE).mine == {"a": 1, "b": 1}
     answer = ledger.claim(second, wanted("a", "b", "c"), 2, FREE)
     assert (answer.mine, answer.held) == ({"c": 1}, {"a": first.id, "b": first.id})
-    assert {(one.key, one.worker) for one in ledger.claims()} == {("a", first.id), ("b", first.id), ("c", second.id)}
+    assert set(ledger.claims()) == {(one, who.id, 1, f"cell {one}") for one, who in zip("abc", (first, first, second), strict=True)}
     ledger.add([row("a")])
     assert ledger.claim(second, wanted("a", "b"), 2, FREE).finished == {"a"}
     ledger.leave(first)
@@ -144,8 +147,8 @@ def _race(path: Path, barrier: Any, told: Any) -> None:
         mine = Store(path, {"study": "mine"}).ledger
         worker = Worker()
         with Heartbeat(mine, worker):
-            taken = []
-            names = {f"{number}": 0 for number in range(20)}
+            taken: list[str] = []
+            names = wanted(*map(str, range(20)))
             while answer := mine.claim(worker, names, 1, set()).mine:
                 taken += answer
                 mine.add([row(name, worker.id) for name in answer])
@@ -168,7 +171,7 @@ def test_processes_that_start_at_once_share_a_new_store(name: str, tmp_path: Pat
         for process in processes:
             process.join()
         assert all(isinstance(taken, list) for taken in each), each
-        assert sorted(sum(each, [])) == sorted(map(str, range(20)))
+        assert sorted(chain(*each)) == sorted(map(str, range(20)))
         assert len(Store(path).ledger.cells()) == 20
 
 
@@ -201,7 +204,7 @@ def test_a_store_of_an_older_format_goes_on(format_: int, tmp_path: Path) -> Non
     before, table = Store(path).records(), StudyResults.read(path).table
     went_on = Store(path, Store(path).identity)
     assert went_on.records() == before
-    names = {name: attempt for name, (_, attempt) in went_on.ledger.attempts().items()}
+    names = {name: Wanted("", attempt) for name, (_, attempt) in went_on.ledger.attempts().items()}
     assert went_on.ledger.claim(Worker(), names, 9, FREE).finished == set(names)
     assert StudyResults.read(path).table.equals(table)
     with sqlite3.connect(path) as connection:
