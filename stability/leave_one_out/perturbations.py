@@ -131,6 +131,7 @@ class LeaveGroupOut(LeaveManyOut):
             doing="leaving one group of training examples out",
             its="the mean loss of its examples",
             plural="groups",
+            singular="group",
         )
         alone = sum(len(own) == 1 for own in members)
         notes = (
@@ -178,9 +179,10 @@ class RemoveFraction(LeaveManyOut):
             doing=f"removing {self.fraction:.3g} of the training examples at once",
             its="the mean loss of those",
             plural="parts",
+            singular="part",
             passive="removed",
         )
-        return Parts(n, tuple(members), tuple(f"part {j}" for j in range(parts)), words)
+        return Parts(n, tuple(members), tuple(f"part {j}" for j in range(1, parts + 1)), words)
 
 
 @dataclass(frozen=True)

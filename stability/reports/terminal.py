@@ -111,7 +111,9 @@ def _facts(estimate: StabilityEstimate) -> dict[str, str]:
     unit, words = estimate.subject.loss_unit, estimate.units.words
     failed = f", {len(estimate.failed)} of them failed" if estimate.failed else ""
     rows = {
-        "retrained": words.each_of(f"{estimate.retrainings} of {estimate.n}") + failed if estimate.retrainings else "none",
+        "retrained": words.each_of(f"{estimate.retrainings} of {estimate.units.count}") + failed
+        if estimate.retrainings
+        else "none",
         "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, unit),
         "test losses": "not measured"
         if math.isnan(estimate.hypothesis.value)

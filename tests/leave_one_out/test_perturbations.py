@@ -68,7 +68,8 @@ def test_each_is_a_plain_loop_over_its_training_sets(perturbation: Perturbation,
     found: dict[int, float] = dict(estimate.per_example[["index", "difference"]].itertuples(index=False))
     assert found == pytest.approx(expected, abs=1e-6)
     assert estimate.value == pytest.approx(np.mean(np.abs(list(expected.values()))), abs=1e-6)
-    assert estimate.n == estimate.retrainings == len(expected)
+    assert estimate.units.count == estimate.retrainings == len(expected)
+    assert estimate.n == 24
     assert estimate.noise_floor < 1e-6 < estimate.value
 
 
@@ -95,6 +96,20 @@ def test_a_group_of_one_is_told(digits: Problem) -> None:
     groups = ["a"] * 10 + ["b"] * 13 + ["c"]
     estimate = measure(digits, dataclasses.replace(TUNING, steps=2), perturbation=LeaveGroupOut(groups), device="cpu")
     assert estimate.notes == ("1 of 3 groups have one example: without such a group one example is left out",)
+
+
+def test_groups_have_their_names_everywhere(digits: Problem) -> None:
+    estimate = measure(digits, dataclasses.replace(TUNING, steps=2), perturbation=LeaveGroupOut(GROUPS), device="cpu")
+    found = {row["index"]: row["name"] for row in estimate.examples().to_dict("records")}
+    assert found == {0: "group a", 1: "group bb", 2: "group c", 3: "group d"}
+    told = estimate.to_dict()
+    assert (told["n"], told["units"]) == (24, 4)
+    assert told["names"] == [found[unit] for unit in range(4)]
+    assert "4 of 4 groups" in repr(estimate)
+    assert estimate._repr_html_().count("<th>group</th>") == 1
+    assert estimate.examples()["share"].sum() == pytest.approx(1)
+    parts = RemoveFraction(0.25).units(digits, 0)
+    assert parts.names == ("part 1", "part 2", "part 3", "part 4")
 
 
 def test_flips_reach_every_other_class(double: Problem) -> None:
