@@ -24,7 +24,7 @@ from stability.training.replicas import Replicas
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Diagnostics", "StabilityEstimate", "Subject", "diagnosed", "poor", "trusted"]
+__all__ = ["Diagnostics", "StabilityEstimate", "Subject", "diagnosed", "finite", "poor", "trusted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,19 +249,19 @@ class StabilityEstimate:
             "tunable": self.k,
             "total": self.m,
             "value": self.value,
-            "interval": _finite(self.interval),
+            "interval": _ends(self.interval),
             "confidence": self.pointwise.confidence,
-            "error": _known(self.pointwise.error),
-            "hypothesis": {"value": _known(self.hypothesis.value), "interval": _finite(self.hypothesis.interval)},
-            **{name: _known(getattr(self, name)) for name in ("distance", "maximum", "noise_floor")},
+            "error": finite(self.pointwise.error),
+            "hypothesis": {"value": finite(self.hypothesis.value), "interval": _ends(self.hypothesis.interval)},
+            **{name: finite(getattr(self, name)) for name in ("distance", "maximum", "noise_floor")},
             "notes": list(self.notes),
-            "diagnostics": {name: _known(value) for name, value in dataclasses.asdict(self.diagnostics).items()},
+            "diagnostics": {name: finite(value) for name, value in dataclasses.asdict(self.diagnostics).items()},
             "prediction": predicted
             and {
                 "by": predicted.by,
                 "seconds": predicted.seconds,
-                "nonlinearity": _known(predicted.nonlinearity),
-                "difference": [_known(d) for d in predicted.table["difference"]],
+                "nonlinearity": finite(predicted.nonlinearity),
+                "difference": [finite(d) for d in predicted.table["difference"]],
             },
             "failed": {str(i): step for i, step in self.failed.items()},
             "per_example": self.per_example.astype(object).where(self.per_example.notna(), None).to_dict("records"),
@@ -339,9 +339,18 @@ def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, predicti
     return made(variance_cut=cut, effective_retrainings=spread / (pointwise.error**2 + spread / n))
 
 
-def _finite(interval: tuple[float, float]) -> list[float | None]:
-    return [_known(end) for end in interval]
+def _ends(interval: tuple[float, float]) -> list[float | None]:
+    return [finite(end) for end in interval]
 
 
-def _known(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A number as JSON can hold it: None where it is unknown or unbounded.
+
+    Args:
+        value: the number.
+
+    Example:
+        >>> finite(0.5), finite(math.inf)
+        (0.5, None)
+    """
     return value if math.isfinite(value) else None

@@ -49,9 +49,7 @@ def as_html(estimate: StabilityEstimate) -> str:
     if why := doubts(estimate):
         settled = ""
         if (cure := remedy(estimate)) is not None:
-            given = {"retrainings": cure.retrainings, "tolerance": cure.tolerance}
-            call = ", ".join(f"{name}={value:g}" for name, value in given.items() if value is not None)
-            settled = f" <code>estimators.{cure.estimator.capitalize()}({call})</code> would settle it."
+            settled = f" <code>{cure.call}</code> would settle it."
         parts.append(f"<p><b>Inconclusive</b>: {escape('; '.join(why))}.{settled}</p>")
     parts.append(table_html(pd.DataFrame(facts.items()), header=False))
     if rows := carriers(estimate, _SHOWN):

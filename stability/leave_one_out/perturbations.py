@@ -124,7 +124,10 @@ class LeaveGroupOut(LeaveManyOut):
         if len(counts) == 1:
             raise UsageError(f"groups: all {n} training examples are in {groups[0]!r}: without it there is nothing to train on")
         if max(counts.values()) == 1:
-            raise UsageError(f"groups: each of the {n} has one example alone: that is leaving one out, so leave groups out")
+            raise UsageError(
+                f"groups: each of the {n} training examples is alone in its group, and that is leaving one example out: use "
+                "LeaveOneOut(), on the command line leave --group out"
+            )
         members = [tuple(i for i, other in enumerate(groups) if other == group) for group in counts]
         words = Words(
             perturbation=self.name,
@@ -134,9 +137,7 @@ class LeaveGroupOut(LeaveManyOut):
             singular="group",
         )
         alone = sum(len(own) == 1 for own in members)
-        notes = (
-            (f"{alone} of {len(counts)} groups have one example: without such a group one example is left out",) if alone else ()
-        )
+        notes = (f"{alone} of {len(counts)} groups {'has' if alone == 1 else 'have'} only one example",) if alone else ()
         return Parts(n, tuple(members), tuple(f"group {group}" for group in counts), words, notes=notes)
 
 

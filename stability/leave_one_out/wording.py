@@ -166,14 +166,20 @@ class Remedy:
         tolerance: at which it stops; None where it looks at none.
 
     Example:
-        >>> Remedy("sampled", 80, seconds=12.0).retrainings
-        80
+        >>> Remedy("sampled", 80, seconds=12.0).call
+        'estimators.Sampled(retrainings=80)'
     """
 
     estimator: str
     retrainings: int | None
     seconds: float
     tolerance: float | None = None
+
+    @property
+    def call(self) -> str:
+        """The estimator, as one writes it in Python."""
+        given = {"retrainings": self.retrainings, "tolerance": self.tolerance}
+        return f"estimators.{self.estimator.capitalize()}({', '.join(f'{n}={v:g}' for n, v in given.items() if v is not None)})"
 
 
 def remedy(estimate: StabilityEstimate) -> Remedy | None:
