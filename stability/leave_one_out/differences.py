@@ -242,14 +242,16 @@ def subtracted(first: Estimate, second: Estimate) -> Estimate:
 
 def _notes(estimate: StabilityEstimate) -> list[str]:
     """What should be known of one of the two. How its examples were drawn does not matter where all were left out."""
-    notes = [] if estimate.retrainings == estimate.n else list(estimate.notes)
+    notes = [] if estimate.retrainings == estimate.units.count else list(estimate.notes)
     if estimate.failed:
         lost = ", ".join(map(str, sorted(estimate.failed)))
         notes.append(
             f"the model without example {lost} failed, and what it would have shown is unknown: try a smaller learning rate"
         )
     elif math.isinf(estimate.interval[1]):
-        notes.append(f"{estimate.retrainings} of {estimate.n} examples tell nothing of the spread: leave out more of them")
+        notes.append(
+            f"{estimate.retrainings} of {estimate.units.count} examples tell nothing of the spread: leave out more of them"
+        )
     return notes
 
 

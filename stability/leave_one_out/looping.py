@@ -22,7 +22,7 @@ from stability.leave_one_out.estimate import StabilityEstimate, Subject
 from stability.leave_one_out.estimators import Auto, Choice, Estimator
 from stability.leave_one_out.executor import Executor, Models, Part
 from stability.leave_one_out.loops import Floats, Loop, Losses
-from stability.leave_one_out.perturbations import LeaveManyOut
+from stability.leave_one_out.perturbations import LeaveManyOut, LeaveOneOut, Perturbation
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.procedure import carried_out
 from stability.leave_one_out.units import SingleExamples, Units
@@ -39,7 +39,7 @@ def measure_loop(
     loop: Loop,
     estimator: Estimator | None = None,
     *,
-    perturbation: LeaveManyOut | None = None,
+    perturbation: LeaveManyOut | LeaveOneOut | None = None,
     seed: int = 0,
     confidence: float = 0.95,
     workers: int = 1,
@@ -94,7 +94,12 @@ def measure_loop(
     check_whole(0, 2**32 - 1, "scikit-learn and numpy take no other seeds", seed=seed)
     check_whole(1, workers=workers)
     units: Units = SingleExamples(loop.n)
-    if perturbation is not None:
+    if isinstance(perturbation, Perturbation) and not isinstance(perturbation, LeaveManyOut | LeaveOneOut):
+        raise UsageError(
+            f"perturbation = {perturbation.name}: it changes an example, and a loop can only leave examples out: use "
+            "LeaveGroupOut(groups) or RemoveFraction(fraction); for a problem, stability.measure takes it"
+        )
+    if perturbation is not None and not isinstance(perturbation, LeaveOneOut):
         check_kind(LeaveManyOut, "LeaveGroupOut(groups) or RemoveFraction(fraction), for a loop", perturbation=perturbation)
         units = perturbation.parts(loop.n, seed, name=f"loop {loop.name!r}")
     estimator.check(units.count)

@@ -126,8 +126,8 @@ class _Replicated(Executor):
             return estimator.choice(self._problem, self._algorithm, self._masks.k)
         if not isinstance(estimator, Auto):
             raise UsageError(
-                f"estimator {estimator.name} predicts what leaving out single examples does, and nothing of "
-                f"{self.units.words.plural}: use Exact() or Sampled(…)"
+                f"estimator = {estimator.name}: it predicts what leaving one example out does, and cannot predict what "
+                f"{self.units.words.doing} does: use Exact() or Sampled(), on the command line --estimator exact or sampled"
             )
         return estimator.without_prediction(
             self.units.count, self.units.words.plural, work_of(self._problem, self._algorithm, self._masks.k)
@@ -197,7 +197,7 @@ class _Replicated(Executor):
             m=problem.m,
             head=sum(tensor.numel() for tensor in problem.head(replicas.algorithm.seed).values()),
             steps_shared=replicas.steps_shared,
-            notes=tuple(note for note in problem.execution_notes if note not in problem.notes),
+            notes=tuple(note for note in problem.execution_notes if _said(note) not in map(_said, problem.notes)),
         )
 
     def recalibrated(self, estimator: Estimator, left_out: Sequence[int], losses: Sequence[float]) -> Prediction | None:
@@ -216,6 +216,11 @@ class _Replicated(Executor):
         step, algorithm = int(replicas.failed_step[0]), replicas.algorithm
         if step >= 0 or not bool(torch.isfinite(losses).all()):
             raise MeasurementError(f"{what} {algorithm.failure(step if step >= 0 else algorithm.max_steps)}")
+
+
+def _said(note: str) -> str:
+    """What a note says of a model, without the model's name: one with modules inserted runs as the one around which they are."""
+    return note.partition(" ")[2]
 
 
 def _steps(algorithm: Algorithm, replicas: int) -> int | None:

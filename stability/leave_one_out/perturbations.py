@@ -124,18 +124,20 @@ class LeaveGroupOut(LeaveManyOut):
         if len(counts) == 1:
             raise UsageError(f"groups: all {n} training examples are in {groups[0]!r}: without it there is nothing to train on")
         if max(counts.values()) == 1:
-            raise UsageError(f"groups: each of the {n} has one example alone: that is leaving one out, so leave groups out")
+            raise UsageError(
+                f"groups: each of the {n} training examples is alone in its group, and that is leaving one example out: use "
+                "LeaveOneOut(), on the command line leave --group out"
+            )
         members = [tuple(i for i, other in enumerate(groups) if other == group) for group in counts]
         words = Words(
             perturbation=self.name,
             doing="leaving one group of training examples out",
             its="the mean loss of its examples",
             plural="groups",
+            singular="group",
         )
         alone = sum(len(own) == 1 for own in members)
-        notes = (
-            (f"{alone} of {len(counts)} groups have one example: without such a group one example is left out",) if alone else ()
-        )
+        notes = (f"{alone} of {len(counts)} groups {'has' if alone == 1 else 'have'} only one example",) if alone else ()
         return Parts(n, tuple(members), tuple(f"group {group}" for group in counts), words, notes=notes)
 
 
@@ -178,9 +180,10 @@ class RemoveFraction(LeaveManyOut):
             doing=f"removing {self.fraction:.3g} of the training examples at once",
             its="the mean loss of those",
             plural="parts",
+            singular="part",
             passive="removed",
         )
-        return Parts(n, tuple(members), tuple(f"part {j}" for j in range(parts)), words)
+        return Parts(n, tuple(members), tuple(f"part {j}" for j in range(1, parts + 1)), words)
 
 
 @dataclass(frozen=True)

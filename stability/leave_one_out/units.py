@@ -28,6 +28,7 @@ class Words:
         doing: what is done to one unit.
         its: the loss that is looked at.
         plural: what several units are called.
+        singular: what one unit is called.
         passive: what units are when it is done to them.
         each: what a training has seen, with ``{}`` for the number of units.
     """
@@ -37,6 +38,7 @@ class Words:
     its: str
     plural: str
     passive: str = "left out"
+    singular: str = "example"
     each: str = "without each of {}"
 
     def each_of(self, count: str) -> str:
@@ -77,10 +79,12 @@ class Units(ABC):
 
     Attributes:
         words: what is done to them.
+        names: of the units, where they are groups or parts; None: they are about single examples.
         notes: what should be known of them, a sentence each.
     """
 
     words: Words
+    names: Sequence[str] | None
     notes: Sequence[str] = ()
 
     @property
@@ -129,6 +133,8 @@ class Units(ABC):
 
 class OneExampleEach(Units):
     """Units of which each is about one example, whose own loss is looked at: unit i about example i."""
+
+    names = None
 
     def looked_at(self, unit: int) -> Sequence[int]:
         return (unit,)

@@ -343,7 +343,9 @@ def _tested(own: Splits, label: str, test: str | PathLike[str] | None, label_typ
         raise UsageError("test = 'validation': the data have no validation split; use none, or a file")
     if test in ("none", "validation"):
         return kept, []
-    if test is None and "test" in own and (why := unlabelled(own["test"], label, own["train"], label_type)):
+    if "test" in own and (why := unlabelled(own["test"], label, own["train"], label_type)):
+        if test is not None:
+            raise UsageError(f"test = {str(test)!r}: {why}; give a file with labels, or leave test (--test) out")
         return kept, [f"the test split of the data is ignored because {why}; test='…' or --test names another"]
     return own, []
 

@@ -210,7 +210,10 @@ def train(
     seen, batches = algorithm.training_form(problem), list(algorithm.batches(problem.train))
     if substitutes is not None:
         if algorithm.dropout_at(0, first.device) is not None:
-            raise UsageError("dropout and substitutes: what dropout draws is of the batch without them; leave dropout off")
+            raise UsageError(
+                "dropout = True: an example that takes another's place would change what dropout draws for the others: "
+                "set dropout=False, on the command line leave --dropout out"
+            )
         seen, batches = substitutes.beside(seen), list(substitutes.added_to(batches, problem.n))
     how = if_it_fits(partial(divide, seen, algorithm, tunable, len(weights), batches=batches, memory_budget=memory_budget))
     if how is None:

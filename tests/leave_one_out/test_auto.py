@@ -17,6 +17,7 @@ from stability import FineTuning, Minimisation, Problem, Study, UsageError, load
 from stability.leave_one_out import measuring, procedure
 from stability.leave_one_out.estimators import Assisted, Auto, Exact
 from stability.leave_one_out.predictors import Linearised, Observation, OneStep, Prediction, Predictor
+from stability.leave_one_out.units import SingleExamples
 from stability.leave_one_out.wording import doubts, sentence
 from stability.leave_one_out.work import Work, work_of
 from stability.problems.solvable import linear_regression
@@ -180,7 +181,7 @@ def test_a_budget_is_kept(digits: Problem, clock: Callable[[], float]) -> None:
     assert estimate.reason == "assisted: leaving out all 24 examples may not fit into the budget"
     assert doubts(estimate)[0].startswith("the tolerance of 1e-09 is not met: the budget is spent")
     asked: dict[str, Any] = {}
-    settling(dataclasses.replace(estimate, n=1000), lambda **changed: asked.update(changed) or "the command")
+    settling(dataclasses.replace(estimate, units=SingleExamples(1000)), lambda **changed: asked.update(changed) or "the command")
     assert asked["budget"] is None
     few = measure(digits, TUNING, Auto(budget=6.0), device="cpu")  # fewer than the first look needs, so nothing is met by luck
     assert (few.retrainings, few.budget_spent) == (4, True)

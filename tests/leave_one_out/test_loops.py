@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from typing import Any
@@ -28,7 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeRegressor as Tree
 
-from stability import MeasurementError, UsageError, loops, measure_loop, plotting
+from stability import MeasurementError, UsageError, loops, measure_loop, perturbations, plotting
 from stability.bounds import estimate_constants
 from stability.errors import OwnCodeError
 from stability.leave_one_out import Difference
@@ -462,6 +463,25 @@ def test_groups_are_left_out_of_a_loop_as_by_hand(by_weight: bool) -> None:
     assert dict(estimate.per_example[["index", "difference"]].itertuples(index=False)) == pytest.approx(expected, abs=1e-9)
     assert sentence(estimate).startswith("Leaving one group of training examples out changes the mean loss of its examples by")
     parts = measure_loop(loop, Assisted(5), perturbation=RemoveFraction(0.1))
-    assert (parts.n, parts.retrainings) == (10, 5)
-    with pytest.raises(UsageError, match="perturbation = FlipLabel"):
+    assert (parts.n, parts.units.count, parts.retrainings) == (30, 10, 5)
+
+
+def test_an_inconclusive_loop_is_told_what_settles_it(capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.arange(300.0) ** 3
+    loop = loops.ByWeight(lambda weights, seed: (values - np.average(values, weights=weights)) ** 2, n=300)
+    show_loop(measure_loop(loop, Sampled(2)))
+    told = capsys.readouterr().out
+    assert re.search(
+        r"Inconclusive: .* This would settle it, in about 1 s:\n  measure_loop\(loop, estimators\.\w+\(.*\)\)$", told.strip()
+    )
+    show_loop(measure_loop(loop, Exact()))
+    assert "Inconclusive" not in capsys.readouterr().out
+
+
+def test_a_loop_only_leaves_out() -> None:
+    loop = loops.ByWeight(lambda weights, seed: np.ones(4) / weights.sum(), n=4)
+    assert measure_loop(loop, perturbation=perturbations.LeaveOneOut()).retrainings == 4
+    with pytest.raises(
+        UsageError, match="perturbation = flip-label: it changes an example, and a loop can only leave examples out"
+    ):
         measure_loop(loop, perturbation=FlipLabel())  # type: ignore[arg-type]

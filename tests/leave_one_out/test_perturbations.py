@@ -68,7 +68,8 @@ def test_each_is_a_plain_loop_over_its_training_sets(perturbation: Perturbation,
     found: dict[int, float] = dict(estimate.per_example[["index", "difference"]].itertuples(index=False))
     assert found == pytest.approx(expected, abs=1e-6)
     assert estimate.value == pytest.approx(np.mean(np.abs(list(expected.values()))), abs=1e-6)
-    assert estimate.n == estimate.retrainings == len(expected)
+    assert estimate.units.count == estimate.retrainings == len(expected)
+    assert estimate.n == 24
     assert estimate.noise_floor < 1e-6 < estimate.value
 
 
@@ -94,7 +95,21 @@ def test_what_each_changes(double: Problem) -> None:
 def test_a_group_of_one_is_told(digits: Problem) -> None:
     groups = ["a"] * 10 + ["b"] * 13 + ["c"]
     estimate = measure(digits, dataclasses.replace(TUNING, steps=2), perturbation=LeaveGroupOut(groups), device="cpu")
-    assert estimate.notes == ("1 of 3 groups have one example: without such a group one example is left out",)
+    assert estimate.notes == ("1 of 3 groups has only one example",)
+
+
+def test_groups_have_their_names_everywhere(digits: Problem) -> None:
+    estimate = measure(digits, dataclasses.replace(TUNING, steps=2), perturbation=LeaveGroupOut(GROUPS), device="cpu")
+    found = {row["index"]: row["name"] for row in estimate.examples().to_dict("records")}
+    assert found == {0: "group a", 1: "group bb", 2: "group c", 3: "group d"}
+    told = estimate.to_dict()
+    assert (told["n"], told["units"]) == (24, 4)
+    assert told["names"] == [found[unit] for unit in range(4)]
+    assert "4 of 4 groups" in repr(estimate)
+    assert estimate._repr_html_().count("<th>group</th>") == 1
+    assert estimate.examples()["share"].sum() == pytest.approx(1)
+    parts = RemoveFraction(0.25).units(digits, 0)
+    assert parts.names == ("part 1", "part 2", "part 3", "part 4")
 
 
 def test_flips_reach_every_other_class(double: Problem) -> None:
@@ -141,10 +156,12 @@ def test_auto_predicts_nothing_of_groups(digits: Problem) -> None:
     assert estimate.reason == "exact: this perturbation is not predicted, and all 4 groups are little work"
     assert measure(digits, TUNING, Auto(retrainings=2), perturbation=groups, device="cpu").retrainings == 2
     with pytest.raises(
-        UsageError, match="estimator assisted predicts what leaving out single examples does, and nothing of groups"
+        UsageError, match="assisted: .*cannot predict what leaving one group .* does: use Exact.* --estimator exact or sampled"
     ):
         measure(digits, TUNING, Assisted(2), perturbation=groups, device="cpu")
-    with pytest.raises(UsageError, match="estimator approximate predicts"):
+    with pytest.raises(
+        UsageError, match="estimator = approximate: .* cannot predict what giving one training example another label does"
+    ):
         measure(digits, TUNING, Approximate(), perturbation=FlipLabel(), device="cpu")
 
 
@@ -154,7 +171,7 @@ def test_auto_predicts_nothing_of_groups(digits: Problem) -> None:
         (LeaveGroupOut(), "digits has no groups: name the column that has them"),
         (LeaveGroupOut(["a"] * 23), "groups: 23 for n = 24 training examples: give one for each"),
         (LeaveGroupOut(["a"] * 24), "groups: all 24 training examples are in 'a': without it there is nothing to train on"),
-        (LeaveGroupOut(range(24)), "groups: each of the 24 has one example alone: that is leaving one out"),
+        (LeaveGroupOut(range(24)), "groups: each of the 24 training examples is alone in its group, .* use LeaveOneOut"),
         (RemoveFraction(0.01), "fraction = 0.01 of n = 24 examples is less than one: use 0.042 or more"),
     ],
 )
@@ -172,5 +189,5 @@ def test_senseless_perturbations_are_refused(digits: Problem, pairs: Problem) ->
     with pytest.raises(UsageError, match="the labels of digits are numbers"):
         FlipLabel().units(numbers, 0)
     dropping = dataclasses.replace(TUNING, dropout=True)
-    with pytest.raises(UsageError, match="dropout and substitutes"):
+    with pytest.raises(UsageError, match="dropout = True: an example that takes another's place .*: set dropout=False"):
         measure(pairs, dropping, Sampled(2), perturbation=FlipLabel(), device="cpu")
