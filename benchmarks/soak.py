@@ -27,7 +27,7 @@ import psutil
 from stability import FineTuning, machine
 from stability.errors import StabilityError
 from stability.leave_one_out.estimators import Sampled
-from stability.selectors import SAM, BitFit, FullTuning, Magnitude, Random
+from stability.selectors import SAM, BitFit, FullTuning, Random, magnitude
 from stability.studies import Study, StudyResults, run
 from stability.studies.store import Store
 
@@ -39,7 +39,7 @@ _HERE = Path(__file__).parents[1]
 
 def study_of(cells: int) -> Study:
     """A study of small cells: five methods, and as many seeds as it takes."""
-    selectors = (FullTuning(), BitFit(), Random(0.1), Magnitude(0.1), SAM(0.1))
+    selectors = (FullTuning(), BitFit(), Random(0.1), magnitude(0.1), SAM(0.1))
     tuned = tuple(FineTuning(selector, steps=20, batch_size=8) for selector in selectors)
     seeds = tuple(range(-(-cells // len(tuned))))
     return Study("soak", "digits", tuned, seeds, problem_settings={"n": 40}, estimator=Sampled(4), check_replicas=None)
