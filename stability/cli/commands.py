@@ -7,8 +7,8 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from stability.errors import StabilityError, UsageError
 
@@ -43,10 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stopped)
     try:
-        _call(words)
+        with _terminable():
+            _call(words)
         sys.stdout.flush()
     except StabilityError as error:
         return _failed(str(error), error.exit_code)
@@ -66,6 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class _StoppedError(BaseException):
     """SIGTERM came: a scheduler, or the system, ends the program."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end what is done here in order, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stopped)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stopped(number: int, frame: object) -> None:

@@ -69,7 +69,7 @@ def _machine() -> str:
     return socket.gethostname()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Worker:
     """A process that computes cells, by itself or by others that it started.
 
@@ -258,7 +258,7 @@ class Watch:
 
     Example:
         >>> seconds = iter([0.0, 30.0, 61.0])
-        >>> watch, far = Watch(lambda: next(seconds)), Worker("a", "another machine", 1)
+        >>> watch, far = Watch(lambda: next(seconds)), Worker(id="a", machine="another machine")
         >>> watch.dead([far]), watch.dead([far]), watch.dead([far])
         (set(), set(), {'a'})
     """

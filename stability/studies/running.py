@@ -194,7 +194,7 @@ class _Turn:
         if free and self._held and time.monotonic() >= self._look:
             self._look = time.monotonic() + _POLL
             known = {one.id: one for one in self._ledger.workers()}
-            dead = self._watch.dead(known.get(one) or Worker(one, "", 0, 0.0) for one in set(self._held.values()))
+            dead = self._watch.dead(known.get(one) or Worker(id=one, machine="") for one in set(self._held.values()))
             answer = self._ledger.claim(worker, {name: self._wanted[name] for name in self._held}, free, dead)
             self._held = {name: one for name, one in self._held.items() if not answer.looked_at(name)} | answer.held
             self._drop(answer.finished)

@@ -132,7 +132,8 @@ class SqliteLedger(Ledger):
     def workers(self) -> list[Worker]:
         if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'workers'"):
             return []  # of an older format
-        return [Worker(*row) for row in self._all("SELECT id, machine, process, started, what, beat, heard FROM workers")]
+        names = ("id", "machine", "process", "started", "what", "beat", "heard")
+        return [Worker(**dict(zip(names, row, strict=True))) for row in self._all(f"SELECT {', '.join(names)} FROM workers")]
 
     def claims(self) -> list[Claim]:
         if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'claims'"):

@@ -107,7 +107,7 @@ def test_cells_are_in_the_order_in_which_they_were_first_finished(ledger: Ledger
 def test_death_is_told_without_comparing_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     watch = Watch(lambda: now[0])
-    far = Worker("far", "another machine", 1, 0.0)
+    far = Worker(id="far", machine="another machine")
     assert watch.dead([far]) == set()
     now[0] = ledgers.GRACE - 1
     assert watch.dead([replace(far, beat=1, heard="1970-01-01")]) == set()  # a clock that jumps says nothing
