@@ -425,10 +425,16 @@ class Workers(Machine):
     """Where the work is done.
 
     Attributes:
-        workers: Processes of one thread each; by default one for each core, or for each GPU.
+        workers: Processes of one thread each; by default one for each core, or for each GPU with CUDA. With Ray, the most cells at
+            once; by default as many as the cluster has CPUs or GPUs.
+        executor: What computes: processes of this machine (local), or tasks of Ray (ray).
+        address: HOST:PORT of a cluster of Ray, or auto for the one that runs on this machine; by default RAY_ADDRESS, and without
+            that variable a cluster of this machine alone.
         wait: Wait for cells that other processes are computing on the same store. With --no-wait the command ends when none is
             left to begin.
     """
 
     workers: Whole = None
+    executor: Literal["local", "ray"] | None = None
+    address: str | None = None
     wait: bool = True

@@ -11,7 +11,7 @@ import torch
 
 from stability import problems
 from stability.bounds.measured import Constants, estimate_constants, measured_bounds
-from stability.errors import StabilityError, described
+from stability.errors import StabilityError, UsageError, described
 from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Alone
 from stability.machine import device_name, resolve_device, software
@@ -55,7 +55,13 @@ class Expected(NamedTuple):
 
 
 def run_cell(
-    study: Study, cell: Cell, device: str = "cpu", memory_budget: int | None = None, expected: Expected | None = None
+    study: Study,
+    cell: Cell,
+    device: str = "cpu",
+    memory_budget: int | None = None,
+    expected: Expected | None = None,
+    *,
+    problem: Problem | None = None,
 ) -> dict[str, Any]:
     """Train, leave out, measure, bound: one row of the study as plain values.
 
@@ -65,6 +71,7 @@ def run_cell(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         memory_budget: bytes that one block of work may take; None: a part of what is free.
         expected: the data and the code under which the row will be kept; they are compared with those that are found.
+        problem: the cell's, with its seed; by default it is loaded here.
 
     Returns:
         What was measured, by the names of the table's columns. Where something failed, its kind and its reason instead
@@ -72,7 +79,8 @@ def run_cell(
     """
     began = time.perf_counter()
     try:
-        record = {"status": CellStatus.OK, **_where(cell, device), **_measured(study, cell, device, memory_budget, expected)}
+        how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
+        record = {"status": CellStatus.OK, **_where(cell, device), **_measured(study, cell, expected, problem, **how)}
     except (Exception, SystemExit) as error:
         record = failed(cell, device, Failure.of(error), str(error) if isinstance(error, StabilityError) else described(error))
     return {**record, "cell_seconds": time.perf_counter() - began}
@@ -93,16 +101,22 @@ def failed(cell: Cell, device: str, kind: Failure, reason: str) -> dict[str, Any
 
 def _where(cell: Cell, device: str) -> dict[str, str]:
     """What every record says, however the measurement ended."""
-    place = device_name(resolve_device(device))
+    try:
+        place = device_name(resolve_device(device))
+    except UsageError:  # of another machine, or asked for in vain
+        place = device
     return {"task": problems.short_name(cell.problem), "software": software(), "device": place}
 
 
-def _measured(study: Study, cell: Cell, device: str, memory_budget: int | None, expected: Expected | None) -> dict[str, Any]:
+def _measured(
+    study: Study, cell: Cell, expected: Expected | None, problem: Problem | None, *, device: str, memory_budget: int | None
+) -> dict[str, Any]:
     algorithm = cell.algorithm
     with suppress(Exception):  # whatever is said by an object that cannot be copied, such as a lock
         algorithm = copy.deepcopy(algorithm)  # a selector may keep something of its last run: each cell begins alike, in any order
     drawn = algorithm.seed if cell.sample is None else cell.sample
-    problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
+    if problem is None:
+        problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
     if expected is not None and expected != (found := Expected.of(study, cell, problem)):
         what = (
             f"the code of {cell.algorithm.name!r}" if expected.data == found.data else f"the data or the model of {cell.problem!r}"

@@ -89,7 +89,7 @@ class Pace:
     """
 
     def __init__(self, kinds: Iterable[Hashable], workers: int = 1) -> None:
-        self._waiting, self._workers = Counter(kinds), workers
+        self._waiting, self.workers = Counter(kinds), workers
         self._seconds: dict[Hashable, list[float]] = defaultdict(list)
 
     def finished(self, kind: Hashable, seconds: float | None) -> None:
@@ -111,4 +111,4 @@ class Pace:
             return None
         known = {kind: fmean(each) for kind, each in self._seconds.items()}
         usual = fmean(known.values())
-        return sum(count * known.get(kind, usual) for kind, count in self._waiting.items()) / min(self._workers, left)
+        return sum(count * known.get(kind, usual) for kind, count in self._waiting.items()) / min(self.workers, left)

@@ -27,9 +27,10 @@ from stability.studies.cell import Expected, run_cell
 from stability.studies.identity import key
 from stability.studies.study import Cell, Study
 
-__all__ = ["InProcess", "LocalProcesses", "Lost", "Pool", "Work"]
+__all__ = ["LESS", "InProcess", "LocalProcesses", "Lost", "Pool", "Work"]
 
-_LESS = 4  # after each loss a cell has so many times less memory for its replicas
+LESS = 4
+"""After each loss a cell has so many times less memory for its replicas."""
 
 
 class Work(NamedTuple):
@@ -135,7 +136,7 @@ class InProcess(Pool):
     def ended(self, seconds: float | None) -> Iterator[tuple[Work, dict[str, Any] | Lost]]:
         while self._next:
             work, losses = self._next.pop()
-            budget = free_memory(torch.device(self._device)) // (2 * _LESS**losses) if losses else None
+            budget = free_memory(torch.device(self._device)) // (2 * LESS**losses) if losses else None
             yield work, run_cell(self._study, work.cell, self._device, budget, work.expected)
 
     def __enter__(self) -> InProcess:
@@ -165,7 +166,7 @@ class LocalProcesses(Pool):
 
     def start(self, work: Work, losses: int) -> None:
         process = self._idle.popleft()
-        budget = self._budgets[process.device] // _LESS**losses
+        budget = self._budgets[process.device] // LESS**losses
         future = process.submit(run_cell, self._study, work.cell, process.device, budget, work.expected)
         self._running[future] = work, process
 

@@ -18,6 +18,7 @@ from stability.checks import check_whole
 from stability.errors import StabilityError, UsageError
 from stability.machine import cores, resolve_device
 from stability.studies.cell import Expected, failed
+from stability.studies.cluster import RayProcesses
 from stability.studies.identity import as_json, difference, key
 from stability.studies.ledger import Heartbeat, Row, Wanted, Watch, Worker
 from stability.studies.pace import Pace, Progress
@@ -41,6 +42,8 @@ def run(
     reuse: str | PathLike[str] | None = None,
     device: str = "auto",
     workers: int | None = None,
+    executor: str = "local",
+    address: str | None = None,
     wait: bool = True,
     on_start: Callable[[Progress], object] = lambda progress: None,
     on_cell: Callable[[Progress], object] = lambda progress: None,
@@ -59,7 +62,10 @@ def run(
         device: ``auto``, ``cpu``, ``cuda`` (all GPUs that are visible) or ``cuda:N``.
         workers: processes of one thread each; by default one for each core on the CPU, one for each GPU on CUDA, and one where a
             selector's function was typed into a notebook, which no other process knows. One worker runs in this process, with
-            the threads it has.
+            the threads it has. With Ray, the most cells at once; by default as many as the cluster has CPUs or GPUs.
+        executor: ``local``, this machine; or ``ray``, the machines of a cluster (``pip install 'peft-stability[cluster]'``).
+        address: of the cluster, ``HOST:PORT``; or ``auto``, the one that runs on this machine. By default the one that
+            ``RAY_ADDRESS`` names, and without that variable one of this machine alone, for as long as the study runs.
         wait: whether to wait for cells that other processes are computing, so that all results are returned, and theirs are taken
             over if they die. Without it, this returns when no cell is left to claim.
         on_start: called once before the first cell, with how far the study is.
@@ -69,8 +75,10 @@ def run(
         The finished cells of the store, those of earlier runs and of other processes among them.
 
     Raises:
-        StabilityError: the store holds another study, is damaged, or cannot be written; or ``reuse`` measured otherwise.
-        UsageError: a setting out of range, or CUDA asked for and absent.
+        StabilityError: the store holds another study, is damaged, or cannot be written; ``reuse`` measured otherwise; or no
+            cluster is at ``address``.
+        UsageError: a setting out of range; CUDA asked for and absent; Ray is not installed, or a machine of its cluster has other
+            versions than this process.
 
     Example:
         >>> import tempfile
@@ -82,8 +90,12 @@ def run(
         >>> bool(results.table["stability"][0] > 0)
         True
     """
-    devices = _devices(device)
     check_whole(1, workers=1 if workers is None else workers)
+    if executor not in ("local", "ray"):
+        raise UsageError(f"executor = {executor!r}: use 'local' or 'ray'")
+    if address is not None and executor != "ray":
+        raise UsageError(f"address = {address} belongs to executor 'ray': give that too (--executor ray), or leave it out")
+    devices = _devices(device) if executor == "local" else []
     reused = [] if reuse is None else reusable(Store(reuse), study)
     identity = study.identity()
     held = Store(store, identity)
@@ -96,7 +108,7 @@ def run(
     open_ = [
         Work(cell, mine, Expected(data[cell.problem], Expected.code_of(cell))) for cell, mine in cells if key(mine) not in done
     ]
-    pool = _pool(study, devices, workers, open_)
+    pool = RayProcesses(study, device, workers, address) if executor == "ray" else _pool(study, devices, workers, open_)
     turn = _Turn(held, open_, len(cells), pool, on_cell)
     on_start(turn.progress)
     if open_:
@@ -166,14 +178,16 @@ class _Turn:
         """Until every cell is finished; or, without ``wait``, until none can be claimed."""
         under_way = 0
         while True:
-            for work in self._claim(worker, self._pool.size - under_way):
+            self._pace.workers = self._pool.size  # that of a cluster changes
+            for work in self._claim(worker, max(0, self._pool.size - under_way)):
                 self._pool.start(work, 0)
                 under_way += 1
             if under_way:
                 ended = list(self._pool.ended(_POLL if self._held else None))
                 again = [work for work, outcome in ended if self._again(work, outcome)]
                 under_way -= len(ended) - len(again)
-                self._finish([(work, outcome) for work, outcome in ended if work not in again])
+                if len(ended) > len(again):
+                    self._finish([(work, outcome) for work, outcome in ended if work not in again])
                 for work in again:
                     self._pool.start(work, self._losses[work.key])
             elif self._held and wait:

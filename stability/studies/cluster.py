@@ -1,0 +1,412 @@
+"""Cells as tasks of Ray: on all machines of a cluster, or on this one."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import os
+import pickle
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+
+from stability import __version__, problems
+from stability.errors import StabilityError, UsageError, described, one_line
+from stability.machine import cores, free_memory, software
+from stability.studies.cell import failed, run_cell
+from stability.studies.pools import LESS, Lost, Pool, Work
+from stability.studies.results import Failure
+from stability.studies.study import Study
+
+__all__ = ["RayProcesses", "versions"]
+
+_LOOK = 1.0  # seconds between two looks at which machines there are
+_PATIENCE = 15.0  # seconds in which a cluster must answer
+_ASKING = 120.0  # seconds in which a machine must tell its versions; one that does not is asked again with its first cell
+
+
+class RayProcesses(Pool):
+    """Tasks of Ray, each of one CPU and one thread, or of one GPU.
+
+    A machine that joins the cluster while the study runs is used, and one that leaves is not waited for. Data and θ⁰ of a problem
+    are put into Ray's object store once for each S; all cells of that S take them from there. Modules of the user's own are
+    sent along. The tasks end with the process that started them.
+
+    Args:
+        study: the study.
+        device: ``cpu``; ``cuda``, a GPU for each cell; or ``auto``, which is ``cuda`` where the cluster has GPUs.
+        workers: the most cells at once; None: as many as the cluster has CPUs or GPUs.
+        address: ``HOST:PORT`` of the cluster's head; ``auto``, the cluster that runs on this machine. None: the one that
+            ``RAY_ADDRESS`` names, and without that variable one of this machine alone, for as long as the study runs.
+    """
+
+    def __init__(self, study: Study, device: str = "auto", workers: int | None = None, address: str | None = None) -> None:
+        if device not in ("auto", "cpu", "cuda"):
+            raise UsageError(f"device = {device}: Ray chooses the GPU of each cell; use cuda, cpu or auto")
+        self._study, self._device, self._workers = study, device, workers
+        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._running: dict[Any, tuple[Work, tuple[str, int]]] = {}
+        self._placed: dict[tuple[str, int], list[Any]] = {}  # the latest last
+        self._sources: dict[frozenset[str], list[_Source]] = {}
+        self._shares: dict[str, int] = {}  # of each machine how many cells it computes at once
+        self._looked, self._joined, self._own, self._handler = 0.0, False, False, signal.getsignal(signal.SIGTERM)
+        self.what = f"Ray at {self._address}" if self._address else "Ray on this machine"
+
+    @property
+    def size(self) -> int:  # type: ignore[override] # it changes
+        """How many cells the machines compute at once that are there now."""
+        if not self._joined:
+            return self._workers or 1
+        if time.monotonic() - self._looked > _LOOK:
+            self._look()
+        return max(1, min(sum(self._shares.values()), self._workers or sys.maxsize))
+
+    def start(self, work: Work, losses: int) -> None:
+        drawn = work.cell.algorithm.seed if work.cell.sample is None else work.cell.sample
+        place = work.cell.problem, drawn
+        if place not in self._placed:
+            self._placed[place] = self._put(*place)
+        packed, modules = _packed((self._study, work.cell, work.expected))
+        if modules not in self._sources:
+            self._sources[modules] = _sources(modules)
+        share = {"num_cpus": 0 if self._device == "cuda" else 1, "num_gpus": int(self._device == "cuda")}
+        # Tasks that fail are tried again by whoever uses this pool, which counts how often, and gives them less memory.
+        task = self._ray.remote(max_retries=0, **share)(_compute)
+        how = _How(self._device, self._shares, losses)
+        self._running[task.remote(self._versions, self._sources[modules], packed, self._placed[place], how)] = work, place
+
+    def ended(self, seconds: float | None) -> Iterator[tuple[Work, dict[str, Any] | Lost]]:
+        until, size = time.monotonic() + (sys.maxsize if seconds is None else seconds), self.size
+        done: list[Any] = []
+        while not done and (left := until - time.monotonic()) > 0 and self.size <= size:  # else there is room for more
+            done, _ = self._ray.wait(list(self._running), timeout=min(left, _LOOK))
+        if done:
+            done, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+        for task in done:
+            work, place = self._running.pop(task)
+            outcome = self._outcome(work, task)
+            if not isinstance(outcome, Lost):
+                self._release(place)
+            yield work, outcome
+
+    def _outcome(self, work: Work, task: Any) -> dict[str, Any] | Lost:
+        errors = self._ray.exceptions
+        device = "cuda" if self._device == "cuda" and torch.cuda.is_available() else "cpu"
+        try:
+            found: dict[str, Any] | _Other = self._ray.get(task)
+        except errors.OutOfMemoryError:
+            return Lost("was ended by Ray because the memory of its machine ran out", device, by_memory=True)
+        except errors.WorkerCrashedError:
+            return Lost("was killed, perhaps by the system because memory ran out, or crashed", device)
+        except errors.RayTaskError as error:  # what cannot be unpickled there, for one
+            return failed(work.cell, device, Failure.ERROR, described(error.cause))
+        except errors.RayError:
+            return Lost("was on a machine that left the cluster", device)
+        if isinstance(found, _Other):
+            raise self._refused(found)
+        return found
+
+    def _put(self, name: str, seed: int) -> list[Any]:
+        """The problem in the object store; nothing where it cannot be loaded or sent: the cell loads it, or tells why not."""
+        try:
+            return [self._ray.put(problems.load(name, **{**self._study.problem_settings, "seed": seed}))]
+        except Exception:  # whatever is said by data that cannot be read, or by an object that cannot be pickled
+            return []
+
+    def _release(self, place: tuple[str, int]) -> None:
+        """Keep the problems of cells under way, and as many of the latest as the study has: its cells come seed by seed."""
+        used = {place for _, place in self._running.values()}
+        latest = list(self._placed)[-len(self._study.problems) :]
+        for one in self._placed.keys() - used - set(latest):
+            del self._placed[one]
+
+    def _look(self) -> None:
+        """Which machines there are, and how many cells each computes."""
+        kind = "GPU" if self._device == "cuda" else "CPU"
+        alive = [one for one in self._ray.nodes() if one["Alive"]]
+        self._shares = {one["NodeID"]: count for one in alive if (count := int(one["Resources"].get(kind, 0)))}
+        self._looked = time.monotonic()
+
+    def __enter__(self) -> RayProcesses:
+        self._ray = _ray()
+        if not self._ray.is_initialized():
+            self._join()
+        self._joined = True
+        try:
+            self._versions = versions()
+            if self._device == "auto":
+                self._device = "cuda" if self._ray.cluster_resources().get("GPU") else "cpu"
+            self._look()
+            if not self._shares:
+                has = f"no machine of the cluster at {self._address or 'this machine'} has a {self._device.replace('cuda', 'GPU')}"
+                raise UsageError(f"device = {self._device}: {has}; use another device, or ray start --num-cpus or --num-gpus")
+            self._ask()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _join(self) -> None:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        self._handler = signal.getsignal(signal.SIGTERM)
+        if self._address is None:
+            # On loopback alone: nobody else is to reach it.
+            own = {"num_cpus": self._workers or cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            self._ray.init(address="local", **own, **quiet)
+        else:
+            _check_there(self._address)
+            try:
+                self._ray.init(address=self._address, **quiet)
+            except Exception as error:
+                what = f"address = {self._address}: {one_line(error, 400)}"
+                raise (UsageError if "ersion mismatch" in what else StabilityError)(what) from error
+        self._own = True
+        if self._handler is not signal.SIG_DFL:  # Ray has put its own in its place
+            self._handle()
+
+    def _handle(self) -> None:
+        if threading.current_thread() is threading.main_thread() and self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+
+    def _ask(self) -> None:
+        """Check the versions of every machine."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        there = self._ray.remote(max_retries=0, num_cpus=0)(_asked())
+        tasks = {
+            there.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one, soft=False)).remote(): one for one in self._shares
+        }
+        done, _ = self._ray.wait(list(tasks), num_returns=len(tasks), timeout=_ASKING)
+        for task in done:
+            with suppress(self._ray.exceptions.RayError):  # a machine that has left; or one that will tell with its first cell
+                machine, found = self._ray.get(task)
+                if found != self._versions:
+                    raise self._refused(_Other(machine, found))
+
+    def _refused(self, other: _Other) -> UsageError:
+        names = [name for name in {**self._versions, **other.versions} if self._versions.get(name) != other.versions.get(name)]
+        here, there = (
+            ", ".join(f"{name} {one.get(name, 'unknown')}" for name in names) for one in (self._versions, other.versions)
+        )
+        return UsageError(
+            f"{other.machine} of the cluster has {there}, and this process has {here}: numbers may differ; install the same "
+            "versions there, or take that machine out of the cluster"
+        )
+
+    def __exit__(self, *error: object) -> None:
+        for task in self._running:
+            with suppress(Exception):  # whatever Ray says of a task that has just ended
+                self._ray.cancel(task, force=True)
+        self._running.clear()
+        self._placed.clear()
+        if self._own:
+            self._ray.shutdown()
+            self._own = False
+            self._handle()
+        self._joined = False
+
+
+class _How(NamedTuple):
+    """How a cell is computed.
+
+    Attributes:
+        device: where.
+        shares: of each machine, by its id in Ray, how many cells it computes at once.
+        losses: how many processes that computed it were lost.
+    """
+
+    device: str
+    shares: Mapping[str, int]
+    losses: int
+
+
+class _Other(NamedTuple):
+    """That a machine has other versions.
+
+    Attributes:
+        machine: its name.
+        versions: those that it has.
+    """
+
+    machine: str
+    versions: Mapping[str, str]
+
+
+class _Source(NamedTuple):
+    """Modules of the user's own.
+
+    Attributes:
+        folder: where they lie on the machine of the driver.
+        files: by the path of each in that folder, what it holds.
+    """
+
+    folder: str
+    files: Mapping[str, bytes]
+
+
+def versions() -> dict[str, str]:
+    """What must be the same on all machines: the versions of Python, of this package, and of those that change numbers.
+
+    Example:
+        >>> list(versions())[:3]
+        ['python', 'stability', 'torch']
+    """
+    minor = ".".join(platform.python_version_tuple()[:2])
+    others = dict(one.split(" ", 1) for one in software().split(", "))
+    return {"python": minor, "stability": __version__, **others}
+
+
+def _asked() -> Callable[[], tuple[str, dict[str, str]]]:
+    """What tells the name and the versions of a machine. An inner function is sent as it stands, even to where we are missing."""
+
+    def asked() -> tuple[str, dict[str, str]]:
+        import platform
+
+        try:
+            from stability.studies.cluster import versions
+        except ImportError as error:
+            return platform.node(), {"stability": f"not installed, or of another version ({error})"}
+        return platform.node(), versions()
+
+    return asked
+
+
+def _compute(
+    wanted: Mapping[str, str], sources: Sequence[_Source], packed: bytes, held: Sequence[Any], how: _How
+) -> dict[str, Any] | _Other:
+    """The record of a cell, in a task; or that this machine has other versions than are wanted."""
+    if (found := versions()) != wanted:
+        return _Other(platform.node(), found)
+    ray = _ray()
+    torch.set_num_threads(1)
+    for source in sources:
+        _know(source)
+    study, cell, expected = pickle.loads(packed)
+    sharing = 1 if how.device == "cuda" else how.shares.get(ray.get_runtime_context().get_node_id(), cores())
+    budget = free_memory(torch.device(how.device)) // (2 * sharing * LESS**how.losses)
+    problem = ray.get(held[0]) if held else None
+    return run_cell(study, cell, how.device, budget, expected, problem=problem)
+
+
+def _packed(what: object) -> tuple[bytes, frozenset[str]]:
+    """Something pickled, and the modules of its functions and classes. Those of a script or a notebook are in it as they stand."""
+    modules: set[str] = set()
+    cloudpickle = import_module("ray.cloudpickle")
+
+    class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc, name-defined]
+        """Takes note of modules."""
+
+        def persistent_id(self, one: object) -> None:
+            if inspect.isroutine(one) or inspect.isclass(one):
+                modules.add(str(getattr(one, "__module__", "")))
+
+    Pickler(written := io.BytesIO(), protocol=pickle.HIGHEST_PROTOCOL).dump(what)
+    return written.getvalue(), frozenset(modules)
+
+
+_INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+
+
+def _folder(module: ModuleType) -> Path | None:
+    """Where a module of the user's own lies, from where its name leads to it; None for one that every machine has."""
+    file = Path(getattr(module, "__file__", None) or "")
+    name = module.__name__
+    if file.suffix != ".py" or name.partition(".")[0] in ("stability", "__main__", "__mp_main__"):
+        return None
+    if {"site-packages", "dist-packages"} & set(file.parts) or any(file.is_relative_to(place) for place in _INSTALLED):
+        return None
+    depth = name.count(".") + (file.name == "__init__.py")
+    return file.parents[depth] if file.is_file() and len(file.parents) > depth else None
+
+
+def _sources(modules: Iterable[str]) -> list[_Source]:
+    """The user's own among some modules, and all that was imported from where they lie."""
+    there = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+    loaded = [(module, folder) for module in there if (folder := _folder(module)) is not None]
+    wanted = {folder for module, folder in loaded if module.__name__ in modules}
+    found = []
+    for folder in sorted(wanted):
+        files = {Path(str(module.__file__)) for module, place in loaded if place == folder}
+        found.append(_Source(str(folder), {str(file.relative_to(folder)): file.read_bytes() for file in files}))
+    return found
+
+
+_written: dict[str, tempfile.TemporaryDirectory[str]] = {}  # what was sent to this process, by its digest
+
+
+def _know(source: _Source) -> None:
+    """Let this process import modules: from their folder, where it lies here as well, and else from a copy of what was sent."""
+    folder, files = Path(source.folder), sorted(source.files.items())
+    try:
+        if all((folder / name).read_bytes() == content for name, content in files):
+            if source.folder not in sys.path:
+                sys.path.append(source.folder)  # last, so that no file in it hides a package
+            return
+    except OSError:  # it is not here
+        pass
+    digest = hashlib.sha256(repr(files).encode()).hexdigest()
+    if digest not in _written:
+        _written[digest] = tempfile.TemporaryDirectory(prefix="stability-")
+        sys.path.insert(0, _written[digest].name)  # Ray has put the driver's folder first, where another version may lie
+        for name, content in files:
+            place = Path(_written[digest].name) / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+
+
+def _ray() -> ModuleType:
+    """Ray, which is imported where it is needed, and says nothing of its own.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent to its makers
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it will be; until then it warns of it
+    try:
+        ray = import_module("ray")
+        worker = import_module("ray._private.worker")
+    except ImportError as error:
+        raise UsageError(f"executor = ray: {error}; pip install 'peft-stability[cluster]'") from error
+    if hasattr(worker, "print_to_stdstream"):  # pages about each process that died, on standard output, where our tables go
+        setattr(worker, "print_to_stdstream", lambda *what, **how: None)  # noqa: B010
+    return ray
+
+
+def _check_there(address: str) -> None:
+    """Refuse an address where no cluster answers: Ray would wait for one.
+
+    Raises:
+        UsageError: it is no address.
+        StabilityError: no cluster is there.
+    """
+    if address == "auto":  # which Ray looks for on this machine
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise UsageError(f"address = {address}: give HOST:PORT of the cluster's head, as ray start --head prints it, or auto")
+    remedy = "check the address, or start a cluster there: ray start --head"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE / 3).close()
+    except (OSError, OverflowError) as error:
+        raise StabilityError(f"no cluster of Ray at {address}: {error}; {remedy}") from error
+    # Something listens. In a process of its own, for Ray may end the process in which it finds no cluster.
+    asked = [sys.executable, "-c", "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])", address]
+    try:
+        subprocess.run(asked, check=True, timeout=_PATIENCE, capture_output=True)
+    except subprocess.SubprocessError as error:
+        raise StabilityError(f"no cluster of Ray at {address}: what listens there gives no answer of Ray's; {remedy}") from error
