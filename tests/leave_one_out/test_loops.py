@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+from datasets import Dataset
 from numpy.typing import NDArray
 from sklearn.datasets import load_iris
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
@@ -442,6 +443,41 @@ def test_a_trainer_of_transformers(tmp_path: Any) -> None:
     assert estimate.hypothesis.value > 0
     with pytest.raises(UsageError, match="factory 'wrong' returned 3: let it return a transformers.Trainer"):
         measure_loop(loops.TrainerFactory(lambda train_dataset, seed: 3, data, name="wrong"))
+
+
+class _FirstToken(torch.nn.Module):
+    """Its loss is the first token of the text, whatever is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (input_ids[:, 0].float() + 0 * self.weight).mean(), "logits": input_ids[:, :1].float()}
+
+
+@pytest.mark.parametrize("kind", [list, Dataset.from_list])
+def test_a_trainer_that_orders_by_length_gives_each_example_its_own_loss(kind: Callable[[Any], Any], tmp_path: Any) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    data = [{"input_ids": [i, *[1] * (7 * i % 5)], "labels": 0} for i in range(8)]
+    known = TrainingArguments.__dataclass_fields__  # transformers 5 calls it otherwise than transformers 4
+    by_length = {"train_sampling_strategy": "group_by_length"} if "train_sampling_strategy" in known else {"group_by_length": True}
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in rows)
+        ids = torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])
+        return {"input_ids": ids, "labels": torch.tensor([row["labels"] for row in rows])}
+
+    def factory(train_dataset: Any, seed: int) -> Trainer:
+        how = {"max_steps": 1, "use_cpu": True, "disable_tqdm": True, "report_to": "none", "save_strategy": "no", **by_length}
+        settings = TrainingArguments(str(tmp_path), seed=seed, dataloader_drop_last=True, **how)
+        return Trainer(_FirstToken(), settings, train_dataset=train_dataset, data_collator=collate)
+
+    with redirect_stdout(io.StringIO()):
+        found = loops.TrainerFactory(factory, kind(data), test=kind(data[::-2])).run(np.ones(8), 0)
+    assert found.train == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert found.held_out == [7, 5, 3, 1]
 
 
 GROUPS = ["a", "b", "b", "c", "a", "c", "c", "b", "a", "a"] * 3
