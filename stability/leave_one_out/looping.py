@@ -125,7 +125,7 @@ class _Looped(Executor):
             )
 
     def choice(self, estimator: Estimator) -> Choice:
-        return estimator.choice_for_loop(self.units.count, self.units.words.plural)
+        return estimator.choice_for_loop(self.units.count, self.units.words)
 
     def observe(self, estimator: Estimator | None) -> None:
         self._predicts = estimator is not None and estimator.predicts

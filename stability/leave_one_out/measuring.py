@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -129,9 +130,8 @@ class _Replicated(Executor):
                 f"estimator {estimator.name} predicts what leaving out single examples does, and nothing of "
                 f"{self.units.words.plural}: use Exact() or Sampled(…)"
             )
-        return estimator.without_prediction(
-            self.units.count, self.units.words.plural, work_of(self._problem, self._algorithm, self._masks.k)
-        )
+        work = partial(work_of, self._problem, self._algorithm, self._masks.k)
+        return estimator.without_prediction(self.units.count, self.units.words, work)
 
     def observe(self, estimator: Estimator | None) -> None:
         predictor = None if estimator is None else estimator.predictor_for(self._algorithm)
