@@ -233,6 +233,7 @@ class StabilityEstimate:
         predicted = self.prediction
         return plain | {
             "perturbation": self.units.words.perturbation,
+            **({} if self.units.fraction is None else {"fraction": self.units.fraction}),
             "tunable": self.k,
             "total": self.m,
             "value": self.value,

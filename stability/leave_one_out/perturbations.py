@@ -25,6 +25,8 @@ from stability.training.substitutes import Substitutes
 
 __all__ = ["FlipLabel", "LeaveGroupOut", "LeaveOneOut", "Perturbation", "RemoveFraction", "ReplaceOne"]
 
+_ROUNDED = 0.005  # by which 0.333 differs from a third, and more
+
 
 class Perturbation(ABC):
     """A way of changing the training set. Subclasses are frozen dataclasses.
@@ -143,14 +145,14 @@ class LeaveGroupOut(LeaveManyOut):
 class RemoveFraction(LeaveManyOut):
     """Remove a fraction f of S at once: E_P |L_P(A(S \\ P)) − L_P(A(S))|, over the parts P of a random partition of S.
 
-    L_P is the mean loss over the examples of P. There are round(1/f) parts, as equal in size as they can be, so that every example
-    is removed once. Fu et al. 2023 remove a tenth of S in Table 2.
+    L_P is the mean loss over the examples of P. There are 1/f parts, as equal in size as they can be, so that every example is
+    removed once. Fu et al. 2023 remove a tenth of S in Table 2.
 
     Attributes:
-        fraction: f, at most 1/2.
+        fraction: f, one of 1/2, 1/3, 1/4, …, up to three digits.
 
     Raises:
-        UsageError: a fraction outside (0, 1/2]; on measuring: less than one example.
+        UsageError: another fraction; on measuring: less than one example.
 
     Example:
         >>> from stability import load
@@ -166,21 +168,29 @@ class RemoveFraction(LeaveManyOut):
         check_fraction(fraction=self.fraction)
         if self.fraction > 0.5:
             raise UsageError(f"fraction = {self.fraction}: at most 0.5, so that every example is in one part of two or more")
+        if abs(self._parts * self.fraction - 1) > _ROUNDED:
+            fewer = int(1 / self.fraction)
+            near = " or ".join(f"{1 / k:.4g} (1/{k})" for k in (fewer, fewer + 1))
+            raise UsageError(f"fraction = {self.fraction}: S is divided into parts of one size, each removed once: use {near}")
+
+    @property
+    def _parts(self) -> int:
+        return round(1 / self.fraction)
 
     def parts(self, n: int, seed: int, *, name: str, groups: Sequence[str | int] | None = None) -> Parts:
-        parts = round(1 / self.fraction)
+        parts = self._parts
         if parts > n:
-            raise UsageError(f"fraction = {self.fraction} of n = {n} examples is less than one: use {1 / n:.2g} or more")
+            raise UsageError(f"fraction = {self.fraction} of n = {n} examples is less than one: use {1 / n:.4g} or more")
         order = torch.randperm(n, generator=generator(seed, "removed"))
         members = [tuple(sorted(part.tolist())) for part in order.tensor_split(parts)]
         words = Words(
             perturbation=self.name,
-            doing=f"removing {self.fraction:.3g} of the training examples at once",
+            doing=f"removing {1 / parts:.3g} of the training examples at once",
             its="the mean loss of those",
             plural="parts",
             passive="removed",
         )
-        return Parts(n, tuple(members), tuple(f"part {j}" for j in range(parts)), words)
+        return Parts(n, tuple(members), tuple(f"part {j}" for j in range(parts)), words, fraction=1 / parts)
 
 
 @dataclass(frozen=True)
@@ -267,6 +277,7 @@ class Parts(Units):
         names: of the groups.
         words: what is done to them.
         notes: what should be known of them, a sentence each.
+        fraction: of S that each is, where they are of one size.
 
     Example:
         >>> words = Words(perturbation="mine", doing="leaving a pair out", its="their mean loss", plural="pairs")
@@ -279,6 +290,7 @@ class Parts(Units):
     names: tuple[str, ...]
     words: Words
     notes: tuple[str, ...] = field(default=(), kw_only=True)
+    fraction: float | None = field(default=None, kw_only=True)
 
     @property
     def count(self) -> int:

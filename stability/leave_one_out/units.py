@@ -78,10 +78,12 @@ class Units(ABC):
     Attributes:
         words: what is done to them.
         notes: what should be known of them, a sentence each.
+        fraction: of S that each is, where that defines them.
     """
 
     words: Words
     notes: Sequence[str] = ()
+    fraction: float | None = None
 
     @property
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -155,12 +156,38 @@ def test_auto_predicts_nothing_of_groups(digits: Problem) -> None:
         (LeaveGroupOut(["a"] * 23), "groups: 23 for n = 24 training examples: give one for each"),
         (LeaveGroupOut(["a"] * 24), "groups: all 24 training examples are in 'a': without it there is nothing to train on"),
         (LeaveGroupOut(range(24)), "groups: each of the 24 has one example alone: that is leaving one out"),
-        (RemoveFraction(0.01), "fraction = 0.01 of n = 24 examples is less than one: use 0.042 or more"),
+        (RemoveFraction(0.01), "fraction = 0.01 of n = 24 examples is less than one: use 0.04167 or more"),
     ],
 )
 def test_what_does_not_fit_is_refused(perturbation: Perturbation, message: str, digits: Problem) -> None:
     with pytest.raises(UsageError, match=message):
         measure(digits, TUNING, perturbation=perturbation, device="cpu")
+
+
+@pytest.mark.parametrize(("fraction", "parts"), [(0.5, 2), (0.333, 3), (1 / 3, 3), (0.1, 10), (0.04167, 24)])
+def test_the_fraction_that_is_told_is_removed(fraction: float, parts: int, digits: Problem) -> None:
+    units = RemoveFraction(fraction).units(digits, 0)
+    kept = units.weights(torch.arange(units.count)).sum(1)
+    assert (24 - kept).mean() / 24 == pytest.approx(1 / parts)
+    assert units.words.doing == f"removing {1 / parts:.3g} of the training examples at once"
+    assert units.fraction == 1 / parts
+
+
+@pytest.mark.parametrize(
+    ("fraction", "near"),
+    [(0.4, "0.5 (1/2) or 0.3333 (1/3)"), (0.33, "0.3333 (1/3) or 0.25 (1/4)"), (0.15, "0.1667 (1/6) or 0.1429 (1/7)")],
+)
+def test_a_fraction_that_cannot_be_removed_is_refused(fraction: float, near: str) -> None:
+    why = f"fraction = {fraction}: S is divided into parts of one size, each removed once: use {near}"
+    with pytest.raises(UsageError, match=re.escape(why)):
+        RemoveFraction(fraction)
+
+
+def test_the_fraction_is_in_json(digits: Problem) -> None:
+    how: dict[str, Any] = {"device": "cpu"}
+    brief = dataclasses.replace(TUNING, steps=2)
+    assert measure(digits, brief, perturbation=RemoveFraction(0.5), **how).to_dict()["fraction"] == 0.5
+    assert "fraction" not in measure(digits, brief, Sampled(1), **how).to_dict()
 
 
 def test_senseless_perturbations_are_refused(digits: Problem, pairs: Problem) -> None:
