@@ -113,6 +113,8 @@ class Examples:
         labels: the labels, (N,).
         lengths: of sequences, how many places along the last axis of the inputs each example fills, int64 (N,) on the CPU. The
             rest is padding, and :meth:`take` cuts off what none of the taken examples needs. None: there is no padding.
+        padding: the number that fills the rest of each input, by its name; 0 for an input that is not named. None: what the rest
+            of some example holds (:meth:`followed_by`).
 
     Raises:
         UsageError: inputs, labels and lengths have different numbers of rows.
@@ -126,6 +128,7 @@ class Examples:
     inputs: Mapping[str, Tensor]
     labels: Tensor
     lengths: Tensor | None = None
+    padding: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         counted = {**self.inputs, **({} if self.lengths is None else {"lengths": self.lengths})}
@@ -152,9 +155,10 @@ class Examples:
         there = index if isinstance(index, slice) else index.to(self.labels.device)
         inputs = {name: tensor[there] for name, tensor in self.inputs.items()}
         if self.lengths is None:
-            return Examples(inputs, self.labels[there])
+            return replace(self, inputs=inputs, labels=self.labels[there])
         longest, mine = self.longest(index), self.lengths[index if isinstance(index, slice) else index.cpu()]
-        return Examples({name: tensor[..., :longest] for name, tensor in inputs.items()}, self.labels[there], mine)
+        inputs = {name: tensor[..., :longest] for name, tensor in inputs.items()}
+        return replace(self, inputs=inputs, labels=self.labels[there], lengths=mine)
 
     def by_length(self) -> Examples:
         """The examples from the shortest to the longest, so that blocks are padded little; in their order if none has a length."""
@@ -213,7 +217,7 @@ class Examples:
             others: examples with the same inputs.
 
         Raises:
-            UsageError: their inputs have other names.
+            UsageError: their inputs have other names, or an input must be padded and nothing says with what.
         """
         if self.inputs.keys() != others.inputs.keys():
             raise UsageError(f"inputs {', '.join(self.inputs)} and {', '.join(others.inputs)}: examples of one kind expected")
@@ -225,18 +229,23 @@ class Examples:
         for name, mine in self.inputs.items():
             pair = mine, others.inputs[name]
             width = max(tensor.shape[-1] for tensor in pair)
-            known = [one._padding(name) for one in (self, others)]
-            filler = next((value for value in known if value is not None), mine.new_zeros(()))
-            missing = [filler.expand(*tensor.shape[:-1], width - tensor.shape[-1]) for tensor in pair]
+            filler = self._filler(name, others) if any(tensor.shape[-1] < width for tensor in pair) else 0
+            missing = [mine.new_full((*tensor.shape[:-1], width - tensor.shape[-1]), filler) for tensor in pair]
             padded[name] = torch.cat([torch.cat(each, dim=-1) for each in zip(pair, missing, strict=True)])
-        return Examples(padded, labels, torch.cat([self.lengths, others.lengths]))
+        return replace(self, inputs=padded, labels=labels, lengths=torch.cat([self.lengths, others.lengths]))
 
-    def _padding(self, name: str) -> Tensor | None:
-        """What an input is padded with; None where no example is."""
-        assert self.lengths is not None
-        shortest = int(self.lengths.argmin())
-        row = self.inputs[name][shortest].flatten(0, -2)[-1] if self.inputs[name].ndim > 2 else self.inputs[name][shortest]
-        return row[-1] if int(self.lengths[shortest]) < len(row) else None
+    def _filler(self, name: str, others: Examples) -> float:
+        """What an input of these and other examples is padded with."""
+        for one in (self, others):
+            if one.padding is not None:
+                return one.padding.get(name, 0)
+            assert one.lengths is not None
+            shortest, tensor = int(one.lengths.argmin()), one.inputs[name]
+            if int(one.lengths[shortest]) < tensor.shape[-1]:
+                return tensor[shortest].flatten()[-1].item()
+        raise UsageError(
+            f"{name}: examples of different lengths, and none is padded: say with what, Examples(…, padding={{{name!r}: 0}})"
+        )
 
     def to(self, device: torch.device) -> Examples:
         """The same examples on another device; ``lengths`` stay on the CPU.
@@ -244,7 +253,9 @@ class Examples:
         Args:
             device: where inputs and labels are put.
         """
-        return Examples({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.labels.to(device), self.lengths)
+        return replace(
+            self, inputs={name: tensor.to(device) for name, tensor in self.inputs.items()}, labels=self.labels.to(device)
+        )
 
 
 def refill(module: nn.Module, value: Callable[[str, nn.Parameter], nn.Parameter]) -> None:

@@ -34,7 +34,7 @@ from stability.problems.tasks import (
     texts_of,
     unlabelled,
 )
-from stability.problems.tokens import cached_tokens
+from stability.problems.tokens import cached_tokens, padding_of
 
 __all__ = ["load_texts", "on_hub"]
 
@@ -166,7 +166,7 @@ def load_texts(
     made = {}
     for split, (source, index) in places.items():
         tokens = cached_tokens(pretrained.tokenizer, [sequences[source][i] for i in index], longest)
-        made[split] = Examples(tokens.inputs, values[source][index], tokens.lengths)
+        made[split] = Examples(tokens.inputs, values[source][index], tokens.lengths, padding_of(pretrained.tokenizer))
         cut, labels = tokens.cut, made[split].labels
         if split == "train":
             cut, labels = cut[chosen], labels[chosen]

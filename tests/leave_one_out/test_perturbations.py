@@ -136,6 +136,28 @@ def test_texts_keep_their_padding() -> None:
     assert other.followed_by(one).inputs["input_ids"].tolist() == [[7, 7, 7, 7], [5, 6, 9, 9], [5, 9, 9, 9]]
 
 
+def test_texts_of_which_none_is_padded_keep_their_padding_too() -> None:
+    """Cut to the longest, neither shows what it was padded with."""
+    train, test = (
+        Examples({"ids": torch.tensor(ids), "mask": torch.tensor(mask)}, torch.zeros(2), torch.tensor(lengths), {"ids": 9})
+        for ids, mask, lengths in (
+            ([[5, 6, 7, 8], [5, 6, 7, 4]], [[1, 1, 1, 1]] * 2, [4, 4]),
+            ([[5, 6, 9, 9], [5, 6, 7, 9]], [[1, 1, 0, 0], [1, 1, 1, 0]], [2, 3]),
+        )
+    )
+    other = test.take(torch.tensor([0]))
+    assert other.inputs["ids"].tolist() == [[5, 6]]
+    both = train.followed_by(other)
+    assert both.inputs["ids"].tolist() == [[5, 6, 7, 8], [5, 6, 7, 4], [5, 6, 9, 9]]
+    assert both.inputs["mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert both.take(torch.tensor([2])).followed_by(train).inputs["ids"].tolist()[0] == [5, 6, 9, 9]
+    assert both.to(torch.device("cpu")).padding == {"ids": 9}
+    unknown = [dataclasses.replace(one, padding=None) for one in (train, other)]
+    with pytest.raises(UsageError, match="ids: examples of different lengths, and none is padded: say with what"):
+        unknown[0].followed_by(unknown[1])
+    assert unknown[0].followed_by(unknown[0]).inputs["ids"].shape == (4, 4)
+
+
 def test_auto_predicts_nothing_of_groups(digits: Problem) -> None:
     groups = LeaveGroupOut(GROUPS)
     estimate = measure(digits, TUNING, perturbation=groups, device="cpu")
