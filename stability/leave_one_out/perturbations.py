@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -96,11 +96,12 @@ class LeaveGroupOut(LeaveManyOut):
     L_g is the mean loss over the examples of g. Groups are what belongs together: the texts of one annotator, or of one document.
 
     Attributes:
-        groups: the group of each training example, (n,); by default those that the problem was loaded with
-            (``load(…, group="annotator")``, ``--group``).
+        groups: the group of each training example, (n,), words or numbers: a list, an array, a tensor or a column of a table; by
+            default those that the problem was loaded with (``load(…, group="annotator")``, ``--group``).
 
     Raises:
-        UsageError: on measuring: there is no group for each example, there is one group alone, or each has one example alone.
+        UsageError: groups that are no list, or one that is missing or no word or number; on measuring: there is no group for
+            each example, there is one group alone, or each has one example alone.
 
     Example:
         >>> from stability import load
@@ -113,6 +114,10 @@ class LeaveGroupOut(LeaveManyOut):
 
     name: ClassVar[str] = "leave-group-out"
 
+    def __post_init__(self) -> None:
+        if self.groups is not None:
+            object.__setattr__(self, "groups", _each_known(self.groups))
+
     def parts(self, n: int, seed: int, *, name: str, groups: Sequence[str | int] | None = None) -> Parts:
         groups = groups if self.groups is None else self.groups
         if groups is None:
@@ -122,23 +127,49 @@ class LeaveGroupOut(LeaveManyOut):
             )
         if len(groups) != n:
             raise UsageError(f"groups: {len(groups)} for n = {n} training examples: give one for each")
-        counts = Counter(groups)
-        if len(counts) == 1:
+        members: dict[str | int, list[int]] = {}
+        for i, group in enumerate(groups):
+            members.setdefault(group, []).append(i)
+        if len(members) == 1:
             raise UsageError(f"groups: all {n} training examples are in {groups[0]!r}: without it there is nothing to train on")
-        if max(counts.values()) == 1:
+        if len(members) == n:
             raise UsageError(f"groups: each of the {n} has one example alone: that is leaving one out, so leave groups out")
-        members = [tuple(i for i, other in enumerate(groups) if other == group) for group in counts]
         words = Words(
             perturbation=self.name,
             doing="leaving one group of training examples out",
             its="the mean loss of its examples",
             plural="groups",
         )
-        alone = sum(len(own) == 1 for own in members)
+        alone = sum(len(own) == 1 for own in members.values())
         notes = (
-            (f"{alone} of {len(counts)} groups have one example: without such a group one example is left out",) if alone else ()
+            (f"{alone} of {len(members)} groups have one example: without such a group one example is left out",) if alone else ()
         )
-        return Parts(n, tuple(members), tuple(f"group {group}" for group in counts), words, notes=notes)
+        return Parts(n, tuple(map(tuple, members.values())), tuple(f"group {group}" for group in members), words, notes=notes)
+
+
+def _each_known(groups: object) -> tuple[str | int, ...]:
+    """The group of each example as plain words and numbers.
+
+    Raises:
+        UsageError: there is no list of them, or one is missing or something else.
+    """
+    if not isinstance(groups, Collection) or isinstance(groups, (str, bytes, Set, Mapping)):
+        raise UsageError(
+            f"groups = {groups!r}: give a list with the group of each training example; the name of a column goes to "
+            "load(…, group='annotator')"
+        )
+    plain = groups.tolist() if hasattr(groups, "tolist") else list(groups)
+    if not isinstance(plain, list):  # an array without an axis
+        raise UsageError(f"groups = {groups!r}: give a list with the group of each training example")
+    found: list[str | int] = []
+    for i, group in enumerate(plain):
+        one = group.item() if hasattr(group, "item") and getattr(group, "shape", None) == () else group  # of numpy or torch
+        blank = one is None or (isinstance(one, str) and not one.strip()) or (isinstance(one, Real) and one != one)
+        if blank or not isinstance(one, (str, Real)):
+            what = "is missing" if blank else "is no word or number"
+            raise UsageError(f"groups[{i}] = {group!r} {what}: give each of the {len(plain)} examples the name of its group")
+        found.append(one)  # type: ignore[arg-type]
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,9 @@ def train(
         progress: is told how many replica-steps were done.
 
     Raises:
-        UsageError: weights or masks whose shapes do not fit, a substitute for an example that S does not have, a weight below 0, nothing to train, early stopping without a
-            validation split, or a model or loss by which an example changes the others of its batch.
+        UsageError: weights or masks whose shapes do not fit, a substitute for an example that S does not have, a weight below 0,
+            nothing to train, early stopping without a validation split, or a model or loss by which an example changes the others
+            of its batch.
         MachineError: not even one replica fits into memory, or not all that was trained.
 
     Example:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -96,6 +98,53 @@ def test_a_group_of_one_is_told(digits: Problem) -> None:
     groups = ["a"] * 10 + ["b"] * 13 + ["c"]
     estimate = measure(digits, dataclasses.replace(TUNING, steps=2), perturbation=LeaveGroupOut(groups), device="cpu")
     assert estimate.notes == ("1 of 3 groups have one example: without such a group one example is left out",)
+
+
+PLAIN = [i // 6 for i in range(24)]
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        tuple(PLAIN),
+        np.array(PLAIN),
+        torch.tensor(PLAIN),
+        list(torch.tensor(PLAIN)),
+        [np.int64(group) for group in PLAIN],
+        pd.Series(PLAIN, index=range(50, 74)),
+        pd.Categorical(PLAIN),
+    ],
+    ids=["tuple", "array", "tensor", "list of tensors", "list of numpy", "column", "categories"],
+)
+def test_groups_are_taken_in_any_form(groups: Any, digits: Problem) -> None:
+    perturbation = LeaveGroupOut(groups)
+    for _ in range(2):
+        units = perturbation.units(digits, seed=0)
+        assert [units.looked_at(unit) for unit in range(units.count)] == [tuple(range(j, j + 6)) for j in (0, 6, 12, 18)]
+    assert units.name_of(1, str) == "group 1 [6 examples]"
+    assert perturbation.settings() == {"name": "leave-group-out", "groups": tuple(PLAIN)}
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ("annotator", "groups = 'annotator': give a list with the group of each training example; the name of a column goes"),
+        (3, "groups = 3: give a list"),
+        ({"a", "b"}, "groups = {.*}: give a list"),
+        ({"a": 1}, "groups = {'a': 1}: give a list"),
+        (torch.tensor(3), r"groups = tensor\(3\): give a list"),
+        ([math.nan, *"a" * 23], r"groups\[0\] = nan is missing: give each of the 24 examples the name of its group"),
+        (["a", None, "b"], r"groups\[1\] = None is missing: give each of the 3"),
+        (["a", "b", " "], r"groups\[2\] = ' ' is missing"),
+        (np.array(["a", np.nan], dtype=object), r"groups\[1\] = nan is missing"),
+        (["a", pd.NA], r"groups\[1\] = <NA> is no word or number"),
+        ([[1, 2]] * 24, r"groups\[0\] = \[1, 2\] is no word or number"),
+        (torch.ones(24, 2), r"groups\[0\] = \[1.0, 1.0\] is no word or number"),
+    ],
+)
+def test_what_names_no_group_is_refused(groups: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        LeaveGroupOut(groups)
 
 
 def test_flips_reach_every_other_class(double: Problem) -> None:
