@@ -34,6 +34,8 @@ from stability.training.threads import suited_to
 
 __all__ = ["measure"]
 
+_SEEN = "early stopping chooses a checkpoint by the validation split, and the examples that take another's place are drawn from it"
+
 
 def measure(
     problem: Problem,
@@ -197,7 +199,10 @@ class _Replicated(Executor):
             m=problem.m,
             head=sum(tensor.numel() for tensor in problem.head(replicas.algorithm.seed).values()),
             steps_shared=replicas.steps_shared,
-            notes=tuple(note for note in problem.execution_notes if note not in problem.notes),
+            notes=(
+                *(note for note in problem.execution_notes if note not in problem.notes),
+                *([_SEEN] if self.units.of_validation and replicas.algorithm.validates else []),
+            ),
         )
 
     def recalibrated(self, estimator: Estimator, left_out: Sequence[int], losses: Sequence[float]) -> Prediction | None:

@@ -229,7 +229,8 @@ class ReplaceOne(Perturbation):
     """Replace one example by a fresh one: E_i |ℓ(A(S^{i→z′}), z_i) − ℓ(A(S), z_i)| (Shalev-Shwartz et al. 2010, Definition 3).
 
     z′ takes the place of z_i in its batches. It is drawn from the validation split, or from the test split where there is no
-    other; without replacement as long as there are enough. Losses on the test split are then not quite of unseen examples.
+    other; without replacement as long as there are enough. The losses on this split are then not quite of unseen examples. Early
+    stopping chooses a checkpoint by the validation split; the estimate says so where z′ comes from there.
 
     Raises:
         UsageError: on measuring: there is no held-out example, or the algorithm drops out.
@@ -243,7 +244,8 @@ class ReplaceOne(Perturbation):
     name: ClassVar[str] = "replace-one"
 
     def units(self, problem: Problem, seed: int) -> Units:
-        pool = problem.test if problem.validation is None or not len(problem.validation) else problem.validation
+        validation = problem.validation is not None and len(problem.validation) > 0
+        pool = problem.validation if problem.validation is not None and validation else problem.test
         if not len(pool):
             raise UsageError(f"{problem.name} has no held-out example to take in the place of another")
         draws, orders, drawn = generator(seed, "replacement"), [], 0
@@ -258,7 +260,7 @@ class ReplaceOne(Perturbation):
             passive="replaced",
             each="with another in the place of each of {}",
         )
-        return Replacements(problem.train, pool.take(torch.cat(orders)[: problem.n]), words)
+        return Replacements(problem.train, pool.take(torch.cat(orders)[: problem.n]), words, of_validation=validation)
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ class FlipLabel(Perturbation):
         labels = problem.train.labels.cpu()
         if labels.is_floating_point():
             raise UsageError(f"the labels of {problem.name} are numbers: there is no other class to give an example")
-        classes = int(labels.max()) + 1 if problem.classes is None else len(problem.classes)
+        classes = _outputs(problem, seed) if problem.classes is None else len(problem.classes)
         if classes < 2:
             raise UsageError(f"{problem.name} has one class alone: there is no other to give an example")
         others = torch.randint(classes - 1, (problem.n,), generator=generator(seed, "flip"))
@@ -296,6 +298,14 @@ class FlipLabel(Perturbation):
             each="with another label for each of {}",
         )
         return Replacements(problem.train, flipped, words)
+
+
+def _outputs(problem: Problem, seed: int) -> int:
+    """The number of classes that a problem tells by its logits alone. A model of one logit tells two by its sign."""
+    one = problem.train.take(slice(0, 1))
+    with torch.no_grad():
+        logits = problem.logits(problem.start(seed), one.inputs)
+    return max(logits[0].numel(), int(problem.train.labels.max()) + 1)
 
 
 @dataclass(frozen=True)
@@ -349,6 +359,7 @@ class Replacements(OneExampleEach):
         own: S.
         others: (n,) what takes the place of each.
         words: what is done to them.
+        of_validation: whether the others are of the validation split.
 
     Example:
         >>> words = Words(perturbation="mine", doing="swapping one", its="its loss", plural="swaps")
@@ -360,6 +371,7 @@ class Replacements(OneExampleEach):
     own: Examples
     others: Examples
     words: Words
+    of_validation: bool = field(default=False, kw_only=True)
 
     @property
     def count(self) -> int:

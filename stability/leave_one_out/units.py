@@ -79,11 +79,13 @@ class Units(ABC):
         words: what is done to them.
         notes: what should be known of them, a sentence each.
         fraction: of S that each is, where that defines them.
+        of_validation: whether examples of the validation split are trained on.
     """
 
     words: Words
     notes: Sequence[str] = ()
     fraction: float | None = None
+    of_validation: bool = False
 
     @property
     @abstractmethod

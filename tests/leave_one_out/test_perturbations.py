@@ -21,6 +21,7 @@ from stability.perturbations import FlipLabel, LeaveGroupOut, LeaveOneOut, Pertu
 from stability.problems.digits import _config
 from stability.problems.problem import Examples
 from stability.selectors import SAM, BitFit, ChildPruning, FullTuning
+from stability.training.stopping import EarlyStopping
 from tests.reference import as_double, call, plain_loop
 
 TUNING = FineTuning(FullTuning(), steps=8, batch_size=7, learning_rate=1e-3, seed=1)
@@ -98,6 +99,32 @@ def test_a_group_of_one_is_told(digits: Problem) -> None:
     groups = ["a"] * 10 + ["b"] * 13 + ["c"]
     estimate = measure(digits, dataclasses.replace(TUNING, steps=2), perturbation=LeaveGroupOut(groups), device="cpu")
     assert estimate.notes == ("1 of 3 groups have one example: without such a group one example is left out",)
+
+
+def test_flips_reach_a_class_that_no_training_example_has(double: Problem) -> None:
+    """The network has five logits, whether or not anybody named the classes."""
+    few = dataclasses.replace(double.train, labels=double.train.labels % 2)
+    unnamed = dataclasses.replace(double, train=few, classes=None)
+    seen = {int(FlipLabel().units(unnamed, seed).changed(unnamed, 0).train.labels[0]) for seed in range(40)}
+    assert seen == set(range(5)) - {int(few.labels[0])}
+
+
+def test_replacements_by_which_early_stopping_chooses_are_told(digits: Problem) -> None:
+    validated = dataclasses.replace(digits, validation=digits.test.take(slice(0, 9)))
+    stopping = dataclasses.replace(TUNING, steps=2, early_stopping=EarlyStopping(evaluate_every=1, patience=1, least_steps=1))
+    plain = dataclasses.replace(TUNING, steps=2)
+    said = [
+        any(note.startswith("early stopping chooses a checkpoint by the validation split") for note in found.notes)
+        for found in (
+            measure(problem, algorithm, Sampled(2), perturbation=perturbation, device="cpu")
+            for problem, algorithm, perturbation in (
+                (validated, stopping, ReplaceOne()),
+                (validated, stopping, FlipLabel()),
+                (validated, plain, ReplaceOne()),
+            )
+        )
+    ]
+    assert said == [True, False, False]
 
 
 PLAIN = [i // 6 for i in range(24)]
