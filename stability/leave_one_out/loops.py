@@ -6,10 +6,11 @@ mask, so that there is no p, and the bounds say nothing of it.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,8 +103,18 @@ class _OfFunction(Loop):
     loss_unit: str = "nats"
     shown: Sequence[str] | None = None
 
+    _takes: ClassVar[str]
+
     def __post_init__(self) -> None:
         _settle(self, self.function)
+        try:
+            signature = inspect.signature(self.function)
+        except (TypeError, ValueError):  # of what is written in C
+            return
+        try:
+            signature.bind(None, 0)
+        except TypeError as error:
+            raise UsageError(f"function {self.name!r} takes {signature}: let it take {self._takes} and a seed") from error
 
 
 class ByWeight(_OfFunction):
@@ -130,6 +141,7 @@ class ByWeight(_OfFunction):
     """
 
     by_weight = True
+    _takes = "the weights"
 
     def run(self, weights: Floats, seed: int) -> Losses:
         return _losses(self.function(weights.copy(), seed))
@@ -158,6 +170,7 @@ class ByRemoval(_OfFunction):
     """
 
     by_weight = False
+    _takes = "the indices of the examples that remain"
 
     def run(self, weights: Floats, seed: int) -> Losses:
         return _losses(self.function(np.flatnonzero(weights), seed))
