@@ -63,6 +63,7 @@ class Subject:
         sparsity: p, of which Theorem 1 speaks; None where there is none.
         shown: what a person sees of each training example: images (n, height, width), or texts; None: its number.
         label: the label of a training example, by its index; empty where none is known.
+        repeats: whether two trainings with one seed differ by no more than rounding.
     """
 
     data: str
@@ -74,6 +75,7 @@ class Subject:
     sparsity: float | None = None
     shown: Sequence[str] | Tensor | None = None
     label: Callable[[int], str]
+    repeats: bool = True
 
     def example(self, i: int) -> str:
         """What a person reads of example ``i``: its text or number, and its label."""
@@ -246,6 +248,7 @@ class StabilityEstimate:
             "perturbation": self.units.words.perturbation,
             "units": self.units.count,
             "names": None if self.units.names is None else list(self.units.names),
+            **({} if self.units.fraction is None else {"fraction": self.units.fraction}),
             "tunable": self.k,
             "total": self.m,
             "value": self.value,

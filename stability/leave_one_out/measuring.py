@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -32,6 +33,8 @@ from stability.training.substitutes import usual_weights
 from stability.training.threads import suited_to
 
 __all__ = ["measure"]
+
+_SEEN = "early stopping chooses a checkpoint by the validation split, and the examples that take another's place are drawn from it"
 
 
 def measure(
@@ -129,9 +132,8 @@ class _Replicated(Executor):
                 f"estimator = {estimator.name}: it predicts what leaving one example out does, and cannot predict what "
                 f"{self.units.words.doing} does: use Exact() or Sampled(), on the command line --estimator exact or sampled"
             )
-        return estimator.without_prediction(
-            self.units.count, self.units.words.plural, work_of(self._problem, self._algorithm, self._masks.k)
-        )
+        work = partial(work_of, self._problem, self._algorithm, self._masks.k)
+        return estimator.without_prediction(self.units.count, self.units.words, work)
 
     def observe(self, estimator: Estimator | None) -> None:
         predictor = None if estimator is None else estimator.predictor_for(self._algorithm)
@@ -197,7 +199,10 @@ class _Replicated(Executor):
             m=problem.m,
             head=sum(tensor.numel() for tensor in problem.head(replicas.algorithm.seed).values()),
             steps_shared=replicas.steps_shared,
-            notes=tuple(note for note in problem.execution_notes if _said(note) not in map(_said, problem.notes)),
+            notes=(
+                *(note for note in problem.execution_notes if _said(note) not in map(_said, problem.notes)),
+                *([_SEEN] if self.units.of_validation and replicas.algorithm.validates else []),
+            ),
         )
 
     def recalibrated(self, estimator: Estimator, left_out: Sequence[int], losses: Sequence[float]) -> Prediction | None:

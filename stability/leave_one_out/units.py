@@ -81,11 +81,15 @@ class Units(ABC):
         words: what is done to them.
         names: of the units, where they are groups or parts; None: they are about single examples.
         notes: what should be known of them, a sentence each.
+        fraction: of S that each is, where that defines them.
+        of_validation: whether examples of the validation split are trained on.
     """
 
     words: Words
     names: Sequence[str] | None
     notes: Sequence[str] = ()
+    fraction: float | None = None
+    of_validation: bool = False
 
     @property
     @abstractmethod

@@ -51,6 +51,9 @@ def sentence(estimate: StabilityEstimate) -> str:
         return f"{begins} no more than {noise} does: {value} on average, with a noise floor of {estimate.noise_floor:.2g}."
     if estimate.status == Status.APPROXIMATE:
         return f"{begins} about {value} on average. That is a prediction, whose error is unknown: no model was retrained."
+    if estimate.status == Status.EXACT and not estimate.subject.repeats:
+        noise = f"training again on all examples changes the losses by {amount(estimate.noise_floor, unit)}"
+        return f"{begins} {value} on average, noise included: {noise}."
     if estimate.status == Status.EXACT:
         return f"{begins} {value} on average, exactly: each of the {estimate.units.count} {words.plural} was {words.passive}."
     places = places_of(estimate.value)

@@ -320,6 +320,12 @@ def test_the_end_token_behind_each_text_is_no_padding(tmp_path: Path) -> None:
     start = problem.start(1)
     found = problem.logits(start, problem.train.inputs)
     torch.testing.assert_close(found, last_token_logits(folder, problem, start), rtol=0, atol=1e-10)
+    train = problem.train
+    assert train.lengths is not None
+    assert train.padding is not None
+    ids, lengths = train.inputs["input_ids"], train.lengths
+    rest = ids[torch.arange(ids.shape[1]) >= lengths[:, None]]
+    assert set(rest.tolist()) == {train.padding["input_ids"]}
 
 
 def test_a_tokenizer_without_any_token_to_pad_with_is_refused(data: Path, tmp_path: Path) -> None:
