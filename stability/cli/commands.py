@@ -1,12 +1,14 @@
-"""The command ``stability``. Exit code 0: done; 1: it failed; 2: what was asked for makes no sense; 130: stopped by Ctrl-C."""
+"""The command ``stability``. Exit code 0: done; 1: it failed; 2: what was asked for makes no sense; 130 or 143: stopped."""
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from stability.errors import StabilityError, UsageError
 
@@ -24,6 +26,7 @@ COMMANDS = {
     "status": ("stability.cli.status:status", "Tell how far the study of a store is; it may be running."),
     "export": ("stability.cli.export:export", "Write a store as a tidy table: CSV, JSON or Parquet."),
     "verify": ("stability.cli.verify:verify", "Compute some cells of a store again, and compare them with what is stored."),
+    "repair": ("stability.cli.repair:repair", "Keep what can be read of a damaged store."),
     "list": ("stability.cli.about:names", "Name the problems, methods and studies."),
     "doctor": ("stability.cli.about:doctor", "Tell the versions, devices and threads of this machine."),
 }
@@ -41,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        _call(words)
+        with _terminable():
+            _call(words)
         sys.stdout.flush()
     except StabilityError as error:
         return _failed(str(error), error.exit_code)
@@ -53,10 +57,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if _reader_gone() else _failed(str(error), 1)
     except OSError as error:
         return _failed(f"{error}; what was finished is kept", 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _StoppedError) as error:
         kept = "; what was finished is kept, the same command goes on from there" if words[:1] in (["run"], ["compare"]) else ""
-        return _failed(f"stopped{kept}", 130)
+        return _failed(f"stopped{kept}", 143 if isinstance(error, _StoppedError) else 130)
     return 0
+
+
+class _StoppedError(BaseException):
+    """SIGTERM came: a scheduler, or the system, ends the program."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end what is done here in order, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stopped)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stopped(number: int, frame: object) -> None:
+    raise _StoppedError
 
 
 def _call(words: Sequence[str]) -> None:

@@ -70,7 +70,8 @@ class Kept(Stored):
     """Where results go.
 
     Attributes:
-        store: SQLite file that keeps every finished cell; the same command goes on from there. By default runs/compare-….sqlite.
+        store: SQLite file, or folder NAME.d, that keeps every finished cell; the same command goes on from there. By default
+            runs/compare-….sqlite.
         reuse: Take over what this store of a like comparison has finished.
         plan: Compute nothing: time a few steps, and say what the comparison will cost.
         json: Print one JSON value on standard output and nothing else.
@@ -116,7 +117,7 @@ def compare(
     store = stored.store or Path("runs") / f"compare-{key(study.identity())[:8]}.sqlite"
     how: dict[str, Any] = {"reuse": stored.reuse, **given(machine)}
     if stored.plan:
-        print(cost.expected(study, store, reuse=stored.reuse, **given(machine, "executor", "address")))
+        print(cost.expected(study, store, reuse=stored.reuse, **given(machine, "executor", "address", "wait")))
         return
     results = compared(study, store, progress=True, **how)
     comparison = Comparison(results=results, labels=labels(study))

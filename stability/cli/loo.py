@@ -45,6 +45,7 @@ from stability.leave_one_out.estimators import Estimator, Sampled
 from stability.leave_one_out.measuring import measure
 from stability.leave_one_out.perturbations import FlipLabel, LeaveGroupOut, LeaveOneOut, Perturbation, RemoveFraction, ReplaceOne
 from stability.leave_one_out.wording import carriers, doubts
+from stability.problems import PROBLEMS
 from stability.reports.terminal import metrics_of, settling, show_bounds, show_estimate, show_examples
 from stability.training.progress import stages
 
@@ -106,10 +107,15 @@ class Perturbed:
     perturbation: Literal["leave-one-out", "replace-one", "flip-label", "remove-fraction"] | None = None
     fraction: float | None = None
 
+    @property
+    def option(self) -> str:
+        """The option that asks for the perturbation."""
+        return "--group" if self.group is not None else f"--perturbation {self.perturbation}"
+
     def made(self) -> Perturbation:
         """The perturbation that the options ask for."""
         if self.group is not None and self.perturbation is not None:
-            raise UsageError(f"--group leaves groups out, and --perturbation asks for {self.perturbation}: give one of them")
+            raise UsageError(f"--group and --perturbation {self.perturbation} are two different questions: give one of them")
         if self.fraction is not None and self.perturbation != RemoveFraction.name:
             raise UsageError("--fraction belongs to --perturbation remove-fraction: add it, or leave --fraction out")
         if self.group is not None:
@@ -201,8 +207,16 @@ def loo(
     perturbation = perturbed.made()
     replicas_to_check, delta = bounding.checked(estimator)
     if bounding.bounds and not isinstance(perturbation, LeaveOneOut):
-        raise UsageError(f"--bounds speak of leaving one example out, not of {perturbation.name}: measure them without it")
+        raise UsageError(
+            f"--bounds: the bounds are about leaving one example out, and {perturbed.option} asks for something else: give one of "
+            "them"
+        )
     settings = problem_settings(data, model) | ({} if perturbed.group is None else {"group": perturbed.group})
+    if perturbed.group is not None and which.problem in PROBLEMS:
+        raise UsageError(
+            f"--group {perturbed.group}: it names a column of your texts, and problem {which.problem!r} has no columns: leave it "
+            "out, or give groups in Python, LeaveGroupOut(groups)"
+        )
     problem = load(which.problem, seed=which.seed, **settings)
     how: dict[str, Any] = {"estimator": estimator, "reselect": not method.keep_mask, "device": machine.device}
     how["perturbation"] = perturbation

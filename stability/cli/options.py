@@ -409,7 +409,7 @@ class Stored(Folder):
     """Where results go.
 
     Attributes:
-        store: SQLite file of results; by default runs/STUDY.sqlite.
+        store: SQLite file of results; by default runs/STUDY.sqlite. A name that ends in .d is a folder, for network file systems.
         reuse: Take over what this store of a like study has finished.
         plan: Compute nothing: time a few steps, and say what the study will cost.
     """
@@ -430,8 +430,11 @@ class Workers(Machine):
         executor: What computes: processes of this machine (local), or tasks of Ray (ray).
         address: HOST:PORT of a cluster of Ray, or auto for the one that runs on this machine; by default RAY_ADDRESS, and without
             that variable a cluster of this machine alone.
+        wait: Wait for cells that other processes are computing on the same store. With --no-wait the command ends when none is
+            left to begin.
     """
 
     workers: Whole = None
     executor: Literal["local", "ray"] | None = None
     address: str | None = None
+    wait: bool = True

@@ -15,7 +15,7 @@ from stability.cli.about import Json
 from stability.cli.printing import plain, print_json
 from stability.leave_one_out.wording import duration
 from stability.studies.results import Failure
-from stability.studies.state import State, state_of
+from stability.studies.state import State, WorkerState, state_of
 from stability.studies.store import Store
 
 __all__ = ["status"]
@@ -37,9 +37,16 @@ def _values(found: State) -> dict[str, object]:
         "last": None if found.last is None else found.last.isoformat(),
         "cells_per_hour": found.rate,
         "remaining_seconds": found.remaining,
+        "workers": [{**asdict(one), "heard": one.heard.isoformat()} for one in found.workers],
         "methods": [{**asdict(one), "missing": one.missing} for one in found.methods],
         "failures": [{"kind": kind, "reason": reason, "cells": count} for (kind, reason), count in found.failures.items()],
     }
+
+
+def _worker(one: WorkerState) -> str:
+    heard = duration(max(0.0, (datetime.now(UTC) - one.heard).total_seconds()))
+    alive = "it is dead: its cells are taken over when the study is run" if one.gone else f"last sign of life {heard} ago"
+    return f"process {one.process} on {one.machine} ({one.what}; {alive}): {'; '.join(one.cells) or 'no cell at this moment'}"
 
 
 def _text(found: State, store: Path) -> str:
@@ -62,6 +69,7 @@ def _text(found: State, store: Path) -> str:
         }
     )
     lines += ["", table.to_string(index=False)]
+    lines += ["", *map(_worker, found.workers)] if found.workers else []
     for (kind, reason), count in found.failures.items():
         again = "" if kind == Failure.METHOD else "; tried again when the study is run again"
         lines.append(f"failed, {count} {'cell' if count == 1 else 'cells'} ({kind}{again}): {reason}")

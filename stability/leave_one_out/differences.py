@@ -22,7 +22,7 @@ from stability.problems.problem import Examples, Problem
 from stability.training import Algorithm
 from stability.training.naming import named_apart
 
-__all__ = ["Difference", "difference", "subtracted"]
+__all__ = ["Difference", "difference", "relative_to", "subtracted"]
 
 _SHOWN = 5  # examples
 
@@ -135,7 +135,7 @@ class Difference:
                 f"with a noise floor of {self.noise_floor:.2g}."
             )
         ends = f"{100 * self.estimate.confidence:g} % interval"
-        relative = self.value / self.first.value
+        relative = relative_to(self.first.value, self.value)
         return difference_sentence(
             first, second, self.value, self.interval, unit, ends=ends, told_apart=self.resolved, relative=relative
         )
@@ -214,6 +214,20 @@ def difference(problem: Problem, first: Algorithm, second: Algorithm, estimator:
     return Difference.of(measure(problem, first, estimator, **how), measure(problem, second, estimator, **how))
 
 
+def relative_to(base: float, value: float) -> float:
+    """A difference as a fraction of what it is compared with; NaN where that is 0.
+
+    Args:
+        base: the stability with which is compared.
+        value: the difference.
+
+    Example:
+        >>> relative_to(2.0, -0.5), relative_to(0.0, -0.5)
+        (-0.25, nan)
+    """
+    return value / base if base else math.nan
+
+
 def subtracted(first: Estimate, second: Estimate) -> Estimate:
     """The second estimate less the first. On each side its interval reaches as far as the root of the sum of squares.
 
@@ -242,14 +256,16 @@ def subtracted(first: Estimate, second: Estimate) -> Estimate:
 
 def _notes(estimate: StabilityEstimate) -> list[str]:
     """What should be known of one of the two. How its examples were drawn does not matter where all were left out."""
-    notes = [] if estimate.retrainings == estimate.n else list(estimate.notes)
+    notes = [] if estimate.retrainings == estimate.units.count else list(estimate.notes)
     if estimate.failed:
         lost = ", ".join(map(str, sorted(estimate.failed)))
         notes.append(
             f"the model without example {lost} failed, and what it would have shown is unknown: try a smaller learning rate"
         )
     elif math.isinf(estimate.interval[1]):
-        notes.append(f"{estimate.retrainings} of {estimate.n} examples tell nothing of the spread: leave out more of them")
+        notes.append(
+            f"{estimate.retrainings} of {estimate.units.count} examples tell nothing of the spread: leave out more of them"
+        )
     return notes
 
 

@@ -24,7 +24,7 @@ from stability.training.replicas import Replicas
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Diagnostics", "StabilityEstimate", "Subject", "diagnosed", "poor", "trusted"]
+__all__ = ["Diagnostics", "StabilityEstimate", "Subject", "diagnosed", "finite", "poor", "trusted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,7 @@ class Subject:
         sparsity: p, of which Theorem 1 speaks; None where there is none.
         shown: what a person sees of each training example: images (n, height, width), or texts; None: its number.
         label: the label of a training example, by its index; empty where none is known.
+        repeats: whether two trainings with one seed differ by no more than rounding.
     """
 
     data: str
@@ -74,6 +75,7 @@ class Subject:
     sparsity: float | None = None
     shown: Sequence[str] | Tensor | None = None
     label: Callable[[int], str]
+    repeats: bool = True
 
     def example(self, i: int) -> str:
         """What a person reads of example ``i``: its text or number, and its label."""
@@ -100,8 +102,9 @@ class StabilityEstimate:
         estimator: ``exact`` (every i was left out), ``sampled``, ``assisted`` or ``approximate``.
         status: how the estimate ended, such as "within tolerance".
         tolerance: the relative half-width of the interval that was asked for; None where none was.
-        n: size of S, or the number of units where something else than single examples is perturbed.
-        units: what was done to S (:mod:`stability.perturbations`): each "example" here is one of its units, such as a group.
+        n: size of S.
+        units: what was done to S (:mod:`stability.perturbations`), ``units.count`` times in all: n times where each example is left
+            out, and otherwise once for each group or part. Where this says "example" or i, it then means such a unit.
         k: how many coordinates of the pretrained model were selected; None for a loop of one's own, as are m, head and replicas.
         m: how many coordinates the pretrained model has, or its equivalent where modules were inserted; p = k/m.
         head: coordinates of the new head, all of which may change.
@@ -187,12 +190,13 @@ class StabilityEstimate:
         )
 
     def examples(self) -> pd.DataFrame:
-        """The examples of which something is known, the one that carries most of the stability first.
+        """The examples of which something is known, the one that carries most of the stability first; or the groups or parts.
 
         Returns:
-            Columns index; loss_full, ℓ(A(S), z_i); predicted and retrained, Δℓ_i or NaN where there is none; and share, the
-            example's part of the stability, |Δℓ_i| / (n β₂). The share is that of the retrained difference where there is one,
-            and otherwise of the predicted one, which may be wrong by a factor.
+            Columns index; name, of groups and parts only; loss_full, ℓ(A(S), z_i); predicted and retrained, Δℓ_i or NaN where
+            there is none; and share, the example's part of the stability, |Δℓ_i| / (n β₂), with the number of groups for n where
+            groups are left out. The share is that of the retrained difference where there is one, and otherwise of the predicted
+            one, which may be wrong by a factor.
         """
         table = self.per_example.set_index("index")[["loss_full", "difference"]].rename(columns={"difference": "retrained"})
         if self.prediction is None:
@@ -201,8 +205,13 @@ class StabilityEstimate:
             predicted = self.prediction.table.set_index("index")
             table = predicted[["loss_full"]].join(table[["retrained"]]).assign(predicted=predicted["difference"])
         known = table["retrained"].fillna(table["predicted"]).abs()
-        table = table.assign(share=known / (self.n * self.value)).loc[known.sort_values(ascending=False, kind="stable").index]
-        return table.reset_index()[["index", "loss_full", "predicted", "retrained", "share"]]
+        table = table.assign(share=known / (self.units.count * self.value)).loc[
+            known.sort_values(ascending=False, kind="stable").index
+        ]
+        table = table.reset_index()[["index", "loss_full", "predicted", "retrained", "share"]]
+        if self.units.names is not None:
+            table.insert(1, "name", [self.units.names[unit] for unit in table["index"]])
+        return table
 
     def plot(self) -> Figure:
         """Draw how much each example's loss changes, predicted and retrained (:func:`stability.plotting.differences`).
@@ -215,10 +224,11 @@ class StabilityEstimate:
         return plotting.closed(plotting.differences(self))
 
     def __repr__(self) -> str:
-        low, high = self.interval
+        (low, high), u = self.interval, self.units.count
+        every = f"n={u}" if self.units.names is None else f"{u} {self.units.words.plural}"
         return (
             f"StabilityEstimate(value={self.value:.4g}, interval=({low:.4g}, {high:.4g}), {self.estimator} ({self.status}), "
-            f"{self.retrainings} of n={self.n}, failed={len(self.failed)}, noise_floor={self.noise_floor:.2g})"
+            f"{self.retrainings} of {every}, failed={len(self.failed)}, noise_floor={self.noise_floor:.2g})"
         )
 
     def _repr_html_(self) -> str:
@@ -227,28 +237,34 @@ class StabilityEstimate:
         return as_html(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values that JSON can hold: an unbounded end is None, and k and m are called ``tunable`` and ``total``."""
+        """As plain values that JSON can hold: an unbounded end is None, and k and m are called ``tunable`` and ``total``.
+
+        ``units`` is how many examples, groups or parts there are, and ``names`` are those of groups and parts, by their index.
+        """
         left_out = ("replicas", "loop", "units", "pointwise", "hypothesis", "k", "m")
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         predicted = self.prediction
         return plain | {
             "perturbation": self.units.words.perturbation,
+            "units": self.units.count,
+            "names": None if self.units.names is None else list(self.units.names),
+            **({} if self.units.fraction is None else {"fraction": self.units.fraction}),
             "tunable": self.k,
             "total": self.m,
             "value": self.value,
-            "interval": _finite(self.interval),
+            "interval": _ends(self.interval),
             "confidence": self.pointwise.confidence,
-            "error": _known(self.pointwise.error),
-            "hypothesis": {"value": _known(self.hypothesis.value), "interval": _finite(self.hypothesis.interval)},
-            **{name: _known(getattr(self, name)) for name in ("distance", "maximum", "noise_floor")},
+            "error": finite(self.pointwise.error),
+            "hypothesis": {"value": finite(self.hypothesis.value), "interval": _ends(self.hypothesis.interval)},
+            **{name: finite(getattr(self, name)) for name in ("distance", "maximum", "noise_floor")},
             "notes": list(self.notes),
-            "diagnostics": {name: _known(value) for name, value in dataclasses.asdict(self.diagnostics).items()},
+            "diagnostics": {name: finite(value) for name, value in dataclasses.asdict(self.diagnostics).items()},
             "prediction": predicted
             and {
                 "by": predicted.by,
                 "seconds": predicted.seconds,
-                "nonlinearity": _known(predicted.nonlinearity),
-                "difference": [_known(d) for d in predicted.table["difference"]],
+                "nonlinearity": finite(predicted.nonlinearity),
+                "difference": [finite(d) for d in predicted.table["difference"]],
             },
             "failed": {str(i): step for i, step in self.failed.items()},
             "per_example": self.per_example.astype(object).where(self.per_example.notna(), None).to_dict("records"),
@@ -326,9 +342,18 @@ def diagnosed(table: pd.DataFrame, design: Design, pointwise: Estimate, predicti
     return made(variance_cut=cut, effective_retrainings=spread / (pointwise.error**2 + spread / n))
 
 
-def _finite(interval: tuple[float, float]) -> list[float | None]:
-    return [_known(end) for end in interval]
+def _ends(interval: tuple[float, float]) -> list[float | None]:
+    return [finite(end) for end in interval]
 
 
-def _known(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A number as JSON can hold it: None where it is unknown or unbounded.
+
+    Args:
+        value: the number.
+
+    Example:
+        >>> finite(0.5), finite(math.inf)
+        (0.5, None)
+    """
     return value if math.isfinite(value) else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from stability.checks import check_fraction, check_kind, check_positive, check_w
 from stability.errors import UsageError
 from stability.leave_one_out.predictors import DEFAULTS, Prediction, Predictor, default_predictor
 from stability.leave_one_out.statistics import Draws, Estimate, Numbers, draw, mean_of_draws, mean_of_population, ratio_of_draws
+from stability.leave_one_out.units import LEAVING_ONE_OUT, Words
 from stability.leave_one_out.work import Work, work_of
 from stability.problems.problem import Problem, generator
 from stability.selectors.code import CODE, code_of
@@ -72,12 +73,14 @@ class Design:
         draws: how they were drawn, where their probabilities differ; None: all alike.
         predicted: (n,) what was predicted of each, up to a factor, where they were drawn by that.
         notes: what should be known of it, a sentence each.
+        drawn: whether the order is random. In another order the first examples say nothing of the rest, and all are left out.
     """
 
     order: NDArray[np.int64]
     draws: Draws | None = None
     predicted: Numbers | None = None
     notes: tuple[str, ...] = ()
+    drawn: bool = field(default=True, kw_only=True)
 
     def mean(self, values: Numbers, confidence: float, power: float | None = 1) -> Estimate:
         """The mean over all n of a quantity that was measured for the first examples of the order.
@@ -146,12 +149,12 @@ class Estimator(ABC):
         """
         return Choice(self)
 
-    def choice_for_loop(self, n: int, plural: str = "examples") -> Choice:
+    def choice_for_loop(self, n: int, words: Words = LEAVING_ONE_OUT) -> Choice:
         """Which estimator measures a loop of one's own, whose work nobody can count.
 
         Args:
             n: how many units there are.
-            plural: what they are called.
+            words: what is done to them.
 
         Raises:
             UsageError: the estimator does not suit a loop.
@@ -260,7 +263,7 @@ class Exact(Estimator):
         return n - done
 
     def design(self, n: int, seed: int, prediction: Prediction | None) -> Design:
-        return Design(np.arange(n))
+        return Design(np.arange(n), drawn=False)
 
     def kind(self, found: Estimate) -> str:
         """``sampled`` where a replica failed, so that not every example is known."""
@@ -418,50 +421,73 @@ class Auto(Estimator):
         return self._assisted(n).more(n, done, found)
 
     def choice(self, problem: Problem, algorithm: Algorithm, k: int) -> Choice:
-        n, assisted = problem.n, self._assisted(problem.n)
-        if self.retrainings is not None and self.retrainings < n:
-            return Choice(assisted, f"at most {self.retrainings} of {n} examples are to be left out")
-        work = work_of(problem, algorithm, k)
-        predictor = self.predictor_for(algorithm)
-        predicting = 0.0 if predictor is None else predictor.operations(work) / work.retraining
-        drawing = n if self._aim is None else predicting + math.ceil(_NEEDED / self._aim)
-        if n <= drawing:
-            return Choice(Exact(), f"leaving out all {n} examples is no more work than {self._otherwise}", assisted)
-        if n * work.retraining <= _CHEAP:
-            return Choice(Exact(), f"leaving out all {n} examples is little work", assisted)
-        return Choice(assisted, f"leaving out all {n} examples would be {n / drawing:.1f} times the work of {self._otherwise}")
+        n = problem.n
 
-    def without_prediction(self, count: int, plural: str, work: Work) -> Choice:
+        def cheap() -> tuple[bool, str]:
+            assert self._aim is not None
+            work, predictor = work_of(problem, algorithm, k), self.predictor_for(algorithm)
+            predicting = 0.0 if predictor is None else predictor.operations(work) / work.retraining
+            drawing, otherwise = predicting + math.ceil(_NEEDED / self._aim), f"an estimate to ±{100 * self._aim:g} %"
+            if n <= drawing:
+                return True, f"leaving out all {n} examples is no more work than {otherwise}"
+            if n * work.retraining <= _CHEAP:
+                return True, f"leaving out all {n} examples is little work"
+            return False, f"leaving out all {n} examples would be {n / drawing:.1f} times the work of {otherwise}"
+
+        return self._choice(n, LEAVING_ONE_OUT, self._assisted(n), cheap)
+
+    def without_prediction(self, count: int, words: Words, work: Callable[[], Work]) -> Choice:
         """Which estimator measures where nothing can be predicted.
 
         Exact where that is cheap, or takes no more than the most that is left out by default; otherwise :class:`Sampled`.
 
         Args:
             count: how many units there are.
-            plural: what they are called.
-            work: of a retraining.
+            words: what is done to them.
+            work: gives that of a retraining.
+
+        Raises:
+            UsageError: a predictor was asked for.
         """
-        most = self.retrainings if self.retrainings is not None else _USUAL_MOST if self.tolerance is None else count
-        if self.retrainings is not None and self.retrainings < count:
-            return Choice(Sampled(most, self.tolerance), f"at most {most} of {count} {plural} are to be perturbed")
-        if count <= most or count * work.retraining <= _CHEAP:
-            return Choice(Exact(), f"this perturbation is not predicted, and all {count} {plural} are little work")
-        return Choice(Sampled(most, self.tolerance), f"this perturbation is not predicted, and all {count} {plural} are much work")
+        if self.predictor is not None:
+            raise UsageError(
+                f"predictor = {self.predictor!r}, and nothing predicts what {words.doing} does: leave the predictor out "
+                "(--predictor and --checkpoints)"
+            )
+        assisted = self._assisted(count)
 
-    @property
-    def _otherwise(self) -> str:
-        """What leaving out every example is compared with."""
-        return "a prediction" if self._aim is None else f"an estimate to ±{100 * self._aim:g} %"
+        def cheap() -> tuple[bool, str]:
+            every = f"this perturbation is not predicted, and all {count} {words.plural} are"
+            if count * work().retraining <= _CHEAP:
+                return True, f"{every} little work"
+            if count <= _USUAL_MOST:
+                return True, f"{every} no more than {_USUAL_MOST} retrainings"
+            return False, f"{every} much work"
 
-    def choice_for_loop(self, n: int, plural: str = "examples") -> Choice:
+        return self._choice(count, words, Sampled(assisted.retrainings, assisted.tolerance), cheap)
+
+    def choice_for_loop(self, n: int, words: Words = LEAVING_ONE_OUT) -> Choice:
         """Exact for at most 100 examples, and Assisted for more."""
-        super().choice_for_loop(n, plural)
-        assisted = self._assisted(n)
-        if self.retrainings is not None and self.retrainings < n:
-            return Choice(assisted, f"at most {self.retrainings} of {n} {plural} are to be left out")
-        if n <= _FEW:
-            return Choice(Exact(), f"leaving out all {n} {plural} is no more than {_FEW} retrainings", assisted)
-        return Choice(assisted, f"leaving out all {n} {plural} is more than {_FEW} retrainings")
+        super().choice_for_loop(n, words)
+        few = n <= _FEW
+        reason = f"leaving out all {n} {words.plural} is {'no more' if few else 'more'} than {_FEW} retrainings"
+        return self._choice(n, words, self._assisted(n), lambda: (few, reason))
+
+    def _choice(self, count: int, words: Words, drawing: Estimator, cheap: Callable[[], tuple[bool, str]]) -> Choice:
+        """Exact where all units are asked for or are cheap, and ``drawing`` otherwise.
+
+        Args:
+            count: how many units there are.
+            words: what is done to them.
+            drawing: draws some of them. It measures too where the budget is too small for all.
+            cheap: finds out whether all are cheap, and the reason for the answer.
+        """
+        if self.retrainings is not None and self.retrainings < count:
+            return Choice(drawing, f"at most {self.retrainings} of {count} {words.plural} are to be {words.passive}")
+        if self._aim is None:
+            return Choice(Exact(), f"all {count} {words.plural} are to be {words.passive}", drawing)
+        every, reason = cheap()
+        return Choice(Exact(), reason, drawing) if every else Choice(drawing, reason)
 
     @property
     def _aim(self) -> float | None:
@@ -508,7 +534,7 @@ class Approximate(Estimator):
         if self.calibration > n:
             raise UsageError(f"calibration = {self.calibration} retrainings of n = {n} examples: use at most n")
 
-    def choice_for_loop(self, n: int, plural: str = "examples") -> Choice:
+    def choice_for_loop(self, n: int, words: Words = LEAVING_ONE_OUT) -> Choice:
         """None: the losses or gradients of a loop tell only which differences are larger than others."""
         raise UsageError(
             "Approximate() is the mean of predicted differences, and of a loop only their ratios are predicted: use Assisted(), "

@@ -22,7 +22,7 @@ from stability.leave_one_out.estimate import StabilityEstimate, Subject
 from stability.leave_one_out.estimators import Auto, Choice, Estimator
 from stability.leave_one_out.executor import Executor, Models, Part
 from stability.leave_one_out.loops import Floats, Loop, Losses
-from stability.leave_one_out.perturbations import LeaveManyOut
+from stability.leave_one_out.perturbations import LeaveManyOut, LeaveOneOut, Perturbation
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.procedure import carried_out
 from stability.leave_one_out.units import SingleExamples, Units
@@ -39,7 +39,7 @@ def measure_loop(
     loop: Loop,
     estimator: Estimator | None = None,
     *,
-    perturbation: LeaveManyOut | None = None,
+    perturbation: LeaveManyOut | LeaveOneOut | None = None,
     seed: int = 0,
     confidence: float = 0.95,
     workers: int = 1,
@@ -71,10 +71,10 @@ def measure_loop(
         are NaN where the loop gives no parameters and no held-out losses.
 
     Raises:
-        UsageError: no loop, a result without losses or of a wrong length, an estimator that does not suit a loop, or a budget too
+        UsageError: no loop, no losses of A(S) or of a wrong length, an estimator that does not suit a loop, or a budget too
             small for one retraining.
-        OwnCodeError: the loop raised an error while it trained A(S). While it trains without an example, that is a failure of this
-            example, and a note says why.
+        OwnCodeError: the loop raised an error while it trained A(S). While it trains without an example, an error or a result of
+            another length is a failure of this example, and a note says why.
         MeasurementError: a loss of A(S) is not finite, or every training without an example failed.
 
     Example:
@@ -94,7 +94,12 @@ def measure_loop(
     check_whole(0, 2**32 - 1, "scikit-learn and numpy take no other seeds", seed=seed)
     check_whole(1, workers=workers)
     units: Units = SingleExamples(loop.n)
-    if perturbation is not None:
+    if isinstance(perturbation, Perturbation) and not isinstance(perturbation, LeaveManyOut | LeaveOneOut):
+        raise UsageError(
+            f"perturbation = {perturbation.name}: it changes an example, and a loop can only leave examples out: use "
+            "LeaveGroupOut(groups) or RemoveFraction(fraction); for a problem, stability.measure takes it"
+        )
+    if perturbation is not None and not isinstance(perturbation, LeaveOneOut):
         check_kind(LeaveManyOut, "LeaveGroupOut(groups) or RemoveFraction(fraction), for a loop", perturbation=perturbation)
         units = perturbation.parts(loop.n, seed, name=f"loop {loop.name!r}")
     estimator.check(units.count)
@@ -115,7 +120,7 @@ class _Looped(Executor):
 
     def __init__(self, loop: Loop, units: Units, seed: int, workers: int, told: Stages) -> None:
         self.units, self.seed, self.told, self._loop, self._workers = units, seed, told, loop, workers
-        self._predicts = False
+        self._predicts, self._repeats = False, True
         self._distances: list[float] = []
         self._failures: dict[str, list[int]] = {}  # the examples without which training failed, by the reason
         self._notes: list[str] = []
@@ -125,7 +130,7 @@ class _Looped(Executor):
             )
 
     def choice(self, estimator: Estimator) -> Choice:
-        return estimator.choice_for_loop(self.units.count, self.units.words.plural)
+        return estimator.choice_for_loop(self.units.count, self.units.words)
 
     def observe(self, estimator: Estimator | None) -> None:
         self._predicts = estimator is not None and estimator.predicts
@@ -176,7 +181,7 @@ class _Looped(Executor):
         own, moved = np.full(len(index), np.nan), np.full(len(index), np.nan)
         failed = np.full(len(index), -1)
         for j, (i, found) in enumerate(zip(index, done, strict=True)):
-            why = found if isinstance(found, str) else found.odd(self.units.looked_at(i))
+            why = found if isinstance(found, str) else found.odd(self.units.looked_at(i)) or found.unlike(self._again)
             self._distances.append(math.nan)
             if isinstance(found, str) or why:
                 self._failures.setdefault(why, []).append(i)
@@ -228,6 +233,7 @@ class _Looped(Executor):
             seed=self.seed,
             shown=loop.shown,
             label=loop.label,
+            repeats=self._repeats,
         )
         notes = (*self._notes, *failures)
         return Models(distance=self._distances, mask_changes=[math.nan] * len(self._distances), loop=subject, notes=notes)
@@ -239,7 +245,8 @@ class _Looped(Executor):
     def _tell_repeated(self) -> None:
         """Say so where two runs with equal weights and seeds differ by more than rounding."""
         differ, size = float(np.abs(self._again.train - self._whole.train).mean()), float(np.abs(self._whole.train).mean())
-        if differ > _REPEATED * size:
+        self._repeats = differ <= _REPEATED * size
+        if not self._repeats:
             said = f"two trainings on all examples with seed {self.seed} differ by {differ:.2g} {self._loop.loss_unit} on average"
             why = "the loop draws what its seed does not decide"
             self._note(f"{said}: {why}; this noise is in every difference, and it is the noise floor")
@@ -304,25 +311,27 @@ class _Found:
             return "a held-out loss is not finite"
         return ""
 
+    def unlike(self, other: _Found) -> str:
+        """What it has another number of than the training on everything; empty where nothing."""
+        for what, mine, theirs in (
+            ("held-out losses", self.held_out, other.held_out),
+            ("parameters", self.parameters, other.parameters),
+        ):
+            if mine is not None and theirs is not None and len(mine) != len(theirs):
+                return f"it returned {len(mine)} {what}, and {len(theirs)} for all examples"
+        return ""
+
     def moved_from(self, other: _Found) -> float:
         """The mean change of the held-out losses; NaN where there are none."""
         if self.held_out is None or other.held_out is None:
             return math.nan
-        self._same(len(self.held_out), len(other.held_out), "held-out losses")
         return float(np.abs(self.held_out - other.held_out).mean())
 
     def distance_from(self, other: _Found) -> float:
         """The distance of the parameters; NaN where they are unknown."""
         if self.parameters is None or other.parameters is None:
             return math.nan
-        self._same(len(self.parameters), len(other.parameters), "parameters")
         return float(np.linalg.norm(self.parameters - other.parameters))
-
-    def _same(self, mine: int, theirs: int, what: str) -> None:
-        if mine != theirs:
-            raise UsageError(
-                f"loop {self._loop.name!r} returned {mine} {what}, and {theirs} for all examples: return the same ones each time"
-            )
 
 
 def _attempt(loop: Loop, weights: Floats, seed: int) -> _Found | str:
@@ -335,7 +344,10 @@ def _attempt(loop: Loop, weights: Floats, seed: int) -> _Found | str:
         if isinstance(error, StabilityError) and not isinstance(error, MeasurementError):
             raise
         return described(error)
-    return _Found(loop, dataclasses.replace(losses, gradients=None))  # nobody asks for them, and they are large
+    try:
+        return _Found(loop, dataclasses.replace(losses, gradients=None))  # nobody asks for them, and they are large
+    except UsageError as error:  # of a training on everything it ends the measurement; here only this example's failed
+        return str(error)
 
 
 def _numbers(value: Any, loop: Loop, what: str, form: str, shape: Sequence[int | None]) -> tuple[Floats, float]:

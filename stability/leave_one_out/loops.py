@@ -6,10 +6,11 @@ mask, so that there is no p, and the bounds say nothing of it.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,8 +103,18 @@ class _OfFunction(Loop):
     loss_unit: str = "nats"
     shown: Sequence[str] | None = None
 
+    _takes: ClassVar[str]
+
     def __post_init__(self) -> None:
         _settle(self, self.function)
+        try:
+            signature = inspect.signature(self.function)
+        except (TypeError, ValueError):  # of what is written in C
+            return
+        try:
+            signature.bind(None, 0)
+        except TypeError as error:
+            raise UsageError(f"function {self.name!r} takes {signature}: let it take {self._takes} and a seed") from error
 
 
 class ByWeight(_OfFunction):
@@ -130,6 +141,7 @@ class ByWeight(_OfFunction):
     """
 
     by_weight = True
+    _takes = "the weights"
 
     def run(self, weights: Floats, seed: int) -> Losses:
         return _losses(self.function(weights.copy(), seed))
@@ -158,6 +170,7 @@ class ByRemoval(_OfFunction):
     """
 
     by_weight = False
+    _takes = "the indices of the examples that remain"
 
     def run(self, weights: Floats, seed: int) -> Losses:
         return _losses(self.function(np.flatnonzero(weights), seed))
@@ -299,12 +312,10 @@ class TrainerFactory(Loop):
         _settle(self, self.factory)
 
     def run(self, weights: Floats, seed: int) -> Losses:
-        from torch.utils.data import Subset
         from transformers import Trainer, set_seed
 
         set_seed(seed)
-        kept = np.flatnonzero(weights).tolist()
-        trainer = self.factory(self.train.select(kept) if hasattr(self.train, "select") else Subset(self.train, kept), seed)
+        trainer = self.factory(_some(self.train, np.flatnonzero(weights).tolist()), seed)
         if not isinstance(trainer, Trainer):
             raise UsageError(f"factory {self.name!r} returned {trainer!r}: let it return a transformers.Trainer")
         trainer.train()
@@ -405,17 +416,28 @@ def _usual_loss(estimator: Any, labels: Any) -> ModelLoss:
 
 
 def _losses_one_by_one(trainer: Any, examples: Any) -> list[float]:
-    """The loss of each example alone, for a mean over a batch hides them."""
+    """The loss of each example alone, for a mean over a batch hides them.
+
+    Each is a data set of its own. The Trainer's batches of a whole one may come in another order, as under ``group_by_length``.
+    """
     trainer.model.eval()
-    trainer.args.per_device_eval_batch_size = 1
-    batches = trainer.get_eval_dataloader(examples)
+    trainer.args.dataloader_num_workers, trainer.args.dataloader_prefetch_factor = 0, None
+    trainer.args.dataloader_persistent_workers = trainer.args.dataloader_drop_last = False
     losses = []
-    for batch in batches:
+    for i in range(_length(examples)):
+        (batch,) = trainer.get_eval_dataloader(_some(examples, [i]))
         loss, *_ = trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)
         if loss is None:
             raise UsageError("the model gives no loss: let the training set have labels, or the Trainer a compute_loss")
         losses.append(float(loss))
     return losses
+
+
+def _some(examples: Any, index: list[int]) -> Any:
+    """Some examples of a ``datasets.Dataset``, a torch data set or a list."""
+    from torch.utils.data import Subset
+
+    return examples.select(index) if hasattr(examples, "select") else Subset(examples, index)
 
 
 def _losses(result: Any) -> Losses:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -32,6 +33,8 @@ from stability.training.substitutes import usual_weights
 from stability.training.threads import suited_to
 
 __all__ = ["measure"]
+
+_SEEN = "early stopping chooses a checkpoint by the validation split, and the examples that take another's place are drawn from it"
 
 
 def measure(
@@ -126,12 +129,11 @@ class _Replicated(Executor):
             return estimator.choice(self._problem, self._algorithm, self._masks.k)
         if not isinstance(estimator, Auto):
             raise UsageError(
-                f"estimator {estimator.name} predicts what leaving out single examples does, and nothing of "
-                f"{self.units.words.plural}: use Exact() or Sampled(…)"
+                f"estimator = {estimator.name}: it predicts what leaving one example out does, and cannot predict what "
+                f"{self.units.words.doing} does: use Exact() or Sampled(), on the command line --estimator exact or sampled"
             )
-        return estimator.without_prediction(
-            self.units.count, self.units.words.plural, work_of(self._problem, self._algorithm, self._masks.k)
-        )
+        work = partial(work_of, self._problem, self._algorithm, self._masks.k)
+        return estimator.without_prediction(self.units.count, self.units.words, work)
 
     def observe(self, estimator: Estimator | None) -> None:
         predictor = None if estimator is None else estimator.predictor_for(self._algorithm)
@@ -197,7 +199,10 @@ class _Replicated(Executor):
             m=problem.m,
             head=sum(tensor.numel() for tensor in problem.head(replicas.algorithm.seed).values()),
             steps_shared=replicas.steps_shared,
-            notes=tuple(note for note in problem.execution_notes if note not in problem.notes),
+            notes=(
+                *(note for note in problem.execution_notes if _said(note) not in map(_said, problem.notes)),
+                *([_SEEN] if self.units.of_validation and replicas.algorithm.validates else []),
+            ),
         )
 
     def recalibrated(self, estimator: Estimator, left_out: Sequence[int], losses: Sequence[float]) -> Prediction | None:
@@ -216,6 +221,11 @@ class _Replicated(Executor):
         step, algorithm = int(replicas.failed_step[0]), replicas.algorithm
         if step >= 0 or not bool(torch.isfinite(losses).all()):
             raise MeasurementError(f"{what} {algorithm.failure(step if step >= 0 else algorithm.max_steps)}")
+
+
+def _said(note: str) -> str:
+    """What a note says of a model, without the model's name: one with modules inserted runs as the one around which they are."""
+    return note.partition(" ")[2]
 
 
 def _steps(algorithm: Algorithm, replicas: int) -> int | None:

@@ -36,7 +36,7 @@ def as_html(estimate: StabilityEstimate) -> str:
         "method": subject.method,
         "parameters": f"p = {estimate.sparsity:.3g}: k = {estimate.k} of {estimate.m}",
         "training": f"{subject.training}, on n = {subject.n} examples{f' of {subject.data}' if subject.data else ''}",
-        "retrained": words.each_of(f"{estimate.retrainings} of {estimate.n}"),
+        "retrained": words.each_of(f"{estimate.retrainings} of {estimate.units.count}"),
         "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, subject.loss_unit),
         "noise floor": size_of(estimate.noise_floor),
         "time": f"{estimate.seconds:.1f} s",
@@ -49,9 +49,7 @@ def as_html(estimate: StabilityEstimate) -> str:
     if why := doubts(estimate):
         settled = ""
         if (cure := remedy(estimate)) is not None:
-            given = {"retrainings": cure.retrainings, "tolerance": cure.tolerance}
-            call = ", ".join(f"{name}={value:g}" for name, value in given.items() if value is not None)
-            settled = f" <code>estimators.{cure.estimator.capitalize()}({call})</code> would settle it."
+            settled = f" <code>{cure.call}</code> would settle it."
         parts.append(f"<p><b>Inconclusive</b>: {escape('; '.join(why))}.{settled}</p>")
     parts.append(table_html(pd.DataFrame(facts.items()), header=False))
     if rows := carriers(estimate, _SHOWN):
@@ -62,7 +60,7 @@ def as_html(estimate: StabilityEstimate) -> str:
             numbers = f"<td>{row['share']:.0%}</td><td>{change:+.3g}{how}</td>"
             cells.append(f"<tr>{numbers}<td style='text-align: left'>{_picture(estimate, int(row['index']))}{seen}</td></tr>")
         unit = escape(subject.loss_unit)
-        head = f"<tr><th>share</th><th>change of its loss ({unit})</th><th>example</th></tr>"
+        head = f"<tr><th>share</th><th>change of {escape(words.its)} ({unit})</th><th>{escape(words.singular)}</th></tr>"
         parts.append(f"<p>The {words.plural} that carry most of it:</p><table>{head}{''.join(cells)}</table>")
     return "".join(parts)
 
@@ -87,7 +85,7 @@ def table_html(table: pd.DataFrame, *, header: bool = True) -> str:
 def _picture(estimate: StabilityEstimate, i: int) -> str:
     """The picture of a training example, as part of the page; empty where there is none."""
     shown = estimate.subject.shown
-    if not isinstance(shown, torch.Tensor) or len(shown) != estimate.n:
+    if estimate.units.names is not None or not isinstance(shown, torch.Tensor) or len(shown) != estimate.n:
         return ""
     from matplotlib.image import imsave
 

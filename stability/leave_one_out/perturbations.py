@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +24,8 @@ from stability.problems.problem import Examples, Problem, generator
 from stability.training.substitutes import Substitutes
 
 __all__ = ["FlipLabel", "LeaveGroupOut", "LeaveOneOut", "Perturbation", "RemoveFraction", "ReplaceOne"]
+
+_ROUNDED = 0.005  # by which 0.333 differs from a third, and more
 
 
 class Perturbation(ABC):
@@ -94,11 +96,12 @@ class LeaveGroupOut(LeaveManyOut):
     L_g is the mean loss over the examples of g. Groups are what belongs together: the texts of one annotator, or of one document.
 
     Attributes:
-        groups: the group of each training example, (n,); by default those that the problem was loaded with
-            (``load(…, group="annotator")``, ``--group``).
+        groups: the group of each training example, (n,), words or numbers: a list, an array, a tensor or a column of a table; by
+            default those that the problem was loaded with (``load(…, group="annotator")``, ``--group``).
 
     Raises:
-        UsageError: on measuring: there is no group for each example, there is one group alone, or each has one example alone.
+        UsageError: groups that are no list, or one that is missing or no word or number; on measuring: there is no group for
+            each example, there is one group alone, or each has one example alone.
 
     Example:
         >>> from stability import load
@@ -111,6 +114,10 @@ class LeaveGroupOut(LeaveManyOut):
 
     name: ClassVar[str] = "leave-group-out"
 
+    def __post_init__(self) -> None:
+        if self.groups is not None:
+            object.__setattr__(self, "groups", _each_known(self.groups))
+
     def parts(self, n: int, seed: int, *, name: str, groups: Sequence[str | int] | None = None) -> Parts:
         groups = groups if self.groups is None else self.groups
         if groups is None:
@@ -120,37 +127,65 @@ class LeaveGroupOut(LeaveManyOut):
             )
         if len(groups) != n:
             raise UsageError(f"groups: {len(groups)} for n = {n} training examples: give one for each")
-        counts = Counter(groups)
-        if len(counts) == 1:
+        members: dict[str | int, list[int]] = {}
+        for i, group in enumerate(groups):
+            members.setdefault(group, []).append(i)
+        if len(members) == 1:
             raise UsageError(f"groups: all {n} training examples are in {groups[0]!r}: without it there is nothing to train on")
-        if max(counts.values()) == 1:
-            raise UsageError(f"groups: each of the {n} has one example alone: that is leaving one out, so leave groups out")
-        members = [tuple(i for i, other in enumerate(groups) if other == group) for group in counts]
+        if len(members) == n:
+            raise UsageError(
+                f"groups: each of the {n} training examples is alone in its group, and that is leaving one example out: use "
+                "LeaveOneOut(), on the command line leave --group out"
+            )
         words = Words(
             perturbation=self.name,
             doing="leaving one group of training examples out",
             its="the mean loss of its examples",
             plural="groups",
+            singular="group",
         )
-        alone = sum(len(own) == 1 for own in members)
-        notes = (
-            (f"{alone} of {len(counts)} groups have one example: without such a group one example is left out",) if alone else ()
+        alone = sum(len(own) == 1 for own in members.values())
+        notes = (f"{alone} of {len(members)} groups {'has' if alone == 1 else 'have'} only one example",) if alone else ()
+        return Parts(n, tuple(map(tuple, members.values())), tuple(f"group {group}" for group in members), words, notes=notes)
+
+
+def _each_known(groups: object) -> tuple[str | int, ...]:
+    """The group of each example as plain words and numbers.
+
+    Raises:
+        UsageError: there is no list of them, or one is missing or something else.
+    """
+    if not isinstance(groups, Collection) or isinstance(groups, (str, bytes, Set, Mapping)):
+        raise UsageError(
+            f"groups = {groups!r}: give a list with the group of each training example; the name of a column goes to "
+            "load(…, group='annotator')"
         )
-        return Parts(n, tuple(members), tuple(f"group {group}" for group in counts), words, notes=notes)
+    plain = groups.tolist() if hasattr(groups, "tolist") else list(groups)
+    if not isinstance(plain, list):  # an array without an axis
+        raise UsageError(f"groups = {groups!r}: give a list with the group of each training example")
+    found: list[str | int] = []
+    for i, group in enumerate(plain):
+        one = group.item() if hasattr(group, "item") and getattr(group, "shape", None) == () else group  # of numpy or torch
+        blank = one is None or (isinstance(one, str) and not one.strip()) or (isinstance(one, Real) and one != one)
+        if blank or not isinstance(one, (str, Real)):
+            what = "is missing" if blank else "is no word or number"
+            raise UsageError(f"groups[{i}] = {group!r} {what}: give each of the {len(plain)} examples the name of its group")
+        found.append(one)  # type: ignore[arg-type]
+    return tuple(found)
 
 
 @dataclass(frozen=True)
 class RemoveFraction(LeaveManyOut):
     """Remove a fraction f of S at once: E_P |L_P(A(S \\ P)) − L_P(A(S))|, over the parts P of a random partition of S.
 
-    L_P is the mean loss over the examples of P. There are round(1/f) parts, as equal in size as they can be, so that every example
-    is removed once. Fu et al. 2023 remove a tenth of S in Table 2.
+    L_P is the mean loss over the examples of P. There are 1/f parts, as equal in size as they can be, so that every example is
+    removed once. Fu et al. 2023 remove a tenth of S in Table 2.
 
     Attributes:
-        fraction: f, at most 1/2.
+        fraction: f, one of 1/2, 1/3, 1/4, …, up to three digits.
 
     Raises:
-        UsageError: a fraction outside (0, 1/2]; on measuring: less than one example.
+        UsageError: another fraction; on measuring: less than one example.
 
     Example:
         >>> from stability import load
@@ -166,21 +201,31 @@ class RemoveFraction(LeaveManyOut):
         check_fraction(fraction=self.fraction)
         if self.fraction > 0.5:
             raise UsageError(f"fraction = {self.fraction}: at most 0.5, so that every example is in one part of two or more")
+        if abs(self._parts * self.fraction - 1) > _ROUNDED:
+            fewer = int(1 / self.fraction)
+            near = " or ".join(f"{1 / k:.4g} (1/{k})" for k in (fewer, fewer + 1))
+            raise UsageError(f"fraction = {self.fraction}: S is divided into parts of one size, each removed once: use {near}")
+
+    @property
+    def _parts(self) -> int:
+        return round(1 / self.fraction)
 
     def parts(self, n: int, seed: int, *, name: str, groups: Sequence[str | int] | None = None) -> Parts:
-        parts = round(1 / self.fraction)
+        parts = self._parts
         if parts > n:
-            raise UsageError(f"fraction = {self.fraction} of n = {n} examples is less than one: use {1 / n:.2g} or more")
+            raise UsageError(f"fraction = {self.fraction} of n = {n} examples is less than one: use {1 / n:.4g} or more")
         order = torch.randperm(n, generator=generator(seed, "removed"))
         members = [tuple(sorted(part.tolist())) for part in order.tensor_split(parts)]
         words = Words(
             perturbation=self.name,
-            doing=f"removing {self.fraction:.3g} of the training examples at once",
+            doing=f"removing {1 / parts:.3g} of the training examples at once",
             its="the mean loss of those",
             plural="parts",
+            singular="part",
             passive="removed",
         )
-        return Parts(n, tuple(members), tuple(f"part {j}" for j in range(parts)), words)
+        names = tuple(f"part {j}" for j in range(1, parts + 1))
+        return Parts(n, tuple(members), names, words, fraction=1 / parts)
 
 
 @dataclass(frozen=True)
@@ -188,7 +233,8 @@ class ReplaceOne(Perturbation):
     """Replace one example by a fresh one: E_i |ℓ(A(S^{i→z′}), z_i) − ℓ(A(S), z_i)| (Shalev-Shwartz et al. 2010, Definition 3).
 
     z′ takes the place of z_i in its batches. It is drawn from the validation split, or from the test split where there is no
-    other; without replacement as long as there are enough. Losses on the test split are then not quite of unseen examples.
+    other; without replacement as long as there are enough. The losses on this split are then not quite of unseen examples. Early
+    stopping chooses a checkpoint by the validation split; the estimate says so where z′ comes from there.
 
     Raises:
         UsageError: on measuring: there is no held-out example, or the algorithm drops out.
@@ -202,7 +248,8 @@ class ReplaceOne(Perturbation):
     name: ClassVar[str] = "replace-one"
 
     def units(self, problem: Problem, seed: int) -> Units:
-        pool = problem.test if problem.validation is None or not len(problem.validation) else problem.validation
+        validation = problem.validation is not None and len(problem.validation) > 0
+        pool = problem.validation if problem.validation is not None and validation else problem.test
         if not len(pool):
             raise UsageError(f"{problem.name} has no held-out example to take in the place of another")
         draws, orders, drawn = generator(seed, "replacement"), [], 0
@@ -217,7 +264,7 @@ class ReplaceOne(Perturbation):
             passive="replaced",
             each="with another in the place of each of {}",
         )
-        return Replacements(problem.train, pool.take(torch.cat(orders)[: problem.n]), words)
+        return Replacements(problem.train, pool.take(torch.cat(orders)[: problem.n]), words, of_validation=validation)
 
 
 @dataclass(frozen=True)
@@ -241,7 +288,7 @@ class FlipLabel(Perturbation):
         labels = problem.train.labels.cpu()
         if labels.is_floating_point():
             raise UsageError(f"the labels of {problem.name} are numbers: there is no other class to give an example")
-        classes = int(labels.max()) + 1 if problem.classes is None else len(problem.classes)
+        classes = _outputs(problem, seed) if problem.classes is None else len(problem.classes)
         if classes < 2:
             raise UsageError(f"{problem.name} has one class alone: there is no other to give an example")
         others = torch.randint(classes - 1, (problem.n,), generator=generator(seed, "flip"))
@@ -257,6 +304,14 @@ class FlipLabel(Perturbation):
         return Replacements(problem.train, flipped, words)
 
 
+def _outputs(problem: Problem, seed: int) -> int:
+    """The number of classes that a problem tells by its logits alone. A model of one logit tells two by its sign."""
+    one = problem.train.take(slice(0, 1))
+    with torch.no_grad():
+        logits = problem.logits(problem.start(seed), one.inputs)
+    return max(logits[0].numel(), int(problem.train.labels.max()) + 1)
+
+
 @dataclass(frozen=True)
 class Parts(Units):
     """Groups of examples, each a unit: all of them have weight 0, and their mean loss is looked at.
@@ -267,6 +322,7 @@ class Parts(Units):
         names: of the groups.
         words: what is done to them.
         notes: what should be known of them, a sentence each.
+        fraction: of S that each is, where they are of one size.
 
     Example:
         >>> words = Words(perturbation="mine", doing="leaving a pair out", its="their mean loss", plural="pairs")
@@ -279,6 +335,7 @@ class Parts(Units):
     names: tuple[str, ...]
     words: Words
     notes: tuple[str, ...] = field(default=(), kw_only=True)
+    fraction: float | None = field(default=None, kw_only=True)
 
     @property
     def count(self) -> int:
@@ -306,6 +363,7 @@ class Replacements(OneExampleEach):
         own: S.
         others: (n,) what takes the place of each.
         words: what is done to them.
+        of_validation: whether the others are of the validation split.
 
     Example:
         >>> words = Words(perturbation="mine", doing="swapping one", its="its loss", plural="swaps")
@@ -317,6 +375,7 @@ class Replacements(OneExampleEach):
     own: Examples
     others: Examples
     words: Words
+    of_validation: bool = field(default=False, kw_only=True)
 
     @property
     def count(self) -> int:

@@ -68,6 +68,7 @@ def carried_out(executor: Executor, estimator: Estimator, confidence: float, beg
         retrained.add(executor.retrain(left_out, along=first), left_out)
         wall = time.perf_counter() - since
         each, least = wall / (len(left_out) + first), min(least, wall)
+    assert design.drawn or retrained.count == units.count, "the first units in order are no sample of all"
 
     # 5. Estimate.
     reason = choice.reason and f"{estimator.name}: {choice.reason}"

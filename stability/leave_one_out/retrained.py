@@ -110,7 +110,6 @@ class Retrained:
         Raises:
             MeasurementError: every replica failed.
         """
-        n = len(self._design.order)
         known = self.table[self.table["failed_step"] < 0]
         improved = self._executor.recalibrated(estimator, known["index"].tolist(), known["loss_left_out"].tolist())
         prediction = improved or prediction
@@ -134,7 +133,7 @@ class Retrained:
             estimator=estimator.kind(pointwise),
             status=_status(estimator, self._told(pointwise, estimator, prediction), budget_spent),
             tolerance=estimator.tolerance,
-            n=n,
+            n=len(self._whole),
             units=self._executor.units,
             k=models.k,
             m=models.m,

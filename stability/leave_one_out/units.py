@@ -28,6 +28,7 @@ class Words:
         doing: what is done to one unit.
         its: the loss that is looked at.
         plural: what several units are called.
+        singular: what one unit is called.
         passive: what units are when it is done to them.
         each: what a training has seen, with ``{}`` for the number of units.
     """
@@ -37,6 +38,7 @@ class Words:
     its: str
     plural: str
     passive: str = "left out"
+    singular: str = "example"
     each: str = "without each of {}"
 
     def each_of(self, count: str) -> str:
@@ -77,11 +79,17 @@ class Units(ABC):
 
     Attributes:
         words: what is done to them.
+        names: of the units, where they are groups or parts; None: they are about single examples.
         notes: what should be known of them, a sentence each.
+        fraction: of S that each is, where that defines them.
+        of_validation: whether examples of the validation split are trained on.
     """
 
     words: Words
+    names: Sequence[str] | None
     notes: Sequence[str] = ()
+    fraction: float | None = None
+    of_validation: bool = False
 
     @property
     @abstractmethod
@@ -129,6 +137,8 @@ class Units(ABC):
 
 class OneExampleEach(Units):
     """Units of which each is about one example, whose own loss is looked at: unit i about example i."""
+
+    names = None
 
     def looked_at(self, unit: int) -> Sequence[int]:
         return (unit,)

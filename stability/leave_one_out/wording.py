@@ -51,8 +51,11 @@ def sentence(estimate: StabilityEstimate) -> str:
         return f"{begins} no more than {noise} does: {value} on average, with a noise floor of {estimate.noise_floor:.2g}."
     if estimate.status == Status.APPROXIMATE:
         return f"{begins} about {value} on average. That is a prediction, whose error is unknown: no model was retrained."
+    if estimate.status == Status.EXACT and not estimate.subject.repeats:
+        noise = f"training again on all examples changes the losses by {amount(estimate.noise_floor, unit)}"
+        return f"{begins} {value} on average, noise included: {noise}."
     if estimate.status == Status.EXACT:
-        return f"{begins} {value} on average, exactly: each of the {estimate.n} {words.plural} was {words.passive}."
+        return f"{begins} {value} on average, exactly: each of the {estimate.units.count} {words.plural} was {words.passive}."
     places = places_of(estimate.value)
     ends = f"at least {size_of(low, places)}" if math.isinf(high) else f"{size_of(low, places)} to {size_of(high, places)}"
     ended = estimate.status in (Status.TOLERANCE_NOT_MET, Status.BUDGET_SPENT)
@@ -126,7 +129,7 @@ def doubts(estimate: StabilityEstimate) -> tuple[str, ...]:
         return () if met else (f"the tolerance of {estimate.tolerance:g} is not met{more}",)
     found = []
     low, high = estimate.interval
-    if estimate.retrainings == 1 < estimate.n and estimate.status != Status.APPROXIMATE:
+    if estimate.retrainings == 1 < estimate.units.count and estimate.status != Status.APPROXIMATE:
         found.append("one retraining tells nothing of the spread")
     elif math.isinf(high):
         found.append(f"the interval has no upper end{_because(estimate)}")
@@ -138,7 +141,7 @@ def doubts(estimate: StabilityEstimate) -> tuple[str, ...]:
 
 def _poor(estimate: StabilityEstimate) -> list[str]:
     known = estimate.diagnostics
-    if not poor(known, estimate.retrainings, estimate.n):
+    if not poor(known, estimate.retrainings, estimate.units.count):
         return []
     held = f"of simulated intervals from so few draws and with such a correlation, {known.simulated_coverage:.1%} held the truth"
     return [f"the prediction is poor (correlation {known.correlation:.2f}): {held}"]
@@ -166,14 +169,20 @@ class Remedy:
         tolerance: at which it stops; None where it looks at none.
 
     Example:
-        >>> Remedy("sampled", 80, seconds=12.0).retrainings
-        80
+        >>> Remedy("sampled", 80, seconds=12.0).call
+        'estimators.Sampled(retrainings=80)'
     """
 
     estimator: str
     retrainings: int | None
     seconds: float
     tolerance: float | None = None
+
+    @property
+    def call(self) -> str:
+        """The estimator, as one writes it in Python."""
+        given = {"retrainings": self.retrainings, "tolerance": self.tolerance}
+        return f"estimators.{self.estimator.capitalize()}({', '.join(f'{n}={v:g}' for n, v in given.items() if v is not None)})"
 
 
 def remedy(estimate: StabilityEstimate) -> Remedy | None:
@@ -198,13 +207,13 @@ def remedy(estimate: StabilityEstimate) -> Remedy | None:
     wide = (high - low) / estimate.value
     if estimate.tolerance is not None:
         wide = estimate.pointwise.relative_half_width / estimate.tolerance
-    is_poor = poor(estimate.diagnostics, estimate.retrainings, estimate.n) or bool(_worthless(estimate))
+    is_poor = poor(estimate.diagnostics, estimate.retrainings, estimate.units.count) or bool(_worthless(estimate))
     count = max(_FEWEST, math.ceil(estimate.retrainings * wide**2 * 1.2)) if math.isfinite(wide) else 20
     if is_poor:
         count = max(count, 50, 2 * estimate.retrainings)
     count = max(count, estimate.retrainings + 1)
-    if 2 * count >= estimate.n or (is_poor and _seconds(estimate, estimate.n, Exact.name) <= _PATIENCE):
-        return Remedy(Exact.name, None, _seconds(estimate, estimate.n, Exact.name))
+    if 2 * count >= estimate.units.count or (is_poor and _seconds(estimate, estimate.units.count, Exact.name) <= _PATIENCE):
+        return Remedy(Exact.name, None, _seconds(estimate, estimate.units.count, Exact.name))
     return Remedy(estimate.estimator, count, _seconds(estimate, count, estimate.estimator), estimate.tolerance)
 
 

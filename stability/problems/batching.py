@@ -6,7 +6,9 @@ Both give the same up to rounding. Which of them a model takes is found out by r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,6 +66,15 @@ def slopes_of(logits: Tensor, leaves: Parameters) -> dict[str, Tensor | None]:
     return dict(zip(leaves, found, strict=True))
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's warning that it lacks a batching rule. If that makes vmap fail or differ, another form is tried."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop because")
+        yield
+
+
+@_quietly()
 def difference(
     logits: Function,
     start: Parameters,

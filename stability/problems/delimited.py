@@ -23,6 +23,7 @@ LINE_END = re.compile(r"\r\n|\r|\n")
 """The ends of lines that a table may have."""
 
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+_LATE_QUOTE = re.compile(r' +"[^"]*" *')  # a field whose quotes are read as signs, for a space stands before them
 _LONGEST = 2**31 - 1  # of a field; the csv module refuses more than 131 072 signs unless it is told
 
 
@@ -59,7 +60,10 @@ class _Split:
 
     @property
     def header(self) -> list[str]:
-        return [name.strip() for name in self.records[0][1]] if self.records else []
+        """The names of the columns; of several without a name their numbers."""
+        names = [name.strip() for name in self.records[0][1]] if self.records else []
+        several = names.count("") > 1
+        return [f"column {number}" if several and not name else name for number, name in enumerate(names, 1)]
 
 
 def parse(text: str, path: Path, usual: str, columns: Collection[str] = ()) -> Table:
@@ -69,7 +73,8 @@ def parse(text: str, path: Path, usual: str, columns: Collection[str] = ()) -> T
     first that divides every row into as many fields as the header, at least two, with a usual or named column among them.
 
     Quotes are those of RFC 4180. Where they do not come in pairs, or a quoted field holds whole rows between tabs, every line is a
-    row: a field that is quoted as a whole loses its quotes, and any other quote is a sign like others. A note says so.
+    row: a field that is quoted as a whole loses its quotes, and any other quote is a sign like others. A note says so. Spaces may
+    stand before a quoted field.
 
     Args:
         text: what the file holds.
@@ -107,6 +112,12 @@ def parse(text: str, path: Path, usual: str, columns: Collection[str] = ()) -> T
     check_distinct([name for name in split.header if name], f"{path}, line {split.records[0][0]}")
     notes = [] if separator == usual else [f"the columns are separated by {_SEPARATORS[separator]}"]
     notes += [split.note] if split.note else []
+    tried = {sign for _, sign, _ in ranked}
+    for sign in _SEPARATORS:
+        if sign in LINE_END.split(text.strip())[0]:
+            other = _split(text, sign) if sign not in tried else next(one for _, mine, one in ranked if mine == sign)
+            if sign != separator and len(other.header) > 1 and is_usable(other.header, columns) and not other.fault:
+                notes.append(f"the columns could be separated by {_SEPARATORS[sign]} too, and are read by {_SEPARATORS[separator]}")
     header = split.header
     return Table([(line, dict(zip(header, fields, strict=True))) for line, fields in split.records[1:]], notes)
 
@@ -131,6 +142,12 @@ def check_distinct(names: Sequence[str], place: str) -> None:
 def _split(text: str, separator: str) -> _Split:
     """A table divided by one sign: as quotes tell, or line by line where they tell nothing."""
     quoted = _divided(text, separator, csv.QUOTE_MINIMAL)
+    if quoted.fault or any(_LATE_QUOTE.fullmatch(field) for _, fields in quoted.records for field in fields):
+        spaced = (
+            _divided(text, separator, csv.QUOTE_MINIMAL, skip=True) if re.search(f'{re.escape(separator)} +"', text) else quoted
+        )
+        if not spaced.fault:
+            quoted = spaced
     odd = "" if quoted.fault else _swallowing(quoted, separator)
     if '"' in text and (quoted.fault or (odd and separator == "\t")):  # a text may well hold commas, and no tabs
         lines = _divided(text, separator, csv.QUOTE_NONE)
@@ -141,8 +158,10 @@ def _split(text: str, separator: str) -> _Split:
     return replace(quoted, note=f"is a quote missing? See {odd}") if odd else quoted
 
 
-def _divided(text: str, separator: str, quoting: Literal[0, 3]) -> _Split:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
+def _divided(text: str, separator: str, quoting: Literal[0, 3], *, skip: bool = False) -> _Split:
+    """The records between ends of lines. With ``skip``, spaces before a field are none of it, so that it may then be quoted."""
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True, skipinitialspace=skip)
     records: list[tuple[int, list[str]]] = []
     line, limit = 1, csv.field_size_limit(_LONGEST)
     try:

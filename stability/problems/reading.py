@@ -307,6 +307,12 @@ def _json(path: Path, text: str) -> list[Row]:
         if not isinstance(values, dict):
             raise UsageError(f"{path}, {place}: {type(values).__name__} instead of an object; one object a row expected")
         rows.append(Row(values, f"{path}, {place}"))
+    if len(rows) == 1 and rows[0].values and all(isinstance(value, (list, dict)) for value in rows[0].values.values()):
+        whole = ", ".join(map(repr, rows[0].values))
+        raise UsageError(
+            f"{path}: one object that holds {whole} as a whole, and not a row: write one object a row, "
+            "as DataFrame.to_json(orient='records', lines=True) does, and each split into a file of its own"
+        )
     return rows
 
 

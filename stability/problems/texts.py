@@ -34,7 +34,7 @@ from stability.problems.tasks import (
     texts_of,
     unlabelled,
 )
-from stability.problems.tokens import cached_tokens
+from stability.problems.tokens import cached_tokens, padding_of
 
 __all__ = ["load_texts", "on_hub"]
 
@@ -166,7 +166,7 @@ def load_texts(
     made = {}
     for split, (source, index) in places.items():
         tokens = cached_tokens(pretrained.tokenizer, [sequences[source][i] for i in index], longest)
-        made[split] = Examples(tokens.inputs, values[source][index], tokens.lengths)
+        made[split] = Examples(tokens.inputs, values[source][index], tokens.lengths, padding_of(pretrained.tokenizer))
         cut, labels = tokens.cut, made[split].labels
         if split == "train":
             cut, labels = cut[chosen], labels[chosen]
@@ -217,17 +217,19 @@ def load_texts(
 def _groups(own: Splits, group: str, place: Place) -> list[str]:
     """The group of each training example."""
     source, index = place
-    column = named_column(group, list(dict.fromkeys(column for row in own[source] for column in row.values)))
+    names = list(dict.fromkeys(column for row in own[source] for column in row.values))
+    column = named_column(group, names)
+    if column not in names:
+        raise UsageError(f"group = {group!r}: the training data have no such column: use one of {', '.join(names)}")
     found = []
-    for i in index:
-        row = own[source][i]
+    for row in own[source]:  # also of what is not in S: with another seed it may be
         value = row.values.get(column)
         if value is None or str(value).strip() in ("", "nan"):
             raise UsageError(
                 f"{row.place}: {column} is empty, and it names the group of the example: fill it in, or remove the row"
             )
         found.append(str(value).strip())
-    return found
+    return [found[i] for i in index]
 
 
 def on_hub(data: str, named: bool) -> bool:
@@ -343,7 +345,9 @@ def _tested(own: Splits, label: str, test: str | PathLike[str] | None, label_typ
         raise UsageError("test = 'validation': the data have no validation split; use none, or a file")
     if test in ("none", "validation"):
         return kept, []
-    if test is None and "test" in own and (why := unlabelled(own["test"], label, own["train"], label_type)):
+    if "test" in own and (why := unlabelled(own["test"], label, own["train"], label_type)):
+        if test is not None:
+            raise UsageError(f"test = {str(test)!r}: {why}; give a file with labels, or leave test (--test) out")
         return kept, [f"the test split of the data is ignored because {why}; test='…' or --test names another"]
     return own, []
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stability.problems.tasks import Sequences
 
-__all__ = ["Tokens", "cache_folder", "cached_tokens", "tokenize"]
+__all__ = ["Tokens", "cache_folder", "cached_tokens", "padding_of", "tokenize"]
 
 _FORMAT = 2  # raise it with every change of what a cached file holds
 
@@ -123,7 +123,7 @@ def tokenize(tokenizer: Any, examples: Sequence[Sequences], max_length: int) -> 
     choices = len(examples[0])
     sizes = torch.tensor([len(one["input_ids"]) for one, _ in encoded]).view(-1, choices)
     longest = int(sizes.max())
-    fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    fill = padding_of(tokenizer)
     inputs = {
         name: torch.tensor([one[name] + [fill.get(name, 0)] * (longest - len(one[name])) for one, _ in encoded])
         for name in encoded[0][0]
@@ -131,6 +131,20 @@ def tokenize(tokenizer: Any, examples: Sequence[Sequences], max_length: int) -> 
     shape = (len(examples), longest) if choices == 1 else (len(examples), choices, longest)
     cut = torch.tensor([was_cut for _, was_cut in encoded]).view(-1, choices).any(1)
     return Tokens({name: tensor.view(shape) for name, tensor in inputs.items()}, sizes.max(1).values, cut)
+
+
+def padding_of(tokenizer: Any) -> dict[str, int]:
+    """The number that fills the rest of each input, where it is not 0.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> padding_of(SimpleNamespace(pad_token_id=1, pad_token_type_id=0))
+        {'input_ids': 1, 'token_type_ids': 0}
+    """
+    return {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
 
 
 def _encode(tokenizer: Any, texts: tuple[str, ...], max_length: int) -> tuple[dict[str, list[int]], bool]:

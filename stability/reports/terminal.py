@@ -10,7 +10,7 @@ from typing import Any
 from stability.bounds.base import Assumption, Bound
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Status
-from stability.leave_one_out.units import Units
+from stability.leave_one_out.units import SingleExamples, Units
 from stability.leave_one_out.wording import amount, doubts, duration, remedy, sentence
 from stability.problems.metrics import commonest_class
 from stability.problems.problem import Problem
@@ -71,6 +71,15 @@ def show_loop(estimate: StabilityEstimate, *, verbose: bool = False, width: int 
     subject = estimate.subject
     rows = {"method": subject.method, "training set": f"n = {subject.n} examples", "training": subject.training}
     _show(estimate, rows, verbose, width)
+    if not (why := doubts(estimate)):
+        return
+    told = f"Inconclusive: {'; '.join(why)}."
+    if (cure := remedy(estimate)) is None:
+        print("", textwrap.fill(told, width), sep="\n")
+        return
+    perturbed = "" if isinstance(estimate.units, SingleExamples) else ", perturbation=…"
+    told += f" This would settle it, in about {duration(cure.seconds)}:"
+    print("", textwrap.fill(told, width), f"  measure_loop(loop, {cure.call}{perturbed})", sep="\n")
 
 
 def _show(estimate: StabilityEstimate, trained: Mapping[str, str], verbose: bool, width: int) -> None:
@@ -111,7 +120,9 @@ def _facts(estimate: StabilityEstimate) -> dict[str, str]:
     unit, words = estimate.subject.loss_unit, estimate.units.words
     failed = f", {len(estimate.failed)} of them failed" if estimate.failed else ""
     rows = {
-        "retrained": words.each_of(f"{estimate.retrainings} of {estimate.n}") + failed if estimate.retrainings else "none",
+        "retrained": words.each_of(f"{estimate.retrainings} of {estimate.units.count}") + failed
+        if estimate.retrainings
+        else "none",
         "largest change": "not measured" if math.isnan(estimate.maximum) else amount(estimate.maximum, unit),
         "test losses": "not measured"
         if math.isnan(estimate.hypothesis.value)

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
@@ -126,7 +127,8 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
     if "sparsity" in given:
         check_sparsity(given["sparsity"])
     try:
-        with explained(f"selector {name!r}"):
+        with explained(f"selector {name!r}"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*eva_config")  # of a setting of peft that is refused
             result = made(**given)
     except OwnCodeError:
         raise

@@ -22,13 +22,15 @@ QUERY_AND_VALUE = (
 earlier versions was trained with stays what it was."""
 
 _ATTENTION_OUTPUT = (
-    r"attention\.output\.dense|(attention|attn|self_attn)\.(o_proj|out_proj|out_lin|c_proj|Wo|o)"
-    r"|(?<!bottleneck\.)([Aa]ttention|attn)\.(o|post_proj|dense)|attentions\.\d+\.out_lin|self_attn\.output|post_attention\.conv1d"
+    r"attention\.output\.dense|(attention|attn|self_attn)\.(o_proj|out_proj|out_lin|c_proj|Wo|o)",
+    r"(?<!bottleneck\.)([Aa]ttention|attn)\.(o|post_proj|dense)|attentions\.\d+\.out_lin|self_attn\.output|post_attention\.conv1d",
 )
 _FEED_FORWARD_OUTPUT = (
-    r"(?<!attention)\.output\.dense|(mlp|ffn)\.(fc2|down_proj|c_proj|lin2|Wo)|layers\.\d+\.fc2"
-    r"|mlp\.(dense_4h_to_h|fc_out)|\.output\.conv1d|ffns\.\d+\.lin2|ffn\.(linear_2|2)|ffn_output|DenseReluDense\.wo|ff\.layer_2"
+    r"(?<!attention)\.output\.dense|(mlp|ffn)\.(fc2|down_proj|c_proj|lin2|Wo)|layers\.\d+\.fc2",
+    r"mlp\.(dense_4h_to_h|fc_out)|\.output\.conv1d|ffns\.\d+\.lin2|ffn\.(linear_2|2)|ffn_output|DenseReluDense\.wo|ff\.layer_2",
 )
+"""Patterns of the ends of names. Those behind the first are used only where the first does not find a layer of each kind in every
+layer of the model, for the same reason: an identity names no layers, so that a model's must not become more."""
 
 
 def lora_places(module: nn.Module) -> str:
@@ -65,16 +67,24 @@ def adapter_places(module: nn.Module, kinds: Sequence[str]) -> list[str]:
         >>> adapter_places(layers, ["feed-forward"])
         ['0.mlp.fc2', '1.mlp.fc2']
     """
-    patterns = {"attention": _ATTENTION_OUTPUT, "feed-forward": _FEED_FORWARD_OUTPUT}
     names = [name for name, _ in module.named_modules()]
-    found = {kind: [name for name in names if re.search(f"({pattern})$", name)] for kind, pattern in patterns.items()}
-    layers = {kind: {_layer(name) for name in mine} for kind, mine in found.items()}
-    most = max(len(mine) for mine in layers.values())
+    patterns = {"attention": _ATTENTION_OUTPUT, "feed-forward": _FEED_FORWARD_OUTPUT}
+
+    def ending(some: Sequence[str]) -> list[str]:
+        return [name for name in names if re.search(f"({'|'.join(some)})$", name)]
+
+    def layers(found: list[str]) -> int:
+        return len({_layer(name) for name in found})
+
+    found, every = ({kind: ending(mine[:first]) for kind, mine in patterns.items()} for first in (1, None))
+    most = max(map(layers, every.values()))
+    if any(layers(found[kind]) < most for kind in kinds):
+        found = every
     for kind in kinds:
         if not found[kind]:
             raise _unknown("adapter", f"behind the {kind} blocks", module)
-        if len(layers[kind]) < most:  # such as those layers that have no experts
-            raise _unknown("adapter", f"behind the {kind} block of every layer", module, f"{len(layers[kind])} of {most}")
+        if layers(found[kind]) < most:  # such as those layers that have no experts
+            raise _unknown("adapter", f"behind the {kind} block of every layer", module, f"{layers(found[kind])} of {most}")
     return [name for kind in kinds for name in found[kind]]
 
 

@@ -21,7 +21,7 @@ from stability.problems.problem import ModuleLogits, Problem, generator
 
 __all__ = ["LOOP", "Trial"]
 
-LOOP = "measure it as a training loop of your own (docs: Your own training loop)"
+LOOP = "measure it as a training loop of your own (docs: Use my training loop)"
 """What is left to do with a method that cannot be trained here."""
 
 _HALVES = (torch.bfloat16, torch.float16)

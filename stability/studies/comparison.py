@@ -19,7 +19,7 @@ from scipy import stats
 
 from stability.checks import check_kind, check_whole
 from stability.errors import UsageError
-from stability.leave_one_out.differences import subtracted
+from stability.leave_one_out.differences import relative_to, subtracted
 from stability.leave_one_out.estimators import Auto, Estimator
 from stability.leave_one_out.notebook import table_html
 from stability.leave_one_out.statistics import Estimate, Numbers, mean_over_seeds
@@ -134,7 +134,7 @@ class Comparison:
             return {**row, "difference": math.nan, "relative": math.nan, "seeds": 0}
         found = mean_over_seeds((pairs["second"] - pairs["first"]).to_numpy())
         base = float(pairs["first"].mean())
-        row |= {"difference": found.value, "relative": found.value / base if base else math.nan, "seeds": found.count}
+        row |= {"difference": found.value, "relative": relative_to(base, found.value), "seeds": found.count}
         if found.count >= _FEWEST:
             p = (
                 2 * float(stats.t.sf(abs(found.value) / found.error, found.count - 1))

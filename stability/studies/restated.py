@@ -7,7 +7,6 @@ So nothing need be trained again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from stability.bounds.risk import generalization_from_stability
-from stability.leave_one_out.estimate import Diagnostics, diagnosed, trusted
+from stability.leave_one_out.estimate import Diagnostics, diagnosed, finite, trusted
 from stability.leave_one_out.estimators import Assisted, Status
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
@@ -42,11 +41,13 @@ def stability_columns(pointwise: Estimate, diagnostics: Diagnostics, status: Sta
         "estimate_status": status.value,
         **asdict(diagnostics),
     }
-    return {name: [_known(end) for end in value] if isinstance(value, list) else _known(value) for name, value in found.items()}
+    return {name: _plain(value) for name, value in found.items()}
 
 
-def _known(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [finite(end) for end in value]
+    return finite(value) if isinstance(value, float) else value
 
 
 def restated(study: Mapping[str, Any], cell: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import sys
 import time
 from collections import Counter, deque
@@ -19,7 +20,7 @@ from stability.machine import cores, resolve_device
 from stability.studies.cell import Expected, failed
 from stability.studies.cluster import RayProcesses
 from stability.studies.identity import as_json, difference, key
-from stability.studies.ledger import Heartbeat, Row, Watch, Worker
+from stability.studies.ledger import Heartbeat, Row, Wanted, Watch, Worker
 from stability.studies.pace import Pace, Progress
 from stability.studies.pools import InProcess, LocalProcesses, Lost, Pool, Work
 from stability.studies.results import CellStatus, Failure, StudyResults
@@ -98,6 +99,7 @@ def run(
     reused = [] if reuse is None else reusable(Store(reuse), study)
     identity = study.identity()
     held = Store(store, identity)
+    _check_room(held)
     for one, record in reused:
         held.add(one, record)
     cells = [(cell, cell_identity(study, cell, identity)) for cell in study.cells()]
@@ -113,6 +115,19 @@ def run(
         with Heartbeat(held.ledger, Worker(what=pool.what)) as worker, pool:
             turn.work(worker, wait)
     return StudyResults.read(store)
+
+
+_ROOM = 2**22
+"""Bytes that must be free on the disk of a store: some hundred cells, and what else is written while they are computed."""
+
+
+def _check_room(store: Store) -> None:
+    total, _, free = shutil.disk_usage(store.path.parent)
+    if total and free < _ROOM:
+        raise StabilityError(
+            f"cannot use the store {store.path}: {free / 2**20:.1f} MiB are free on its disk, and a study needs {_ROOM / 2**20:g}; "
+            "free some disk space and run again"
+        )
 
 
 def _devices(device: str) -> list[str]:
@@ -151,7 +166,7 @@ class _Turn:
         self._ledger, self._pool, self._on_cell = store.ledger, pool, on_cell
         attempts = self._ledger.attempts() if open_ else {}
         self._open = {one.key: one for one in open_}
-        self._before = {name: attempts.get(name, (False, 0))[1] for name in self._open}
+        self._wanted = {name: Wanted(str(one.cell), attempts.get(name, (False, 0))[1]) for name, one in self._open.items()}
         self._queue = deque(self._open)  # cells that were not asked for yet
         self._held: dict[str, str] = {}  # cells of other workers, and who they are
         self._losses: Counter[str] = Counter()
@@ -184,7 +199,7 @@ class _Turn:
         """As many cells as can be begun, claimed; in the end those of dead workers too."""
         while free and self._queue:
             names = [self._queue.popleft() for _ in range(min(_AHEAD, len(self._queue)))]
-            answer = self._ledger.claim(worker, {name: self._before[name] for name in names}, free, set())
+            answer = self._ledger.claim(worker, {name: self._wanted[name] for name in names}, free, set())
             self._queue.extendleft(reversed([name for name in names if not answer.looked_at(name)]))
             self._held |= answer.held
             self._drop(answer.finished)
@@ -193,8 +208,8 @@ class _Turn:
         if free and self._held and time.monotonic() >= self._look:
             self._look = time.monotonic() + _POLL
             known = {one.id: one for one in self._ledger.workers()}
-            dead = self._watch.dead(known.get(one) or Worker(one, "", 0, 0.0) for one in set(self._held.values()))
-            answer = self._ledger.claim(worker, {name: self._before[name] for name in self._held}, free, dead)
+            dead = self._watch.dead(known.get(one) or Worker(id=one, machine="") for one in set(self._held.values()))
+            answer = self._ledger.claim(worker, {name: self._wanted[name] for name in self._held}, free, dead)
             self._held = {name: one for name, one in self._held.items() if not answer.looked_at(name)} | answer.held
             self._drop(answer.finished)
             for name, tries in answer.mine.items():

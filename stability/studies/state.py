@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,7 @@ from stability.studies.pace import Pace
 from stability.studies.results import CellStatus, records_of
 from stability.studies.store import Store
 
-__all__ = ["MethodState", "State", "state_of"]
+__all__ = ["MethodState", "State", "WorkerState", "state_of"]
 
 _PAUSE = 60.0  # seconds besides three times its own that a cell may take before it is taken for the first after a pause
 
@@ -46,6 +46,27 @@ class MethodState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerState:
+    """What one process does for a study.
+
+    Attributes:
+        what: what it computes with.
+        machine: where it is.
+        process: the number of its process there.
+        heard: when it gave its last sign of life.
+        gone: whether it is known to be dead; its cells are then taken over by the next process that has nothing else to do.
+        cells: the cells that it computes.
+    """
+
+    what: str
+    machine: str
+    process: int
+    heard: datetime
+    gone: bool
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class State:
     """How far a study is.
 
@@ -56,6 +77,7 @@ class State:
         last: when the last cell was finished; None where none is.
         rate: cells an hour over the time in which the store was worked on; NaN where it is not known.
         remaining: seconds that the missing cells will take at that pace; NaN where it is not known.
+        workers: who works on it.
     """
 
     study: str
@@ -64,6 +86,7 @@ class State:
     last: datetime | None
     rate: float
     remaining: float
+    workers: tuple[WorkerState, ...] = ()
 
     @property
     def total(self) -> int:
@@ -135,6 +158,22 @@ def state_of(store: Store) -> State:
         last=max(times.values(), default=None),
         rate=3600 * (len(timed) - 1) / busy if busy > 0 else np.nan,
         remaining=_remaining(identity, records, timed, busy),
+        workers=_workers(store),
+    )
+
+
+def _workers(store: Store) -> tuple[WorkerState, ...]:
+    claims = store.ledger.claims()
+    return tuple(
+        WorkerState(
+            what=one.what,
+            machine=one.machine.split()[0],
+            process=one.process,
+            heard=(said := datetime.fromisoformat(one.heard)).replace(tzinfo=said.tzinfo or UTC),
+            gone=one.gone,
+            cells=tuple(claim.what for claim in claims if claim.worker == one.id),
+        )
+        for one in store.ledger.workers()
     )
 
 
@@ -155,7 +194,7 @@ def _busy(timed: Sequence[tuple[datetime, float | None]]) -> float:
     total = 0.0
     for (before, _), (after, own) in pairwise(timed):
         gap, most = (after - before).total_seconds(), 3 * (own or 0.0) + _PAUSE
-        total += gap if gap <= most else own or 0.0
+        total += gap if 0 <= gap <= most else own or 0.0  # a clock may have been set back
     return total
 
 

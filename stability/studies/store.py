@@ -10,16 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from stability.errors import StabilityError
+from stability.studies.folder_ledger import FolderLedger
 from stability.studies.identity import as_json, as_stored, difference, first_difference, key, without_code
-from stability.studies.ledger import Row, damaged, ledger_at
+from stability.studies.ledger import Ledger, Row, damaged
 from stability.studies.restated import restated
+from stability.studies.sqlite_ledger import SqliteLedger
 
-__all__ = ["Store"]
+__all__ = ["Store", "ledger_at"]
 
 _FORMAT = 6  # raise it with every change of what a ledger or a record holds
 _READABLE = (3, 4, 5, _FORMAT)
 _COMPLETE = 4  # the cells of older formats do not say which code and which data they belong to
 _RESTATED = 5  # records of older formats are estimated anew
+
+
+def ledger_at(path: Path) -> Ledger:
+    """The ledger at a path: a folder where there is one or where the name ends in ``.d``, and else one SQLite file.
+
+    Example:
+        >>> type(ledger_at(Path("runs/mine.d"))).__name__
+        'FolderLedger'
+    """
+    return FolderLedger(path) if path.is_dir() or path.suffix == ".d" else SqliteLedger(path)
 
 
 class Store:
@@ -29,7 +41,7 @@ class Store:
     cells of the old code stay in the file, and are no cells of the study any more.
 
     Args:
-        path: the SQLite file, or the folder (:func:`stability.studies.ledger.ledger_at`); made where it is missing and ``identity``
+        path: the SQLite file, or the folder (:func:`ledger_at`); made where it is missing and ``identity``
             is given.
         identity: what defines the study, as plain values. None opens whatever study the file holds, to read it.
 

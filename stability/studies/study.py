@@ -260,6 +260,11 @@ class Cell:
     problem: str
     measured: bool = True
 
+    def __str__(self) -> str:
+        drawn = "" if self.sample is None else f", S {self.sample}"
+        p = "" if self.algorithm.asked_sparsity is None else f" p={self.algorithm.asked_sparsity:g}"
+        return f"{self.algorithm.name}{p} on {problems.short_name(self.problem)}, seed {self.algorithm.seed}{drawn}"
+
 
 def _estimator_identity(estimator: Estimator) -> dict[str, Any]:
     """What the identity says of the estimator. The two plain ones are in it as they were before there were others."""

@@ -164,8 +164,9 @@ def train(
         progress: is told how many replica-steps were done.
 
     Raises:
-        UsageError: weights or masks whose shapes do not fit, a weight below 0, nothing to train, early stopping without a
-            validation split, or a model or loss by which an example changes the others of its batch.
+        UsageError: weights or masks whose shapes do not fit, a substitute for an example that S does not have, a weight below 0,
+            nothing to train, early stopping without a validation split, or a model or loss by which an example changes the others
+            of its batch.
         MachineError: not even one replica fits into memory, or not all that was trained.
 
     Example:
@@ -178,14 +179,17 @@ def train(
         problem = problem.to(resolve_device(device))
     algorithm = algorithm.with_defaults(problem.training)
     problem = algorithm.equivalent(problem)
+    if substitutes is not None:
+        substitutes.check(problem.n)
     start = problem.start(algorithm.seed)
     first = next(iter(start.values()))
     usual = usual_weights(problem.n, substitutes).to(first)
     if weights is None:
         weights = usual.unsqueeze(0)
     if weights.ndim != 2 or weights.shape[1] != len(usual) or len(weights) == 0:
-        wide = "(r, n)" if substitutes is None else f"(r, n + {len(substitutes)} substitutes)"
-        raise UsageError(f"weights have shape {tuple(weights.shape)}: {wide} with r ≥ 1 and n = {problem.n} expected")
+        of = f"the n = {problem.n} training examples"
+        of += "" if substitutes is None else f" and each of the {len(substitutes)} substitutes"
+        raise UsageError(f"weights have shape {tuple(weights.shape)}: use (r, {len(usual)}) with r ≥ 1, a column for each of {of}")
     if bool((weights < 0).any()):
         row = int((weights < 0).any(1).nonzero()[0])
         raise UsageError(f"a weight of replica {row} is {float(weights[row].min()):g}: use 0 for left out and 1 for kept")
@@ -210,7 +214,10 @@ def train(
     seen, batches = algorithm.training_form(problem), list(algorithm.batches(problem.train))
     if substitutes is not None:
         if algorithm.dropout_at(0, first.device) is not None:
-            raise UsageError("dropout and substitutes: what dropout draws is of the batch without them; leave dropout off")
+            raise UsageError(
+                "dropout = True: an example that takes another's place would change what dropout draws for the others: "
+                "set dropout=False, on the command line leave --dropout out"
+            )
         seen, batches = substitutes.beside(seen), list(substitutes.added_to(batches, problem.n))
     how = if_it_fits(partial(divide, seen, algorithm, tunable, len(weights), batches=batches, memory_budget=memory_budget))
     if how is None:

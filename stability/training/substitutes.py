@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from stability.checks import check_kind, check_whole
 from stability.errors import UsageError
 from stability.problems.problem import Examples, Problem
 
@@ -27,7 +28,7 @@ class Substitutes:
         places: int64 (q,), the index in S of the example whose place each may take.
 
     Raises:
-        UsageError: there is not one place for each.
+        UsageError: there is not one place for each, or a place is no whole number of at least 0.
 
     Example:
         >>> flipped = Substitutes(Examples({"x": torch.tensor([[5.0]])}, torch.tensor([1])), torch.tensor([2]))
@@ -39,11 +40,31 @@ class Substitutes:
     places: Tensor
 
     def __post_init__(self) -> None:
+        check_kind(Tensor, "a tensor of whole numbers", places=self.places)
         if self.places.shape != (len(self.examples),):
             raise UsageError(f"places of shape {tuple(self.places.shape)} for {len(self.examples)} substitutes: give one for each")
+        if self.places.dtype not in (torch.int64, torch.int32):
+            raise UsageError(f"places of type {self.places.dtype}: use whole numbers, the indices of examples in S")
+        self._check(None)
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def check(self, n: int) -> None:
+        """Check that each may take the place of an example.
+
+        Args:
+            n: size of S.
+
+        Raises:
+            UsageError: a place is outside S.
+        """
+        self._check(n - 1)
+
+    def _check(self, most: int | None) -> None:
+        because = "" if most is None else f"S has n = {most + 1} examples"
+        for j, place in enumerate(self.places.tolist()):
+            check_whole(0, most, because, **{f"place {j}": place})
 
     def beside(self, problem: Problem) -> Problem:
         """The problem with the substitutes behind its training examples: substitute j is example n + j.

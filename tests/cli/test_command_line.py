@@ -513,3 +513,20 @@ def test_figures_are_drawn_while_a_study_runs(small_store: Path, tmp_path: Path,
     broken = _Drawn(tmp_path / "damaged.sqlite", tmp_path / "figures", first=0.0)
     broken.look()
     broken.finish()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--group", "writer"], "--group writer: it names a column of your texts, and problem 'digits' has no columns"),
+        (["--group", "writer", "--bounds"], "the bounds are about leaving one example out, and --group asks for something else"),
+        (
+            ["--group", "writer", "--perturbation", "flip-label"],
+            "--group and --perturbation flip-label are two different questions",
+        ),
+        (["--perturbation", "replace-one", "--estimator", "assisted"], "what replacing one training example does: use Exact()"),
+    ],
+)
+def test_what_no_perturbation_can_do_is_said(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["loo", "--selector", "bitfit", "--n", "20", "--steps", "2", *options]) == 2
+    assert message in capsys.readouterr().err

@@ -15,10 +15,12 @@ import torch
 
 from stability import FineTuning, Minimisation, Problem, Study, UsageError, load, measure
 from stability.leave_one_out import measuring, procedure
-from stability.leave_one_out.estimators import Assisted, Auto, Exact
+from stability.leave_one_out.estimators import Assisted, Auto, Design, Exact, Sampled
 from stability.leave_one_out.predictors import Linearised, Observation, OneStep, Prediction, Predictor
+from stability.leave_one_out.units import SingleExamples, Words
 from stability.leave_one_out.wording import doubts, sentence
 from stability.leave_one_out.work import Work, work_of
+from stability.perturbations import FlipLabel
 from stability.problems.solvable import linear_regression
 from stability.reports.terminal import settling
 from stability.selectors import SAM, BitFit, FullTuning, LoRA, Selector
@@ -180,7 +182,7 @@ def test_a_budget_is_kept(digits: Problem, clock: Callable[[], float]) -> None:
     assert estimate.reason == "assisted: leaving out all 24 examples may not fit into the budget"
     assert doubts(estimate)[0].startswith("the tolerance of 1e-09 is not met: the budget is spent")
     asked: dict[str, Any] = {}
-    settling(dataclasses.replace(estimate, n=1000), lambda **changed: asked.update(changed) or "the command")
+    settling(dataclasses.replace(estimate, units=SingleExamples(1000)), lambda **changed: asked.update(changed) or "the command")
     assert asked["budget"] is None
     few = measure(digits, TUNING, Auto(budget=6.0), device="cpu")  # fewer than the first look needs, so nothing is met by luck
     assert (few.retrainings, few.budget_spent) == (4, True)
@@ -200,6 +202,64 @@ def test_a_training_is_not_begun_that_would_not_be_finished(digits: Problem, mon
     estimate = measure(digits, TUNING, Auto(retrainings=23, budget=37.0), device="cpu")
     assert (estimate.status, estimate.budget_spent, now[0]) == ("budget spent", True, 30.0)
     assert "(inconclusive, " in sentence(estimate)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_budget_draws_what_is_perturbed(digits: Problem) -> None:
+    """The first examples in order would be no sample of all, so that their interval would mean nothing."""
+    found, same = (
+        measure(digits, TUNING, one, perturbation=FlipLabel(), device="cpu") for one in (Auto(budget=16.5), Sampled(retrainings=14))
+    )
+    order = found.per_example["index"].tolist()
+    assert (found.estimator, found.budget_spent, len(order)) == ("sampled", True, 14)
+    assert order == same.per_example["index"].tolist() != sorted(order)
+    assert found.interval == pytest.approx(same.interval, rel=1e-5)
+    whole = measure(digits, TUNING, Auto(budget=1000.0), perturbation=FlipLabel(), device="cpu")
+    assert (whole.status, whole.retrainings) == ("exact", 24)
+
+
+class _InOrder(Sampled):
+    """Takes the first examples in order, as if they were drawn."""
+
+    def design(self, n: int, seed: int, prediction: Prediction | None) -> Design:
+        return Exact().design(n, seed, prediction)
+
+
+def test_an_order_that_is_not_drawn_never_ends_early(digits: Problem) -> None:
+    with pytest.raises(AssertionError, match="the first units in order are no sample of all"):
+        measure(digits, TUNING, _InOrder(4), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("auto", "count", "operations", "expected", "reason"),
+    [
+        (Auto(), 400, 1e15, Sampled(50, 0.2), "this perturbation is not predicted, and all 400 parts are much work"),
+        (Auto(tolerance=0.3), 400, 1e15, Sampled(None, 0.3), "this perturbation is not predicted, and all 400 parts are much work"),
+        (Auto(budget=9.0), 400, 1e15, Sampled(None, 0.2), "this perturbation is not predicted, and all 400 parts are much work"),
+        (Auto(tolerance=0.3), 400, 1e3, Exact(), "this perturbation is not predicted, and all 400 parts are little work"),
+        (
+            Auto(tolerance=0.3),
+            50,
+            1e15,
+            Exact(),
+            "this perturbation is not predicted, and all 50 parts are no more than 50 retrainings",
+        ),
+        (Auto(retrainings=30), 40, 1e3, Sampled(30), "at most 30 of 40 parts are to be removed"),
+        (Auto(retrainings=30, tolerance=0.3), 40, 1e3, Sampled(30, 0.3), "at most 30 of 40 parts are to be removed"),
+        (Auto(retrainings=400), 400, 1e15, Exact(), "all 400 parts are to be removed"),
+    ],
+)
+def test_what_chooses_where_nothing_is_predicted(auto: Auto, count: int, operations: float, expected: Any, reason: str) -> None:
+    words = Words(perturbation="mine", doing="removing a part", its="its loss", plural="parts", passive="removed")
+    choice = auto.without_prediction(count, words, lambda: SimpleNamespace(retraining=operations))  # type: ignore[arg-type, return-value]
+    assert (choice.estimator, choice.reason) == (expected, reason)
+    assert choice.otherwise == (Sampled(auto.retrainings, auto.tolerance) if expected == Exact() else None)
+
+
+def test_a_predictor_of_what_is_not_predicted_is_refused(digits: Problem) -> None:
+    why = "nothing predicts what giving one training example another label does: leave the predictor out"
+    with pytest.raises(UsageError, match=f"predictor = OneStep.*, and {why}"):
+        measure(digits, TUNING, Auto(predictor=OneStep()), perturbation=FlipLabel(), device="cpu")
 
 
 def test_a_budget_for_everything_is_no_budget(digits: Problem, clock: Callable[[], float]) -> None:

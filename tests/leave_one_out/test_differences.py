@@ -198,3 +198,15 @@ def test_methods_of_one_name_are_told_apart(exact: tuple[StabilityEstimate, Stab
     made = [FineTuning(LoRA(rank=4)), FineTuning(LoRA(rank=8)), FineTuning(SAM(0.1)), FineTuning(BitFit(), steps=3)]
     assert named_apart(made) == ["lora rank=4", "lora rank=8", "sam", "bitfit"]
     assert Difference.of(exact[0], exact[0]).labels == ("full (first)", "full (second)")
+
+
+def test_a_method_that_nothing_changes_gives_a_difference_without_a_percentage(
+    exact: tuple[StabilityEstimate, StabilityEstimate],
+) -> None:
+    still = exact[0].per_example.assign(difference=0.0)
+    pointwise = dataclasses.replace(exact[0].pointwise, value=0.0, interval=(0.0, 0.0))
+    found = Difference.of(dataclasses.replace(exact[0], pointwise=pointwise, per_example=still), exact[1])
+    assert found.value == pytest.approx(exact[1].value)
+    assert found.sentence().startswith("bitfit is less stable than full, by exactly ")
+    assert found.sentence().endswith(" nats.")
+    assert "%" not in found.sentence()

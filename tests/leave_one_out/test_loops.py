@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from typing import Any
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+from datasets import Dataset
 from numpy.typing import NDArray
 from sklearn.datasets import load_iris
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
@@ -28,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeRegressor as Tree
 
-from stability import MeasurementError, UsageError, loops, measure_loop, plotting
+from stability import MeasurementError, UsageError, loops, measure_loop, perturbations, plotting
 from stability.bounds import estimate_constants
 from stability.errors import OwnCodeError
 from stability.leave_one_out import Difference
@@ -233,8 +235,59 @@ def test_a_loop_that_raises(capsys: pytest.CaptureFixture[str]) -> None:
         OwnCodeError, match="loop 'LogisticRegression' raised ValueError: Input X contains NaN.* on all 30 examples"
     ):
         measure_loop(loops.Sklearn(LogisticRegression(), np.where(X > 5, np.nan, X), Y))
-    with pytest.raises(UsageError, match="returned 2 held-out losses, and 1 for all examples: return the same ones each time"):
+    with pytest.raises(
+        MeasurementError, match="every one of 4 .* the first: it returned 2 held-out losses, and 1 for all examples"
+    ):
         measure_loop(loops.ByWeight(lambda weights, seed: loops.Losses(square(weights, seed), [1.0] * int(5 - weights.sum())), n=4))
+
+
+@pytest.mark.parametrize(
+    ("odd", "why"),
+    [
+        (lambda losses: losses[:3], r"loop 'mine' returned the losses of S in shape \(3,\): let it return the losses of S"),
+        (lambda losses: loops.Losses(losses, [1.0, 2.0]), "it returned 2 held-out losses, and 1 for all examples"),
+        (lambda losses: loops.Losses(losses, [1.0], parameters=[1.0]), "it returned 1 parameters, and 2 for all examples"),
+        (lambda losses: None, "loop 'mine' returned nothing: let it return"),
+    ],
+)
+def test_another_shape_without_one_example_is_a_failure_of_this_example(odd: Callable[[Floats], Any], why: str) -> None:
+    def run(weights: Floats, seed: int) -> Any:
+        losses = square(weights, seed)
+        return loops.Losses(losses, [1.0], parameters=[1.0, 2.0]) if weights[1] else odd(losses)
+
+    estimate = measure_loop(loops.ByWeight(run, n=4, name="mine"))
+    truth = [abs(square(np.arange(4) != i, 0)[i] - square(np.ones(4), 0)[i]) for i in (0, 2, 3)]
+    assert estimate.failed == {1: 0}
+    assert estimate.value == pytest.approx(np.mean(truth))
+    (note,) = estimate.notes
+    assert re.match(f"the training without example 1 failed: {why}", note)
+
+
+def test_a_loop_of_noise_is_never_exact() -> None:
+    """Its value is above the noise floor as often as not."""
+    draw = np.random.default_rng(1)
+    found = [measure_loop(loops.ByWeight(lambda weights, seed: draw.normal(size=20) + 5, n=20)) for _ in range(6)]
+    above = [estimate for estimate in found if estimate.value > estimate.noise_floor]
+    assert above
+    for estimate in above:
+        assert "exactly" not in sentence(estimate)
+        assert re.search(
+            r"on average, noise included: training again on all examples changes the losses by \d\.\d+ nats\.$", sentence(estimate)
+        )
+    assert "exactly" in sentence(measure_loop(loops.ByWeight(square, n=4)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "why"),
+    [
+        (loops.ByWeight, lambda weights: weights, r"function 'mine' takes \(weights\): let it take the weights and a seed"),
+        (loops.ByRemoval, lambda kept, seed, more: kept, r"takes \(kept, seed, more\): let it take the indices of the examples"),
+    ],
+)
+def test_a_function_that_takes_something_else_is_refused(kind: Any, function: Any, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        kind(function, n=4, name="mine")
+    assert kind(lambda *everything: 1, n=4).n == kind(square, n=4).n == 4
 
 
 @pytest.mark.parametrize(
@@ -444,6 +497,41 @@ def test_a_trainer_of_transformers(tmp_path: Any) -> None:
         measure_loop(loops.TrainerFactory(lambda train_dataset, seed: 3, data, name="wrong"))
 
 
+class _FirstToken(torch.nn.Module):
+    """Its loss is the first token of the text, whatever is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (input_ids[:, 0].float() + 0 * self.weight).mean(), "logits": input_ids[:, :1].float()}
+
+
+@pytest.mark.parametrize("kind", [list, Dataset.from_list])
+def test_a_trainer_that_orders_by_length_gives_each_example_its_own_loss(kind: Callable[[Any], Any], tmp_path: Any) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    data = [{"input_ids": [i, *[1] * (7 * i % 5)], "labels": 0} for i in range(8)]
+    known = TrainingArguments.__dataclass_fields__  # transformers 5 calls it otherwise than transformers 4
+    by_length = {"train_sampling_strategy": "group_by_length"} if "train_sampling_strategy" in known else {"group_by_length": True}
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        width = max(len(row["input_ids"]) for row in rows)
+        ids = torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])
+        return {"input_ids": ids, "labels": torch.tensor([row["labels"] for row in rows])}
+
+    def factory(train_dataset: Any, seed: int) -> Trainer:
+        how = {"max_steps": 1, "use_cpu": True, "disable_tqdm": True, "report_to": "none", "save_strategy": "no", **by_length}
+        settings = TrainingArguments(str(tmp_path), seed=seed, dataloader_drop_last=True, **how)
+        return Trainer(_FirstToken(), settings, train_dataset=train_dataset, data_collator=collate)
+
+    with redirect_stdout(io.StringIO()):
+        found = loops.TrainerFactory(factory, kind(data), test=kind(data[::-2])).run(np.ones(8), 0)
+    assert found.train == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert found.held_out == [7, 5, 3, 1]
+
+
 GROUPS = ["a", "b", "b", "c", "a", "c", "c", "b", "a", "a"] * 3
 
 
@@ -462,6 +550,25 @@ def test_groups_are_left_out_of_a_loop_as_by_hand(by_weight: bool) -> None:
     assert dict(estimate.per_example[["index", "difference"]].itertuples(index=False)) == pytest.approx(expected, abs=1e-9)
     assert sentence(estimate).startswith("Leaving one group of training examples out changes the mean loss of its examples by")
     parts = measure_loop(loop, Assisted(5), perturbation=RemoveFraction(0.1))
-    assert (parts.n, parts.retrainings) == (10, 5)
-    with pytest.raises(UsageError, match="perturbation = FlipLabel"):
+    assert (parts.n, parts.units.count, parts.retrainings) == (30, 10, 5)
+
+
+def test_an_inconclusive_loop_is_told_what_settles_it(capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.arange(300.0) ** 3
+    loop = loops.ByWeight(lambda weights, seed: (values - np.average(values, weights=weights)) ** 2, n=300)
+    show_loop(measure_loop(loop, Sampled(2)))
+    told = capsys.readouterr().out
+    assert re.search(
+        r"Inconclusive: .* This would settle it, in about 1 s:\n  measure_loop\(loop, estimators\.\w+\(.*\)\)$", told.strip()
+    )
+    show_loop(measure_loop(loop, Exact()))
+    assert "Inconclusive" not in capsys.readouterr().out
+
+
+def test_a_loop_only_leaves_out() -> None:
+    loop = loops.ByWeight(lambda weights, seed: np.ones(4) / weights.sum(), n=4)
+    assert measure_loop(loop, perturbation=perturbations.LeaveOneOut()).retrainings == 4
+    with pytest.raises(
+        UsageError, match="perturbation = flip-label: it changes an example, and a loop can only leave examples out"
+    ):
         measure_loop(loop, perturbation=FlipLabel())  # type: ignore[arg-type]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -18,6 +21,7 @@ from stability.perturbations import FlipLabel, LeaveGroupOut, LeaveOneOut, Pertu
 from stability.problems.digits import _config
 from stability.problems.problem import Examples
 from stability.selectors import SAM, BitFit, ChildPruning, FullTuning
+from stability.training.stopping import EarlyStopping
 from tests.reference import as_double, call, plain_loop
 
 TUNING = FineTuning(FullTuning(), steps=8, batch_size=7, learning_rate=1e-3, seed=1)
@@ -68,7 +72,8 @@ def test_each_is_a_plain_loop_over_its_training_sets(perturbation: Perturbation,
     found: dict[int, float] = dict(estimate.per_example[["index", "difference"]].itertuples(index=False))
     assert found == pytest.approx(expected, abs=1e-6)
     assert estimate.value == pytest.approx(np.mean(np.abs(list(expected.values()))), abs=1e-6)
-    assert estimate.n == estimate.retrainings == len(expected)
+    assert estimate.units.count == estimate.retrainings == len(expected)
+    assert estimate.n == 24
     assert estimate.noise_floor < 1e-6 < estimate.value
 
 
@@ -94,7 +99,94 @@ def test_what_each_changes(double: Problem) -> None:
 def test_a_group_of_one_is_told(digits: Problem) -> None:
     groups = ["a"] * 10 + ["b"] * 13 + ["c"]
     estimate = measure(digits, dataclasses.replace(TUNING, steps=2), perturbation=LeaveGroupOut(groups), device="cpu")
-    assert estimate.notes == ("1 of 3 groups have one example: without such a group one example is left out",)
+    assert estimate.notes == ("1 of 3 groups has only one example",)
+
+
+def test_groups_have_their_names_everywhere(digits: Problem) -> None:
+    estimate = measure(digits, dataclasses.replace(TUNING, steps=2), perturbation=LeaveGroupOut(GROUPS), device="cpu")
+    found = {row["index"]: row["name"] for row in estimate.examples().to_dict("records")}
+    assert found == {0: "group a", 1: "group bb", 2: "group c", 3: "group d"}
+    told = estimate.to_dict()
+    assert (told["n"], told["units"]) == (24, 4)
+    assert told["names"] == [found[unit] for unit in range(4)]
+    assert "4 of 4 groups" in repr(estimate)
+    assert estimate._repr_html_().count("<th>group</th>") == 1
+    assert estimate.examples()["share"].sum() == pytest.approx(1)
+    parts = RemoveFraction(0.25).units(digits, 0)
+    assert parts.names == ("part 1", "part 2", "part 3", "part 4")
+
+
+def test_flips_reach_a_class_that_no_training_example_has(double: Problem) -> None:
+    """The network has five logits, whether or not anybody named the classes."""
+    few = dataclasses.replace(double.train, labels=double.train.labels % 2)
+    unnamed = dataclasses.replace(double, train=few, classes=None)
+    seen = {int(FlipLabel().units(unnamed, seed).changed(unnamed, 0).train.labels[0]) for seed in range(40)}
+    assert seen == set(range(5)) - {int(few.labels[0])}
+
+
+def test_replacements_by_which_early_stopping_chooses_are_told(digits: Problem) -> None:
+    validated = dataclasses.replace(digits, validation=digits.test.take(slice(0, 9)))
+    stopping = dataclasses.replace(TUNING, steps=2, early_stopping=EarlyStopping(evaluate_every=1, patience=1, least_steps=1))
+    plain = dataclasses.replace(TUNING, steps=2)
+    said = [
+        any(note.startswith("early stopping chooses a checkpoint by the validation split") for note in found.notes)
+        for found in (
+            measure(problem, algorithm, Sampled(2), perturbation=perturbation, device="cpu")
+            for problem, algorithm, perturbation in (
+                (validated, stopping, ReplaceOne()),
+                (validated, stopping, FlipLabel()),
+                (validated, plain, ReplaceOne()),
+            )
+        )
+    ]
+    assert said == [True, False, False]
+
+
+PLAIN = [i // 6 for i in range(24)]
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        tuple(PLAIN),
+        np.array(PLAIN),
+        torch.tensor(PLAIN),
+        list(torch.tensor(PLAIN)),
+        [np.int64(group) for group in PLAIN],
+        pd.Series(PLAIN, index=range(50, 74)),
+        pd.Categorical(PLAIN),
+    ],
+    ids=["tuple", "array", "tensor", "list of tensors", "list of numpy", "column", "categories"],
+)
+def test_groups_are_taken_in_any_form(groups: Any, digits: Problem) -> None:
+    perturbation = LeaveGroupOut(groups)
+    for _ in range(2):
+        units = perturbation.units(digits, seed=0)
+        assert [units.looked_at(unit) for unit in range(units.count)] == [tuple(range(j, j + 6)) for j in (0, 6, 12, 18)]
+    assert units.name_of(1, str) == "group 1 [6 examples]"
+    assert perturbation.settings() == {"name": "leave-group-out", "groups": tuple(PLAIN)}
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ("annotator", "groups = 'annotator': give a list with the group of each training example; the name of a column goes"),
+        (3, "groups = 3: give a list"),
+        ({"a", "b"}, "groups = {.*}: give a list"),
+        ({"a": 1}, "groups = {'a': 1}: give a list"),
+        (torch.tensor(3), r"groups = tensor\(3\): give a list"),
+        ([math.nan, *"a" * 23], r"groups\[0\] = nan is missing: give each of the 24 examples the name of its group"),
+        (["a", None, "b"], r"groups\[1\] = None is missing: give each of the 3"),
+        (["a", "b", " "], r"groups\[2\] = ' ' is missing"),
+        (np.array(["a", np.nan], dtype=object), r"groups\[1\] = nan is missing"),
+        (["a", pd.NA], r"groups\[1\] = <NA> is no word or number"),
+        ([[1, 2]] * 24, r"groups\[0\] = \[1, 2\] is no word or number"),
+        (torch.ones(24, 2), r"groups\[0\] = \[1.0, 1.0\] is no word or number"),
+    ],
+)
+def test_what_names_no_group_is_refused(groups: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        LeaveGroupOut(groups)
 
 
 def test_flips_reach_every_other_class(double: Problem) -> None:
@@ -135,16 +227,40 @@ def test_texts_keep_their_padding() -> None:
     assert other.followed_by(one).inputs["input_ids"].tolist() == [[7, 7, 7, 7], [5, 6, 9, 9], [5, 9, 9, 9]]
 
 
+def test_texts_of_which_none_is_padded_keep_their_padding_too() -> None:
+    """Cut to the longest, neither shows what it was padded with."""
+    train, test = (
+        Examples({"ids": torch.tensor(ids), "mask": torch.tensor(mask)}, torch.zeros(2), torch.tensor(lengths), {"ids": 9})
+        for ids, mask, lengths in (
+            ([[5, 6, 7, 8], [5, 6, 7, 4]], [[1, 1, 1, 1]] * 2, [4, 4]),
+            ([[5, 6, 9, 9], [5, 6, 7, 9]], [[1, 1, 0, 0], [1, 1, 1, 0]], [2, 3]),
+        )
+    )
+    other = test.take(torch.tensor([0]))
+    assert other.inputs["ids"].tolist() == [[5, 6]]
+    both = train.followed_by(other)
+    assert both.inputs["ids"].tolist() == [[5, 6, 7, 8], [5, 6, 7, 4], [5, 6, 9, 9]]
+    assert both.inputs["mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert both.take(torch.tensor([2])).followed_by(train).inputs["ids"].tolist()[0] == [5, 6, 9, 9]
+    assert both.to(torch.device("cpu")).padding == {"ids": 9}
+    unknown = [dataclasses.replace(one, padding=None) for one in (train, other)]
+    with pytest.raises(UsageError, match="ids: examples of different lengths, and none is padded: say with what"):
+        unknown[0].followed_by(unknown[1])
+    assert unknown[0].followed_by(unknown[0]).inputs["ids"].shape == (4, 4)
+
+
 def test_auto_predicts_nothing_of_groups(digits: Problem) -> None:
     groups = LeaveGroupOut(GROUPS)
     estimate = measure(digits, TUNING, perturbation=groups, device="cpu")
     assert estimate.reason == "exact: this perturbation is not predicted, and all 4 groups are little work"
     assert measure(digits, TUNING, Auto(retrainings=2), perturbation=groups, device="cpu").retrainings == 2
     with pytest.raises(
-        UsageError, match="estimator assisted predicts what leaving out single examples does, and nothing of groups"
+        UsageError, match="assisted: .*cannot predict what leaving one group .* does: use Exact.* --estimator exact or sampled"
     ):
         measure(digits, TUNING, Assisted(2), perturbation=groups, device="cpu")
-    with pytest.raises(UsageError, match="estimator approximate predicts"):
+    with pytest.raises(
+        UsageError, match="estimator = approximate: .* cannot predict what giving one training example another label does"
+    ):
         measure(digits, TUNING, Approximate(), perturbation=FlipLabel(), device="cpu")
 
 
@@ -154,13 +270,39 @@ def test_auto_predicts_nothing_of_groups(digits: Problem) -> None:
         (LeaveGroupOut(), "digits has no groups: name the column that has them"),
         (LeaveGroupOut(["a"] * 23), "groups: 23 for n = 24 training examples: give one for each"),
         (LeaveGroupOut(["a"] * 24), "groups: all 24 training examples are in 'a': without it there is nothing to train on"),
-        (LeaveGroupOut(range(24)), "groups: each of the 24 has one example alone: that is leaving one out"),
-        (RemoveFraction(0.01), "fraction = 0.01 of n = 24 examples is less than one: use 0.042 or more"),
+        (LeaveGroupOut(range(24)), "groups: each of the 24 training examples is alone in its group, .* use LeaveOneOut"),
+        (RemoveFraction(0.01), "fraction = 0.01 of n = 24 examples is less than one: use 0.04167 or more"),
     ],
 )
 def test_what_does_not_fit_is_refused(perturbation: Perturbation, message: str, digits: Problem) -> None:
     with pytest.raises(UsageError, match=message):
         measure(digits, TUNING, perturbation=perturbation, device="cpu")
+
+
+@pytest.mark.parametrize(("fraction", "parts"), [(0.5, 2), (0.333, 3), (1 / 3, 3), (0.1, 10), (0.04167, 24)])
+def test_the_fraction_that_is_told_is_removed(fraction: float, parts: int, digits: Problem) -> None:
+    units = RemoveFraction(fraction).units(digits, 0)
+    kept = units.weights(torch.arange(units.count)).sum(1)
+    assert (24 - kept).mean() / 24 == pytest.approx(1 / parts)
+    assert units.words.doing == f"removing {1 / parts:.3g} of the training examples at once"
+    assert units.fraction == 1 / parts
+
+
+@pytest.mark.parametrize(
+    ("fraction", "near"),
+    [(0.4, "0.5 (1/2) or 0.3333 (1/3)"), (0.33, "0.3333 (1/3) or 0.25 (1/4)"), (0.15, "0.1667 (1/6) or 0.1429 (1/7)")],
+)
+def test_a_fraction_that_cannot_be_removed_is_refused(fraction: float, near: str) -> None:
+    why = f"fraction = {fraction}: S is divided into parts of one size, each removed once: use {near}"
+    with pytest.raises(UsageError, match=re.escape(why)):
+        RemoveFraction(fraction)
+
+
+def test_the_fraction_is_in_json(digits: Problem) -> None:
+    how: dict[str, Any] = {"device": "cpu"}
+    brief = dataclasses.replace(TUNING, steps=2)
+    assert measure(digits, brief, perturbation=RemoveFraction(0.5), **how).to_dict()["fraction"] == 0.5
+    assert "fraction" not in measure(digits, brief, Sampled(1), **how).to_dict()
 
 
 def test_senseless_perturbations_are_refused(digits: Problem, pairs: Problem) -> None:
@@ -172,5 +314,5 @@ def test_senseless_perturbations_are_refused(digits: Problem, pairs: Problem) ->
     with pytest.raises(UsageError, match="the labels of digits are numbers"):
         FlipLabel().units(numbers, 0)
     dropping = dataclasses.replace(TUNING, dropout=True)
-    with pytest.raises(UsageError, match="dropout and substitutes"):
+    with pytest.raises(UsageError, match="dropout = True: an example that takes another's place .*: set dropout=False"):
         measure(pairs, dropping, Sampled(2), perturbation=FlipLabel(), device="cpu")

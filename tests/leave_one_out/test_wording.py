@@ -18,6 +18,7 @@ from stability import FineTuning, Problem, StabilityEstimate, Study, StudyResult
 from stability.bounds import pointwise_hypothesis_stability
 from stability.leave_one_out.estimators import Approximate, Assisted, Exact, Status
 from stability.leave_one_out.statistics import Estimate
+from stability.leave_one_out.units import SingleExamples
 from stability.leave_one_out.wording import carriers, doubts, remedy, sentence
 from stability.reports.terminal import settling, show_estimate
 from stability.selectors import SAM, BitFit, Random
@@ -65,7 +66,7 @@ def test_what_is_inconclusive_and_what_settles_it(sampled: StabilityEstimate) ->
     cure = remedy(wide)
     assert cure is not None
     assert (cure.estimator, cure.retrainings) == ("exact", None)
-    timed = dataclasses.replace(wide, seconds=10.0, retraining_seconds=7.0, n=1000)
+    timed = dataclasses.replace(wide, seconds=10.0, retraining_seconds=7.0, units=SingleExamples(1000))
     cure = remedy(timed)
     assert cure is not None
     assert cure.retrainings is not None
@@ -73,7 +74,7 @@ def test_what_is_inconclusive_and_what_settles_it(sampled: StabilityEstimate) ->
     assert cure.seconds == pytest.approx(3 + 7 / 7 * (cure.retrainings + 1))
     poor = of(sampled, 0.5, 0.4, 0.6, correlation=0.3)
     assert "is poor (correlation 0.30)" in doubts(poor)[0]
-    cure = remedy(dataclasses.replace(poor, n=100_000, seconds=1e4, retraining_seconds=1e4))
+    cure = remedy(dataclasses.replace(poor, units=SingleExamples(100_000), seconds=1e4, retraining_seconds=1e4))
     assert cure is not None
     assert (cure.estimator, cure.retrainings) == ("assisted", 50)
     nothing = of(sampled, 1e-9, 0.0, 2e-9)
@@ -104,7 +105,9 @@ def test_a_tolerance_decides_alone(sampled: StabilityEstimate, capsys: pytest.Ca
     assert "Inconclusive" not in wide._repr_html_()
     show_estimate(problem, algorithm, wide, {"test": 0.5}, width=200)
     assert "Note: prediction and retraining correlate 0.30 only" in capsys.readouterr().out
-    missed = dataclasses.replace(of(sampled, 0.5, 0.4, 0.6), tolerance=0.1, status=Status.TOLERANCE_NOT_MET, n=1000)
+    missed = dataclasses.replace(
+        of(sampled, 0.5, 0.4, 0.6), tolerance=0.1, status=Status.TOLERANCE_NOT_MET, units=SingleExamples(1000)
+    )
     asked: dict[str, Any] = {}
     lines = settling(missed, lambda **changed: asked.update(changed) or "the command")
     assert lines[0].startswith("Inconclusive: the tolerance of 0.1 is not met. This would settle it, in about ")
@@ -122,7 +125,7 @@ def test_the_time_of_another_estimator_is_without_the_prediction(sampled: Stabil
     assert cure is not None
     assert cure.estimator == "exact"
     assert cure.seconds == pytest.approx(1 + 7 / 7 * 25)
-    cure = remedy(dataclasses.replace(wide, n=1000))
+    cure = remedy(dataclasses.replace(wide, units=SingleExamples(1000)))
     assert cure is not None
     assert cure.estimator == "assisted"
     assert cure.seconds == pytest.approx(3 + 7 / 7 * 30)

@@ -22,7 +22,8 @@ from matplotlib.patches import Rectangle
 
 from stability import FineTuning, Mask, Minimisation, Problem, StabilityEstimate, Study, StudyResults, load, measure, plotting
 from stability.bounds import sgd_convex
-from stability.leave_one_out.estimators import Assisted, Exact
+from stability.leave_one_out.estimators import Assisted, Exact, Sampled
+from stability.leave_one_out.perturbations import FlipLabel, LeaveGroupOut, ReplaceOne
 from stability.plotting import _scored, _swept
 from stability.plotting.style import label
 from stability.selectors import SAM, BitFit, FullTuning, Random
@@ -339,3 +340,29 @@ def test_marks_and_greys_tell_series_apart() -> None:
     pairs = pd.DataFrame([(colour, marker, str(dash)) for colour, marker, dash in _STYLES.values()])
     assert not pairs.duplicated([0, 1]).any()
     assert not pairs.duplicated([1, 2]).any()
+
+
+def test_figures_say_what_was_done_to_the_training_set(digits: Problem) -> None:
+    """Groups have a row each, with names and sizes; other examples are given another label, and not left out."""
+    tuning = FineTuning(BitFit(), steps=2)
+    groups = [f"writer {i % 3}" if i < 23 else "writer 3" for i in range(24)]
+    estimate = measure(digits, tuning, Exact(), perturbation=LeaveGroupOut(groups), device="cpu")
+    figure = plotting.differences(estimate)
+    (ax,) = figure.axes
+    sizes = {"writer 0": 8, "writer 1": 8, "writer 2": 7}
+    names = {f"group {name} [{size} examples]" for name, size in sizes.items()} | {"group writer 3 [1 example]"}
+    assert {text.get_text() for text in ax.get_yticklabels()} == names
+    (line,) = by_gid(ax, "values")
+    np.testing.assert_allclose(np.abs(line.get_xdata()).mean(), estimate.value)
+    told = words(figure)
+    assert "changes the mean loss of its examples" in told
+    assert f"{estimate.value:.3g} nats, exactly. Retrained without each of 4 groups." in told
+    with pytest.raises(plotting.NothingToDrawError, match="it shows single examples, and here groups were left out"):
+        plotting.influential(estimate)
+    flipped = measure(digits, tuning, Exact(), perturbation=FlipLabel(), device="cpu")
+    titles = [" ".join(ax.get_title(loc="left").split()) for ax in plotting.influential(flipped, 3).axes]
+    assert len(titles) == 3
+    assert all(title.endswith("nats when it is given another label") for title in titles)
+    assert "Retrained with another label for each of 24 examples." in words(plotting.differences(flipped))
+    some = measure(digits, tuning, Sampled(4), perturbation=ReplaceOne(), device="cpu")
+    assert re.search(r"95 % interval .* to .*another in the place of each of 4 of 24 examples", words(plotting.differences(some)))

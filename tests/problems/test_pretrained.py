@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -17,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from stability import FineTuning, Problem, UsageError, measure, problems
 from stability.derivatives import gradients
-from stability.leave_one_out.estimators import Exact
+from stability.leave_one_out.estimators import Exact, Sampled
 from stability.masks import fingerprint
 from stability.problems.attention import Attention
 from stability.problems.grouping import Grouping
@@ -318,6 +320,12 @@ def test_the_end_token_behind_each_text_is_no_padding(tmp_path: Path) -> None:
     start = problem.start(1)
     found = problem.logits(start, problem.train.inputs)
     torch.testing.assert_close(found, last_token_logits(folder, problem, start), rtol=0, atol=1e-10)
+    train = problem.train
+    assert train.lengths is not None
+    assert train.padding is not None
+    ids, lengths = train.inputs["input_ids"], train.lengths
+    rest = ids[torch.arange(ids.shape[1]) >= lengths[:, None]]
+    assert set(rest.tolist()) == {train.padding["input_ids"]}
 
 
 def test_a_tokenizer_without_any_token_to_pad_with_is_refused(data: Path, tmp_path: Path) -> None:
@@ -532,3 +540,15 @@ def test_dropout_that_is_not_there_is_refused(digits: Problem) -> None:
     x = torch.ones(1, 1, 2, 2)
     with Dropout(torch.Generator()), pytest.raises(UsageError, match="inside a fused attention kernel"):
         torch.nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1)
+
+
+def test_what_runs_singly_is_told_once_and_without_torchs_warning(models: Path) -> None:
+    table = pd.DataFrame({"text": [f"it is {word}" for word in ("good", "bad") * 6], "label": ["yes", "no"] * 6})
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        problem = problems.load(table, model=models / "bart", n=6)
+        estimate = measure(problem, FineTuning(LoRA(rank=2), steps=1), Sampled(2), device="cpu")
+    assert not [str(one.message) for one in heard if "performance drop" in str(one.message)]
+    notes = [note for note in (*problem.notes, *estimate.notes) if "runs one replica at a time" in note]
+    assert len(notes) == 1
+    assert notes[0].startswith("BartForSequenceClassification")

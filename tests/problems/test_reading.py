@@ -26,6 +26,7 @@ from pyarrow import parquet
 from stability import UsageError, problems
 from stability.cli.commands import main
 from stability.problems.columns import label_column, named_column, text_columns
+from stability.problems.delimited import parse
 from stability.problems.reading import read
 from stability.problems.texts import load_texts
 from tests import tiny
@@ -263,7 +264,7 @@ def test_the_line_that_excel_puts_first_is_none_of_the_table(tmp_path: Path) -> 
 
 def test_columns_without_a_name_may_be_several(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label,,\none,yes,,\n")
-    assert read(tmp_path / "a.csv").splits["train"][0].values == {"text": "one", "label": "yes", "": ""}
+    assert read(tmp_path / "a.csv").splits["train"][0].values == {"text": "one", "label": "yes", "column 3": "", "column 4": ""}
 
 
 def test_a_table_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
@@ -484,7 +485,8 @@ def test_the_user_chooses_the_test_split(tmp_path: Path, model: str) -> None:
     with pytest.raises(UsageError, match="test = 'nowhere.csv': there is no such file; use a file, none or validation"):
         problems.load(alone, model=model, test="nowhere.csv")
     table.write_text(delimited([{"text": row["text"], "verdict": row["label"]} for row in PLAIN]))
-    with pytest.raises(UsageError, match=r"other.csv, line 2: no column 'label' of labels"):  # it was asked for, so not ignored
+    why = r"test = '.*other.csv': it has no column 'label', there is text, verdict; give a file with labels"
+    with pytest.raises(UsageError, match=why):  # it was asked for, so not ignored
         problems.load(alone, model=model, test=table)
 
 
@@ -653,3 +655,41 @@ def test_both_ways_of_declaring_reach_the_reader(tmp_path: Path, model: str, cap
 
 def test_an_own_column_is_still_found_without_regard_to_case() -> None:
     assert named_column("review", ["Review", "REVIEW"]) == "review"  # both could be meant: neither is taken
+
+
+def fields_of(text: str) -> list[list[str]]:
+    return [list(row.values()) for _, row in parse(text, Path("a.csv"), ",").rows]
+
+
+def test_a_quoted_text_behind_a_space_is_a_quoted_text() -> None:
+    assert fields_of('label, text\n1, "a, b"\n2, "c ""d"""\n3, e\n') == [["1", "a, b"], ["2", 'c "d"'], ["3", "e"]]
+    assert fields_of('label, text\n1, "ab"\n2, "cd"\n') == [["1", "ab"], ["2", "cd"]]
+    assert fields_of('label,text\n1, he said "no"\n2,yes\n') == [["1", ' he said "no"'], ["2", "yes"]]
+
+
+def test_several_columns_without_a_name_are_kept() -> None:
+    rows = parse(",,text,label\n0,5,a,1\n1,6,b,0\n", Path("a.csv"), ",").rows
+    assert rows[1][1] == {"column 1": "1", "column 2": "6", "text": "b", "label": "0"}
+    assert parse(",text\n0,a\n", Path("a.csv"), ",").rows[0][1] == {"": "0", "text": "a"}
+
+
+def test_two_separators_that_both_give_columns_are_told() -> None:
+    both = "text, long;label\na, b;1\nc, d;2\n"
+    assert parse(both, Path("a.csv"), ",").notes == ["the columns could be separated by semicolons too, and are read by commas"]
+    assert parse(both, Path("a.tsv"), "\t").notes[0].startswith("the columns are separated by commas")
+    for plain in ("text,label\na;b,1\n", "text,label;x\na,1\n", "text;label\na,b;1\n"):
+        assert not any("too" in note for note in parse(plain, Path("a.csv"), ",").notes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"text": ["a", "b"], "label": [1, 0]}', '{"train": [{"text": "a", "label": 1}]}', '{"text": {"0": "a"}, "label": {"0": 1}}'],
+)
+def test_one_object_that_is_a_whole_table_is_no_row(text: str, tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(
+        UsageError, match="train.json: one object that holds '.*' as a whole, and not a row: write one object a row"
+    ):
+        read(tmp_path / "train.json")
+    (tmp_path / "row.jsonl").write_text('{"text": ["a", "b"], "label": 0}')
+    assert read(tmp_path / "row.jsonl").splits["train"][0].values == {"text": ["a", "b"], "label": 0}

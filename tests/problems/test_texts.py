@@ -580,3 +580,20 @@ def test_decimal_commas_are_refused(tmp_path: Path, model: str) -> None:
 def test_a_problem_that_is_none(name: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         problems.load(name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("group", "blank", "message"),
+    [
+        ("anotator", None, r"group = 'anotator': the training data have no such column: use one of text, label, annotator"),
+        ("annotator", 3, r"train\.jsonl, line 4: annotator is empty, and it names the group of the example"),
+    ],
+)
+def test_groups_that_nobody_named_are_refused(group: str, blank: int | None, message: str, tmp_path: Path) -> None:
+    """Of every row of the training data: the one that is blank is in S with some seeds only."""
+    texts = ["rain", "sun", "no rain", "no sun", "much rain", "much sun"]
+    rows = [{"text": text, "label": "ab"[i % 2], "annotator": "" if i == blank else f"w{i % 3}"} for i, text in enumerate(texts)]
+    data = tiny.lines(tmp_path / "data", train=rows, test=[{"text": "wind", "label": "a"}, {"text": "snow", "label": "b"}])
+    for seed in range(4):
+        with pytest.raises(UsageError, match=message):
+            problems.load(data, model=str(tiny.write_model(tmp_path / "bert")), n=2, seed=seed, group=group)

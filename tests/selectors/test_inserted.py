@@ -19,6 +19,8 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    MobileBertConfig,
+    MobileBertForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
     ViTForImageClassification,
@@ -32,6 +34,7 @@ from stability.problems import convex
 from stability.problems import digits as digits_module
 from stability.problems.problem import ModuleLogits
 from stability.selectors import Adapter, FullTuning, Inserted, LoRA, Peft, Selector
+from stability.selectors.places import adapter_places
 from stability.training.replicas import Replicas, train
 from tests.reference import as_double
 
@@ -304,6 +307,20 @@ def test_other_families_have_their_blocks_found(family: str) -> None:
         mask = equivalent.insertion.tunable
         assert (mask.count, mask.total) == (count, problem.m + count)
         assert not any("classifier" in name or "pooler" in name for name in mask.indices)
+
+
+def test_a_model_whose_blocks_were_known_gets_no_more_bottlenecks() -> None:
+    """Its identity does not say where they are. MobileBERT's third inner block is called as CTRL's last layer, ``ffn.2``."""
+    sizes = {**SIZE, "hidden_size": 16, "embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 4}
+    with torch.device("meta"):
+        network = MobileBertForSequenceClassification(MobileBertConfig(**sizes))
+    layer = "mobilebert.encoder.layer"
+    feed_forward = [f"{layer}.{i}.{part}output.dense" for i in range(2) for part in ("", "ffn.0.", "ffn.1.", "ffn.2.")]
+    attention = [f"{layer}.{i}.attention.output.dense" for i in range(2)]
+    found = adapter_places(network, ["attention", "feed-forward"])
+    assert found[:2] == attention
+    assert sorted(found[2:]) == sorted(feed_forward)
+    assert sorted(adapter_places(network, ["feed-forward"])) == sorted(feed_forward)
 
 
 def test_the_table_of_places_is_what_is_found() -> None:

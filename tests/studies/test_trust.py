@@ -28,7 +28,6 @@ from stability.masks import Mask
 from stability.reports.study_table import render
 from stability.selectors import BitFit, Random, Selector, from_scores
 from stability.selectors.naming import selector_named
-from stability.studies import study
 from stability.studies.cell import Expected, run_cell
 from stability.studies.identity import as_json, key
 from stability.studies.pace import Progress

@@ -481,7 +481,7 @@ def test_weights_that_are_none_are_refused(digits: Problem) -> None:
     weights[1, 4] = -5
     with pytest.raises(UsageError, match="a weight of replica 1 is -5: use 0 for left out"):
         train(digits, FineTuning(BitFit(), steps=1), weights)
-    with pytest.raises(UsageError, match=r"weights have shape \(0, 24\): \(r, n\) with r ≥ 1"):
+    with pytest.raises(UsageError, match=r"weights have shape \(0, 24\): use \(r, 24\) with r ≥ 1"):
         train(digits, FineTuning(BitFit(), steps=1), weights[:0])
 
 

@@ -16,6 +16,7 @@ from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random
 from stability.training import products
 from stability.training.execution import divide
 from stability.training.replicas import train
+from stability.training.substitutes import Substitutes
 from tests.reference import as_double, call, leaving_out, plain_loop
 
 each = pytest.mark.parametrize(
@@ -165,6 +166,26 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 def test_weights_of_another_shape_are_refused(digits: Problem) -> None:
     with pytest.raises(UsageError, match=r"weights have shape \(1, 3\).*n = 24"):
         train(digits, FineTuning(BitFit(), steps=1), torch.ones(1, 3))
+    one = Substitutes(digits.test.take(torch.tensor([0])), torch.tensor([1]))
+    with pytest.raises(UsageError, match=r"\(1, 24\): use \(r, 25\) with r ≥ 1, .* n = 24 .* and each of the 1 substitutes"):
+        train(digits, FineTuning(BitFit(), steps=1), torch.ones(1, 24), substitutes=one)
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (torch.tensor([24]), r"place 0 = 24: use a whole number from 0 to 23 \(S has n = 24 examples\)"),
+        (torch.tensor([-1]), "place 0 = -1: use a whole number of at least 0"),
+        (torch.tensor([1.0]), "places of type torch.float32: use whole numbers"),
+        (torch.tensor([True]), "places of type torch.bool: use whole numbers"),
+        (torch.tensor([1, 2]), r"places of shape \(2,\) for 1 substitutes"),
+        ([1], r"places = \[1\]: use a tensor of whole numbers"),
+    ],
+)
+def test_a_substitute_without_a_place_in_the_training_set_is_refused(places: Any, message: str, digits: Problem) -> None:
+    """It would join no batch, and the replica would be trained as if nothing took the example's place."""
+    with pytest.raises(UsageError, match=message):
+        train(digits, FineTuning(BitFit(), steps=1), substitutes=Substitutes(digits.test.take(torch.tensor([0])), places))
 
 
 def test_absent_cuda_is_refused_with_the_remedy() -> None:

@@ -1,0 +1,182 @@
+"""How many cells a second a store takes, how long a million rows take to open and draw, and whether a new store stands a race.
+
+    python -m benchmarks.ledger [--rows 1000000] [--races 100] [--out benchmarks/results/ledger.json]
+
+- rates: claims and finished cells a second, for one and for four processes that write to one store at once, each cell in a
+  transaction of its own. The records are copies of one that was measured (figures/digits.sqlite).
+- million: a store of so many rows is opened, summarised and drawn.
+- races: two processes run the same study on a new store, begun at the same instant; counted are errors and cells computed twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import resource
+import sqlite3
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from stability import FineTuning, machine, plotting
+from stability.leave_one_out.estimators import Sampled
+from stability.selectors import BitFit
+from stability.studies import Cell, Study, run
+from stability.studies.cell import run_cell
+from stability.studies.identity import as_json, key
+from stability.studies.ledger import Heartbeat, Row, Wanted, Worker
+from stability.studies.results import StudyResults
+from stability.studies.store import Store
+
+__all__ = ["main", "million", "races", "rates"]
+
+SOURCE = Path("figures/digits.sqlite")
+"""Where the record comes from."""
+
+
+def rates(folder: Path, cells: int = 4000) -> list[dict[str, Any]]:
+    """Cells a second, claimed and finished one by one, by one and by four processes; of both kinds of store."""
+    found = []
+    for suffix, writers in itertools.product((".sqlite", ".d"), (1, 4)):
+        path = folder / f"rates-{writers}{suffix}"
+        Store(path, {"study": "rates"})
+        context = multiprocessing.get_context("fork")
+        barrier, told = context.Barrier(writers), context.Queue()
+        processes = [context.Process(target=_write, args=(path, cells, barrier, told)) for _ in range(writers)]
+        for process in processes:
+            process.start()
+        each = [told.get() for _ in processes]
+        for process in processes:
+            process.join()
+        seconds = max(end for _, end, _ in each) - min(begin for begin, _, _ in each)
+        assert sum(count for _, _, count in each) == len(Store(path).ledger.attempts()) == cells
+        found.append({"store": suffix, "writers": writers, "cells": cells, "cells_a_second": round(cells / seconds)})
+        print(found[-1], flush=True)
+    return found
+
+
+def _write(path: Path, cells: int, barrier: Any, told: Any) -> None:
+    record = Store(SOURCE).ledger.cells()[0][1]
+    rows = [Row(key({"cell": number}), json.dumps({"cell": number}), record) for number in range(cells)]
+    mine = Store(path).ledger
+    count = 0
+    with Heartbeat(mine, Worker()) as worker:
+        barrier.wait()
+        began = time.monotonic()
+        open_ = {row.key: row for row in rows}
+        while open_:
+            ahead = {name: Wanted("") for name in itertools.islice(open_, 64)}
+            answer = mine.claim(worker, ahead, 1, set())
+            for name in answer.mine:
+                mine.add([open_[name]])
+                count += 1
+            for name in (*answer.mine, *answer.finished):
+                del open_[name]
+            for name in answer.held:  # it comes back to it at the end
+                open_[name] = open_.pop(name)
+        told.put((began, time.monotonic(), count))
+
+
+def million(folder: Path, rows: int) -> dict[str, Any]:
+    """Open, summarise and draw a store of many rows: the cells of digits, with further seeds."""
+    path = folder / "million.sqlite"
+    source = Store(SOURCE)
+    identity, cells = source.identity, source.cells()
+    seeds = rows // len(identity["algorithms"])
+    identity = {**identity, "seeds": list(range(seeds))}
+    first = [(mine, record) for mine, record in cells if mine["seed"] == 0]
+    Store(path, identity)
+    with sqlite3.connect(path) as connection:
+        connection.executemany(
+            "INSERT INTO cells (key, identity, record) VALUES (?, ?, ?)",
+            (
+                (key(now := {**mine, "seed": seed}), as_json(now), as_json(record, sort_keys=False))
+                for seed in range(seeds)
+                for mine, record in first
+            ),
+        )
+    connection.close()
+    began = time.perf_counter()
+    results = StudyResults.read(path)
+    opened = time.perf_counter()
+    results.summary()
+    summarised = time.perf_counter()
+    plotting.save_all(results, folder / "figures", "four_panels", formats=("png",))
+    drawn = time.perf_counter()
+    found = {"rows": len(results), "bytes": path.stat().st_size, "open": opened - began, "summary": summarised - opened}
+    found |= {"draw": drawn - summarised, "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    print(found, flush=True)
+    return found
+
+
+def _race(path: Path, barrier: Any, told: Any) -> None:
+    mine = Study("race", "digits", (FineTuning(BitFit(), steps=2),), (0, 1, 2, 3), problem_settings={"n": 12}, **_QUICK)
+    computed: list[str] = []
+
+    def counted(study: Study, cell: Cell, *how: Any) -> dict[str, Any]:
+        computed.append(str(cell))
+        return run_cell(study, cell, *how)
+
+    try:
+        with patch("stability.studies.pools.run_cell", counted):
+            barrier.wait()
+            results = run(mine, path, device="cpu", workers=1)
+        told.put((computed, len(results)))
+    except BaseException as error:
+        told.put((repr(error), 0))
+
+
+_QUICK: dict[str, Any] = {"estimator": Sampled(2), "check_replicas": None}
+
+
+def races(folder: Path, times: int) -> dict[str, Any]:
+    """Two processes begin at the same instant on a new store, so many times."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["stability.studies.running", "stability.problems.digits"])
+    errors, twice, short = [], 0, 0
+    for number in range(times):
+        path, barrier, told = folder / f"race-{number}.{'d' if number % 2 else 'sqlite'}", context.Barrier(2), context.Queue()
+        processes = [context.Process(target=_race, args=(path, barrier, told)) for _ in range(2)]
+        for process in processes:
+            process.start()
+        each = [told.get(timeout=300) for _ in processes]
+        for process in processes:
+            process.join()
+        errors += [computed for computed, _ in each if isinstance(computed, str)]
+        cells = [cell for computed, _ in each if not isinstance(computed, str) for cell in computed]
+        twice += len(cells) - len(set(cells))
+        short += sum(count != 4 for _, count in each)
+    found = {"races": times, "errors": errors, "cells_computed_twice": twice, "tables_that_lack_a_cell": short}
+    print(found, flush=True)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--races", type=int, default=100)
+    parser.add_argument("--parts", nargs="+", default=["rates", "million", "races"])
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args(arguments)
+    found: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out is not None and asked.out.exists() else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "rates" in asked.parts:
+            found["rates"] = rates(folder)
+        if "million" in asked.parts:
+            found["million"] = million(folder, asked.rows)
+        if "races" in asked.parts:
+            found["races"] = races(folder, asked.races)
+    if asked.out is not None:
+        asked.out.write_text(json.dumps({**found, "machine": machine.report()}, indent=1, ensure_ascii=False) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

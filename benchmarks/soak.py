@@ -1,0 +1,158 @@
+"""Kill the processes of a study at random, again and again, until it is done: its table must be that of an undisturbed run.
+
+Two commands ``stability run`` work on one store, one of them with two processes of its own. Now and then one of these processes is
+killed (SIGKILL), and a command that is gone is started again. When the study is done, another begins on a new store, until there
+were enough kills. ``python -m benchmarks.soak --kills 200 --out benchmarks/results/soak.json``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+
+from stability import FineTuning, machine
+from stability.errors import StabilityError
+from stability.leave_one_out.estimators import Sampled
+from stability.selectors import SAM, BitFit, FullTuning, Random, magnitude
+from stability.studies import Study, StudyResults, run
+from stability.studies.store import Store
+
+__all__ = ["main", "soak", "study_of"]
+
+_TIMES = ["seconds", "cell_seconds"]
+_HERE = Path(__file__).parents[1]
+
+
+def study_of(cells: int) -> Study:
+    """A study of small cells: five methods, and as many seeds as it takes."""
+    selectors = (FullTuning(), BitFit(), Random(0.1), magnitude(0.1), SAM(0.1))
+    tuned = tuple(FineTuning(selector, steps=20, batch_size=8) for selector in selectors)
+    seeds = tuple(range(-(-cells // len(tuned))))
+    return Study("soak", "digits", tuned, seeds, problem_settings={"n": 40}, estimator=Sampled(4), check_replicas=None)
+
+
+def work(cells: int, store: str, workers: int) -> None:
+    """What each process runs, until every cell is finished."""
+    run(study_of(cells), store, device="cpu", workers=workers)
+
+
+def soak(cells: int, kills: int, every: float, seed: int, folder: Path) -> dict[str, Any]:
+    """Run the study under fire.
+
+    Args:
+        cells: how many the study has.
+        kills: how many processes are killed at least, in one study after another.
+        every: mean seconds between two of them.
+        seed: of the moments and of who is killed.
+        folder: for the stores.
+
+    Returns:
+        What was killed, and how the tables compare with the undisturbed one.
+    """
+    drawn = random.Random(seed)
+    began = time.monotonic()
+    whole = _table(run(study_of(cells), folder / "whole.sqlite", device="cpu", workers=1))
+    alone = time.monotonic() - began
+    killed: Counter[str] = Counter()
+    rounds: list[dict[str, Any]] = []
+    while killed.total() < kills:
+        store = folder / f"{len(rounds)}.{'d' if len(rounds) % 2 else 'sqlite'}"
+        before, start = killed.total(), time.monotonic()
+        _under_fire(cells, store, every, drawn, killed, kills)
+        if bad := _failed(store):  # a cell that lost three processes in a row is tried again by the next run
+            run(study_of(cells), store, device="cpu", workers=1)
+        found = StudyResults.read(store)
+        rounds.append(
+            {
+                "store": store.suffix,
+                "kills": killed.total() - before,
+                "rows": len(Store(store).records()),
+                "lost_three_processes": bad,
+                "same_table": _table(found).equals(whole),
+                "seconds": round(time.monotonic() - start, 1),
+            }
+        )
+        print(rounds[-1], flush=True)
+    return {"cells": len(whole), "kills": dict(killed), "undisturbed_seconds": round(alone, 1), "rounds": rounds}
+
+
+def _failed(store: Path) -> int:
+    return int((StudyResults.read(store).table["status"] != "ok").sum())
+
+
+def _table(results: StudyResults) -> pd.DataFrame:
+    return results.table.drop(columns=_TIMES).reset_index(drop=True)
+
+
+def _under_fire(cells: int, store: Path, every: float, drawn: random.Random, killed: Counter[str], most: int) -> None:
+    drivers: dict[int, subprocess.Popen[bytes]] = {}
+    done = False
+    try:
+        while not done:
+            for workers in (1, 2):
+                if workers not in drivers or drivers[workers].poll() is not None:
+                    if workers in drivers and drivers[workers].returncode == 0:
+                        done = True
+                        break
+                    call = f"from benchmarks.soak import work; work({cells}, {str(store)!r}, {workers})"
+                    how: dict[str, Any] = {"cwd": _HERE, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+                    main = f"if __name__ == '__main__':\n    {call}"
+                    drivers[workers] = subprocess.Popen([sys.executable, "-c", main], **how)
+            time.sleep(drawn.expovariate(1 / every))
+            if not done and killed.total() < most:
+                _kill_one(list(drivers.values()), drawn, killed)
+        for driver in drivers.values():
+            driver.wait()
+    finally:
+        for driver in drivers.values():
+            driver.kill()
+
+
+def _kill_one(drivers: list[subprocess.Popen[bytes]], drawn: random.Random, killed: Counter[str]) -> None:
+    alive = [one for one in drivers if one.poll() is None]
+    with suppress(psutil.NoSuchProcess):
+        children = [child for one in alive for child in psutil.Process(one.pid).children() if "spawn_main" in str(child.cmdline())]
+        workers = drawn.random() < 0.6 and children
+        victim = drawn.choice(children).pid if workers else drawn.choice(alive).pid if alive else None
+        if victim is not None:
+            os.kill(victim, signal.SIGKILL)
+            killed["worker" if workers else "driver"] += 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run it, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=int, default=300)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--every", type=float, default=5.0, help="mean seconds between two kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        found = soak(asked.cells, asked.kills, asked.every, asked.seed, Path(folder))
+    right = all(one["same_table"] and one["rows"] == found["cells"] for one in found["rounds"])
+    print(found)
+    if asked.out is not None:
+        stored = {**found, "seed": asked.seed, "every_seconds": asked.every, "machine": machine.report()}
+        asked.out.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
+    if not right:
+        raise StabilityError("a table differs from that of an undisturbed run")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

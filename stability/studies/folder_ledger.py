@@ -1,0 +1,210 @@
+"""A ledger that is a folder of small files, and needs no locks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stability.errors import StabilityError
+from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged
+
+__all__ = ["FolderLedger"]
+
+
+class FolderLedger(Ledger):
+    """A folder in which every cell, claim and worker is a small file of its own.
+
+    It needs nothing of the file system but that a file can be given a second name, and that this fails where the name is taken. So
+    one of several processes gets the name, also on a network file system whose locks do not work. No file is ever changed, except
+    each worker's own, which is replaced. A cell that was tried ``a`` times before is claimed by the name ``key.a.t``; whoever takes
+    the claim of a dead worker makes the next ``t``.
+
+    Example:
+        >>> import tempfile
+        >>> ledger = FolderLedger(Path(tempfile.mkdtemp()) / "mine.d")
+        >>> ledger.create(6, '{"study": "mine"}')
+        >>> mine, other, wanted = Worker(), Worker(), {"a": Wanted("the first"), "b": Wanted("the second")}
+        >>> ledger.claim(mine, wanted, most=1, dead=set()).mine
+        {'a': 1}
+        >>> ledger.claim(other, wanted, most=2, dead=set())
+        Answer(mine={'b': 1}, finished=set(), held={'a': '...'})
+        >>> ledger.claim(other, {"a": wanted["a"]}, most=2, dead={mine.id}).mine
+        {'a': 2}
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._study, self._cells, self._claims, self._workers = (path / name for name in ("study", "cells", "claims", "workers"))
+
+    def exists(self) -> bool:
+        return self._study.exists() and any(self._study.iterdir())
+
+    def create(self, format_: int, identity: str) -> None:
+        for folder in (self._study, self._cells, self._claims, self._workers):
+            with _writing(self.path):
+                folder.mkdir(parents=True, exist_ok=True)
+        self._publish(self._study / "0.json", {"format": format_, "identity": identity})
+
+    def heads(self) -> list[tuple[int, str]]:
+        last = max((int(one.stem) for one in self._study.glob("*.json")), default=0)
+        found = self._read(self._study / f"{last}.json")
+        return [(found["format"], found["identity"])]
+
+    def become(self, format_: int, identity: str, records: Mapping[str, str]) -> None:
+        if records:
+            raise StabilityError(f"{self.path} is of an older format: use another --store, and --reuse this one")
+        if self.heads() != [(format_, identity)]:
+            places = [int(one.stem) for one in self._study.glob("*.json")]
+            self._publish(self._study / f"{max(places) + 1}.json", {"format": format_, "identity": identity})
+        else:
+            with _writing(self.path):  # what cannot be written to is found out now
+                self._temporary("").unlink()
+
+    def _tried(self) -> dict[str, int]:
+        """Of each cell how many times it was tried."""
+        found: dict[str, int] = {}
+        for one in self._cells.iterdir():
+            if one.suffix == ".json":
+                name, _, attempt = one.stem.rpartition(".")
+                found[name] = max(found.get(name, 0), int(attempt) + 1)
+        return found
+
+    def _each(self) -> dict[str, dict[str, Any]]:
+        """The last attempt of each cell, by its key, in the order in which they were first finished."""
+        tried = self._tried()
+        found = {name: self._read(self._cells / f"{name}.{count - 1}.json") for name, count in tried.items()}
+        return dict(sorted(found.items(), key=lambda one: (one[1]["finished"], one[0])))
+
+    def cells(self) -> list[tuple[str, str]]:
+        return [(one["identity"], one["record"]) for one in self._each().values()]
+
+    def attempts(self) -> dict[str, tuple[bool, int]]:
+        tried = self._tried()
+        return {name: (one["passing"], tried[name]) for name, one in self._each().items()}
+
+    def times(self) -> dict[str, datetime]:
+        return {name: datetime.fromisoformat(one["finished"]) for name, one in self._each().items()}
+
+    def add(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            count = self._last(row.key)
+            if count and not self._read(self._cells / f"{row.key}.{count - 1}.json")["passing"]:
+                continue
+            self._publish(self._cells / f"{row.key}.{count}.json", {**row._asdict(), "finished": datetime.now(UTC).isoformat()})
+
+    def join(self, worker: Worker) -> None:
+        self.beat(worker)
+
+    def beat(self, worker: Worker) -> None:
+        place = self._workers / f"{worker.id}.json"
+        beat = self._read(place)["beat"] + 1 if place.exists() else 0
+        now = {**asdict(worker), "beat": beat, "heard": datetime.now(UTC).isoformat()}
+        with _writing(self.path):
+            self._temporary(json.dumps(now)).replace(place)
+
+    def leave(self, worker: Worker) -> None:
+        self._gone(worker.id)  # its claims stay, and are free
+
+    def _gone(self, worker: str) -> None:
+        """Say for all that a worker is no more. A file that is only missing may be one that a cache does not show yet."""
+        with _writing(self.path), suppress(FileNotFoundError):
+            (self._workers / f"{worker}.json").replace(self._workers / f"{worker}.left")
+
+    def workers(self) -> list[Worker]:
+        return [Worker(**self._read(one)) for one in sorted(self._workers.glob("*.json"))]
+
+    def claims(self) -> list[Claim]:
+        tried, last = self._tried(), dict[str, int]()
+        for one in self._claims.glob("*.json"):
+            name, attempt, tries = one.stem.rsplit(".", 2)
+            if int(attempt) == tried.get(name, 0):
+                last[f"{name}.{attempt}"] = max(last.get(f"{name}.{attempt}", 0), int(tries))
+        each = ((name, tries, self._read(self._claims / f"{name}.{tries}.json")) for name, tries in sorted(last.items()))
+        return [Claim(name.rpartition(".")[0], one["worker"], tries, one["what"]) for name, tries, one in each]
+
+    def claim(self, worker: Worker, wanted: Mapping[str, Wanted], most: int, dead: set[str]) -> Answer:
+        answer = Answer({}, set(), {})
+        for name, (what, before) in wanted.items():
+            if len(answer.mine) == most:
+                break
+            if self._finished(name, before):
+                answer.finished.add(name)
+                continue
+            holder, tries = self._holder(name, before)
+            if holder is not None and holder not in dead and not (self._workers / f"{holder}.left").exists():
+                answer.held[name] = holder
+            elif not self._publish(self._claims / f"{name}.{before}.{tries + 1}.json", {"worker": worker.id, "what": what}):
+                answer.held[name] = self._holder(name, before)[0] or ""  # another process was quicker
+            elif self._finished(name, before):  # meanwhile
+                answer.finished.add(name)
+            else:
+                answer.mine[name] = tries + 1
+        for one in dead:
+            if one not in answer.held.values():
+                self._gone(one)
+        return answer
+
+    def _last(self, name: str) -> int:
+        """How many times a cell was tried."""
+        count = 0
+        while (self._cells / f"{name}.{count}.json").exists():
+            count += 1
+        return count
+
+    def _finished(self, name: str, before: int) -> bool:
+        count = self._last(name)
+        return count > 0 and (count != before or not self._read(self._cells / f"{name}.{count - 1}.json")["passing"])
+
+    def _holder(self, name: str, attempt: int) -> tuple[str | None, int]:
+        """Who claimed a cell last, and how many did."""
+        tries = 0
+        while (self._claims / f"{name}.{attempt}.{tries + 1}.json").exists():
+            tries += 1
+        return (self._read(self._claims / f"{name}.{attempt}.{tries}.json")["worker"] if tries else None), tries
+
+    def _publish(self, place: Path, content: Mapping[str, object]) -> bool:
+        """Write a file that is whole or absent; whether it was this process that wrote it."""
+        with _writing(self.path):
+            temporary = self._temporary(json.dumps(content))
+            try:
+                os.link(temporary, place)
+            except FileExistsError:
+                # The answer may be lost on its way from a server that did it, and asked again then fails.
+                return temporary.stat().st_nlink == 2
+            finally:
+                temporary.unlink()
+        return True
+
+    def _temporary(self, content: str) -> Path:
+        place = self.path / f".{uuid.uuid4().hex}"
+        with place.open("w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return place
+
+    def _read(self, place: Path) -> dict[str, Any]:
+        try:
+            found = json.loads(place.read_text())
+        except (OSError, ValueError) as error:
+            raise damaged(self.path, f"{place.name}: {error}") from error
+        if not isinstance(found, dict):
+            raise damaged(self.path, f"{place.name} holds no record")
+        return found
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = "free some disk space and run again" if error.errno == errno.ENOSPC else "check the path and its permissions"
+        raise StabilityError(f"cannot use the store {path}: {error}; what was finished is kept, {remedy}") from error

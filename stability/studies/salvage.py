@@ -1,0 +1,183 @@
+"""What can be read of a damaged store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from stability.errors import StabilityError
+from stability.studies.folder_ledger import FolderLedger
+from stability.studies.identity import key
+from stability.studies.ledger import Ledger, Row
+from stability.studies.store import Store, ledger_at
+
+__all__ = ["Repair", "repaired"]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What became of a damaged store.
+
+    Attributes:
+        kept: cells that were read.
+        lost: cells of which something was left, and that could not be read. There may have been others, of which nothing is left.
+        aside: where the damaged store is now.
+    """
+
+    kept: int
+    lost: int
+    aside: Path
+
+
+def repaired(path: Path) -> Repair:
+    """Put what can be read of a damaged store into a new one of the same name. The damaged one is renamed, and left as it is.
+
+    A cell is kept if its identity and record are whole, and its key is that of its identity. So what was changed by accident is
+    found out, but for a changed record that is still JSON.
+
+    Args:
+        path: the store.
+
+    Returns:
+        How many cells were kept.
+
+    Raises:
+        StabilityError: there is no store, it is whole, somebody works on it, or nothing of it can be read.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "mine.sqlite"
+        >>> Store(path, {"study": "mine", "algorithms": []}).add({"seed": 0}, {"status": "ok"})
+        >>> with path.open("r+b") as file:
+        ...     _ = file.write(b"overwritten")
+        >>> repaired(path).kept
+        1
+        >>> Store(path).records()
+        [{'seed': 0, 'status': 'ok'}]
+    """
+    ledger = ledger_at(path)
+    if not ledger.exists():
+        raise StabilityError(f"there is no store {path}")
+    if (count := _whole(path, ledger)) is not None:
+        raise StabilityError(f"{path} is not damaged: all of its {count} cells can be read; it was left as it is")
+    heads, cells, lost = _of_folder(ledger) if isinstance(ledger, FolderLedger) else _of_file(path)
+    if not heads:
+        raise StabilityError(
+            f"nothing can be read of {path}: it does not say which study it holds; restore a copy, or move it away and run again"
+        )
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    new = path.with_name(f"{path.stem}.repaired-{number}{path.suffix}")
+    made = ledger_at(new)
+    made.create(*heads[-1])
+    made.add(cells)
+    made.close()
+    path.rename(aside)
+    for end in ("-wal", "-shm"):  # the log belongs to the file
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + end).rename(aside.with_name(aside.name + end))
+    new.rename(path)
+    return Repair(len(cells), lost, aside)
+
+
+def _whole(path: Path, ledger: Ledger) -> int | None:
+    """How many cells a store has that is not damaged; None of one that is."""
+    with suppress(StabilityError, sqlite3.DatabaseError):
+        found = len(Store(path).cells())
+        if isinstance(ledger, FolderLedger) or _all(path, "PRAGMA integrity_check") == [("ok",)]:
+            return found
+    return None
+
+
+def _all(path: Path, query: str) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+_Found = tuple[list[tuple[int, str]], list[Row], int]
+
+_MAGIC = b"SQLite format 3\x00"
+_LEAST = 100  # bytes that a cell takes at least
+
+
+def _of_file(path: Path) -> _Found:
+    """Format and identity, cells, and the number of those that were there and could not be read."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy.sqlite"
+        shutil.copy(path, copy)
+        for end in ("-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                shutil.copy(path.with_name(path.name + end), copy.with_name(copy.name + end))
+        with copy.open("r+b") as file:
+            file.write(_MAGIC)
+        connection = sqlite3.connect(copy)
+        try:
+            return _readable(connection, copy.stat().st_size // _LEAST)
+        except sqlite3.DatabaseError:
+            return [], [], 0
+        finally:
+            connection.close()
+
+
+def _readable(connection: sqlite3.Connection, most: int) -> _Found:
+    connection.execute("PRAGMA writable_schema = ON")  # else a file that was cut off is not read at all
+    heads, rows, lost, place = [], [], 0, 0
+    with suppress(sqlite3.DatabaseError):
+        heads = connection.execute("SELECT format, identity FROM study").fetchall()
+    names = "key, identity, record, passing, rowid"
+    while place < most:
+        place += 1
+        try:
+            found = connection.execute(f"SELECT {names} FROM cells WHERE rowid >= ? ORDER BY rowid LIMIT 1", (place,)).fetchone()
+        except sqlite3.DatabaseError:
+            lost += 1  # one place after the other, until one can be read
+            continue
+        if found is None:
+            break
+        place = found[-1]
+        if (row := _sound(*found[:-1])) is None:
+            lost += 1
+        else:
+            rows.append(row)
+    return [head for head in heads if _plain(head[1])], rows, 0 if lost > most // 2 else lost
+
+
+def _of_folder(ledger: FolderLedger) -> _Found:
+    heads, rows, lost = [], [], 0
+    for one in sorted((ledger.path / "study").glob("*.json"), key=lambda one: int(one.stem)):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            head = json.loads(one.read_text())
+            heads.append((int(head["format"]), str(head["identity"])))
+    for one in sorted((ledger.path / "cells").glob("*.json")):
+        found = None
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            read = json.loads(one.read_text())
+            found = _sound(read["key"], read["identity"], read["record"], read["passing"])
+        rows += [] if found is None else [found]
+        lost += found is None
+    return heads, rows, lost
+
+
+def _sound(name: object, identity: object, record: object, passing: object) -> Row | None:
+    """A cell, if it is whole."""
+    mine = _plain(identity)
+    if not mine or not _plain(record) or key(mine) != name:
+        return None
+    return Row(str(name), str(identity), str(record), bool(passing))
+
+
+def _plain(text: object) -> dict[str, object]:
+    """What JSON says, if it says a dictionary."""
+    with suppress(ValueError, TypeError, RecursionError):
+        if isinstance(found := json.loads(text), dict):  # type: ignore[arg-type]
+            return found
+    return {}

@@ -1,0 +1,210 @@
+"""A ledger that is one SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stability.errors import StabilityError
+from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged
+
+__all__ = ["SqliteLedger"]
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS study (format INTEGER NOT NULL, identity TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS cells (
+    key TEXT PRIMARY KEY, identity TEXT NOT NULL, record TEXT NOT NULL, passing INTEGER NOT NULL DEFAULT 0,
+    finished TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, attempt INTEGER NOT NULL DEFAULT 1
+);
+CREATE TABLE IF NOT EXISTS workers (
+    id TEXT PRIMARY KEY, machine TEXT NOT NULL, process INTEGER NOT NULL, started REAL NOT NULL, what TEXT NOT NULL,
+    beat INTEGER NOT NULL, heard TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, worker TEXT NOT NULL, tries INTEGER NOT NULL, what TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS claims_of_a_worker ON claims (worker);
+"""
+
+
+class SqliteLedger(Ledger):
+    """One SQLite file.
+
+    While somebody works on it, SQLite keeps a write-ahead log beside it where the file system allows one, so that reading and
+    writing do not wait for each other. Whoever leaves last folds it into the file.
+
+    Example:
+        >>> import tempfile
+        >>> ledger = SqliteLedger(Path(tempfile.mkdtemp()) / "mine.sqlite")
+        >>> ledger.create(6, '{"study": "mine"}')
+        >>> mine, other, wanted = Worker(), Worker(), {"a": Wanted("the first"), "b": Wanted("the second")}
+        >>> ledger.join(mine)
+        >>> ledger.claim(mine, wanted, most=1, dead=set()).mine
+        {'a': 1}
+        >>> ledger.claim(other, wanted, most=2, dead=set()).mine
+        {'b': 1}
+        >>> ledger.leave(mine)
+        >>> ledger.claim(other, {"a": wanted["a"]}, most=2, dead=set()).mine
+        {'a': 1}
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._lock = threading.RLock()
+        self._kept: sqlite3.Connection | None = None  # while this process is a worker
+
+    def exists(self) -> bool:
+        return self.path.exists() and self.path.stat().st_size > 0  # 0: stopped while making it
+
+    def create(self, format_: int, identity: str) -> None:
+        with self._transaction() as connection:
+            self._make(connection)
+            connection.execute("INSERT INTO study SELECT ?, ? WHERE NOT EXISTS (SELECT 1 FROM study)", (format_, identity))
+
+    @staticmethod
+    def _make(connection: sqlite3.Connection) -> None:
+        """All tables, and the columns that files of older formats lack."""
+        for command in _TABLES.split(";")[:-1]:
+            connection.execute(command)
+        if "attempt" not in (row[1] for row in connection.execute("PRAGMA table_info (cells)")):
+            connection.execute("ALTER TABLE cells ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1")
+
+    def heads(self) -> list[tuple[int, str]]:
+        return self._all("SELECT format, identity FROM study")
+
+    def become(self, format_: int, identity: str, records: Mapping[str, str]) -> None:
+        with self._transaction() as connection:
+            self._make(connection)
+            connection.executemany("UPDATE cells SET record = ? WHERE key = ?", [(new, name) for name, new in records.items()])
+            connection.execute("UPDATE study SET identity = ?, format = ?", (identity, format_))
+
+    def cells(self) -> list[tuple[str, str]]:
+        return self._all("SELECT identity, record FROM cells ORDER BY rowid")
+
+    def attempts(self) -> dict[str, tuple[bool, int]]:
+        new = "attempt" in (row[1] for row in self._all("PRAGMA table_info (cells)"))
+        rows = self._all(f"SELECT key, passing, {'attempt' if new else '1'} FROM cells")
+        return {name: (bool(passing), attempt) for name, passing, attempt in rows}
+
+    def times(self) -> dict[str, datetime]:
+        rows = self._all("SELECT key, finished FROM cells")
+        return {name: datetime.fromisoformat(finished).replace(tzinfo=UTC) for name, finished in rows}
+
+    def add(self, rows: Sequence[Row]) -> None:
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT INTO cells (key, identity, record, passing) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET record = "
+                "excluded.record, passing = excluded.passing, finished = CURRENT_TIMESTAMP, attempt = attempt + 1 WHERE passing",
+                rows,
+            )
+            connection.executemany("DELETE FROM claims WHERE key = ?", [(row.key,) for row in rows])
+
+    def join(self, worker: Worker) -> None:
+        with self._lock:
+            self._kept = self._kept or self._opened()
+            with suppress(sqlite3.OperationalError):  # no log where the file system forbids it: slower, and as safe
+                self._kept.execute("PRAGMA journal_mode = WAL")
+        self.beat(worker)
+
+    def beat(self, worker: Worker) -> None:
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO workers VALUES (:id, :machine, :process, :started, :what, :beat, CURRENT_TIMESTAMP) "
+                "ON CONFLICT (id) DO UPDATE SET beat = beat + 1, heard = CURRENT_TIMESTAMP",
+                asdict(worker),
+            )
+
+    def leave(self, worker: Worker) -> None:
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM claims WHERE worker = ?", (worker.id,))
+            connection.execute("DELETE FROM workers WHERE id = ?", (worker.id,))
+            (others,) = connection.execute("SELECT COUNT(*) FROM workers").fetchone()
+        if not others:
+            with suppress(StabilityError), self._connection() as connection:  # refused while another process has the file open
+                connection.execute("PRAGMA busy_timeout = 0")
+                connection.execute("PRAGMA journal_mode = DELETE")
+        self.close()
+
+    def workers(self) -> list[Worker]:
+        if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'workers'"):
+            return []  # of an older format
+        names = ("id", "machine", "process", "started", "what", "beat", "heard")
+        return [Worker(**dict(zip(names, row, strict=True))) for row in self._all(f"SELECT {', '.join(names)} FROM workers")]
+
+    def claims(self) -> list[Claim]:
+        if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'claims'"):
+            return []
+        return [Claim(*row) for row in self._all("SELECT key, worker, tries, what FROM claims ORDER BY rowid")]
+
+    def claim(self, worker: Worker, wanted: Mapping[str, Wanted], most: int, dead: set[str]) -> Answer:
+        answer = Answer({}, set(), {})
+        with self._transaction() as connection:
+            for name, (what, before) in wanted.items():
+                if len(answer.mine) == most:
+                    break
+                done = connection.execute("SELECT passing, attempt FROM cells WHERE key = ?", (name,)).fetchone()
+                if done is not None and not (done[0] and done[1] == before):
+                    answer.finished.add(name)
+                    continue
+                has = connection.execute("SELECT worker, tries FROM claims WHERE key = ?", (name,)).fetchone()
+                if has is not None and has[0] not in dead:
+                    answer.held[name] = has[0]
+                    continue
+                answer.mine[name] = 1 if has is None else has[1] + 1
+                connection.execute("REPLACE INTO claims VALUES (?, ?, ?, ?)", (name, worker.id, answer.mine[name], what))
+            if dead:
+                gone = ", ".join("?" * len(dead))
+                free = "id NOT IN (SELECT worker FROM claims)"
+                connection.execute(f"DELETE FROM workers WHERE id IN ({gone}) AND {free}", tuple(dead))
+        return answer
+
+    def close(self) -> None:
+        with self._lock:
+            if self._kept is not None:
+                self._kept.close()
+                self._kept = None
+
+    def _all(self, query: str) -> list[tuple[Any, ...]]:
+        with self._connection() as connection:
+            return connection.execute(query).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """One that is whole or absent, and that no other process writes beside."""
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.rollback()
+                raise
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """The one that is kept open while this process works, or one for a moment."""
+        try:
+            with self._lock:
+                connection = self._kept or self._opened()
+                try:
+                    yield connection
+                finally:
+                    if connection is not self._kept:
+                        connection.close()
+        except sqlite3.OperationalError as error:
+            if "no such" in str(error):
+                raise StabilityError(
+                    f"{self.path} is a database of another program ({error}): use another --store; it was left as it is"
+                ) from error
+            remedy = "free some disk space and run again" if "full" in str(error) else "check the path and its permissions"
+            raise StabilityError(f"cannot use the store {self.path}: {error}; what was finished is kept, {remedy}") from error
+        except sqlite3.DatabaseError as error:
+            raise damaged(self.path, f"it is no whole store ({error})") from error
+
+    def _opened(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)  # the lock keeps threads apart

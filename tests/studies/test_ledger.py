@@ -1,0 +1,225 @@
+"""Who works on which cell: the two ledgers agree with what a claim is, whatever dies, and whatever the clock says."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stability.errors import StabilityError
+from stability.studies import ledger as ledgers
+from stability.studies.folder_ledger import FolderLedger
+from stability.studies.ledger import Heartbeat, Ledger, Row, Wanted, Watch, Worker
+from stability.studies.results import StudyResults
+from stability.studies.sqlite_ledger import SqliteLedger
+from stability.studies.store import Store, ledger_at
+
+FREE: set[str] = set()
+
+
+@pytest.fixture(params=["mine.sqlite", "mine.d"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
+    made = ledger_at(tmp_path / request.param)
+    assert not made.exists()
+    made.create(6, '{"study": "mine"}')
+    assert made.exists()
+    return made
+
+
+def row(name: str, value: object = 0, passing: bool = False) -> Row:
+    return Row(name, json.dumps({"name": name}), json.dumps({"value": value}), passing)
+
+
+def wanted(*names: str, before: int = 0) -> dict[str, Wanted]:
+    return {name: Wanted(f"cell {name}", before) for name in names}
+
+
+def test_a_cell_is_claimed_by_one(ledger: Ledger) -> None:
+    first, second = Worker(), Worker()
+    ledger.join(first)
+    ledger.join(second)
+    assert ledger.claim(first, wanted("a", "b", "c"), 2, FREE).mine == {"a": 1, "b": 1}
+    answer = ledger.claim(second, wanted("a", "b", "c"), 2, FREE)
+    assert (answer.mine, answer.held) == ({"c": 1}, {"a": first.id, "b": first.id})
+    assert set(ledger.claims()) == {(one, who.id, 1, f"cell {one}") for one, who in zip("abc", (first, first, second), strict=True)}
+    ledger.add([row("a")])
+    assert ledger.claim(second, wanted("a", "b"), 2, FREE).finished == {"a"}
+    ledger.leave(first)
+    assert list(ledger.claim(second, wanted("b"), 2, FREE).mine) == ["b"]
+    assert [one.id for one in ledger.workers()] == [second.id]
+    ledger.leave(second)
+    assert ledger.workers() == []
+
+
+def test_the_cells_of_the_dead_are_taken_over_and_counted(ledger: Ledger) -> None:
+    workers = [Worker() for _ in range(4)]
+    for worker in workers:
+        ledger.join(worker)
+    dead: set[str] = set()
+    for count, worker in enumerate(workers):
+        assert ledger.claim(worker, wanted("a"), 1, dead).mine == {"a": count + 1}
+        assert ledger.claim(workers[0], wanted("a"), 1, FREE).mine == {}
+        dead.add(worker.id)
+    assert {one.id for one in ledger.workers()} == {workers[-1].id}
+    for worker in workers:  # one that was thought dead comes back: what was first counts
+        ledger.add([row("a", worker.id)])
+    assert ledger.cells() == [('{"name": "a"}', json.dumps({"value": workers[0].id}))]
+
+
+def test_a_failure_that_may_pass_is_tried_again_once_by_each_later_worker(ledger: Ledger) -> None:
+    first, second, third = Worker(), Worker(), Worker()
+    for worker in (first, second):
+        ledger.join(worker)
+    assert ledger.claim(first, wanted("a"), 1, FREE).mine
+    ledger.add([row("a", "failed", passing=True)])
+    assert ledger.claim(second, wanted("a"), 1, FREE).finished == {"a"}  # it had begun before that failure
+    assert ledger.attempts() == {"a": (True, 1)}
+    ledger.join(third)
+    assert ledger.claim(third, wanted("a", before=1), 1, FREE).mine == {"a": 1}
+    ledger.add([row("a", "measured")])
+    ledger.add([row("a", "again")])
+    assert ledger.attempts() == {"a": (False, 2)}
+    assert [json.loads(record)["value"] for _, record in ledger.cells()] == ["measured"]
+
+
+def test_cells_are_in_the_order_in_which_they_were_first_finished(ledger: Ledger) -> None:
+    for name in ("c", "a", "b"):
+        ledger.add([row(name, passing=name == "c")])
+        time.sleep(0.01)
+    if isinstance(ledger, SqliteLedger):
+        ledger.add([row("c", 1)])  # a folder tells when the last try of a cell ended
+    assert [json.loads(identity)["name"] for identity, _ in ledger.cells()] == ["c", "a", "b"]
+    assert set(ledger.times()) == {"a", "b", "c"}
+
+
+def test_death_is_told_without_comparing_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    watch = Watch(lambda: now[0])
+    far = Worker(id="far", machine="another machine")
+    assert watch.dead([far]) == set()
+    now[0] = ledgers.GRACE - 1
+    assert watch.dead([replace(far, beat=1, heard="1970-01-01")]) == set()  # a clock that jumps says nothing
+    now[0] = 2 * ledgers.GRACE - 2
+    assert watch.dead([replace(far, beat=1)]) == set()
+    now[0] = 2 * ledgers.GRACE
+    assert watch.dead([replace(far, beat=1)]) == {"far"}
+    assert watch.dead([replace(far, beat=2)]) == set()  # it lives after all
+    mine = Worker()
+    assert not mine.gone
+    assert replace(mine, started=mine.started - 100).gone  # another process has its number now
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    theirs = replace(mine, process=child.pid, started=mine.started)
+    child.wait()
+    assert theirs.gone
+    assert watch.dead([theirs]) == {theirs.id}
+    assert not replace(theirs, machine="another machine").gone
+
+
+def test_a_heartbeat_goes_on_and_ends(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "BEAT", 0.02)
+    with Heartbeat(ledger, Worker(what="tests")) as worker:
+        for _ in range(500):
+            time.sleep(0.02)
+            if ledger.workers()[0].beat > 1:
+                break
+        (found,) = ledger.workers()
+        assert (found.id, found.what, found.beat > 1) == (worker.id, "tests", True)
+        assert ledger.claim(worker, wanted("a"), 1, FREE).mine
+    assert ledger.workers() == []
+    assert isinstance(ledger, FolderLedger) or not [one for one in ledger.path.parent.iterdir() if one != ledger.path]
+
+
+def _race(path: Path, barrier: Any, told: Any) -> None:
+    barrier.wait()
+    try:
+        mine = Store(path, {"study": "mine"}).ledger
+        worker = Worker()
+        with Heartbeat(mine, worker):
+            taken: list[str] = []
+            names = wanted(*map(str, range(20)))
+            while answer := mine.claim(worker, names, 1, set()).mine:
+                taken += answer
+                mine.add([row(name, worker.id) for name in answer])
+        told.put(taken)
+    except BaseException as error:
+        told.put(repr(error))
+        raise
+
+
+@pytest.mark.parametrize("name", ["mine.sqlite", "mine.d"])
+def test_processes_that_start_at_once_share_a_new_store(name: str, tmp_path: Path) -> None:
+    """Each of twenty cells is claimed once. ``python -m benchmarks.ledger`` does it a hundred times."""
+    context = multiprocessing.get_context("fork")  # these processes run no torch
+    for time_ in range(3):
+        path, barrier, told = tmp_path / f"{time_}{name}", context.Barrier(4), context.Queue()
+        processes = [context.Process(target=_race, args=(path, barrier, told)) for _ in range(4)]
+        for process in processes:
+            process.start()
+        each = [told.get(timeout=60) for _ in processes]
+        for process in processes:
+            process.join()
+        assert all(isinstance(taken, list) for taken in each), each
+        assert sorted(chain(*each)) == sorted(map(str, range(20)))
+        assert len(Store(path).ledger.cells()) == 20
+
+
+def test_a_folder_needs_no_lock_and_no_whole_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server gave the name, and its answer was lost: asked again it says that the name is taken. It is ours all the same."""
+    mine = FolderLedger(tmp_path / "mine.d")
+    mine.create(6, "{}")
+    link: Callable[..., None] = os.link
+
+    def twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    worker, other = Worker(), Worker()
+    assert mine.claim(worker, wanted("a"), 1, FREE).mine == {"a": 1}
+    assert mine.claim(other, wanted("a"), 1, FREE).held == {"a": worker.id}
+
+
+@pytest.mark.parametrize("format_", [4, 5])
+def test_a_store_of_an_older_format_goes_on(format_: int, tmp_path: Path) -> None:
+    """What version 4 and 5 wrote, as it lies in files: nothing is lost, and it can be claimed from."""
+    path = tmp_path / "older.sqlite"
+    source = Path("figures/discontinuity.sqlite") if format_ == 5 else Path(__file__).parent / "format-4.sqlite"
+    shutil.copy(source, path)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT format FROM study").fetchone() == (format_,)
+        assert "attempt" not in [one[1] for one in connection.execute("PRAGMA table_info (cells)")]
+    connection.close()
+    before, table = Store(path).records(), StudyResults.read(path).table
+    went_on = Store(path, Store(path).identity)
+    assert went_on.records() == before
+    names = {name: Wanted("", attempt) for name, (_, attempt) in went_on.ledger.attempts().items()}
+    assert went_on.ledger.claim(Worker(), names, 9, FREE).finished == set(names)
+    assert StudyResults.read(path).table.equals(table)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT format FROM study").fetchone() == (6,)
+    connection.close()
+
+
+def test_a_store_on_which_somebody_works_does_not_become_that_of_another_study(tmp_path: Path) -> None:
+    for name in ("mine.sqlite", "mine.d"):
+        path = tmp_path / name
+        mine = Store(path, {"study": "mine", "seeds": [0]})
+        assert Store(path, {"study": "mine", "seeds": [1]}).identity["seeds"] == [1]
+        worker = Worker()
+        mine.ledger.join(worker)
+        assert mine.ledger.claim(worker, wanted("a"), 1, FREE).mine
+        with pytest.raises(StabilityError, match="was made with seeds = 1, now it is 0"):
+            Store(path, {"study": "mine", "seeds": [0]})
+        mine.ledger.leave(worker)
