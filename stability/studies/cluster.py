@@ -45,7 +45,7 @@ class RayProcesses(Pool):
 
     A machine that joins the cluster while the study runs is used, and one that leaves is not waited for. Data and θ⁰ of a problem
     are put into Ray's object store once for each S; all cells of that S take them from there. Modules of the user's own are
-    sent along. The tasks end with the process that started them.
+    sent along. The tasks end with the process that started them. Where ``ray.init`` was called before, that cluster is used.
 
     Args:
         study: the study.
@@ -84,7 +84,7 @@ class RayProcesses(Pool):
         packed, modules = _packed((self._study, work.cell, work.expected))
         if modules not in self._sources:
             self._sources[modules] = _sources(modules)
-        share = {"num_cpus": 0 if self._device == "cuda" else 1, "num_gpus": int(self._device == "cuda")}
+        share = {"num_cpus": 1, "num_gpus": int(self._device == "cuda")}
         # Tasks that fail are tried again by whoever uses this pool, which counts how often, and gives them less memory.
         task = self._ray.remote(max_retries=0, **share)(_compute)
         how = _How(self._device, self._shares, losses)
@@ -106,7 +106,7 @@ class RayProcesses(Pool):
 
     def _outcome(self, work: Work, task: Any) -> dict[str, Any] | Lost:
         errors = self._ray.exceptions
-        device = "cuda" if self._device == "cuda" and torch.cuda.is_available() else "cpu"
+        device = self._device
         try:
             found: dict[str, Any] | _Other = self._ray.get(task)
         except errors.OutOfMemoryError:
@@ -137,9 +137,11 @@ class RayProcesses(Pool):
 
     def _look(self) -> None:
         """Which machines there are, and how many cells each computes."""
-        kind = "GPU" if self._device == "cuda" else "CPU"
+        kinds = ("CPU", "GPU") if self._device == "cuda" else ("CPU",)
         alive = [one for one in self._ray.nodes() if one["Alive"]]
-        self._shares = {one["NodeID"]: count for one in alive if (count := int(one["Resources"].get(kind, 0)))}
+        self._shares = {
+            one["NodeID"]: count for one in alive if (count := int(min(one["Resources"].get(kind, 0) for kind in kinds)))
+        }
         self._looked = time.monotonic()
 
     def __enter__(self) -> RayProcesses:
@@ -163,7 +165,7 @@ class RayProcesses(Pool):
 
     def _join(self) -> None:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        self._handler = signal.getsignal(signal.SIGTERM)
+        self._handler = signal.getsignal(signal.SIGTERM)  # which Ray replaces
         if self._address is None:
             # On loopback alone: nobody else is to reach it.
             own = {"num_cpus": self._workers or cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
@@ -173,10 +175,11 @@ class RayProcesses(Pool):
             try:
                 self._ray.init(address=self._address, **quiet)
             except Exception as error:
+                self._handle(self._handler)
                 what = f"address = {self._address}: {one_line(error, 400)}"
                 raise (UsageError if "ersion mismatch" in what else StabilityError)(what) from error
         self._own = True
-        # Ray has put one in its place that writes pages. Whoever had none: let the tasks end before this process does.
+        # Ray's handler writes pages. Whoever had none of their own: let the tasks end before this process does.
         self._handle(_end if self._handler is signal.SIG_DFL else self._handler)
 
     def _handle(self, handler: Any) -> None:
