@@ -137,7 +137,12 @@ def test_a_study_stops_at_once_with_one_line(number: int, code: int, workers: in
     words = "run mine --problem digits --selectors random --sparsities 0.1 --n 100 --steps 5000 --seeds 4 --estimator exact"
     where = ["--device", "cpu", "--workers", str(workers), "--store", str(store)]
     command = [sys.executable, "-m", "stability", *words.split(), *where]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE)
+
+    def hears() -> None:  # Ctrl-C, which a shell takes from what it starts in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": HERE}
+    process = subprocess.Popen(command, preexec_fn=hears, **how)  # type: ignore[call-overload]
     for _ in range(600):
         with suppress(StabilityError):
             if store.exists() and Store(store).ledger.claims():
