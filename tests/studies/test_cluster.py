@@ -174,7 +174,11 @@ def test_lost_workers_and_nodes_change_nothing(
     pool = cluster.RayProcesses(mine, "cpu", address=nodes.address)
 
     def comes_to(count: int) -> bool:
-        return any(pool.size == count or time.sleep(0.1) for _ in range(300))
+        for _ in range(300):
+            if pool.size == count:
+                return True
+            time.sleep(0.1)
+        return False
 
     with pool:
         assert comes_to(1)
