@@ -70,7 +70,7 @@ def test_a_study_goes_on_in_an_older_store(stored: Path, tmp_path: Path) -> None
     assert len(run(STUDY, path, device="cpu", workers=1).table) == 2
     connection = sqlite3.connect(path)
     records = [json.loads(text) for (text,) in connection.execute("SELECT record FROM cells ORDER BY rowid")]
-    assert connection.execute("SELECT format FROM study").fetchone() == (5,)
+    assert connection.execute("SELECT format FROM study").fetchone() == (6,)
     connection.close()
     same(records, [record for _, record in Store(stored).cells()])
     assert records[0]["stability"] != 9.0
