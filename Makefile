@@ -7,7 +7,7 @@ MODEL ?=
 
 MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
 
-.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean
+.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean soak ledger
 
 run: $(READY)  ## the main job: ten methods on digits, their table, and figures in runs/figures (four minutes on two cores)
 	$(BIN)/stability run digits-short --figures runs/figures
@@ -72,6 +72,12 @@ paper-quick: $(READY)  ## ten methods of MiniLM on CB and RTE, five seeds (75 mi
 	$(BIN)/stability figures --store runs/paper-quick.sqlite --out figures --only ranks --against paper
 	$(BIN)/stability figures --store runs/paper-quick-sparsity.sqlite --out figures --only four_panels
 	$(BIN)/stability figures --paper --out figures
+
+soak: $(READY)  ## two hundred processes of a study killed at random (20 minutes on two cores)
+	$(BIN)/python -m benchmarks.soak --every 4 --out benchmarks/results/soak.json
+
+ledger: $(READY)  ## cells a second that a store takes, and a hundred races for a new one (10 minutes)
+	$(BIN)/python -m benchmarks.ledger --parts rates races --out benchmarks/results/ledger.json
 
 memory: $(READY)  ## peak memory of digits against steps and n, and its figure (8 minutes)
 	$(BIN)/python -m benchmarks.memory
