@@ -74,5 +74,6 @@ def _text(found: State, store: Path) -> str:
         again = "" if kind == Failure.METHOD else "; tried again when the study is run again"
         lines.append(f"failed, {count} {'cell' if count == 1 else 'cells'} ({kind}{again}): {reason}")
     if found.missing:
-        lines.append(f"\nto go on: run the command that began it, with --store {store}")
+        why = "to help" if any(not one.gone for one in found.workers) else "to go on"
+        lines.append(f"\n{why}: run the command that began it, with --store {store}")
     return "\n".join(lines)
