@@ -19,6 +19,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,10 +34,29 @@ from stability.studies.ledger import Heartbeat, Row, Wanted, Worker
 from stability.studies.results import StudyResults
 from stability.studies.store import Store
 
-__all__ = ["main", "million", "races", "rates"]
+__all__ = ["at_once", "main", "million", "races", "rates"]
 
 SOURCE = Path("figures/digits.sqlite")
 """Where the record comes from."""
+
+
+def at_once(context: Any, count: int, target: Callable[..., None], *arguments: object) -> list[Any]:
+    """What processes tell that begin at the same instant.
+
+    Args:
+        context: of multiprocessing: how they are started.
+        count: how many.
+        target: what each runs: it is given the arguments, a barrier to wait at, and a queue into which it puts one answer.
+        arguments: the same for all.
+    """
+    barrier, told = context.Barrier(count), context.Queue()
+    processes = [context.Process(target=target, args=(*arguments, barrier, told)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    each = [told.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join()
+    return each
 
 
 def rates(folder: Path, cells: int = 4000) -> list[dict[str, Any]]:
@@ -45,14 +65,7 @@ def rates(folder: Path, cells: int = 4000) -> list[dict[str, Any]]:
     for suffix, writers in itertools.product((".sqlite", ".d"), (1, 4)):
         path = folder / f"rates-{writers}{suffix}"
         Store(path, {"study": "rates"})
-        context = multiprocessing.get_context("fork")
-        barrier, told = context.Barrier(writers), context.Queue()
-        processes = [context.Process(target=_write, args=(path, cells, barrier, told)) for _ in range(writers)]
-        for process in processes:
-            process.start()
-        each = [told.get() for _ in processes]
-        for process in processes:
-            process.join()
+        each = at_once(multiprocessing.get_context("fork"), writers, _write, path, cells)
         seconds = max(end for _, end, _ in each) - min(begin for begin, _, _ in each)
         assert sum(count for _, _, count in each) == len(Store(path).ledger.attempts()) == cells
         found.append({"store": suffix, "writers": writers, "cells": cells, "cells_a_second": round(cells / seconds)})
@@ -140,13 +153,7 @@ def races(folder: Path, times: int) -> dict[str, Any]:
     context.set_forkserver_preload(["stability.studies.running", "stability.problems.digits"])
     errors, twice, short = [], 0, 0
     for number in range(times):
-        path, barrier, told = folder / f"race-{number}.{'d' if number % 2 else 'sqlite'}", context.Barrier(2), context.Queue()
-        processes = [context.Process(target=_race, args=(path, barrier, told)) for _ in range(2)]
-        for process in processes:
-            process.start()
-        each = [told.get(timeout=300) for _ in processes]
-        for process in processes:
-            process.join()
+        each = at_once(context, 2, _race, folder / f"race-{number}.{'d' if number % 2 else 'sqlite'}")
         errors += [computed for computed, _ in each if isinstance(computed, str)]
         cells = [cell for computed, _ in each if not isinstance(computed, str) for cell in computed]
         twice += len(cells) - len(set(cells))

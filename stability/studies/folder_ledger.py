@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stability.errors import StabilityError
-from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged
+from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged, unusable
 
 __all__ = ["FolderLedger"]
 
@@ -206,5 +206,4 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "free some disk space and run again" if error.errno == errno.ENOSPC else "check the path and its permissions"
-        raise StabilityError(f"cannot use the store {path}: {error}; what was finished is kept, {remedy}") from error
+        raise unusable(path, error, full=error.errno == errno.ENOSPC) from error

@@ -37,6 +37,7 @@ __all__ = [
     "Watch",
     "Worker",
     "damaged",
+    "unusable",
 ]
 
 BEAT = 5.0
@@ -241,6 +242,12 @@ class Ledger(ABC):
 
     def close(self) -> None:  # noqa: B027 (most have nothing open)
         """Leave nothing open. What comes later opens it again."""
+
+
+def unusable(path: Path, error: Exception, full: bool) -> StabilityError:
+    """What to say of a store that cannot be written to, or opened; ``full``: because there is no room on its disk."""
+    remedy = "free some disk space and run again" if full else "check the path and its permissions"
+    return StabilityError(f"cannot use the store {path}: {error}; what was finished is kept, {remedy}")
 
 
 def damaged(path: Path, why: object) -> StabilityError:

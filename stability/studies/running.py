@@ -20,7 +20,7 @@ from stability.machine import cores, resolve_device
 from stability.studies.cell import Expected, failed
 from stability.studies.cluster import RayProcesses
 from stability.studies.identity import as_json, difference, key
-from stability.studies.ledger import Heartbeat, Row, Wanted, Watch, Worker
+from stability.studies.ledger import Heartbeat, Ledger, Row, Wanted, Watch, Worker
 from stability.studies.pace import Pace, Progress
 from stability.studies.pools import InProcess, LocalProcesses, Lost, Pool, Work
 from stability.studies.results import CellStatus, Failure, StudyResults
@@ -104,12 +104,13 @@ def run(
         held.add(one, record)
     cells = [(cell, cell_identity(study, cell, identity)) for cell in study.cells()]
     data = {cell.problem: mine["data"] for cell, mine in cells}
-    done = held.finished()
+    attempts = held.ledger.attempts()  # read once: a folder reads a file for each cell
+    done = {name for name, (passing, _) in attempts.items() if not passing}
     open_ = [
         Work(cell, mine, Expected(data[cell.problem], Expected.code_of(cell))) for cell, mine in cells if key(mine) not in done
     ]
     pool = RayProcesses(study, device, workers, address) if executor == "ray" else _pool(study, devices, workers, open_)
-    turn = _Turn(held, open_, len(cells), pool, on_cell)
+    turn = _Turn(held.ledger, open_, attempts, len(cells), pool=pool, on_cell=on_cell)
     on_start(turn.progress)
     if open_:
         with Heartbeat(held.ledger, Worker(what=pool.what)) as worker, pool:
@@ -133,7 +134,7 @@ def _check_room(store: Store) -> None:
 def _devices(device: str) -> list[str]:
     """The devices that are asked for: ``cuda`` and ``auto`` mean all GPUs that are visible."""
     place = resolve_device(device)
-    if (place.type == "cuda" and place.index is None) or (device == "auto" and place.type == "cuda"):
+    if place.type == "cuda" and device in ("auto", "cuda"):
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [str(place)]
 
@@ -155,16 +156,25 @@ class _Turn:
     """What this process does for a study: it claims cells as long as there are any, and writes what becomes of them.
 
     Args:
-        store: where.
+        ledger: where.
         open_: the cells that are not finished yet.
+        attempts: what the ledger says of those that were tried.
         total: how many cells the study has.
         pool: computes them.
         on_cell: is told after each.
     """
 
-    def __init__(self, store: Store, open_: list[Work], total: int, pool: Pool, on_cell: Callable[[Progress], object]) -> None:
-        self._ledger, self._pool, self._on_cell = store.ledger, pool, on_cell
-        attempts = self._ledger.attempts() if open_ else {}
+    def __init__(
+        self,
+        ledger: Ledger,
+        open_: list[Work],
+        attempts: Mapping[str, tuple[bool, int]],
+        total: int,
+        *,
+        pool: Pool,
+        on_cell: Callable[[Progress], object],
+    ) -> None:
+        self._ledger, self._pool, self._on_cell = ledger, pool, on_cell
         self._open = {one.key: one for one in open_}
         self._wanted = {name: Wanted(str(one.cell), attempts.get(name, (False, 0))[1]) for name, one in self._open.items()}
         self._queue = deque(self._open)  # cells that were not asked for yet
@@ -183,13 +193,15 @@ class _Turn:
                 self._pool.start(work, 0)
                 under_way += 1
             if under_way:
-                ended = list(self._pool.ended(_POLL if self._held else None))
-                again = [work for work, outcome in ended if self._again(work, outcome)]
-                under_way -= len(ended) - len(again)
-                if len(ended) > len(again):
-                    self._finish([(work, outcome) for work, outcome in ended if work not in again])
-                for work in again:
-                    self._pool.start(work, self._losses[work.key])
+                over = []
+                for work, outcome in list(self._pool.ended(_POLL if self._held else None)):
+                    if self._again(work, outcome):
+                        self._pool.start(work, self._losses[work.key])
+                    else:
+                        over.append((work, outcome))
+                under_way -= len(over)
+                if over:
+                    self._finish(over)
             elif self._held and wait:
                 time.sleep(_POLL)
             elif not self._queue:

@@ -47,7 +47,7 @@ def repaired(path: Path) -> Repair:
         How many cells were kept.
 
     Raises:
-        StabilityError: there is no store, it is whole, somebody works on it, or nothing of it can be read.
+        StabilityError: there is no store, it is whole, or nothing of it can be read.
 
     Example:
         >>> import tempfile

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stability.errors import StabilityError
-from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged
+from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged, unusable
 
 __all__ = ["SqliteLedger"]
 
@@ -201,8 +201,7 @@ class SqliteLedger(Ledger):
                 raise StabilityError(
                     f"{self.path} is a database of another program ({error}): use another --store; it was left as it is"
                 ) from error
-            remedy = "free some disk space and run again" if "full" in str(error) else "check the path and its permissions"
-            raise StabilityError(f"cannot use the store {self.path}: {error}; what was finished is kept, {remedy}") from error
+            raise unusable(self.path, error, full="full" in str(error)) from error
         except sqlite3.DatabaseError as error:
             raise damaged(self.path, f"it is no whole store ({error})") from error
 

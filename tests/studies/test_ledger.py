@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.ledger import at_once
 from stability.errors import StabilityError
 from stability.studies import ledger as ledgers
 from stability.studies.folder_ledger import FolderLedger
@@ -163,13 +164,8 @@ def test_processes_that_start_at_once_share_a_new_store(name: str, tmp_path: Pat
     """Each of twenty cells is claimed once. ``python -m benchmarks.ledger`` does it a hundred times."""
     context = multiprocessing.get_context("fork")  # these processes run no torch
     for time_ in range(3):
-        path, barrier, told = tmp_path / f"{time_}{name}", context.Barrier(4), context.Queue()
-        processes = [context.Process(target=_race, args=(path, barrier, told)) for _ in range(4)]
-        for process in processes:
-            process.start()
-        each = [told.get(timeout=60) for _ in processes]
-        for process in processes:
-            process.join()
+        path = tmp_path / f"{time_}{name}"
+        each = at_once(context, 4, _race, path)
         assert all(isinstance(taken, list) for taken in each), each
         assert sorted(chain(*each)) == sorted(map(str, range(20)))
         assert len(Store(path).ledger.cells()) == 20
