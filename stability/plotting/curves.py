@@ -88,9 +88,11 @@ def mean(results: StudyResults, summary: pd.DataFrame, column: str, name: str = 
         most: the most that the quantity can be, where intervals end.
     """
     by = series(summary)
+    ok = results.table[["task", "algorithm", *(["sample"] if "sample" in results.table else []), column]]
+    cells = dict(list(ok[results.table["status"] == CellStatus.OK].groupby(["task", "algorithm"])))
     rows = []
     for _, row in summary.iterrows():
-        low, high, units = _interval(results.table, row, column)
+        low, high, units = _interval(cells[row["task"], row["algorithm"]], row, column)
         alone = column == "stability" and units == 1
         if not (np.isfinite([low, high]).all() and (units >= FEW or alone)):
             low, high = np.nan, np.nan
@@ -99,13 +101,12 @@ def mean(results: StudyResults, summary: pd.DataFrame, column: str, name: str = 
     return Curve(name, pd.DataFrame(rows))
 
 
-def _interval(table: pd.DataFrame, row: Any, column: str) -> tuple[float, float, int]:
+def _interval(mine: pd.DataFrame, row: Any, column: str) -> tuple[float, float, int]:
     """Both ends, and over how many runs they are."""
     if column == "stability":
         return row["stability_low"], row["stability_high"], int(min(row["measured"], row["samples"]))
     if column == "gap":
         return row["gap_low"], row["gap_high"], int(row["samples"])
-    mine = table[(table["task"] == row["task"]) & (table["algorithm"] == row["algorithm"]) & (table["status"] == CellStatus.OK)]
     values = (mine if "sample" not in mine else mine.groupby("sample")[[column]].mean())[column].astype(float).dropna()
     low, high = mean_over_seeds(values).interval if len(values) else (np.nan, np.nan)
     return low, high, len(values)

@@ -51,10 +51,11 @@ def projection_discontinuity(results: StudyResults) -> Figure:
         ['DiffPruning, p = 1 %', 'ChildPruning, p = 1 %']
     """
     table = results.table
-    if "history" not in table:  # minimisations have none
+    if table.empty:
         raise NothingToDrawError(_NONE)
-    ok = table[(table["status"] == CellStatus.OK) & table["history"].notna()]
-    first = ok.sort_values("seed", kind="stable").drop_duplicates("algorithm")
+    first = table[table["status"] == CellStatus.OK].sort_values("seed", kind="stable").drop_duplicates("algorithm")
+    histories = results.only(pd.Series(table.index.isin(first.index), table.index)).details("history")
+    first = first.assign(history=histories).dropna(subset="history")  # minimisations have none
     changes = first["history"].map(lambda history: len(history["mask_changes"]))
     steps = first["history"].map(lambda history: len(history["loss"]))
     # Ticks that stand one beside the other are no discontinuities to be seen: from a tenth of the steps on.

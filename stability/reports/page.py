@@ -264,11 +264,9 @@ def _failures(results: StudyResults) -> list[tuple[str, str, str, str]]:
 
 def _assumptions(results: StudyResults) -> list[tuple[str, str, str]]:
     """Each assumption that failed, of which bounds, and in how many of the cells in which they were measured."""
-    if "failed_assumptions" not in results.table:
-        return []
     counts: Counter[tuple[str, str]] = Counter()
     measured: Counter[str] = Counter()
-    for failed in results.table["failed_assumptions"].dropna():
+    for failed in results.details("failed_assumptions").dropna():
         measured.update(failed.keys())
         counts.update((bound, name) for bound, names in failed.items() for name in names)
     together: dict[tuple[str, str], list[str]] = {}

@@ -157,8 +157,9 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
         "loss_unit": problem.loss_unit,
         **{
             name: plain[name]
-            for name in ("maximum", "noise_floor", "estimator", "n", "retrainings", "failed", "tunable", "total", "head", "threads")
+            for name in ("maximum", "noise_floor", "estimator", "n", "retrainings", "tunable", "total", "head", "threads")
         },
+        "failed_replicas": len(plain["failed"]),
     }
     for split, examples in (("train", problem.train), ("test", problem.test)):
         logits = replicas.logits(examples, slice(0, 1))[0]

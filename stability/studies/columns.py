@@ -6,15 +6,16 @@ any other column cannot be made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from stability.errors import StabilityError
-from stability.studies.identity import as_json, key
-from stability.studies.results import BOUNDS, records_of
+from stability.studies.identity import as_json
+from stability.studies.results import BOUNDS
 from stability.studies.store import Store
+from stability.studies.tables import short, table_of
 
 __all__ = ["CELLS", "EXAMPLES", "Column", "cells", "described", "examples"]
 
@@ -158,7 +159,17 @@ def cells(store: Store) -> pd.DataFrame:
         >>> cells(Store("figures/discontinuity.sqlite"))["method"].head(3).to_list()
         ['diffpruning', 'childpruning', 'sam']
     """
-    return _frame((_cell(store, record) for record in records_of(store)[0]), CELLS, store)
+    table, details = _placed(store)
+    settings = {short(one): as_json(one) for one in store.identity["algorithms"]}
+    assumptions = [{name: failed for name, failed in one.get("failed_assumptions", {}).items() if failed} for one in details]
+    known = table["measured"].fillna(True).astype(bool) if "measured" in table else True
+    found = table.assign(
+        settings=table["algorithm"].map(settings),
+        failed_assumptions=pd.Series([as_json(one) if one else None for one in assumptions], table.index),
+        notes=pd.Series(["; ".join(one["notes"]) if one.get("notes") else None for one in details], table.index),
+        measured=known & table["stability"].notna() if "stability" in table else False,
+    )
+    return _described(found, CELLS, store)
 
 
 def examples(store: Store) -> pd.DataFrame:
@@ -174,12 +185,17 @@ def examples(store: Store) -> pd.DataFrame:
         >>> len(examples(Store("figures/discontinuity.sqlite")))  # 9 cells, in each of them two
         18
     """
-    rows = (
-        {**_place(store, record), **one, "predicted": _predicted(record, one["index"])}
-        for record in records_of(store)[0]
-        for one in record.get("per_example") or []
-    )
-    return _frame(rows, EXAMPLES, store)
+    table, details = _placed(store)
+    rows = [
+        {"cell": place, **one, "predicted": _predicted(cell, one["index"])}
+        for place, cell in enumerate(details)
+        for one in cell.get("per_example", [])
+    ]
+    if not rows:
+        raise StabilityError(f"{store.path} has no example that was left out yet: run the study first")
+    found = pd.DataFrame(rows)
+    where = table.reindex(columns=list(_WHERE)).iloc[found.pop("cell")].reset_index(drop=True)
+    return _described(pd.concat([where, found], axis=1), EXAMPLES, store)
 
 
 def described(columns: Mapping[str, Column]) -> str:
@@ -196,10 +212,16 @@ def described(columns: Mapping[str, Column]) -> str:
     return "\n".join(["| column | unit | meaning |", "| --- | --- | --- |", *rows]) + "\n"
 
 
-def _frame(rows: Iterator[dict[str, Any]], columns: Mapping[str, Column], store: Store) -> pd.DataFrame:
-    table = pd.DataFrame(list(rows))
+def _placed(store: Store) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """The study's cells, each with what study it is of; and what each holds in lists."""
+    table, _ = table_of(store)
     if table.empty:
-        raise StabilityError(f"{store.path} has no finished cell of this kind: run the study first")
+        raise StabilityError(f"{store.path} has no finished cell: run the study first")
+    details = store.details(keys := table.pop("key").tolist())
+    return table.assign(study=store.identity["study"], fingerprint=short(store.identity)), [details[one] for one in keys]
+
+
+def _described(table: pd.DataFrame, columns: Mapping[str, Column], store: Store) -> pd.DataFrame:
     if odd := [name for name in table.columns if name not in columns]:
         raise StabilityError(
             f"{store.path} holds {', '.join(odd)}, which this version does not know: use the version that wrote it"
@@ -207,40 +229,7 @@ def _frame(rows: Iterator[dict[str, Any]], columns: Mapping[str, Column], store:
     return table.reindex(columns=list(columns))
 
 
-def _place(store: Store, record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "study": store.identity["study"],
-        "fingerprint": key(store.identity)[:12],
-        "task": record["task"],
-        "method": record["method"],
-        "algorithm": key(record["algorithm"])[:12],
-        "sparsity": record.get("sparsity", record["asked_sparsity"]),
-        "seed": record["seed"],
-        "sample": record.get("sample"),
-    }
-
-
-def _cell(store: Store, record: Mapping[str, Any]) -> dict[str, Any]:
-    own = dict(record)
-    for name in ("per_example", "prediction", "history", "data", "how", "asked_sparsity"):
-        own.pop(name, None)
-    low, high = own.pop("stability_interval", None) or (None, None)
-    assumptions = {name: failed for name, failed in (own.pop("failed_assumptions", None) or {}).items() if failed}
-    lost, notes = own.pop("failed", None), own.pop("notes", None)
-    own["measured"] = record.get("measured", True) and record.get("stability") is not None
-    return {
-        **own,
-        **_place(store, record),
-        "settings": as_json(record["algorithm"]),
-        "failed_replicas": None if lost is None else len(lost),
-        "stability_low": low,
-        "stability_high": high,
-        "failed_assumptions": as_json(assumptions) if assumptions else None,
-        "notes": "; ".join(notes) if notes else None,
-    }
-
-
-def _predicted(record: Mapping[str, Any], index: int) -> float | None:
-    prediction = record.get("prediction")
+def _predicted(cell: Mapping[str, Any], index: int) -> float | None:
+    prediction = cell.get("prediction")
     found: float | None = None if prediction is None else prediction["difference"][index]
     return found

@@ -292,10 +292,9 @@ def _of_metric(metric: str, row: Mapping[Any, Any]) -> str:
 
 def _stored(cell: pd.Series[Any]) -> Estimate:
     """The stability of a cell."""
-    low, high = (
-        other if end is None else end for end, other in zip(cell["stability_interval"], (-math.inf, math.inf), strict=True)
-    )
-    count, n = int(cell["retrainings"]) - len(cell["failed"]), int(cell["n"])
+    ends = zip((cell["stability_low"], cell["stability_high"]), (-math.inf, math.inf), strict=True)
+    low, high = (other if pd.isna(end) else float(end) for end, other in ends)
+    count, n = int(cell["retrainings"] - cell["failed_replicas"]), int(cell["n"])
     error = math.nan if cell["stability_error"] is None else float(cell["stability_error"])
     return Estimate(float(cell["stability"]), (low, high), confidence=0.95, count=count, population=n, error=error)
 

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from typing import Any
 
 from stability.errors import StabilityError
 from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged, unusable
+from stability.studies.packed import listed
 
 __all__ = ["FolderLedger"]
 
@@ -85,6 +86,13 @@ class FolderLedger(Ledger):
 
     def cells(self) -> list[tuple[str, str]]:
         return [(one["identity"], one["record"]) for one in self._each().values()]
+
+    def rows(self) -> tuple[dict[int, str], list[tuple[str, int, bytes]]]:
+        return listed((name, json.loads(one["identity"]), json.loads(one["record"])) for name, one in self._each().items())
+
+    def details(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
+        each = {name: json.loads(one["record"]) for name, one in self._each().items() if name in keys}
+        return {name: {what: one for what, one in record.items() if isinstance(one, list | dict)} for name, record in each.items()}
 
     def attempts(self) -> dict[str, tuple[bool, int]]:
         tried = self._tried()

@@ -16,12 +16,12 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -184,12 +184,22 @@ class Ledger(ABC):
         Args:
             format_: the format.
             identity: JSON of what defines the study.
-            records: by key, JSON of the records that the new format holds otherwise.
+            records: by key, JSON of the record of every cell, where the format is an older one.
         """
 
     @abstractmethod
     def cells(self) -> list[tuple[str, str]]:
         """JSON of identity and record of each cell, in the order in which they were first finished."""
+
+    @abstractmethod
+    def rows(self) -> tuple[dict[int, str], list[tuple[str, int, bytes]]]:
+        """The forms of cells (:mod:`stability.studies.packed`) by number; and key, number of the form and numbers of each cell, in
+        the same order. Not of older formats.
+        """
+
+    @abstractmethod
+    def details(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
+        """What the records of some cells hold in lists and dictionaries, by the cells' keys; not of older formats."""
 
     @abstractmethod
     def attempts(self) -> dict[str, tuple[bool, int]]:

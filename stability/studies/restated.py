@@ -1,4 +1,4 @@
-"""Records of an older version, with the stability estimated anew from what was measured.
+"""Records of older versions as this one would have written them, with the stability estimated anew from what was measured.
 
 Versions before store format 5 estimated the stability of unequal draws by Des Raj's estimator, whose intervals failed for some
 methods. The examples that were left out, their losses and the predictions are in every record, and the draws follow from the seed.
@@ -20,7 +20,7 @@ from stability.leave_one_out.estimators import Assisted, Status
 from stability.leave_one_out.predictors import Prediction
 from stability.leave_one_out.statistics import Estimate
 
-__all__ = ["restated", "stability_columns"]
+__all__ = ["flat", "restated", "stability_columns"]
 
 
 _KEPT = ("correlation", "rank_correlation")  # of the same numbers, whatever is made of them
@@ -36,18 +36,34 @@ def stability_columns(pointwise: Estimate, diagnostics: Diagnostics, status: Sta
     """
     found = {
         "stability": None if status == Status.NOT_MEASURED else pointwise.value,
-        "stability_interval": list(pointwise.interval),
+        "stability_low": pointwise.interval[0],
+        "stability_high": pointwise.interval[1],
         "stability_error": pointwise.error,
         "estimate_status": status.value,
         **asdict(diagnostics),
     }
-    return {name: _plain(value) for name, value in found.items()}
+    return {name: finite(value) if isinstance(value, float) else value for name, value in found.items()}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [finite(end) for end in value]
-    return finite(value) if isinstance(value, float) else value
+def flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the ends of its interval, and the number of its failed retrainings, as values of their own.
+
+    Args:
+        record: what a version before store format 7 wrote, or one that is so already.
+
+    Example:
+        >>> flat({"stability": 0.5, "stability_interval": [0.4, None], "failed": {"3": 17}})
+        {'stability': 0.5, 'stability_low': 0.4, 'stability_high': None, 'failed_replicas': 1}
+    """
+    found = dict[str, Any]()
+    for name, value in record.items():
+        if name == "stability_interval":
+            found["stability_low"], found["stability_high"] = value or (None, None)
+        elif name == "failed":
+            found["failed_replicas"] = len(value)
+        else:
+            found[name] = value
+    return found
 
 
 def restated(study: Mapping[str, Any], cell: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +91,7 @@ def restated(study: Mapping[str, Any], cell: Mapping[str, Any], record: Mapping[
     if design.draws is None:  # drawn alike: nothing was weighed
         return dict(record)
     if design.order[: len(rows)].tolist() != rows["index"].tolist():  # by code of one's own: nothing is known of its interval
-        return dict(record) | {"stability_interval": [None, None], "stability_error": None, "variance_cut": None}
+        return dict(record) | dict.fromkeys(("stability_low", "stability_high", "stability_error", "variance_cut"))
     rows["difference"] = rows["difference"].astype(float)
     found = design.mean(rows["difference"].abs().to_numpy(), 0.95)
     asked = study.get("estimator", {})

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from html import escape
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,13 @@ from stability.leave_one_out.statistics import mean_over_seeds, variance_shares
 from stability.leave_one_out.wording import size_of
 from stability.machine import out_of_memory
 from stability.selectors import code
-from stability.studies.identity import data_of, how_of, key
 from stability.studies.store import Store
+from stability.studies.tables import DETAILS, short, table_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BOUNDS", "UNKNOWN", "CellStatus", "Failure", "StudyResults", "Summary", "records_of"]
+__all__ = ["BOUNDS", "UNKNOWN", "CellStatus", "Failure", "StudyResults", "Summary"]
 
 
 class CellStatus(StrEnum):
@@ -117,12 +118,13 @@ class StudyResults:
         table: a row for each cell: ``task``, ``method`` (the algorithm's name), ``algorithm`` (a short hash of its settings),
             ``sparsity`` (p of the mask; of a failed cell, p as asked for), ``seed``, ``status`` (a value of :class:`CellStatus`),
             what :func:`stability.studies.cell.run_cell` measured, and by which ``software`` on which ``device``; in the study's
-            order.
+            order. What it holds in lists is not among them: :meth:`details` has that.
         study: the name of the study.
         identity: everything that defines the study, as plain values.
         tasks: names of the tasks in the study's order, those without a finished cell among them.
         algorithms: the settings of each algorithm and its ``method``, by the name that column ``algorithm`` has for it.
         notes: what a reader of these results must know, a sentence each.
+        store: where they were read from.
 
     Example:
         >>> import tempfile
@@ -144,6 +146,7 @@ class StudyResults:
     tasks: tuple[str, ...]
     algorithms: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...] = ()
+    store: Store
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> StudyResults:
@@ -174,9 +177,9 @@ class StudyResults:
         identity = store.identity
         if not identity.keys() >= {"study", "algorithms"}:
             raise StabilityError(f"{path} is damaged: it does not say which study it holds; restore a copy")
-        table, earlier = _table(store)
-        methods = {} if table.empty else dict(zip(table["algorithm"], table["method"], strict=True))
-        known = {_short(one): one for one in identity["algorithms"]}
+        table, earlier = table_of(store)
+        methods = {} if table.empty else dict(table[["algorithm", "method"]].drop_duplicates("algorithm").to_numpy())
+        known = {short(one): one for one in identity["algorithms"]}
         several = identity.get("problems", {})
         return cls(
             table=table,
@@ -184,13 +187,14 @@ class StudyResults:
             identity=identity,
             tasks=tuple(several) or (() if table.empty else tuple(table["task"].unique())),
             algorithms={name: {**one, "method": methods.get(name, one["selector"]["name"])} for name, one in known.items()},
+            store=store,
             notes=(*([note] if (note := NOTES.get(identity["study"])) is not None else []), *_mixed(table), *_code(known, earlier)),
         )
 
     @property
     def fingerprint(self) -> str:
         """The first 12 hexadecimal digits of the SHA-256 of the identity: results of one fingerprint are of one study."""
-        return _short(self.identity)
+        return short(self.identity)
 
     @property
     def removed(self) -> float:
@@ -210,6 +214,11 @@ class StudyResults:
         Raises:
             StabilityError: there is no finished cell, or every one failed.
         """
+        found = self._summary
+        return dataclasses.replace(found, table=found.table.copy())  # whoever asks may change it
+
+    @cached_property
+    def _summary(self) -> Summary:
         return _summarise(self.table)
 
     def only(self, rows: pd.Series[bool]) -> StudyResults:
@@ -258,6 +267,31 @@ class StudyResults:
                 raise UsageError(f"there is no column {column!r}: use {', '.join(map(str, self.table.columns))}")
             kept &= self.table[column].isin(wanted if _several(wanted) else [wanted])
         return self.only(kept)
+
+    def details(self, name: str) -> pd.Series[Any]:
+        """What each cell's record holds in a list or a dictionary.
+
+        Args:
+            name: one of :data:`stability.studies.tables.DETAILS`.
+
+        Returns:
+            By the rows of the table; None where a cell has none.
+
+        Raises:
+            UsageError: another name.
+            StabilityError: the store is damaged.
+
+        Example:
+            >>> results = StudyResults.read("figures/discontinuity.sqlite")
+            >>> results.details("per_example").map(len).tolist()
+            [2, 2, 2, 2, 2, 2, 2, 2, 2]
+        """
+        if name not in DETAILS:
+            raise UsageError(f"there are no details {name!r}: use {', '.join(DETAILS)}")
+        if self.table.empty:
+            return pd.Series(dtype=object)
+        found = self.store.details(self.table["key"].tolist())
+        return pd.Series([found[key].get(name) for key in self.table["key"]], self.table.index, dtype=object)
 
     def plot(self) -> Figure:
         """Draw what says most of the results (:func:`stability.plotting.overview`).
@@ -311,67 +345,6 @@ def _several(wanted: object) -> bool:
     return isinstance(wanted, Sequence | set | frozenset | np.ndarray | pd.Series) and not isinstance(wanted, str)
 
 
-def _short(identity: Mapping[str, Any]) -> str:
-    return key(identity)[:12]
-
-
-def records_of(
-    store: Store, cells: Sequence[tuple[dict[str, Any], dict[str, Any]]] | None = None
-) -> tuple[list[dict[str, Any]], int]:
-    """The records of a study's finished cells, in its order, each with its identity.
-
-    Args:
-        store: the store that holds the study.
-        cells: what ``store.cells()`` gave, where it was read already.
-
-    Returns:
-        The records; and how many other cells there are: of code that was changed since, or failures of other settings.
-
-    Raises:
-        StabilityError: the store is damaged.
-
-    Example:
-        >>> records, others = records_of(Store("figures/discontinuity.sqlite"))
-        >>> len(records), others, records[0]["task"]
-        (9, 0, 'digits')
-    """
-    identity = store.identity
-    order = {key(algorithm): place for place, algorithm in enumerate(identity["algorithms"])}
-    tasks = {name: place for place, name in enumerate(identity.get("problems", {}))}
-
-    def place(record: Mapping[str, Any]) -> tuple[int, int, int, int]:
-        return record.get("sample", 0), record["seed"], tasks.get(record.get("task"), 0), order[key(record["algorithm"])]
-
-    every = [{**mine, **record} for mine, record in (store.cells() if cells is None else cells)]
-    if odd := [record for record in every if not record.keys() >= {"status", "seed", "algorithm"}]:
-        raise StabilityError(
-            f"{store.path} is damaged: {len(odd)} of its {len(every)} cells have no record; restore a copy, or run again with "
-            "another --store"
-        )
-    data, how = {None, *data_of(identity).values()}, {None, how_of(identity)}  # None: cells of older versions do not tell
-
-    def is_mine(record: Mapping[str, Any]) -> bool:
-        return record.get("data") in data and record.get("how") in how and key(record["algorithm"]) in order
-
-    records = sorted(filter(is_mine, every), key=place)
-    # Old records, and failed ones among them, have no task: a study of one problem has one name for it.
-    alone = next((record["task"] for record in records if "task" in record), identity.get("problem"))
-    for record in records:
-        record.setdefault("task", alone)
-    return records, len(every) - len(records)
-
-
-def _table(store: Store) -> tuple[pd.DataFrame, int]:
-    """One row for each cell of the study, without what was measured for single examples; and the number of other cells."""
-    records, others = records_of(store)
-    rows = []
-    for record in records:
-        for name in ("per_example", "prediction", "data", "how"):
-            record.pop(name, None)
-        rows.append({"algorithm": _short(record.pop("algorithm")), "sparsity": record.pop("asked_sparsity"), **record})
-    return pd.DataFrame(rows), others
-
-
 def _mixed(table: pd.DataFrame) -> list[str]:
     """Notes on cells that were computed by different software or on different devices: they agree to rounding at best."""
     notes = []
@@ -400,9 +373,14 @@ def _over_seeds(values: pd.Series[Any], states: pd.Series[Any]) -> tuple[float, 
     """Mean and worst state; infinite where one seed's is, NaN and :data:`UNKNOWN` where one has none."""
     if states.empty or states.isna().any():
         return np.nan, UNKNOWN
-    worst = min(states, key=_WORST_FIRST.index)
+    worst = min(states.unique(), key=_WORST_FIRST.index)
     return (np.inf if worst == State.INFINITE else float(values.astype(float).mean())), worst
 
+
+_WHERE = (
+    *("task", "algorithm", "method", "sparsity", "seed", "sample", "status", "reason", "tunable", "total", "head", "seconds"),
+    *("failed_replicas", "retrainings", "stability_error", "stability_low", "stability_high"),
+)
 
 _SUMMARISED = (
     "stability",
@@ -438,6 +416,8 @@ def _summarise(table: pd.DataFrame) -> Summary:
     if table.empty:
         raise StabilityError("there is no finished cell yet: run the study again, it goes on where it was")
     rows = []
+    needed = {*_WHERE, *_SUMMARISED, *BOUNDS, *(f"{name}_state" for name in BOUNDS)}
+    table = table[[name for name in table if name in needed]]
     finished = table["status"] == CellStatus.OK
     ok, bad = table[finished], table[~finished]
     if ok.empty:
@@ -448,7 +428,7 @@ def _summarise(table: pd.DataFrame) -> Summary:
         row["sparsity"] = group["sparsity"].mean()
         row |= {"tunable": int(first["tunable"]), "total": int(first["total"]), "seconds": group["seconds"].mean()}
         row["failed"] = int(((bad["algorithm"] == algorithm) & (bad["task"] == task)).sum())
-        row |= {"head": int(group["head"].iloc[0]), "seeds": len(group), "failed_replicas": int(group["failed"].map(len).sum())}
+        row |= {"head": int(group["head"].iloc[0]), "seeds": len(group), "failed_replicas": int(group["failed_replicas"].sum())}
         measured = group[group["stability"].notna()]
         row["measured"] = len(measured)
         for name in _SUMMARISED:
@@ -460,8 +440,7 @@ def _summarise(table: pd.DataFrame) -> Summary:
             known = means[name].dropna().to_numpy(dtype=float)
             row[f"{name}_low"], row[f"{name}_high"] = mean_over_seeds(known).interval if len(known) else (np.nan, np.nan)
         if len(measured) == 1:
-            ends = measured["stability_interval"].iloc[0]
-            row["stability_low"], row["stability_high"] = (np.nan if end is None else end for end in ends)
+            row["stability_low"], row["stability_high"] = measured.iloc[0][["stability_low", "stability_high"]].astype(float)
         row |= _shares(group) | {"retrainings": measured["retrainings"].mean(), "samples": len(means)}
         for name in BOUNDS:
             row[name], row[f"{name}_state"] = _over_seeds(measured[name], measured[f"{name}_state"])

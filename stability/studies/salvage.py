@@ -6,14 +6,17 @@ import json
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stability.errors import StabilityError
 from stability.studies.folder_ledger import FolderLedger
-from stability.studies.identity import key
+from stability.studies.identity import as_json, key
 from stability.studies.ledger import Ledger, Row
+from stability.studies.packed import unpacked
 from stability.studies.store import Store, ledger_at
 
 __all__ = ["Repair", "repaired"]
@@ -130,25 +133,46 @@ def _of_file(path: Path) -> _Found:
 
 def _readable(connection: sqlite3.Connection, most: int) -> _Found:
     connection.execute("PRAGMA writable_schema = ON")  # else a file that was cut off is not read at all
-    heads, rows, lost, place = [], [], 0, 0
+    heads: list[tuple[int, str]] = []
     with suppress(sqlite3.DatabaseError):
         heads = connection.execute("SELECT format, identity FROM study").fetchall()
-    names = "key, identity, record, passing, rowid"
+    forms = {one["id"]: one["form"] for one in _rows(connection, "forms", most) if one is not None}
+    lists = {one["key"]: one["details"] for one in _rows(connection, "details", most) if one is not None}
+    rows, lost = [], 0
+    for one in _rows(connection, "cells", most):
+        row = None
+        if one is not None and "record" in one:  # of an older format
+            row = _sound(one["key"], one["identity"], one["record"], one["passing"])
+        elif one is not None:
+            with suppress(ValueError, TypeError):
+                mine, record = unpacked(forms.get(one["form_id"], ""), one["numbers"], lists.get(one["key"], ""))
+                row = _sound(one["key"], as_json(mine), as_json(record, sort_keys=False), one["passing"])
+        rows += [] if row is None else [row]
+        lost += row is None
+    return [head for head in heads if _plain(head[1])], rows, 0 if lost > most // 2 else lost
+
+
+def _rows(connection: sqlite3.Connection, table: str, most: int) -> Iterator[dict[str, Any] | None]:
+    """Those of a table, and None for each that cannot be read."""
+    place = 0
     while place < most:
         place += 1
         try:
-            found = connection.execute(f"SELECT {names} FROM cells WHERE rowid >= ? ORDER BY rowid LIMIT 1", (place,)).fetchone()
+            cursor = connection.execute(f"SELECT *, rowid AS place FROM {table} WHERE rowid >= ? ORDER BY rowid LIMIT 1", (place,))
+            found = cursor.fetchone()
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):  # an older format has fewer
+                return
+            yield None
+            continue
         except sqlite3.DatabaseError:
-            lost += 1  # one place after the other, until one can be read
+            yield None  # one place after the other, until one can be read
             continue
         if found is None:
-            break
-        place = found[-1]
-        if (row := _sound(*found[:-1])) is None:
-            lost += 1
-        else:
-            rows.append(row)
-    return [head for head in heads if _plain(head[1])], rows, 0 if lost > most // 2 else lost
+            return
+        row = dict(zip((column[0] for column in cursor.description), found, strict=True))
+        place = row.pop("place")
+        yield row
 
 
 def _of_folder(ledger: FolderLedger) -> _Found:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from stability.errors import StabilityError
+from stability.studies.identity import as_json
 from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged, unusable
+from stability.studies.packed import packed, unpacked
 
 __all__ = ["SqliteLedger"]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS study (format INTEGER NOT NULL, identity TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS forms (id INTEGER PRIMARY KEY, form TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS cells (
-    key TEXT PRIMARY KEY, identity TEXT NOT NULL, record TEXT NOT NULL, passing INTEGER NOT NULL DEFAULT 0,
+    key TEXT PRIMARY KEY, form_id INTEGER NOT NULL, numbers BLOB NOT NULL, passing INTEGER NOT NULL DEFAULT 0,
     finished TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP, attempt INTEGER NOT NULL DEFAULT 1
 );
+CREATE TABLE IF NOT EXISTS details (key TEXT PRIMARY KEY, details TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS workers (
     id TEXT PRIMARY KEY, machine TEXT NOT NULL, process INTEGER NOT NULL, started REAL NOT NULL, what TEXT NOT NULL,
     beat INTEGER NOT NULL, heard TEXT NOT NULL
@@ -67,27 +72,65 @@ class SqliteLedger(Ledger):
 
     @staticmethod
     def _make(connection: sqlite3.Connection) -> None:
-        """All tables, and the columns that files of older formats lack."""
         for command in _TABLES.split(";")[:-1]:
             connection.execute(command)
-        if "attempt" not in (row[1] for row in connection.execute("PRAGMA table_info (cells)")):
-            connection.execute("ALTER TABLE cells ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1")
+
+    @staticmethod
+    def _form(connection: sqlite3.Connection, form: str) -> int:
+        """The number of a form, which most cells share with others."""
+        connection.execute("INSERT OR IGNORE INTO forms (form) VALUES (?)", (form,))
+        return int(connection.execute("SELECT id FROM forms WHERE form = ?", (form,)).fetchone()[0])
+
+    def _columns(self) -> set[str]:
+        """Those of the table of cells: files of older formats have others."""
+        return {row[1] for row in self._all("PRAGMA table_info (cells)")}
 
     def heads(self) -> list[tuple[int, str]]:
         return self._all("SELECT format, identity FROM study")
 
     def become(self, format_: int, identity: str, records: Mapping[str, str]) -> None:
         with self._transaction() as connection:
+            if records:
+                attempt = "attempt" if "attempt" in self._columns() else "1"
+                old = connection.execute(f"SELECT key, passing, finished, {attempt} FROM cells ORDER BY rowid").fetchall()
+                mine = [json.loads(text) for text, _ in self.cells()]
+                for table in ("forms", "cells", "details"):
+                    connection.execute(f"DROP TABLE IF EXISTS {table}")
+                self._make(connection)
+                for (name, *others), cell in zip(old, mine, strict=True):
+                    form, numbers, details = packed(cell, json.loads(records[name]))
+                    id_ = self._form(connection, form)
+                    connection.execute("INSERT INTO cells VALUES (?, ?, ?, ?, ?, ?)", (name, id_, numbers, *others))
+                    connection.execute("INSERT INTO details VALUES (?, ?)", (name, details))
+            elif "record" in self._columns():
+                connection.execute("DROP TABLE cells")  # an empty one of an older format
             self._make(connection)
-            connection.executemany("UPDATE cells SET record = ? WHERE key = ?", [(new, name) for name, new in records.items()])
             connection.execute("UPDATE study SET identity = ?, format = ?", (identity, format_))
 
     def cells(self) -> list[tuple[str, str]]:
-        return self._all("SELECT identity, record FROM cells ORDER BY rowid")
+        if "record" in self._columns():
+            return self._all("SELECT identity, record FROM cells ORDER BY rowid")
+        joined = "cells LEFT JOIN forms ON form_id = id LEFT JOIN details USING (key)"
+        parts = self._all(f"SELECT form, numbers, details FROM {joined} ORDER BY cells.rowid")
+        each = (self._whole(unpacked, *one) for one in parts)
+        return [(as_json(identity), as_json(record, sort_keys=False)) for identity, record in each]
+
+    def rows(self) -> tuple[dict[int, str], list[tuple[str, int, bytes]]]:
+        return dict(self._all("SELECT id, form FROM forms")), self._all("SELECT key, form_id, numbers FROM cells ORDER BY rowid")
+
+    def details(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
+        one = "SELECT details FROM details WHERE key = ?"
+        return {name: self._whole(json.loads, text) for name in keys for (text,) in self._all(one, name)}
+
+    def _whole(self, read: Callable[..., Any], *parts: Any) -> Any:
+        """What parts of a cell say, unless they are damaged."""
+        try:
+            return read(*parts)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise damaged(self.path, error) from error
 
     def attempts(self) -> dict[str, tuple[bool, int]]:
-        new = "attempt" in (row[1] for row in self._all("PRAGMA table_info (cells)"))
-        rows = self._all(f"SELECT key, passing, {'attempt' if new else '1'} FROM cells")
+        rows = self._all(f"SELECT key, passing, {'attempt' if 'attempt' in self._columns() else '1'} FROM cells")
         return {name: (bool(passing), attempt) for name, passing, attempt in rows}
 
     def times(self) -> dict[str, datetime]:
@@ -95,12 +138,17 @@ class SqliteLedger(Ledger):
         return {name: datetime.fromisoformat(finished).replace(tzinfo=UTC) for name, finished in rows}
 
     def add(self, rows: Sequence[Row]) -> None:
+        each = [(row, packed(json.loads(row.identity), json.loads(row.record))) for row in rows]
         with self._transaction() as connection:
-            connection.executemany(
-                "INSERT INTO cells (key, identity, record, passing) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET record = "
-                "excluded.record, passing = excluded.passing, finished = CURRENT_TIMESTAMP, attempt = attempt + 1 WHERE passing",
-                rows,
-            )
+            for row, (form, numbers, details) in each:
+                written = connection.execute(
+                    "INSERT INTO cells (key, form_id, numbers, passing) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
+                    "form_id = excluded.form_id, numbers = excluded.numbers, passing = excluded.passing, "
+                    "finished = CURRENT_TIMESTAMP, attempt = attempt + 1 WHERE passing",
+                    (row.key, self._form(connection, form), numbers, row.passing),
+                )
+                if written.rowcount:
+                    connection.execute("REPLACE INTO details VALUES (?, ?)", (row.key, details))
             connection.executemany("DELETE FROM claims WHERE key = ?", [(row.key,) for row in rows])
 
     def join(self, worker: Worker) -> None:
@@ -168,9 +216,9 @@ class SqliteLedger(Ledger):
                 self._kept.close()
                 self._kept = None
 
-    def _all(self, query: str) -> list[tuple[Any, ...]]:
+    def _all(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         with self._connection() as connection:
-            return connection.execute(query).fetchall()
+            return connection.execute(query, values).fetchall()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

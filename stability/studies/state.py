@@ -10,14 +10,16 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from stability.studies.identity import key
 from stability.studies.pace import Pace
-from stability.studies.results import CellStatus, records_of
+from stability.studies.results import CellStatus
 from stability.studies.store import Store
+from stability.studies.tables import short, table_of
 
 __all__ = ["MethodState", "State", "WorkerState", "state_of"]
 
+_NEEDED = ("key", "task", "method", "algorithm", "seed", "status", "failure", "reason", "seconds", "cell_seconds")
 _PAUSE = 60.0  # seconds besides three times its own that a cell may take before it is taken for the first after a pause
 
 
@@ -126,30 +128,28 @@ def state_of(store: Store) -> State:
         >>> found.total, found.measured, found.failed, found.missing, found.remaining
         (9, 9, 0, 0, 0.0)
     """
-    identity, cells = store.identity, store.cells()
-    records, _ = records_of(store, cells)
+    identity, (table, _) = store.identity, table_of(store)
+    table = table.reindex(columns=sorted({*table.columns, *_NEEDED}))  # nothing is finished yet, or none failed
+    table["own"] = table["cell_seconds"].fillna(table["seconds"]).astype(float)
     each = len(identity["seeds"]) * len(identity.get("samples", [0])) * max(1, len(identity.get("problems", {})))
-    methods = {key(one): one["selector"]["name"] for one in identity["algorithms"]}
-    names = {key(record["algorithm"]): record["method"] for record in records if "method" in record}
-    methods = {mine: names.get(mine, name) for mine, name in methods.items()}
-    totals = Counter(methods.values())
-    ended = Counter((methods[key(record["algorithm"])], record["status"]) for record in records)
+    names = dict(zip(table["algorithm"], table["method"], strict=True))
+    methods = {short(one): names.get(short(one), one["selector"]["name"]) for one in identity["algorithms"]}
+    table["method"] = table["algorithm"].map(methods)
+    ok, bad = (table[table["status"] == status] for status in (CellStatus.OK, CellStatus.FAILED))
     found = tuple(
         MethodState(
             method=name,
             total=each * count,
-            measured=ended[name, CellStatus.OK],
-            failed=ended[name, CellStatus.FAILED],
-            seconds=_mean_seconds([record for record in records if methods[key(record["algorithm"])] == name]),
+            measured=int((ok["method"] == name).sum()),
+            failed=int((bad["method"] == name).sum()),
+            seconds=float(ok.loc[ok["method"] == name, "own"].mean()),
         )
-        for name, count in totals.items()
+        for name, count in Counter(methods.values()).items()
     )
-    failures = Counter(
-        (record.get("failure", "method"), record["reason"]) for record in records if record["status"] != CellStatus.OK
-    )
+    failures = Counter(zip(bad["failure"].fillna("method"), bad["reason"], strict=True))
     times = store.times()
-    timed = [(times[name], _seconds(record)) for mine, record in cells if (name := key(mine)) in times]
-    timed.sort(key=lambda one: one[0])
+    own = dict(zip(table["key"], table["own"], strict=True))
+    timed = sorted(((when, own.get(name, np.nan)) for name, when in times.items()), key=lambda one: one[0])
     busy = _busy(timed)
     return State(
         study=identity["study"],
@@ -157,7 +157,7 @@ def state_of(store: Store) -> State:
         failures=failures,
         last=max(times.values(), default=None),
         rate=3600 * (len(timed) - 1) / busy if busy > 0 else np.nan,
-        remaining=_remaining(identity, records, timed, busy),
+        remaining=_remaining(identity, table, timed, busy),
         workers=_workers(store),
     )
 
@@ -177,33 +177,16 @@ def _workers(store: Store) -> tuple[WorkerState, ...]:
     )
 
 
-def _seconds(record: Mapping[str, Any]) -> float | None:
-    """Of the whole cell where it tells that, or of its trainings and evaluations."""
-    found: float | None = record.get("cell_seconds", record.get("seconds"))
-    return found
-
-
-def _mean_seconds(records: Sequence[Mapping[str, Any]]) -> float:
-    """Of those that were measured: one that failed may have taken no time at all."""
-    known = [seconds for record in records if record["status"] == CellStatus.OK and (seconds := _seconds(record)) is not None]
-    return float(np.mean(known)) if known else np.nan
-
-
-def _busy(timed: Sequence[tuple[datetime, float | None]]) -> float:
+def _busy(timed: Sequence[tuple[datetime, float]]) -> float:
     """Seconds between the first and the last finished cell, each pause counted as the time of the cell that ended it."""
     total = 0.0
     for (before, _), (after, own) in pairwise(timed):
-        gap, most = (after - before).total_seconds(), 3 * (own or 0.0) + _PAUSE
-        total += gap if 0 <= gap <= most else own or 0.0  # a clock may have been set back
+        gap, known = (after - before).total_seconds(), 0.0 if np.isnan(own) else own
+        total += gap if 0 <= gap <= 3 * known + _PAUSE else known  # a clock may have been set back
     return total
 
 
-def _remaining(
-    identity: Mapping[str, Any],
-    records: Sequence[Mapping[str, Any]],
-    timed: Sequence[tuple[datetime, float | None]],
-    busy: float,
-) -> float:
+def _remaining(identity: Mapping[str, Any], table: pd.DataFrame, timed: Sequence[tuple[datetime, float]], busy: float) -> float:
     """The missing cells' own time, at the pace at which the finished cells' own time passed."""
     tasks, seeds = list(identity.get("problems", {})), identity["seeds"]
     measured_seeds = seeds[: identity.get("measured_seeds")]
@@ -213,11 +196,10 @@ def _remaining(
         return (task if len(tasks) > 1 else None), algorithm, "samples" in identity or seed in measured_seeds
 
     drawn = len(identity.get("samples", [0]))
-    algorithms = [key(one) for one in identity["algorithms"]]
+    algorithms = [short(one) for one in identity["algorithms"]]
     pace = Pace(kind(task, mine, seed) for mine in algorithms for task in tasks or [None] for seed in seeds for _ in range(drawn))
-    for record in records:
-        own = _seconds(record) if record["status"] == CellStatus.OK else None
-        pace.finished(kind(record["task"], key(record["algorithm"]), record["seed"]), own)
+    for task, mine, seed, status, own in table[["task", "algorithm", "seed", "status", "own"]].itertuples(index=False):
+        pace.finished(kind(task, mine, seed), None if status != CellStatus.OK or np.isnan(own) else own)
     work = pace.seconds_left()
-    passed = [seconds for _, seconds in timed[1:] if seconds is not None]
+    passed = [seconds for _, seconds in timed[1:] if not np.isnan(seconds)]
     return np.nan if work is None else work * (busy / sum(passed) if sum(passed) > 0 and busy > 0 else 1.0)

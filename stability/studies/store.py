@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
@@ -13,15 +13,17 @@ from stability.errors import StabilityError
 from stability.studies.folder_ledger import FolderLedger
 from stability.studies.identity import as_json, as_stored, difference, first_difference, key, without_code
 from stability.studies.ledger import Ledger, Row, damaged
-from stability.studies.restated import restated
+from stability.studies.packed import listed
+from stability.studies.restated import flat, restated
 from stability.studies.sqlite_ledger import SqliteLedger
 
 __all__ = ["Store", "ledger_at"]
 
-_FORMAT = 6  # raise it with every change of what a ledger or a record holds
-_READABLE = (3, 4, 5, _FORMAT)
+_FORMAT = 7  # raise it with every change of what a ledger or a record holds
+_READABLE = (3, 4, 5, 6, _FORMAT)
 _COMPLETE = 4  # the cells of older formats do not say which code and which data they belong to
 _RESTATED = 5  # records of older formats are estimated anew
+_FLAT = 7  # records of older formats hold numbers in lists
 
 
 def ledger_at(path: Path) -> Ledger:
@@ -91,7 +93,7 @@ class Store:
         # A store without a finished cell, on which nobody works, has nothing to lose: it may become that of another study.
         if self.finished() or self.ledger.claims():
             self.check(identity)
-        older = self._format < _RESTATED
+        older = self._format < _FLAT
         new = {key(one): as_json(record, sort_keys=False) for one, record in self.cells()} if older else {}
         self.ledger.become(_FORMAT, as_json(identity), new)
         self.identity, self._format = as_stored(identity), _FORMAT
@@ -134,13 +136,37 @@ class Store:
     def cells(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Identity and record of every cell, in the order in which they were first written.
 
-        What an older version estimated is estimated anew (:mod:`stability.studies.restated`). The file is left as it is until a
-        study goes on in it.
+        What an older version wrote is given as this one would have written it (:mod:`stability.studies.restated`). The file is
+        left as it is until a study goes on in it.
         """
         cells = [(self._read(identity), self._read(record)) for identity, record in self.ledger.cells()]
         if odd := sum(not (isinstance(identity, dict) and isinstance(record, dict)) for identity, record in cells):
             raise damaged(self.path, f"{odd} of its {len(cells)} cells hold no record")
+        if self._format < _FLAT:
+            cells = [(one, flat(record)) for one, record in cells]
         return cells if self._format >= _RESTATED else [(one, restated(self.identity, one, record)) for one, record in cells]
+
+    def rows(self) -> tuple[dict[int, str], list[tuple[str, int, bytes]]]:
+        """Every cell as numbers (:meth:`stability.studies.ledger.Ledger.rows`), in the order in which they were first written."""
+        if self._format >= _FLAT:
+            return self.ledger.rows()
+        return listed((key(one), one, record) for one, record in self.cells())
+
+    def details(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
+        """What the records of some cells hold in lists and dictionaries.
+
+        Args:
+            keys: the cells' (:func:`~stability.studies.identity.key`).
+
+        Returns:
+            By key, what there is by name.
+        """
+        if self._format >= _FLAT:
+            return self.ledger.details(keys)
+        each = {key(one): record for one, record in self.cells()}
+        return {
+            name: {what: one for what, one in each[name].items() if isinstance(one, list | dict)} for name in keys if name in each
+        }
 
     def times(self) -> dict[str, datetime]:
         """When each cell was finished, by its key; empty in a store of an older version, which does not tell."""

@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -169,11 +168,8 @@ def test_one_seed_is_exact_where_every_example_was_left_out_of_both(one: Callabl
 def test_one_seed_is_open_where_a_replica_failed(one: Callable[[Estimator], Comparison]) -> None:
     found = one(Exact())
     cells = found.results.table
-    open_ends: dict[str, list[Any]] = {
-        "failed": [{}, {"2": 0}],
-        "stability_interval": [cells["stability_interval"][0], [0.0, None]],
-    }
-    table = cells.assign(**{name: pd.Series(values, dtype=object) for name, values in open_ends.items()})
+    low, high = cells[["stability_low", "stability_high"]].iloc[0]
+    table = cells.assign(failed_replicas=[0, 1], stability_low=[low, 0.0], stability_high=[high, math.nan])
     (row,) = dataclasses.replace(found, results=dataclasses.replace(found.results, table=table)).differences().to_dict("records")
     assert (row["by"], row["resolved"], row["high"]) == ("examples", False, math.inf)
 
@@ -181,7 +177,7 @@ def test_one_seed_is_open_where_a_replica_failed(one: Callable[[Estimator], Comp
 def test_one_seed_is_compared_by_both_intervals(one: Callable[[Estimator], Comparison]) -> None:
     found = one(Sampled(5))
     cells = found.results.table
-    (full, bitfit), ((low, high), (low_, high_)) = cells["stability"], cells["stability_interval"]
+    (full, bitfit), ((low, high), (low_, high_)) = cells["stability"], cells[["stability_low", "stability_high"]].to_numpy()
     expected = bitfit - full
     ends = expected - math.hypot(bitfit - low_, high - full), expected + math.hypot(high_ - bitfit, full - low)
     (row,) = found.differences().to_dict("records")

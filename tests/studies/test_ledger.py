@@ -187,15 +187,18 @@ def test_a_folder_needs_no_lock_and_no_whole_answer(tmp_path: Path, monkeypatch:
     assert mine.claim(other, wanted("a"), 1, FREE).held == {"a": worker.id}
 
 
-@pytest.mark.parametrize("format_", [4, 5])
+@pytest.mark.parametrize("format_", [4, 5, 6])
 def test_a_store_of_an_older_format_goes_on(format_: int, tmp_path: Path) -> None:
-    """What version 4 and 5 wrote, as it lies in files: nothing is lost, and it can be claimed from."""
+    """What versions 4 and 5 wrote, as it lies in files, and 6, with a column more: nothing is lost, and cells can be claimed."""
     path = tmp_path / "older.sqlite"
-    source = Path("figures/discontinuity.sqlite") if format_ == 5 else Path(__file__).parent / "format-4.sqlite"
+    source = Path("figures/discontinuity.sqlite") if format_ > 4 else Path(__file__).parent / "format-4.sqlite"
     shutil.copy(source, path)
     with sqlite3.connect(path) as connection:
+        if format_ == 6:
+            connection.execute("ALTER TABLE cells ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1")
+            connection.execute("UPDATE study SET format = 6")
         assert connection.execute("SELECT format FROM study").fetchone() == (format_,)
-        assert "attempt" not in [one[1] for one in connection.execute("PRAGMA table_info (cells)")]
+        assert "record" in [one[1] for one in connection.execute("PRAGMA table_info (cells)")]
     connection.close()
     before, table = Store(path).records(), StudyResults.read(path).table
     went_on = Store(path, Store(path).identity)
@@ -204,7 +207,7 @@ def test_a_store_of_an_older_format_goes_on(format_: int, tmp_path: Path) -> Non
     assert went_on.ledger.claim(Worker(), names, 9, FREE).finished == set(names)
     assert StudyResults.read(path).table.equals(table)
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT format FROM study").fetchone() == (6,)
+        assert connection.execute("SELECT format FROM study").fetchone() == (7,)
     connection.close()
 
 

@@ -15,6 +15,7 @@ from scipy import stats
 from stability import FineTuning, estimators, selectors
 from stability.problems.problem import generator
 from stability.studies import Store, Study, StudyResults, run
+from tests.studies.older import write_older
 
 STUDY = Study(
     "old",
@@ -36,16 +37,13 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def aged(stored: Path, path: Path) -> bytes:
     """The store as an older version would have left it: other estimates of the same draws."""
-    path.write_bytes(stored.read_bytes())
-    connection = sqlite3.connect(path)
-    with connection:
-        for name, text in connection.execute("SELECT key, record FROM cells").fetchall():
-            old = {"stability": 9.0, "stability_interval": [8.0, None], "stability_error": None, "theorem_2_measured": 99.0}
-            record = json.loads(text) | old | {"variance_cut": 0.5}
-            connection.execute("UPDATE cells SET record = ? WHERE key = ?", (json.dumps(record), name))
-        connection.execute("UPDATE study SET format = 4")
-    connection.close()
-    return path.read_bytes()
+
+    def change(record: dict[str, Any]) -> dict[str, Any]:
+        old = {name: value for name, value in record.items() if name not in ("stability_low", "stability_high", "failed_replicas")}
+        old |= {"stability": 9.0, "stability_interval": [8.0, None], "stability_error": None, "theorem_2_measured": 99.0}
+        return old | {"variance_cut": 0.5, "failed": {}}
+
+    return write_older(path, stored, 4, change)
 
 
 def same(found: Sequence[Mapping[str, Any]], truth: Sequence[Mapping[str, Any]]) -> None:
@@ -68,11 +66,11 @@ def test_a_study_goes_on_in_an_older_store(stored: Path, tmp_path: Path) -> None
     path = tmp_path / "old.sqlite"
     aged(stored, path)
     assert len(run(STUDY, path, device="cpu", workers=1).table) == 2
-    connection = sqlite3.connect(path)
-    records = [json.loads(text) for (text,) in connection.execute("SELECT record FROM cells ORDER BY rowid")]
-    assert connection.execute("SELECT format FROM study").fetchone() == (6,)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT format FROM study").fetchone() == (7,)
     connection.close()
-    same(records, [record for _, record in Store(stored).cells()])
+    records = Store(path).records()
+    same(records, Store(stored).records())
     assert records[0]["stability"] != 9.0
 
 
@@ -99,7 +97,7 @@ def test_a_store_that_an_older_version_wrote(tmp_path: Path) -> None:
         t = stats.t.ppf(0.975, 3) / value
         low, high = value * np.exp(-t * np.sqrt(v + m / 5)), value * np.exp(t * np.sqrt(2.5 * v + m / 3))
         assert after["stability"] == pytest.approx(value, rel=1e-9) != before["stability"]
-        assert after["stability_interval"] == pytest.approx([max(low, y.sum() / n), high], rel=1e-9)
+        assert [after["stability_low"], after["stability_high"]] == pytest.approx([max(low, y.sum() / n), high], rel=1e-9)
         unchanged = ("correlation", "hypothesis_stability", "maximum", "test_loss", "theorem_1_state")
         assert [after[name] for name in unchanged] == [before[name] for name in unchanged]
 

@@ -103,7 +103,7 @@ def test_scores_are_those_of_the_records(both_store: Path) -> None:
         assert row["std"] == pytest.approx(100 * np.std(mine["test_metric"].tolist(), ddof=1))
         first = mine[mine["seed"] == 0].iloc[0]
         assert row["stability"] == first["stability"]
-        assert [row["stability_low"], row["stability_high"]] == first["stability_interval"]
+        assert [row["stability_low"], row["stability_high"]] == [first["stability_low"], first["stability_high"]]
         assert (row["seeds"], row["missing"], row["measured"]) == (3, 0, 1)
     assert found.title == "study both"
     assert "20 of digits" in found.notes[0]

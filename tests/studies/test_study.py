@@ -164,7 +164,7 @@ def test_discontinuity_is_drawn_from_the_run(tmp_path: Path) -> None:
     np.testing.assert_allclose(drawn[1], found.batch_losses[:, 0], rtol=1e-3, atol=1e-6)
     (ticks,) = [line for line in ax.lines if line.get_marker() == "|"]
     assert np.asarray(ticks.get_xdata()).tolist() == [4, 16, 28, 40, 52]
-    assert [int(step) + 1 for step in results.table.iloc[0]["history"]["mask_changes"]] == [4, 16, 28, 40, 52]
+    assert [int(step) + 1 for step in results.details("history").iloc[0]["mask_changes"]] == [4, 16, 28, 40, 52]
     assert len(ax.patches) == 5
     assert ax.get_yscale() == "log"
     with pytest.raises(plotting.NothingToDrawError, match="see study 'discontinuity'"):

@@ -407,14 +407,17 @@ def test_a_seed_counts_once() -> None:
 
 
 def test_records_that_are_no_records_are_told(tmp_path: Path) -> None:
-    for record in ("null", "[]", "{}"):
-        path = tmp_path / f"{len(record)}{record[0] == '{'}.sqlite"
+    for number, form in enumerate(("null", "[]", "{}", "[{}, {}]", "[{}, null]", '[{"seed": 0}, {"status": "ok"}]', "[[", None)):
+        path = tmp_path / f"{number}.sqlite"
         Store(path, {"study": "mine", "algorithms": []})
         with sqlite3.connect(path) as connection:
-            connection.execute("INSERT INTO cells (key, identity, record) VALUES ('a', '{}', ?)", (record,))
+            if form is not None:
+                connection.execute("INSERT INTO forms VALUES (1, ?)", (form,))
+            connection.execute("INSERT INTO cells (key, form_id, numbers) VALUES ('a', 1, '')")
         connection.close()
-        with pytest.raises(StabilityError, match="is damaged: 1 of its 1 cells"):
-            StudyResults.read(path)
+        for read in (StudyResults.read, lambda path: Store(path).cells()):
+            with pytest.raises(StabilityError, match="is damaged: "):
+                read(path)
     Store(tmp_path / "none.sqlite", {"study": "mine"})
     with pytest.raises(StabilityError, match="is damaged: it does not say which study it holds"):
         StudyResults.read(tmp_path / "none.sqlite")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -56,10 +55,10 @@ def test_a_new_store_has_no_column_that_is_not_described(store: Path) -> None:
 
 def test_a_changed_number_is_found_and_named(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changed = tmp_path / "changed.sqlite"
-    changed.write_bytes(store.read_bytes())
-    with sqlite3.connect(changed) as connection:
-        connection.execute("UPDATE cells SET record = json_set(record, '$.gap', 1000.0)")
-    connection.close()
+    whole = Store(store)
+    copy = Store(changed, whole.identity)
+    for identity, record in whole.cells():
+        copy.add(identity, record | {"gap": 1000.0})
     assert main(["verify", "--store", str(changed), "--cells", "1"]) == 1
     said = capsys.readouterr()
     assert "different: gap 1.0e+00" in said.out
