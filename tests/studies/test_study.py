@@ -269,7 +269,7 @@ def test_results_can_be_filtered(small_store: Path) -> None:
     assert (len(nothing), nothing.tasks, dict(nothing.algorithms)) == (0, (), {})
     with pytest.raises(StabilityError, match="no finished cell"):
         nothing.summary()
-    with pytest.raises(UsageError, match="there is no column 'p': use algorithm, sparsity"):
+    with pytest.raises(UsageError, match="there is no column 'p': use key, algorithm, sparsity"):
         results.where(p=0.1)
 
 
