@@ -73,8 +73,8 @@ paper-quick: $(READY)  ## ten methods of MiniLM on CB and RTE, five seeds (75 mi
 	$(BIN)/stability figures --store runs/paper-quick-sparsity.sqlite --out figures --only four_panels
 	$(BIN)/stability figures --paper --out figures
 
-soak: $(READY)  ## two hundred processes of a study killed at random (20 minutes on two cores)
-	$(BIN)/python -m benchmarks.soak --every 4 --out benchmarks/results/soak.json
+soak: $(READY)  ## two hundred processes and nodes of a study killed at random (40 minutes on two cores)
+	$(BIN)/python -m benchmarks.soak --every 5 --cluster --out benchmarks/results/soak.json
 
 ledger: $(READY)  ## cells a second that a store takes, and a hundred races for a new one (10 minutes)
 	$(BIN)/python -m benchmarks.ledger --parts rates races --out benchmarks/results/ledger.json

@@ -1,8 +1,9 @@
 """Kill the processes of a study at random, again and again, until it is done: its table must be that of an undisturbed run.
 
-Two commands ``stability run`` work on one store, one of them with two processes of its own. Now and then one of these processes is
-killed (SIGKILL), and a command that is gone is started again. When the study is done, another begins on a new store, until there
-were enough kills. ``python -m benchmarks.soak --kills 200 --out benchmarks/results/soak.json``
+Two or three commands ``stability run`` work on one store: one by itself, one with two processes of its own and, with ``--cluster``,
+one with a Ray cluster of two nodes on this machine. Now and then one of these processes or a node is killed (SIGKILL), and what is
+gone is started again. The study is done twice, on a store of each kind, and each has half of the kills.
+``python -m benchmarks.soak --kills 200 --cluster --out benchmarks/results/soak.json``
 """
 
 from __future__ import annotations
@@ -45,20 +46,45 @@ def study_of(cells: int) -> Study:
     return Study("soak", "digits", tuned, seeds, problem_settings={"n": 40}, estimator=Sampled(4), check_replicas=None)
 
 
-def work(cells: int, store: str, workers: int) -> None:
+def work(cells: int, store: str, how: dict[str, Any]) -> None:
     """What each process runs, until every cell is finished."""
-    run(study_of(cells), store, device="cpu", workers=workers)
+    run(study_of(cells), store, device="cpu", **how)
 
 
-def soak(cells: int, kills: int, every: float, seed: int, folder: Path) -> dict[str, Any]:
+class _Nodes:
+    """A Ray cluster on this machine: a head that does no work, and a node that does, and is killed."""
+
+    def __init__(self) -> None:
+        from ray._private import services
+        from ray.cluster_utils import Cluster
+
+        services.get_node_ip_address = lambda *where: "127.0.0.1"
+        node = {"node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
+        self._node = {**node, "num_cpus": 1}
+        head = {**node, "num_cpus": 0, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._working = self._cluster.add_node(**self._node)
+        self.address = self._cluster.address
+
+    def kill_one(self) -> None:
+        """End the node with all that it computes, and put another in its place."""
+        self._cluster.remove_node(self._working, allow_graceful=False)
+        self._working = self._cluster.add_node(**self._node)
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+def soak(cells: int, kills: int, every: float, seed: int, folder: Path, cluster: bool = False) -> dict[str, Any]:
     """Run the study under fire.
 
     Args:
         cells: how many the study has.
-        kills: how many processes are killed at least, in one study after another.
+        kills: how many processes and nodes are killed at most, half of them in the study of each kind of store.
         every: mean seconds between two of them.
         seed: of the moments and of who is killed.
         folder: for the stores.
+        cluster: whether a Ray cluster takes part.
 
     Returns:
         What was killed, and how the tables compare with the undisturbed one.
@@ -69,24 +95,29 @@ def soak(cells: int, kills: int, every: float, seed: int, folder: Path) -> dict[
     alone = time.monotonic() - began
     killed: Counter[str] = Counter()
     rounds: list[dict[str, Any]] = []
-    while killed.total() < kills:
-        store = folder / f"{len(rounds)}.{'d' if len(rounds) % 2 else 'sqlite'}"
-        before, start = killed.total(), time.monotonic()
-        _under_fire(cells, store, every, drawn, killed, kills)
-        if bad := _failed(store):  # a cell that lost three processes in a row is tried again by the next run
-            run(study_of(cells), store, device="cpu", workers=1)
-        found = StudyResults.read(store)
-        rounds.append(
-            {
-                "store": store.suffix,
-                "kills": killed.total() - before,
-                "rows": len(Store(store).records()),
-                "lost_three_processes": bad,
-                "same_table": _table(found).equals(whole),
-                "seconds": round(time.monotonic() - start, 1),
-            }
-        )
-        print(rounds[-1], flush=True)
+    nodes = _Nodes() if cluster else None
+    try:
+        for suffix, most in ((".sqlite", kills // 2), (".d", kills)):
+            store = folder / f"mine{suffix}"
+            before, start = killed.total(), time.monotonic()
+            _under_fire(cells, store, every, drawn, killed, most, nodes)
+            if bad := _failed(store):  # a cell that lost three processes in a row is tried again by the next run
+                run(study_of(cells), store, device="cpu", workers=1)
+            found = StudyResults.read(store)
+            rounds.append(
+                {
+                    "store": store.suffix,
+                    "kills": killed.total() - before,
+                    "rows": len(Store(store).records()),
+                    "lost_three_processes": bad,
+                    "same_table": _table(found).equals(whole),
+                    "seconds": round(time.monotonic() - start, 1),
+                }
+            )
+            print(rounds[-1], flush=True)
+    finally:
+        if nodes is not None:
+            nodes.close()
     return {"cells": len(whole), "kills": dict(killed), "undisturbed_seconds": round(alone, 1), "rounds": rounds}
 
 
@@ -98,23 +129,28 @@ def _table(results: StudyResults) -> pd.DataFrame:
     return results.table.drop(columns=_TIMES).reset_index(drop=True)
 
 
-def _under_fire(cells: int, store: Path, every: float, drawn: random.Random, killed: Counter[str], most: int) -> None:
+def _under_fire(
+    cells: int, store: Path, every: float, drawn: random.Random, killed: Counter[str], most: int, nodes: _Nodes | None
+) -> None:
+    ways: list[dict[str, Any]] = [{"workers": 1}, {"workers": 2}]
+    if nodes is not None:
+        ways.append({"executor": "ray", "address": nodes.address})
     drivers: dict[int, subprocess.Popen[bytes]] = {}
     done = False
     try:
         while not done:
-            for workers in (1, 2):
-                if workers not in drivers or drivers[workers].poll() is not None:
-                    if workers in drivers and drivers[workers].returncode == 0:
-                        done = True
-                        break
-                    call = f"from benchmarks.soak import work; work({cells}, {str(store)!r}, {workers})"
-                    how: dict[str, Any] = {"cwd": _HERE, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+            for place, way in enumerate(ways):
+                if place in drivers and drivers[place].poll() == 0:
+                    done = True
+                    break
+                if place not in drivers or drivers[place].poll() is not None:
+                    call = f"from benchmarks.soak import work; work({cells}, {str(store)!r}, {way!r})"
                     main = f"if __name__ == '__main__':\n    {call}"
-                    drivers[workers] = subprocess.Popen([sys.executable, "-c", main], **how)
+                    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+                    drivers[place] = subprocess.Popen([sys.executable, "-c", main], cwd=_HERE, env=environment)
             time.sleep(drawn.expovariate(1 / every))
             if not done and killed.total() < most:
-                _kill_one(list(drivers.values()), drawn, killed)
+                _kill_one(list(drivers.values()), drawn, killed, nodes)
         for driver in drivers.values():
             driver.wait()
     finally:
@@ -122,7 +158,11 @@ def _under_fire(cells: int, store: Path, every: float, drawn: random.Random, kil
             driver.kill()
 
 
-def _kill_one(drivers: list[subprocess.Popen[bytes]], drawn: random.Random, killed: Counter[str]) -> None:
+def _kill_one(drivers: list[subprocess.Popen[bytes]], drawn: random.Random, killed: Counter[str], nodes: _Nodes | None) -> None:
+    if nodes is not None and drawn.random() < 0.2:
+        nodes.kill_one()
+        killed["node"] += 1
+        return
     alive = [one for one in drivers if one.poll() is None]
     with suppress(psutil.NoSuchProcess):
         children = [child for one in alive for child in psutil.Process(one.pid).children() if "spawn_main" in str(child.cmdline())]
@@ -140,10 +180,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--every", type=float, default=5.0, help="mean seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cluster", action="store_true", help="a Ray cluster takes part, and its node is killed as well")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        found = soak(asked.cells, asked.kills, asked.every, asked.seed, Path(folder))
+        found = soak(asked.cells, asked.kills, asked.every, asked.seed, Path(folder), asked.cluster)
     right = all(one["same_table"] and one["rows"] == found["cells"] for one in found["rounds"])
     print(found)
     if asked.out is not None:
