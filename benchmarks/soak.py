@@ -69,7 +69,13 @@ class _Nodes:
     def kill_one(self) -> None:
         """End the node with all that it computes, and put another in its place."""
         self._cluster.remove_node(self._working, allow_graceful=False)
-        self._working = self._cluster.add_node(**self._node)
+        for tries in range(3):  # it may start too slowly on a machine that is busy
+            try:
+                self._working = self._cluster.add_node(**self._node)
+                return
+            except Exception:
+                if tries == 2:
+                    raise
 
     def close(self) -> None:
         self._cluster.shutdown()
