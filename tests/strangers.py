@@ -13,10 +13,13 @@ import io
 import json
 import math
 import os
+import resource
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -45,10 +48,35 @@ def tries(count: int) -> settings:
     )
 
 
+class HangError(BaseException):
+    """What should have been answered long ago was not."""
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Ends what takes a minute, or four GiB more than there was."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    mine = psutil.Process().memory_info().vms
+
+    def hangs(number: int, frame: object) -> None:
+        raise HangError
+
+    handler = signal.signal(signal.SIGALRM, hangs)
+    resource.setrlimit(resource.RLIMIT_AS, (mine + 2**32, before[1]))
+    signal.alarm(60)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.signal(signal.SIGALRM, handler)
+
+
 def answer(call: Callable[[], Any]) -> Any:
     """What a call gives, or :data:`REFUSED`. Any other error than the toolkit's own goes through, and fails the test."""
     try:
-        return call()
+        with bounded():
+            return call()
     except StabilityError as error:
         message = str(error)
         assert message.strip(), "an error that says nothing"
@@ -61,7 +89,7 @@ def command(*words: str) -> tuple[int, str, str]:
     What it refuses it must refuse in one line.
     """
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), bounded():
         code = main(words)
     said = err.getvalue()
     assert code in (0, 1, 2), said

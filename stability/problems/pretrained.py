@@ -101,9 +101,9 @@ def load_pretrained(model: str | os.PathLike[str], outputs: int) -> Pretrained:
     """
     check_whole(1, outputs=outputs)
     folder = Path(model)
-    if not folder.is_dir() and (str(model).startswith((".", "/", "~")) or str(model).count("/") > 1):  # no name on the hub
+    if not os.path.isdir(model) and (str(model).startswith((".", "/", "~")) or str(model).count("/") > 1):  # no name on the hub
         raise UsageError(f"there is no folder {model}")
-    stamp = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.iterdir())) if folder.is_dir() else ()
+    stamp = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.iterdir())) if os.path.isdir(model) else ()
     return _load(str(model), outputs, stamp)
 
 
@@ -152,7 +152,7 @@ def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
     kept = {name: value for name, value in config.to_dict().items() if name not in _NAMES_IN_CONFIG}
     new = sorted(name for name in missing if name in body)
     return Pretrained(
-        name="/".join(Path(model).resolve().parts[-2:]) if Path(model).is_dir() else model,
+        name="/".join(Path(model).resolve().parts[-2:]) if os.path.isdir(model) else model,
         parameters=pretrained,
         new_head=lambda draw: _new_head(network, head, draw),
         network=network,
@@ -170,7 +170,7 @@ def _tokenizer(model: str) -> Any:
 
     folder = Path(model)
     kinds = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "tokenizer.model")
-    if folder.is_dir() and not any(list(folder.glob(kind)) for kind in kinds):  # transformers would make an empty one
+    if os.path.isdir(model) and not any(list(folder.glob(kind)) for kind in kinds):  # transformers would make an empty one
         raise UsageError(f"{model} has no tokenizer (tokenizer.json, vocab.txt, …): save the model's own beside it")
     with _quiet(), _explained(model):
         return transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
@@ -416,7 +416,7 @@ def _explained(model: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
         reason = one_line(error, 300)
         folder = Path(model)
-        if folder.is_dir():
+        if os.path.isdir(model):  # and not of pathlib, which raises an error of its own for a name that is too long
             if not (folder / "config.json").exists():
                 raise UsageError(f"{model} is no model: it has no config.json; {_LOCAL}") from error
             if not list(folder.glob("*.safetensors*")):
