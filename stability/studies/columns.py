@@ -14,6 +14,7 @@ import pandas as pd
 from stability.errors import StabilityError
 from stability.studies.identity import as_json, key
 from stability.studies.results import BOUNDS, records_of
+from stability.studies.sound import COLUMNS, check_records
 from stability.studies.store import Store
 
 __all__ = ["CELLS", "EXAMPLES", "Column", "cells", "described", "examples"]
@@ -158,7 +159,7 @@ def cells(store: Store) -> pd.DataFrame:
         >>> cells(Store("figures/discontinuity.sqlite"))["method"].head(3).to_list()
         ['diffpruning', 'childpruning', 'sam']
     """
-    return _frame((_cell(store, record) for record in records_of(store)[0]), CELLS, store)
+    return _frame((_cell(store, record) for record in _records(store)), CELLS, store)
 
 
 def examples(store: Store) -> pd.DataFrame:
@@ -176,10 +177,16 @@ def examples(store: Store) -> pd.DataFrame:
     """
     rows = (
         {**_place(store, record), **one, "predicted": _predicted(record, one["index"])}
-        for record in records_of(store)[0]
+        for record in _records(store)
         for one in record.get("per_example") or []
     )
     return _frame(rows, EXAMPLES, store)
+
+
+def _records(store: Store) -> list[dict[str, Any]]:
+    records, _ = records_of(store)
+    check_records(store.path, records, COLUMNS)
+    return records
 
 
 def described(columns: Mapping[str, Column]) -> str:
@@ -212,9 +219,9 @@ def _place(store: Store, record: Mapping[str, Any]) -> dict[str, Any]:
         "study": store.identity["study"],
         "fingerprint": key(store.identity)[:12],
         "task": record["task"],
-        "method": record["method"],
+        "method": record.get("method"),
         "algorithm": key(record["algorithm"])[:12],
-        "sparsity": record.get("sparsity", record["asked_sparsity"]),
+        "sparsity": record.get("sparsity", record.get("asked_sparsity")),
         "seed": record["seed"],
         "sample": record.get("sample"),
     }
@@ -242,5 +249,5 @@ def _cell(store: Store, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _predicted(record: Mapping[str, Any], index: int) -> float | None:
     prediction = record.get("prediction")
-    found: float | None = None if prediction is None else prediction["difference"][index]
-    return found
+    told = [] if prediction is None else prediction["difference"]
+    return told[index] if index < len(told) else None

@@ -22,6 +22,7 @@ from stability.leave_one_out.wording import size_of
 from stability.machine import out_of_memory
 from stability.selectors import code
 from stability.studies.identity import data_of, how_of, key
+from stability.studies.sound import check_records, check_study, check_table
 from stability.studies.store import Store
 
 if TYPE_CHECKING:
@@ -172,8 +173,6 @@ class StudyResults:
 
         store = Store(path)
         identity = store.identity
-        if not identity.keys() >= {"study", "algorithms"}:
-            raise StabilityError(f"{path} is damaged: it does not say which study it holds; restore a copy")
         table, earlier = _table(store)
         methods = {} if table.empty else dict(zip(table["algorithm"], table["method"], strict=True))
         known = {_short(one): one for one in identity["algorithms"]}
@@ -336,6 +335,7 @@ def records_of(
         (9, 0, 'digits')
     """
     identity = store.identity
+    check_study(store.path, identity)
     order = {key(algorithm): place for place, algorithm in enumerate(identity["algorithms"])}
     tasks = {name: place for place, name in enumerate(identity.get("problems", {}))}
 
@@ -343,11 +343,7 @@ def records_of(
         return record.get("sample", 0), record["seed"], tasks.get(record.get("task"), 0), order[key(record["algorithm"])]
 
     every = [{**mine, **record} for mine, record in (store.cells() if cells is None else cells)]
-    if odd := [record for record in every if not record.keys() >= {"status", "seed", "algorithm"}]:
-        raise StabilityError(
-            f"{store.path} is damaged: {len(odd)} of its {len(every)} cells have no record; restore a copy, or run again with "
-            "another --store"
-        )
+    check_records(store.path, every)
     data, how = {None, *data_of(identity).values()}, {None, how_of(identity)}  # None: cells of older versions do not tell
 
     def is_mine(record: Mapping[str, Any]) -> bool:
@@ -368,8 +364,10 @@ def _table(store: Store) -> tuple[pd.DataFrame, int]:
     for record in records:
         for name in ("per_example", "prediction", "data", "how"):
             record.pop(name, None)
-        rows.append({"algorithm": _short(record.pop("algorithm")), "sparsity": record.pop("asked_sparsity"), **record})
-    return pd.DataFrame(rows), others
+        rows.append({"algorithm": _short(record.pop("algorithm")), "sparsity": record.pop("asked_sparsity", None), **record})
+    table = pd.DataFrame(rows)
+    check_table(store.path, table)
+    return table, others
 
 
 def _mixed(table: pd.DataFrame) -> list[str]:
@@ -425,6 +423,8 @@ def _shares(group: pd.DataFrame) -> dict[str, float]:
     if "sample" not in group or min(group["sample"].nunique(), group["seed"].nunique()) < 2:
         return none
     group = group.assign(place=group.groupby("sample")["seed"].rank())  # each S has seeds of its own
+    if group.duplicated(["sample", "place"]).any():  # in a store that is damaged
+        return none
     values, errors = (
         group.pivot(index="sample", columns="place", values=name).astype(float) for name in ("stability", "stability_error")
     )

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from stability.studies.identity import key
+from stability.studies.ledger import time_of
 from stability.studies.pace import Pace
 from stability.studies.results import CellStatus, records_of
+from stability.studies.sound import check_records
 from stability.studies.store import Store
 
 __all__ = ["MethodState", "State", "WorkerState", "state_of"]
@@ -128,9 +130,10 @@ def state_of(store: Store) -> State:
     """
     identity, cells = store.identity, store.cells()
     records, _ = records_of(store, cells)
+    check_records(store.path, records, ("method", "failure", "reason", "seconds", "cell_seconds"))
     each = len(identity["seeds"]) * len(identity.get("samples", [0])) * max(1, len(identity.get("problems", {})))
     methods = {key(one): one["selector"]["name"] for one in identity["algorithms"]}
-    names = {key(record["algorithm"]): record["method"] for record in records if "method" in record}
+    names = {key(record["algorithm"]): record["method"] for record in records if record.get("method") is not None}
     methods = {mine: names.get(mine, name) for mine, name in methods.items()}
     totals = Counter(methods.values())
     ended = Counter((methods[key(record["algorithm"])], record["status"]) for record in records)
@@ -145,7 +148,7 @@ def state_of(store: Store) -> State:
         for name, count in totals.items()
     )
     failures = Counter(
-        (record.get("failure", "method"), record["reason"]) for record in records if record["status"] != CellStatus.OK
+        (record.get("failure", "method"), record.get("reason", "")) for record in records if record["status"] != CellStatus.OK
     )
     times = store.times()
     timed = [(times[name], _seconds(record)) for mine, record in cells if (name := key(mine)) in times]
@@ -169,7 +172,7 @@ def _workers(store: Store) -> tuple[WorkerState, ...]:
             what=one.what,
             machine=one.machine.split()[0],
             process=one.process,
-            heard=(said := datetime.fromisoformat(one.heard)).replace(tzinfo=said.tzinfo or UTC),
+            heard=time_of(store.path, one.heard),
             gone=one.gone,
             cells=tuple(claim.what for claim in claims if claim.worker == one.id),
         )

@@ -16,10 +16,12 @@ from stability.studies.ledger import Ledger, Row, damaged
 from stability.studies.restated import restated
 from stability.studies.sqlite_ledger import SqliteLedger
 
-__all__ = ["Store", "ledger_at"]
+__all__ = ["READABLE", "Store", "ledger_at"]
 
 _FORMAT = 6  # raise it with every change of what a ledger or a record holds
-_READABLE = (3, 4, 5, _FORMAT)
+READABLE = (3, 4, 5, _FORMAT)
+"""The formats that can be read."""
+
 _COMPLETE = 4  # the cells of older formats do not say which code and which data they belong to
 _RESTATED = 5  # records of older formats are estimated anew
 
@@ -79,7 +81,7 @@ class Store:
             raise damaged(self.path, "it does not say which study it holds")
         self._format: int = heads[0][0]
         self.identity: dict[str, Any] = heads[0][1]
-        if self._format not in _READABLE:
+        if self._format not in READABLE:
             raise StabilityError(f"{self.path} has format {self._format}, this program writes {_FORMAT}: use another --store")
         self.complete = self._format >= _COMPLETE
         if identity is not None:

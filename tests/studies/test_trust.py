@@ -409,7 +409,7 @@ def test_a_seed_counts_once() -> None:
 def test_records_that_are_no_records_are_told(tmp_path: Path) -> None:
     for record in ("null", "[]", "{}"):
         path = tmp_path / f"{len(record)}{record[0] == '{'}.sqlite"
-        Store(path, {"study": "mine", "algorithms": []})
+        Store(path, {"study": "mine", "algorithms": [], "seeds": [0]})
         with sqlite3.connect(path) as connection:
             connection.execute("INSERT INTO cells (key, identity, record) VALUES ('a', '{}', ?)", (record,))
         connection.close()
