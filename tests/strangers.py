@@ -90,11 +90,14 @@ def command(*words: str) -> tuple[int, str, str]:
 
     What it refuses it must refuse in one line.
     """
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
+    texts = io.BytesIO(), io.BytesIO()
+    out, err = io.TextIOWrapper(texts[0], "utf-8"), io.TextIOWrapper(texts[1], "utf-8", "backslashreplace")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), bounded(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a number is too large to be squared is no crash
         code = main(words)
-    told, said = (one.buffer.getvalue().decode() for one in (out, err) if one.flush() is None)
+    out.flush()
+    err.flush()
+    told, said = texts[0].getvalue().decode(), texts[1].getvalue().decode()
     assert code in (0, 1, 2), said
     assert "Traceback" not in said
     if code:

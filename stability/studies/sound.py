@@ -96,13 +96,17 @@ _P = _Kind("a number in (0, 1]", lambda value: _is_number(value) and 0 < value <
 _FLAG = _Kind("true or false", lambda value: type(value) is bool)
 _STATE = _Kind(f"one of {', '.join(State)}", lambda value: _is_text(value) and value in set(State))
 
-_BOUNDS = ("theorem_1", "theorem_1_sharp", "hard_mask", "hard_mask_sharp", "first_order")
-_BOUNDS += ("theorem_2", "theorem_2_measured", "uniform_measured")
-_NUMBERS = ("stability", "stability_error", "correlation", "rank_correlation", "variance_cut", "effective_retrainings")
-_NUMBERS += ("hypothesis_stability", "maximum", "noise_floor", "train_loss", "train_metric", "test_loss", "test_metric", "gap")
-_NUMBERS += ("distance", "seconds", "cell_seconds", "lipschitz", "tuned_lipschitz", "gradient_norm", "tuned_gradient_norm")
-_NUMBERS += ("loss_bound", "least_eigenvalue", "least_eigenvalue_residual", "tuned_least_eigenvalue")
-_NUMBERS += ("tuned_least_eigenvalue_residual", "simulated_coverage")
+_BOUNDS: tuple[str, ...] = (
+    *("theorem_1", "theorem_1_sharp", "hard_mask", "hard_mask_sharp", "first_order"),
+    *("theorem_2", "theorem_2_measured", "uniform_measured"),
+)
+_NUMBERS: tuple[str, ...] = (
+    *("stability", "stability_error", "correlation", "rank_correlation", "variance_cut", "effective_retrainings"),
+    *("hypothesis_stability", "maximum", "noise_floor", "train_loss", "train_metric", "test_loss", "test_metric", "gap"),
+    *("distance", "seconds", "cell_seconds", "lipschitz", "tuned_lipschitz", "gradient_norm", "tuned_gradient_norm"),
+    *("loss_bound", "least_eigenvalue", "least_eigenvalue_residual", "tuned_least_eigenvalue"),
+    *("tuned_least_eigenvalue_residual", "simulated_coverage"),
+)
 
 _PLACE: Mapping[str, _Kind] = {
     "status": _Kind("ok or failed", lambda value: _is_text(value) and value in ("ok", "failed")),
@@ -135,10 +139,14 @@ COLUMNS: Mapping[str, _Kind] = {
 """What each entry of a record holds. Each may be null."""
 
 _ALWAYS = ("status", "seed", "algorithm")
-_MEASURED = ("method", "sparsity", "tunable", "total", "head", "seconds", "failed", "metric", "loss_unit")
-_MEASURED += ("train_loss", "test_loss", "train_metric", "test_metric", "gap")
-_KNOWN = ("stability", "stability_interval", "hypothesis_stability", "noise_floor", "distance", "loss_bound", "gradient_norm")
-_KNOWN += ("retrainings", *_BOUNDS, *(f"{name}_state" for name in _BOUNDS))
+_MEASURED: tuple[str, ...] = (
+    *("method", "sparsity", "tunable", "total", "head", "seconds", "failed", "metric", "loss_unit"),
+    *("train_loss", "test_loss", "train_metric", "test_metric", "gap"),
+)
+_KNOWN: tuple[str, ...] = (
+    *("stability", "stability_interval", "hypothesis_stability", "noise_floor", "distance", "loss_bound", "gradient_norm"),
+    *("retrainings", *_BOUNDS, *(f"{name}_state" for name in _BOUNDS)),
+)
 
 
 def oddity(record: Mapping[str, Any], names: Collection[str] = COLUMNS.keys()) -> str | None:
