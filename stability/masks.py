@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stability.errors import StabilityError, UsageError
+from stability.errors import StabilityError, UsageError, one_line
 from stability.packing import pack, unpack
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Mask", "Parameters", "SparseDelta", "fingerprint"]
 
 _SHOWN = 8  # tensors that a notebook shows
+_AXES, _MOST = 64, 2**63  # no tensor has more axes, nor that many entries
 
 Parameters: TypeAlias = Mapping[str, Tensor]
 """Named tensors. A model is a function of these."""
@@ -382,7 +383,7 @@ class SparseDelta:
             All tensors of the tuned model by name, on the device of ``pretrained``.
 
         Raises:
-            StabilityError: ``pretrained`` is not the θ⁰ that the delta was made from.
+            StabilityError: ``pretrained`` is not the θ⁰ that the delta was made from, or the delta is damaged.
         """
         found = fingerprint(pretrained)
         if found != self.base:
@@ -391,6 +392,9 @@ class SparseDelta:
                 "load the model that it was trained from (of a method that inserts modules, "
                 "selector.equivalent(problem, seed).pretrained)"
             )
+        odd = [name for name in self.mask.misfits(pretrained) if name in self.mask.indices]
+        if odd := odd or sorted(self.head.keys() & pretrained.keys()):
+            raise StabilityError(f"this delta is damaged: what it says of {odd[0]!r} does not fit the pretrained parameters")
         device = next(iter(pretrained.values())).device
         return {**self.mask.place(pretrained, self.values), **{name: tensor.to(device) for name, tensor in self.head.items()}}
 
@@ -438,10 +442,17 @@ class SparseDelta:
         mask = _mask_from(path, tensors, metadata)
         values = tensors.get("values", torch.empty(0))
         if values.shape != (mask.count,):
-            raise StabilityError(f"{path} is damaged: {len(values)} values for k = {mask.count} coordinates; write it again")
+            raise StabilityError(
+                f"{path} is damaged: values of shape {tuple(values.shape)} for k = {mask.count} coordinates; write it again"
+            )
         head = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
-        dtype = getattr(torch, metadata.get("dtype", ""), values.dtype)
-        return cls(mask, values.to(dtype), metadata["base"], head)
+        dtype = getattr(torch, metadata["dtype"], None) if "dtype" in metadata else values.dtype
+        try:
+            if not isinstance(dtype, torch.dtype):
+                raise TypeError(f"torch has no type {metadata['dtype']!r}")
+            return cls(mask, values.to(dtype), metadata["base"], head)
+        except (KeyError, TypeError, RuntimeError) as error:  # RuntimeError: torch cannot make this type of those values
+            raise StabilityError(f"{path} is damaged: {one_line(error)}; write it again") from error
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -460,7 +471,7 @@ def _load(path: str | PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:  # ValueError: a name that no file can have
         raise StabilityError(f"cannot read {path}: {error}; the file is missing or damaged, write it again") from error
     if metadata.get("kind") != kind:
         raise StabilityError(f"{path} holds no {kind} (kind {metadata.get('kind')!r}): give a file written by stability")
@@ -469,7 +480,24 @@ def _load(path: str | PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict
 
 def _mask_from(path: str | PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Mask:
     try:
-        shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
+        shapes = _shapes(metadata["shapes"])
         return Mask.at(shapes, unpack(tensors["indices"], sum(map(math.prod, shapes.values()))))
-    except (KeyError, TypeError, ValueError) as error:
-        raise StabilityError(f"{path} is damaged: {error}; write it again") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StabilityError(f"{path} is damaged: {one_line(error)}; write it again") from error
+
+
+def _shapes(text: str) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, from JSON.
+
+    Raises:
+        ValueError: it holds something else, or more entries than a tensor can have.
+    """
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds no shapes, but {found!r}")
+    for name, shape in found.items():
+        if not (isinstance(shape, list) and len(shape) <= _AXES and all(type(one) is int and 0 <= one < _MOST for one in shape)):
+            raise ValueError(f"the shape of {name!r} is {shape!r}")
+    if not 0 < sum(map(math.prod, found.values())) < _MOST:
+        raise ValueError("its shapes have no entry, or more than memory can have")
+    return {name: tuple(shape) for name, shape in found.items()}

@@ -9,6 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stability.errors import MachineError
+from stability.machine import free_memory
+
 __all__ = ["pack", "unpack"]
 
 _ALL, _BITMAP, _ELIAS_FANO = range(3)
@@ -62,6 +65,7 @@ def unpack(code: Tensor, size: int) -> Tensor:
 
     Raises:
         ValueError: the bytes are damaged, or belong to another size.
+        MachineError: the indices do not fit into memory. A few bytes can stand for any number of them.
 
     Example:
         >>> unpack(pack(torch.tensor([2, 3, 7]), 10), 10)
@@ -75,6 +79,11 @@ def unpack(code: Tensor, size: int) -> Tensor:
     if count > size or low > 62 or coding not in (_ALL, _BITMAP, _ELIAS_FANO):
         raise ValueError(f"packed indices of coding {coding} with {count} of {size} and {low} low bits make no sense")
     if coding == _ALL:
+        if 8 * count > (free := free_memory(torch.device("cpu"))):
+            raise MachineError(
+                f"all of {size} indices take {8 * count / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: read them on a "
+                "machine with more memory"
+            )
         index = np.arange(count)
     elif coding == _BITMAP:
         index = np.flatnonzero(np.unpackbits(_exactly(body, size), count=size))

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from stability.errors import StabilityError, UsageError
+from stability.errors import StabilityError, UsageError, one_line
 from stability.masks import Mask, Parameters, SparseDelta, fingerprint
 
 __all__ = ["export_shira", "import_shira"]
@@ -172,9 +172,11 @@ def _modules_of(head: Parameters, module: nn.Module) -> list[str]:
 
 def _flat(pairs: Tensor, difference: Tensor, shape: torch.Size, where: str) -> Tensor:
     """Flat indices from rows and columns, one for each difference."""
-    if not difference.numel() or pairs.shape != (2, difference.numel()):
+    real = difference.is_floating_point() and not (pairs.is_complex() or pairs.dtype == torch.bool)
+    if not real or difference.ndim != 1 or not len(difference) or pairs.shape != (2, len(difference)):
         found = f"{difference.numel()} differences at indices of shape {tuple(pairs.shape)}"
-        raise StabilityError(f"{where} is damaged: {found}; write it again")
+        kinds = "" if real else f", of types {difference.dtype} and {pairs.dtype}"
+        raise StabilityError(f"{where} is damaged: {found}{kinds}; write it again")
     pairs = pairs.long()  # on Windows peft writes float32
     least, greatest = pairs.amin(1), pairs.amax(1)
     if len(shape) != 2 or bool((least < 0).any()) or bool((greatest >= torch.tensor(shape)).any()):
@@ -194,8 +196,12 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], str | None, dict[str, int]]:
             metadata = file.metadata() or {}
             tensors = {name.removeprefix(_PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         masked = json.loads(metadata.get("masked", "{}"))
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise StabilityError(f"cannot read {folder}: {error}; it is missing or damaged, give a folder that peft wrote") from error
+        if not (isinstance(masked, dict) and all(type(one) is int and one > 0 for one in masked.values())):
+            raise ValueError(f"its counts of masked coordinates are {masked!r}")
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
+        raise StabilityError(
+            f"cannot read {folder}: {one_line(error)}; it is missing or damaged, give a folder that peft wrote"
+        ) from error
     count = sum(name.endswith(_INDICES) for name in tensors)
     if method != "SHIRA" or not count:
         raise StabilityError(f"{folder} holds no SHiRA adapter, but peft_type {method!r} of {count} matrices: give one")

@@ -57,12 +57,12 @@ def _form_of(out: Path | None) -> Form:
 
 
 def _csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False).encode()
+    return table.to_csv(index=False).encode(errors="backslashreplace")  # half a pair of UTF-16 is no sign
 
 
 def _json(table: pd.DataFrame) -> bytes:
     rows = [plain(row) for row in table.astype(object).where(table.notna(), None).to_dict("records")]
-    return (json.dumps(rows, allow_nan=False, ensure_ascii=False, indent=1) + "\n").encode()
+    return (json.dumps(rows, allow_nan=False, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace")
 
 
 def _parquet(table: pd.DataFrame) -> bytes:

@@ -44,7 +44,7 @@ def report(
     check_writable(out.parent)
     text = page(results, found, _drawn(results) if figures else (), _again(results, store))
     try:
-        out.write_text(text, encoding="utf-8")
+        out.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")  # half a pair of UTF-16 is no sign
     except OSError as error:
         raise StabilityError(f"cannot write {out}: {error}; name another file with --out") from error
     print(out)

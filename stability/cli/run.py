@@ -117,9 +117,16 @@ def _own(
     return Asked(made, stored, machine)
 
 
-def _of_file(path: Annotated[Path, Parameter(show=False)], /, *, stored: Stored = Stored(), machine: Workers = Workers()) -> Asked:
+def _of_file(
+    path: Annotated[Path, Parameter(show=False)],
+    /,
+    *,
+    own_code: Annotated[bool, Parameter(help="Let the file name methods as module:name, whose code is then run.")] = False,
+    stored: Stored = Stored(),
+    machine: Workers = Workers(),
+) -> Asked:
     """Run the study of a file, or go on with it; print its table."""
-    return Asked(read(path), stored, machine)
+    return Asked(read(path, own_code), stored, machine)
 
 
 def _of_paper(name: str) -> Callable[..., Asked]:

@@ -38,6 +38,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from docstring_parser import DocstringStyle, parse
 
+from stability.checks import check_choice, check_whole
 from stability.cli.options import ESTIMATORS, PREDICTORS, common_defaults, load
 from stability.cli.parsing import nearest
 from stability.errors import UsageError
@@ -50,14 +51,17 @@ from stability.training import Algorithm, EarlyStopping, FineTuning, Minimisatio
 
 __all__ = ["read", "reference"]
 
+_MOST = 1_000_000  # seeds, or training sets
+
 _ALGORITHMS: dict[str, type[FineTuning | Minimisation]] = {"FineTuning": FineTuning, "Minimisation": Minimisation}
 
 
-def read(path: Path) -> Study:
+def read(path: Path, own_code: bool = False) -> Study:
     r"""The study that a file describes.
 
     Args:
         path: a TOML file.
+        own_code: whether it may name methods as ``module:name``. The module is imported, so that its code runs.
 
     Returns:
         The study. The problems have been loaded once, so that a wrong setting is refused before anything is trained.
@@ -78,18 +82,21 @@ def read(path: Path) -> Study:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no file {path}: check the path, or begin with a copy of docs/examples/study.toml") from None
-    except ValueError as error:
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not a TOML file: {error}") from error
     try:
-        return _study({"name": path.stem, "check_replicas": None, **table})
+        return _study({"name": path.stem, "check_replicas": None, **table}, own_code)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
 
-def _study(table: Mapping[str, Any]) -> Study:
+def _study(table: Mapping[str, Any], own_code: bool) -> Study:
     found = dict(table)
     for name in ("seeds", "samples"):
-        if isinstance(found.get(name), int) and found[name] is not True:
+        if isinstance(found.get(name), int) and not isinstance(found[name], bool):
+            check_whole(1, _MOST, **{name: found[name]})
             found[name] = list(range(found[name]))
     algorithms, estimator = found.pop("algorithms", None), found.pop("estimator", None)
     found = _checked(Study, found, "", "algorithms", "estimator")
@@ -103,13 +110,13 @@ def _study(table: Mapping[str, Any]) -> Study:
         _checked(loader, own, "problem_settings.")
         load(problem, **settings)
     defaults = common_defaults(problems)
-    found["algorithms"] = tuple(made for one in algorithms for made in _algorithms(one, defaults))
+    found["algorithms"] = tuple(made for one in algorithms for made in _algorithms(one, defaults, own_code))
     if estimator is not None:
         found["estimator"] = _estimator(estimator)
     return Study(**found)
 
 
-def _algorithms(table: Any, defaults: TrainingDefaults) -> list[Algorithm]:
+def _algorithms(table: Any, defaults: TrainingDefaults, own_code: bool) -> list[Algorithm]:
     """One for each of its selectors."""
     kind, own = _kind(table, "algorithms", _ALGORITHMS, "FineTuning")
     selectors = own.pop("selector", None)
@@ -117,16 +124,21 @@ def _algorithms(table: Any, defaults: TrainingDefaults) -> list[Algorithm]:
         raise UsageError("algorithms.selector is missing: give a name, a table with a name, or a list of them")
     own = _checked(kind, own, "algorithms.", "selector", "seed")
     each = selectors if isinstance(selectors, list) else [selectors]
-    return [kind(selector, **own).with_defaults(defaults) for one in each for selector in _selectors(one)]
+    return [kind(selector, **own).with_defaults(defaults) for one in each for selector in _selectors(one, own_code)]
 
 
-def _selectors(asked: Any) -> list[Selector]:
+def _selectors(asked: Any, own_code: bool) -> list[Selector]:
     """The selector of a name, or of a table with a name, once for each of its sparsities."""
     own = {"name": asked} if isinstance(asked, str) else dict(asked) if isinstance(asked, dict) else {}
     name: Any = own.pop("name", None)
     sparsity: Any = own.pop("sparsity", [])
     if not isinstance(name, str):
         raise UsageError(f"algorithms.selector = {asked!r}: use a name, or a table with a name")
+    if ":" in name and not own_code:
+        raise UsageError(
+            f"algorithms.selector = {name!r} is code that is no part of the toolkit, and would be run: read it, and add --own-code "
+            "if you trust it"
+        )
     return selectors_named([name], sparsity if isinstance(sparsity, list) else [sparsity], **own)
 
 
@@ -147,8 +159,7 @@ def _kind(asked: Any, where: str, kinds: Mapping[str, Any], usual: str) -> tuple
     if table is None:
         raise UsageError(f"{where} = {asked!r}: use a table")
     kind = table.pop("kind", usual)
-    if kind not in kinds:
-        raise UsageError(f"unknown {where}.kind {kind!r}: use {', '.join(kinds)}")
+    check_choice(kinds, **{f"{where}.kind": kind})
     return kinds[kind], table
 
 

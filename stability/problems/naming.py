@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -51,7 +52,7 @@ def load(name: str | PathLike[str] | Any, **settings: Any) -> Problem:
     called = f"of type {type(name).__name__}" if table else repr(str(name))
     own = not table and str(name) in PROBLEMS
     named = settings.get("text") is not None or settings.get("label") is not None
-    if not table and not own and not Path(name).exists() and not on_hub(str(name), named):
+    if not table and not own and not os.path.exists(name) and not on_hub(str(name), named):
         raise UsageError(
             f"unknown problem {called}, and no file or folder is there: there is {', '.join(sorted(PROBLEMS))}, on the hub "
             f"{', '.join(HUB)}, and other data sets of the hub where a column is named (text='…' or label='…', --text or --label)"

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stability.checks import check_whole
-from stability.errors import UsageError, one_line
-from stability.machine import out_of_memory
+from stability.errors import MachineError, UsageError, one_line
+from stability.machine import free_memory, out_of_memory
 from stability.masks import Parameters, fingerprint
 from stability.problems.attention import Attention
 from stability.problems.batching import difference, drawn, shortened, slopes_of
@@ -32,6 +31,7 @@ from stability.problems.problem import ModuleLogits, refill, without_values
 __all__ = ["Pretrained", "agreeing", "load_pretrained"]
 
 _NAMES_IN_CONFIG = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id"}
+_MOST_LAYERS = 10_000
 _OTHERS = "use another, such as BERT, RoBERTa, DeBERTa, GPT-2 or Llama"
 _ONE_AT_A_TIME = threading.RLock()
 _LOCAL = (
@@ -101,9 +101,9 @@ def load_pretrained(model: str | os.PathLike[str], outputs: int) -> Pretrained:
     """
     check_whole(1, outputs=outputs)
     folder = Path(model)
-    if not folder.is_dir() and (str(model).startswith((".", "/", "~")) or str(model).count("/") > 1):  # no name on the hub
+    if not os.path.isdir(model) and (str(model).startswith((".", "/", "~")) or str(model).count("/") > 1):  # no name on the hub
         raise UsageError(f"there is no folder {model}")
-    stamp = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.iterdir())) if folder.is_dir() else ()
+    stamp = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.iterdir())) if os.path.isdir(model) else ()
     return _load(str(model), outputs, stamp)
 
 
@@ -116,8 +116,19 @@ def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
         config.num_labels = outputs
         if getattr(config, "use_cache", False):
             config.use_cache = False  # of past keys, which a classifier never needs
+        layers = getattr(config, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:  # to make them would take for ever, even without values
+        raise UsageError(f"{model}: config.json tells of {layers} layers, at most {_MOST_LAYERS} are taken: mend it")
     tokenizer = _tokenizer(model)
     _agree_on_padding(model, config, tokenizer)
+    with _quiet(), _explained(model):
+        sized = [_structure(config, count) for count in (outputs + 1, outputs + 2)]
+    size, free = 4 * sum(parameter.numel() for parameter in sized[0].parameters()), free_memory(torch.device("cpu"))
+    if size > free:
+        raise MachineError(
+            f"{model}: by its config.json the model takes {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: use a "
+            "smaller one, or a machine with more memory"
+        )
     with _quiet(), _explained(model), DrawingFrom(torch.Generator()):  # what is drawn here is never used
         loaded, report = transformers.AutoModelForSequenceClassification.from_pretrained(
             model,
@@ -128,7 +139,6 @@ def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        sized = [_structure(config, count) for count in (outputs + 1, outputs + 2)]
     network: Any = loaded.eval()
     own = {name: parameter.detach() for name, parameter in network.named_parameters()}
     shapes = [{name: tuple(parameter.shape) for name, parameter in one.named_parameters()} for one in sized]
@@ -152,7 +162,7 @@ def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
     kept = {name: value for name, value in config.to_dict().items() if name not in _NAMES_IN_CONFIG}
     new = sorted(name for name in missing if name in body)
     return Pretrained(
-        name="/".join(Path(model).resolve().parts[-2:]) if Path(model).is_dir() else model,
+        name="/".join(Path(model).resolve().parts[-2:]) if os.path.isdir(model) else model,
         parameters=pretrained,
         new_head=lambda draw: _new_head(network, head, draw),
         network=network,
@@ -170,7 +180,7 @@ def _tokenizer(model: str) -> Any:
 
     folder = Path(model)
     kinds = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "tokenizer.model")
-    if folder.is_dir() and not any(list(folder.glob(kind)) for kind in kinds):  # transformers would make an empty one
+    if os.path.isdir(model) and not any(list(folder.glob(kind)) for kind in kinds):  # transformers would make an empty one
         raise UsageError(f"{model} has no tokenizer (tokenizer.json, vocab.txt, …): save the model's own beside it")
     with _quiet(), _explained(model):
         return transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
@@ -413,10 +423,12 @@ def _explained(model: str) -> Iterator[None]:
     """Turn an error of transformers into one that names the cause and the remedy. Only calls of transformers belong inside."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
+    except Exception as error:  # transformers, tokenizers and huggingface_hub have many, down to plain Exception
+        if out_of_memory(error):
+            raise MachineError(f"{model}: memory ran out while it was loaded ({one_line(error)})") from error
         reason = one_line(error, 300)
         folder = Path(model)
-        if folder.is_dir():
+        if os.path.isdir(model):  # and not of pathlib, which raises an error of its own for a name that is too long
             if not (folder / "config.json").exists():
                 raise UsageError(f"{model} is no model: it has no config.json; {_LOCAL}") from error
             if not list(folder.glob("*.safetensors*")):

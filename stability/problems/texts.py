@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -248,7 +249,7 @@ def on_hub(data: str, named: bool) -> bool:
 
 def _read(data: Any, columns: Sequence[str], encoding: str | None) -> RawData:
     """The rows of every split that the data have. Of the paper's tasks the test split is not public, and not read."""
-    if not isinstance(data, (str, PathLike)) or Path(data).exists() or not on_hub(str(data), bool(columns)):
+    if not isinstance(data, (str, PathLike)) or os.path.exists(data) or not on_hub(str(data), bool(columns)):
         return read(data, columns=columns, encoding=encoding)
     if encoding is not None:
         raise UsageError(f"encoding = {encoding!r} belongs to files of text: leave it out")

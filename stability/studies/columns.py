@@ -231,5 +231,5 @@ def _described(table: pd.DataFrame, columns: Mapping[str, Column], store: Store)
 
 def _predicted(cell: Mapping[str, Any], index: int) -> float | None:
     prediction = cell.get("prediction")
-    found: float | None = None if prediction is None else prediction["difference"][index]
-    return found
+    told: list[float | None] = [] if prediction is None else prediction["difference"]
+    return told[index] if index < len(told) else None

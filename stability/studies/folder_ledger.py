@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stability.errors import StabilityError
-from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged, unusable
+from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged, time_of, unusable, worker_of
 from stability.studies.packed import listed
 
 __all__ = ["FolderLedger"]
@@ -46,7 +46,7 @@ class FolderLedger(Ledger):
         self._study, self._cells, self._claims, self._workers = (path / name for name in ("study", "cells", "claims", "workers"))
 
     def exists(self) -> bool:
-        return self._study.exists() and any(self._study.iterdir())
+        return self._study.is_dir() and any(self._study.iterdir())
 
     def create(self, format_: int, identity: str) -> None:
         for folder in (self._study, self._cells, self._claims, self._workers):
@@ -55,8 +55,8 @@ class FolderLedger(Ledger):
         self._publish(self._study / "0.json", {"format": format_, "identity": identity})
 
     def heads(self) -> list[tuple[int, str]]:
-        last = max((int(one.stem) for one in self._study.glob("*.json")), default=0)
-        found = self._read(self._study / f"{last}.json")
+        last = max((self._number(one, one.stem) for one in self._study.glob("*.json")), default=0)
+        found = self._read(self._study / f"{last}.json", format=int, identity=str)
         return [(found["format"], found["identity"])]
 
     def become(self, format_: int, identity: str, records: Mapping[str, str]) -> None:
@@ -72,34 +72,50 @@ class FolderLedger(Ledger):
     def _tried(self) -> dict[str, int]:
         """Of each cell how many times it was tried."""
         found: dict[str, int] = {}
-        for one in self._cells.iterdir():
-            if one.suffix == ".json":
-                name, _, attempt = one.stem.rpartition(".")
-                found[name] = max(found.get(name, 0), int(attempt) + 1)
+        for one in self._cells.glob("*.json"):
+            name, _, attempt = one.stem.rpartition(".")
+            found[name] = max(found.get(name, 0), self._number(one, attempt) + 1)
         return found
+
+    def _number(self, place: Path, text: str) -> int:
+        """The number in the name of a file."""
+        if not (text.isascii() and text.isdigit()):
+            raise damaged(self.path, f"{place.name} is no name of its files")
+        return int(text)
 
     def _each(self) -> dict[str, dict[str, Any]]:
         """The last attempt of each cell, by its key, in the order in which they were first finished."""
         tried = self._tried()
-        found = {name: self._read(self._cells / f"{name}.{count - 1}.json") for name, count in tried.items()}
+        kinds = {"identity": str, "record": str, "passing": bool, "finished": str}
+        found = {name: self._read(self._cells / f"{name}.{count - 1}.json", **kinds) for name, count in tried.items()}
         return dict(sorted(found.items(), key=lambda one: (one[1]["finished"], one[0])))
 
     def cells(self) -> list[tuple[str, str]]:
         return [(one["identity"], one["record"]) for one in self._each().values()]
 
     def rows(self) -> tuple[dict[int, str], list[tuple[str, int, bytes]]]:
-        return listed((name, json.loads(one["identity"]), json.loads(one["record"])) for name, one in self._each().items())
+        return listed((name, *self._cell(one)) for name, one in self._each().items())
 
     def details(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
-        each = {name: json.loads(one["record"]) for name, one in self._each().items() if name in keys}
+        each = {name: self._cell(one)[1] for name, one in self._each().items() if name in keys}
         return {name: {what: one for what, one in record.items() if isinstance(one, list | dict)} for name, record in each.items()}
+
+    def _cell(self, file: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Identity and record."""
+        try:
+            identity, record = json.loads(file["identity"]), json.loads(file["record"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise damaged(self.path, error) from error
+        if not (isinstance(identity, dict) and isinstance(record, dict)):
+            raise damaged(self.path, "a cell holds no record")
+        return identity, record
 
     def attempts(self) -> dict[str, tuple[bool, int]]:
         tried = self._tried()
         return {name: (one["passing"], tried[name]) for name, one in self._each().items()}
 
     def times(self) -> dict[str, datetime]:
-        return {name: datetime.fromisoformat(one["finished"]) for name, one in self._each().items()}
+        return {name: time_of(self.path, one["finished"]) for name, one in self._each().items()}
 
     def add(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -127,15 +143,18 @@ class FolderLedger(Ledger):
             (self._workers / f"{worker}.json").replace(self._workers / f"{worker}.left")
 
     def workers(self) -> list[Worker]:
-        return [Worker(**self._read(one)) for one in sorted(self._workers.glob("*.json"))]
+        return [worker_of(self.path, self._read(one)) for one in sorted(self._workers.glob("*.json"))]
 
     def claims(self) -> list[Claim]:
         tried, last = self._tried(), dict[str, int]()
         for one in self._claims.glob("*.json"):
-            name, attempt, tries = one.stem.rsplit(".", 2)
-            if int(attempt) == tried.get(name, 0):
-                last[f"{name}.{attempt}"] = max(last.get(f"{name}.{attempt}", 0), int(tries))
-        each = ((name, tries, self._read(self._claims / f"{name}.{tries}.json")) for name, tries in sorted(last.items()))
+            name, attempt, tries = ("", "", *one.stem.rsplit(".", 2))[-3:]  # of a foreign name too
+            if self._number(one, attempt) == tried.get(name, 0):
+                last[f"{name}.{attempt}"] = max(last.get(f"{name}.{attempt}", 0), self._number(one, tries))
+        each = (
+            (name, tries, self._read(self._claims / f"{name}.{tries}.json", worker=str, what=str))
+            for name, tries in sorted(last.items())
+        )
         return [Claim(name.rpartition(".")[0], one["worker"], tries, one["what"]) for name, tries, one in each]
 
     def claim(self, worker: Worker, wanted: Mapping[str, Wanted], most: int, dead: set[str]) -> Answer:
@@ -199,12 +218,15 @@ class FolderLedger(Ledger):
             os.fsync(file.fileno())
         return place
 
-    def _read(self, place: Path) -> dict[str, Any]:
+    def _read(self, place: Path, **kinds: type) -> dict[str, Any]:
+        """What a file says; ``kinds``: what it must say at least."""
         try:
+            if not place.is_file():  # to open a pipe waits for whoever writes to it
+                raise OSError("it is missing, or no file")
             found = json.loads(place.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise damaged(self.path, f"{place.name}: {error}") from error
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or any(type(found.get(name)) is not kind for name, kind in kinds.items()):
             raise damaged(self.path, f"{place.name} holds no record")
         return found
 

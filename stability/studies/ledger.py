@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,9 @@ __all__ = [
     "Watch",
     "Worker",
     "damaged",
+    "time_of",
     "unusable",
+    "worker_of",
 ]
 
 BEAT = 5.0
@@ -265,6 +267,36 @@ def damaged(path: Path, why: object) -> StabilityError:
     return StabilityError(
         f"{path} is damaged: {why}; 'stability repair {path}' keeps what can be read, or move it away and run again"
     )
+
+
+def time_of(path: Path, told: object) -> datetime:
+    """A time as a store tells it, in UTC where it tells no zone.
+
+    Raises:
+        StabilityError: it is no time.
+    """
+    try:
+        found = datetime.fromisoformat(told)  # type: ignore[arg-type]
+        return found.replace(tzinfo=found.tzinfo or UTC).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise damaged(path, f"{told!r} is no time") from error
+
+
+def worker_of(path: Path, told: Mapping[str, Any]) -> Worker:
+    """A worker as a store tells of it.
+
+    Raises:
+        StabilityError: what it tells makes no sense.
+    """
+    kinds = {"id": str, "machine": str, "process": int, "started": float, "what": str, "beat": int, "heard": str}
+    if (
+        told.keys() != kinds.keys()
+        or any(type(told[name]) is not kind for name, kind in kinds.items())
+        or not (told["machine"].split() and 0 <= told["process"] < 2**31)
+    ):
+        raise damaged(path, f"{dict(told)} is no worker")
+    time_of(path, told["heard"])
+    return Worker(**told)
 
 
 class Watch:

@@ -175,8 +175,6 @@ class StudyResults:
 
         store = Store(path)
         identity = store.identity
-        if not identity.keys() >= {"study", "algorithms"}:
-            raise StabilityError(f"{path} is damaged: it does not say which study it holds; restore a copy")
         table, earlier = table_of(store)
         methods = {} if table.empty else dict(table[["algorithm", "method"]].drop_duplicates("algorithm").to_numpy())
         known = {short(one): one for one in identity["algorithms"]}
@@ -403,6 +401,8 @@ def _shares(group: pd.DataFrame) -> dict[str, float]:
     if "sample" not in group or min(group["sample"].nunique(), group["seed"].nunique()) < 2:
         return none
     group = group.assign(place=group.groupby("sample")["seed"].rank())  # each S has seeds of its own
+    if group.duplicated(["sample", "place"]).any():  # in a store that is damaged
+        return none
     values, errors = (
         group.pivot(index="sample", columns="place", values=name).astype(float) for name in ("stability", "stability_error")
     )

@@ -17,7 +17,9 @@ from stability.studies.folder_ledger import FolderLedger
 from stability.studies.identity import as_json, key
 from stability.studies.ledger import Ledger, Row
 from stability.studies.packed import unpacked
-from stability.studies.store import Store, ledger_at
+from stability.studies.sound import oddity
+from stability.studies.sqlite_ledger import check_tables
+from stability.studies.store import READABLE, Store, ledger_at
 
 __all__ = ["Repair", "repaired"]
 
@@ -92,7 +94,9 @@ def repaired(path: Path) -> Repair:
 def _whole(path: Path, ledger: Ledger) -> int | None:
     """How many cells a store has that is not damaged; None of one that is."""
     with suppress(StabilityError, sqlite3.DatabaseError):
-        found = len(Store(path).cells())
+        cells = Store(path).cells()
+        ledger.times(), ledger.workers(), ledger.claims()
+        found = None if any(oddity({**one, **record}) for one, record in cells) else len(cells)
         if isinstance(ledger, FolderLedger) or _all(path, "PRAGMA integrity_check") == [("ok",)]:
             return found
     return None
@@ -101,6 +105,7 @@ def _whole(path: Path, ledger: Ledger) -> int | None:
 def _all(path: Path, query: str) -> list[tuple[object, ...]]:
     connection = sqlite3.connect(path)
     try:
+        check_tables(path, connection)
         return connection.execute(query).fetchall()
     finally:
         connection.close()
@@ -124,6 +129,7 @@ def _of_file(path: Path) -> _Found:
             file.write(_MAGIC)
         connection = sqlite3.connect(copy)
         try:
+            check_tables(path, connection)
             return _readable(connection, copy.stat().st_size // _LEAST)
         except sqlite3.DatabaseError:
             return [], [], 0
@@ -149,7 +155,7 @@ def _readable(connection: sqlite3.Connection, most: int) -> _Found:
                 row = _sound(one["key"], as_json(mine), as_json(record, sort_keys=False), one["passing"])
         rows += [] if row is None else [row]
         lost += row is None
-    return [head for head in heads if _plain(head[1])], rows, 0 if lost > most // 2 else lost
+    return _heads(heads), rows, 0 if lost > most // 2 else lost
 
 
 def _rows(connection: sqlite3.Connection, table: str, most: int) -> Iterator[dict[str, Any] | None]:
@@ -177,24 +183,36 @@ def _rows(connection: sqlite3.Connection, table: str, most: int) -> Iterator[dic
 
 def _of_folder(ledger: FolderLedger) -> _Found:
     heads, rows, lost = [], [], 0
-    for one in sorted((ledger.path / "study").glob("*.json"), key=lambda one: int(one.stem)):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            head = json.loads(one.read_text())
-            heads.append((int(head["format"]), str(head["identity"])))
+    for one in sorted((ledger.path / "study").glob("*.json"), key=lambda one: (len(one.stem), one.stem)):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            head = json.loads(_text(one))
+            heads.append((head["format"], head["identity"]))
     for one in sorted((ledger.path / "cells").glob("*.json")):
         found = None
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            read = json.loads(one.read_text())
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            read = json.loads(_text(one))
             found = _sound(read["key"], read["identity"], read["record"], read["passing"])
         rows += [] if found is None else [found]
         lost += found is None
-    return heads, rows, lost
+    return _heads(heads), rows, lost
+
+
+def _heads(found: list[tuple[Any, Any]]) -> list[tuple[int, str]]:
+    """Those that say which study it is, in a format that can be read."""
+    return [(number, text) for number, text in found if type(number) is int and number in READABLE and _plain(text)]
+
+
+def _text(place: Path) -> str:
+    """What a file says. A pipe, which waits for whoever writes to it, is none."""
+    if not place.is_file():
+        raise OSError(f"{place} is no file")
+    return place.read_text()
 
 
 def _sound(name: object, identity: object, record: object, passing: object) -> Row | None:
     """A cell, if it is whole."""
     mine = _plain(identity)
-    if not mine or not _plain(record) or key(mine) != name:
+    if not mine or not (told := _plain(record)) or key(mine) != name or oddity({**mine, **told}) is not None:
         return None
     return Row(str(name), str(identity), str(record), bool(passing))
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from stability.errors import StabilityError
 from stability.studies.identity import as_json
-from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged, unusable
+from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged, time_of, unusable, worker_of
 from stability.studies.packed import packed, unpacked
 
-__all__ = ["SqliteLedger"]
+__all__ = ["SqliteLedger", "check_tables"]
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS study (format INTEGER NOT NULL, identity TEXT NOT NULL);
@@ -61,6 +62,7 @@ class SqliteLedger(Ledger):
         super().__init__(path)
         self._lock = threading.RLock()
         self._kept: sqlite3.Connection | None = None  # while this process is a worker
+        self._known = False  # whether it was seen to be a store, and no program
 
     def exists(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0  # 0: stopped while making it
@@ -135,7 +137,7 @@ class SqliteLedger(Ledger):
 
     def times(self) -> dict[str, datetime]:
         rows = self._all("SELECT key, finished FROM cells")
-        return {name: datetime.fromisoformat(finished).replace(tzinfo=UTC) for name, finished in rows}
+        return {name: time_of(self.path, finished) for name, finished in rows}
 
     def add(self, rows: Sequence[Row]) -> None:
         each = [(row, packed(json.loads(row.identity), json.loads(row.record))) for row in rows]
@@ -181,12 +183,17 @@ class SqliteLedger(Ledger):
         if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'workers'"):
             return []  # of an older format
         names = ("id", "machine", "process", "started", "what", "beat", "heard")
-        return [Worker(**dict(zip(names, row, strict=True))) for row in self._all(f"SELECT {', '.join(names)} FROM workers")]
+        return [
+            worker_of(self.path, dict(zip(names, row, strict=True))) for row in self._all(f"SELECT {', '.join(names)} FROM workers")
+        ]
 
     def claims(self) -> list[Claim]:
         if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'claims'"):
             return []
-        return [Claim(*row) for row in self._all("SELECT key, worker, tries, what FROM claims ORDER BY rowid")]
+        claims = [Claim(*row) for row in self._all("SELECT key, worker, tries, what FROM claims ORDER BY rowid")]
+        if any(tuple(map(type, one)) != (str, str, int, str) for one in claims):
+            raise damaged(self.path, "what it says of its claims makes no sense")
+        return claims
 
     def claim(self, worker: Worker, wanted: Mapping[str, Wanted], most: int, dead: set[str]) -> Answer:
         answer = Answer({}, set(), {})
@@ -245,6 +252,8 @@ class SqliteLedger(Ledger):
                     if connection is not self._kept:
                         connection.close()
         except sqlite3.OperationalError as error:
+            if "decode" in str(error):  # text that is none
+                raise damaged(self.path, error) from error
             if "no such" in str(error):
                 raise StabilityError(
                     f"{self.path} is a database of another program ({error}): use another --store; it was left as it is"
@@ -254,4 +263,42 @@ class SqliteLedger(Ledger):
             raise damaged(self.path, f"it is no whole store ({error})") from error
 
     def _opened(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)  # the lock keeps threads apart
+        opened = sqlite3.connect(
+            self.path, timeout=60, isolation_level=None, check_same_thread=False
+        )  # the lock keeps threads apart
+        if not self._known:
+            try:
+                check_tables(self.path, opened)
+            except BaseException:
+                opened.close()
+                raise
+            self._known = True
+        return opened
+
+
+_PLAIN = re.compile(r"CREATE (TABLE|(UNIQUE )?INDEX) [^()]*\([^()]*\)[^()]*", re.IGNORECASE)
+_SEVERAL = bytes.fromhex("d9d505f920a163d7")  # ends the journal of a change of several files, and stands behind the name of one
+_KEYS = re.compile(r"\b(KEY|UNIQUE)\s*\([\w\s,]*\)", re.IGNORECASE)
+
+
+def check_tables(path: Path, connection: sqlite3.Connection) -> None:
+    """Check that a file holds plain tables and indices: what is read there is then what was written, and takes no longer.
+
+    A view, a trigger, or a column that is computed is a program. It could run without end, or take all memory.
+
+    Args:
+        path: the file, for the message.
+        connection: to it.
+
+    Raises:
+        StabilityError: it holds something else.
+    """
+    journal = path.with_name(f"{path.name}-journal")
+    if journal.is_file() and journal.read_bytes().endswith(_SEVERAL):
+        raise StabilityError(f"{journal} names another file, which SQLite would remove: no store has such a journal, remove it")
+    for kind, name, made in connection.execute("SELECT type, name, sql FROM sqlite_master"):
+        plain = kind in ("table", "index") and (made is None or (isinstance(made, str) and _PLAIN.fullmatch(_KEYS.sub("", made))))
+        if not plain:
+            raise StabilityError(
+                f"{path} is a database of another program (it holds {kind} {name!r}): use another --store; it was left as it is"
+            )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from stability.studies.ledger import time_of
 from stability.studies.pace import Pace
 from stability.studies.results import CellStatus
 from stability.studies.store import Store
@@ -132,7 +133,7 @@ def state_of(store: Store) -> State:
     table = table.reindex(columns=sorted({*table.columns, *_NEEDED}))  # nothing is finished yet, or none failed
     table["own"] = table["cell_seconds"].fillna(table["seconds"]).astype(float)
     each = len(identity["seeds"]) * len(identity.get("samples", [0])) * max(1, len(identity.get("problems", {})))
-    names = dict(zip(table["algorithm"], table["method"], strict=True))
+    names = dict(table.loc[table["method"].notna(), ["algorithm", "method"]].drop_duplicates("algorithm").to_numpy())
     methods = {short(one): names.get(short(one), one["selector"]["name"]) for one in identity["algorithms"]}
     table["method"] = table["algorithm"].map(methods)
     ok, bad = (table[table["status"] == status] for status in (CellStatus.OK, CellStatus.FAILED))
@@ -146,7 +147,7 @@ def state_of(store: Store) -> State:
         )
         for name, count in Counter(methods.values()).items()
     )
-    failures = Counter(zip(bad["failure"].fillna("method"), bad["reason"], strict=True))
+    failures = Counter(zip(bad["failure"].fillna("method"), bad["reason"].fillna(""), strict=True))
     times = store.times()
     own = dict(zip(table["key"], table["own"], strict=True))
     timed = sorted(((when, own.get(name, np.nan)) for name, when in times.items()), key=lambda one: one[0])
@@ -169,7 +170,7 @@ def _workers(store: Store) -> tuple[WorkerState, ...]:
             what=one.what,
             machine=one.machine.split()[0],
             process=one.process,
-            heard=(said := datetime.fromisoformat(one.heard)).replace(tzinfo=said.tzinfo or UTC),
+            heard=time_of(store.path, one.heard),
             gone=one.gone,
             cells=tuple(claim.what for claim in claims if claim.worker == one.id),
         )

@@ -15,12 +15,15 @@ from stability.studies.identity import as_json, as_stored, difference, first_dif
 from stability.studies.ledger import Ledger, Row, damaged
 from stability.studies.packed import listed
 from stability.studies.restated import flat, restated
+from stability.studies.sound import check_records
 from stability.studies.sqlite_ledger import SqliteLedger
 
-__all__ = ["Store", "ledger_at"]
+__all__ = ["READABLE", "Store", "ledger_at"]
 
 _FORMAT = 7  # raise it with every change of what a ledger or a record holds
-_READABLE = (3, 4, 5, 6, _FORMAT)
+READABLE = (3, 4, 5, 6, _FORMAT)
+"""The formats that can be read."""
+
 _COMPLETE = 4  # the cells of older formats do not say which code and which data they belong to
 _RESTATED = 5  # records of older formats are estimated anew
 _FLAT = 7  # records of older formats hold numbers in lists
@@ -81,7 +84,7 @@ class Store:
             raise damaged(self.path, "it does not say which study it holds")
         self._format: int = heads[0][0]
         self.identity: dict[str, Any] = heads[0][1]
-        if self._format not in _READABLE:
+        if self._format not in READABLE:
             raise StabilityError(f"{self.path} has format {self._format}, this program writes {_FORMAT}: use another --store")
         self.complete = self._format >= _COMPLETE
         if identity is not None:
@@ -143,8 +146,12 @@ class Store:
         if odd := sum(not (isinstance(identity, dict) and isinstance(record, dict)) for identity, record in cells):
             raise damaged(self.path, f"{odd} of its {len(cells)} cells hold no record")
         if self._format < _FLAT:
+            check_records(self.path, (record for _, record in cells))
             cells = [(one, flat(record)) for one, record in cells]
-        return cells if self._format >= _RESTATED else [(one, restated(self.identity, one, record)) for one, record in cells]
+        try:
+            return cells if self._format >= _RESTATED else [(one, restated(self.identity, one, record)) for one, record in cells]
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise damaged(self.path, f"a cell lacks what it was estimated from ({error})") from error
 
     def rows(self) -> tuple[dict[int, str], list[tuple[str, int, bytes]]]:
         """Every cell as numbers (:meth:`stability.studies.ledger.Ledger.rows`), in the order in which they were first written."""
@@ -162,11 +169,14 @@ class Store:
             By key, what there is by name.
         """
         if self._format >= _FLAT:
-            return self.ledger.details(keys)
-        each = {key(one): record for one, record in self.cells()}
-        return {
-            name: {what: one for what, one in each[name].items() if isinstance(one, list | dict)} for name in keys if name in each
-        }
+            found = self.ledger.details(keys)
+        else:
+            every = {key(one): record for one, record in self.cells()}
+            found = {name: {what: one for what, one in every[name].items() if isinstance(one, list | dict)} for name in keys}
+        if len(found) < len(set(keys)) or not all(isinstance(one, dict) for one in found.values()):
+            raise damaged(self.path, "what its cells hold in lists is missing")
+        check_records(self.path, found.values())
+        return found
 
     def times(self) -> dict[str, datetime]:
         """When each cell was finished, by its key; empty in a store of an older version, which does not tell."""

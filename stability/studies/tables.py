@@ -13,6 +13,7 @@ import pandas as pd
 from stability.studies.identity import data_of, how_of, key
 from stability.studies.ledger import damaged
 from stability.studies.packed import is_number
+from stability.studies.sound import check_records, check_study, check_table
 from stability.studies.store import Store
 
 __all__ = ["DETAILS", "short", "table_of"]
@@ -20,7 +21,7 @@ __all__ = ["DETAILS", "short", "table_of"]
 DETAILS = ("per_example", "prediction", "history", "failed_assumptions", "notes")
 """What a record holds in a list or a dictionary."""
 
-_NEEDED = {"status", "seed", "algorithm"}
+_NEEDED = ("status", "seed", "algorithm")
 _NAMES = {"asked_sparsity": "sparsity"}  # that which was asked for stands where none was measured
 
 
@@ -64,13 +65,16 @@ def table_of(store: Store) -> tuple[pd.DataFrame, int]:
         >>> len(table), others, table["task"].iloc[0]
         (9, 0, 'digits')
     """
+    check_study(store.path, store.identity)
     texts, every = store.rows()
     if not every:
         return pd.DataFrame(), 0
     keys, ids, numbers = (np.array([row[place] for row in every], dtype=object) for place in range(3))
+    if not all(type(name) is str for name in keys):
+        raise damaged(store.path, "keys of its cells are missing")
     codes, distinct = pd.factorize(ids)
-    if lost := [id_ for id_ in distinct if id_ not in texts]:
-        raise damaged(store.path, f"{len(lost)} of the {len(distinct)} forms of its cells are missing")
+    if (codes < 0).any() or any(id_ not in texts for id_ in distinct):
+        raise damaged(store.path, "forms of its cells are missing")
     forms = _forms(store, [texts[id_] for id_ in distinct])
     mine = np.array([form is not None for form in forms])
     kept = [form for form in forms if form is not None]
@@ -82,11 +86,13 @@ def table_of(store: Store) -> tuple[pd.DataFrame, int]:
     parts = _parts(store, kept, codes, numbers)
     order = _order(kept, codes, parts)
     codes, words = codes[order], pd.DataFrame([form.words for form in kept], dtype=object)
-    values = _values(kept, codes, order, parts)
+    values = _values(store, kept, codes, order, parts)
     columns: dict[str, Any] = {"key": pd.Series(keys[order], dtype=object)}
     for name in map(str, words):
         columns[name] = values[name] if name in values else pd.Series(words[name].to_numpy().take(codes), dtype=object)
-    return pd.DataFrame(columns, copy=False), len(every) - len(codes)
+    table = pd.DataFrame(columns, copy=False)
+    check_table(store.path, table)
+    return table, len(every) - len(codes)
 
 
 def _parts(store: Store, forms: Sequence[_Form], codes: npt.NDArray[np.intp], numbers: npt.NDArray[np.object_]) -> list[_Part]:
@@ -113,7 +119,7 @@ def _order(forms: Sequence[_Form], codes: npt.NDArray[np.intp], parts: Sequence[
 
 
 def _values(
-    forms: Sequence[_Form], codes: npt.NDArray[np.intp], order: npt.NDArray[np.intp], parts: Sequence[_Part]
+    store: Store, forms: Sequence[_Form], codes: npt.NDArray[np.intp], order: npt.NDArray[np.intp], parts: Sequence[_Part]
 ) -> dict[str, npt.NDArray[Any]]:
     """The columns that are numbers in some cell, NaN in the others, of cells in this order; the codes are so already."""
     names = dict.fromkeys(name for part in parts for name in part.names)
@@ -132,6 +138,8 @@ def _values(
     for code, form in enumerate(forms):  # integers that are too large for a float are in the form
         for name, value in form.words.items():
             if name in found and name not in form.numbers and value is not None:
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise damaged(store.path, f"{name} is a number in one cell, and {value!r} in another")
                 found[name][codes == code] = value
     whole = set.intersection(*(set(form.whole) for form in forms))
     return {name: each.astype(np.int64) if name in whole else each for name, each in found.items()}
@@ -151,8 +159,9 @@ def _forms(store: Store, texts: Iterable[str]) -> list[_Form | None]:
             numbers = tuple(_NAMES.get(name, name) for part in (mine, record) for name in part if is_number(part[name]))
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise damaged(store.path, error) from error
-        if not both.keys() >= _NEEDED:
+        if any(both.get(name) is None for name in _NEEDED):
             raise damaged(store.path, "a cell has no record")
+        check_records(store.path, [{name: value for name, value in both.items() if name not in DETAILS and not is_number(value)}])
         algorithm = both.pop("algorithm")
         if both.pop("data", None) not in data or both.pop("how", None) not in how or key(algorithm) not in order:
             found.append(None)

@@ -125,7 +125,7 @@ def test_texts_have_their_own_defaults(tmp_path: Path) -> None:
         (SMALL + "[estimator]\nretraining = 3", "there is no estimator.retraining: did you mean retrainings?"),
         (
             SMALL + "[estimator]\nkind = 'guessed'",
-            "unknown estimator.kind 'guessed': use auto, exact, sampled, assisted, approximate",
+            "unknown estimator.kind 'guessed': use auto, exact, sampled, assisted or approximate",
         ),
         (SMALL + "[estimator]\nkind = 'exact'\npredictor = 'one-step'", "exact has no predictor"),
         (SMALL + "[estimator]\npredictor = {checkpoints = 'all'}", "estimator.predictor.checkpoints = 'all': use a whole number"),
@@ -137,7 +137,7 @@ def test_texts_have_their_own_defaults(tmp_path: Path) -> None:
         (SMALL + "ridge = 'own'", "algorithms.ridge = 'own': use a number or paper"),
         (SMALL + "betas = 0.9", "algorithms.betas = 0.9: use a list"),
         (SMALL + "dropout = 1", "algorithms.dropout = 1: use true or false"),
-        (SMALL + "kind = 'Adam'", "unknown algorithms.kind 'Adam': use FineTuning, Minimisation"),
+        (SMALL + "kind = 'Adam'", "unknown algorithms.kind 'Adam': use FineTuning or Minimisation"),
         (SMALL.replace("seeds = 1", "seeds = true"), "seeds = True: use a list"),
         (SMALL.replace("seeds = 1", "seeds = ['a']"), "seeds = ['a']: use a list"),
         (SMALL.replace("seeds = 1", ""), "seeds is missing"),

@@ -409,7 +409,7 @@ def test_a_seed_counts_once() -> None:
 def test_records_that_are_no_records_are_told(tmp_path: Path) -> None:
     for number, form in enumerate(("null", "[]", "{}", "[{}, {}]", "[{}, null]", '[{"seed": 0}, {"status": "ok"}]', "[[", None)):
         path = tmp_path / f"{number}.sqlite"
-        Store(path, {"study": "mine", "algorithms": []})
+        Store(path, {"study": "mine", "algorithms": [], "seeds": [0]})
         with sqlite3.connect(path) as connection:
             if form is not None:
                 connection.execute("INSERT INTO forms VALUES (1, ?)", (form,))
