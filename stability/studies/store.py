@@ -184,7 +184,11 @@ class Store:
 
     def _read(self, text: str) -> Any:
         try:
-            return json.loads(text)
+            found = json.loads(text)
+            if isinstance(text, str) and "\\ud" in text.lower():  # half a pair of UTF-16 is no sign, and no table can hold it
+                whole = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                found = json.loads(whole)
+            return found
         except (ValueError, TypeError, RecursionError) as error:
             raise damaged(self.path, error) from error
 

@@ -270,3 +270,12 @@ def test_a_pipe_in_a_folder_is_not_waited_for(place: str, tmp_path: Path) -> Non
     os.mkfifo(path / place)
     assert command("status", "--store", str(path))[0] == 1
     command("repair", str(path))
+
+
+def test_half_a_pair_of_utf_16_is_a_sign_like_others(tmp_path: Path) -> None:
+    one, record = FAILED
+    odd = {**record, "reason": "no file \ud800.txt", "\udfff": None}
+    path = made(tmp_path / "mine.sqlite", {**WHOLE, "cells": [*CELLS, (one, {**record, "reason": odd["reason"]})]})
+    assert "no file \ufffd.txt" in read(path)[0][1]
+    assert [code for code, _, _ in read(path)] == [0] * len(READING)
+    read(made(tmp_path / "other.sqlite", {**WHOLE, "cells": [*CELLS, (one, odd)]}))
