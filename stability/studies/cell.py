@@ -1,10 +1,12 @@
-"""One cell of a study, measured: a row as plain values."""
+"""One cell of a study, measured: a row as plain values; and the job that measures it in whatever process."""
 
 from __future__ import annotations
 
 import copy
 import time
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,12 +19,13 @@ from stability.leave_one_out.estimators import Alone
 from stability.machine import device_name, resolve_device, software
 from stability.problems import Problem
 from stability.selectors.code import code_of
-from stability.studies.identity import data_of
+from stability.studies.identity import data_of, key
 from stability.studies.restated import stability_columns
 from stability.studies.results import BOUNDS, CellStatus, Failure
 from stability.studies.study import Cell, Study
+from stability.workers.pools import Job, Place, Shared
 
-__all__ = ["Expected", "failed", "run_cell"]
+__all__ = ["Expected", "Work", "failed", "run_cell"]
 
 
 class Expected(NamedTuple):
@@ -52,6 +55,46 @@ class Expected(NamedTuple):
     def code_of(cell: Cell) -> tuple[str | None, str | None]:
         """The code of a cell's algorithm and of its selector."""
         return code_of(type(cell.algorithm), state=False), cell.algorithm.selector.code(state=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Work(Job):
+    """A cell that is to be computed.
+
+    Attributes:
+        study: whose it is.
+        cell: the cell.
+        identity: what defines it, as plain values.
+        expected: the data and the code that it must find.
+    """
+
+    study: Study
+    cell: Cell
+    identity: dict[str, Any]
+    expected: Expected
+
+    @property
+    def key(self) -> str:
+        """The cell's, by which the store knows it."""
+        return key(self.identity)
+
+    @property
+    def kind(self) -> tuple[str, str, bool]:
+        """The same for cells that take equally long: those that differ by their seed alone."""
+        return self.cell.problem, key(self.identity["algorithm"]), self.cell.measured
+
+    @property
+    def shared(self) -> Shared:  # type: ignore[override] # it is of the cell
+        """The problem, for all cells of one S."""
+        drawn = _drawn(self.cell)
+        load = partial(problems.load, self.cell.problem, **{**self.study.problem_settings, "seed": drawn})
+        return Shared((self.cell.problem, drawn), load, needed=False)
+
+    def compute(self, place: Place, shared: Any) -> dict[str, Any]:
+        return run_cell(self.study, self.cell, place.device, place.memory_budget, self.expected, problem=shared)
+
+    def failed(self, device: str, error: BaseException) -> dict[str, Any]:
+        return failed(self.cell, device, Failure.ERROR, str(error) if isinstance(error, StabilityError) else described(error))
 
 
 def run_cell(
@@ -99,6 +142,11 @@ def failed(cell: Cell, device: str, kind: Failure, reason: str) -> dict[str, Any
     return {"status": CellStatus.FAILED, **where, "failure": kind, "reason": reason, "cell_seconds": 0.0}
 
 
+def _drawn(cell: Cell) -> int:
+    """The seed that draws its S."""
+    return cell.algorithm.seed if cell.sample is None else cell.sample
+
+
 def _where(cell: Cell, device: str) -> dict[str, str]:
     """What every record says, however the measurement ended."""
     try:
@@ -114,9 +162,8 @@ def _measured(
     algorithm = cell.algorithm
     with suppress(Exception):  # whatever is said by an object that cannot be copied, such as a lock
         algorithm = copy.deepcopy(algorithm)  # a selector may keep something of its last run: each cell begins alike, in any order
-    drawn = algorithm.seed if cell.sample is None else cell.sample
     if problem is None:
-        problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
+        problem = problems.load(cell.problem, **{**study.problem_settings, "seed": _drawn(cell)})
     if expected is not None and expected != (found := Expected.of(study, cell, problem)):
         what = (
             f"the code of {cell.algorithm.name!r}" if expected.data == found.data else f"the data or the model of {cell.problem!r}"

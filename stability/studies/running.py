@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import shutil
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,21 +15,19 @@ import torch
 from stability.checks import check_whole
 from stability.errors import StabilityError, UsageError
 from stability.machine import cores, resolve_device
-from stability.studies.cell import Expected, failed
-from stability.studies.cluster import RayProcesses
+from stability.studies.cell import Expected, Work, failed
 from stability.studies.identity import as_json, difference, key
 from stability.studies.ledger import Heartbeat, Ledger, Row, Wanted, Watch, Worker
 from stability.studies.pace import Pace, Progress
-from stability.studies.pools import InProcess, LocalProcesses, Lost, Pool, Work
 from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.store import Store
 from stability.studies.study import Study, cell_identity
-from stability.training import Algorithm
+from stability.workers.cluster import RayProcesses
+from stability.workers.pools import TRIES, InProcess, LocalProcesses, Lost, Pool, only_here
 
 __all__ = ["reusable", "run"]
 
 _POLL = 1.0  # seconds between two looks at what other workers do
-_TRIES = 3  # processes that a cell may cost
 _AHEAD = 64  # cells that are looked at in one transaction
 
 
@@ -107,9 +103,13 @@ def run(
     attempts = held.ledger.attempts()  # read once: a folder reads a file for each cell
     done = {name for name, (passing, _) in attempts.items() if not passing}
     open_ = [
-        Work(cell, mine, Expected(data[cell.problem], Expected.code_of(cell))) for cell, mine in cells if key(mine) not in done
+        Work(study, cell, mine, Expected(data[cell.problem], Expected.code_of(cell)))
+        for cell, mine in cells
+        if key(mine) not in done
     ]
-    pool = RayProcesses(study, device, workers, address) if executor == "ray" else _pool(study, devices, workers, open_)
+    pool: Pool[Work] = (
+        RayProcesses(device, workers, address, keep=len(study.problems)) if executor == "ray" else _pool(devices, workers, open_)
+    )
     turn = _Turn(held.ledger, open_, attempts, len(cells), pool=pool, on_cell=on_cell)
     on_start(turn.progress)
     if open_:
@@ -139,17 +139,17 @@ def _devices(device: str) -> list[str]:
     return [str(place)]
 
 
-def _pool(study: Study, devices: list[str], workers: int | None, open_: list[Work]) -> Pool:
-    here = next((one.cell.algorithm.name for one in open_ if _only_here(one.cell.algorithm)), None)
+def _pool(devices: list[str], workers: int | None, open_: list[Work]) -> Pool[Work]:
+    here = next((one.cell.algorithm.name for one in open_ if only_here(one.cell.algorithm)), None)
     usual = 1 if here is not None else cores() if devices == ["cpu"] else len(devices)
     count = min(workers or usual, max(1, len(open_)))
     if count == 1:
-        return InProcess(study, devices[0])
+        return InProcess(devices[0])
     if here is not None:
         raise UsageError(
             f"workers = {workers}: no other process can import selector {here!r}; use workers=1, or move its code into a module"
         )
-    return LocalProcesses(study, list(islice(cycle(devices), count)))
+    return LocalProcesses(list(islice(cycle(devices), count)))
 
 
 class _Turn:
@@ -171,7 +171,7 @@ class _Turn:
         attempts: Mapping[str, tuple[bool, int]],
         total: int,
         *,
-        pool: Pool,
+        pool: Pool[Work],
         on_cell: Callable[[Progress], object],
     ) -> None:
         self._ledger, self._pool, self._on_cell = ledger, pool, on_cell
@@ -225,7 +225,7 @@ class _Turn:
             self._held = {name: one for name, one in self._held.items() if not answer.looked_at(name)} | answer.held
             self._drop(answer.finished)
             for name, tries in answer.mine.items():
-                if tries <= _TRIES:
+                if tries <= TRIES:
                     yield self._open[name]
                 else:
                     self._finish([(self._open[name], Lost(f"ended before it had finished, {tries - 1} times one after another"))])
@@ -235,7 +235,7 @@ class _Turn:
         if not isinstance(outcome, Lost) and outcome.get("failure") != Failure.MACHINE:
             return False
         self._losses[work.key] += 1
-        return self._losses[work.key] < _TRIES
+        return self._losses[work.key] < TRIES
 
     def _finish(self, ended: list[tuple[Work, dict[str, Any] | Lost]]) -> None:
         """Write what became of cells, all at once."""
@@ -309,12 +309,3 @@ def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     free = {"study", "algorithms", "seeds", "samples", "measured_seeds", "removed", "problems"}  # a larger study has more of them
     several = {f"problem {name}": one for name, one in identity.get("problems", {}).items()}
     return {name: one for name, one in identity.items() if name not in free} | several
-
-
-def _only_here(algorithm: Algorithm) -> bool:
-    """Whether no other process could import its code: it is inside a function, or in an interactive session."""
-    try:
-        written = pickle.dumps(algorithm)
-    except Exception:  # whatever is said by an object that cannot be pickled
-        return True
-    return b"__main__" in written and not hasattr(sys.modules["__main__"], "__file__")

@@ -28,10 +28,10 @@ from stability.masks import Mask
 from stability.problems import load
 from stability.selectors import BitFit, Random, Selector
 from stability.selectors.naming import LOCAL, selector_named
-from stability.studies import cluster
-from stability.studies.pools import Work
+from stability.studies.cell import Work
 from stability.studies.running import run
 from stability.studies.store import Store
+from stability.workers import cluster
 from tests.studies.test_trust import quick
 
 pytest.importorskip("ray")
@@ -95,8 +95,9 @@ def test_a_cluster_gives_what_one_process_gives(
 
     def sent(modules: Iterable[str]) -> list[cluster._Source]:
         found = sources(modules)
-        (tmp_path / "for_cluster.py").unlink()  # no task finds it where the driver did
-        (tmp_path / "beside.py").write_text("# of another version")
+        if found:
+            (tmp_path / "for_cluster.py").unlink()  # no task finds it where the driver did
+            (tmp_path / "beside.py").write_text("# of another version")
         return found
 
     monkeypatch.setattr(cluster, "_sources", sent)
@@ -140,11 +141,11 @@ def test_lost_workers_and_nodes_change_nothing(
     (tmp_path / "node").write_text(lost.node_id)
     start, look = cluster.RayProcesses.start, cluster.RayProcesses._look
 
-    def started(pool: cluster.RayProcesses, work: Work, count: int) -> None:
+    def started(pool: cluster.RayProcesses[Work], work: Work, count: int) -> None:
         losses.append(count)
         start(pool, work, count)
 
-    def looked(pool: cluster.RayProcesses) -> None:
+    def looked(pool: cluster.RayProcesses[Work]) -> None:
         look(pool)
         sizes.add(pool.size)
 
@@ -171,7 +172,7 @@ def test_lost_workers_and_nodes_change_nothing(
     assert (tmp_path / "worker").exists()
     assert capfd.readouterr() == ("", "")
     monkeypatch.setattr(cluster.RayProcesses, "_ask", lambda pool: None)
-    pool = cluster.RayProcesses(mine, "cpu", address=nodes.address)
+    pool = cluster.RayProcesses[Work]("cpu", address=nodes.address)
 
     def comes_to(count: int) -> bool:
         for _ in range(300):

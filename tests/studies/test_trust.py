@@ -28,15 +28,15 @@ from stability.masks import Mask
 from stability.reports.study_table import render
 from stability.selectors import BitFit, Random, Selector, from_scores
 from stability.selectors.naming import selector_named
-from stability.studies.cell import Expected, run_cell
+from stability.studies.cell import Expected, Work, run_cell
 from stability.studies.identity import as_json, key
 from stability.studies.pace import Progress
-from stability.studies.pools import LocalProcesses, Work
 from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.running import run as run_study
 from stability.studies.store import Store
 from stability.studies.study import Study, cell_identity
 from stability.training import FineTuning
+from stability.workers.pools import LocalProcesses
 from tests import tiny
 
 MODULE = """
@@ -236,7 +236,7 @@ def test_a_worker_that_ends_costs_its_cell_alone(
     store, asked = tmp_path / "mine.sqlite", []
     start = LocalProcesses.start
 
-    def watched(pool: LocalProcesses, work: Work, losses: int) -> None:
+    def watched(pool: LocalProcesses[Work], work: Work, losses: int) -> None:
         asked.append((work.identity["method"], work.identity["seed"], losses))
         start(pool, work, losses)
 
