@@ -6,15 +6,11 @@ import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import cycle, islice
 from os import PathLike
 from typing import Any
 
-import torch
-
-from stability.checks import check_whole
 from stability.errors import StabilityError, UsageError
-from stability.machine import cores, resolve_device
+from stability.machine import cores
 from stability.studies.cell import Expected, Work, failed
 from stability.studies.identity import as_json, difference, key
 from stability.studies.ledger import Heartbeat, Ledger, Row, Wanted, Watch, Worker
@@ -22,8 +18,9 @@ from stability.studies.pace import Pace, Progress
 from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.store import Store
 from stability.studies.study import Study, cell_identity
+from stability.workers.asked import check_asked, devices, local
 from stability.workers.cluster import RayProcesses
-from stability.workers.pools import TRIES, InProcess, LocalProcesses, Lost, Pool, only_here
+from stability.workers.pools import TRIES, InProcess, Lost, Pool, only_here
 
 __all__ = ["reusable", "run"]
 
@@ -86,12 +83,8 @@ def run(
         >>> bool(results.table["stability"][0] > 0)
         True
     """
-    check_whole(1, workers=1 if workers is None else workers)
-    if executor not in ("local", "ray"):
-        raise UsageError(f"executor = {executor!r}: use 'local' or 'ray'")
-    if address is not None and executor != "ray":
-        raise UsageError(f"address = {address} belongs to executor 'ray': give that too (--executor ray), or leave it out")
-    devices = _devices(device) if executor == "local" else []
+    check_asked(workers, executor, address)
+    places = devices(device) if executor == "local" else []
     reused = [] if reuse is None else reusable(Store(reuse), study)
     identity = study.identity()
     held = Store(store, identity)
@@ -108,7 +101,7 @@ def run(
         if key(mine) not in done
     ]
     pool: Pool[Work] = (
-        RayProcesses(device, workers, address, keep=len(study.problems)) if executor == "ray" else _pool(devices, workers, open_)
+        RayProcesses(device, workers, address, keep=len(study.problems)) if executor == "ray" else _pool(places, workers, open_)
     )
     turn = _Turn(held.ledger, open_, attempts, len(cells), pool=pool, on_cell=on_cell)
     on_start(turn.progress)
@@ -131,25 +124,17 @@ def _check_room(store: Store) -> None:
         )
 
 
-def _devices(device: str) -> list[str]:
-    """The devices that are asked for: ``cuda`` and ``auto`` mean all GPUs that are visible."""
-    place = resolve_device(device)
-    if place.type == "cuda" and device in ("auto", "cuda"):
-        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return [str(place)]
-
-
-def _pool(devices: list[str], workers: int | None, open_: list[Work]) -> Pool[Work]:
+def _pool(places: list[str], workers: int | None, open_: list[Work]) -> Pool[Work]:
     here = next((one.cell.algorithm.name for one in open_ if only_here(one.cell.algorithm)), None)
-    usual = 1 if here is not None else cores() if devices == ["cpu"] else len(devices)
+    usual = 1 if here is not None else cores() if places == ["cpu"] else len(places)
     count = min(workers or usual, max(1, len(open_)))
     if count == 1:
-        return InProcess(devices[0])
+        return InProcess(places[0])
     if here is not None:
         raise UsageError(
             f"workers = {workers}: no other process can import selector {here!r}; use workers=1, or move its code into a module"
         )
-    return LocalProcesses(list(islice(cycle(devices), count)))
+    return local(places, count)
 
 
 class _Turn:

@@ -92,9 +92,9 @@ class RayProcesses(Pool[J]):
         try:
             packed, modules = _packed(shared.load())
             self._placed[shared.name] = _Held([self._ray.put(packed)], self._sources_of(modules))
-        except Exception:  # whatever is said by data that cannot be read, or by an object that cannot be pickled
+        except Exception as error:  # whatever is said by data that cannot be read, or by an object that cannot be pickled
             if shared.needed:
-                raise
+                raise shared.refused(self.size, one_line(error)) from error
             self._placed[shared.name] = _NOTHING  # the job reads it itself, or tells why not
 
     def _sources_of(self, modules: frozenset[str]) -> list[_Source]:

@@ -24,7 +24,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from stability.errors import StabilityError, described
+from stability.errors import StabilityError, UsageError, described, one_line
 from stability.machine import free_memory
 from stability.selectors.naming import LOCAL, imported
 
@@ -61,11 +61,24 @@ class Shared:
         name: the same for jobs that share it.
         load: gives it.
         needed: whether the jobs cannot do without it. What is not needed is sent where that saves reading it on many machines.
+        what: what it is, for the message where it cannot be sent.
     """
 
     name: Hashable
     load: Callable[[], object]
     needed: bool = True
+    what: str = "what is computed"
+
+    def refused(self, size: int, why: str) -> UsageError:
+        """That it cannot be sent.
+
+        Args:
+            size: how many workers there should be.
+            why: in words.
+        """
+        return UsageError(
+            f"workers = {size}: {self.what} cannot go to another process ({why}): move its code into a module, or use workers=1"
+        )
 
 
 class Job(ABC):
@@ -156,7 +169,7 @@ class Pool(ABC, Generic[J]):
         """Get ready what jobs will share, so that it is known before anything is computed whether it can be sent.
 
         Raises:
-            Exception: whatever an object says that cannot be sent.
+            UsageError: it cannot.
         """
 
     def warm(self) -> None:
@@ -234,8 +247,16 @@ class LocalProcesses(Pool[J]):
             raise
 
     def hold(self, shared: Shared) -> None:
-        if self._held is None or self._held[0] != shared.name:
-            self._held = shared.name, pickle.dumps(shared.load(), pickle.HIGHEST_PROTOCOL)
+        if self._held is not None and self._held[0] == shared.name:
+            return
+        what = shared.load()
+        try:
+            packed = pickle.dumps(what, pickle.HIGHEST_PROTOCOL)
+        except Exception as error:  # whatever is said by an object that cannot be pickled
+            raise shared.refused(self.size, one_line(error)) from error
+        if _of_session(packed):
+            raise shared.refused(self.size, "it was typed into this session")
+        self._held = shared.name, packed
 
     def warm(self) -> None:
         for process in self._idle:
@@ -414,7 +435,11 @@ def only_here(what: object) -> bool:
         (False, True)
     """
     try:
-        written = pickle.dumps(what)
+        return _of_session(pickle.dumps(what))
     except Exception:  # whatever is said by an object that cannot be pickled
         return True
-    return b"__main__" in written and not hasattr(sys.modules["__main__"], "__file__")
+
+
+def _of_session(packed: bytes) -> bool:
+    """Whether something that was packed needs code of an interactive session."""
+    return b"__main__" in packed and not hasattr(sys.modules["__main__"], "__file__")
