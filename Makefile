@@ -7,7 +7,7 @@ MODEL ?=
 
 MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
 
-.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean soak ledger
+.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean soak ledger workers
 
 run: $(READY)  ## the main job: ten methods on digits, their table, and figures in runs/figures (four minutes on two cores)
 	$(BIN)/stability run digits-short --figures runs/figures
@@ -78,6 +78,9 @@ soak: $(READY)  ## two hundred processes of a study killed at random (20 minutes
 
 ledger: $(READY)  ## cells a second that a store takes, and a hundred races for a new one (10 minutes)
 	$(BIN)/python -m benchmarks.ledger --parts rates races --out benchmarks/results/ledger.json
+
+workers: $(READY)  ## one measurement by one process and by two workers (five minutes on two idle cores)
+	$(BIN)/python -m benchmarks.workers --out benchmarks/results/workers-cpu.json
 
 memory: $(READY)  ## peak memory of digits against steps and n, and its figure (8 minutes)
 	$(BIN)/python -m benchmarks.memory

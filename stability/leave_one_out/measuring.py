@@ -111,10 +111,10 @@ def measure(
         <Status.EXACT: 'exact'>
     """
     began = time.perf_counter()
+    given, algorithm, estimator = _checked(problem, algorithm, estimator, reselect)
     perturbation = LeaveOneOut() if perturbation is None else perturbation
     check_kind(Perturbation, "one of stability.perturbations, such as LeaveGroupOut(groups)", perturbation=perturbation)
     pool: Pool[Portion] | None = asked.pool(str(device), workers, executor, address)
-    given, algorithm, estimator = _checked(problem, algorithm, estimator, reselect)
     problem = algorithm.equivalent(given.to(resolve_device(_own(device, executor))))
     units = perturbation.units(problem, algorithm.seed)
     estimator.check(units.count)

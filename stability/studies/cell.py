@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -66,12 +66,18 @@ class Work(Job):
         cell: the cell.
         identity: what defines it, as plain values.
         expected: the data and the code that it must find.
+        workers: among so many its retrainings are divided.
+        executor: what those are, ``local`` or ``ray``.
+        device: theirs, ``cuda`` for all visible GPUs in turn; None: that of the place.
     """
 
     study: Study
     cell: Cell
     identity: dict[str, Any]
     expected: Expected
+    workers: int = 1
+    executor: Literal["local", "ray"] = "local"
+    device: str | None = None
 
     @property
     def key(self) -> str:
@@ -91,7 +97,10 @@ class Work(Job):
         return Shared((self.cell.problem, drawn), load, needed=False)
 
     def compute(self, place: Place, shared: Any) -> dict[str, Any]:
-        return run_cell(self.study, self.cell, place.device, place.memory_budget, self.expected, problem=shared)
+        how: dict[str, Any] = {"problem": shared}
+        if self.workers > 1 and self.cell.measured:
+            how |= {"workers": self.workers, "executor": self.executor}
+        return run_cell(self.study, self.cell, self.device or place.device, place.memory_budget, self.expected, **how)
 
     def failed(self, device: str, error: BaseException) -> dict[str, Any]:
         return failed(self.cell, device, Failure.ERROR, str(error) if isinstance(error, StabilityError) else described(error))
@@ -105,6 +114,8 @@ def run_cell(
     expected: Expected | None = None,
     *,
     problem: Problem | None = None,
+    workers: int | None = None,
+    executor: Literal["local", "ray"] = "local",
 ) -> dict[str, Any]:
     """Train, leave out, measure, bound: one row of the study as plain values.
 
@@ -115,6 +126,8 @@ def run_cell(
         memory_budget: bytes that one block of work may take; None: a part of what is free.
         expected: the data and the code under which the row will be kept; they are compared with those that are found.
         problem: the cell's, with its seed; by default it is loaded here.
+        workers: processes among which the retrainings are divided; by default this one trains.
+        executor: ``local``, processes of this machine; or ``ray``, tasks of the cluster of which this process is a part.
 
     Returns:
         What was measured, by the names of the table's columns. Where something failed, its kind and its reason instead
@@ -122,7 +135,7 @@ def run_cell(
     """
     began = time.perf_counter()
     try:
-        how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
+        how: dict[str, Any] = {"device": device, "memory_budget": memory_budget, "workers": workers, "executor": executor}
         record = {"status": CellStatus.OK, **_where(cell, device), **_measured(study, cell, expected, problem, **how)}
     except (Exception, SystemExit) as error:
         record = failed(cell, device, Failure.of(error), str(error) if isinstance(error, StabilityError) else described(error))
@@ -157,7 +170,7 @@ def _where(cell: Cell, device: str) -> dict[str, str]:
 
 
 def _measured(
-    study: Study, cell: Cell, expected: Expected | None, problem: Problem | None, *, device: str, memory_budget: int | None
+    study: Study, cell: Cell, expected: Expected | None, problem: Problem | None, *, memory_budget: int | None, **how: Any
 ) -> dict[str, Any]:
     algorithm = cell.algorithm
     with suppress(Exception):  # whatever is said by an object that cannot be copied, such as a lock
@@ -169,9 +182,8 @@ def _measured(
             f"the code of {cell.algorithm.name!r}" if expected.data == found.data else f"the data or the model of {cell.problem!r}"
         )
         raise StabilityError(f"{what} changed while the study ran: start it again, so that all its cells are of one version")
-    how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
-    how |= {"estimator": study.estimator if cell.measured else Alone()}
-    estimate = measure(problem, algorithm, **how)
+    estimator = study.estimator if cell.measured else Alone()
+    estimate = measure(problem, algorithm, estimator, memory_budget=memory_budget, **how)
     row = {**_row(estimate), **dict.fromkeys(_MEASURED)}
     if study.check_replicas is None or not cell.measured:
         return row

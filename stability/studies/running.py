@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -55,7 +56,8 @@ def run(
         device: ``auto``, ``cpu``, ``cuda`` (all GPUs that are visible) or ``cuda:N``.
         workers: processes of one thread each; by default one for each core on the CPU, one for each GPU on CUDA, and one where a
             selector's function was typed into a notebook, which no other process knows. One worker runs in this process, with
-            the threads it has. With Ray, the most cells at once; by default as many as the cluster has CPUs or GPUs.
+            the threads it has. With Ray, the most cells at once; by default as many as the cluster has CPUs or GPUs. Where at
+            least twice as many are asked for as there are cells, the retrainings of each cell are divided among its share of them.
         executor: ``local``, this machine; or ``ray``, the machines of a cluster (``pip install 'peft-stability[cluster]'``).
         address: of the cluster, ``HOST:PORT``; or ``auto``, the one that runs on this machine. By default the one that
             ``RAY_ADDRESS`` names, and without that variable one of this machine alone, for as long as the study runs.
@@ -107,6 +109,7 @@ def run(
     on_start(turn.progress)
     if open_:
         with Heartbeat(held.ledger, Worker(what=pool.what)) as worker, pool:
+            turn.divided = _divided(pool, places, workers, open_)
             turn.work(worker, wait)
     return StudyResults.read(store)
 
@@ -137,6 +140,17 @@ def _pool(places: list[str], workers: int | None, open_: list[Work]) -> Pool[Wor
     return local(places, count)
 
 
+def _divided(pool: Pool[Work], places: list[str], workers: int | None, open_: list[Work]) -> dict[str, Any]:
+    """How the retrainings of each cell are divided, where there are several workers for each."""
+    if not places:
+        return {"workers": pool.size // len(open_), "executor": "ray"}
+    if any(only_here(one.cell.algorithm) for one in open_):
+        return {}
+    if len(places) > 1:  # with more cells each process has a GPU of its own, and knows of no other
+        return {"workers": workers or len(places), "device": "cuda"} if len(open_) == 1 else {}
+    return {} if workers is None else {"workers": workers // len(open_)}  # the threads of this process divide them otherwise
+
+
 class _Turn:
     """What this process does for a study: it claims cells as long as there are any, and writes what becomes of them.
 
@@ -147,6 +161,10 @@ class _Turn:
         total: how many cells the study has.
         pool: computes them.
         on_cell: is told after each.
+
+    Attributes:
+        divided: what a cell is told of workers of its own.
+        progress: how far the study is.
     """
 
     def __init__(
@@ -167,6 +185,7 @@ class _Turn:
         self._losses: Counter[str] = Counter()
         self._pace = Pace((one.kind for one in open_), pool.size)
         self._watch, self._look = Watch(), 0.0
+        self.divided: dict[str, Any] = {}
         self.progress = Progress(total - len(open_), total)
 
     def work(self, worker: Worker, wait: bool) -> None:
@@ -175,7 +194,7 @@ class _Turn:
         while True:
             self._pace.workers = self._pool.size  # that of a cluster changes
             for work in self._claim(worker, max(0, self._pool.size - under_way)):
-                self._pool.start(work, 0)
+                self._pool.start(replace(work, **self.divided), 0)
                 under_way += 1
             if under_way:
                 over = []

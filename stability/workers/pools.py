@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from joblib import wrap_non_picklable_objects
 
 from stability.errors import StabilityError, UsageError, described, one_line
 from stability.machine import free_memory
@@ -76,9 +77,7 @@ class Shared:
             size: how many workers there should be.
             why: in words.
         """
-        return UsageError(
-            f"workers = {size}: {self.what} cannot go to another process ({why}): move its code into a module, or use workers=1"
-        )
+        return UsageError(f"workers = {size}: {self.what} cannot go to another process ({why}): mend that, or use workers=1")
 
 
 class Job(ABC):
@@ -250,13 +249,10 @@ class LocalProcesses(Pool[J]):
         if self._held is not None and self._held[0] == shared.name:
             return
         what = shared.load()
-        try:
-            packed = pickle.dumps(what, pickle.HIGHEST_PROTOCOL)
+        try:  # with functions that stand inside others, and what was typed into a session
+            self._held = shared.name, pickle.dumps(wrap_non_picklable_objects(what, keep_wrapper=False), pickle.HIGHEST_PROTOCOL)
         except Exception as error:  # whatever is said by an object that cannot be pickled
             raise shared.refused(self.size, one_line(error)) from error
-        if _of_session(packed):
-            raise shared.refused(self.size, "it was typed into this session")
-        self._held = shared.name, packed
 
     def warm(self) -> None:
         for process in self._idle:
@@ -435,11 +431,7 @@ def only_here(what: object) -> bool:
         (False, True)
     """
     try:
-        return _of_session(pickle.dumps(what))
+        written = pickle.dumps(what)
     except Exception:  # whatever is said by an object that cannot be pickled
         return True
-
-
-def _of_session(packed: bytes) -> bool:
-    """Whether something that was packed needs code of an interactive session."""
-    return b"__main__" in packed and not hasattr(sys.modules["__main__"], "__file__")
+    return b"__main__" in written and not hasattr(sys.modules["__main__"], "__file__")

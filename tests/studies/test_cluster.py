@@ -22,11 +22,12 @@ import pandas as pd
 import pytest
 import torch
 
-from stability import Problem, StabilityError, UsageError
+from stability import FineTuning, Problem, StabilityError, UsageError, measure
 from stability.cli.commands import main
+from stability.leave_one_out.estimators import Sampled
 from stability.masks import Mask
 from stability.problems import load
-from stability.selectors import BitFit, Random, Selector
+from stability.selectors import BitFit, Random, Selector, from_scores
 from stability.selectors.naming import LOCAL, selector_named
 from stability.studies.cell import Work
 from stability.studies.running import run
@@ -110,6 +111,21 @@ def test_a_cluster_gives_what_one_process_gives(
         for name in ("for_cluster", "beside"):
             sys.modules.pop(name, None)
     same(found.table, plain.table)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_one_measurement_is_divided_among_its_machines(nodes: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Alone, and as the only cell of a study, which is a task that asks for more tasks; with a function that stands in another."""
+    problem = load("digits", n=12)
+    own = from_scores(lambda problem, generator: {name: tensor.abs() for name, tensor in problem.pretrained.items()}, 0.05)
+    algorithm = FineTuning(own, steps=3, batch_size=4)
+    plain = measure(problem, algorithm, Sampled(5), device="cpu")
+    found = measure(problem, algorithm, Sampled(5), device="cpu", executor="ray", address=nodes.address)
+    pd.testing.assert_frame_equal(found.per_example, plain.per_example, rtol=1e-4, atol=1e-6)
+    assert (found.noise_floor, found.threads, found.retrainings) == (pytest.approx(plain.noise_floor, rel=0.5), 1, 5)
+    mine = quick(BitFit())
+    results = run(mine, tmp_path / "ray.sqlite", device="cpu", executor="ray", address=nodes.address)
+    same(results.table, run(mine, tmp_path / "plain.sqlite", device="cpu", workers=1).table)
     assert capfd.readouterr() == ("", "")
 
 

@@ -23,6 +23,7 @@ import torch
 
 from stability import Problem, StabilityError, UsageError, problems
 from stability.cli.commands import main
+from stability.leave_one_out import measure
 from stability.leave_one_out.estimators import Sampled
 from stability.masks import Mask
 from stability.reports.study_table import render
@@ -256,6 +257,22 @@ def test_a_worker_that_ends_costs_its_cell_alone(
     again, computed = run(mine, store)  # in this process, where it does not die
     assert computed == 1
     assert (again.table["status"] == CellStatus.OK).all()
+
+
+def test_workers_that_have_no_cell_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cell and two workers; before there were as many cells as workers, and each did its own."""
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "stability.studies.cell.measure", lambda *what, **how: asked.append(how["workers"]) or measure(*what, **how)
+    )
+    mine, store = quick(BitFit()), tmp_path / "mine.sqlite"
+    plain, _ = run(mine, tmp_path / "plain.sqlite")
+    found, computed = run(mine, store, workers=2)
+    assert (computed, asked) == (1, [None, 2])
+    (row,), (other,) = found.table.to_dict("records"), plain.table.to_dict("records")
+    told = ["status", "stability", "noise_floor", "test_loss", "retrainings", "threads"]
+    assert [row[name] for name in told] == [other[name] for name in told]
+    assert row["status"] == CellStatus.OK
 
 
 def test_an_error_ends_the_study_s_processes_and_no_others(tmp_path: Path) -> None:
