@@ -23,7 +23,7 @@ import torch
 
 from stability import Problem, StabilityError, UsageError, problems
 from stability.cli.commands import main
-from stability.leave_one_out import measure
+from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Sampled
 from stability.masks import Mask
 from stability.reports.study_table import render
@@ -262,9 +262,12 @@ def test_a_worker_that_ends_costs_its_cell_alone(
 def test_workers_that_have_no_cell_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One cell and two workers; before there were as many cells as workers, and each did its own."""
     asked: list[Any] = []
-    monkeypatch.setattr(
-        "stability.studies.cell.measure", lambda *what, **how: asked.append(how["workers"]) or measure(*what, **how)
-    )
+
+    def counted(*what: Any, **how: Any) -> StabilityEstimate:
+        asked.append(how["workers"])
+        return measure(*what, **how)
+
+    monkeypatch.setattr("stability.studies.cell.measure", counted)
     mine, store = quick(BitFit()), tmp_path / "mine.sqlite"
     plain, _ = run(mine, tmp_path / "plain.sqlite")
     found, computed = run(mine, store, workers=2)
