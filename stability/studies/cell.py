@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -75,6 +75,7 @@ class Work(Job):
     cell: Cell
     identity: dict[str, Any]
     expected: Expected
+    _: KW_ONLY
     workers: int = 1
     executor: Literal["local", "ray"] = "local"
     device: str | None = None
