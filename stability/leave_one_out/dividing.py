@@ -97,10 +97,11 @@ class Portion(Job):
             retraining.masks.know(self.masks)
             memory = _less(shared.memory, place)
             found = retraining.without(self.left_out, self.along, memory, Counted(place.told))
-            # The process that measures has the rest; masks only where they are not that of S.
-            own = retraining.masks.own is not None and not retraining.masks.reselect
-            kept: dict[str, Any] = {"problem": None, "algorithm": None, "start": {}, **({"masks": ()} if own else {})}
-            return dataclasses.replace(found, replicas=dataclasses.replace(found.replicas, **kept))
+            replicas, own = found.replicas, retraining.masks.own is not None and not retraining.masks.reselect
+            # The process that measures has the rest, though perhaps no GPU; masks are sent where they are not that of S.
+            sent: dict[str, Any] = {"problem": None, "algorithm": None, "start": {}, **({"masks": ()} if own else {})}
+            sent |= {name: value.cpu() for name, value in vars(replicas).items() if isinstance(value, Tensor)}
+            return dataclasses.replace(found, replicas=dataclasses.replace(replicas, **sent))
         except (Exception, SystemExit) as error:
             return _sendable(error)
 

@@ -90,7 +90,8 @@ def measure(
             ``RAY_ADDRESS`` names, and without that variable one of this machine alone, for as long as this takes.
         progress: True shows what is being done: a bar in a terminal or a notebook, and a line every ten seconds where output goes
             to a file. A function is told how many replica-steps of training were done, and nothing of masks or predictions;
-            :class:`stability.training.progress.Stages` is told what is being done as well. By default nothing is shown.
+            :class:`stability.training.progress.Stages` is told what is being done as well. With Ray it is told when a portion is
+            done. By default nothing is shown.
 
     Returns:
         The estimate with its interval, noise floor, diagnostics and the trained models.
@@ -258,7 +259,7 @@ def _said(note: str) -> str:
 
 def _own(device: str | torch.device, executor: str) -> str | torch.device:
     """On which device this process trains A(S). A cluster may have GPUs that this machine lacks."""
-    return device if executor == "local" or device == "cpu" else "auto"
+    return device if executor == "local" or str(device) == "cpu" else "auto"
 
 
 def _checked(

@@ -16,14 +16,16 @@ import pytest
 import torch
 
 from stability import FineTuning, MachineError, Problem, StabilityEstimate, UsageError, measure
-from stability.leave_one_out.dividing import Portion, portions
+from stability.leave_one_out.dividing import Portion, _less, portions
 from stability.leave_one_out.estimators import Assisted, Estimator, Exact, Sampled
+from stability.leave_one_out.retraining import Memory
 from stability.masks import Mask
 from stability.perturbations import FlipLabel, LeaveGroupOut
 from stability.selectors import SAM, BitFit, DiffPruning, LoRA, Selector, from_scores
 from stability.training import EarlyStopping, Minimisation
 from stability.workers import asked
-from stability.workers.pools import InProcess, LocalProcesses, Lost
+from stability.workers.pools import InProcess, LocalProcesses, Lost, Place
+from tests import simulated_device
 
 
 class Kept(LocalProcesses[Portion]):
@@ -147,8 +149,26 @@ def test_a_portion_whose_worker_is_lost_is_tried_again(
     assert len(list(tmp_path.iterdir())) == times
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch has one kind of device besides the CPU at a time")
+def test_workers_may_compute_on_a_device_that_this_process_lacks(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of theirs comes back on their device; a selector that uses data selects there."""
+    monkeypatch.setattr(asked, "pool", lambda *what: InProcess[Portion](simulated_device.NAME))
+    algorithm = FineTuning(SAM(0.05), steps=2, batch_size=8)
+    found = measure(digits, algorithm, Sampled(3), device="cpu", workers=2)
+    assert {tensor.device.type for tensor in vars(found.replicas).values() if isinstance(tensor, torch.Tensor)} == {"cpu"}
+    same(found, measure(digits, algorithm, Sampled(3), device="cpu"))
+
+
+def test_each_loss_leaves_less_memory() -> None:
+    memory = Memory(replica_batch=8, budget=4000)
+    assert _less(memory, Place("cpu", 10_000, 0)) == memory
+    assert _less(memory, Place("cpu", 500, 1)) == Memory(2, 500)
+    assert _less(memory, Place("cpu", 500, 2)) == Memory(1, 250)
+    assert _less(Memory(), Place("cpu", None, 1)) == Memory()
+
+
 class Losing(InProcess[Portion]):
-    """Every other job is lost: the first, and whatever is begun again."""
+    """Whatever is begun is lost."""
 
     def __init__(self) -> None:
         super().__init__("cpu")
@@ -159,9 +179,7 @@ class Losing(InProcess[Portion]):
         super().start(job, losses)
 
     def ended(self, seconds: float | None) -> Iterator[tuple[Portion, Any]]:
-        for job, outcome in super().ended(seconds):
-            lost = job.along or self.begun[-1][1] > 0
-            yield job, Lost.by(-signal.SIGKILL) if lost else outcome
+        yield self._next.pop()[0], Lost.by(-signal.SIGKILL)
 
 
 def test_after_three_losses_it_is_said_what_was_lost(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
