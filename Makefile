@@ -8,7 +8,7 @@ TIMES ?= 50
 
 MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
 
-.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean soak ledger fuzz
+.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean soak ledger fuzz workers
 
 run: $(READY)  ## the main job: ten methods on digits, their table, and figures in runs/figures (four minutes on two cores)
 	$(BIN)/stability run digits-short --figures runs/figures
@@ -77,11 +77,14 @@ paper-quick: $(READY)  ## ten methods of MiniLM on CB and RTE, five seeds (75 mi
 soak: $(READY)  ## two hundred processes and nodes of a study killed at random (40 minutes on two cores)
 	$(BIN)/python -m benchmarks.soak --every 5 --cluster --out benchmarks/results/soak.json
 
-ledger: $(READY)  ## cells a second that a store takes, and a hundred races for a new one (10 minutes)
-	$(BIN)/python -m benchmarks.ledger --parts rates races --out benchmarks/results/ledger.json
+ledger: $(READY)  ## cells a second that a store takes, a million cells opened and drawn, a hundred races for a new store (15 minutes, 11 GB)
+	$(BIN)/python -m benchmarks.ledger --out benchmarks/results/ledger.json
 
 fuzz: $(READY)  ## many times the cases of the tests of files from strangers, drawn anew (an hour; TIMES=5 is a tenth)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 STABILITY_FUZZ=$(TIMES) $(BIN)/pytest -p no:cacheprovider $$(find tests -name "test_strange_*.py")
+
+workers: $(READY)  ## one measurement by one process and by two workers (five minutes on two idle cores)
+	$(BIN)/python -m benchmarks.workers --out benchmarks/results/workers-cpu.json
 
 memory: $(READY)  ## peak memory of digits against steps and n, and its figure (8 minutes)
 	$(BIN)/python -m benchmarks.memory

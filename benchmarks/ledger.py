@@ -144,7 +144,7 @@ def _race(path: Path, barrier: Any, told: Any) -> None:
         return run_cell(study, cell, *how)
 
     try:
-        with patch("stability.studies.pools.run_cell", counted):
+        with patch("stability.studies.cell.run_cell", counted):
             barrier.wait()
             results = run(mine, path, device="cpu", workers=1)
         told.put((computed, len(results)))

@@ -37,7 +37,7 @@ from stability.cli.options import (
     load,
     problem_settings,
 )
-from stability.cli.parsing import WHOLE, Whole, options, words
+from stability.cli.parsing import WHOLE, Whole, given, options, words
 from stability.cli.printing import plain, print_json
 from stability.errors import UsageError
 from stability.leave_one_out.estimate import StabilityEstimate
@@ -172,14 +172,22 @@ class Output(Folder):
 
 @options(MACHINE)
 @dataclass(frozen=True, kw_only=True)
-class Threads(Machine):
+class Divided(Machine):
     """Where the work is done.
 
     Attributes:
         threads: Threads of this process, at most: a small model takes one. By default as many as torch chooses.
+        workers: Divide the retrainings among so many processes of one thread each; by default this process does all. With Ray, the
+            most portions at once; by default as many as the cluster has CPUs or GPUs.
+        executor: What retrains: processes of this machine (local), or tasks of Ray (ray).
+        address: HOST:PORT of a cluster of Ray, or auto for the one that runs on this machine; by default RAY_ADDRESS, and without
+            that variable a cluster of this machine alone.
     """
 
     threads: Whole = None
+    workers: Whole = None
+    executor: Literal["local", "ray"] | None = None
+    address: str | None = None
 
 
 def loo(
@@ -194,7 +202,7 @@ def loo(
     perturbed: Perturbed = Perturbed(),
     bounding: BoundsOptions = BoundsOptions(),
     output: Output = Output(),
-    machine: Threads = Threads(),
+    machine: Divided = Divided(),
 ) -> None:
     """Measure the leave-one-out stability of one method."""
     if machine.threads is not None:
@@ -218,7 +226,7 @@ def loo(
             "out, or give groups in Python, LeaveGroupOut(groups)"
         )
     problem = load(which.problem, seed=which.seed, **settings)
-    how: dict[str, Any] = {"estimator": estimator, "reselect": not method.keep_mask, "device": machine.device}
+    how: dict[str, Any] = {"estimator": estimator, "reselect": not method.keep_mask, **given(machine, "threads")}
     how["perturbation"] = perturbation
     more: dict[str, Any] = {}
     with redirect_stdout(sys.stderr) if output.json else nullcontext(), stages(True) as told:

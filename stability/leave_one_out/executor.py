@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from stability.leave_one_out.estimate import Subject
@@ -31,7 +32,7 @@ class Part:
         moved: (a,) the mean over the held-out examples of how far their losses moved from those of A(S); NaN where there are none.
         failed_step: (a,) the step at which a training failed; −1 where it did not.
         whole: (n,) the losses on S of another A(S) that was trained along with them; None where none was.
-        seconds: wall-clock time of the trainings, without that of the losses.
+        seconds: wall-clock time of the trainings, without that of the losses; of workers that are busy at once, their share of it.
     """
 
     own: Tensor
@@ -82,6 +83,11 @@ class Executor(ABC):
     seed: int
     precision: float
     told: Stages = SILENT
+
+    @property
+    def threads(self) -> int:
+        """How many threads an operation of a training takes."""
+        return torch.get_num_threads()
 
     @abstractmethod
     def choice(self, estimator: Estimator) -> Choice:

@@ -5,32 +5,35 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Literal
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from stability.checks import check_kind
-from stability.errors import MeasurementError, UsageError, explained
+from stability.errors import MeasurementError, UsageError
+from stability.leave_one_out.dividing import Divided, Portion, Subject
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Auto, Choice, Estimator
 from stability.leave_one_out.executor import Executor, Models, Part
 from stability.leave_one_out.perturbations import LeaveOneOut, Perturbation
 from stability.leave_one_out.predictors import Observation, Prediction
 from stability.leave_one_out.procedure import carried_out
-from stability.leave_one_out.units import SingleExamples, Units
+from stability.leave_one_out.retraining import MasksOfUnits, Memory, Outcome, Retraining
+from stability.leave_one_out.units import SingleExamples
 from stability.leave_one_out.work import work_of
 from stability.machine import resolve_device
-from stability.masks import Mask
 from stability.problems.problem import Problem
 from stability.training import Algorithm
 from stability.training.descent import Progress
 from stability.training.progress import Stages, stages
-from stability.training.replicas import Replicas, train
-from stability.training.substitutes import usual_weights
+from stability.training.replicas import Replicas
 from stability.training.threads import suited_to
+from stability.workers import asked
+from stability.workers.pools import Pool
 
 __all__ = ["measure"]
 
@@ -48,6 +51,9 @@ def measure(
     device: str | torch.device = "auto",
     replica_batch: int | None = None,
     memory_budget: int | None = None,
+    workers: int | None = None,
+    executor: Literal["local", "ray"] = "local",
+    address: str | None = None,
     progress: bool | Progress = False,
 ) -> StabilityEstimate:
     """Retrain without single examples, and compare the loss on each with that of the model trained on all.
@@ -58,6 +64,10 @@ def measure(
 
     A(S) is trained first, alone. Where the estimator predicts, all n differences are predicted from that one run. Then examples are
     left out, many replicas at once, until the estimator has enough.
+
+    With ``workers`` the retrainings are divided: each worker computes a portion, and evaluates it. A(S) and the prediction remain
+    in this process. Fewer replicas at once change the result by rounding only, as on another device. A portion whose worker is
+    lost is computed again with fewer replicas at once, up to three times.
 
     Args:
         problem: what to learn.
@@ -70,18 +80,27 @@ def measure(
         confidence: of the intervals. They speak of the choice of i alone; an exact measurement has nothing to be uncertain of.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
-        memory_budget: bytes to plan with; by default half of what is free.
+        memory_budget: bytes to plan with; by default half of what is free. A worker takes no more than its share of that.
+        workers: processes of one thread each, among which the retrainings are divided; with ``device="cuda"`` all visible GPUs take
+            turns. By default there are none, and this process trains with the threads that it has. With Ray, the most portions at
+            once; by default as many as the cluster has CPUs or GPUs.
+        executor: ``local``, this machine; or ``ray``, the machines of a cluster (``pip install 'peft-stability[cluster]'``). With
+            Ray, ``device`` is that of the workers. This process takes a GPU if it has one.
+        address: of the cluster, ``HOST:PORT``; or ``auto``, the one that runs on this machine. By default the one that
+            ``RAY_ADDRESS`` names, and without that variable one of this machine alone, for as long as this takes.
         progress: True shows what is being done: a bar in a terminal or a notebook, and a line every ten seconds where output goes
             to a file. A function is told how many replica-steps of training were done, and nothing of masks or predictions;
-            :class:`stability.training.progress.Stages` is told what is being done as well. By default nothing is shown.
+            :class:`stability.training.progress.Stages` is told what is being done as well. With Ray it is told when a portion is
+            done. By default nothing is shown.
 
     Returns:
         The estimate with its interval, noise floor, diagnostics and the trained models.
 
     Raises:
-        UsageError: n < 2, more retrainings than examples, a budget too small for one retraining, or what the algorithm or the
-            estimator refuses.
+        UsageError: n < 2, more retrainings than examples, a budget too small for one retraining, what the algorithm or the
+            estimator refuses, or a problem or an algorithm that workers cannot be sent.
         MeasurementError: A(S) itself failed (diverged, or stopped short of its minimum), or every replica did.
+        MachineError: not even one replica fits into memory, or three workers were lost over one portion.
 
     Example:
         >>> from stability import FineTuning, estimators, load, selectors
@@ -93,34 +112,39 @@ def measure(
         <Status.EXACT: 'exact'>
     """
     began = time.perf_counter()
-    problem, algorithm, estimator = _prepared(problem, algorithm, estimator, reselect, device)
+    given, algorithm, estimator = _checked(problem, algorithm, estimator, reselect)
     perturbation = LeaveOneOut() if perturbation is None else perturbation
     check_kind(Perturbation, "one of stability.perturbations, such as LeaveGroupOut(groups)", perturbation=perturbation)
+    pool: Pool[Portion] | None = asked.pool(str(device), workers, executor, address)
+    problem = algorithm.equivalent(given.to(resolve_device(_own(device, executor))))
     units = perturbation.units(problem, algorithm.seed)
     estimator.check(units.count)
-    with stages(progress) as told, suited_to(problem, algorithm):
-        masks = _Masks(problem, algorithm, units, reselect, told)
-        how: dict[str, Any] = {"replica_batch": replica_batch, "memory_budget": memory_budget}
-        return carried_out(_Replicated(problem, algorithm, units, masks, told, how), estimator, confidence, began)
+    memory = Memory(replica_batch, memory_budget)
+    with stages(progress) as told, suited_to(problem, algorithm), pool or nullcontext():
+        masks = MasksOfUnits(problem, algorithm, units, reselect=reselect, told=told)
+        retraining = Retraining(problem, algorithm, units, masks)
+        if pool is None:
+            return carried_out(_Replicated(retraining, told, memory), estimator, confidence, began)
+        here = torch.device("cpu")
+        subject = Subject(given.to(here), algorithm, perturbation, own=masks.own, reselect=reselect, memory=memory)
+        divided = Divided(pool, retraining, subject, told)
+        return carried_out(_Replicated(retraining, told, memory, divided), estimator, confidence, began)
 
 
 class _Replicated(Executor):
     """Trains replicas of an algorithm on a problem, many at once, each without one unit.
 
     Args:
-        problem: the one that is trained.
-        algorithm: A, its settings complete.
-        units: what is left out.
-        masks: of S and of each Sⁱ.
+        retraining: what the trainings have in common.
         told: is told what is being done.
-        how: what :func:`stability.train` is told of memory.
+        memory: how many replicas are computed at once.
+        divided: has them computed by workers; None: this process does it.
     """
 
-    def __init__(
-        self, problem: Problem, algorithm: Algorithm, units: Units, masks: _Masks, told: Stages, how: dict[str, Any]
-    ) -> None:
-        self.units, self.seed, self.told = units, algorithm.seed, told
-        self._problem, self._algorithm, self._masks, self._how = problem, algorithm, masks, how
+    def __init__(self, retraining: Retraining, told: Stages, memory: Memory, divided: Divided | None = None) -> None:
+        self.units, self.seed, self.told = retraining.units, retraining.algorithm.seed, told
+        self._retraining, self._memory, self._divided = retraining, memory, divided
+        self._problem, self._algorithm, self._masks = retraining.problem, retraining.algorithm, retraining.masks
         self._observed: Observation | None = None
         self._parts: list[Replicas] = []
 
@@ -141,16 +165,8 @@ class _Replicated(Executor):
         self._observed = None if predictor is None else predictor.observe(self._problem, alone, self._masks)
 
     def train_whole(self) -> Tensor:
-        """In full precision: what reduced precision does to the losses is then in the noise floor."""
-        self.told.begin(f"training on all {self._problem.n} examples", _steps(self._algorithm, 1))
-        alone = self._alone = train(
-            self._problem,
-            self._algorithm.in_full_precision(),
-            masks=self._masks.of([]) or None,
-            replica_batch=1,
-            observe=None if self._observed is None else self._observed.observer,
-            progress=self.told,
-        )
+        self.told.begin(f"training on all {self._problem.n} examples", self._retraining.steps(1))
+        alone = self._alone = self._retraining.alone(None if self._observed is None else self._observed.observer, self.told)
         self.precision = torch.finfo(alone.values.dtype).eps
         losses = alone.losses(alone.problem.train)[0].double().cpu()
         self._check(alone, losses, "A(S)")
@@ -165,28 +181,41 @@ class _Replicated(Executor):
         return self._observed.predict(self._alone)
 
     def retrain(self, left_out: Tensor, along: bool) -> Part:
-        """With A(S) as row 0 where it goes along. The examples of each batch come in reverse order."""
-        began, problem, units = time.perf_counter(), self._problem, self.units
-        weights, substitutes = units.weights(left_out), units.substitutes(left_out)
-        if along:
-            weights = torch.cat([usual_weights(problem.n, substitutes).unsqueeze(0), weights])
-        masks = self._masks.of(left_out.tolist())[not along :] or None
-        self.told.begin(units.words.retraining(len(left_out), first=along), _steps(self._algorithm, len(weights)))
-        how = {**self._how, "substitutes": substitutes, "reverse_batches": True, "progress": self.told}
-        part = train(problem, self._algorithm, weights, masks, **how)
-        self.told.begin("evaluating")
-        seconds, whole, rows = time.perf_counter() - began, None, slice(int(along), None)
-        if along:
-            whole = part.losses(problem.train, slice(0, 1))[0].double().cpu()
-            self._check(part, whole, "the run that gives the noise floor")
-            self._held_out = part.losses(problem.test, slice(0, 1)).double().cpu()
-        mine = dataclasses.replace(part, values=part.values[rows])
-        own = units.own_losses(mine, left_out).double().cpu()
-        moved = (mine.losses(problem.test).double().cpu() - self._held_out).abs().mean(1)
-        failed = part.failed_step[rows]
+        began = time.perf_counter()
+        if self._divided is None:
+            portions = iter([self._retraining.without(left_out, along, self._memory, self.told)])
+        else:
+            portions = self._divided.without(left_out, along)
+        parts, trained, everything = [], 0.0, 0.0
+        for portion in portions:
+            parts.append(self._compared(portion))
+            trained, everything = trained + portion.seconds, everything + portion.all_seconds
+        return Part(
+            own=torch.cat([part.own for part in parts]),
+            moved=torch.cat([part.moved for part in parts]),
+            failed_step=torch.cat([part.failed_step for part in parts]),
+            whole=parts[0].whole,
+            seconds=trained / everything * (time.perf_counter() - began),  # workers train at once: not the sum of theirs
+        )
+
+    def _compared(self, found: Outcome) -> Part:
+        """What a portion gave, compared with A(S)."""
+        replicas, whole, rows = found.replicas, None, slice(0, None)
+        if found.whole is not None and found.whole_held_out is not None:
+            whole, rows = found.whole.double(), slice(1, None)
+            self._check(replicas, whole, "the run that gives the noise floor")
+            self._held_out = found.whole_held_out.double()
+        own = found.own.double()
+        moved = (found.held_out.double() - self._held_out).abs().mean(1)
+        failed = replicas.failed_step[rows]
         failed = torch.where((failed < 0) & ~(torch.isfinite(own) & torch.isfinite(moved)), self._algorithm.max_steps, failed)
-        self._parts.append(dataclasses.replace(part, failed_step=torch.cat([part.failed_step[: rows.start], failed])))
-        return Part(own=own, moved=moved, failed_step=failed, whole=whole, seconds=seconds)
+        failed_step = torch.cat([replicas.failed_step[: rows.start], failed])
+        self._parts.append(dataclasses.replace(replicas, failed_step=failed_step))
+        return Part(own=own, moved=moved, failed_step=failed, whole=whole, seconds=found.seconds)
+
+    @property
+    def threads(self) -> int:
+        return super().threads if self._divided is None else 1
 
     def models(self) -> Models:
         replicas = Replicas.joined(self._parts) if self._parts else self._alone
@@ -228,15 +257,15 @@ def _said(note: str) -> str:
     return note.partition(" ")[2]
 
 
-def _steps(algorithm: Algorithm, replicas: int) -> int | None:
-    """The steps of so many replicas together, where they are known beforehand."""
-    return replicas * algorithm.max_steps if algorithm.stepwise else None
+def _own(device: str | torch.device, executor: str) -> str | torch.device:
+    """On which device this process trains A(S). A cluster may have GPUs that this machine lacks."""
+    return device if executor == "local" or str(device) == "cpu" else "auto"
 
 
-def _prepared(
-    problem: Problem, algorithm: Algorithm, estimator: Estimator | None, reselect: bool, device: str | torch.device
+def _checked(
+    problem: Problem, algorithm: Algorithm, estimator: Estimator | None, reselect: bool
 ) -> tuple[Problem, Algorithm, Estimator]:
-    """Problem and algorithm as they are trained, checked against the estimator."""
+    """Problem and algorithm, with the settings that were left open."""
     estimator = Auto() if estimator is None else estimator
     check_kind(Problem, "a problem, such as stability.load('digits')", problem=problem)
     check_kind(Algorithm, "an algorithm, such as stability.FineTuning(selector)", algorithm=algorithm)
@@ -249,39 +278,4 @@ def _prepared(
         )
     algorithm = algorithm.with_defaults(problem.training)
     problem.check_independence()  # before a selector meets what a model of the user's own may raise
-    return algorithm.equivalent(problem.to(resolve_device(device))), algorithm, estimator
-
-
-class _Masks:
-    """The masks of S and of each Sⁱ, selected when they are asked for; none where they move."""
-
-    def __init__(self, problem: Problem, algorithm: Algorithm, units: Units, reselect: bool, told: Stages) -> None:
-        self._problem, self._algorithm, self._units, self._told = problem, algorithm, units, told
-        told.begin("selecting which parameters may change", unit="mask")
-        self._own = None if algorithm.selector.moving else algorithm.select(problem)
-        if self._own is not None and algorithm.selector.code() is not None and not algorithm.select(problem).equals(self._own):
-            raise UsageError(
-                f"selector {algorithm.selector.name!r} chose another mask when it was asked again: what it draws and remembers "
-                "would pass for an effect of leaving out; draw from the generator that it is given, or generator(seed, 'selection')"
-            )
-        self._reselect = reselect and algorithm.selector.uses_data
-        self._each: dict[int, Mask] = {}  # of Sⁱ by i: the predictor asks for all, and then the retraining for some
-
-    @property
-    def k(self) -> int:
-        """How many pretrained coordinates may change; of a mask that moves all."""
-        return self._problem.m if self._own is None else self._own.count
-
-    def of(self, left_out: Sequence[int]) -> list[Mask]:
-        """S's mask, then that of each Sⁱ."""
-        if self._own is None:
-            return []
-        if not self._reselect or not left_out:
-            return [self._own] * (len(left_out) + 1)
-        if new := [i for i in left_out if i not in self._each]:
-            self._told.begin(f"selecting again {self._units.words.each_of(str(len(new)))}", len(new), "mask")
-            with explained(f"selector {self._algorithm.selector.name!r}"):
-                for i, mask in zip(new, self._units.selected(self._problem, self._algorithm, new), strict=True):
-                    self._each[i] = mask
-                    self._told(1)
-        return [self._own, *(self._each[i] for i in left_out)]
+    return problem, algorithm, estimator

@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from stability.errors import MeasurementError
@@ -142,7 +141,7 @@ class Retrained:
             failed={int(i): int(step) for i, step in table.loc[bad, ["index", "failed_step"]].to_numpy()},
             seconds=seconds,
             retraining_seconds=self._seconds,
-            threads=torch.get_num_threads(),
+            threads=self._executor.threads,
             steps_shared=models.steps_shared,
             per_example=table[list(_COLUMNS)],
             prediction=prediction,

@@ -1,11 +1,13 @@
-"""One cell of a study, measured: a row as plain values."""
+"""One cell of a study, measured: a row as plain values; and the job that measures it in whatever process."""
 
 from __future__ import annotations
 
 import copy
 import time
 from contextlib import suppress
-from typing import Any, NamedTuple
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -17,12 +19,13 @@ from stability.leave_one_out.estimators import Alone
 from stability.machine import device_name, resolve_device, software
 from stability.problems import Problem
 from stability.selectors.code import code_of
-from stability.studies.identity import data_of
+from stability.studies.identity import data_of, key
 from stability.studies.restated import stability_columns
 from stability.studies.results import BOUNDS, CellStatus, Failure
 from stability.studies.study import Cell, Study
+from stability.workers.pools import Job, Place, Shared
 
-__all__ = ["Expected", "failed", "run_cell"]
+__all__ = ["Expected", "Work", "failed", "run_cell"]
 
 
 class Expected(NamedTuple):
@@ -54,6 +57,56 @@ class Expected(NamedTuple):
         return code_of(type(cell.algorithm), state=False), cell.algorithm.selector.code(state=False)
 
 
+@dataclass(frozen=True, eq=False)
+class Work(Job):
+    """A cell that is to be computed.
+
+    Attributes:
+        study: whose it is.
+        cell: the cell.
+        identity: what defines it, as plain values.
+        expected: the data and the code that it must find.
+        workers: among so many its retrainings are divided.
+        executor: what those are, ``local`` or ``ray``.
+        device: theirs, ``cuda`` for all visible GPUs in turn; None: that of the place.
+    """
+
+    study: Study
+    cell: Cell
+    identity: dict[str, Any]
+    expected: Expected
+    _: KW_ONLY
+    workers: int = 1
+    executor: Literal["local", "ray"] = "local"
+    device: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The cell's, by which the store knows it."""
+        return key(self.identity)
+
+    @property
+    def kind(self) -> tuple[str, str, bool]:
+        """The same for cells that take equally long: those that differ by their seed alone."""
+        return self.cell.problem, key(self.identity["algorithm"]), self.cell.measured
+
+    @property
+    def shared(self) -> Shared:  # type: ignore[override] # it is of the cell
+        """The problem, for all cells of one S."""
+        drawn = _drawn(self.cell)
+        load = partial(problems.load, self.cell.problem, **{**self.study.problem_settings, "seed": drawn})
+        return Shared((self.cell.problem, drawn), load, needed=False)
+
+    def compute(self, place: Place, shared: Any) -> dict[str, Any]:
+        how: dict[str, Any] = {"problem": shared}
+        if self.workers > 1 and self.cell.measured:
+            how |= {"workers": self.workers, "executor": self.executor}
+        return run_cell(self.study, self.cell, self.device or place.device, place.memory_budget, self.expected, **how)
+
+    def failed(self, device: str, error: BaseException) -> dict[str, Any]:
+        return failed(self.cell, device, Failure.ERROR, str(error) if isinstance(error, StabilityError) else described(error))
+
+
 def run_cell(
     study: Study,
     cell: Cell,
@@ -62,6 +115,8 @@ def run_cell(
     expected: Expected | None = None,
     *,
     problem: Problem | None = None,
+    workers: int | None = None,
+    executor: Literal["local", "ray"] = "local",
 ) -> dict[str, Any]:
     """Train, leave out, measure, bound: one row of the study as plain values.
 
@@ -72,6 +127,8 @@ def run_cell(
         memory_budget: bytes that one block of work may take; None: a part of what is free.
         expected: the data and the code under which the row will be kept; they are compared with those that are found.
         problem: the cell's, with its seed; by default it is loaded here.
+        workers: processes among which the retrainings are divided; by default this one trains.
+        executor: ``local``, processes of this machine; or ``ray``, tasks of the cluster of which this process is a part.
 
     Returns:
         What was measured, by the names of the table's columns. Where something failed, its kind and its reason instead
@@ -79,7 +136,7 @@ def run_cell(
     """
     began = time.perf_counter()
     try:
-        how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
+        how: dict[str, Any] = {"device": device, "memory_budget": memory_budget, "workers": workers, "executor": executor}
         record = {"status": CellStatus.OK, **_where(cell, device), **_measured(study, cell, expected, problem, **how)}
     except (Exception, SystemExit) as error:
         record = failed(cell, device, Failure.of(error), str(error) if isinstance(error, StabilityError) else described(error))
@@ -99,6 +156,11 @@ def failed(cell: Cell, device: str, kind: Failure, reason: str) -> dict[str, Any
     return {"status": CellStatus.FAILED, **where, "failure": kind, "reason": reason, "cell_seconds": 0.0}
 
 
+def _drawn(cell: Cell) -> int:
+    """The seed that draws its S."""
+    return cell.algorithm.seed if cell.sample is None else cell.sample
+
+
 def _where(cell: Cell, device: str) -> dict[str, str]:
     """What every record says, however the measurement ended."""
     try:
@@ -109,22 +171,20 @@ def _where(cell: Cell, device: str) -> dict[str, str]:
 
 
 def _measured(
-    study: Study, cell: Cell, expected: Expected | None, problem: Problem | None, *, device: str, memory_budget: int | None
+    study: Study, cell: Cell, expected: Expected | None, problem: Problem | None, *, memory_budget: int | None, **how: Any
 ) -> dict[str, Any]:
     algorithm = cell.algorithm
     with suppress(Exception):  # whatever is said by an object that cannot be copied, such as a lock
         algorithm = copy.deepcopy(algorithm)  # a selector may keep something of its last run: each cell begins alike, in any order
-    drawn = algorithm.seed if cell.sample is None else cell.sample
     if problem is None:
-        problem = problems.load(cell.problem, **{**study.problem_settings, "seed": drawn})
+        problem = problems.load(cell.problem, **{**study.problem_settings, "seed": _drawn(cell)})
     if expected is not None and expected != (found := Expected.of(study, cell, problem)):
         what = (
             f"the code of {cell.algorithm.name!r}" if expected.data == found.data else f"the data or the model of {cell.problem!r}"
         )
         raise StabilityError(f"{what} changed while the study ran: start it again, so that all its cells are of one version")
-    how: dict[str, Any] = {"device": device, "memory_budget": memory_budget}
-    how |= {"estimator": study.estimator if cell.measured else Alone()}
-    estimate = measure(problem, algorithm, **how)
+    estimator = study.estimator if cell.measured else Alone()
+    estimate = measure(problem, algorithm, estimator, memory_budget=memory_budget, **how)
     row = {**_row(estimate), **dict.fromkeys(_MEASURED)}
     if study.check_replicas is None or not cell.measured:
         return row

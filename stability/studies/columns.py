@@ -121,7 +121,7 @@ CELLS: Mapping[str, Column] = {
     },
     "failed_assumptions": Column("", "Assumptions that failed, as JSON: for each bound a list."),
     "notes": Column("", "What else a reader of the bounds must know; separated by semicolons."),
-    "seconds": Column("s", "Time of the cell's selections, trainings and evaluations, in one process."),
+    "seconds": Column("s", "Wall-clock time of the cell's selections, trainings and evaluations."),
     "cell_seconds": Column("s", "Time of the whole cell, with the constants of the bounds."),
     "threads": Column("threads", "Threads with which the replicas were trained."),
     "software": Column("", "Versions of the software that computed the cell."),

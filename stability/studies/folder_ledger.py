@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stability.errors import StabilityError
+from stability.studies.identity import from_json
 from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged, time_of, unusable, worker_of
 from stability.studies.packed import listed
 
@@ -103,8 +104,8 @@ class FolderLedger(Ledger):
     def _cell(self, file: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Identity and record."""
         try:
-            identity, record = json.loads(file["identity"]), json.loads(file["record"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            identity, record = from_json(file["identity"]), from_json(file["record"])
+        except (ValueError, KeyError) as error:
             raise damaged(self.path, error) from error
         if not (isinstance(identity, dict) and isinstance(record, dict)):
             raise damaged(self.path, "a cell holds no record")

@@ -10,7 +10,7 @@ from typing import Any
 
 from stability.selectors.code import CODE
 
-__all__ = ["as_json", "as_stored", "data_of", "difference", "first_difference", "how_of", "key", "without_code"]
+__all__ = ["as_json", "as_stored", "data_of", "difference", "first_difference", "from_json", "how_of", "key", "without_code"]
 
 
 def key(identity: Mapping[str, Any]) -> str:
@@ -50,6 +50,26 @@ def as_json(value: Any, sort_keys: bool = True) -> str:
 def as_stored(value: Any) -> Any:
     """Plain values as they are read back from a store: a tuple is a list there, and a number of numpy a number."""
     return json.loads(as_json(value))
+
+
+def from_json(text: str) -> Any:
+    """What JSON says. Half a pair of UTF-16, which is no sign, is replaced by one: no table could hold it.
+
+    Raises:
+        ValueError: it is no JSON, or is nested too deep.
+
+    Example:
+        >>> from_json('{"reason": "no file \\\\ud800"}')
+        {'reason': 'no file \ufffd'}
+    """
+    try:
+        found = json.loads(text)
+        if isinstance(text, str) and "\\ud" in text.lower():
+            whole = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            found = json.loads(whole)
+        return found
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _plain(value: Any) -> object:

@@ -6,12 +6,11 @@ number and with empty lists, as *numbers*, which are the form's numbers in their
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from stability.studies.identity import as_json
+from stability.studies.identity import as_json, from_json
 
 __all__ = ["Packed", "is_number", "listed", "packed", "unpacked"]
 
@@ -84,14 +83,14 @@ def unpacked(form: str, numbers: bytes, details: str) -> tuple[dict[str, Any], d
     """
     try:
         (identity, record), lists, left = (
-            json.loads(form),
-            json.loads(details),
+            from_json(form),
+            from_json(details),
             iter(struct.unpack(f"<{len(numbers) // 8}d", numbers)),
         )
         for part in (identity, record):
             part.update({name: type(value)(next(left)) for name, value in part.items() if is_number(value)})
         record.update((name, lists[name]) for name in record if isinstance(record[name], list | dict))
-    except (struct.error, StopIteration, RuntimeError, TypeError, AttributeError, KeyError, RecursionError) as error:
+    except (struct.error, StopIteration, RuntimeError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"form, numbers and lists of a cell do not fit together ({error})") from error
     if next(left, None) is not None:
         raise ValueError("a cell has more numbers than its form")

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import pickle
 import shutil
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import cycle, islice
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import torch
-
-from stability.checks import check_whole
 from stability.errors import StabilityError, UsageError
-from stability.machine import cores, resolve_device
-from stability.studies.cell import Expected, failed
-from stability.studies.cluster import RayProcesses
+from stability.machine import cores
+from stability.studies.cell import Expected, Work, failed
 from stability.studies.identity import as_json, difference, key
 from stability.studies.ledger import Heartbeat, Ledger, Row, Wanted, Watch, Worker
 from stability.studies.pace import Pace, Progress
-from stability.studies.pools import InProcess, LocalProcesses, Lost, Pool, Work
 from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.store import Store
 from stability.studies.study import Study, cell_identity
-from stability.training import Algorithm
+from stability.workers.asked import check_asked, devices, local
+from stability.workers.cluster import RayProcesses
+from stability.workers.pools import TRIES, InProcess, Lost, Pool, only_here
 
 __all__ = ["reusable", "run"]
 
 _POLL = 1.0  # seconds between two looks at what other workers do
-_TRIES = 3  # processes that a cell may cost
 _AHEAD = 64  # cells that are looked at in one transaction
 
 
@@ -62,7 +56,8 @@ def run(
         device: ``auto``, ``cpu``, ``cuda`` (all GPUs that are visible) or ``cuda:N``.
         workers: processes of one thread each; by default one for each core on the CPU, one for each GPU on CUDA, and one where a
             selector's function was typed into a notebook, which no other process knows. One worker runs in this process, with
-            the threads it has. With Ray, the most cells at once; by default as many as the cluster has CPUs or GPUs.
+            the threads it has. With Ray, the most cells at once; by default as many as the cluster has CPUs or GPUs. Where at
+            least twice as many are asked for as there are cells, the retrainings of each cell are divided among its share of them.
         executor: ``local``, this machine; or ``ray``, the machines of a cluster (``pip install 'peft-stability[cluster]'``).
         address: of the cluster, ``HOST:PORT``; or ``auto``, the one that runs on this machine. By default the one that
             ``RAY_ADDRESS`` names, and without that variable one of this machine alone, for as long as the study runs.
@@ -90,12 +85,8 @@ def run(
         >>> bool(results.table["stability"][0] > 0)
         True
     """
-    check_whole(1, workers=1 if workers is None else workers)
-    if executor not in ("local", "ray"):
-        raise UsageError(f"executor = {executor!r}: use 'local' or 'ray'")
-    if address is not None and executor != "ray":
-        raise UsageError(f"address = {address} belongs to executor 'ray': give that too (--executor ray), or leave it out")
-    devices = _devices(device) if executor == "local" else []
+    check_asked(workers, executor, address)
+    places = devices(device) if executor == "local" else []
     reused = [] if reuse is None else reusable(Store(reuse), study)
     identity = study.identity()
     held = Store(store, identity)
@@ -107,13 +98,18 @@ def run(
     attempts = held.ledger.attempts()  # read once: a folder reads a file for each cell
     done = {name for name, (passing, _) in attempts.items() if not passing}
     open_ = [
-        Work(cell, mine, Expected(data[cell.problem], Expected.code_of(cell))) for cell, mine in cells if key(mine) not in done
+        Work(study, cell, mine, Expected(data[cell.problem], Expected.code_of(cell)))
+        for cell, mine in cells
+        if key(mine) not in done
     ]
-    pool = RayProcesses(study, device, workers, address) if executor == "ray" else _pool(study, devices, workers, open_)
+    pool: Pool[Work] = (
+        RayProcesses(device, workers, address, keep=len(study.problems)) if executor == "ray" else _pool(places, workers, open_)
+    )
     turn = _Turn(held.ledger, open_, attempts, len(cells), pool=pool, on_cell=on_cell)
     on_start(turn.progress)
     if open_:
         with Heartbeat(held.ledger, Worker(what=pool.what)) as worker, pool:
+            turn.divided = _divided(pool, places, workers, open_)
             turn.work(worker, wait)
     return StudyResults.read(store)
 
@@ -131,25 +127,28 @@ def _check_room(store: Store) -> None:
         )
 
 
-def _devices(device: str) -> list[str]:
-    """The devices that are asked for: ``cuda`` and ``auto`` mean all GPUs that are visible."""
-    place = resolve_device(device)
-    if place.type == "cuda" and device in ("auto", "cuda"):
-        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    return [str(place)]
-
-
-def _pool(study: Study, devices: list[str], workers: int | None, open_: list[Work]) -> Pool:
-    here = next((one.cell.algorithm.name for one in open_ if _only_here(one.cell.algorithm)), None)
-    usual = 1 if here is not None else cores() if devices == ["cpu"] else len(devices)
+def _pool(places: list[str], workers: int | None, open_: list[Work]) -> Pool[Work]:
+    here = next((one.cell.algorithm.name for one in open_ if only_here(one.cell.algorithm)), None)
+    usual = 1 if here is not None else cores() if places == ["cpu"] else len(places)
     count = min(workers or usual, max(1, len(open_)))
     if count == 1:
-        return InProcess(study, devices[0])
+        return InProcess(places[0])
     if here is not None:
         raise UsageError(
             f"workers = {workers}: no other process can import selector {here!r}; use workers=1, or move its code into a module"
         )
-    return LocalProcesses(study, list(islice(cycle(devices), count)))
+    return local(places, count)
+
+
+def _divided(pool: Pool[Work], places: list[str], workers: int | None, open_: list[Work]) -> dict[str, Any]:
+    """How the retrainings of each cell are divided, where there are several workers for each."""
+    if not places:
+        return {"workers": pool.size // len(open_), "executor": "ray"}
+    if any(only_here(one.cell.algorithm) for one in open_):
+        return {}
+    if len(places) > 1:  # with more cells each process has a GPU of its own, and knows of no other
+        return {"workers": workers or len(places), "device": "cuda"} if len(open_) == 1 else {}
+    return {} if workers is None else {"workers": workers // len(open_)}  # the threads of this process divide them otherwise
 
 
 class _Turn:
@@ -162,6 +161,10 @@ class _Turn:
         total: how many cells the study has.
         pool: computes them.
         on_cell: is told after each.
+
+    Attributes:
+        divided: what a cell is told of workers of its own.
+        progress: how far the study is.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class _Turn:
         attempts: Mapping[str, tuple[bool, int]],
         total: int,
         *,
-        pool: Pool,
+        pool: Pool[Work],
         on_cell: Callable[[Progress], object],
     ) -> None:
         self._ledger, self._pool, self._on_cell = ledger, pool, on_cell
@@ -182,6 +185,7 @@ class _Turn:
         self._losses: Counter[str] = Counter()
         self._pace = Pace((one.kind for one in open_), pool.size)
         self._watch, self._look = Watch(), 0.0
+        self.divided: dict[str, Any] = {}
         self.progress = Progress(total - len(open_), total)
 
     def work(self, worker: Worker, wait: bool) -> None:
@@ -190,7 +194,7 @@ class _Turn:
         while True:
             self._pace.workers = self._pool.size  # that of a cluster changes
             for work in self._claim(worker, max(0, self._pool.size - under_way)):
-                self._pool.start(work, 0)
+                self._pool.start(replace(work, **self.divided), 0)
                 under_way += 1
             if under_way:
                 over = []
@@ -225,7 +229,7 @@ class _Turn:
             self._held = {name: one for name, one in self._held.items() if not answer.looked_at(name)} | answer.held
             self._drop(answer.finished)
             for name, tries in answer.mine.items():
-                if tries <= _TRIES:
+                if tries <= TRIES:
                     yield self._open[name]
                 else:
                     self._finish([(self._open[name], Lost(f"ended before it had finished, {tries - 1} times one after another"))])
@@ -235,7 +239,7 @@ class _Turn:
         if not isinstance(outcome, Lost) and outcome.get("failure") != Failure.MACHINE:
             return False
         self._losses[work.key] += 1
-        return self._losses[work.key] < _TRIES
+        return self._losses[work.key] < TRIES
 
     def _finish(self, ended: list[tuple[Work, dict[str, Any] | Lost]]) -> None:
         """Write what became of cells, all at once."""
@@ -309,12 +313,3 @@ def _comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
     free = {"study", "algorithms", "seeds", "samples", "measured_seeds", "removed", "problems"}  # a larger study has more of them
     several = {f"problem {name}": one for name, one in identity.get("problems", {}).items()}
     return {name: one for name, one in identity.items() if name not in free} | several
-
-
-def _only_here(algorithm: Algorithm) -> bool:
-    """Whether no other process could import its code: it is inside a function, or in an interactive session."""
-    try:
-        written = pickle.dumps(algorithm)
-    except Exception:  # whatever is said by an object that cannot be pickled
-        return True
-    return b"__main__" in written and not hasattr(sys.modules["__main__"], "__file__")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stability.errors import StabilityError
-from stability.studies.identity import as_json
+from stability.studies.identity import as_json, from_json
 from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged, time_of, unusable, worker_of
 from stability.studies.packed import packed, unpacked
 
@@ -122,13 +122,13 @@ class SqliteLedger(Ledger):
 
     def details(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
         one = "SELECT details FROM details WHERE key = ?"
-        return {name: self._whole(json.loads, text) for name in keys for (text,) in self._all(one, name)}
+        return {name: self._whole(from_json, text) for name in keys for (text,) in self._all(one, name)}
 
     def _whole(self, read: Callable[..., Any], *parts: Any) -> Any:
         """What parts of a cell say, unless they are damaged."""
         try:
             return read(*parts)
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise damaged(self.path, error) from error
 
     def attempts(self) -> dict[str, tuple[bool, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from os import PathLike
@@ -11,7 +10,7 @@ from typing import Any
 
 from stability.errors import StabilityError
 from stability.studies.folder_ledger import FolderLedger
-from stability.studies.identity import as_json, as_stored, difference, first_difference, key, without_code
+from stability.studies.identity import as_json, as_stored, difference, first_difference, from_json, key, without_code
 from stability.studies.ledger import Ledger, Row, damaged
 from stability.studies.packed import listed
 from stability.studies.restated import flat, restated
@@ -184,12 +183,8 @@ class Store:
 
     def _read(self, text: str) -> Any:
         try:
-            found = json.loads(text)
-            if isinstance(text, str) and "\\ud" in text.lower():  # half a pair of UTF-16 is no sign, and no table can hold it
-                whole = json.dumps(found, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-                found = json.loads(whole)
-            return found
-        except (ValueError, TypeError, RecursionError) as error:
+            return from_json(text)
+        except ValueError as error:
             raise damaged(self.path, error) from error
 
     def check(self, identity: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from stability.studies.identity import data_of, how_of, key
+from stability.studies.identity import data_of, from_json, how_of, key
 from stability.studies.ledger import damaged
 from stability.studies.packed import is_number
 from stability.studies.sound import check_records, check_study, check_table
@@ -154,10 +153,10 @@ def _forms(store: Store, texts: Iterable[str]) -> list[_Form | None]:
     found: list[_Form | None] = []
     for text in texts:
         try:
-            mine, record = json.loads(text)
+            mine, record = from_json(text)
             both = {**mine, **record}
             numbers = tuple(_NAMES.get(name, name) for part in (mine, record) for name in part if is_number(part[name]))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise damaged(store.path, error) from error
         if any(both.get(name) is None for name in _NEEDED):
             raise damaged(store.path, "a cell has no record")

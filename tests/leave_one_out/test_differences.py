@@ -121,7 +121,7 @@ def fails_without_2(monkeypatch: pytest.MonkeyPatch) -> None:
             weights[weights[:, 2] == 0] = float("nan")
         return train(problem, algorithm, weights, *rest, **more)
 
-    monkeypatch.setattr("stability.leave_one_out.measuring.train", poisoned)
+    monkeypatch.setattr("stability.leave_one_out.retraining.train", poisoned)
 
 
 @pytest.mark.usefixtures("fails_without_2")

@@ -199,7 +199,7 @@ def test_a_failed_replica_ends_the_search_for_a_tolerance(digits: Problem, monke
             weights[weights[:, first] == 0] = float("nan")
         return train(problem, algorithm, weights, *rest, **more)
 
-    monkeypatch.setattr("stability.leave_one_out.measuring.train", poisoned)
+    monkeypatch.setattr("stability.leave_one_out.retraining.train", poisoned)
     estimate = leave_one_out.measure(digits, TUNING, estimator=Sampled(tolerance=0.1), device="cpu")
     assert (estimate.retrainings, estimate.status, estimate.interval[1]) == (12, "tolerance not met", math.inf)
     assert estimate.notes[0].startswith("a replica failed")

@@ -46,7 +46,7 @@ def test_failed_replicas_are_counted_and_never_averaged(digits: Problem, monkeyp
             weights[weights[:, 2] == 0] = float("nan")
         return train(problem, algorithm, weights, *rest, **more)
 
-    monkeypatch.setattr("stability.leave_one_out.measuring.train", poisoned)
+    monkeypatch.setattr("stability.leave_one_out.retraining.train", poisoned)
     estimate = leave_one_out.measure(digits, FineTuning(Random(0.02), steps=4, batch_size=8), estimator=Exact(), device="cpu")
     assert estimate.failed == {2: 0}
     assert estimate.retrainings == digits.n

@@ -246,6 +246,6 @@ def test_a_noise_floor_run_that_failed_is_no_noise_floor(monkeypatch: pytest.Mon
         replicas = train(*arguments, reverse_batches=reverse_batches, **more)
         return dataclasses.replace(replicas, failed_step=replicas.failed_step + 8) if reverse_batches else replicas
 
-    monkeypatch.setattr("stability.leave_one_out.measuring.train", failing)
+    monkeypatch.setattr("stability.leave_one_out.retraining.train", failing)
     with pytest.raises(StabilityError, match="the run that gives the noise floor did not reach .* in 7 steps"):
         leave_one_out.measure(diabetes().problem, minimising(FullTuning()), Sampled(2), device="cpu")

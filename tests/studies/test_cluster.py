@@ -22,16 +22,17 @@ import pandas as pd
 import pytest
 import torch
 
-from stability import Problem, StabilityError, UsageError
+from stability import FineTuning, Problem, StabilityError, UsageError, measure
 from stability.cli.commands import main
+from stability.leave_one_out.estimators import Sampled
 from stability.masks import Mask
 from stability.problems import load
-from stability.selectors import BitFit, Random, Selector
+from stability.selectors import BitFit, Random, Selector, from_scores
 from stability.selectors.naming import LOCAL, selector_named
-from stability.studies import cluster
-from stability.studies.pools import Work
+from stability.studies.cell import Work
 from stability.studies.running import run
 from stability.studies.store import Store
+from stability.workers import cluster
 from tests.studies.test_trust import quick
 
 pytest.importorskip("ray")
@@ -95,8 +96,9 @@ def test_a_cluster_gives_what_one_process_gives(
 
     def sent(modules: Iterable[str]) -> list[cluster._Source]:
         found = sources(modules)
-        (tmp_path / "for_cluster.py").unlink()  # no task finds it where the driver did
-        (tmp_path / "beside.py").write_text("# of another version")
+        if found:
+            (tmp_path / "for_cluster.py").unlink()  # no task finds it where the driver did
+            (tmp_path / "beside.py").write_text("# of another version")
         return found
 
     monkeypatch.setattr(cluster, "_sources", sent)
@@ -109,6 +111,22 @@ def test_a_cluster_gives_what_one_process_gives(
         for name in ("for_cluster", "beside"):
             sys.modules.pop(name, None)
     same(found.table, plain.table)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_one_measurement_is_divided_among_its_machines(nodes: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Alone, and as the only cell of a study, which is a task that asks for more tasks; with a function that stands in another."""
+    problem = load("digits", n=12)
+    own = from_scores(lambda problem, generator: {name: tensor.abs() for name, tensor in problem.pretrained.items()}, 0.05)
+    algorithm = FineTuning(own, steps=3, batch_size=4)
+    plain = measure(problem, algorithm, Sampled(5), device="cpu")
+    found = measure(problem, algorithm, Sampled(5), device="cpu", executor="ray", address=nodes.address)
+    pd.testing.assert_frame_equal(found.per_example, plain.per_example, rtol=1e-4, atol=1e-6)
+    assert (found.threads, found.retrainings) == (1, 5)
+    assert found.noise_floor == pytest.approx(plain.noise_floor, rel=0.5)
+    mine = quick(BitFit())
+    results = run(mine, tmp_path / "ray.sqlite", device="cpu", executor="ray", address=nodes.address)
+    same(results.table, run(mine, tmp_path / "plain.sqlite", device="cpu", workers=1).table)
     assert capfd.readouterr() == ("", "")
 
 
@@ -140,11 +158,11 @@ def test_lost_workers_and_nodes_change_nothing(
     (tmp_path / "node").write_text(lost.node_id)
     start, look = cluster.RayProcesses.start, cluster.RayProcesses._look
 
-    def started(pool: cluster.RayProcesses, work: Work, count: int) -> None:
+    def started(pool: cluster.RayProcesses[Work], work: Work, count: int) -> None:
         losses.append(count)
         start(pool, work, count)
 
-    def looked(pool: cluster.RayProcesses) -> None:
+    def looked(pool: cluster.RayProcesses[Work]) -> None:
         look(pool)
         sizes.add(pool.size)
 
@@ -171,7 +189,7 @@ def test_lost_workers_and_nodes_change_nothing(
     assert (tmp_path / "worker").exists()
     assert capfd.readouterr() == ("", "")
     monkeypatch.setattr(cluster.RayProcesses, "_ask", lambda pool: None)
-    pool = cluster.RayProcesses(mine, "cpu", address=nodes.address)
+    pool = cluster.RayProcesses[Work]("cpu", address=nodes.address)
 
     def comes_to(count: int) -> bool:
         for _ in range(300):

@@ -354,7 +354,7 @@ def test_the_plan_counts_what_is_really_trained(both_store: Path, tmp_path: Path
         trained.append(1 if weights is None else len(weights))
         return train(problem, algorithm, weights, *more, **how)
 
-    monkeypatch.setattr("stability.leave_one_out.measuring.train", counted)
+    monkeypatch.setattr("stability.leave_one_out.retraining.train", counted)
     run_study(BOTH, tmp_path / "again.sqlite", device="cpu", workers=1)
     assert plan["trainings"].sum() == sum(trained)
     rest = expected(BOTH, both_store, device="cpu", workers=1)

@@ -23,12 +23,12 @@ from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, MagPruni
 from stability.studies.cell import run_cell
 from stability.studies.named import STUDIES
 from stability.studies.results import CellStatus, Failure, StudyResults
-from stability.studies.running import _only_here
 from stability.studies.running import run as run_study
 from stability.studies.store import Store
 from stability.studies.study import Study
 from stability.training import Algorithm, FineTuning
 from stability.training.replicas import train
+from stability.workers.pools import only_here
 from tests.cli.test_command_line import SMALL
 
 
@@ -126,7 +126,7 @@ def test_two_methods_of_one_name_are_refused() -> None:
 
     with pytest.raises(UsageError, match="two different selectors are called 'bitfit'.*rename one"):
         SMALL.with_selectors(from_scores(bitfit, 0.1))
-    assert _only_here(FineTuning(from_scores(bitfit, 0.1)))  # inside another function: nothing could import it
+    assert only_here(FineTuning(from_scores(bitfit, 0.1)))  # inside another function: nothing could import it
 
 
 def test_a_store_without_a_finished_cell_starts_anew(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_a_function_that_no_other_process_knows_is_measured_in_this_one(monkeypa
     scores.__module__, scores.__qualname__ = "__main__", "scores"
     selector = from_scores(scores, 0.1)
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
-    assert _only_here(FineTuning(selector))
-    assert not _only_here(FineTuning(SAM(0.1)))
+    assert only_here(FineTuning(selector))
+    assert not only_here(FineTuning(SAM(0.1)))
 
 
 def test_discontinuity_is_drawn_from_the_run(tmp_path: Path) -> None:

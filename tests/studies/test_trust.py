@@ -23,20 +23,21 @@ import torch
 
 from stability import Problem, StabilityError, UsageError, problems
 from stability.cli.commands import main
+from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Sampled
 from stability.masks import Mask
 from stability.reports.study_table import render
 from stability.selectors import BitFit, Random, Selector, from_scores
 from stability.selectors.naming import selector_named
-from stability.studies.cell import Expected, run_cell
+from stability.studies.cell import Expected, Work, run_cell
 from stability.studies.identity import as_json, key
 from stability.studies.pace import Progress
-from stability.studies.pools import LocalProcesses, Work
 from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.running import run as run_study
 from stability.studies.store import Store
 from stability.studies.study import Study, cell_identity
 from stability.training import FineTuning
+from stability.workers.pools import LocalProcesses
 from tests import tiny
 
 MODULE = """
@@ -236,7 +237,7 @@ def test_a_worker_that_ends_costs_its_cell_alone(
     store, asked = tmp_path / "mine.sqlite", []
     start = LocalProcesses.start
 
-    def watched(pool: LocalProcesses, work: Work, losses: int) -> None:
+    def watched(pool: LocalProcesses[Work], work: Work, losses: int) -> None:
         asked.append((work.identity["method"], work.identity["seed"], losses))
         start(pool, work, losses)
 
@@ -256,6 +257,25 @@ def test_a_worker_that_ends_costs_its_cell_alone(
     again, computed = run(mine, store)  # in this process, where it does not die
     assert computed == 1
     assert (again.table["status"] == CellStatus.OK).all()
+
+
+def test_workers_that_have_no_cell_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cell and two workers; before there were as many cells as workers, and each did its own."""
+    asked: list[Any] = []
+
+    def counted(*what: Any, **how: Any) -> StabilityEstimate:
+        asked.append(how["workers"])
+        return measure(*what, **how)
+
+    monkeypatch.setattr("stability.studies.cell.measure", counted)
+    mine, store = quick(BitFit()), tmp_path / "mine.sqlite"
+    plain, _ = run(mine, tmp_path / "plain.sqlite")
+    found, computed = run(mine, store, workers=2)
+    assert (computed, asked) == (1, [None, 2])
+    (row,), (other,) = found.table.to_dict("records"), plain.table.to_dict("records")
+    told = ["status", "stability", "noise_floor", "test_loss", "retrainings", "threads"]
+    assert [row[name] for name in told] == [other[name] for name in told]
+    assert row["status"] == CellStatus.OK
 
 
 def test_an_error_ends_the_study_s_processes_and_no_others(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Cells as tasks of Ray: on all machines of a cluster, or on this one."""
+"""Jobs as tasks of Ray: on all machines of a cluster, or on this one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.abc import InspectLoader, MetaPathFinder
@@ -25,72 +25,84 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stability import __version__, problems
-from stability.errors import StabilityError, UsageError, described, one_line
+from stability import __version__
+from stability.errors import StabilityError, UsageError, one_line
 from stability.machine import cores, free_memory, software
-from stability.studies.cell import failed, run_cell
-from stability.studies.pools import LESS, Lost, Pool, Work
-from stability.studies.results import Failure
-from stability.studies.study import Study
+from stability.workers.pools import LESS, J, Lost, Place, Pool, Shared
 
 __all__ = ["RayProcesses", "versions"]
 
 _LOOK = 1.0  # seconds between two looks at which machines there are
 _PATIENCE = 15.0  # seconds in which a cluster must answer
-_ASKING = 120.0  # seconds in which a machine must tell its versions; one that does not is asked again with its first cell
+_ASKING = 120.0  # seconds in which a machine must tell its versions; one that does not is asked again with its first job
 
 
-class RayProcesses(Pool):
+class RayProcesses(Pool[J]):
     """Tasks of Ray, each of one CPU and one thread, or of one GPU.
 
-    A machine that joins the cluster while the study runs is used, and one that leaves is not waited for. Data and θ⁰ of a problem
-    are put into Ray's object store once for each S; all cells of that S take them from there. Modules of the user's own are
+    A machine that joins the cluster while the pool is used computes too, and one that leaves is not waited for. What jobs share,
+    such as data and θ⁰ of a problem, is put into Ray's object store once; all take it from there. Modules of the user's own are
     sent along. The tasks end with the process that started them. Where ``ray.init`` was called before, that cluster is used.
 
     Args:
-        study: the study.
-        device: ``cpu``; ``cuda``, a GPU for each cell; or ``auto``, which is ``cuda`` where the cluster has GPUs.
-        workers: the most cells at once; None: as many as the cluster has CPUs or GPUs.
+        device: ``cpu``; ``cuda``, a GPU for each job; or ``auto``, which is ``cuda`` where the cluster has GPUs.
+        workers: the most jobs at once; None: as many as the cluster has CPUs or GPUs.
         address: ``HOST:PORT`` of the cluster's head; ``auto``, the cluster that runs on this machine. None: the one that
-            ``RAY_ADDRESS`` names, and without that variable one of this machine alone, for as long as the study runs.
+            ``RAY_ADDRESS`` names, and without that variable one of this machine alone, for as long as the pool is used.
+        keep: so many of the latest things that jobs share stay in the object store when no job under way needs them.
     """
 
-    def __init__(self, study: Study, device: str = "auto", workers: int | None = None, address: str | None = None) -> None:
+    def __init__(self, device: str = "auto", workers: int | None = None, address: str | None = None, *, keep: int = 1) -> None:
         if device not in ("auto", "cpu", "cuda"):
-            raise UsageError(f"device = {device}: Ray chooses the GPU of each cell; use cuda, cpu or auto")
-        self._study, self._device, self._workers = study, device, workers
+            raise UsageError(f"device = {device}: Ray chooses the GPU of each cell or portion; use cuda, cpu or auto")
+        self._device, self._workers, self._keep = device, workers, keep
         self._address = address or os.environ.get("RAY_ADDRESS")
-        self._running: dict[Any, tuple[Work, tuple[str, int]]] = {}
-        self._placed: dict[tuple[str, int], list[Any]] = {}  # the latest last
+        self._running: dict[Any, J] = {}
+        self._placed: dict[Hashable, _Held] = {}  # the latest last
         self._sources: dict[frozenset[str], list[_Source]] = {}
-        self._shares: dict[str, int] = {}  # of each machine how many cells it computes at once
+        self._shares: dict[str, int] = {}  # of each machine how many jobs it computes at once
         self._looked, self._joined, self._own, self._handler = 0.0, False, False, signal.getsignal(signal.SIGTERM)
         self.what = f"Ray at {self._address}" if self._address else "Ray on this machine"
 
     @property
     def size(self) -> int:  # type: ignore[override] # it changes
-        """How many cells the machines compute at once that are there now."""
+        """How many jobs the machines compute at once that are there now."""
         if not self._joined:
             return self._workers or 1
         if time.monotonic() - self._looked > _LOOK:
             self._look()
         return max(1, min(sum(self._shares.values()), self._workers or sys.maxsize))
 
-    def start(self, work: Work, losses: int) -> None:
-        drawn = work.cell.algorithm.seed if work.cell.sample is None else work.cell.sample
-        place = work.cell.problem, drawn
-        if place not in self._placed:
-            self._placed[place] = self._put(*place)
-        packed, modules = _packed((self._study, work.cell, work.expected))
-        if modules not in self._sources:
-            self._sources[modules] = _sources(modules)
+    def start(self, job: J, losses: int) -> None:
+        held = _NOTHING
+        if job.shared is not None:
+            self.hold(job.shared)
+            held = self._placed[job.shared.name]
+        packed, modules = _packed(job.sent())
         share = {"num_cpus": 1, "num_gpus": int(self._device == "cuda")}
         # Tasks that fail are tried again by whoever uses this pool, which counts how often, and gives them less memory.
         task = self._ray.remote(max_retries=0, **share)(_compute)
         how = _How(self._device, self._shares, losses)
-        self._running[task.remote(self._versions, self._sources[modules], packed, self._placed[place], how)] = work, place
+        sources = [*held.sources, *self._sources_of(modules)]
+        self._running[task.remote(self._versions, sources, packed, held.place, how)] = job
 
-    def ended(self, seconds: float | None) -> Iterator[tuple[Work, dict[str, Any] | Lost]]:
+    def hold(self, shared: Shared) -> None:
+        if shared.name in self._placed:
+            return
+        try:
+            packed, modules = _packed(shared.load())
+            self._placed[shared.name] = _Held([self._ray.put(packed)], self._sources_of(modules))
+        except Exception as error:  # whatever is said by data that cannot be read, or by an object that cannot be pickled
+            if shared.needed:
+                raise shared.refused(self.size, one_line(error)) from error
+            self._placed[shared.name] = _NOTHING  # the job reads it itself, or tells why not
+
+    def _sources_of(self, modules: frozenset[str]) -> list[_Source]:
+        if modules not in self._sources:
+            self._sources[modules] = _sources(modules)
+        return self._sources[modules]
+
+    def ended(self, seconds: float | None) -> Iterator[tuple[J, Any]]:
         until, size = time.monotonic() + (sys.maxsize if seconds is None else seconds), self.size
         done: list[Any] = []
         while not done and (left := until - time.monotonic()) > 0 and self.size <= size:  # else there is room for more
@@ -98,45 +110,40 @@ class RayProcesses(Pool):
         if done:
             done, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         for task in done:
-            work, place = self._running.pop(task)
-            outcome = self._outcome(work, task)
+            job = self._running.pop(task)
+            outcome = self._outcome(job, task)
             if not isinstance(outcome, Lost):
-                self._release(place)
-            yield work, outcome
+                self._release()
+            yield job, outcome
 
-    def _outcome(self, work: Work, task: Any) -> dict[str, Any] | Lost:
+    def _outcome(self, job: J, task: Any) -> Any:
         errors = self._ray.exceptions
         device = self._device
         try:
-            found: dict[str, Any] | _Other = self._ray.get(task)
+            found: bytes | _Other = self._ray.get(task)
         except errors.OutOfMemoryError:
             return Lost("was ended by Ray because the memory of its machine ran out", device, by_memory=True)
         except errors.WorkerCrashedError:
             return Lost("was killed, perhaps by the system because memory ran out, or crashed", device)
         except errors.RayTaskError as error:  # what cannot be unpickled there, for one
-            return failed(work.cell, device, Failure.ERROR, described(error.cause))
+            return job.failed(device, error.cause)
         except errors.RayError:
             return Lost("was on a machine that left the cluster", device)
         if isinstance(found, _Other):
             raise self._refused(found)
-        return found
-
-    def _put(self, name: str, seed: int) -> list[Any]:
-        """The problem in the object store; nothing where it cannot be loaded or sent: the cell loads it, or tells why not."""
         try:
-            return [self._ray.put(problems.load(name, **{**self._study.problem_settings, "seed": seed}))]
-        except Exception:  # whatever is said by data that cannot be read, or by an object that cannot be pickled
-            return []
+            return pickle.loads(found)
+        except Exception as error:  # whatever is said by an object that cannot be unpickled here
+            return job.failed(device, error)
 
-    def _release(self, place: tuple[str, int]) -> None:
-        """Keep the problems of cells under way, and as many of the latest as the study has: its cells come seed by seed."""
-        used = {place for _, place in self._running.values()}
-        latest = list(self._placed)[-len(self._study.problems) :]
-        for one in self._placed.keys() - used - set(latest):
+    def _release(self) -> None:
+        """Keep what jobs under way share, and as much of the latest as is wanted: jobs that share something come one by one."""
+        used = {job.shared.name for job in self._running.values() if job.shared is not None}
+        for one in self._placed.keys() - used - set(list(self._placed)[-self._keep :]):
             del self._placed[one]
 
     def _look(self) -> None:
-        """Which machines there are, and how many cells each computes."""
+        """Which machines there are, and how many jobs each computes."""
         kinds = ("CPU", "GPU") if self._device == "cuda" else ("CPU",)
         alive = [one for one in self._ray.nodes() if one["Alive"]]
         self._shares = {
@@ -144,7 +151,7 @@ class RayProcesses(Pool):
         }
         self._looked = time.monotonic()
 
-    def __enter__(self) -> RayProcesses:
+    def __enter__(self) -> RayProcesses[J]:
         self._ray = _ray()
         if not self._ray.is_initialized():
             self._join()
@@ -196,7 +203,7 @@ class RayProcesses(Pool):
         }
         done, _ = self._ray.wait(list(tasks), num_returns=len(tasks), timeout=_ASKING)
         for task in done:
-            with suppress(self._ray.exceptions.RayError):  # a machine that has left; or one that will tell with its first cell
+            with suppress(self._ray.exceptions.RayError):  # a machine that has left; or one that will tell with its first job
                 machine, found = self._ray.get(task)
                 if found != self._versions:
                     raise self._refused(_Other(machine, found))
@@ -225,17 +232,32 @@ class RayProcesses(Pool):
 
 
 class _How(NamedTuple):
-    """How a cell is computed.
+    """How a job is computed.
 
     Attributes:
         device: where.
-        shares: of each machine, by its id in Ray, how many cells it computes at once.
+        shares: of each machine, by its id in Ray, how many jobs it computes at once.
         losses: how many processes that computed it were lost.
     """
 
     device: str
     shares: Mapping[str, int]
     losses: int
+
+
+class _Held(NamedTuple):
+    """Something that jobs share.
+
+    Attributes:
+        place: where it is in the object store, in a list so that Ray does not replace it; empty where it could not be sent.
+        sources: the modules without which it cannot be unpacked.
+    """
+
+    place: list[Any]
+    sources: Sequence[_Source]
+
+
+_NOTHING = _Held([], ())
 
 
 class _Other(NamedTuple):
@@ -281,7 +303,7 @@ def _asked() -> Callable[[], tuple[str, dict[str, str]]]:
         import platform
 
         try:
-            from stability.studies.cluster import versions
+            from stability.workers.cluster import versions
         except ImportError as error:
             return platform.node(), {"stability": f"not installed, or of another version ({error})"}
         return platform.node(), versions()
@@ -291,19 +313,19 @@ def _asked() -> Callable[[], tuple[str, dict[str, str]]]:
 
 def _compute(
     wanted: Mapping[str, str], sources: Sequence[_Source], packed: bytes, held: Sequence[Any], how: _How
-) -> dict[str, Any] | _Other:
-    """The record of a cell, in a task; or that this machine has other versions than are wanted."""
+) -> bytes | _Other:
+    """What came of a job, packed, in a task; or that this machine has other versions than are wanted."""
     if (found := versions()) != wanted:
         return _Other(platform.node(), found)
     ray = _ray()
     torch.set_num_threads(1)
     for source in sources:
         _know(source)
-    study, cell, expected = pickle.loads(packed)
+    job = pickle.loads(packed)
     sharing = 1 if how.device == "cuda" else how.shares.get(ray.get_runtime_context().get_node_id(), cores())
     budget = free_memory(torch.device(how.device)) // (2 * sharing * LESS**how.losses)
-    problem = ray.get(held[0]) if held else None
-    return run_cell(study, cell, how.device, budget, expected, problem=problem)
+    shared = pickle.loads(ray.get(held[0])) if held else None
+    return pickle.dumps(job.compute(Place(how.device, budget, how.losses), shared), pickle.HIGHEST_PROTOCOL)
 
 
 def _packed(what: object) -> tuple[bytes, frozenset[str]]:
