@@ -129,6 +129,7 @@ def _of_file(path: Path) -> _Found:
             file.write(_MAGIC)
         connection = sqlite3.connect(copy)
         try:
+            connection.execute("PRAGMA writable_schema = ON")  # else a file that was cut off is not read at all
             check_tables(path, connection)
             return _readable(connection, copy.stat().st_size // _LEAST)
         except sqlite3.DatabaseError:
@@ -138,7 +139,6 @@ def _of_file(path: Path) -> _Found:
 
 
 def _readable(connection: sqlite3.Connection, most: int) -> _Found:
-    connection.execute("PRAGMA writable_schema = ON")  # else a file that was cut off is not read at all
     heads: list[tuple[int, str]] = []
     with suppress(sqlite3.DatabaseError):
         heads = connection.execute("SELECT format, identity FROM study").fetchall()
