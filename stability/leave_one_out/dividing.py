@@ -28,13 +28,13 @@ from stability.training import Algorithm
 from stability.training.progress import SILENT, Counted, Stages
 from stability.workers.pools import LESS, TRIES, Job, Lost, Place, Pool, Shared
 
-__all__ = ["Divided", "Portion", "Subject"]
+__all__ = ["Divided", "Given", "Portion"]
 
 _MOST = 128  # replicas of a portion: what a worker that is lost costs at most, and enough to be computed at once
 _LOOK = 0.5  # seconds between two looks at how far the portions are
 
 
-class Subject:
+class Given:
     """What the portions of one measurement share.
 
     Args:
@@ -79,7 +79,7 @@ class Portion(Job):
         left_out: the numbers of the units, (a,).
         along: whether A(S) goes along.
         masks: those of the Sⁱ that are known already, by i.
-        shared: a :class:`Subject`.
+        shared: a :class:`Given`.
     """
 
     left_out: Tensor
@@ -128,13 +128,13 @@ class Divided:
     Args:
         pool: computes; it is entered already.
         retraining: the same trainings in this process.
-        subject: what the portions share.
+        given: what the portions share.
         told: is told what is being done.
     """
 
-    def __init__(self, pool: Pool[Portion], retraining: Retraining, subject: Subject, told: Stages) -> None:
+    def __init__(self, pool: Pool[Portion], retraining: Retraining, given: Given, told: Stages) -> None:
         self._pool, self._retraining, self._told = pool, retraining, told
-        self._shared = Shared(f"measurement {uuid.uuid4()}", lambda: subject, what="the problem or the algorithm")
+        self._shared = Shared(f"measurement {uuid.uuid4()}", lambda: given, what="the problem or the algorithm")
         pool.hold(self._shared)
         pool.warm()
 

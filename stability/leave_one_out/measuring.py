@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stability.checks import check_kind
 from stability.errors import MeasurementError, UsageError
-from stability.leave_one_out.dividing import Divided, Portion, Subject
+from stability.leave_one_out.dividing import Divided, Given, Portion
 from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Auto, Choice, Estimator
 from stability.leave_one_out.executor import Executor, Models, Part
@@ -126,8 +126,8 @@ def measure(
         if pool is None:
             return carried_out(_Replicated(retraining, told, memory), estimator, confidence, began)
         here = torch.device("cpu")
-        subject = Subject(given.to(here), algorithm, perturbation, own=masks.own, reselect=reselect, memory=memory)
-        divided = Divided(pool, retraining, subject, told)
+        shared = Given(given.to(here), algorithm, perturbation, own=masks.own, reselect=reselect, memory=memory)
+        divided = Divided(pool, retraining, shared, told)
         return carried_out(_Replicated(retraining, told, memory, divided), estimator, confidence, began)
 
 
