@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _failed(f"{error}; what was finished is kept", 1)
     except (KeyboardInterrupt, _StoppedError) as error:
-        kept = "; what was finished is kept, the same command goes on from there" if words[:1] in (["run"], ["compare"]) else ""
+        kept = "; what is finished is kept, and the same command goes on from there" if words[:1] in (["run"], ["compare"]) else ""
         return _failed(f"stopped{kept}", 143 if isinstance(error, _StoppedError) else 130)
     return 0
 

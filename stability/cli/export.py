@@ -23,7 +23,7 @@ Form = Literal["csv", "json", "parquet"]
 
 def export(
     *,
-    store: Annotated[Path, Parameter(help="SQLite file of results.")],
+    store: Annotated[Path, Parameter(help="Store of results: an SQLite file, or a folder NAME.d.")],
     format: Annotated[  # noqa: A002 - it is the name of the option
         Form | None, Parameter(help="Form of the table. By default the ending of --out tells, or else csv.")
     ] = None,

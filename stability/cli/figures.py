@@ -28,7 +28,7 @@ Sparsity = Annotated[float | None, Parameter(help="With ranks: of a method with 
 
 def figures(
     *,
-    store: Annotated[Path | None, Parameter(help="SQLite file of results.")] = None,
+    store: Annotated[Path | None, Parameter(help="Store of results: an SQLite file, or a folder NAME.d.")] = None,
     paper: Annotated[bool, Parameter(help="Draw ranks and tables of the published numbers; nothing is trained.")] = False,
     out: Annotated[Path, Parameter(help="Folder to draw into.")] = Path("figures"),
     only: Annotated[

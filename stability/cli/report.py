@@ -33,7 +33,7 @@ _CAPTIONS = {
 
 def report(
     *,
-    store: Annotated[Path, Parameter(help="SQLite file of results.")],
+    store: Annotated[Path, Parameter(help="Store of results: an SQLite file, or a folder NAME.d.")],
     out: Annotated[Path, Parameter(help="The page to write.")] = Path("report.html"),
     figures: Annotated[bool, Parameter(negative_bool="no-", help="Whether the page has the study's figures.")] = True,
 ) -> None:

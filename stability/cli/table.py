@@ -23,7 +23,7 @@ __all__ = ["table"]
 
 def table(
     *,
-    store: Annotated[Path | None, Parameter(help="SQLite file of results.")] = None,
+    store: Annotated[Path | None, Parameter(help="Store of results: an SQLite file, or a folder NAME.d.")] = None,
     paper: Annotated[published.Part | None, Parameter(help="The published Table 1 (main) or Table 2 (perturbation).")] = None,
     ranks: Annotated[bool, Parameter(help="Of a store: methods by tasks with ranks, as in the paper.")] = False,
     format: Annotated[  # noqa: A002 - it is the name of the option

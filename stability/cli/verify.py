@@ -33,7 +33,7 @@ def verify(
             "texts, and for methods of your own.",
         ),
     ],
-    store: Annotated[Path, Parameter(help="SQLite file of results.")],
+    store: Annotated[Path, Parameter(help="Store of results: an SQLite file, or a folder NAME.d.")],
     cells: Annotated[int, WHOLE, Parameter(help="How many cells to compute again, drawn at random.")] = 3,
     seed: Annotated[int, WHOLE, Parameter(help="Draws the cells.")] = 0,
     tolerance: Annotated[float, Parameter(help="The relative difference that is still called rounding.")] = TOLERANCE,

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from typing import Any
 from stability.errors import StabilityError
 from stability.studies.identity import from_json
 from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged, time_of, unusable, worker_of
-from stability.studies.packed import listed
+from stability.studies.packed import listed, lists_of
 
 __all__ = ["FolderLedger"]
 
@@ -26,13 +26,13 @@ class FolderLedger(Ledger):
 
     It needs nothing of the file system but that a file can be given a second name, and that this fails where the name is taken. So
     one of several processes gets the name, also on a network file system whose locks do not work. No file is ever changed, except
-    each worker's own, which is replaced. A cell that was tried ``a`` times before is claimed by the name ``key.a.t``; whoever takes
-    the claim of a dead worker makes the next ``t``.
+    that of a worker: it is replaced with each sign of life, and renamed when the worker left or is dead. A cell that was tried
+    ``a`` times before is claimed by the name ``key.a.t``; whoever takes the claim of a dead worker makes the next ``t``.
 
     Example:
         >>> import tempfile
         >>> ledger = FolderLedger(Path(tempfile.mkdtemp()) / "mine.d")
-        >>> ledger.create(6, '{"study": "mine"}')
+        >>> ledger.create(7, '{"study": "mine"}')
         >>> mine, other, wanted = Worker(), Worker(), {"a": Wanted("the first"), "b": Wanted("the second")}
         >>> ledger.claim(mine, wanted, most=1, dead=set()).mine
         {'a': 1}
@@ -56,19 +56,23 @@ class FolderLedger(Ledger):
         self._publish(self._study / "0.json", {"format": format_, "identity": identity})
 
     def heads(self) -> list[tuple[int, str]]:
-        last = max((self._number(one, one.stem) for one in self._study.glob("*.json")), default=0)
-        found = self._read(self._study / f"{last}.json", format=int, identity=str)
+        found = self._read(self._study / f"{self._last_head()}.json", format=int, identity=str)
         return [(found["format"], found["identity"])]
 
-    def become(self, format_: int, identity: str, records: Mapping[str, str]) -> None:
-        if records:
-            raise StabilityError(f"{self.path} is of an older format: use another --store, and --reuse this one")
-        if self.heads() != [(format_, identity)]:
-            places = [int(one.stem) for one in self._study.glob("*.json")]
-            self._publish(self._study / f"{max(places) + 1}.json", {"format": format_, "identity": identity})
-        else:
-            with _writing(self.path):  # what cannot be written to is found out now
-                self._temporary("").unlink()
+    def _last_head(self) -> int:
+        return max((self._number(one, one.stem) for one in self._study.glob("*.json")), default=0)
+
+    def become(self, format_: int, identity: str, change: Callable[[], Mapping[str, str]]) -> None:
+        while True:
+            last = self._last_head()
+            if change():
+                raise StabilityError(f"{self.path} is of an older format: use another --store, and --reuse this one")
+            if self.heads() == [(format_, identity)]:
+                with _writing(self.path):  # what cannot be written to is found out now
+                    self._temporary("").unlink()
+                return
+            if self._publish(self._study / f"{last + 1}.json", {"format": format_, "identity": identity}):
+                return  # else another process was quicker, and it is checked again
 
     def _tried(self) -> dict[str, int]:
         """Of each cell how many times it was tried."""
@@ -89,7 +93,11 @@ class FolderLedger(Ledger):
         tried = self._tried()
         kinds = {"identity": str, "record": str, "passing": bool, "finished": str}
         found = {name: self._read(self._cells / f"{name}.{count - 1}.json", **kinds) for name, count in tried.items()}
-        return dict(sorted(found.items(), key=lambda one: (one[1]["finished"], one[0])))
+        first = {  # what was tried again keeps its place
+            name: one if tried[name] == 1 else self._read(self._cells / f"{name}.0.json", finished=str)
+            for name, one in found.items()
+        }
+        return dict(sorted(found.items(), key=lambda one: (first[one[0]]["finished"], one[0])))
 
     def cells(self) -> list[tuple[str, str]]:
         return [(one["identity"], one["record"]) for one in self._each().values()]
@@ -99,7 +107,7 @@ class FolderLedger(Ledger):
 
     def details(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
         each = {name: self._cell(one)[1] for name, one in self._each().items() if name in keys}
-        return {name: {what: one for what, one in record.items() if isinstance(one, list | dict)} for name, record in each.items()}
+        return {name: lists_of(record) for name, record in each.items()}
 
     def _cell(self, file: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Identity and record."""
@@ -120,10 +128,13 @@ class FolderLedger(Ledger):
 
     def add(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            count = self._last(row.key)
-            if count and not self._read(self._cells / f"{row.key}.{count - 1}.json")["passing"]:
-                continue
-            self._publish(self._cells / f"{row.key}.{count}.json", {**row._asdict(), "finished": datetime.now(UTC).isoformat()})
+            written = False
+            while not written:  # another process may be quicker, with a failure that may pass
+                count = self._last(row.key)
+                if count and not self._read(self._cells / f"{row.key}.{count - 1}.json")["passing"]:
+                    break
+                now = {**row._asdict(), "finished": datetime.now(UTC).isoformat()}
+                written = self._publish(self._cells / f"{row.key}.{count}.json", now)
 
     def join(self, worker: Worker) -> None:
         self.beat(worker)
@@ -137,11 +148,19 @@ class FolderLedger(Ledger):
 
     def leave(self, worker: Worker) -> None:
         self._gone(worker.id)  # its claims stay, and are free
+        held = {one.worker for one in self.claims()}
+        for one in self.workers():
+            if one.gone and one.id not in held:
+                self._gone(one.id)
 
     def _gone(self, worker: str) -> None:
         """Say for all that a worker is no more. A file that is only missing may be one that a cache does not show yet."""
         with _writing(self.path), suppress(FileNotFoundError):
             (self._workers / f"{worker}.json").replace(self._workers / f"{worker}.left")
+
+    def _left(self, worker: str) -> bool:
+        """Whether a worker left or was taken for dead, and has given no sign of life since."""
+        return (self._workers / f"{worker}.left").exists() and not (self._workers / f"{worker}.json").exists()
 
     def workers(self) -> list[Worker]:
         return [worker_of(self.path, self._read(one)) for one in sorted(self._workers.glob("*.json"))]
@@ -167,7 +186,7 @@ class FolderLedger(Ledger):
                 answer.finished.add(name)
                 continue
             holder, tries = self._holder(name, before)
-            if holder is not None and holder not in dead and not (self._workers / f"{holder}.left").exists():
+            if holder is not None and holder not in dead and not self._left(holder):
                 answer.held[name] = holder
             elif not self._publish(self._claims / f"{name}.{before}.{tries + 1}.json", {"worker": worker.id, "what": what}):
                 answer.held[name] = self._holder(name, before)[0] or ""  # another process was quicker

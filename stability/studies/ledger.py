@@ -180,13 +180,14 @@ class Ledger(ABC):
         """The format, and JSON of the study's identity; exactly one unless it is damaged."""
 
     @abstractmethod
-    def become(self, format_: int, identity: str, records: Mapping[str, str]) -> None:
+    def become(self, format_: int, identity: str, change: Callable[[], Mapping[str, str]]) -> None:
         """Hold another study, or the same in a newer format, at once.
 
         Args:
             format_: the format.
             identity: JSON of what defines the study.
-            records: by key, JSON of the record of every cell, where the format is an older one.
+            change: called when nobody else changes the ledger any more. It checks that this may be, and gives JSON of the record
+                of every cell by its key, where the ledger is of an older format.
         """
 
     @abstractmethod
@@ -213,7 +214,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def add(self, rows: Sequence[Row]) -> None:
-        """Write finished cells, all at once, and end their claims.
+        """Write finished cells, and end their claims. One that is written is whole, whatever becomes of the others.
 
         A finished one is left as it is. One that was to be tried again is replaced.
         """
@@ -356,5 +357,5 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
-            with suppress(StabilityError):  # the next may be written
+            with suppress(StabilityError, OSError):  # the next may be written
                 self._ledger.beat(self._worker)

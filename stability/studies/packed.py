@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from stability.studies.identity import as_json, from_json
 
-__all__ = ["Packed", "is_number", "listed", "packed", "unpacked"]
+__all__ = ["Packed", "is_number", "listed", "lists_of", "packed", "unpacked"]
 
 _EXACT = 2**53  # whole numbers below are exact in 64 bits of floating point
 
@@ -57,13 +57,26 @@ def packed(identity: Mapping[str, Any], record: Mapping[str, Any]) -> Packed:
         return type(value)(0)
 
     mine = {name: emptied(value) for name, value in identity.items()}
-    details = {name: value for name, value in record.items() if isinstance(value, list | dict)}
+    details = lists_of(record)
     measured = {name: type(value)() if name in details else emptied(value) for name, value in record.items()}
     return Packed(
         as_json([mine, measured], sort_keys=False),
         struct.pack(f"<{len(numbers)}d", *numbers),
         as_json(details, sort_keys=False),
     )
+
+
+def lists_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record holds in lists and dictionaries.
+
+    Args:
+        record: what was measured.
+
+    Example:
+        >>> lists_of({"status": "ok", "each": [1, 2]})
+        {'each': [1, 2]}
+    """
+    return {name: value for name, value in record.items() if isinstance(value, list | dict)}
 
 
 def unpacked(form: str, numbers: bytes, details: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -153,7 +153,7 @@ class StudyResults:
         """Read the finished cells of a store.
 
         Args:
-            path: the SQLite file that :func:`stability.studies.run` wrote.
+            path: the store, a file or a folder, that :func:`stability.studies.run` wrote.
 
         Returns:
             The results; their table is empty where no cell is finished yet.

@@ -14,7 +14,7 @@ from stability.errors import StabilityError, UsageError
 from stability.machine import cores
 from stability.studies.cell import Expected, Work, failed
 from stability.studies.identity import as_json, difference, key
-from stability.studies.ledger import Heartbeat, Ledger, Row, Wanted, Watch, Worker
+from stability.studies.ledger import Answer, Heartbeat, Ledger, Row, Wanted, Watch, Worker
 from stability.studies.pace import Pace, Progress
 from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.store import Store
@@ -109,6 +109,7 @@ def run(
     on_start(turn.progress)
     if open_:
         with Heartbeat(held.ledger, Worker(what=pool.what)) as worker, pool:
+            held.confirm()
             turn.divided = _divided(pool, places, workers, open_)
             turn.work(worker, wait)
     return StudyResults.read(store)
@@ -225,7 +226,11 @@ class _Turn:
             self._look = time.monotonic() + _POLL
             known = {one.id: one for one in self._ledger.workers()}
             dead = self._watch.dead(known.get(one) or Worker(id=one, machine="") for one in set(self._held.values()))
-            answer = self._ledger.claim(worker, {name: self._wanted[name] for name in self._held}, free, dead)
+            holders = {one.key: one.worker for one in self._ledger.claims()}  # most often nothing changed, and nothing is written
+            ask = [name for name in self._held if holders.get(name) != self._held[name] or self._held[name] in dead]
+            answer = (
+                self._ledger.claim(worker, {name: self._wanted[name] for name in ask}, free, dead) if ask else Answer({}, set(), {})
+            )
             self._held = {name: one for name, one in self._held.items() if not answer.looked_at(name)} | answer.held
             self._drop(answer.finished)
             for name, tries in answer.mine.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stability.errors import StabilityError
+from stability.errors import StabilityError, UsageError
 from stability.studies.folder_ledger import FolderLedger
 from stability.studies.identity import as_json, key
 from stability.studies.ledger import Ledger, Row
@@ -70,6 +70,13 @@ def repaired(path: Path) -> Repair:
         raise StabilityError(f"there is no store {path}")
     if (count := _whole(path, ledger)) is not None:
         raise StabilityError(f"{path} is not damaged: all of its {count} cells can be read; it was left as it is")
+    working = []
+    with suppress(StabilityError):
+        working = [one for one in ledger.workers() if not one.gone]
+    if working:
+        raise UsageError(
+            f"process {working[0].process} on {working[0].machine.split()[0]} works on {path}: stop it, and repair then"
+        )
     heads, cells, lost = _of_folder(ledger) if isinstance(ledger, FolderLedger) else _of_file(path)
     if not heads:
         raise StabilityError(
@@ -83,12 +90,15 @@ def repaired(path: Path) -> Repair:
     made.create(*heads[-1])
     made.add(cells)
     made.close()
-    path.rename(aside)
+    if path.is_dir():
+        path.rename(aside)
+    else:
+        shutil.copy2(path, aside)
     for end in ("-wal", "-shm"):  # the log belongs to the file
         with suppress(FileNotFoundError):
             path.with_name(path.name + end).rename(aside.with_name(aside.name + end))
-    new.rename(path)
-    return Repair(len(cells), lost, aside)
+    new.replace(path)
+    return Repair(len({row.key for row in cells}), lost, aside)
 
 
 def _whole(path: Path, ledger: Ledger) -> int | None:

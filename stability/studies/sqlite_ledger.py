@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 import threading
@@ -46,7 +47,7 @@ class SqliteLedger(Ledger):
     Example:
         >>> import tempfile
         >>> ledger = SqliteLedger(Path(tempfile.mkdtemp()) / "mine.sqlite")
-        >>> ledger.create(6, '{"study": "mine"}')
+        >>> ledger.create(7, '{"study": "mine"}')
         >>> mine, other, wanted = Worker(), Worker(), {"a": Wanted("the first"), "b": Wanted("the second")}
         >>> ledger.join(mine)
         >>> ledger.claim(mine, wanted, most=1, dead=set()).mine
@@ -90,9 +91,9 @@ class SqliteLedger(Ledger):
     def heads(self) -> list[tuple[int, str]]:
         return self._all("SELECT format, identity FROM study")
 
-    def become(self, format_: int, identity: str, records: Mapping[str, str]) -> None:
+    def become(self, format_: int, identity: str, change: Callable[[], Mapping[str, str]]) -> None:
         with self._transaction() as connection:
-            if records:
+            if records := change():
                 attempt = "attempt" if "attempt" in self._columns() else "1"
                 old = connection.execute(f"SELECT key, passing, finished, {attempt} FROM cells ORDER BY rowid").fetchall()
                 mine = [json.loads(text) for text, _ in self.cells()]
@@ -171,7 +172,8 @@ class SqliteLedger(Ledger):
     def leave(self, worker: Worker) -> None:
         with self._transaction() as connection:
             connection.execute("DELETE FROM claims WHERE worker = ?", (worker.id,))
-            connection.execute("DELETE FROM workers WHERE id = ?", (worker.id,))
+            gone = [(worker.id,), *((one.id,) for one in self.workers() if one.gone)]
+            connection.executemany("DELETE FROM workers WHERE id = ? AND id NOT IN (SELECT worker FROM claims)", gone)
             (others,) = connection.execute("SELECT COUNT(*) FROM workers").fetchone()
         if not others:
             with suppress(StabilityError), self._connection() as connection:  # refused while another process has the file open
@@ -294,7 +296,13 @@ def check_tables(path: Path, connection: sqlite3.Connection) -> None:
         StabilityError: it holds something else.
     """
     journal = path.with_name(f"{path.name}-journal")
-    if journal.is_file() and journal.read_bytes().endswith(_SEVERAL):
+    end = b""
+    with suppress(FileNotFoundError):  # another process may just remove it
+        if journal.is_file():
+            with journal.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - len(_SEVERAL)))
+                end = file.read()
+    if end == _SEVERAL:
         raise StabilityError(f"{journal} names another file, which SQLite would remove: no store has such a journal, remove it")
     for kind, name, made in connection.execute("SELECT type, name, sql FROM sqlite_master"):
         plain = kind in ("table", "index") and (made is None or (isinstance(made, str) and _PLAIN.fullmatch(_KEYS.sub("", made))))

@@ -12,7 +12,7 @@ from stability.errors import StabilityError
 from stability.studies.folder_ledger import FolderLedger
 from stability.studies.identity import as_json, as_stored, difference, first_difference, from_json, key, without_code
 from stability.studies.ledger import Ledger, Row, damaged
-from stability.studies.packed import listed
+from stability.studies.packed import listed, lists_of
 from stability.studies.restated import flat, restated
 from stability.studies.sound import check_records
 from stability.studies.sqlite_ledger import SqliteLedger
@@ -26,6 +26,20 @@ READABLE = (3, 4, 5, 6, _FORMAT)
 _COMPLETE = 4  # the cells of older formats do not say which code and which data they belong to
 _RESTATED = 5  # records of older formats are estimated anew
 _FLAT = 7  # records of older formats hold numbers in lists
+
+
+def _locked(path: Path) -> bool:
+    """Whether a process of a version before store format 6 works on a store: it holds a lock on a file beside it."""
+    try:
+        import fcntl
+
+        with path.with_name(f"{path.name}.lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
 
 
 def ledger_at(path: Path) -> Ledger:
@@ -71,6 +85,8 @@ class Store:
         self.path = Path(path)
         self.ledger = ledger_at(self.path)
         if not self.ledger.exists():
+            if identity is None and self.path.exists():
+                raise StabilityError(f"{self.path} is empty: run its study again, or use another --store")
             if identity is None:
                 raise StabilityError(f"there is no store {self.path}: make one with 'stability run STUDY --store {self.path}'")
             try:
@@ -78,27 +94,49 @@ class Store:
             except OSError as error:
                 raise StabilityError(f"cannot make the folder of {self.path}: {error}") from error
             self.ledger.create(_FORMAT, as_json(identity))
-        heads = [(number, self._read(text)) for number, text in self.ledger.heads()]
-        if len(heads) != 1 or not isinstance(heads[0][1], dict):
-            raise damaged(self.path, "it does not say which study it holds")
-        self._format: int = heads[0][0]
-        self.identity: dict[str, Any] = heads[0][1]
-        if self._format not in READABLE:
-            raise StabilityError(f"{self.path} has format {self._format}, this program writes {_FORMAT}: use another --store")
+        self._format, self.identity = self._head()
         self.complete = self._format >= _COMPLETE
         if identity is not None:
             self._become(identity)
 
+    def _head(self) -> tuple[int, dict[str, Any]]:
+        heads = [(number, self._read(text)) for number, text in self.ledger.heads()]
+        if len(heads) != 1 or not isinstance(heads[0][1], dict):
+            raise damaged(self.path, "it does not say which study it holds")
+        if heads[0][0] not in READABLE:
+            raise StabilityError(f"{self.path} has format {heads[0][0]}, this program writes {_FORMAT}: use another --store")
+        return heads[0]
+
     def _become(self, identity: Mapping[str, Any]) -> None:
-        """Hold the study of this identity. It is written even where it is the same: what cannot be written to is found out now."""
+        """Hold the study of this identity. It is written also where it is the same, to find out now whether that is possible."""
         self.check_complete("its table and figures can still be made; to run the study again, use another --store")
-        # A store without a finished cell, on which nobody works, has nothing to lose: it may become that of another study.
-        if self.finished() or self.ledger.claims():
-            self.check(identity)
-        older = self._format < _FLAT
-        new = {key(one): as_json(record, sort_keys=False) for one, record in self.cells()} if older else {}
-        self.ledger.become(_FORMAT, as_json(identity), new)
+
+        def change() -> dict[str, str]:
+            self._format, self.identity = self._head()  # another process may have changed it
+            working = any(not one.gone for one in self.ledger.workers())
+            # A store without a finished cell, on which nobody works, has nothing to lose: it may become that of another study.
+            if self.finished() or self.ledger.claims() or working:
+                self.check(identity)
+            if self._format >= _FLAT:
+                return {}
+            if working or _locked(self.path):
+                raise StabilityError(
+                    f"{self.path} is of an older version, and a process of that version works on it: wait until it is done, or "
+                    "use another --store"
+                )
+            return {key(one): as_json(record, sort_keys=False) for one, record in self.cells()}
+
+        self.ledger.become(_FORMAT, as_json(identity), change)
         self.identity, self._format = as_stored(identity), _FORMAT
+
+    def confirm(self) -> None:
+        """Check that the store still holds the study that it was opened for: it cannot change any more while a worker is there.
+
+        Raises:
+            StabilityError: another process made it another study's before this one began to work.
+        """
+        mine, (_, self.identity) = self.identity, self._head()
+        self.check(mine)
 
     def check_complete(self, remedy: str) -> None:
         """Check that the cells say what they belong to, so that they can be taken for those of a study.
@@ -171,7 +209,7 @@ class Store:
             found = self.ledger.details(keys)
         else:
             every = {key(one): record for one, record in self.cells()}
-            found = {name: {what: one for what, one in every[name].items() if isinstance(one, list | dict)} for name in keys}
+            found = {name: lists_of(every[name]) for name in keys}
         if len(found) < len(set(keys)) or not all(isinstance(one, dict) for one in found.values()):
             raise damaged(self.path, "what its cells hold in lists is missing")
         check_records(self.path, found.values())

@@ -21,7 +21,7 @@ DETAILS = ("per_example", "prediction", "history", "failed_assumptions", "notes"
 """What a record holds in a list or a dictionary."""
 
 _NEEDED = ("status", "seed", "algorithm")
-_NAMES = {"asked_sparsity": "sparsity"}  # that which was asked for stands where none was measured
+_NAMES = {"asked_sparsity": "sparsity"}  # a cell without a measured p has the p that was asked for
 
 
 class _Form(NamedTuple):
@@ -158,6 +158,8 @@ def _forms(store: Store, texts: Iterable[str]) -> list[_Form | None]:
             numbers = tuple(_NAMES.get(name, name) for part in (mine, record) for name in part if is_number(part[name]))
         except (ValueError, TypeError, AttributeError) as error:
             raise damaged(store.path, error) from error
+        if any(name in DETAILS for name in numbers):
+            raise damaged(store.path, "a cell holds a number where a list should be")
         if any(both.get(name) is None for name in _NEEDED):
             raise damaged(store.path, "a cell has no record")
         check_records(store.path, [{name: value for name, value in both.items() if name not in DETAILS and not is_number(value)}])

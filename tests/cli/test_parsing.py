@@ -220,7 +220,7 @@ def test_ctrl_c_while_a_command_is_imported_is_told_in_a_line(
 
     monkeypatch.setattr("stability.cli.commands._call", interrupted)
     assert main(["run", "digits"]) == 130
-    assert capsys.readouterr().err == "stability: stopped; what was finished is kept, the same command goes on from there\n"
+    assert capsys.readouterr().err == "stability: stopped; what is finished is kept, and the same command goes on from there\n"
 
 
 def test_a_mask_that_training_finds_may_diverge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

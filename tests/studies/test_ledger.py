@@ -26,6 +26,7 @@ from stability.studies.ledger import Heartbeat, Ledger, Row, Wanted, Watch, Work
 from stability.studies.results import StudyResults
 from stability.studies.sqlite_ledger import SqliteLedger
 from stability.studies.store import Store, ledger_at
+from tests.studies.older import write_older
 
 FREE: set[str] = set()
 
@@ -34,7 +35,7 @@ FREE: set[str] = set()
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
     made = ledger_at(tmp_path / request.param)
     assert not made.exists()
-    made.create(6, '{"study": "mine"}')
+    made.create(7, '{"study": "mine"}')
     assert made.exists()
     return made
 
@@ -99,10 +100,98 @@ def test_cells_are_in_the_order_in_which_they_were_first_finished(ledger: Ledger
     for name in ("c", "a", "b"):
         ledger.add([row(name, passing=name == "c")])
         time.sleep(0.01)
-    if isinstance(ledger, SqliteLedger):
-        ledger.add([row("c", 1)])  # a folder tells when the last try of a cell ended
+    ledger.add([row("c", 1)])
     assert [json.loads(identity)["name"] for identity, _ in ledger.cells()] == ["c", "a", "b"]
     assert set(ledger.times()) == {"a", "b", "c"}
+
+
+def test_a_worker_that_was_taken_for_dead_and_goes_on_holds_what_it_claims(ledger: Ledger) -> None:
+    stalled, other, third = Worker(), Worker(), Worker()
+    for worker in (stalled, other, third):
+        ledger.join(worker)
+    assert ledger.claim(stalled, wanted("a"), 1, FREE).mine
+    assert ledger.claim(other, wanted("a"), 1, {stalled.id}).mine == {"a": 2}
+    ledger.beat(stalled)
+    assert ledger.claim(stalled, wanted("b"), 1, FREE).mine == {"b": 1}
+    assert ledger.claim(third, wanted("b"), 1, FREE).held == {"b": stalled.id}
+
+
+def test_a_worker_that_died_without_a_claim_is_forgotten(ledger: Ledger) -> None:
+    dead, alive = Worker(started=0.0), Worker()
+    ledger.join(dead)
+    ledger.join(alive)
+    assert dead.gone
+    assert not alive.gone
+    ledger.leave(alive)
+    assert ledger.workers() == []
+    ledger.close()
+    assert not list(ledger.path.parent.glob("*-wal"))
+
+
+def test_what_was_measured_counts_whatever_failed_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its look and its writing, another process writes a failure that may pass."""
+    ledger = FolderLedger(tmp_path / "mine.d")
+    ledger.create(7, '{"study": "mine"}')
+    last = FolderLedger._last
+
+    def late(self: FolderLedger, name: str) -> int:
+        count = last(self, name)
+        monkeypatch.undo()
+        self.add([row("a", "failed", passing=True)])
+        return count
+
+    monkeypatch.setattr(FolderLedger, "_last", late)
+    ledger.add([row("a", "measured")])
+    assert [json.loads(record)["value"] for _, record in ledger.cells()] == ["measured"]
+    assert ledger.attempts() == {"a": (False, 2)}
+
+
+@pytest.mark.parametrize("name", ["mine.sqlite", "mine.d"])
+def test_a_store_that_somebody_joined_does_not_become_that_of_another_study(name: str, tmp_path: Path) -> None:
+    mine, other = {"study": "mine", "algorithms": []}, {"study": "other", "algorithms": []}
+    store = Store(tmp_path / name, mine)
+    again = Store(tmp_path / name, other)  # nothing is lost by that: nobody worked on it
+    with (
+        Heartbeat(store.ledger, Worker()),
+        pytest.raises(StabilityError, match=r"was made with study = .*other.*, now it is .*mine"),
+    ):
+        store.confirm()
+    with Heartbeat(again.ledger, Worker()):
+        again.confirm()
+        with pytest.raises(StabilityError, match=r"was made with study"):
+            Store(tmp_path / name, mine)
+
+
+def test_an_older_store_is_not_renewed_under_a_process_that_works_on_it(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    path = tmp_path / "older.sqlite"
+    before = write_older(path, Path("figures/discontinuity.sqlite"), 5, lambda record: record)
+    with path.with_name("older.sqlite.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(StabilityError, match="is of an older version, and a process of that version works on it"):
+            Store(path, Store(path).identity)
+    assert path.read_bytes() == before
+    assert len(Store(path, Store(path).identity).records()) == 9
+
+
+def test_what_another_process_does_before_an_older_store_is_renewed_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second process opened it when it was old, and comes to write when it is new and has one cell more."""
+    path = tmp_path / "older.sqlite"
+    write_older(path, Path("figures/discontinuity.sqlite"), 5, lambda record: record)
+    identity = Store(path).identity
+    become = SqliteLedger.become
+
+    def late(self: SqliteLedger, *how: Any) -> None:
+        monkeypatch.undo()
+        Store(path, identity).add({"seed": 99}, {"status": "ok"})
+        become(self, *how)
+
+    monkeypatch.setattr(SqliteLedger, "become", late)
+    store = Store(path, identity)
+    assert len(store.records()) == 10
+    assert store.records()[-1] == {"seed": 99, "status": "ok"}
 
 
 def test_death_is_told_without_comparing_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +263,7 @@ def test_processes_that_start_at_once_share_a_new_store(name: str, tmp_path: Pat
 def test_a_folder_needs_no_lock_and_no_whole_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server gave the name, and its answer was lost: asked again it says that the name is taken. It is ours all the same."""
     mine = FolderLedger(tmp_path / "mine.d")
-    mine.create(6, "{}")
+    mine.create(7, "{}")
     link: Callable[..., None] = os.link
 
     def twice(source: Path, target: Path) -> None:

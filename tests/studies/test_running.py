@@ -156,7 +156,7 @@ def test_a_study_stops_at_once_with_one_line(number: int, code: int, workers: in
     assert process.returncode == code
     assert out == ""
     *progress, last = told.splitlines()
-    assert last == "stability: stopped; what was finished is kept, the same command goes on from there"
+    assert last == "stability: stopped; what is finished is kept, and the same command goes on from there"
     assert all(line.startswith("mine") for line in progress), progress
     assert Store(store).ledger.claims() == []
 
