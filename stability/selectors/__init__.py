@@ -12,19 +12,28 @@ from stability.selectors.inserted import Inserted
 from stability.selectors.moving import Course, Optimizer, Projected, Run
 from stability.selectors.projection import ChildPruning, DiffPruning
 from stability.selectors.random import Mixout, MixoutReset, Random
-from stability.selectors.rule import BitFit, FullTuning, MagPruning, TrainedMagPruning, magnitude
-from stability.selectors.second_order import SAM, Fisher
+from stability.selectors.rule import BitFit, FullTuning, TrainedMagPruning, magnitude
+from stability.selectors.scope import Scope
+from stability.selectors.scored import Calibrated, Evidence, Ranked
+from stability.selectors.scores import LIFT, SNIP, Fisher, Gradient, GraSP, MagPruning, PaFi, SynFlow, TaLoS, Taylor
+from stability.selectors.second_order import SAM
 
 __all__ = [
+    "LIFT",
     "SAM",
+    "SNIP",
     "Adapter",
     "BitFit",
+    "Calibrated",
     "ChildPruning",
     "Course",
     "DiffPruning",
+    "Evidence",
     "Fisher",
     "FromScores",
     "FullTuning",
+    "GraSP",
+    "Gradient",
     "Inserted",
     "LoRA",
     "MagPruning",
@@ -32,12 +41,18 @@ __all__ = [
     "MixoutReset",
     "Moving",
     "Optimizer",
+    "PaFi",
     "Peft",
     "Projected",
     "Random",
+    "Ranked",
     "Run",
+    "Scope",
     "ScoreFunction",
     "Selector",
+    "SynFlow",
+    "TaLoS",
+    "Taylor",
     "TrainedMagPruning",
     "from_scores",
     "magnitude",

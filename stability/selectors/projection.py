@@ -14,7 +14,8 @@ from stability.checks import check_flags, check_number, check_whole
 from stability.errors import UsageError
 from stability.selectors.base import Moving
 from stability.selectors.moving import Course, Projected, Run, check_burn_in
-from stability.selectors.top_k import Scope, top_k_of_rows
+from stability.selectors.scope import AnyScope
+from stability.selectors.top_k import top_k_of_rows
 
 __all__ = ["ChildPruning", "DiffPruning"]
 
@@ -48,7 +49,7 @@ class ChildPruning(Moving):
     """
 
     sparsity: float = field()
-    scope: Scope = "global"
+    scope: AnyScope = "global"
     _: KW_ONLY
     every: int = 2
     burn_in: int | None = None
@@ -108,7 +109,7 @@ class DiffPruning(Moving):
     """
 
     sparsity: float = field()
-    scope: Scope = "global"
+    scope: AnyScope = "global"
     _: KW_ONLY
     burn_in: int = 50
     every: int | None = None
@@ -188,7 +189,7 @@ class _Gated(Course):
         return self._step % self._method.every if self._method.every else self._step
 
     def _project(self) -> Tensor:
-        self.mask = top_k_of_rows(self._alpha, self._run.sizes, self._method.sparsity, self._method.scope)
+        self.mask = top_k_of_rows(self._alpha, self._run.shapes, self._method.sparsity, self._method.scope)
         self._held = self._run.held(self.mask)
         self._values = self._run.put_back(self._values, self.mask)
         return self.mask

@@ -13,9 +13,10 @@ from stability.masks import Mask
 from stability.problems.problem import Problem
 from stability.selectors.base import Moving, Selector
 from stability.selectors.moving import Course, Projected, Run, check_burn_in
-from stability.selectors.top_k import Scope, top_k
+from stability.selectors.scope import AnyScope
+from stability.selectors.scores import MagPruning
 
-__all__ = ["BitFit", "FullTuning", "MagPruning", "TrainedMagPruning", "magnitude"]
+__all__ = ["BitFit", "FullTuning", "TrainedMagPruning", "magnitude"]
 
 
 @dataclass(frozen=True)
@@ -59,29 +60,6 @@ class BitFit(Selector):
 
 
 @dataclass(frozen=True)
-class MagPruning(Selector):
-    """The ⌊pm⌋ pretrained parameters of largest |θ⁰| (Han et al. 2015; Lee et al. 2021; Fu et al. 2023, Table 1, *MagPruning*).
-
-    Attributes:
-        sparsity: p ∈ (0, 1].
-        scope: compete over all parameters (``global``) or within each tensor (``tensor``, as in the code of Fu et al.).
-
-    Example:
-        >>> from stability import load
-        >>> MagPruning(sparsity=0.01).select(load("digits"), seed=0).count
-        264
-    """
-
-    sparsity: float = field()
-    scope: Scope = "global"
-
-    name: ClassVar[str] = "magnitude"
-
-    def select(self, problem: Problem, seed: int) -> Mask:
-        return top_k({n: t.abs() for n, t in problem.pretrained.items()}, self.sparsity, self.scope)
-
-
-@dataclass(frozen=True)
 class TrainedMagPruning(Moving):
     """The ⌊pm⌋ parameters of largest |θ| after a burn-in, as in the code of Fu et al. 2023.
 
@@ -104,7 +82,7 @@ class TrainedMagPruning(Moving):
     """
 
     sparsity: float = field()
-    scope: Scope = "global"
+    scope: AnyScope = "global"
     burn_in: int = field(kw_only=True)
     reset: bool = field(default=False, kw_only=True)
 
@@ -121,7 +99,7 @@ class TrainedMagPruning(Moving):
         return Projected(run, lambda values, _: values.abs(), self.sparsity, self.scope, burn_in=self.burn_in, reset=self.reset)
 
 
-def magnitude(sparsity: float, scope: Scope = "global", *, burn_in: int = 0, reset: bool = False) -> Selector:
+def magnitude(sparsity: float, scope: AnyScope = "global", *, burn_in: int = 0, reset: bool = False) -> Selector:
     """Selection by magnitude under one name: :class:`MagPruning`, or with a burn-in :class:`TrainedMagPruning`.
 
     Args:

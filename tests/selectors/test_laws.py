@@ -35,7 +35,7 @@ from stability.selectors import (
     magnitude,
 )
 from stability.selectors.naming import SELECTORS
-from stability.selectors.top_k import count_for
+from stability.selectors.scope import count_for
 from stability.training.replicas import Replicas, train
 from tests.reference import as_double, leaving_out
 

@@ -254,7 +254,7 @@ def test_diffpruning_s_slopes_are_autograd_s(burn_in: int, every: int | None, ro
 def _run(origin: Tensor, m: int) -> Run:
     algorithm = FineTuning(Mixout(), steps=4, learning_rate=3e-3, schedule="constant")
     made = algorithm.optimizer(Clock())
-    return Run(origin=origin, rows=1, sizes=[m], steps=4, optimizer=made, draws=generator(0, "selection"))
+    return Run(origin=origin, rows=1, shapes={"w": (m,)}, steps=4, optimizer=made, draws=generator(0, "selection"))
 
 
 @pytest.mark.parametrize(

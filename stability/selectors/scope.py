@@ -1,0 +1,287 @@
+"""Where the coordinates of highest score are looked for: :class:`Scope`."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias, get_args
+
+from stability.checks import check_choice, check_sparsity
+from stability.errors import UsageError
+
+__all__ = ["AnyScope", "Budget", "Scope", "Section", "Within", "count_for", "layer_of"]
+
+Within: TypeAlias = Literal["global", "tensor", "row", "layer", "type"]
+"""Which coordinates compete with each other, as one word."""
+
+Budget: TypeAlias = Literal["proportional", "equal", "erk"]
+"""How many coordinates each group gets."""
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which coordinates compete for the k = ⌊pm⌋ places, and how many places each group of them has.
+
+    p is a fraction of all m pretrained coordinates, also where only some tensors may be chosen from. With one group k
+    coordinates are chosen. With several, group i of m_i coordinates and weight w_i gets ⌊min(m_i, ε w_i)⌋, where ε is the number
+    for which these add up to pm before they are rounded.
+
+    A selector takes a scope, or the word for ``within`` where nothing else is set: ``SAM(0.05, scope="row")``.
+
+    Attributes:
+        within: the groups. ``global``: one group of all coordinates, as in the theory of Fu et al. 2023. ``tensor``: each tensor,
+            as in their code. ``row``: each row of a tensor, which holds the weights of one output of a linear layer, as in GPS
+            (Zhang et al. 2024); a tensor of one dimension is one row. ``layer``: all tensors of one layer, which are those whose
+            names agree up to the first number; tensors of no layer are one group. ``type``: tensors of one name in all layers.
+        only: patterns such as ``*.query.*``: the tensors that may be chosen from are those whose names match one of them. Case
+            does not count. Empty for all tensors.
+        without: patterns of tensors that may not be chosen from, such as ``*norm*``.
+        budget: the weight w of a group. ``proportional``: its number of coordinates, so that without patterns each gets the
+            fraction p. ``equal``: 1. ``erk``: for each tensor the sum of its dimensions, so that small tensors get a larger share
+            (Erdős–Rényi kernel, Evci et al. 2020, *RigL*).
+
+    Raises:
+        UsageError: an unknown word, a pattern that is no text, or a budget for one group; on selecting: a pattern that matches no
+            tensor, a p for which there are too few coordinates, or one that selects nothing in some row.
+
+    Example:
+        >>> from stability import load
+        >>> from stability.selectors import SAM
+        >>> SAM(0.01, scope=Scope("type", only="*.mlp.*")).select(load("digits"), seed=0)
+        Mask(k=262, m=26432)
+    """
+
+    within: Within = "global"
+    _: KW_ONLY
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    budget: Budget = "proportional"
+
+    def __post_init__(self) -> None:
+        check_choice(get_args(Within), scope=self.within)
+        check_choice(get_args(Budget), budget=self.budget)
+        for name in ("only", "without"):
+            given: Any = getattr(self, name)
+            patterns = (given,) if isinstance(given, str) else tuple(given)
+            if odd := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+                raise UsageError(f"{name} = {odd[0]!r}: use patterns of names, such as '*.query.*'")
+            object.__setattr__(self, name, patterns)
+        if self.within == "global" and self.budget != "proportional":
+            raise UsageError(f"budget = {self.budget!r} divides k over groups, and scope 'global' is one group: use another scope")
+
+    def settings(self) -> str | dict[str, Any]:
+        """What defines the scope, as plain values: the word for ``within`` where nothing else is set."""
+        own = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+        if own.keys() <= {"within"}:
+            return self.within
+        return {"within": self.within, **{name: list(v) if isinstance(v, tuple) else v for name, v in own.items()}}
+
+    def sections(self, shapes: Shapes, sparsity: float) -> tuple[Section, ...]:
+        """The groups, and how many coordinates are chosen in each.
+
+        Args:
+            shapes: the shape of every tensor, by name.
+            sparsity: p ∈ (0, 1].
+
+        Raises:
+            UsageError: a pattern matches no tensor, there are fewer coordinates than places, or nothing is selected.
+
+        Example:
+            >>> for section in Scope("row").sections({"a": (2, 4), "b": (3,)}, 0.5):
+            ...     print(section)
+            Section(tensors=(0,), rows=2, count=2)
+            Section(tensors=(1,), rows=1, count=1)
+        """
+        return _sections(self, tuple(shapes.items()), sparsity)
+
+    def chosen_from(self, names: Sequence[str]) -> list[str]:
+        """The tensors that may be chosen from.
+
+        Args:
+            names: the names of all tensors.
+
+        Raises:
+            UsageError: a pattern matches no tensor, or no tensor is left.
+
+        Example:
+            >>> Scope(without="*norm*").chosen_from(["a.weight", "layernorm.weight"])
+            ['a.weight']
+        """
+        for option in ("only", "without"):
+            for pattern in getattr(self, option):
+                if not any(_matches(name, pattern) for name in names):
+                    raise UsageError(f"{option} = {pattern!r} matches no tensor: {_nearest(pattern, names)}")
+        left = [name for name in names if not self.only or any(_matches(name, one) for one in self.only)]
+        left = [name for name in left if not any(_matches(name, one) for one in self.without)]
+        if not left:
+            raise UsageError(f"only = {list(self.only)} and without = {list(self.without)} leave no tensor: leave one of them out")
+        return left
+
+
+AnyScope: TypeAlias = "Scope | Within"
+"""A scope, or the word for its ``within`` where nothing else is set."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Coordinates that compete with each other: those of some tensors, or each row of a tensor by itself.
+
+    Attributes:
+        tensors: the places of its tensors among all.
+        rows: how many rows compete by themselves; 1 for all coordinates together.
+        count: how many coordinates are chosen in each row.
+
+    Example:
+        >>> Section(tensors=(0, 2), rows=1, count=5).count
+        5
+    """
+
+    tensors: tuple[int, ...]
+    rows: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows of equal length, each with its size and its weight."""
+
+    tensors: tuple[int, ...]
+    rows: int
+    size: int
+    weight: float
+
+
+def count_for(sparsity: float, m: int) -> int:
+    """⌊pm⌋, the number of coordinates that may change.
+
+    A p that is a rounded number counts as the number before rounding: 0.29 of 100 is 29, and k/m of m is k, although both
+    products are a little less in floating point.
+
+    Args:
+        sparsity: p ∈ (0, 1], the fraction of coordinates that *may* change: a small p means very sparse.
+        m: the number of coordinates to choose from.
+
+    Returns:
+        k ≥ 1.
+
+    Raises:
+        UsageError: p outside (0, 1], or ⌊pm⌋ = 0.
+
+    Example:
+        >>> count_for(0.29, 100)
+        29
+    """
+    check_sparsity(sparsity)
+    k = _floor(sparsity, m)
+    if k == 0:
+        raise UsageError(
+            f"sparsity p = {sparsity} selects nothing of m = {m} coordinates (pm = {sparsity * m:.3g} < 1): use p ≥ {1 / m:.3g}"
+        )
+    return k
+
+
+def layer_of(name: str) -> str:
+    """The layer of the model that a part belongs to: its name up to the first number. Empty where it has none.
+
+    Args:
+        name: of a module or a parameter.
+
+    Example:
+        >>> layer_of("vit.layers.2.mlp.fc1.bias"), layer_of("vit.layernorm.bias")
+        ('vit.layers.2', '')
+    """
+    first = re.match(r"(.*?\.)?\d+(?=\.)", name)
+    return first.group() if first else ""
+
+
+@lru_cache(maxsize=256)
+def _sections(scope: Scope, shapes: tuple[tuple[str, tuple[int, ...]], ...], sparsity: float) -> tuple[Section, ...]:
+    m = sum(math.prod(shape) for _, shape in shapes)
+    k = count_for(sparsity, m)
+    kept = set(scope.chosen_from([name for name, _ in shapes]))
+    places = [place for place, (name, shape) in enumerate(shapes) if name in kept and 0 not in shape]
+    groups = _groups(scope, shapes, places)
+    there = sum(group.rows * group.size for group in groups)
+    if k > there:
+        raise UsageError(
+            f"sparsity p = {sparsity} is k = {k} of all m = {m} coordinates, and the tensors that may be chosen from have {there}: "
+            f"use p ≤ {_rounded(there / m, down=True)}, or more tensors"
+        )
+    counts = [k] if len(groups) == 1 and groups[0].rows == 1 else _counts(groups, sparsity, m)
+    if scope.within == "row" and 0 in counts:
+        least = sum(g.rows * min(g.size, g.weight / min(one.weight for one in groups)) for g in groups) / m
+        empty = groups[counts.index(0)]
+        raise UsageError(
+            f"sparsity p = {sparsity} selects nothing in a row of {shapes[empty.tensors[0]][0]!r}, which has {empty.size} "
+            f"coordinates: use p ≥ {_rounded(least)}, or leave tensors out (without)"
+        )
+    if not any(counts):
+        raise UsageError(
+            f"sparsity p = {sparsity} selects nothing within any single {scope.within}: use a larger p or scope='global'"
+        )
+    return tuple(Section(group.tensors, group.rows, count) for group, count in zip(groups, counts, strict=True))
+
+
+def _groups(scope: Scope, shapes: Sequence[tuple[str, tuple[int, ...]]], places: Sequence[int]) -> list[_Group]:
+    """The groups of the tensors at some places, in the order in which they begin."""
+    keys: dict[str, Callable[[str], str]] = {
+        "global": lambda _: "",
+        "tensor": lambda name: name,
+        "row": lambda name: name,
+        "layer": layer_of,
+        "type": lambda name: ".".join("*" if part.isdigit() else part for part in name.split(".")),
+    }
+    members: dict[str, list[int]] = {}
+    for place in places:
+        members.setdefault(keys[scope.within](shapes[place][0]), []).append(place)
+    groups = []
+    for mine in members.values():
+        size = sum(math.prod(shapes[place][1]) for place in mine)
+        rows = shapes[mine[0]][1][0] if scope.within == "row" and len(shapes[mine[0]][1]) > 1 else 1
+        weight = {"proportional": float(size), "equal": float(rows), "erk": float(sum(sum(shapes[place][1]) for place in mine))}
+        groups.append(_Group(tuple(mine), rows, size // rows, weight[scope.budget] / rows))
+    return groups
+
+
+def _counts(groups: Sequence[_Group], sparsity: float, m: int) -> list[int]:
+    """How many coordinates each row of each group gets. Groups that would get more than they have are full, and others get more."""
+    full: set[int] = set()
+    while True:
+        weights = sum(group.rows * group.weight for place, group in enumerate(groups) if place not in full)
+        taken = sum(groups[place].rows * groups[place].size for place in full)
+        # Of all coordinates in proportion this is p itself, to the bit: a count is then the same whatever else is selected.
+        rate = sparsity * (m / weights) - taken / weights if weights else 0.0
+        more = {place for place, group in enumerate(groups) if place not in full and rate * group.weight >= group.size}
+        if not more:
+            return [group.size if place in full else _floor(rate, group.weight) for place, group in enumerate(groups)]
+        full |= more
+
+
+def _floor(rate: float, weight: float) -> int:
+    return math.floor(rate * weight * (1 + 2**-50))
+
+
+def _rounded(p: float, down: bool = False) -> float:
+    """A fraction in few digits, rounded so that it still serves."""
+    scale = 10.0 ** (3 - math.floor(math.log10(p)))
+    return (math.floor(p * scale * (1 + 1e-12)) if down else math.ceil(p * scale * (1 - 1e-12))) / scale
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name.lower(), pattern.lower())
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> str:
+    """The names that are most like a pattern, as words of a message: by one of their parts, or as a whole."""
+    wanted = pattern.strip("*.").lower()
+    parts = {part.lower(): name for name in reversed(names) for part in name.split(".") if not part.isdigit()}
+    alike = difflib.get_close_matches(wanted, parts, n=3, cutoff=0.6)
+    found = [parts[one] for one in alike] or difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or list(names[:3])
+    return f"the nearest names are {', '.join(dict.fromkeys(found))}"
