@@ -60,8 +60,8 @@ class Scope:
 
     within: Within = "global"
     _: KW_ONLY
-    only: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
+    only: str | tuple[str, ...] = ()
+    without: str | tuple[str, ...] = ()
     budget: Budget = "proportional"
 
     def __post_init__(self) -> None:
@@ -118,10 +118,11 @@ class Scope:
             for pattern in getattr(self, option):
                 if not any(_matches(name, pattern) for name in names):
                     raise UsageError(f"{option} = {pattern!r} matches no tensor: {_nearest(pattern, names)}")
-        left = [name for name in names if not self.only or any(_matches(name, one) for one in self.only)]
-        left = [name for name in left if not any(_matches(name, one) for one in self.without)]
+        only, without = tuple(self.only), tuple(self.without)
+        left = [name for name in names if not only or any(_matches(name, one) for one in only)]
+        left = [name for name in left if not any(_matches(name, one) for one in without)]
         if not left:
-            raise UsageError(f"only = {list(self.only)} and without = {list(self.without)} leave no tensor: leave one of them out")
+            raise UsageError(f"only = {list(only)} and without = {list(without)} leave no tensor: leave one of them out")
         return left
 
 

@@ -178,8 +178,8 @@ def _rows(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
 
 def _own_labels(problem: Problem, logits: Tensor) -> Tensor:
     """The probability of each label under the model, exp(−ℓ), float64 (B, C)."""
-    like = problem.train.labels[:1].expand(len(logits))
-    if not like.is_floating_point():
+    if not problem.train.labels.is_floating_point():
+        like = problem.train.labels[:1].expand(len(logits))
         with torch.no_grad():
             losses = [problem.loss(logits, torch.full_like(like, label)) for label in range(logits.shape[1])]
         shares = torch.stack(losses, dim=1).double().neg().exp()

@@ -1,0 +1,206 @@
+"""Scopes against plain loops: who competes with whom, and for how many places."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from stability import Problem, UsageError
+from stability.selectors import SAM, ChildPruning, Gradient, MagPruning, Random, Scope, from_scores
+from stability.selectors.code import code_of
+from stability.selectors.naming import selector_named
+from stability.selectors.scope import Within
+from stability.selectors.top_k import top_k, top_k_of_rows
+from stability.studies import Study
+from stability.studies.rebuilt import rebuilt
+from stability.training import FineTuning
+
+SHAPES = {
+    "embeddings.weight": (7, 4),
+    "layers.0.query.weight": (4, 4),
+    "layers.0.query.bias": (4,),
+    "layers.0.norm.weight": (4,),
+    "layers.1.query.weight": (4, 4),
+    "layers.1.query.bias": (4,),
+    "layers.1.norm.weight": (4,),
+    "layers.1.conv.weight": (3, 2, 2, 2),
+    "pooler.token": (1, 1, 5),
+}
+WITHIN: tuple[Within, ...] = get_args(Within)
+M = sum(math.prod(shape) for shape in SHAPES.values())
+EVERY = [
+    *(Scope(within) for within in WITHIN),
+    *(Scope(within, budget="equal") for within in WITHIN[1:]),
+    *(Scope(within, budget="erk") for within in WITHIN[1:]),
+    *(Scope(within, only=("*query*", "*conv*")) for within in WITHIN),
+    *(Scope(within, without=("*NORM*", "embeddings*")) for within in WITHIN),
+    Scope("tensor", only="layers*", without="*bias", budget="erk"),
+]
+
+
+def described(scope: Scope) -> str:
+    return str(scope.settings())
+
+
+def groups(scope: Scope) -> list[tuple[list[tuple[str, int]], float]]:
+    """Each group as a list of its coordinates (tensor, flat index), with its weight, by loops."""
+    found: dict[Any, list[tuple[str, int]]] = {}
+    for name, shape in SHAPES.items():
+        wanted = not scope.only or any(part.strip("*").lower() in name for part in scope.only)
+        if not wanted or any(part.strip("*").lower() in name for part in scope.without):
+            continue
+        for index in range(math.prod(shape)):
+            row = index // math.prod(shape[1:]) if len(shape) > 1 else 0
+            layer = name.split(".")[1] if name.startswith("layers") else "none"
+            kind = name.replace(".0.", ".*.").replace(".1.", ".*.")
+            key = {"global": "", "tensor": name, "row": (name, row), "layer": layer, "type": kind}[scope.within]
+            found.setdefault(key, []).append((name, index))
+    density = {name: sum(shape) / math.prod(shape) for name, shape in SHAPES.items()}
+    weights: list[float] = {
+        "proportional": [float(len(members)) for members in found.values()],
+        "equal": [1.0 for _ in found],
+        "erk": [sum(density[name] for name, _ in members) for members in found.values()],
+    }[scope.budget]
+    return list(zip(found.values(), weights, strict=True))
+
+
+def expected(scope: Scope, scores: dict[str, np.ndarray], p: float) -> set[tuple[str, int]]:
+    """ε by bisection, and the first of the largest of each group by sorting."""
+    each = groups(scope)
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        asked = sum(min(len(members), middle * weight) for members, weight in each)
+        low, high = (middle, high) if asked < p * M else (low, middle)
+    chosen = set()
+    for members, weight in each:
+        count = math.floor(min(len(members), high * weight) + 1e-9)
+        order = sorted(range(len(members)), key=lambda i: (-scores[members[i][0]].flat[members[i][1]], i))
+        chosen |= {members[i] for i in order[:count]}
+    return chosen
+
+
+@pytest.mark.parametrize("scope", EVERY, ids=described)
+def test_scopes_against_plain_loops(scope: Scope) -> None:
+    draw = np.random.default_rng(0)
+    compared = 0
+    for p, ties in itertools.product((0.1, 0.25, 0.3, 0.5, 0.9, 1.0), (False, True)):
+        raw = {name: draw.integers(0, 4, shape) if ties else draw.standard_normal(shape) for name, shape in SHAPES.items()}
+        scores = {name: torch.from_numpy(np.asarray(value, dtype=np.float64)) for name, value in raw.items()}
+        try:
+            mask = top_k(scores, p, scope)
+        except UsageError as error:
+            there = sum(len(members) for members, _ in groups(scope))
+            assert "nothing in a row" in str(error) or p * M > there  # noqa: PT017
+            continue
+        found = {(name, int(i)) for name, index in mask.indices.items() for i in index}
+        assert found == expected(scope, {name: np.asarray(value) for name, value in raw.items()}, p)
+        compared += 1
+    assert compared >= 2
+
+
+@pytest.mark.parametrize("scope", EVERY, ids=described)
+def test_replicas_choose_as_each_would_alone(scope: Scope) -> None:
+    scores = torch.rand(3, M, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores[1, ::3] = 0.5
+    scores[2, ::7] = torch.nan
+    at_once = top_k_of_rows(scores, SHAPES, 0.5, scope)
+    assert torch.equal(at_once, torch.cat([top_k_of_rows(row.unsqueeze(0), SHAPES, 0.5, scope) for row in scores]))
+    assert len(set(at_once.sum(1).tolist())) == 1
+
+
+@pytest.mark.parametrize("scope", [one for one in EVERY if one.within == "row"], ids=described)
+def test_the_least_p_of_a_row_is_named_and_serves(scope: Scope) -> None:
+    scores = {name: torch.rand(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    with pytest.raises(UsageError, match=r"selects nothing in a row of .*: use p ≥ 0\.\d+, or leave tensors out") as caught:
+        top_k(scores, 0.05, scope)
+    least = float(str(caught.value).partition("p ≥ ")[2].partition(",")[0])
+    assert top_k(scores, least, scope).count > 0
+    with pytest.raises(UsageError, match="selects nothing in a row"):
+        top_k(scores, 0.99 * least, scope)
+
+
+def test_the_most_p_of_some_tensors_is_named_and_serves() -> None:
+    scores = {name: torch.rand(shape) for name, shape in SHAPES.items()}
+    scope = Scope(only="*.bias")
+    with pytest.raises(UsageError, match=rf"k = {M // 2} of all m = {M} .* have 8: use p ≤ 0\.0\d+, or more") as caught:
+        top_k(scores, 0.5, scope)
+    most = float(str(caught.value).partition("p ≤ ")[2].partition(",")[0])
+    assert top_k(scores, most, scope).count == 8 - 1  # p is rounded down: ⌊pm⌋ is 7 or 8
+    assert top_k(scores, 8 / M, scope).count == 8
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Scope("head"), "unknown scope 'head': use global, tensor, row, layer or type"),  # type: ignore[arg-type]
+        (lambda: Scope("tensor", budget="fair"), "unknown budget 'fair'"),  # type: ignore[arg-type]
+        (lambda: Scope(budget="equal"), "'global' is one group"),
+        (lambda: Scope(only=(3,)), "only = 3: use patterns"),  # type: ignore[arg-type]
+        (lambda: selector_named("sam", 0.1, only="*.query.*", budget="equal"), "'global' is one group"),
+        (lambda: selector_named("sam", 0.1, scope={"within": "row", "onyl": "*"}), "has no onyl: leave it out; did you mean only"),
+        (lambda: selector_named("bitfit", only="*"), "selector 'bitfit' has no only"),
+    ],
+)
+def test_senseless_scopes_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("scope", "message"),
+    [
+        (Scope(only="*.qury.*"), r"only = '\*\.qury\.\*' matches no tensor: the nearest names are layers\.0\.query\.weight"),
+        (Scope(without="*.nrom.*"), r"without = '\*\.nrom\.\*' matches no tensor: the nearest names are layers\.0\.norm"),
+        (Scope(only="*"), None),
+        (Scope(only="*.query.*", without="layers*"), "leave no tensor"),
+    ],
+)
+def test_patterns_that_match_nothing_are_refused(scope: Scope, message: str | None) -> None:
+    scores = {name: torch.rand(shape) for name, shape in SHAPES.items()}
+    if message is None:
+        assert top_k(scores, 0.5, scope).equals(top_k(scores, 0.5))
+        return
+    with pytest.raises(UsageError, match=message):
+        top_k(scores, 0.1, scope)
+
+
+def test_a_scope_is_one_setting_however_it_is_given() -> None:
+    """A word, a scope, a table and settings beside it; the word alone is what it was before there were scopes."""
+    assert SAM(0.1, scope=Scope("tensor")).settings() == SAM(0.1, scope="tensor").settings()
+    assert SAM(0.1, scope=Scope("tensor")).settings()["scope"] == "tensor"
+    whole = Scope("row", only=("*.query.*",), without=("*bias",))
+    told = {"within": "row", "only": ["*.query.*"], "without": ["*bias"]}
+    assert Random(0.1, scope=whole).settings()["scope"] == told
+    assert code_of(Random, whole) is None  # told in plain values, and so no code
+    for made in (
+        selector_named("random", 0.1, scope=told),
+        selector_named("random", 0.1, scope="row", only="*.query.*", without=["*bias"]),
+        selector_named("random", 0.1, scope={"within": "row", "without": "*bias"}, only=["*.query.*"]),
+        selector_named("random", 0.1, scope=dataclasses.replace(whole, only=()), only="*.query.*"),
+    ):
+        assert made == Random(0.1, scope=whole)
+
+
+def test_a_stored_scope_makes_the_study_again() -> None:
+    algorithms = tuple(FineTuning(kind(0.1, scope=Scope("tensor", without="*norm*"))) for kind in (Gradient, ChildPruning))
+    study = Study("scoped", "digits", algorithms, (0,), problem_settings={"n": 20})
+    assert rebuilt(study.identity()).algorithms == study.algorithms
+
+
+def test_moving_methods_and_score_functions_have_scopes_too(digits: Problem) -> None:
+    from stability import train
+
+    scope = Scope("type", only="*.mlp.*weight")
+    masks = train(digits, FineTuning(ChildPruning(0.02, scope=scope), steps=2)).masks
+    mine = from_scores(lambda problem, draw: {n: t.abs() for n, t in problem.pretrained.items()}, 0.02, scope)
+    for mask in (masks[0], mine.select(digits, 0), MagPruning(0.02, scope=scope).select(digits, 0)):
+        per_type = {kind: sum(len(i) for n, i in mask.indices.items() if kind in n) for kind in ("fc1", "fc2")}
+        assert per_type == {"fc1": int(0.02 * digits.m) // 2, "fc2": int(0.02 * digits.m) // 2}
+        assert all(".mlp." in name and name.endswith("weight") for name in mask.indices)
