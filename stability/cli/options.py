@@ -199,7 +199,8 @@ class Method:
             raise UsageError(
                 f"one method at a time: leave {' and '.join(other for other, _ in others)} out, or use 'stability compare'"
             )
-        named = given(self, "selector", "option")
+        own_options = ("sparsity", "scope", "only", "without", "curvature")
+        named = {name: value for name, value in given(self).items() if name in own_options}
         every = [*own.items(), *settings(self.option), *named.items()]
         if twice := sorted({setting for setting, _ in every if [one for one, _ in every].count(setting) > 1}):
             raise UsageError(f"{', '.join(twice)} is given twice: leave one out")

@@ -28,6 +28,8 @@ LABELS = {
     "pafi": "PaFi",
     "lift": "LIFT",
     "synflow": "SynFlow",
+    "lt-sft": "LT-SFT",
+    "movement": "movement",
     "regularised": "all, ridge 1 − p",
     **TASKS,
 }

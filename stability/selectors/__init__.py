@@ -10,7 +10,7 @@ from stability.selectors.base import FromScores, Moving, ScoreFunction, Selector
 from stability.selectors.configurations import LoRA, Peft
 from stability.selectors.inserted import Inserted
 from stability.selectors.moving import Course, Optimizer, Projected, Run
-from stability.selectors.projection import ChildPruning, DiffPruning
+from stability.selectors.projection import ChildPruning, DiffPruning, LotteryTicket, Movement
 from stability.selectors.random import Mixout, MixoutReset, Random
 from stability.selectors.rule import BitFit, FullTuning, TrainedMagPruning, magnitude
 from stability.selectors.scope import Scope
@@ -36,9 +36,11 @@ __all__ = [
     "Gradient",
     "Inserted",
     "LoRA",
+    "LotteryTicket",
     "MagPruning",
     "Mixout",
     "MixoutReset",
+    "Movement",
     "Moving",
     "Optimizer",
     "PaFi",

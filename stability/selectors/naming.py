@@ -30,8 +30,10 @@ from stability.selectors import (
     Gradient,
     GraSP,
     LoRA,
+    LotteryTicket,
     Mixout,
     MixoutReset,
+    Movement,
     PaFi,
     Peft,
     Random,
@@ -77,6 +79,8 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "pafi": PaFi,
     "lift": LIFT,
     "synflow": SynFlow,
+    "lt-sft": LotteryTicket,
+    "movement": Movement,
 }
 """The built-in selectors by name: the ten of Fu et al. 2023, Table 1, in its order, and then those beside it."""
 

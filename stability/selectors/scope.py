@@ -126,7 +126,7 @@ class Scope:
         return left
 
 
-AnyScope: TypeAlias = "Scope | Within"
+AnyScope: TypeAlias = Scope | Within
 """A scope, or the word for its ``within`` where nothing else is set."""
 
 

@@ -4,8 +4,7 @@
 subclass writes ``score``, which sees an :class:`Evidence`.
 """
 
-from __future__ import annotations
-
+# No annotations from __future__ here: a dataclass of another module inherits these fields with their types, not with names of them.
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -57,7 +56,7 @@ class Evidence:
 
     @cached_property
     def theta(self) -> Tensor:
-        """θ⁰, (m,)."""
+        """The pretrained parameters θ⁰, (m,)."""
         return self.flat(self.problem.pretrained)
 
     @cached_property
@@ -107,7 +106,7 @@ class Evidence:
         parts = vector.split([tensor.numel() for tensor in like.values()])
         return {name: part.view(like[name].shape) for name, part in zip(like, parts, strict=True)}
 
-    def without(self, i: int) -> Evidence:
+    def without(self, i: int) -> "Evidence":
         """The evidence without an example.
 
         Args:
@@ -120,7 +119,7 @@ class Evidence:
             raise UsageError("the calibration has no example but the one that is left out: use more examples")
         return replace(self, problem=self.problem.without(i))
 
-    def knowing(self, **means: Tensor) -> Evidence:
+    def knowing(self, **means: Tensor) -> "Evidence":
         """The same evidence, where something is known already and not computed.
 
         Args:
@@ -130,7 +129,7 @@ class Evidence:
         vars(other).update(means)  # a cached property gives what stands there
         return other
 
-    def each_without(self, places: Sequence[int]) -> Iterator[Evidence]:
+    def each_without(self, places: Sequence[int]) -> Iterator["Evidence"]:
         """The evidence without each of some examples in turn. Means that were asked for before are not computed anew.
 
         Args:
@@ -231,7 +230,7 @@ class Ranked(Selector):
             at: what it may look at.
         """
 
-    def evidence(self, problem: Problem, seed: int) -> Evidence:
+    def evidence(self, problem: Problem, seed: int) -> "Evidence":
         """What the score looks at.
 
         Args:
@@ -305,7 +304,7 @@ class Calibrated(Ranked):
         usual = {"examples": None, "split": "train", "labels": "true"}
         return {name: value for name, value in super().settings().items() if name not in usual or value != usual[name]}
 
-    def evidence(self, problem: Problem, seed: int) -> Evidence:
+    def evidence(self, problem: Problem, seed: int) -> "Evidence":
         """The examples of the calibration, with the labels that count.
 
         Args:
@@ -322,7 +321,7 @@ class Calibrated(Ranked):
         for i in left_out:
             yield self._chosen(next(others)) if i in places else own
 
-    def _each_without(self, at: Evidence, places: Sequence[int]) -> Iterator[Evidence]:
+    def _each_without(self, at: Evidence, places: Sequence[int]) -> Iterator["Evidence"]:
         """The evidence without each of some of its examples in turn."""
         return at.each_without(places)
 

@@ -81,7 +81,7 @@ class LIFT(Ranked):
 
     name: ClassVar[str] = "lift"
     formula: ClassVar[str] = "|W_r|, W_r the rank-r approximation of θ⁰"
-    source: ClassVar[str] = "Liu et al. 2025"
+    source: ClassVar[str] = "Liu et al. 2025 (arXiv 2506.00772)"
 
     def __post_init__(self) -> None:
         check_whole(1, rank=self.rank)
@@ -160,7 +160,7 @@ class Gradient(Calibrated):
 
     name: ClassVar[str] = "gradient"
     formula: ClassVar[str] = "|g|"
-    source: ClassVar[str] = "Zhang et al. 2024; Liu et al. 2025"
+    source: ClassVar[str] = "Zhang et al. 2024 (GPS); Liu et al. 2025 (SPEFT)"
 
     def score(self, at: Evidence) -> Tensor:
         return at.gradient.abs()

@@ -15,7 +15,19 @@ from torch.nn.functional import cross_entropy
 from stability import FineTuning, Problem, UsageError
 from stability.problems.digits import _model
 from stability.problems.problem import generator
-from stability.selectors import ChildPruning, Course, DiffPruning, Mixout, MixoutReset, Moving, Run, Selector, magnitude
+from stability.selectors import (
+    ChildPruning,
+    Course,
+    DiffPruning,
+    LotteryTicket,
+    Mixout,
+    MixoutReset,
+    Movement,
+    Moving,
+    Run,
+    Selector,
+    magnitude,
+)
 from stability.training.adamw import Clock
 from stability.training.replicas import Replicas, train
 from tests.reference import as_double, call, leaving_out, top_k_by_sorting
@@ -165,10 +177,11 @@ def score_magnitude(theta: Tensor, origin: Tensor) -> Tensor:
         (ChildPruning(P, every=5), score_moved, 5, None, False),
         (ChildPruning(P, every=3, burn_in=6), score_moved, 3, 6, False),
         (ChildPruning(P, every=4, burn_in=6, reset=True), score_moved, 4, 6, True),
+        (LotteryTicket(P, burn_in=5), score_moved, None, 5, True),
         (magnitude(P, burn_in=5), score_magnitude, None, 5, False),
         (magnitude(P, burn_in=5, reset=True), score_magnitude, None, 5, True),
     ],
-    ids=["child", "child-5", "child-burn-in", "child-reset", "magnitude", "magnitude-reset"],
+    ids=["child", "child-5", "child-burn-in", "child-reset", "lt-sft", "magnitude", "magnitude-reset"],
 )
 def test_projection_is_a_loop_that_sorts_and_puts_back(
     selector: Selector,
@@ -210,6 +223,27 @@ def test_projection_is_a_loop_that_sorts_and_puts_back(
     agree(replicas, row, plain, theta, last)
     assert replicas.mask_changes[:, row].tolist() == entered
     assert not replicas.relaxed.any()
+
+
+@each_row
+def test_movement_adds_up_minus_gradient_times_weight_and_begins_anew(row: int, digits: Problem) -> None:
+    digits = as_double(digits)
+    replicas, plain = run(Movement(P, burn_in=5), digits, row)
+    theta = plain.origin.clone().requires_grad_()
+    optimizer, moved = adamw(theta), torch.zeros(plain.m, dtype=torch.float64)
+    for step in range(5):
+        at(step, optimizer)
+        plain.loss(theta, step).backward()
+        assert theta.grad is not None
+        moved -= (theta.grad * theta.detach())[: plain.m]
+        optimizer.step()
+    mask, theta = plain.best(moved), plain.origin.clone().requires_grad_()
+    optimizer = adamw(theta)
+    for step in range(5, STEPS):
+        at(step, optimizer)
+        plain.loss(theta, step).backward()
+        masked_step(plain, theta, optimizer, mask)
+    agree(replicas, row, plain, theta, mask)
 
 
 @each_row
@@ -284,7 +318,9 @@ def test_senseless_settings_are_refused(make: Callable[[], Selector], message: s
         make()
 
 
-@pytest.mark.parametrize("selector", [magnitude(0.1, burn_in=4), ChildPruning(0.1, burn_in=4), DiffPruning(0.1, burn_in=4)])
+@pytest.mark.parametrize(
+    "selector", [kind(0.1, burn_in=4) for kind in (magnitude, ChildPruning, DiffPruning, LotteryTicket, Movement)]
+)
 def test_a_burn_in_that_leaves_no_step_is_refused(selector: Selector, digits: Problem) -> None:
     with pytest.raises(UsageError, match="burn_in = 4 of 4 steps leaves none"):
         train(digits, FineTuning(selector, steps=4))
