@@ -11,16 +11,31 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias, get_args
 
-from stability.checks import check_choice, check_sparsity
+import torch
+from torch import Tensor
+
+from stability.checks import check_choice, check_sparsity, check_whole
 from stability.errors import UsageError
 
-__all__ = ["AnyScope", "Budget", "Scope", "Section", "Within", "count_for", "layer_of"]
+__all__ = ["AnyScope", "Budget", "Scope", "Section", "Unit", "Within", "count_for", "layer_of"]
 
 Within: TypeAlias = Literal["global", "tensor", "row", "layer", "type"]
 """Which coordinates compete with each other, as one word."""
 
 Budget: TypeAlias = Literal["proportional", "equal", "erk"]
 """How many coordinates each group gets."""
+
+Unit: TypeAlias = Literal["coordinate", "block", "row", "column", "tensor", "layer"]
+"""What is chosen together."""
+
+_LARGEST_UNIT: dict[str, tuple[str, ...]] = {
+    "row": ("coordinate",),
+    "tensor": ("coordinate", "block", "row", "column"),
+    "type": ("coordinate", "block", "row", "column", "tensor"),
+    "layer": ("coordinate", "block", "row", "column", "tensor"),
+    "global": get_args(Unit),
+}
+"""The units that fit into a group of each scope more than once."""
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -46,10 +61,17 @@ class Scope:
         budget: the weight w of a group. ``proportional``: its number of coordinates, so that without patterns each gets the
             fraction p. ``equal``: 1. ``erk``: for each tensor the sum of its dimensions, so that small tensors get a larger share
             (Erdős–Rényi kernel, Evci et al. 2020, *RigL*).
+        unit: what is chosen together. ``coordinate``: each by itself. ``row``, ``column``: of a tensor of at least two dimensions,
+            of which the first counts its rows (as in S²FT, Yang et al. 2024). ``block``: a square part of such a tensor (as in SMT,
+            He et al. 2024). ``tensor``: a whole tensor. ``layer``: all tensors of a layer (with :class:`Random` it is one draw of
+            LISA, Pan et al. 2024). A unit has the sum of its scores. Units are taken in the order of these sums, until the next
+            would exceed the group's places: k is then at most ⌊pm⌋. Tensors that have no such unit are not chosen from.
+        block: the side of a ``block``. At the edges of a tensor blocks are smaller.
 
     Raises:
-        UsageError: an unknown word, a pattern that is no text, or a budget for one group; on selecting: a pattern that matches no
-            tensor, a p for which there are too few coordinates, or one that selects nothing in some row.
+        UsageError: an unknown word, a pattern that is no text, a budget for one group, or a unit that is no smaller than the
+            groups; on selecting: a pattern that matches no tensor, a p for which there are too few coordinates, or one that selects
+            nothing in some row, or no unit.
 
     Example:
         >>> from stability import load
@@ -63,10 +85,14 @@ class Scope:
     only: str | tuple[str, ...] = ()
     without: str | tuple[str, ...] = ()
     budget: Budget = "proportional"
+    unit: Unit = "coordinate"
+    block: int = 16
 
     def __post_init__(self) -> None:
         check_choice(get_args(Within), scope=self.within)
         check_choice(get_args(Budget), budget=self.budget)
+        check_choice(get_args(Unit), unit=self.unit)
+        check_whole(1, block=self.block)
         for name in ("only", "without"):
             given: Any = getattr(self, name)
             patterns = (given,) if isinstance(given, str) else tuple(given)
@@ -75,6 +101,12 @@ class Scope:
             object.__setattr__(self, name, patterns)
         if self.within == "global" and self.budget != "proportional":
             raise UsageError(f"budget = {self.budget!r} divides k over groups, and scope 'global' is one group: use another scope")
+
+        if self.unit not in _LARGEST_UNIT[self.within]:
+            raise UsageError(
+                f"unit = {self.unit!r}: within a {self.within} there are no units to choose from but "
+                f"{', '.join(_LARGEST_UNIT[self.within])}: use one of these, or scope 'global'"
+            )
 
     def settings(self) -> str | dict[str, Any]:
         """What defines the scope, as plain values: the word for ``within`` where nothing else is set."""
@@ -100,6 +132,37 @@ class Scope:
             Section(tensors=(1,), rows=1, count=1)
         """
         return _sections(self, tuple(shapes.items()), sparsity)
+
+    def units(self, shapes: Shapes) -> Tensor | None:
+        """Which unit each coordinate of a group belongs to.
+
+        Args:
+            shapes: the shape of every tensor of the group, by name.
+
+        Returns:
+            The units' numbers from 0 on, int64, one for each coordinate, one tensor after the other; None where each coordinate is
+            a unit.
+
+        Example:
+            >>> Scope(unit="column").units({"a": (2, 3), "b": (1, 2)})
+            tensor([0, 1, 2, 0, 1, 2, 3, 4])
+        """
+        if self.unit == "coordinate":
+            return None
+        layers = {layer: number for number, layer in enumerate(dict.fromkeys(map(layer_of, shapes)))}
+        found, known = [], 0
+        for place, (name, shape) in enumerate(shapes.items()):
+            size = math.prod(shape)
+            across = size // shape[0] if shape else 1
+            row, column = torch.arange(size) // across, torch.arange(size) % across
+            if self.unit in ("tensor", "layer"):
+                found.append(torch.full((size,), layers[layer_of(name)] if self.unit == "layer" else place))
+                continue
+            wide = -(-across // self.block)
+            mine = {"row": row, "column": column, "block": row // self.block * wide + column // self.block}[self.unit]
+            found.append(mine + known)
+            known += int(mine[-1]) + 1
+        return torch.cat(found)
 
     def chosen_from(self, names: Sequence[str]) -> list[str]:
         """The tensors that may be chosen from.
@@ -208,6 +271,10 @@ def _sections(scope: Scope, shapes: tuple[tuple[str, tuple[int, ...]], ...], spa
     k = count_for(sparsity, m)
     kept = set(scope.chosen_from([name for name, _ in shapes]))
     places = [place for place, (name, shape) in enumerate(shapes) if name in kept and 0 not in shape]
+    if not (places := [place for place in places if _has_units(scope, *shapes[place])]):
+        raise UsageError(
+            f"unit = {scope.unit!r}: no tensor that may be chosen from has one: choose from others, or use another unit"
+        )
     groups = _groups(scope, shapes, places)
     there = sum(group.rows * group.size for group in groups)
     if k > there:
@@ -215,19 +282,45 @@ def _sections(scope: Scope, shapes: tuple[tuple[str, tuple[int, ...]], ...], spa
             f"sparsity p = {sparsity} is k = {k} of all m = {m} coordinates, and the tensors that may be chosen from have {there}: "
             f"use p ≤ {_rounded(there / m, down=True)}, or more tensors"
         )
-    counts = [k] if len(groups) == 1 and groups[0].rows == 1 else _counts(groups, sparsity, m)
+    counts = _counts(groups, sparsity, m)
     if scope.within == "row" and 0 in counts:
-        least = sum(g.rows * min(g.size, g.weight / min(one.weight for one in groups)) for g in groups) / m
-        empty = groups[counts.index(0)]
+        least, empty = _least(groups, m, lambda counts: 0 not in counts), groups[counts.index(0)]
         raise UsageError(
             f"sparsity p = {sparsity} selects nothing in a row of {shapes[empty.tensors[0]][0]!r}, which has {empty.size} "
-            f"coordinates: use p ≥ {_rounded(least)}, or leave tensors out (without)"
+            f"coordinates: use p ≥ {least}, or leave tensors out (without)"
         )
+    if scope.unit != "coordinate":
+        units = [scope.units({shapes[place][0]: shapes[place][1] for place in group.tensors}) for group in groups]
+        largest = [int(mine.bincount().max()) for mine in units if mine is not None]
+
+        def serves(counts: Sequence[int]) -> bool:
+            return any(count >= size for count, size in zip(counts, largest, strict=True))
+
+        if not serves(counts):
+            size, place = min((size, place) for place, size in enumerate(largest))
+            raise UsageError(
+                f"sparsity p = {sparsity} gives {counts[place]} places where a {scope.unit} may have {size} coordinates: use p ≥ "
+                f"{_least(groups, m, serves)}, a smaller unit, or leave tensors out (without)"
+            )
     if not any(counts):
         raise UsageError(
             f"sparsity p = {sparsity} selects nothing within any single {scope.within}: use a larger p or scope='global'"
         )
     return tuple(Section(group.tensors, group.rows, count) for group, count in zip(groups, counts, strict=True))
+
+
+def _has_units(scope: Scope, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is made of units that can be chosen."""
+    return {"coordinate": True, "tensor": True, "layer": bool(layer_of(name))}.get(scope.unit, len(shape) > 1)
+
+
+def _least(groups: Sequence[_Group], m: int, serves: Callable[[Sequence[int]], bool]) -> float:
+    """The least p at which the groups' counts serve, in few digits."""
+    low, high = 0.0, sum(group.rows * group.size for group in groups) / m
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if serves(_counts(groups, middle, m)) else (middle, high)
+    return _rounded(high)
 
 
 def _groups(scope: Scope, shapes: Sequence[tuple[str, tuple[int, ...]]], places: Sequence[int]) -> list[_Group]:
@@ -253,6 +346,8 @@ def _groups(scope: Scope, shapes: Sequence[tuple[str, tuple[int, ...]]], places:
 
 def _counts(groups: Sequence[_Group], sparsity: float, m: int) -> list[int]:
     """How many coordinates each row of each group gets. Groups that would get more than they have are full, and others get more."""
+    if len(groups) == 1 and groups[0].rows == 1:
+        return [min(groups[0].size, _floor(sparsity, m))]
     full: set[int] = set()
     while True:
         weights = sum(group.rows * group.weight for place, group in enumerate(groups) if place not in full)

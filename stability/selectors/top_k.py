@@ -68,20 +68,28 @@ def top_k_of_rows(scores: Tensor, shapes: Shapes, sparsity: float, scope: AnySco
     if scores.is_floating_point() and (scores.device.type != "cpu" or bool(torch.isnan(scores).any())):
         scores = torch.where(torch.isnan(scores), -torch.inf, scores)
     if len(sections) == 1 and len(sections[0].tensors) == len(shapes):
-        return _of_section(scores, sections[0])
+        return _of_section(scores, sections[0], scope.units(shapes))
+    names = list(shapes)
     parts = list(scores.split([math.prod(shape) for shape in shapes.values()], dim=1))
     chosen = [torch.zeros_like(part, dtype=torch.bool) for part in parts]
     for section in sections:
         mine = [parts[place] for place in section.tensors]
-        found = _of_section(mine[0] if len(mine) == 1 else torch.cat(mine, dim=1), section)
+        units = scope.units({names[place]: shapes[names[place]] for place in section.tensors})
+        found = _of_section(mine[0] if len(mine) == 1 else torch.cat(mine, dim=1), section, units)
         for place, part in zip(section.tensors, found.split([part.shape[1] for part in mine], dim=1), strict=True):
             chosen[place] = part
     return torch.cat(chosen, dim=1)
 
 
-def _of_section(scores: Tensor, section: Section) -> Tensor:
-    """The largest of each row of each replica, bool (r, ·), of the scores (r, ·) of a section's coordinates."""
-    return _largest(scores.reshape(len(scores) * section.rows, -1), section.count).reshape(scores.shape)
+def _of_section(scores: Tensor, section: Section, units: Tensor | None) -> Tensor:
+    """What is chosen of a section's coordinates, bool (r, ·), by their scores (r, ·); ``units`` are chosen as a whole."""
+    if units is None:
+        return _largest(scores.reshape(len(scores) * section.rows, -1), section.count).reshape(scores.shape)
+    units, sizes = units.to(scores.device), units.bincount().to(scores.device)
+    sums = torch.zeros(len(scores), len(sizes), dtype=torch.float64, device=scores.device).index_add_(1, units, scores.double())
+    order = sums.argsort(dim=1, descending=True, stable=True)
+    fitting = sizes[order].cumsum(1) <= section.count
+    return torch.zeros_like(fitting).scatter_(1, order, fitting)[:, units]
 
 
 def _largest(scores: Tensor, k: int) -> Tensor:

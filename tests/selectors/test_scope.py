@@ -15,7 +15,7 @@ from stability import Problem, UsageError
 from stability.selectors import SAM, ChildPruning, Gradient, MagPruning, Random, Scope, from_scores
 from stability.selectors.code import code_of
 from stability.selectors.naming import selector_named
-from stability.selectors.scope import Within
+from stability.selectors.scope import Unit, Within
 from stability.selectors.top_k import top_k, top_k_of_rows
 from stability.studies import Study
 from stability.studies.rebuilt import rebuilt
@@ -105,16 +105,6 @@ def test_scopes_against_plain_loops(scope: Scope) -> None:
     assert compared >= 2
 
 
-@pytest.mark.parametrize("scope", EVERY, ids=described)
-def test_replicas_choose_as_each_would_alone(scope: Scope) -> None:
-    scores = torch.rand(3, M, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    scores[1, ::3] = 0.5
-    scores[2, ::7] = torch.nan
-    at_once = top_k_of_rows(scores, SHAPES, 0.5, scope)
-    assert torch.equal(at_once, torch.cat([top_k_of_rows(row.unsqueeze(0), SHAPES, 0.5, scope) for row in scores]))
-    assert len(set(at_once.sum(1).tolist())) == 1
-
-
 @pytest.mark.parametrize("scope", [one for one in EVERY if one.within == "row"], ids=described)
 def test_the_least_p_of_a_row_is_named_and_serves(scope: Scope) -> None:
     scores = {name: torch.rand(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
@@ -124,6 +114,88 @@ def test_the_least_p_of_a_row_is_named_and_serves(scope: Scope) -> None:
     assert top_k(scores, least, scope).count > 0
     with pytest.raises(UsageError, match="selects nothing in a row"):
         top_k(scores, 0.99 * least, scope)
+
+
+def unit_of(scope: Scope, name: str, index: int) -> Any:
+    """The unit of a coordinate, None where it has none."""
+    shape = SHAPES[name]
+    row, column = divmod(index, math.prod(shape[1:]))
+    if scope.unit == "layer":
+        return name.split(".")[1] if name.startswith("layers") else None
+    if scope.unit == "tensor":
+        return name
+    if len(shape) < 2:
+        return None
+    return name, {"row": row, "column": column, "block": (row // scope.block, column // scope.block)}[scope.unit]
+
+
+UNITS = [
+    *(Scope(unit=unit) for unit in get_args(Unit)[1:]),
+    *(Scope(within, unit="row") for within in WITHIN if within not in ("global", "row")),
+    Scope(unit="block", block=3),
+    Scope("layer", unit="tensor", budget="equal", without="*norm*"),
+    Scope("type", unit="column", only=("*query*", "*conv*")),
+]
+
+
+@pytest.mark.parametrize("scope", UNITS, ids=described)
+def test_units_are_taken_by_their_sums_while_they_fit(scope: Scope) -> None:
+    draw, compared = np.random.default_rng(1), 0
+    for p, ties in itertools.product((0.2, 0.4, 0.5, 0.6), (False, True)):
+        raw = {name: draw.integers(-1, 3, shape) if ties else draw.standard_normal(shape) for name, shape in SHAPES.items()}
+        scores = {name: torch.from_numpy(np.asarray(value, dtype=np.float64)) for name, value in raw.items()}
+        each = []
+        for members, _ in groups(dataclasses.replace(scope, unit="coordinate")):
+            mine: dict[Any, list[tuple[str, int]]] = {}
+            for name, index in members:
+                if (unit := unit_of(scope, name, index)) is not None:
+                    mine.setdefault(unit, []).append((name, index))
+            if mine:
+                each.append(list(mine.values()))
+        sizes = [sum(map(len, units)) for units in each]
+        shares = [1 / len(each) if scope.budget == "equal" else size / sum(sizes) for size in sizes]
+        places = [math.floor(p * M * share + 1e-9) for share in shares]
+        if any(place > size for place, size in zip(places, sizes, strict=True)):
+            continue  # a full group leaves its places to others: test_scopes_against_plain_loops
+        expected, most = set(), 0
+        for units, left in zip(each, places, strict=True):
+            most += left
+            order = sorted(range(len(units)), key=lambda i: (-sum(float(raw[n].flat[j]) for n, j in units[i]), i))
+            for unit in order:
+                left -= len(units[unit])
+                if left < 0:
+                    break
+                expected |= set(units[unit])
+        if all(place < max(map(len, units)) for place, units in zip(places, each, strict=True)):
+            with pytest.raises(UsageError, match=rf"where a {scope.unit} may have \d+ coordinates: use p ≥"):
+                top_k(scores, p, scope)
+            continue
+        mask = top_k(scores, p, scope)
+        assert {(name, int(i)) for name, index in mask.indices.items() for i in index} == expected
+        assert mask.count <= most
+        compared += 1
+    assert compared >= 2
+
+
+@pytest.mark.parametrize("scope", [Scope(unit="tensor"), Scope("layer", unit="row"), Scope(unit="layer")], ids=described)
+def test_the_least_p_of_a_unit_is_named_and_serves(scope: Scope) -> None:
+    scores = {name: torch.rand(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    with pytest.raises(UsageError, match=rf"a {scope.unit} may have \d+ coordinates: use p ≥ 0\.\d+, a smaller unit") as caught:
+        top_k(scores, 0.02, scope)
+    least = float(str(caught.value).partition("p ≥ ")[2].partition(",")[0])
+    assert top_k(scores, least, scope).count > 0
+    with pytest.raises(UsageError, match=f"a {scope.unit} may have"):
+        top_k(scores, 0.99 * least, scope)
+
+
+@pytest.mark.parametrize("scope", [*EVERY, *UNITS], ids=described)
+def test_replicas_choose_as_each_would_alone(scope: Scope) -> None:
+    scores = torch.rand(3, M, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores[1, ::3] = 0.5
+    scores[2, ::7] = torch.nan
+    at_once = top_k_of_rows(scores, SHAPES, 0.5, scope)
+    assert torch.equal(at_once, torch.cat([top_k_of_rows(row.unsqueeze(0), SHAPES, 0.5, scope) for row in scores]))
+    assert scope.unit != "coordinate" or len(set(at_once.sum(1).tolist())) == 1
 
 
 def test_the_most_p_of_some_tensors_is_named_and_serves() -> None:
@@ -142,6 +214,9 @@ def test_the_most_p_of_some_tensors_is_named_and_serves() -> None:
         (lambda: Scope("head"), "unknown scope 'head': use global, tensor, row, layer or type"),  # type: ignore[arg-type]
         (lambda: Scope("tensor", budget="fair"), "unknown budget 'fair'"),  # type: ignore[arg-type]
         (lambda: Scope(budget="equal"), "'global' is one group"),
+        (lambda: Scope(unit="head"), "unknown unit 'head'"),  # type: ignore[arg-type]
+        (lambda: Scope("tensor", unit="layer"), "within a tensor there are no units to choose from but coordinate, block, row"),
+        (lambda: Scope(unit="block", block=0), "block = 0"),
         (lambda: Scope(only=(3,)), "only = 3: use patterns"),  # type: ignore[arg-type]
         (lambda: selector_named("sam", 0.1, only="*.query.*", budget="equal"), "'global' is one group"),
         (lambda: selector_named("sam", 0.1, scope={"within": "row", "onyl": "*"}), "has no onyl: leave it out; did you mean only"),
@@ -158,6 +233,7 @@ def test_senseless_scopes_are_refused(make: Any, message: str) -> None:
     [
         (Scope(only="*.qury.*"), r"only = '\*\.qury\.\*' matches no tensor: the nearest names are layers\.0\.query\.weight"),
         (Scope(without="*.nrom.*"), r"without = '\*\.nrom\.\*' matches no tensor: the nearest names are layers\.0\.norm"),
+        (Scope(unit="row", only="*norm*"), "unit = 'row': no tensor that may be chosen from has one"),
         (Scope(only="*"), None),
         (Scope(only="*.query.*", without="layers*"), "leave no tensor"),
     ],
