@@ -19,7 +19,7 @@ NAMES = {
     "selectors": (
         *("full", "random", "mixout", "bitfit", "magnitude", "adapter", "lora", "diffpruning", "childpruning", "sam"),
         *("mixout-reset", "fisher", "gradient", "snip", "taylor", "grasp", "talos", "pafi", "lift", "synflow"),
-        *("lt-sft", "movement"),
+        *("lt-sft", "movement", "biases-norms", "last-layers", "head-only"),
     ),
     "studies": (
         *("digits", "digits-short", "discontinuity", "theory-convex", "theory-digits"),
@@ -30,7 +30,7 @@ NAMES = {
 """What ``stability list`` names, without importing what the names stand for, which takes seconds; a test compares."""
 
 FAMILIES = {
-    "all or by rule": ("full", "bitfit"),
+    "all or by rule": ("full", "bitfit", "biases-norms", "last-layers", "head-only"),
     "by chance": ("random", "mixout", "mixout-reset"),
     "by the pretrained model": ("magnitude", "pafi", "lift", "synflow"),
     "by gradients before training": ("sam", "fisher", "gradient", "snip", "taylor", "grasp", "talos"),

@@ -30,6 +30,9 @@ LABELS = {
     "synflow": "SynFlow",
     "lt-sft": "LT-SFT",
     "movement": "movement",
+    "biases-norms": "biases and norms",
+    "last-layers": "last layers",
+    "head-only": "head only",
     "regularised": "all, ridge 1 − p",
     **TASKS,
 }

@@ -12,7 +12,7 @@ from stability.selectors.inserted import Inserted
 from stability.selectors.moving import Course, Optimizer, Projected, Run
 from stability.selectors.projection import ChildPruning, DiffPruning, LotteryTicket, Movement
 from stability.selectors.random import Mixout, MixoutReset, Random
-from stability.selectors.rule import BitFit, FullTuning, TrainedMagPruning, magnitude
+from stability.selectors.rule import BiasesAndNorms, BitFit, FullTuning, HeadOnly, LastLayers, TrainedMagPruning, magnitude
 from stability.selectors.scope import Scope
 from stability.selectors.scored import Calibrated, Evidence, Ranked
 from stability.selectors.scores import LIFT, SNIP, Fisher, Gradient, GraSP, MagPruning, PaFi, SynFlow, TaLoS, Taylor
@@ -23,6 +23,7 @@ __all__ = [
     "SAM",
     "SNIP",
     "Adapter",
+    "BiasesAndNorms",
     "BitFit",
     "Calibrated",
     "ChildPruning",
@@ -34,7 +35,9 @@ __all__ = [
     "FullTuning",
     "GraSP",
     "Gradient",
+    "HeadOnly",
     "Inserted",
+    "LastLayers",
     "LoRA",
     "LotteryTicket",
     "MagPruning",

@@ -22,6 +22,7 @@ from stability.selectors import (
     SAM,
     SNIP,
     Adapter,
+    BiasesAndNorms,
     BitFit,
     ChildPruning,
     DiffPruning,
@@ -29,6 +30,8 @@ from stability.selectors import (
     FullTuning,
     Gradient,
     GraSP,
+    HeadOnly,
+    LastLayers,
     LoRA,
     LotteryTicket,
     Mixout,
@@ -81,6 +84,9 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "synflow": SynFlow,
     "lt-sft": LotteryTicket,
     "movement": Movement,
+    "biases-norms": BiasesAndNorms,
+    "last-layers": LastLayers,
+    "head-only": HeadOnly,
 }
 """The built-in selectors by name: the ten of Fu et al. 2023, Table 1, in its order, and then those beside it."""
 

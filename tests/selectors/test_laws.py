@@ -20,13 +20,16 @@ from stability.selectors import (
     SAM,
     SNIP,
     Adapter,
+    BiasesAndNorms,
     BitFit,
     ChildPruning,
     DiffPruning,
     Fisher,
     FullTuning,
     Gradient,
+    HeadOnly,
     Inserted,
+    LastLayers,
     LoRA,
     LotteryTicket,
     MagPruning,
@@ -61,6 +64,9 @@ def shifted_magnitude(problem: Problem, draw: torch.Generator) -> dict[str, Tens
 EVERY: list[Selector] = [
     FullTuning(),
     BitFit(),
+    BiasesAndNorms(),
+    LastLayers(layers=2),
+    HeadOnly(),
     Mixout(0.5),
     *(kind(P, scope=scope) for kind in (Random, MagPruning, SAM, Fisher, MixoutReset) for scope in ("global", "tensor")),
     *(
@@ -161,6 +167,12 @@ def stated(selector: Selector, problem: Problem) -> int:
         return problem.m
     if isinstance(selector, BitFit):
         return sum(t.numel() for n, t in problem.pretrained.items() if n.endswith(".bias"))
+    if isinstance(selector, BiasesAndNorms):
+        return sum(len(t) for t in problem.pretrained.values() if t.ndim == 1)
+    if isinstance(selector, LastLayers):
+        return sum(t.numel() for n, t in problem.pretrained.items() if ".1." in n or ".2." in n)
+    if isinstance(selector, HeadOnly):
+        return 0
     if isinstance(selector, Adapter):
         places = 2 if selector.places == "both" else 1
         return layers * places * (2 * 32 * selector.width + selector.width + 32)

@@ -11,8 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from stability import Problem, UsageError
-from stability.selectors import SAM, ChildPruning, Gradient, MagPruning, Random, Scope, from_scores
+from stability import Problem, UsageError, measure, train
+from stability.leave_one_out.estimators import Sampled
+from stability.problems.solvable import linear_regression
+from stability.selectors import (
+    SAM,
+    BiasesAndNorms,
+    ChildPruning,
+    Gradient,
+    HeadOnly,
+    LastLayers,
+    MagPruning,
+    Random,
+    Scope,
+    Selector,
+    from_scores,
+)
 from stability.selectors.code import code_of
 from stability.selectors.naming import selector_named
 from stability.selectors.scope import Unit, Within
@@ -271,8 +285,6 @@ def test_a_stored_scope_makes_the_study_again() -> None:
 
 
 def test_moving_methods_and_score_functions_have_scopes_too(digits: Problem) -> None:
-    from stability import train
-
     scope = Scope("type", only="*.mlp.*weight")
     masks = train(digits, FineTuning(ChildPruning(0.02, scope=scope), steps=2)).masks
     mine = from_scores(lambda problem, draw: {n: t.abs() for n, t in problem.pretrained.items()}, 0.02, scope)
@@ -280,3 +292,39 @@ def test_moving_methods_and_score_functions_have_scopes_too(digits: Problem) -> 
         per_type = {kind: sum(len(i) for n, i in mask.indices.items() if kind in n) for kind in ("fc1", "fc2")}
         assert per_type == {"fc1": int(0.02 * digits.m) // 2, "fc2": int(0.02 * digits.m) // 2}
         assert all(".mlp." in name and name.endswith("weight") for name in mask.indices)
+
+
+def test_masks_of_whole_rows_and_of_several_sizes_are_trained_and_measured(digits: Problem) -> None:
+    small = dataclasses.replace(digits, train=digits.train.take(slice(0, 10)), test=digits.test.take(slice(0, 20)))
+    estimate = measure(small, FineTuning(Gradient(0.02, scope=Scope(unit="row")), steps=2), Sampled(4))
+    assert estimate.failed == {}
+    assert len({mask.count for mask in estimate.replicas.masks}) > 1
+    for mask in estimate.replicas.masks:
+        for name, index in mask.indices.items():
+            across = math.prod(digits.pretrained[name].shape[1:])
+            assert all(count == across for count in (index // across).unique(return_counts=True)[1].tolist())
+
+
+@pytest.mark.parametrize(
+    ("selector", "message"),
+    [
+        (LastLayers(layers=4), "last-layers: layers = 4, and 'digits' has 3: use at most so many"),
+        (LastLayers(), "last-layers: no tensor of 'bare' has the number of a layer"),
+        (BiasesAndNorms(), "biases-norms tunes tensors of one dimension, and 'bare' has none"),
+    ],
+)
+def test_models_without_what_a_rule_names_are_refused(selector: Selector, message: str, digits: Problem) -> None:
+    if "bare" in message:
+        matrices = {name: tensor for name, tensor in digits.pretrained.items() if tensor.ndim > 1 and "layers" not in name}
+        digits = dataclasses.replace(digits, name="bare", pretrained=matrices)
+    with pytest.raises(UsageError, match=message):
+        selector.select(digits, 0)
+
+
+def test_head_only_trains_the_head_alone(digits: Problem) -> None:
+    replicas = train(digits, FineTuning(HeadOnly(), steps=2))
+    tuned = replicas.parameters(0)
+    assert all(torch.equal(tuned[name], tensor) for name, tensor in digits.pretrained.items())
+    assert any(not torch.equal(tuned[name], tensor) for name, tensor in digits.head(0).items())
+    with pytest.raises(UsageError, match="k = 0 of m = 4 and no head"):
+        train(linear_regression(np.eye(4), np.arange(4.0)).problem, FineTuning(HeadOnly(), steps=1))
