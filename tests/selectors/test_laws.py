@@ -74,7 +74,7 @@ EVERY: list[Selector] = [
         for kind in SELECTORS.values()
         if isinstance(kind, type) and issubclass(kind, Ranked) and kind not in (Random, SAM, Fisher, TaLoS)
     ),
-    TaLoS(P, scope=Scope(without="*.k*.bias")),  # a key's bias has no gradient but rounding, and would be chosen first
+    TaLoS(P, scope=Scope(without=("*embeddings*", "*.k*.bias"))),  # where gradients are 0, ties or rounding would decide
     magnitude(P, burn_in=3),
     magnitude(P, scope="tensor", burn_in=3, reset=True),
     *(ChildPruning(P, scope=scope) for scope in ("global", "tensor")),
