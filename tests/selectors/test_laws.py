@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stability import FineTuning, Minimisation, Problem, SparseDelta, UsageError
 from stability.leave_one_out.estimators import Sampled
 from stability.leave_one_out.measuring import measure
 from stability.masks import Mask
 from stability.problems import digits as digits_module
-from stability.problems.problem import Examples, ModuleLogits
+from stability.problems.problem import ModuleLogits
 from stability.selectors import (
     LIFT,
     SAM,
@@ -40,7 +40,6 @@ from stability.selectors import (
     Ranked,
     Scope,
     Selector,
-    SynFlow,
     TaLoS,
     TrainedMagPruning,
     from_scores,
@@ -111,35 +110,6 @@ HIDDEN = ("name", "sparsity", "scores", "text", "targets")
 def described(selector: Selector) -> str:
     settings = {name: value for name, value in selector.settings().items() if name not in HIDDEN}
     return "-".join([selector.name, *map(str, settings.values())])
-
-
-@pytest.fixture(params=["digits", "pairs"])
-def learned(request: pytest.FixtureRequest) -> Problem:
-    """Images or texts; for a method that refuses transformers a network of linear layers and ReLU."""
-    if isinstance(request.node.callspec.params.get("selector"), SynFlow):
-        return plain_network(request.getfixturevalue("digits"))
-    problem: Problem = request.getfixturevalue(request.param)
-    return problem
-
-
-def plain_network(digits: Problem) -> Problem:
-    """The images of ``digits`` for two layers and a new head."""
-    draw = torch.Generator().manual_seed(0)
-    layers = {"1.weight": (32, 64), "1.bias": (32,), "3.weight": (24, 32), "3.bias": (24,)}
-    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 5)).eval()
-
-    def images(some: Examples) -> Examples:
-        return dataclasses.replace(some, inputs={"input": some.inputs["pixel_values"]})
-
-    return dataclasses.replace(
-        digits,
-        name="plain",
-        pretrained={name: 0.3 * torch.randn(shape, generator=draw) for name, shape in layers.items()},
-        new_head=lambda draw: {"5.weight": 0.3 * torch.randn(5, 24, generator=draw), "5.bias": torch.zeros(5)},
-        logits=ModuleLogits(module),
-        train=images(digits.train),
-        test=images(digits.test),
-    )
 
 
 each = pytest.mark.parametrize("selector", EVERY, ids=described)
