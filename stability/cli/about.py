@@ -19,7 +19,7 @@ NAMES = {
     "selectors": (
         *("full", "random", "mixout", "bitfit", "magnitude", "adapter", "lora", "diffpruning", "childpruning", "sam"),
         *("mixout-reset", "fisher", "gradient", "snip", "taylor", "grasp", "talos", "pafi", "lift", "synflow"),
-        *("lt-sft", "movement", "biases-norms", "last-layers", "head-only"),
+        *("lt-sft", "movement", "spiel", "rigl", "biases-norms", "last-layers", "head-only"),
     ),
     "studies": (
         *("digits", "digits-short", "discontinuity", "theory-convex", "theory-digits"),
@@ -34,7 +34,7 @@ FAMILIES = {
     "by chance": ("random", "mixout", "mixout-reset"),
     "by the pretrained model": ("magnitude", "pafi", "lift", "synflow"),
     "by gradients before training": ("sam", "fisher", "gradient", "snip", "taylor", "grasp", "talos"),
-    "while training": ("childpruning", "diffpruning", "lt-sft", "movement"),
+    "while training": ("childpruning", "diffpruning", "lt-sft", "movement", "spiel", "rigl"),
     "inserted modules": ("adapter", "lora"),
 }
 """The selectors of :data:`NAMES`, each in one family."""

@@ -30,6 +30,8 @@ LABELS = {
     "synflow": "SynFlow",
     "lt-sft": "LT-SFT",
     "movement": "movement",
+    "spiel": "SpIEL",
+    "rigl": "RigL",
     "biases-norms": "biases and norms",
     "last-layers": "last layers",
     "head-only": "head only",

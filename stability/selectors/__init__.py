@@ -12,6 +12,7 @@ from stability.selectors.inserted import Inserted
 from stability.selectors.moving import Course, Optimizer, Projected, Run
 from stability.selectors.projection import ChildPruning, DiffPruning, LotteryTicket, Movement
 from stability.selectors.random import Mixout, MixoutReset, Random
+from stability.selectors.regrown import RigL, SpIEL
 from stability.selectors.rule import BiasesAndNorms, BitFit, FullTuning, HeadOnly, LastLayers, TrainedMagPruning, magnitude
 from stability.selectors.scope import Scope
 from stability.selectors.scored import Calibrated, Evidence, Ranked
@@ -51,10 +52,12 @@ __all__ = [
     "Projected",
     "Random",
     "Ranked",
+    "RigL",
     "Run",
     "Scope",
     "ScoreFunction",
     "Selector",
+    "SpIEL",
     "SynFlow",
     "TaLoS",
     "Taylor",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from stability.errors import UsageError
 from stability.masks import Mask, Parameters
 from stability.selectors.scope import AnyScope, Scope, Section, Shapes
 
-__all__ = ["top_k", "top_k_of_rows"]
+__all__ = ["regrown", "top_k", "top_k_of_rows"]
 
 
 def top_k(scores: Parameters, sparsity: float, scope: AnyScope = "global") -> Mask:
@@ -64,19 +65,69 @@ def top_k_of_rows(scores: Tensor, shapes: Shapes, sparsity: float, scope: AnySco
         tensor([[ True, False,  True, False]])
     """
     scope = scope if isinstance(scope, Scope) else Scope(scope)
-    sections = scope.sections(shapes, sparsity)
     if scores.is_floating_point() and (scores.device.type != "cpu" or bool(torch.isnan(scores).any())):
         scores = torch.where(torch.isnan(scores), -torch.inf, scores)
+    sections = scope.sections(shapes, sparsity)
+    return _by_section([scores], shapes, sections, lambda one, *how: _of_section(one[0], *how), scope)
+
+
+def regrown(
+    mask: Tensor, stay: Tensor, grow: Tensor, shapes: Shapes, *, sparsity: float, scope: AnyScope = "global", share: float
+) -> Tensor:
+    """A mask after an exchange of coordinates: some that moved least leave, and as many enter.
+
+    In each group of c chosen coordinates the c − ⌊share · c⌋ of highest ``stay`` remain. The rest of the places goes to the highest
+    ``grow`` among all others, those that would have left among them.
+
+    Args:
+        mask: bool (r, m), as :func:`top_k_of_rows` gives it for this p and scope.
+        stay: (r, m), the scores by which coordinates of the mask remain.
+        grow: (r, m), the scores by which others enter.
+        shapes: the shape of each tensor, by name; their sizes add up to m.
+        sparsity: p ∈ (0, 1], the fraction of coordinates that is chosen.
+        scope: which coordinates compete. Its unit is the coordinate.
+        share: of the chosen coordinates that is exchanged, in [0, 1].
+
+    Returns:
+        Bool, (r, m), with as many coordinates in each group as before.
+
+    Raises:
+        UsageError: p outside (0, 1], nothing selected, or a scope that is unknown or does not fit.
+
+    Example:
+        >>> mask, moved = torch.tensor([[True, True, False, False]]), torch.tensor([[2.0, 1.0, 0.0, 0.0]])
+        >>> regrown(mask, moved, torch.tensor([[0.0, 1.0, 2.0, 3.0]]), {"a": (4,)}, sparsity=0.5, share=0.5)
+        tensor([[ True, False, False,  True]])
+    """
+    scope = scope if isinstance(scope, Scope) else Scope(scope)
+
+    def exchanged(parts: Sequence[Tensor], section: Section, _: Tensor | None) -> Tensor:
+        old, moved, grown = (part.reshape(len(part) * section.rows, -1) for part in parts)
+        leaving = math.floor(share * section.count)
+        remaining = _largest(torch.where(old, moved, -torch.inf), section.count - leaving)
+        return (remaining | _largest(torch.where(remaining, -torch.inf, grown), leaving)).reshape(parts[0].shape)
+
+    return _by_section([mask, stay, grow], shapes, scope.sections(shapes, sparsity), exchanged, scope)
+
+
+def _by_section(
+    scores: Sequence[Tensor],
+    shapes: Shapes,
+    sections: Sequence[Section],
+    choose: Callable[[Sequence[Tensor], Section, Tensor | None], Tensor],
+    scope: Scope,
+) -> Tensor:
+    """What is chosen, bool (r, m), where each section is chosen from its own part of the scores, each (r, m)."""
     if len(sections) == 1 and len(sections[0].tensors) == len(shapes):
-        return _of_section(scores, sections[0], scope.units(shapes))
-    names = list(shapes)
-    parts = list(scores.split([math.prod(shape) for shape in shapes.values()], dim=1))
-    chosen = [torch.zeros_like(part, dtype=torch.bool) for part in parts]
+        return choose(scores, sections[0], scope.units(shapes))
+    names, sizes = list(shapes), [math.prod(shape) for shape in shapes.values()]
+    parts = [one.split(sizes, dim=1) for one in scores]
+    chosen = [torch.zeros_like(part, dtype=torch.bool) for part in parts[0]]
     for section in sections:
-        mine = [parts[place] for place in section.tensors]
         units = scope.units({names[place]: shapes[names[place]] for place in section.tensors})
-        found = _of_section(mine[0] if len(mine) == 1 else torch.cat(mine, dim=1), section, units)
-        for place, part in zip(section.tensors, found.split([part.shape[1] for part in mine], dim=1), strict=True):
+        mine = [[one[place] for place in section.tensors] for one in parts]
+        found = choose([some[0] if len(some) == 1 else torch.cat(some, dim=1) for some in mine], section, units)
+        for place, part in zip(section.tensors, found.split([sizes[place] for place in section.tensors], dim=1), strict=True):
             chosen[place] = part
     return torch.cat(chosen, dim=1)
 

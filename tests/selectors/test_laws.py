@@ -38,8 +38,10 @@ from stability.selectors import (
     Movement,
     Random,
     Ranked,
+    RigL,
     Scope,
     Selector,
+    SpIEL,
     TaLoS,
     TrainedMagPruning,
     from_scores,
@@ -79,6 +81,8 @@ EVERY: list[Selector] = [
     *(ChildPruning(P, scope=scope) for scope in ("global", "tensor")),
     *(ChildPruning(P, burn_in=4, reset=reset) for reset in (False, True)),
     LotteryTicket(P, burn_in=3),
+    SpIEL(P, every=2, accumulated=2),
+    RigL(P, every=2),
     Movement(P, burn_in=3),
     *(DiffPruning(P, scope=scope, burn_in=3) for scope in ("global", "tensor")),
     DiffPruning(P, burn_in=2, every=4),
@@ -206,7 +210,7 @@ def test_law_of_frozen_bits(selector: Selector, learned: Problem) -> None:
 @each
 def test_law_of_renaming(selector: Selector, learned: Problem) -> None:
     """Renaming the parameters and reversing their order only permutes the mask."""
-    if isinstance(selector, Random | Mixout | MixoutReset | DiffPruning) or "hutchinson" in selector.name:
+    if isinstance(selector, Random | Mixout | MixoutReset | DiffPruning | SpIEL | RigL) or "hutchinson" in selector.name:
         pytest.skip("draws follow the order of the parameters")
     assert isinstance(learned.logits, ModuleLogits)
     names = {f"my.{name}": name for name in learned.pretrained}

@@ -30,7 +30,7 @@ from stability.selectors import (
 from stability.selectors.code import code_of
 from stability.selectors.naming import selector_named
 from stability.selectors.scope import Unit, Within
-from stability.selectors.top_k import top_k, top_k_of_rows
+from stability.selectors.top_k import regrown, top_k, top_k_of_rows
 from stability.studies import Study
 from stability.studies.rebuilt import rebuilt
 from stability.training import FineTuning
@@ -292,6 +292,25 @@ def test_moving_methods_and_score_functions_have_scopes_too(digits: Problem) -> 
         per_type = {kind: sum(len(i) for n, i in mask.indices.items() if kind in n) for kind in ("fc1", "fc2")}
         assert per_type == {"fc1": int(0.02 * digits.m) // 2, "fc2": int(0.02 * digits.m) // 2}
         assert all(".mlp." in name and name.endswith("weight") for name in mask.indices)
+
+
+@pytest.mark.parametrize("scope", [Scope("tensor"), Scope("row", without="*norm*"), Scope("type", budget="erk")], ids=described)
+def test_exchanges_are_made_within_each_group(scope: Scope) -> None:
+    draw = torch.Generator().manual_seed(0)
+    drawn, stay, grow = torch.rand(3, 2, M, generator=draw, dtype=torch.float64)
+    mask = top_k_of_rows(drawn, SHAPES, 0.4, scope)
+    found = regrown(mask, stay, grow, SHAPES, sparsity=0.4, scope=scope, share=0.5)
+    place = dict(zip(SHAPES, itertools.accumulate(map(math.prod, SHAPES.values()), initial=0), strict=False))
+    for row in range(2):
+        expected = set()
+        for members, _ in groups(scope):
+            where = [place[name] + index for name, index in members]
+            inside = sorted((j for j in where if mask[row, j]), key=lambda j: -float(stay[row, j]))
+            kept = inside[: len(inside) - len(inside) // 2]
+            others = sorted((j for j in where if j not in kept), key=lambda j: -float(grow[row, j]))
+            expected |= {*kept, *others[: len(inside) // 2]}
+        assert set(torch.nonzero(found[row]).squeeze(1).tolist()) == expected
+    assert bool((found != mask).any())
 
 
 def test_masks_of_whole_rows_and_of_several_sizes_are_trained_and_measured(digits: Problem) -> None:
