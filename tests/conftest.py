@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator
@@ -7,9 +8,11 @@ from collections.abc import Iterator
 import matplotlib as mpl
 import pytest
 import torch
+from torch import nn
 
 from stability import problems
-from stability.problems.problem import Problem
+from stability.problems.problem import Examples, ModuleLogits, Problem
+from stability.selectors import SynFlow
 from tests import simulated_device, tiny
 
 mpl.use("Agg")
@@ -49,6 +52,28 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Problem:
 
 @pytest.fixture(params=["digits", "pairs"])
 def learned(request: pytest.FixtureRequest) -> Problem:
-    """Either: images or texts."""
+    """Images or texts; for a method that refuses transformers a network of linear layers and ReLU."""
+    if isinstance(request.node.callspec.params.get("selector"), SynFlow):
+        return plain_network(request.getfixturevalue("digits"))
     problem: Problem = request.getfixturevalue(request.param)
     return problem
+
+
+def plain_network(digits: Problem) -> Problem:
+    """The images of ``digits`` for two layers and a new head."""
+    draw = torch.Generator().manual_seed(0)
+    layers = {"1.weight": (32, 64), "1.bias": (32,), "3.weight": (24, 32), "3.bias": (24,)}
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 5)).eval()
+
+    def images(some: Examples) -> Examples:
+        return dataclasses.replace(some, inputs={"input": some.inputs["pixel_values"]})
+
+    return dataclasses.replace(
+        digits,
+        name="plain",
+        pretrained={name: 0.3 * torch.randn(shape, generator=draw) for name, shape in layers.items()},
+        new_head=lambda draw: {"5.weight": 0.3 * torch.randn(5, 24, generator=draw), "5.bias": torch.zeros(5)},
+        logits=ModuleLogits(module),
+        train=images(digits.train),
+        test=images(digits.test),
+    )

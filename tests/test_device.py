@@ -28,7 +28,7 @@ from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.problems import convex
 from stability.problems.problem import ModuleLogits
-from stability.selectors import SAM, Adapter, BitFit, ChildPruning, FullTuning, LoRA, Random, Selector
+from stability.selectors import SAM, Adapter, BitFit, ChildPruning, FullTuning, LoRA, Random, Selector, SynFlow
 from stability.selectors.moving import Run
 from stability.selectors.naming import SELECTORS
 from stability.studies.cost import expected
@@ -40,7 +40,7 @@ from stability.training.replicas import train
 from stability.training.stopping import EarlyStopping
 from tests import simulated_device, tiny
 from tests.reference import ELSEWHERE, SIMULATED, as_double, leaving_out, rounding
-from tests.selectors.test_laws import EVERY, algorithm, described
+from tests.selectors.test_laws import EVERY, VARIANTS, algorithm, described
 
 elsewhere = pytest.mark.parametrize("device", ELSEWHERE)
 simulated = pytest.mark.parametrize("device", [SIMULATED])
@@ -92,7 +92,7 @@ def test_every_method_trains_as_on_the_cpu(selector: Selector, device: str, lear
 
 
 @elsewhere
-@each
+@pytest.mark.parametrize("selector", [one for one in [*EVERY, *VARIANTS] if not isinstance(one, SynFlow)], ids=described)
 def test_every_mask_is_selected_again_as_on_the_cpu(selector: Selector, device: str, digits: Problem) -> None:
     double = selector.equivalent(small(digits), seed=3)
     away = there(double, device)

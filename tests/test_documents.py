@@ -57,6 +57,10 @@ def test_public_names_explain_each_argument_and_have_an_example(name: str) -> No
     text = inspect.getdoc(value) or ""
     told = section(text, "Args", "Attributes")
     if dataclasses.is_dataclass(value):
+        bases = [
+            base for base in getattr(value, "__mro__", ()) if base in PUBLIC.values()
+        ]  # a field may be told where it is declared
+        told = "\n".join(section(inspect.getdoc(base) or "", "Attributes") for base in bases)
         names = [f.name for f in dataclasses.fields(value) if not f.name.startswith("_")]
     elif inspect.isclass(value) and (
         issubclass(value, BaseException) or "__init__" not in vars(value) or "_is_protocol" in vars(value)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from stability import Mask, SparseDelta, StabilityError, UsageError
 from stability.masks import fingerprint
-from stability.selectors.top_k import count_for, top_k
+from stability.selectors.scope import count_for
+from stability.selectors.top_k import top_k
 from tests.reference import top_k_by_sorting
 
 NAMES = ("a.weight", "a.bias", "b.weight")

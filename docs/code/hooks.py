@@ -39,6 +39,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "columns": _made("docs.code.tables", "columns"),
     "peft methods": _made("docs.code.tables", "peft_methods"),
     "peft places": _made("docs.code.tables", "peft_places"),
+    "scores": _made("docs.code.tables", "scores"),
     "study files": _made("docs.code.tables", "study_files"),
 }
 """What stands in a page for ``<!-- generated: NAME -->``."""

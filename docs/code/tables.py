@@ -14,10 +14,12 @@ from docstring_parser import DocstringStyle, parse
 from docs.code.names import linked
 from stability.cli import study_file
 from stability.cli.options import ESTIMATORS, PREDICTORS
+from stability.selectors import Calibrated, MagPruning, Ranked
+from stability.selectors.naming import SELECTORS
 from stability.studies import Study, StudyResults
 from stability.training import EarlyStopping, FineTuning, Minimisation
 
-__all__ = ["architectures", "columns", "peft_methods", "peft_places", "study_files"]
+__all__ = ["architectures", "columns", "peft_methods", "peft_places", "scores", "study_files"]
 
 _PEFT = Path("benchmarks/results/peft-methods.json")
 """Made by :mod:`benchmarks.peft_methods`; a test compares it with what happens."""
@@ -82,6 +84,19 @@ def architectures() -> str:
     rows += [f"| {how} | {count} |" for how, count in counts.most_common()]
     rows += ["", "| architecture | how it runs |", "| --- | --- |", *(f"| {name} | {how} |" for name, how in now.items())]
     return "\n".join(rows)
+
+
+def scores() -> str:
+    """Every built-in score: its formula, the data and the labels that it looks at, its cost and its source."""
+    kinds = {name: MagPruning if name == MagPruning.name else kind for name, kind in SELECTORS.items()}
+    lines = ["| name | chosen where this is largest | examples | labels | cost | source |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, kind in kinds.items():
+        if isinstance(kind, type) and issubclass(kind, Ranked):
+            looks = issubclass(kind, Calibrated)
+            labels = ("true, sampled, model" if kind.of_squares else "true, sampled") if issubclass(kind, Calibrated) else "none"
+            cells = [f"`{name}`", kind.formula.replace("|", "\\|"), "yes" if looks else "none", labels, kind.passes, kind.source]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def study_files() -> str:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from stability.cli.printing import print_json
 
-__all__ = ["NAMES", "Json", "doctor", "names"]
+__all__ = ["FAMILIES", "NAMES", "Json", "doctor", "names"]
 
 NAMES = {
     "problems": (
@@ -18,7 +18,8 @@ NAMES = {
     ),
     "selectors": (
         *("full", "random", "mixout", "bitfit", "magnitude", "adapter", "lora", "diffpruning", "childpruning", "sam"),
-        *("mixout-reset", "fisher"),
+        *("mixout-reset", "fisher", "gradient", "snip", "taylor", "grasp", "talos", "pafi", "lift", "synflow"),
+        *("lt-sft", "movement", "spiel", "rigl", "biases-norms", "last-layers", "head-only"),
     ),
     "studies": (
         *("digits", "digits-short", "discontinuity", "theory-convex", "theory-digits"),
@@ -27,6 +28,16 @@ NAMES = {
     ),
 }
 """What ``stability list`` names, without importing what the names stand for, which takes seconds; a test compares."""
+
+FAMILIES = {
+    "all or by rule": ("full", "bitfit", "biases-norms", "last-layers", "head-only"),
+    "by chance": ("random", "mixout", "mixout-reset"),
+    "by the pretrained model": ("magnitude", "pafi", "lift", "synflow"),
+    "by gradients before training": ("sam", "fisher", "gradient", "snip", "taylor", "grasp", "talos"),
+    "while training": ("childpruning", "diffpruning", "lt-sft", "movement", "spiel", "rigl"),
+    "inserted modules": ("adapter", "lora"),
+}
+"""The selectors of :data:`NAMES`, each in one family."""
 
 Json = Annotated[bool, Parameter(help="Print one JSON value on standard output and nothing else.")]
 
@@ -38,8 +49,14 @@ def names(*, json: Json = False) -> None:
     if json:
         print_json(found)
         return
+    families = {**FAMILIES, **({"of installed packages": announced} if announced else {})}
     for kind, members in found.items():
-        print(f"{kind}: {', '.join(members)}")
+        if kind != "selectors":
+            print(f"{kind}: {', '.join(members)}")
+            continue
+        print(f"{kind}:")
+        for family, mine in families.items():
+            print(f"  {family}: {', '.join(mine)}")
 
 
 def doctor(*, json: Json = False) -> None:

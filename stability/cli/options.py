@@ -23,6 +23,7 @@ from stability.problems import PROBLEMS, Problem, TrainingDefaults, load_texts, 
 from stability.problems.tasks import TEXT_TRAINING
 from stability.selectors import SAM, Selector
 from stability.selectors.naming import selectors_named
+from stability.selectors.scope import Within
 from stability.training import Algorithm, EarlyStopping, FineTuning, Minimisation, Precision
 
 __all__ = [
@@ -171,13 +172,19 @@ class Method:
         selector: The method: a name of 'stability list', or module:name for your own. Its settings follow it as NAME=VALUE, the
             value as JSON or a word: lora rank=4, diffpruning stretch=[-1.5,1.5].
         sparsity: p, the fraction of the pretrained parameters that may change, in (0, 1].
+        scope: Which coordinates compete for the places: all (global), those of each tensor, of each row, of each layer, or of each
+            type of tensor; by default global.
+        only: Choose from tensors whose names match one of these patterns only, such as '*.query.*'.
+        without: Do not choose from tensors whose names match one of these patterns, such as '*norm*'.
         curvature: Of sam: where h in its score |g²/h| comes from; by default constant.
         option: A setting of the method as NAME=VALUE, like those that follow its name. Repeat it for more.
     """
 
     selector: Names
     sparsity: float | None = None
-    scope: Literal["global", "tensor"] | None = None
+    scope: Within | None = None
+    only: Names = ()
+    without: Names = ()
     curvature: Literal["constant", "gauss_newton", "hutchinson"] | None = None
     option: _Option = ()
 
@@ -192,8 +199,9 @@ class Method:
             raise UsageError(
                 f"one method at a time: leave {' and '.join(other for other, _ in others)} out, or use 'stability compare'"
             )
-        named = {"sparsity": self.sparsity, "scope": self.scope, "curvature": self.curvature}
-        every = [*own.items(), *settings(self.option), *((name, value) for name, value in named.items() if value is not None)]
+        own_options = ("sparsity", "scope", "only", "without", "curvature")
+        named = {name: value for name, value in given(self).items() if name in own_options}
+        every = [*own.items(), *settings(self.option), *named.items()]
         if twice := sorted({setting for setting, _ in every if [one for one, _ in every].count(setting) > 1}):
             raise UsageError(f"{', '.join(twice)} is given twice: leave one out")
         found = selectors_named([(method, dict(every))])

@@ -18,7 +18,8 @@ from stability.masks import Mask, Parameters
 from stability.problems.problem import Examples, Problem, generator
 from stability.selectors.code import code_of, plain
 from stability.selectors.moving import Course, Run
-from stability.selectors.top_k import Scope, top_k
+from stability.selectors.scope import AnyScope
+from stability.selectors.top_k import top_k
 
 __all__ = ["FromScores", "Moving", "ScoreFunction", "Selector", "from_scores"]
 
@@ -177,13 +178,13 @@ class FromScores(Selector):
     Attributes:
         scores: (problem, generator) → one score a pretrained coordinate.
         sparsity: p ∈ (0, 1].
-        scope: compete over all parameters (``global``) or within each tensor (``tensor``).
+        scope: compete over all parameters (``global``), within each tensor (``tensor``), or as a :class:`Scope` says.
         label: for tables and figures; the function's own name where it is empty.
     """
 
     scores: ScoreFunction
     sparsity: float = field()
-    scope: Scope = "global"
+    scope: AnyScope = "global"
     label: str = ""
 
     uses_data: ClassVar[bool] = True
@@ -205,7 +206,7 @@ class FromScores(Selector):
         return top_k({name: scores[name] for name in problem.pretrained}, self.sparsity, self.scope)
 
 
-def from_scores(scores: ScoreFunction, sparsity: float, scope: Scope = "global", name: str = "") -> FromScores:
+def from_scores(scores: ScoreFunction, sparsity: float, scope: AnyScope = "global", name: str = "") -> FromScores:
     """A selector that takes the ⌊pm⌋ coordinates of highest score.
 
     Args:
@@ -213,7 +214,7 @@ def from_scores(scores: ScoreFunction, sparsity: float, scope: Scope = "global",
             ``problem.train``, and where training starts as ``problem.start()``; when z_i is left out it is called again
             with that example gone.
         sparsity: p ∈ (0, 1].
-        scope: compete over all parameters (``global``) or within each tensor (``tensor``).
+        scope: compete over all parameters (``global``), within each tensor (``tensor``), or as a :class:`Scope` says.
         name: for tables and figures; the function's own name by default.
 
     Raises:

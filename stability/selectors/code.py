@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from stability.masks import fingerprint
+from stability.selectors.scope import Scope
 
 __all__ = ["CODE", "UNKNOWN", "code_of", "plain"]
 
@@ -88,6 +89,8 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, Scope):
+        return value.settings()
     if isinstance(value, (*_PLAIN, np.generic)):
         return value
     if isinstance(value, (list, tuple)):

@@ -8,8 +8,9 @@ Axes: r replicas, m pretrained coordinates, K = m plus those of the new head.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from stability.errors import UsageError
-from stability.selectors.top_k import Scope, top_k_of_rows
+from stability.selectors.scope import AnyScope
+from stability.selectors.top_k import top_k_of_rows
 
 __all__ = ["Course", "MakeOptimizer", "Optimizer", "Projected", "Run", "check_burn_in"]
 
@@ -63,25 +65,30 @@ class Run:
     Attributes:
         origin: (K,), θ⁰ on the m pretrained coordinates, then the head at its start.
         rows: r, the number of replicas.
-        sizes: the number of coordinates of each pretrained tensor; together they are m.
+        shapes: the shape of each pretrained tensor, by name, in the order of ``origin``; their sizes add up to m.
         steps: the number of training steps that will be taken.
         optimizer: makes the algorithm's AdamW for (r, ·) values.
         draws: the generator of everything random. A draw is made once for all rows, so that the replicas stay paired.
         name: the selector's, for messages.
 
     Example:
-        >>> run = Run(origin=torch.zeros(3), rows=2, sizes=[2], steps=4, optimizer=..., draws=torch.Generator())
+        >>> run = Run(origin=torch.zeros(3), rows=2, shapes={"w": (2,)}, steps=4, optimizer=..., draws=torch.Generator())
         >>> run.m, run.start().shape
         (2, torch.Size([2, 3]))
     """
 
     origin: Tensor
     rows: int
-    sizes: Sequence[int]
+    shapes: Mapping[str, tuple[int, ...]]
     steps: int
     optimizer: MakeOptimizer
     draws: torch.Generator
     name: str = "moving"
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of coordinates of each pretrained tensor."""
+        return [math.prod(shape) for shape in self.shapes.values()]
 
     @property
     def m(self) -> int:
@@ -180,7 +187,8 @@ class Projected(Course):
         run: what the engine gives.
         score: gives one score a coordinate, (r, m), from the values, (r, m), and θ⁰, (m,); the highest stay.
         sparsity: p ∈ (0, 1]; k = ⌊pm⌋.
-        scope: where coordinates compete: over all parameters (``global``), or within each tensor (``tensor``).
+        scope: where coordinates compete: over all parameters (``global``), within each tensor (``tensor``), or as a
+            :class:`Scope` says.
         every: the number of steps between projections; None for none before ``burn_in`` or the end.
         burn_in: the step after which the last projection is made and its mask alone is trained; None for a last projection
             at the end.
@@ -204,7 +212,7 @@ class Projected(Course):
         run: Run,
         score: Callable[[Tensor, Tensor], Tensor],
         sparsity: float,
-        scope: Scope = "global",
+        scope: AnyScope = "global",
         *,
         every: int | None = None,
         burn_in: int | None = None,
@@ -244,7 +252,7 @@ class Projected(Course):
         return self._values, mask
 
     def _project(self, last: bool = False) -> Tensor:
-        self.mask = top_k_of_rows(self._scores(last), self._run.sizes, self._sparsity, self._scope)
+        self.mask = top_k_of_rows(self._scores(last), self._run.shapes, self._sparsity, self._scope)
         self._values = self._run.put_back(self._values, self.mask)
         return self.mask
 

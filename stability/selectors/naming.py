@@ -8,6 +8,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -17,19 +18,35 @@ from typing import Any, TypeAlias
 from stability.checks import check_sparsity
 from stability.errors import OwnCodeError, UsageError, explained
 from stability.selectors import (
+    LIFT,
     SAM,
+    SNIP,
     Adapter,
+    BiasesAndNorms,
     BitFit,
     ChildPruning,
     DiffPruning,
     Fisher,
     FullTuning,
+    Gradient,
+    GraSP,
+    HeadOnly,
+    LastLayers,
     LoRA,
+    LotteryTicket,
     Mixout,
     MixoutReset,
+    Movement,
+    PaFi,
     Peft,
     Random,
+    RigL,
+    Scope,
     Selector,
+    SpIEL,
+    SynFlow,
+    TaLoS,
+    Taylor,
     from_scores,
     magnitude,
 )
@@ -59,8 +76,26 @@ SELECTORS: dict[str, Callable[..., Selector]] = {
     "sam": SAM,
     "mixout-reset": MixoutReset,
     "fisher": Fisher,
+    "gradient": Gradient,
+    "snip": SNIP,
+    "taylor": Taylor,
+    "grasp": GraSP,
+    "talos": TaLoS,
+    "pafi": PaFi,
+    "lift": LIFT,
+    "synflow": SynFlow,
+    "lt-sft": LotteryTicket,
+    "movement": Movement,
+    "spiel": SpIEL,
+    "rigl": RigL,
+    "biases-norms": BiasesAndNorms,
+    "last-layers": LastLayers,
+    "head-only": HeadOnly,
 }
 """The built-in selectors by name: the ten of Fu et al. 2023, Table 1, in its order, and then those beside it."""
+
+_OF_SCOPE = {name: own for name, own in inspect.signature(Scope).parameters.items() if name != "within"}
+"""The settings of a scope, which stand beside ``scope`` as settings of a method that has one."""
 
 Method: TypeAlias = "str | tuple[str, Mapping[str, Any]] | Selector"
 """A method: its name; its name with settings of its own, as in ``("lora", {"rank": 4})``; or the selector itself."""
@@ -86,7 +121,8 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
             in the current folder, and the name stands for a function (problem, generator) → scores, a :class:`Selector`
             class, a selector, or a configuration of peft (``peft:IA3Config``, or one of yours).
         sparsity: p; needed unless the selector's rule decides it.
-        options: such as ``scope``, ``rank``, or what a configuration of peft takes; None stands for not given.
+        options: such as ``scope``, ``rank``, or what a configuration of peft takes; None stands for not given. The settings of
+            :class:`stability.selectors.Scope`, such as ``only``, may stand beside ``scope``, or in a dictionary in its place.
 
     Raises:
         UsageError: an unknown name, a module or object that is not there or is no selector, a p that is missing or
@@ -111,7 +147,7 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
             raise UsageError(f"{name!r} is a selector with its settings made: leave {', '.join(given)} out")
         return found
     made = _maker(found, name)
-    known = inspect.signature(made).parameters
+    known = _settings(made)
     if "sparsity" not in known:
         if found is FullTuning and sparsity == 1:
             del given["sparsity"]
@@ -126,6 +162,8 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
         raise UsageError(f"selector {name!r} needs its sparsity p, the fraction of parameters that may change, e.g. sparsity=0.05")
     if "sparsity" in given:
         check_sparsity(given["sparsity"])
+    if "scope" in known:
+        given = _with_scope(name, given)
     try:
         with explained(f"selector {name!r}"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*eva_config")  # of a setting of peft that is refused
@@ -186,7 +224,28 @@ def selectors_named(methods: Sequence[Method], sparsities: Sequence[float] = (),
 def _settings_of(name: str) -> set[str]:
     """The settings that the selector called ``name`` takes."""
     found = SELECTORS.get(name) or _find(name)
-    return set() if isinstance(found, Selector) else set(inspect.signature(_maker(found, name)).parameters)
+    return set() if isinstance(found, Selector) else set(_settings(_maker(found, name)))
+
+
+def _settings(made: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The settings that a method takes by name, those of its scope among them."""
+    known = dict(inspect.signature(made).parameters)
+    return {**known, **_OF_SCOPE} if "scope" in known else known
+
+
+def _with_scope(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a method, with those of its scope made one."""
+    own = {setting: value for setting, value in given.items() if setting not in _OF_SCOPE}
+    parts = {setting: value for setting, value in given.items() if setting in _OF_SCOPE}
+    scope = own.get("scope")
+    if not parts and not isinstance(scope, Mapping):
+        return own
+    if isinstance(scope, Scope):
+        return {**own, "scope": replace(scope, **parts)}
+    parts = {**(scope if isinstance(scope, Mapping) else {} if scope is None else {"within": scope}), **parts}
+    if odd := sorted(parts.keys() - _OF_SCOPE.keys() - {"within"}):
+        raise UsageError(f"the scope of {name!r} has no {', '.join(odd)}: leave it out; {_there(odd[0], ['within', *_OF_SCOPE])}")
+    return {**own, "scope": Scope(**parts)}
 
 
 def having(setting: str) -> list[str]:
@@ -199,7 +258,7 @@ def having(setting: str) -> list[str]:
         >>> having("rank")
         ['lora']
     """
-    return [name for name, made in SELECTORS.items() if setting in inspect.signature(made).parameters]
+    return [name for name, made in SELECTORS.items() if setting in _settings(made)]
 
 
 def _find(name: str) -> Any:
@@ -233,6 +292,8 @@ def _there(word: str, known: Sequence[str]) -> str:
     if len(known) <= 8:
         alike = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
         return f"did you mean {alike[0]}?" if alike else f"there is {', '.join(known) or 'none'}"
+    if close := difflib.get_close_matches(word, known, n=1, cutoff=0.85):
+        return f"did you mean {close[0]}?"
     alike = [own for own in known if own.lower().startswith(word.lower()) or word.lower().startswith(own.lower())]
     alike += [own for own in difflib.get_close_matches(word, known, n=5, cutoff=0.5) if own not in alike]
     return f"did you mean {' or '.join(alike[:5])}?" if alike else f"there is {', '.join(known[:5])} and {len(known) - 5} more"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from stability.errors import UsageError
+from stability.selectors.scope import layer_of
 
 __all__ = ["OTHERS", "adapter_places", "linear_names", "lora_places", "named"]
 
@@ -74,7 +75,7 @@ def adapter_places(module: nn.Module, kinds: Sequence[str]) -> list[str]:
         return [name for name in names if re.search(f"({'|'.join(some)})$", name)]
 
     def layers(found: list[str]) -> int:
-        return len({_layer(name) for name in found})
+        return len({layer_of(name) for name in found})
 
     found, every = ({kind: ending(mine[:first]) for kind, mine in patterns.items()} for first in (1, None))
     most = max(map(layers, every.values()))
@@ -86,12 +87,6 @@ def adapter_places(module: nn.Module, kinds: Sequence[str]) -> list[str]:
         if layers(found[kind]) < most:  # such as those layers that have no experts
             raise _unknown("adapter", f"behind the {kind} block of every layer", module, f"{layers(found[kind])} of {most}")
     return [name for kind in kinds for name in found[kind]]
-
-
-def _layer(name: str) -> str:
-    """The layer of the model that a part belongs to: its name up to the first number."""
-    first = re.match(r"(.*?\.)?\d+(?=\.)", name)
-    return first.group() if first else ""
 
 
 def named(pattern: str, module: nn.Module) -> list[str]:

@@ -14,9 +14,10 @@ from stability.checks import check_flags, check_number, check_whole
 from stability.errors import UsageError
 from stability.selectors.base import Moving
 from stability.selectors.moving import Course, Projected, Run, check_burn_in
-from stability.selectors.top_k import Scope, top_k_of_rows
+from stability.selectors.scope import AnyScope
+from stability.selectors.top_k import top_k_of_rows
 
-__all__ = ["ChildPruning", "DiffPruning"]
+__all__ = ["ChildPruning", "DiffPruning", "LotteryTicket", "Movement"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ChildPruning(Moving):
 
     Attributes:
         sparsity: p ∈ (0, 1], the fraction of parameters that may change.
-        scope: where parameters compete: over all of them (``global``), or within each tensor (``tensor``).
+        scope: which coordinates compete: all (``global``), those of each tensor (``tensor``), or as a :class:`Scope` says.
         every: the number of steps between projections. With 1 rounding decides a part of the first mask, because AdamW's first
             step moves every coordinate by the same amount; the noise floor shows it.
         burn_in: the step from which on the mask is fixed; None where it moves to the end.
@@ -48,7 +49,7 @@ class ChildPruning(Moving):
     """
 
     sparsity: float = field()
-    scope: Scope = "global"
+    scope: AnyScope = "global"
     _: KW_ONLY
     every: int = 2
     burn_in: int | None = None
@@ -72,6 +73,100 @@ class ChildPruning(Moving):
 
 def _moved(values: Tensor, origin: Tensor) -> Tensor:
     return (values - origin).abs()
+
+
+@dataclass(frozen=True)
+class LotteryTicket(Moving):
+    """The ⌊pm⌋ parameters of largest |θ − θ⁰| after full training, which then return to θ⁰ and are trained alone
+    (Ansell et al. 2022, *LT-SFT*; Frankle & Carbin 2019).
+
+    Everything is trained for ``burn_in`` steps, which choose the mask and are then forgotten: all parameters, the head and the
+    optimizer begin anew, on the mask alone. It is :class:`ChildPruning` with a reset and no projection before.
+
+    Attributes:
+        sparsity: p ∈ (0, 1], the fraction of parameters that may change.
+        scope: which coordinates compete: all (``global``), those of each tensor (``tensor``), or as a :class:`Scope` says.
+        burn_in: the number of steps of full training; Ansell et al. take as many as follow.
+
+    Raises:
+        UsageError: ``burn_in`` is below 1; on training: it leaves no step, or p or scope do not fit.
+
+    Example:
+        >>> from stability import FineTuning, load, train
+        >>> train(load("digits"), FineTuning(LotteryTicket(0.01, burn_in=4), steps=8)).masks[0].count
+        264
+    """
+
+    sparsity: float = field()
+    scope: AnyScope = "global"
+    _: KW_ONLY
+    burn_in: int = 50
+
+    name: ClassVar[str] = "lt-sft"
+    uses_data: ClassVar[bool] = True
+    vectors: ClassVar[int] = 3  # scores, mask and what ranks them
+
+    def __post_init__(self) -> None:
+        check_whole(1, burn_in=self.burn_in)
+
+    def begin(self, run: Run) -> Course:
+        check_burn_in(self.name, self.burn_in, run.steps)
+        return Projected(run, _moved, self.sparsity, self.scope, burn_in=self.burn_in, reset=True)
+
+
+@dataclass(frozen=True)
+class Movement(Moving):
+    """The ⌊pm⌋ parameters of largest −Σ_t g_t θ_t over the steps of full training: those that move away from 0
+    (Sanh, Wolf & Rush 2020, *Movement pruning*).
+
+    g_t is the gradient of the objective at θ_t, on the batch of step t < ``burn_in``. The sign counts: a parameter that moves
+    towards 0 has a negative score. Then the mask is fixed, all parameters and the head return to their start, and the mask alone
+    is trained. Sanh et al. train scores and weights together, and set what is not chosen to 0; here it returns to θ⁰.
+
+    Attributes:
+        sparsity: p ∈ (0, 1], the fraction of parameters that may change.
+        scope: which coordinates compete: all (``global``), those of each tensor (``tensor``), or as a :class:`Scope` says.
+        burn_in: the number of steps of full training.
+
+    Raises:
+        UsageError: ``burn_in`` is below 1; on training: it leaves no step, or p or scope do not fit.
+
+    Example:
+        >>> from stability import FineTuning, load, train
+        >>> train(load("digits"), FineTuning(Movement(0.01, burn_in=4), steps=8)).masks[0].count
+        264
+    """
+
+    sparsity: float = field()
+    scope: AnyScope = "global"
+    _: KW_ONLY
+    burn_in: int = 50
+
+    name: ClassVar[str] = "movement"
+    uses_data: ClassVar[bool] = True
+    vectors: ClassVar[int] = 4  # the sum, scores, mask and what ranks them
+
+    def __post_init__(self) -> None:
+        check_whole(1, burn_in=self.burn_in)
+
+    def begin(self, run: Run) -> Course:
+        check_burn_in(self.name, self.burn_in, run.steps)
+        return _Summed(run, self)
+
+
+class _Summed(Projected):
+    """Full training that adds up −g θ until the mask is chosen."""
+
+    def __init__(self, run: Run, method: Movement) -> None:
+        # A copy that is made for early stopping asks this one, whose sum is the same at that time.
+        super().__init__(run, lambda *_: self._sum, method.sparsity, method.scope, burn_in=method.burn_in, reset=True)
+        self._sum = torch.zeros(run.rows, run.m).to(run.origin)
+
+    def step(self, gradient: Tensor) -> None:
+        if self.mask is None:
+            m = self._sum.shape[1]
+            self._sum = self._sum - gradient[:, :m] * self.point()[:, :m]
+        super().step(gradient)
 
 
 @dataclass(frozen=True)
@@ -108,7 +203,7 @@ class DiffPruning(Moving):
     """
 
     sparsity: float = field()
-    scope: Scope = "global"
+    scope: AnyScope = "global"
     _: KW_ONLY
     burn_in: int = 50
     every: int | None = None
@@ -188,7 +283,7 @@ class _Gated(Course):
         return self._step % self._method.every if self._method.every else self._step
 
     def _project(self) -> Tensor:
-        self.mask = top_k_of_rows(self._alpha, self._run.sizes, self._method.sparsity, self._method.scope)
+        self.mask = top_k_of_rows(self._alpha, self._run.shapes, self._method.sparsity, self._method.scope)
         self._held = self._run.held(self.mask)
         self._values = self._run.put_back(self._values, self.mask)
         return self.mask

@@ -9,22 +9,17 @@ import torch
 from torch import Tensor
 
 from stability.checks import check_probability
-from stability.masks import Mask
-from stability.problems.problem import Problem, generator
-from stability.selectors.base import Moving, Selector
+from stability.selectors.base import Moving
 from stability.selectors.moving import Course, Projected, Run
-from stability.selectors.top_k import Scope, top_k
+from stability.selectors.scope import AnyScope
+from stability.selectors.scored import Evidence, Ranked
 
 __all__ = ["Mixout", "MixoutReset", "Random"]
 
 
 @dataclass(frozen=True)
-class Random(Selector):
+class Random(Ranked):
     """⌊pm⌋ coordinates drawn uniformly without replacement (Fu et al. 2023, Table 1, *Random*).
-
-    Attributes:
-        sparsity: p ∈ (0, 1], the fraction of parameters that may change.
-        scope: where it draws: ⌊pm⌋ over all parameters (``global``), or ⌊p·m_t⌋ within each tensor t (``tensor``).
 
     Raises:
         UsageError: on selecting: p outside (0, 1] or so small that it selects nothing, or an unknown scope.
@@ -35,16 +30,14 @@ class Random(Selector):
         264
     """
 
-    sparsity: float = field()
-    scope: Scope = "global"
-
     name: ClassVar[str] = "random"
+    formula: ClassVar[str] = "a random number"
+    source: ClassVar[str] = "Fu et al. 2023"
 
-    def select(self, problem: Problem, seed: int) -> Mask:
-        draw = generator(seed, "selection")
+    def score(self, at: Evidence) -> Tensor:
         # Double precision: among millions of single-precision draws many are equal, and ties go by index.
-        scores = {n: torch.rand(t.shape, generator=draw, dtype=torch.float64) for n, t in problem.pretrained.items()}
-        return top_k(scores, self.sparsity, self.scope)
+        draw = at.draws()
+        return at.flat({n: torch.rand(t.shape, generator=draw, dtype=torch.float64) for n, t in at.problem.pretrained.items()})
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,7 @@ class MixoutReset(Moving):
     """
 
     sparsity: float = field()
-    scope: Scope = "global"
+    scope: AnyScope = "global"
 
     name: ClassVar[str] = "mixout-reset"
     vectors: ClassVar[int] = 3  # scores, mask and what ranks them

@@ -1,7 +1,8 @@
-"""Selection by a rule that looks at the pretrained model alone."""
+"""Selection by a rule that looks at the pretrained model alone, or at its magnitude after a burn-in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,9 +14,10 @@ from stability.masks import Mask
 from stability.problems.problem import Problem
 from stability.selectors.base import Moving, Selector
 from stability.selectors.moving import Course, Projected, Run, check_burn_in
-from stability.selectors.top_k import Scope, top_k
+from stability.selectors.scope import AnyScope, layer_of
+from stability.selectors.scores import MagPruning
 
-__all__ = ["BitFit", "FullTuning", "MagPruning", "TrainedMagPruning", "magnitude"]
+__all__ = ["BiasesAndNorms", "BitFit", "FullTuning", "HeadOnly", "LastLayers", "TrainedMagPruning", "magnitude"]
 
 
 @dataclass(frozen=True)
@@ -51,34 +53,98 @@ class BitFit(Selector):
     name: ClassVar[str] = "bitfit"
 
     def select(self, problem: Problem, seed: int) -> Mask:
-        shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
-        biases = {n: torch.arange(t.numel()) for n, t in problem.pretrained.items() if n.rpartition(".")[2] == "bias"}
+        biases = [name for name in problem.pretrained if name.rpartition(".")[2] == "bias"]
         if not biases:
             raise UsageError(f"bitfit tunes biases, and {problem.name!r} has none: use full, random, magnitude or sam")
-        return Mask(shapes, biases)
+        return _whole(problem, biases)
 
 
 @dataclass(frozen=True)
-class MagPruning(Selector):
-    """The ⌊pm⌋ pretrained parameters of largest |θ⁰| (Han et al. 2015; Lee et al. 2021; Fu et al. 2023, Table 1, *MagPruning*).
+class BiasesAndNorms(Selector):
+    """The tensors of one dimension: biases, and what normalisation layers multiply by; p follows from them.
 
-    Attributes:
-        sparsity: p ∈ (0, 1].
-        scope: compete over all parameters (``global``) or within each tensor (``tensor``, as in the code of Fu et al.).
+    Raises:
+        UsageError: the model has no tensor of one dimension.
 
     Example:
         >>> from stability import load
-        >>> MagPruning(sparsity=0.01).select(load("digits"), seed=0).count
-        264
+        >>> BiasesAndNorms().select(load("digits"), seed=0).count
+        1152
     """
 
-    sparsity: float = field()
-    scope: Scope = "global"
-
-    name: ClassVar[str] = "magnitude"
+    name: ClassVar[str] = "biases-norms"
 
     def select(self, problem: Problem, seed: int) -> Mask:
-        return top_k({n: t.abs() for n, t in problem.pretrained.items()}, self.sparsity, self.scope)
+        vectors = [name for name, tensor in problem.pretrained.items() if tensor.ndim == 1]
+        if not vectors:
+            raise UsageError(f"biases-norms tunes tensors of one dimension, and {problem.name!r} has none: use full, random or sam")
+        return _whole(problem, vectors)
+
+
+@dataclass(frozen=True)
+class LastLayers(Selector):
+    """All of the last layers of the model; p follows from them.
+
+    A layer is all tensors whose names agree up to the first number. A model with several stacks of layers, such as an encoder and
+    a decoder, has last layers in each.
+
+    Attributes:
+        layers: how many layers of each stack.
+
+    Raises:
+        UsageError: ``layers`` is no whole number of at least 1; on selecting: the model has no or too few layers.
+
+    Example:
+        >>> from stability import load
+        >>> LastLayers(layers=1).select(load("digits"), seed=0)
+        Mask(k=8544, m=26432)
+    """
+
+    layers: int = 1
+
+    name: ClassVar[str] = "last-layers"
+
+    def __post_init__(self) -> None:
+        check_whole(1, layers=self.layers)
+
+    def select(self, problem: Problem, seed: int) -> Mask:
+        stacks: dict[str, set[int]] = {}
+        for layer in filter(None, map(layer_of, problem.pretrained)):
+            stack, _, number = layer.rpartition(".")
+            stacks.setdefault(stack, set()).add(int(number))
+        if not stacks:
+            raise UsageError(f"last-layers: no tensor of {problem.name!r} has the number of a layer in its name: use full or sam")
+        if (least := min(map(len, stacks.values()))) < self.layers:
+            raise UsageError(f"last-layers: layers = {self.layers}, and {problem.name!r} has {least}: use at most so many")
+        last = {f"{stack}.{number}".lstrip(".") for stack, found in stacks.items() for number in sorted(found)[-self.layers :]}
+        return _whole(problem, [name for name in problem.pretrained if layer_of(name) in last])
+
+
+@dataclass(frozen=True)
+class HeadOnly(Selector):
+    """No pretrained parameter: the new head alone is trained, p = 0.
+
+    It is the baseline of what the pretrained features give by themselves.
+
+    Raises:
+        UsageError: on training: the problem has no new head, so that nothing would be trained.
+
+    Example:
+        >>> from stability import load
+        >>> HeadOnly().select(load("digits"), seed=0)
+        Mask(k=0, m=26432)
+    """
+
+    name: ClassVar[str] = "head-only"
+
+    def select(self, problem: Problem, seed: int) -> Mask:
+        return _whole(problem, [])
+
+
+def _whole(problem: Problem, names: Sequence[str]) -> Mask:
+    """The mask of some tensors as a whole."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
+    return Mask(shapes, {name: torch.arange(problem.pretrained[name].numel()) for name in names})
 
 
 @dataclass(frozen=True)
@@ -104,7 +170,7 @@ class TrainedMagPruning(Moving):
     """
 
     sparsity: float = field()
-    scope: Scope = "global"
+    scope: AnyScope = "global"
     burn_in: int = field(kw_only=True)
     reset: bool = field(default=False, kw_only=True)
 
@@ -121,7 +187,7 @@ class TrainedMagPruning(Moving):
         return Projected(run, lambda values, _: values.abs(), self.sparsity, self.scope, burn_in=self.burn_in, reset=self.reset)
 
 
-def magnitude(sparsity: float, scope: Scope = "global", *, burn_in: int = 0, reset: bool = False) -> Selector:
+def magnitude(sparsity: float, scope: AnyScope = "global", *, burn_in: int = 0, reset: bool = False) -> Selector:
     """Selection by magnitude under one name: :class:`MagPruning`, or with a burn-in :class:`TrainedMagPruning`.
 
     Args:

@@ -3,65 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from stability.checks import check_choice, check_sparsity
 from stability.errors import UsageError
 from stability.masks import Mask, Parameters
+from stability.selectors.scope import AnyScope, Scope, Section, Shapes
 
-__all__ = ["Scope", "count_for", "counts_for", "top_k", "top_k_of_rows"]
-
-Scope: TypeAlias = Literal["global", "tensor"]
-"""Where coordinates compete: over all parameters at once (``global``, as in the theory of Fu et al. 2023), or within each tensor
-(``tensor``, as in their code)."""
+__all__ = ["regrown", "top_k", "top_k_of_rows"]
 
 
-def count_for(sparsity: float, m: int) -> int:
-    """⌊pm⌋, the number of coordinates that may change.
-
-    A p that is a rounded number counts as the number before rounding: 0.29 of 100 is 29, and k/m of m is k, although both
-    products are a little less in floating point.
-
-    Args:
-        sparsity: p ∈ (0, 1], the fraction of coordinates that *may* change: a small p means very sparse.
-        m: the number of coordinates to choose from.
-
-    Returns:
-        k ≥ 1.
-
-    Raises:
-        UsageError: p outside (0, 1], or ⌊pm⌋ = 0.
-
-    Example:
-        >>> count_for(0.29, 100)
-        29
-    """
-    check_sparsity(sparsity)
-    k = _floor(sparsity, m)
-    if k == 0:
-        raise UsageError(
-            f"sparsity p = {sparsity} selects nothing of m = {m} coordinates (pm = {sparsity * m:.3g} < 1): use p ≥ {1 / m:.3g}"
-        )
-    return k
-
-
-def top_k(scores: Parameters, sparsity: float, scope: Scope = "global") -> Mask:
+def top_k(scores: Parameters, sparsity: float, scope: AnyScope = "global") -> Mask:
     """The mask of the coordinates of highest score, exactly ⌊pm⌋ of them; among equal scores those that come first.
 
     Args:
         scores: one finite score a coordinate, named and shaped as the parameters.
         sparsity: p ∈ (0, 1], the fraction of coordinates that is chosen.
-        scope: ``global`` takes ⌊pm⌋ over all tensors at once; ``tensor`` takes ⌊p·m_t⌋ within each tensor t of m_t coordinates.
+        scope: which coordinates compete: ``global`` takes ⌊pm⌋ over all tensors at once; ``tensor`` takes ⌊p·m_t⌋ within each
+            tensor t of m_t coordinates; for more see :class:`Scope`.
 
     Returns:
         The mask over the m coordinates of ``scores``.
 
     Raises:
-        UsageError: p outside (0, 1], nothing selected, an unknown scope, or scores that are not finite.
+        UsageError: p outside (0, 1], nothing selected, a scope that is unknown or does not fit, or scores that are not finite.
 
     Example:
         >>> top_k({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([3.0, 2.0])}, 0.5).indices
@@ -73,66 +40,107 @@ def top_k(scores: Parameters, sparsity: float, scope: Scope = "global") -> Mask:
             raise UsageError(f"scores of {name!r}: {bad} of {score.numel()} are not finite, so they have no order")
     shapes = {name: tuple(score.shape) for name, score in scores.items()}
     flat = torch.cat([score.detach().reshape(-1).cpu() for score in scores.values()])
-    chosen = top_k_of_rows(flat.unsqueeze(0), [score.numel() for score in scores.values()], sparsity, scope)[0]
+    chosen = top_k_of_rows(flat.unsqueeze(0), shapes, sparsity, scope)[0]
     return Mask.at(shapes, torch.nonzero(chosen).squeeze(1))
 
 
-def top_k_of_rows(scores: Tensor, sizes: Sequence[int], sparsity: float, scope: Scope = "global") -> Tensor:
+def top_k_of_rows(scores: Tensor, shapes: Shapes, sparsity: float, scope: AnyScope = "global") -> Tensor:
     """The coordinates of highest score in each row, exactly ⌊pm⌋ of them; among equal scores those that come first.
 
     Args:
         scores: (r, m), in each row the tensors' scores one after the other. A coordinate whose score is NaN comes last.
-        sizes: the number of coordinates of each tensor; together they are m.
+        shapes: the shape of each tensor, by name; their sizes add up to m.
         sparsity: p ∈ (0, 1], the fraction of coordinates that is chosen.
-        scope: ``global`` takes ⌊pm⌋ over all tensors at once; ``tensor`` takes ⌊p·m_t⌋ within each tensor t of m_t coordinates.
+        scope: which coordinates compete: ``global`` takes ⌊pm⌋ over all tensors at once; ``tensor`` takes ⌊p·m_t⌋ within each
+            tensor t of m_t coordinates; for more see :class:`Scope`.
 
     Returns:
         Bool, (r, m): true where a coordinate is chosen.
 
     Raises:
-        UsageError: p outside (0, 1], nothing selected, or an unknown scope.
+        UsageError: p outside (0, 1], nothing selected, or a scope that is unknown or does not fit.
 
     Example:
-        >>> top_k_of_rows(torch.tensor([[3.0, 1.0, 3.0, 2.0]]), [2, 2], 0.5, "tensor")
+        >>> top_k_of_rows(torch.tensor([[3.0, 1.0, 3.0, 2.0]]), {"a": (2,), "b": (2,)}, 0.5, "tensor")
         tensor([[ True, False,  True, False]])
     """
-    counts = counts_for(sparsity, sizes, scope)
+    scope = scope if isinstance(scope, Scope) else Scope(scope)
     if scores.is_floating_point() and (scores.device.type != "cpu" or bool(torch.isnan(scores).any())):
         scores = torch.where(torch.isnan(scores), -torch.inf, scores)
-    parts = scores.split(list(sizes), dim=1) if scope == "tensor" else [scores]
-    return torch.cat([_largest(part, count) for part, count in zip(parts, counts, strict=True)], dim=1)
+    sections = scope.sections(shapes, sparsity)
+    return _by_section([scores], shapes, sections, lambda one, *how: _of_section(one[0], *how), scope)
 
 
-def counts_for(sparsity: float, sizes: Sequence[int], scope: Scope) -> list[int]:
-    """The number of coordinates to choose: ⌊pm⌋ over all tensors, or ⌊p·m_t⌋ within each tensor t of m_t coordinates.
+def regrown(
+    mask: Tensor, stay: Tensor, grow: Tensor, shapes: Shapes, *, sparsity: float, scope: AnyScope = "global", share: float
+) -> Tensor:
+    """A mask after an exchange of coordinates: some that moved least leave, and as many enter.
+
+    In each group of c chosen coordinates the c − ⌊share · c⌋ of highest ``stay`` remain. The rest of the places goes to the highest
+    ``grow`` among all others, those that would have left among them.
 
     Args:
+        mask: bool (r, m), as :func:`top_k_of_rows` gives it for this p and scope.
+        stay: (r, m), the scores by which coordinates of the mask remain.
+        grow: (r, m), the scores by which others enter.
+        shapes: the shape of each tensor, by name; their sizes add up to m.
         sparsity: p ∈ (0, 1], the fraction of coordinates that is chosen.
-        sizes: the number of coordinates of each tensor; together they are m.
-        scope: ``global`` for one number over all tensors, ``tensor`` for a number for each.
+        scope: which coordinates compete. Its unit is the coordinate.
+        share: of the chosen coordinates that is exchanged, in [0, 1].
 
     Returns:
-        One number, or one for each tensor, in the order of ``sizes``.
+        Bool, (r, m), with as many coordinates in each group as before.
 
     Raises:
-        UsageError: p outside (0, 1], nothing selected, or an unknown scope.
+        UsageError: p outside (0, 1], nothing selected, or a scope that is unknown or does not fit.
 
     Example:
-        >>> counts_for(0.5, [3, 3], "global"), counts_for(0.5, [3, 3], "tensor")
-        ([3], [1, 1])
+        >>> mask, moved = torch.tensor([[True, True, False, False]]), torch.tensor([[2.0, 1.0, 0.0, 0.0]])
+        >>> regrown(mask, moved, torch.tensor([[0.0, 1.0, 2.0, 3.0]]), {"a": (4,)}, sparsity=0.5, share=0.5)
+        tensor([[ True, False, False,  True]])
     """
-    check_choice(("global", "tensor"), scope=scope)
-    k = count_for(sparsity, sum(sizes))
-    if scope == "global":
-        return [k]
-    counts = [_floor(sparsity, size) for size in sizes]
-    if not any(counts):
-        raise UsageError(f"sparsity p = {sparsity} selects nothing within any single tensor: use a larger p or scope='global'")
-    return counts
+    scope = scope if isinstance(scope, Scope) else Scope(scope)
+
+    def exchanged(parts: Sequence[Tensor], section: Section, _: Tensor | None) -> Tensor:
+        old, moved, grown = (part.reshape(len(part) * section.rows, -1) for part in parts)
+        leaving = math.floor(share * section.count)
+        remaining = _largest(torch.where(old, moved, -torch.inf), section.count - leaving)
+        return (remaining | _largest(torch.where(remaining, -torch.inf, grown), leaving)).reshape(parts[0].shape)
+
+    return _by_section([mask, stay, grow], shapes, scope.sections(shapes, sparsity), exchanged, scope)
 
 
-def _floor(sparsity: float, m: int) -> int:
-    return math.floor(sparsity * m * (1 + 2**-50))
+def _by_section(
+    scores: Sequence[Tensor],
+    shapes: Shapes,
+    sections: Sequence[Section],
+    choose: Callable[[Sequence[Tensor], Section, Tensor | None], Tensor],
+    scope: Scope,
+) -> Tensor:
+    """What is chosen, bool (r, m), where each section is chosen from its own part of the scores, each (r, m)."""
+    if len(sections) == 1 and len(sections[0].tensors) == len(shapes):
+        return choose(scores, sections[0], scope.units(shapes))
+    names, sizes = list(shapes), [math.prod(shape) for shape in shapes.values()]
+    parts = [one.split(sizes, dim=1) for one in scores]
+    chosen = [torch.zeros_like(part, dtype=torch.bool) for part in parts[0]]
+    for section in sections:
+        units = scope.units({names[place]: shapes[names[place]] for place in section.tensors})
+        mine = [[one[place] for place in section.tensors] for one in parts]
+        found = choose([some[0] if len(some) == 1 else torch.cat(some, dim=1) for some in mine], section, units)
+        for place, part in zip(section.tensors, found.split([sizes[place] for place in section.tensors], dim=1), strict=True):
+            chosen[place] = part
+    return torch.cat(chosen, dim=1)
+
+
+def _of_section(scores: Tensor, section: Section, units: Tensor | None) -> Tensor:
+    """What is chosen of a section's coordinates, bool (r, ·), by their scores (r, ·); ``units`` are chosen as a whole."""
+    if units is None:
+        return _largest(scores.reshape(len(scores) * section.rows, -1), section.count).reshape(scores.shape)
+    units, sizes = units.to(scores.device), units.bincount().to(scores.device)
+    sums = torch.zeros(len(scores), len(sizes), dtype=torch.float64, device=scores.device).index_add_(1, units, scores.double())
+    order = sums.argsort(dim=1, descending=True, stable=True)
+    fitting = sizes[order].cumsum(1) <= section.count
+    return torch.zeros_like(fitting).scatter_(1, order, fitting)[:, units]
 
 
 def _largest(scores: Tensor, k: int) -> Tensor:

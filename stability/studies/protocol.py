@@ -202,7 +202,7 @@ class Protocol:
         Returns:
             The selector; with ``authors`` in the form that the authors' code has.
         """
-        if method in ("full", "bitfit"):
+        if method in ("full", "bitfit", "biases-norms", "last-layers", "head-only"):
             return selector_named(method)
         if method == "mixout" and "reset-mixout" not in self.authors:
             return selector_named(method, probability=self.mixout)

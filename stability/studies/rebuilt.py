@@ -10,7 +10,7 @@ from stability.errors import UsageError
 from stability.leave_one_out.estimators import Approximate, Assisted, Auto, Estimator, Exact, Sampled
 from stability.leave_one_out.predictors import DEFAULTS, Linearised, OneStep, Predictor
 from stability.problems import PROBLEMS
-from stability.selectors import Selector
+from stability.selectors import Scope, Selector
 from stability.selectors.code import CODE
 from stability.selectors.naming import SELECTORS
 from stability.studies.identity import difference, key
@@ -101,6 +101,8 @@ def _selector(settings: Mapping[str, Any]) -> Selector:
     method = max((name for name in SELECTORS if f"{settings['name']}-".startswith(f"{name}-")), key=len, default=None)
     if CODE in own or method is None:
         raise UsageError(f"method {settings['name']!r} is code of your own, or a configuration of peft")
+    if isinstance(own.get("scope"), Mapping):
+        own["scope"] = Scope(**own["scope"])
     made = SELECTORS[method](**own)
     if key(made.settings()) != key(settings):
         raise UsageError(f"method {settings['name']!r} has settings that this version does not have: {dict(settings)}")

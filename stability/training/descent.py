@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -165,7 +164,6 @@ def descend(
         of 1 and its first loss.
     """
     origin, selector, shapes = objective.origin, algorithm.selector, objective.shapes
-    sizes = [math.prod(shape) for shape in shapes.values()]
     clock = Clock()
     sharing = options.sharing or Sharing([0] * (objective.rows - 1), lone=False)
     rows, everyone = sharing.rows(0), slice(0, objective.rows)
@@ -173,7 +171,7 @@ def descend(
     run = Run(
         origin=origin,
         rows=rows.stop,
-        sizes=sizes,
+        shapes=shapes,
         steps=algorithm.max_steps,
         optimizer=algorithm.optimizer(clock),
         draws=generator(algorithm.seed, "selection"),

@@ -63,7 +63,7 @@ def test_abbreviated_options_are_refused(command: str, message: str, capsys: pyt
         ("loo --selector rank=4", "'rank=4' is a setting and stands before any method"),
         ("loo --selector lora rank=4 rank=8", "lora has rank twice"),
         ("loo --selector random sparsity=0.1,0.2", "use one p, or 'stability compare' for several"),
-        ("loo --selector lora --rank 4", "it is a setting of lora, written after the method: --selector lora rank=4"),
+        ("loo --selector lora --rank 4", "it is a setting of lora and lift, written after the method: --selector lora rank=4"),
         ("run x --problem digits --selectors full lora --rank=4", "written after the method: --selectors lora rank=4"),
         ("loo --selector full --lr 4", "loo has no --lr: did you mean --learning-rate?"),
         ("loo --selector ful", "unknown selector 'ful': did you mean full?"),

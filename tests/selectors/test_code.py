@@ -23,7 +23,7 @@ from stability import FineTuning, Problem
 from stability.masks import Mask
 from stability.selectors import SAM, Peft, Selector, from_scores
 from stability.selectors.code import CODE, UNKNOWN, code_of
-from stability.selectors.naming import SELECTORS, selector_named
+from stability.selectors.naming import SELECTORS, having, selector_named
 from stability.studies.identity import without_code
 
 FIRST = """
@@ -208,9 +208,8 @@ class Whole(Selector):
 
 def test_only_code_that_is_not_the_toolkit_s_is_named() -> None:
     """So that the identity of results of the ten methods has settings alone."""
-    plain = {"sparsity": 0.1}
     for name in SELECTORS:
-        made = selector_named(name, None if name in ("full", "bitfit", "mixout", "adapter", "lora") else plain["sparsity"])
+        made = selector_named(name, 0.1 if name in having("sparsity") else None)
         assert made.code() is None
     assert Whole().code() is not None
 

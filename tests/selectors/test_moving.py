@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,22 @@ from torch.nn.functional import cross_entropy
 from stability import FineTuning, Problem, UsageError
 from stability.problems.digits import _model
 from stability.problems.problem import generator
-from stability.selectors import ChildPruning, Course, DiffPruning, Mixout, MixoutReset, Moving, Run, Selector, magnitude
+from stability.selectors import (
+    ChildPruning,
+    Course,
+    DiffPruning,
+    LotteryTicket,
+    Mixout,
+    MixoutReset,
+    Movement,
+    Moving,
+    RigL,
+    Run,
+    Scope,
+    Selector,
+    SpIEL,
+    magnitude,
+)
 from stability.training.adamw import Clock
 from stability.training.replicas import Replicas, train
 from tests.reference import as_double, call, leaving_out, top_k_by_sorting
@@ -165,10 +180,11 @@ def score_magnitude(theta: Tensor, origin: Tensor) -> Tensor:
         (ChildPruning(P, every=5), score_moved, 5, None, False),
         (ChildPruning(P, every=3, burn_in=6), score_moved, 3, 6, False),
         (ChildPruning(P, every=4, burn_in=6, reset=True), score_moved, 4, 6, True),
+        (LotteryTicket(P, burn_in=5), score_moved, None, 5, True),
         (magnitude(P, burn_in=5), score_magnitude, None, 5, False),
         (magnitude(P, burn_in=5, reset=True), score_magnitude, None, 5, True),
     ],
-    ids=["child", "child-5", "child-burn-in", "child-reset", "magnitude", "magnitude-reset"],
+    ids=["child", "child-5", "child-burn-in", "child-reset", "lt-sft", "magnitude", "magnitude-reset"],
 )
 def test_projection_is_a_loop_that_sorts_and_puts_back(
     selector: Selector,
@@ -213,6 +229,68 @@ def test_projection_is_a_loop_that_sorts_and_puts_back(
 
 
 @each_row
+def test_movement_adds_up_minus_gradient_times_weight_and_begins_anew(row: int, digits: Problem) -> None:
+    digits = as_double(digits)
+    replicas, plain = run(Movement(P, burn_in=5), digits, row)
+    theta = plain.origin.clone().requires_grad_()
+    optimizer, moved = adamw(theta), torch.zeros(plain.m, dtype=torch.float64)
+    for step in range(5):
+        at(step, optimizer)
+        plain.loss(theta, step).backward()
+        assert theta.grad is not None
+        moved -= (theta.grad * theta.detach())[: plain.m]
+        optimizer.step()
+    mask, theta = plain.best(moved), plain.origin.clone().requires_grad_()
+    optimizer = adamw(theta)
+    for step in range(5, STEPS):
+        at(step, optimizer)
+        plain.loss(theta, step).backward()
+        masked_step(plain, theta, optimizer, mask)
+    agree(replicas, row, plain, theta, mask)
+
+
+@each_row
+@pytest.mark.parametrize(
+    ("selector", "shares", "counted"),
+    [
+        (SpIEL(P, every=4, rate=0.6, accumulated=2), {2: 1.0, 4: 0.6 * (1 - 4 / 12), 8: 0.6 * (1 - 8 / 12)}, {1, 2, 3, 4, 7, 8}),
+        (RigL(P, every=3, rate=0.5), {3: 0.25 * (1 + math.cos(math.pi / 3)), 6: 0.25 * (1 + math.cos(math.pi * 2 / 3))}, {3, 6}),
+    ],
+    ids=["spiel", "rigl"],
+)
+def test_exchanges_are_a_loop_over_sorted_coordinates(
+    selector: Selector, shares: Mapping[int, float], counted: set[int], row: int, digits: Problem
+) -> None:
+    digits = as_double(digits)
+    replicas, plain = run(selector, digits, row)
+    theta = plain.origin.clone().requires_grad_()
+    optimizer, mask, total = adamw(theta), plain.best(plain.uniform()), torch.zeros(plain.m, dtype=torch.float64)
+    entered = []
+    for step in range(1, STEPS + 1):
+        at(step - 1, optimizer)
+        plain.loss(theta, step - 1).backward()
+        assert theta.grad is not None
+        if step in counted:
+            total += theta.grad[: plain.m]
+        masked_step(plain, theta, optimizer, mask)
+        before = mask
+        if step in shares:
+            moved = (theta - plain.origin).detach()[: plain.m].abs()
+            leaving = int(shares[step] * plain.k)
+            inside = sorted(torch.nonzero(mask).squeeze(1).tolist(), key=lambda j: (-float(moved[j]), j))
+            stay = set(inside[: plain.k - leaving])
+            others = sorted(set(range(plain.m)) - stay, key=lambda j: (-abs(float(total[j])), j))
+            mask = torch.zeros(plain.m, dtype=torch.bool)
+            mask[[*stay, *others[:leaving]]] = True
+            plain.projected(theta, mask)
+            total = torch.zeros_like(total)
+        entered.append(int((mask & ~before).sum()))
+    agree(replicas, row, plain, theta, mask)
+    assert replicas.mask_changes[:, row].tolist() == entered
+    assert sum(entered) > 0
+
+
+@each_row
 @pytest.mark.parametrize(("burn_in", "every"), [(5, None), (2, 4), (3, 9)])
 def test_diffpruning_s_slopes_are_autograd_s(burn_in: int, every: int | None, row: int, digits: Problem) -> None:
     """Hard-concrete gates, the L0 term and the difference, all differentiated by autograd, with the same uniform draws."""
@@ -254,7 +332,7 @@ def test_diffpruning_s_slopes_are_autograd_s(burn_in: int, every: int | None, ro
 def _run(origin: Tensor, m: int) -> Run:
     algorithm = FineTuning(Mixout(), steps=4, learning_rate=3e-3, schedule="constant")
     made = algorithm.optimizer(Clock())
-    return Run(origin=origin, rows=1, sizes=[m], steps=4, optimizer=made, draws=generator(0, "selection"))
+    return Run(origin=origin, rows=1, shapes={"w": (m,)}, steps=4, optimizer=made, draws=generator(0, "selection"))
 
 
 @pytest.mark.parametrize(
@@ -274,6 +352,10 @@ def _run(origin: Tensor, m: int) -> Run:
         (lambda: DiffPruning(0.1, burn_in=1), "burn_in = 1: use a whole number of at least 2"),
         (lambda: DiffPruning(0.1, gate_start=float("nan")), "gate_start = nan"),
         (lambda: DiffPruning(0.1, burn_in=5, every=5), "every = 5 is not above burn_in = 5"),
+        (lambda: SpIEL(0.1, every=4, accumulated=5), "accumulated = 5"),
+        (lambda: SpIEL(0.1, rate=1.5), "rate = 1.5"),
+        (lambda: RigL(0.1, every=0), "every = 0"),
+        (lambda: RigL(0.1, scope=Scope(unit="row")), "rigl exchanges single coordinates: leave unit = 'row' out"),
         (lambda: DiffPruning(0.1, l0=-1), "l0 = -1"),
         (lambda: DiffPruning(0.1, stretch=(0.0, 1.5)), "stretch = "),
         (lambda: DiffPruning(0.1, stretch="(-1, 2)"), "use two numbers"),  # type: ignore[arg-type]
@@ -284,7 +366,9 @@ def test_senseless_settings_are_refused(make: Callable[[], Selector], message: s
         make()
 
 
-@pytest.mark.parametrize("selector", [magnitude(0.1, burn_in=4), ChildPruning(0.1, burn_in=4), DiffPruning(0.1, burn_in=4)])
+@pytest.mark.parametrize(
+    "selector", [kind(0.1, burn_in=4) for kind in (magnitude, ChildPruning, DiffPruning, LotteryTicket, Movement)]
+)
 def test_a_burn_in_that_leaves_no_step_is_refused(selector: Selector, digits: Problem) -> None:
     with pytest.raises(UsageError, match="burn_in = 4 of 4 steps leaves none"):
         train(digits, FineTuning(selector, steps=4))

@@ -26,7 +26,7 @@ from stability.selectors import (
     magnitude,
     naming,
 )
-from stability.selectors.naming import SELECTORS, selector_named
+from stability.selectors.naming import SELECTORS, having, selector_named
 
 MODULE = """
 import torch
@@ -66,8 +66,7 @@ def test_built_in_names_give_their_selectors() -> None:
     assert selector_named("full", 1) == FullTuning()
     assert selector_named("bitfit") == BitFit()
     assert selector_named("random", 0.1, scope="tensor") == Random(0.1, "tensor")
-    unswept = ("full", "bitfit", "mixout", "adapter", "lora")
-    made = [selector_named(name, None if name in unswept else 0.1) for name in SELECTORS]
+    made = [selector_named(name, 0.1 if name in having("sparsity") else None) for name in SELECTORS]
     assert [type(selector) for selector in made] == [MagPruning if kind is magnitude else kind for kind in SELECTORS.values()]
     assert [selector.name for selector in made] == list(SELECTORS)
     assert selector_named("lora", rank=2) == LoRA(rank=2)

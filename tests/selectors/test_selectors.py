@@ -16,7 +16,7 @@ from stability.problems.digits import _model
 from stability.problems.problem import generator, shuffled_batches
 from stability.problems.solvable import quadratic
 from stability.selectors import SAM, BitFit, Fisher, Random, from_scores
-from stability.selectors.top_k import count_for
+from stability.selectors.scope import count_for
 from tests.reference import call, top_k_by_sorting
 from tests.selectors.test_laws import shifted_magnitude
 

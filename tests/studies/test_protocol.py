@@ -79,7 +79,7 @@ def test_every_number_is_a_parameter() -> None:
         ({"tasks": ("mnli",)}, "unknown task 'mnli': there is cola, stsb, .* or with data"),
         ({"tasks": ()}, "at least one task and one method"),
         ({"seeds": 0}, "seeds = 0"),
-        ({"rates": (("snip", 1.0),)}, "rates: 'snip' is no method: there is full, random"),
+        ({"rates": (("snap", 1.0),)}, "rates: 'snap' is no method: there is full, random"),
         ({"rates": (("sam", -1.0),)}, "rate of sam = -1.0"),
     ],
 )

@@ -1,0 +1,383 @@
+"""Where the coordinates of highest score are looked for: :class:`Scope`."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from stability.checks import check_choice, check_sparsity, check_whole
+from stability.errors import UsageError
+
+__all__ = ["AnyScope", "Budget", "Scope", "Section", "Unit", "Within", "count_for", "layer_of"]
+
+Within: TypeAlias = Literal["global", "tensor", "row", "layer", "type"]
+"""Which coordinates compete with each other, as one word."""
+
+Budget: TypeAlias = Literal["proportional", "equal", "erk"]
+"""How many coordinates each group gets."""
+
+Unit: TypeAlias = Literal["coordinate", "block", "row", "column", "tensor", "layer"]
+"""What is chosen together."""
+
+_LARGEST_UNIT: dict[str, tuple[str, ...]] = {
+    "row": ("coordinate",),
+    "tensor": ("coordinate", "block", "row", "column"),
+    "type": ("coordinate", "block", "row", "column", "tensor"),
+    "layer": ("coordinate", "block", "row", "column", "tensor"),
+    "global": get_args(Unit),
+}
+"""The units that fit into a group of each scope more than once."""
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which coordinates compete for the k = ⌊pm⌋ places, and how many places each group of them has.
+
+    p is a fraction of all m pretrained coordinates, also where only some tensors may be chosen from. With one group k
+    coordinates are chosen. With several, group i of m_i coordinates and weight w_i gets ⌊min(m_i, ε w_i)⌋, where ε is the number
+    for which these add up to pm before they are rounded.
+
+    A selector takes a scope, or the word for ``within`` where nothing else is set: ``SAM(0.05, scope="row")``.
+
+    Attributes:
+        within: the groups. ``global``: one group of all coordinates, as in the theory of Fu et al. 2023. ``tensor``: each tensor,
+            as in their code. ``row``: each row of a tensor, which holds the weights of one output of a linear layer, as in GPS
+            (Zhang et al. 2024); a tensor of one dimension is one row. ``layer``: all tensors of one layer, which are those whose
+            names agree up to the first number; tensors of no layer are one group. ``type``: tensors of one name in all layers.
+        only: patterns such as ``*.query.*``: the tensors that may be chosen from are those whose names match one of them. Case
+            does not count. Empty for all tensors.
+        without: patterns of tensors that may not be chosen from, such as ``*norm*``.
+        budget: the weight w of a group. ``proportional``: its number of coordinates, so that without patterns each gets the
+            fraction p. ``equal``: 1. ``erk``: for each tensor the sum of its dimensions, so that small tensors get a larger share
+            (Erdős–Rényi kernel, Evci et al. 2020, *RigL*).
+        unit: what is chosen together. ``coordinate``: each by itself. ``row``, ``column``: of a tensor of at least two dimensions,
+            of which the first counts its rows (as in S²FT, Yang et al. 2024). ``block``: a square part of such a tensor (as in SMT,
+            He et al. 2024). ``tensor``: a whole tensor. ``layer``: all tensors of a layer (with :class:`Random` it is one draw of
+            LISA, Pan et al. 2024). A unit has the sum of its scores. Units are taken in the order of these sums, until the next
+            would exceed the group's places: k is then at most ⌊pm⌋. Tensors that have no such unit are not chosen from.
+        block: the side of a ``block``. At the edges of a tensor blocks are smaller.
+
+    Raises:
+        UsageError: an unknown word, a pattern that is no text, a budget for one group, or a unit that is no smaller than the
+            groups; on selecting: a pattern that matches no tensor, a p for which there are too few coordinates, or one that selects
+            nothing in some row, or no unit.
+
+    Example:
+        >>> from stability import load
+        >>> from stability.selectors import SAM
+        >>> SAM(0.01, scope=Scope("type", only="*.mlp.*")).select(load("digits"), seed=0)
+        Mask(k=262, m=26432)
+    """
+
+    within: Within = "global"
+    _: KW_ONLY
+    only: str | tuple[str, ...] = ()
+    without: str | tuple[str, ...] = ()
+    budget: Budget = "proportional"
+    unit: Unit = "coordinate"
+    block: int = 16
+
+    def __post_init__(self) -> None:
+        check_choice(get_args(Within), scope=self.within)
+        check_choice(get_args(Budget), budget=self.budget)
+        check_choice(get_args(Unit), unit=self.unit)
+        check_whole(1, block=self.block)
+        for name in ("only", "without"):
+            given: Any = getattr(self, name)
+            patterns = (given,) if isinstance(given, str) else tuple(given)
+            if odd := [pattern for pattern in patterns if not isinstance(pattern, str)]:
+                raise UsageError(f"{name} = {odd[0]!r}: use patterns of names, such as '*.query.*'")
+            object.__setattr__(self, name, patterns)
+        if self.within == "global" and self.budget != "proportional":
+            raise UsageError(f"budget = {self.budget!r} divides k over groups, and scope 'global' is one group: use another scope")
+
+        if self.unit not in _LARGEST_UNIT[self.within]:
+            raise UsageError(
+                f"unit = {self.unit!r}: within a {self.within} there are no units to choose from but "
+                f"{', '.join(_LARGEST_UNIT[self.within])}: use one of these, or scope 'global'"
+            )
+
+    def settings(self) -> str | dict[str, Any]:
+        """What defines the scope, as plain values: the word for ``within`` where nothing else is set."""
+        own = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+        if own.keys() <= {"within"}:
+            return self.within
+        return {"within": self.within, **{name: list(v) if isinstance(v, tuple) else v for name, v in own.items()}}
+
+    def sections(self, shapes: Shapes, sparsity: float) -> tuple[Section, ...]:
+        """The groups, and how many coordinates are chosen in each.
+
+        Args:
+            shapes: the shape of every tensor, by name.
+            sparsity: p ∈ (0, 1].
+
+        Raises:
+            UsageError: a pattern matches no tensor, there are fewer coordinates than places, or nothing is selected.
+
+        Example:
+            >>> for section in Scope("row").sections({"a": (2, 4), "b": (3,)}, 0.5):
+            ...     print(section)
+            Section(tensors=(0,), rows=2, count=2)
+            Section(tensors=(1,), rows=1, count=1)
+        """
+        return _sections(self, tuple(shapes.items()), sparsity)
+
+    def units(self, shapes: Shapes) -> Tensor | None:
+        """Which unit each coordinate of a group belongs to.
+
+        Args:
+            shapes: the shape of every tensor of the group, by name.
+
+        Returns:
+            The units' numbers from 0 on, int64, one for each coordinate, one tensor after the other; None where each coordinate is
+            a unit.
+
+        Example:
+            >>> Scope(unit="column").units({"a": (2, 3), "b": (1, 2)})
+            tensor([0, 1, 2, 0, 1, 2, 3, 4])
+        """
+        if self.unit == "coordinate":
+            return None
+        layers = {layer: number for number, layer in enumerate(dict.fromkeys(map(layer_of, shapes)))}
+        found, known = [], 0
+        for place, (name, shape) in enumerate(shapes.items()):
+            size = math.prod(shape)
+            across = size // shape[0] if shape else 1
+            row, column = torch.arange(size) // across, torch.arange(size) % across
+            if self.unit in ("tensor", "layer"):
+                found.append(torch.full((size,), layers[layer_of(name)] if self.unit == "layer" else place))
+                continue
+            wide = -(-across // self.block)
+            mine = {"row": row, "column": column, "block": row // self.block * wide + column // self.block}[self.unit]
+            found.append(mine + known)
+            known += int(mine[-1]) + 1
+        return torch.cat(found)
+
+    def chosen_from(self, names: Sequence[str]) -> list[str]:
+        """The tensors that may be chosen from.
+
+        Args:
+            names: the names of all tensors.
+
+        Raises:
+            UsageError: a pattern matches no tensor, or no tensor is left.
+
+        Example:
+            >>> Scope(without="*norm*").chosen_from(["a.weight", "layernorm.weight"])
+            ['a.weight']
+        """
+        for option in ("only", "without"):
+            for pattern in getattr(self, option):
+                if not any(_matches(name, pattern) for name in names):
+                    raise UsageError(f"{option} = {pattern!r} matches no tensor: {_nearest(pattern, names)}")
+        only, without = tuple(self.only), tuple(self.without)
+        left = [name for name in names if not only or any(_matches(name, one) for one in only)]
+        left = [name for name in left if not any(_matches(name, one) for one in without)]
+        if not left:
+            raise UsageError(f"only = {list(only)} and without = {list(without)} leave no tensor: leave one of them out")
+        return left
+
+
+AnyScope: TypeAlias = Scope | Within
+"""A scope, or the word for its ``within`` where nothing else is set."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Coordinates that compete with each other: those of some tensors, or each row of a tensor by itself.
+
+    Attributes:
+        tensors: the places of its tensors among all.
+        rows: how many rows compete by themselves; 1 for all coordinates together.
+        count: how many coordinates are chosen in each row.
+
+    Example:
+        >>> Section(tensors=(0, 2), rows=1, count=5).count
+        5
+    """
+
+    tensors: tuple[int, ...]
+    rows: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows of equal length, each with its size and its weight."""
+
+    tensors: tuple[int, ...]
+    rows: int
+    size: int
+    weight: float
+
+
+def count_for(sparsity: float, m: int) -> int:
+    """⌊pm⌋, the number of coordinates that may change.
+
+    A p that is a rounded number counts as the number before rounding: 0.29 of 100 is 29, and k/m of m is k, although both
+    products are a little less in floating point.
+
+    Args:
+        sparsity: p ∈ (0, 1], the fraction of coordinates that *may* change: a small p means very sparse.
+        m: the number of coordinates to choose from.
+
+    Returns:
+        k ≥ 1.
+
+    Raises:
+        UsageError: p outside (0, 1], or ⌊pm⌋ = 0.
+
+    Example:
+        >>> count_for(0.29, 100)
+        29
+    """
+    check_sparsity(sparsity)
+    k = _floor(sparsity, m)
+    if k == 0:
+        raise UsageError(
+            f"sparsity p = {sparsity} selects nothing of m = {m} coordinates (pm = {sparsity * m:.3g} < 1): use p ≥ {1 / m:.3g}"
+        )
+    return k
+
+
+def layer_of(name: str) -> str:
+    """The layer of the model that a part belongs to: its name up to the first number. Empty where it has none.
+
+    Args:
+        name: of a module or a parameter.
+
+    Example:
+        >>> layer_of("vit.layers.2.mlp.fc1.bias"), layer_of("vit.layernorm.bias")
+        ('vit.layers.2', '')
+    """
+    first = re.match(r"(.*?\.)?\d+(?=\.)", name)
+    return first.group() if first else ""
+
+
+@lru_cache(maxsize=256)
+def _sections(scope: Scope, shapes: tuple[tuple[str, tuple[int, ...]], ...], sparsity: float) -> tuple[Section, ...]:
+    m = sum(math.prod(shape) for _, shape in shapes)
+    k = count_for(sparsity, m)
+    kept = set(scope.chosen_from([name for name, _ in shapes]))
+    places = [place for place, (name, shape) in enumerate(shapes) if name in kept and 0 not in shape]
+    if not (places := [place for place in places if _has_units(scope, *shapes[place])]):
+        raise UsageError(
+            f"unit = {scope.unit!r}: no tensor that may be chosen from has one: choose from others, or use another unit"
+        )
+    groups = _groups(scope, shapes, places)
+    there = sum(group.rows * group.size for group in groups)
+    if k > there:
+        raise UsageError(
+            f"sparsity p = {sparsity} is k = {k} of all m = {m} coordinates, and the tensors that may be chosen from have {there}: "
+            f"use p ≤ {_rounded(there / m, down=True)}, or more tensors"
+        )
+    counts = _counts(groups, sparsity, m)
+    if scope.within == "row" and 0 in counts:
+        least, empty = _least(groups, m, lambda counts: 0 not in counts), groups[counts.index(0)]
+        raise UsageError(
+            f"sparsity p = {sparsity} selects nothing in a row of {shapes[empty.tensors[0]][0]!r}, which has {empty.size} "
+            f"coordinates: use p ≥ {least}, or leave tensors out (without)"
+        )
+    if scope.unit != "coordinate":
+        units = [scope.units({shapes[place][0]: shapes[place][1] for place in group.tensors}) for group in groups]
+        largest = [int(mine.bincount().max()) for mine in units if mine is not None]
+
+        def serves(counts: Sequence[int]) -> bool:
+            return any(count >= size for count, size in zip(counts, largest, strict=True))
+
+        if not serves(counts):
+            size, place = min((size, place) for place, size in enumerate(largest))
+            raise UsageError(
+                f"sparsity p = {sparsity} gives {counts[place]} places where a {scope.unit} may have {size} coordinates: use p ≥ "
+                f"{_least(groups, m, serves)}, a smaller unit, or leave tensors out (without)"
+            )
+    if not any(counts):
+        raise UsageError(
+            f"sparsity p = {sparsity} selects nothing within any single {scope.within}: use a larger p or scope='global'"
+        )
+    return tuple(Section(group.tensors, group.rows, count) for group, count in zip(groups, counts, strict=True))
+
+
+def _has_units(scope: Scope, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is made of units that can be chosen."""
+    return {"coordinate": True, "tensor": True, "layer": bool(layer_of(name))}.get(scope.unit, len(shape) > 1)
+
+
+def _least(groups: Sequence[_Group], m: int, serves: Callable[[Sequence[int]], bool]) -> float:
+    """The least p at which the groups' counts serve, in few digits."""
+    low, high = 0.0, sum(group.rows * group.size for group in groups) / m
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if serves(_counts(groups, middle, m)) else (middle, high)
+    return _rounded(high)
+
+
+def _groups(scope: Scope, shapes: Sequence[tuple[str, tuple[int, ...]]], places: Sequence[int]) -> list[_Group]:
+    """The groups of the tensors at some places, in the order in which they begin."""
+    keys: dict[str, Callable[[str], str]] = {
+        "global": lambda _: "",
+        "tensor": lambda name: name,
+        "row": lambda name: name,
+        "layer": layer_of,
+        "type": lambda name: ".".join("*" if part.isdigit() else part for part in name.split(".")),
+    }
+    members: dict[str, list[int]] = {}
+    for place in places:
+        members.setdefault(keys[scope.within](shapes[place][0]), []).append(place)
+    groups = []
+    for mine in members.values():
+        size = sum(math.prod(shapes[place][1]) for place in mine)
+        rows = shapes[mine[0]][1][0] if scope.within == "row" and len(shapes[mine[0]][1]) > 1 else 1
+        weight = {"proportional": float(size), "equal": float(rows), "erk": float(sum(sum(shapes[place][1]) for place in mine))}
+        groups.append(_Group(tuple(mine), rows, size // rows, weight[scope.budget] / rows))
+    return groups
+
+
+def _counts(groups: Sequence[_Group], sparsity: float, m: int) -> list[int]:
+    """How many coordinates each row of each group gets. Groups that would get more than they have are full, and others get more."""
+    if len(groups) == 1 and groups[0].rows == 1:
+        return [min(groups[0].size, _floor(sparsity, m))]
+    full: set[int] = set()
+    while True:
+        weights = sum(group.rows * group.weight for place, group in enumerate(groups) if place not in full)
+        taken = sum(groups[place].rows * groups[place].size for place in full)
+        # Of all coordinates in proportion this is p itself, to the bit: a count is then the same whatever else is selected.
+        rate = sparsity * (m / weights) - taken / weights if weights else 0.0
+        more = {place for place, group in enumerate(groups) if place not in full and rate * group.weight >= group.size}
+        if not more:
+            return [group.size if place in full else _floor(rate, group.weight) for place, group in enumerate(groups)]
+        full |= more
+
+
+def _floor(rate: float, weight: float) -> int:
+    return math.floor(rate * weight * (1 + 2**-50))
+
+
+def _rounded(p: float, down: bool = False) -> float:
+    """A fraction in few digits, rounded so that it still serves."""
+    scale = 10.0 ** (3 - math.floor(math.log10(p)))
+    return (math.floor(p * scale * (1 + 1e-12)) if down else math.ceil(p * scale * (1 - 1e-12))) / scale
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name.lower(), pattern.lower())
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> str:
+    """The names that are most like a pattern, as words of a message: by one of their parts, or as a whole."""
+    wanted = pattern.strip("*.").lower()
+    parts = {part.lower(): name for name in reversed(names) for part in name.split(".") if not part.isdigit()}
+    alike = difflib.get_close_matches(wanted, parts, n=3, cutoff=0.6)
+    found = [parts[one] for one in alike] or difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or list(names[:3])
+    return f"the nearest names are {', '.join(dict.fromkeys(found))}"
