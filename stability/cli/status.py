@@ -21,7 +21,7 @@ from stability.studies.store import Store
 __all__ = ["status"]
 
 
-def status(*, store: Annotated[Path, Parameter(help="Store of results: an SQLite file, or a folder NAME.d.")], json: Json = False) -> None:
+def status(*, store: Annotated[Path, Parameter(help="Store of results: a file, or a folder NAME.d.")], json: Json = False) -> None:
     """Tell how far the study of a store is; it may be running."""
     found = state_of(Store(store))
     if json:
