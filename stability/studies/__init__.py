@@ -4,6 +4,7 @@ A :class:`Study` says what to measure: problems, algorithms, seeds and an estima
 :class:`Store` and gives :class:`StudyResults`; :meth:`StudyResults.read` reads them again. :func:`compare` does all of that in one
 call, and says what it tells apart. :func:`scores` puts results into the form of the paper's tables, beside which
 :func:`published_scores` has the published numbers; :func:`rank_correlation` says how far two columns of such a table go together.
+:func:`chosen_rates` takes from a study of several learning rates the best of each method.
 :func:`expected` says beforehand what a study will cost. :data:`STUDIES` has the studies that come with the toolkit, :data:`PAPER`
 the experiments of Fu et al. 2023.
 """
@@ -16,6 +17,7 @@ from stability.studies.pace import Progress
 from stability.studies.protocol import Protocol
 from stability.studies.published import against_published, published_scores
 from stability.studies.ranks import RankCorrelation, rank_correlation, ranked
+from stability.studies.rates import Rates, chosen_rates
 from stability.studies.results import CellStatus, Failure, StudyResults, Summary
 from stability.studies.running import run
 from stability.studies.scores import IncomparableError, Scores, correlations, scores
@@ -35,12 +37,14 @@ __all__ = [
     "Progress",
     "Protocol",
     "RankCorrelation",
+    "Rates",
     "Scores",
     "Store",
     "Study",
     "StudyResults",
     "Summary",
     "against_published",
+    "chosen_rates",
     "compare",
     "correlations",
     "expected",
