@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ class Rates:
         return ", ".join(map(_point, mine[same].to_dict("records")))
 
 
-def _point(row: dict[str, Any]) -> str:
+def _point(row: Mapping[Any, Any]) -> str:
     if row["cells"]:
         return f"{row['learning_rate']:g}: {row['validation_metric']:.3f} (loss {row['validation_loss']:.3g})"
     return f"{row['learning_rate']:g}: {'diverged or failed' if row['failed'] else 'missing'}"
@@ -178,7 +179,7 @@ def _best(curve: list[dict[str, Any]], seeds: int) -> dict[str, Any]:
         return place | none | {"constant": same, "learned": False, "edge": False, "verdict": why}
     best = min(known, key=lambda row: (-round(row["validation_metric"], _DIGITS), row["validation_loss"], row["learning_rate"]))
     learned = round(best["validation_metric"] - same, _DIGITS) > 0
-    edge = len(curve) > 1 and best in (known[0], known[-1])
+    edge = len(curve) > 1 and not missing and best in (known[0], known[-1])
     side = "smaller" if best is known[0] else "larger"
     verdict = [
         "nothing found: no rate is better than the commonest class" if not learned and not math.isnan(same) else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 from stability import FineTuning, UsageError
-from stability.selectors import SAM, FullTuning, Selector
+from stability.selectors import SAM, FullTuning
 from stability.studies import Study, StudyResults, chosen_rates
 from stability.studies.identity import key
 from stability.studies.results import CellStatus
@@ -18,7 +19,7 @@ from stability.studies.results import CellStatus
 RATES = (1e-4, 1e-3, 1e-2)
 
 
-def results(cells: dict[tuple[Selector, float], dict[str, Any] | None], rates: tuple[float, ...] = RATES) -> StudyResults:
+def results(cells: Mapping[Any, Mapping[str, Any] | None], rates: tuple[float, ...] = RATES) -> StudyResults:
     """Of a search on one task whose cells have these values; None: the cell failed, and a cell that is not named is missing."""
     selectors = dict.fromkeys(selector for selector, _ in cells)
     algorithms = tuple(FineTuning(selector, steps=2, learning_rate=rate) for selector in selectors for rate in rates)
@@ -29,7 +30,7 @@ def results(cells: dict[tuple[Selector, float], dict[str, Any] | None], rates: t
         place = algorithm.selector, algorithm.learning_rate
         if place not in cells:
             continue
-        found = cells[place]  # type: ignore[index]
+        found = cells[place]
         row = {"task": "digits", "method": algorithm.name, "algorithm": key(algorithm.settings())[:12], "seed": 0}
         usual = {"validation_loss": 1.0, "validation_constant": 0.5, "test_metric": 0.6, "train_loss": 0.1}
         rows.append(row | ({"status": CellStatus.FAILED} if found is None else {"status": CellStatus.OK, **usual, **found}))
@@ -40,8 +41,8 @@ def results(cells: dict[tuple[Selector, float], dict[str, Any] | None], rates: t
 FULL, SPARSE = FullTuning(), SAM(0.05)
 
 
-def one(cells: dict[float, dict[str, Any] | None], **how: Any) -> dict[str, Any]:
-    found: dict[str, Any] = (
+def one(cells: Mapping[float, Mapping[str, Any] | None], **how: Any) -> dict[Any, Any]:
+    found: dict[Any, Any] = (
         chosen_rates(results({(FULL, rate): value for rate, value in cells.items()}, **how)).table.iloc[0].to_dict()
     )
     return found
