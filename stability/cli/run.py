@@ -39,7 +39,7 @@ from stability.reports import render
 from stability.studies import cost, running
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.pace import Progress, Shown
-from stability.studies.rates import chosen_rates
+from stability.studies.rates import found_rates
 from stability.studies.results import StudyResults
 from stability.studies.study import Study
 from stability.training import FineTuning
@@ -139,30 +139,12 @@ def _of_paper(name: str) -> Callable[..., Asked]:
         # One rate that was given is for all methods; rates of some of them leave the others'.
         before = () if "learning_rate" in asked else protocol.rates
         if (searched := asked.pop("rates_from", None)) is not None:
-            before = (*before, *_searched(searched, asked.get("tasks", protocol.tasks)))
+            before = (*before, *found_rates(searched, asked.get("tasks", protocol.tasks)))
         asked["rates"] = (*before, *settings(asked.get("rates", ())))
         return Asked(replace(protocol, **asked).study(name), stored, machine)
 
     command.__annotations__["own"] = options_of_it
     return command
-
-
-def _searched(store: Path, tasks: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    """The rates that a search found for a task."""
-    if len(tasks) != 1:
-        raise UsageError(f"--rates-from has the rates of one task, and the study is of {', '.join(tasks)}: give --tasks with one")
-    results = StudyResults.read(store)
-    if tasks[0] not in results.tasks:
-        raise UsageError(f"--rates-from {store} is a search on {', '.join(results.tasks)}, and not on {tasks[0]}: give that task's")
-    found = chosen_rates(results)
-    mine = found.table[found.table["task"] == tasks[0]]
-    if missing := int(mine["missing"].sum()):
-        raise UsageError(
-            f"--rates-from {store} is unfinished: {missing} of {mine['tried'].sum()} cells are missing; finish the search"
-        )
-    if lost := mine.loc[mine["learning_rate"].isna(), "method"].tolist():
-        raise UsageError(f"--rates-from {store}: no rate gave {lost[0]} a finite loss; search among smaller ones")
-    return found.pairs(tasks[0])
 
 
 _FORMS = """Run a study, or go on with one; print its table. There are four forms:

@@ -18,7 +18,7 @@ from stability.studies.pace import Progress
 from stability.studies.protocol import Protocol
 from stability.studies.published import against_published, published_scores
 from stability.studies.ranks import RankCorrelation, rank_correlation, ranked
-from stability.studies.rates import Rates, chosen_rates
+from stability.studies.rates import Rates, chosen_rates, found_rates
 from stability.studies.results import CellStatus, Failure, StudyResults, Summary
 from stability.studies.running import run
 from stability.studies.scores import IncomparableError, Scores, correlations, scores
@@ -52,6 +52,7 @@ __all__ = [
     "compare",
     "correlations",
     "expected",
+    "found_rates",
     "learned",
     "mean_over_seeds",
     "missing_cells",

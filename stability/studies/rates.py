@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from stability.errors import UsageError
 from stability.studies.identity import key
 from stability.studies.results import CellStatus, StudyResults
 
-__all__ = ["Rates", "chosen_rates"]
+__all__ = ["Rates", "chosen_rates", "found_rates"]
 
 _DIGITS = 9  # metrics that are equal but for the order in which they were summed are equal
 
@@ -137,6 +138,43 @@ def _families(results: StudyResults) -> dict[str, list[str]]:
         found.setdefault(key({setting: value for setting, value in one.items() if setting != "learning_rate"}), []).append(name)
     order = list(results.algorithms)
     return dict(sorted(found.items(), key=lambda pair: min(map(order.index, pair[1]))))
+
+
+def found_rates(store: str | PathLike[str], tasks: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """The learning rates that a finished search found for a task, as :attr:`stability.studies.Protocol.rates` takes them.
+
+    Args:
+        store: the store of the search.
+        tasks: the tasks of the study that takes them: one, for its rates are its own.
+
+    Returns:
+        Pairs of a method and its rate.
+
+    Raises:
+        UsageError: several tasks, another task than that of the search, a search that is unfinished, or a method for which no rate
+            gave a finite loss.
+        StabilityError: the store cannot be read.
+
+    Example:
+        >>> found_rates("figures/paper-quick.sqlite", ["cb", "rte"])
+        Traceback (most recent call last):
+        ...
+        stability.errors.UsageError: figures/paper-quick.sqlite: rates are of one task, and the study is of cb, rte: name one task
+    """
+    if len(tasks) != 1:
+        raise UsageError(f"{store}: rates are of one task, and the study is of {', '.join(tasks)}: name one task")
+    results, (task,) = StudyResults.read(store), tasks
+    if task not in results.tasks:
+        raise UsageError(
+            f"{store} is a search on {', '.join(results.tasks)}, and not on {task}: give the store of that task's search"
+        )
+    found = chosen_rates(results)
+    mine = found.table[found.table["task"] == task]
+    if missing := int(mine["missing"].sum()):
+        raise UsageError(f"{store} is unfinished: {missing} of {mine['tried'].sum()} rates are missing; finish the search first")
+    if lost := mine.loc[mine["learning_rate"].isna(), "method"].tolist():
+        raise UsageError(f"{store}: no rate gave {lost[0]} a finite loss; search among smaller ones, or leave the method out")
+    return found.pairs(task)
 
 
 _PLACE = ("task", "method", "sparsity")
