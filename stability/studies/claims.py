@@ -28,6 +28,7 @@ from stability.studies.scores import scores
 __all__ = ["Answer", "Verdict", "answers", "learned", "missing_cells"]
 
 _LEVEL = 0.05
+_FEW = 3  # missing parts that a sentence names
 _MANY = 100  # times as many runs that nobody makes
 _FEWEST = 3  # seeds of which a t interval is taken
 
@@ -285,6 +286,13 @@ def _that_learned(results: StudyResults) -> StudyResults:
     return replace(results, table=results.table[kept])
 
 
+def _unfinished(missing: Sequence[str]) -> str:
+    told = list(dict.fromkeys(missing))
+    return (
+        f"First the studies must be finished: {', '.join(told) if len(told) <= _FEW else f'{len(told)} parts of them'} are missing."
+    )
+
+
 def _finished(results: StudyResults) -> pd.DataFrame:
     table = results.table
     return table[table["status"] == CellStatus.OK] if len(table) else table
@@ -401,9 +409,9 @@ def _compared(claim: str, published: str, quantity: str, rows: Sequence[Row], *,
     known = table[table["p"].notna()]
     supports, denies = ((known["clear"] == which).sum() for which in ("for", "against"))
     if known.empty:
-        verdict, resolve = Verdict.MISSING, "It needs " + (", ".join(missing) if missing else "studies that measure it") + "."
+        verdict, resolve = Verdict.MISSING, _unfinished(missing) if missing else "It needs studies that measure it."
     elif missing:  # what is known so far may not stand for all
-        verdict, resolve = Verdict.OPEN, f"First the studies must be finished: {', '.join(missing)} are missing."
+        verdict, resolve = Verdict.OPEN, _unfinished(missing)
     elif 2 * supports >= len(known) and not denies:
         verdict, resolve = Verdict.CONFIRMED, ""
     elif 2 * denies >= len(known) and not supports:
@@ -437,7 +445,7 @@ def _correlated(claim: str, published: str, of: tuple[pd.DataFrame, str, str], *
     found = _correlation(table, first, second)
     if found is None:
         rows = pd.DataFrame([], columns=["task", "what", "effect", "low", "high", "p", "clear", "count", "over"])
-        resolve = "It needs " + (", ".join(missing) if missing else "three methods on a task") + "."
+        resolve = _unfinished(missing) if missing else "It needs three methods on a task."
         return Answer(
             claim=claim,
             published=published,
@@ -456,7 +464,7 @@ def _correlated(claim: str, published: str, of: tuple[pd.DataFrame, str, str], *
     row = _row("all", what, found.value, low, high, found.method_p_value, clear=side, count=found.count, over="methods")
     resolve = ""
     if verdict is Verdict.OPEN:
-        resolve = f"First the studies must be finished: {', '.join(missing)} are missing." if missing else _more_pairs(found)
+        resolve = _unfinished(missing) if missing else _more_pairs(found)
     return Answer(
         claim=claim,
         published=published,
