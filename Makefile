@@ -8,7 +8,7 @@ TIMES ?= 50
 
 MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
 
-.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean soak ledger fuzz workers
+.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick claims claims-plan paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean soak ledger fuzz workers
 
 run: $(READY)  ## the main job: ten methods on digits, their table, and figures in runs/figures (four minutes on two cores)
 	$(BIN)/stability run digits-short --figures runs/figures
@@ -89,6 +89,12 @@ workers: $(READY)  ## one measurement by one process and by two workers (five mi
 memory: $(READY)  ## peak memory of digits against steps and n, and its figure (8 minutes)
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.drawing
+
+claims: $(READY)  ## the paper's claims where MiniLM learns: searches and studies of four tasks (days of one core; it goes on where it was stopped)
+	$(BIN)/python -m benchmarks.claims --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(ONLY),--only $(ONLY))
+
+claims-plan: $(READY)  ## the hours that these still need
+	$(BIN)/python -m benchmarks.claims --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(ONLY),--only $(ONLY)) --plan
 
 paper-cuda:  ## on a machine with a GPU and the packages installed: MiniLM, seven tasks, ten methods, five seeds
 	$(PYTHON) -m stability run paper --model $(MODEL) --data $(DATA) --seeds 5 --steps 3000 --evaluate-every 100 --patience 10 \

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import architectures, difference, drawing, intervals, memory, recomputed, scaling, singly, smoothness
+from benchmarks import architectures, claims, difference, drawing, intervals, memory, recomputed, scaling, singly, smoothness
 from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
 from stability.errors import StabilityError
 from stability.studies import STUDIES, Store
+from stability.studies.named import CLAIMS
 from stability.training import products
 from stability.training.products import product
 from stability.training.replicas import train
@@ -202,3 +203,26 @@ def test_pairs_of_known_populations_are_simulated_and_counted() -> None:
     assert (told["pairs"], told["joint"]["least_of"]) == (1, "sam 0.1 less full 1, mine, n 60")
     assert told["uniform"]["half_width"] == pytest.approx(found["uniform"]["half_width"])
     assert (one.is_of("full"), other.is_of("full")) == (True, False)
+
+
+def test_the_studies_of_the_claims_go_on_from_the_copy_that_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = claims.KEPT / "claims-stsb-rates.sqlite"
+    claims.copied(RESULTS.parents[1] / "figures" / "discontinuity.sqlite", kept)
+    there = claims.fetched("claims-stsb-rates")
+    assert there == claims.RUNS / kept.name
+    assert Store(there).cells() == Store(kept).cells() != []
+    there.write_bytes(b"")
+    assert claims.fetched("claims-stsb-rates").read_bytes() == b""  # what is there is never replaced
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+
+
+def test_a_study_waits_for_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {*claims.ORDER} == {*CLAIMS}
+    names = ("claims-cb-rates", "claims-cb", "claims-cb-perturbation", "claims-cb-sparsity")
+    assert [claims.searched(name) for name in names] == [None, *["claims-cb-rates"] * 2, "claims-cb-sparsity-rates"]
+    assert [name for name, _ in claims.protocols(names, "model", "data")] == ["claims-cb-rates"]
+    assert "claims-cb is left out: " in capsys.readouterr().out
+    planned = dict(claims.protocols(names, "model", "data", beginning=True))
+    assert list(planned) == list(names)

@@ -35,6 +35,8 @@ def _made(module: str, name: str) -> Callable[[], str]:
 
 GENERATED: dict[str, Callable[[], str]] = {
     "architectures": _made("docs.code.tables", "architectures"),
+    "claims": _made("docs.code.claims", "markdown"),
+    "claims rates": _made("docs.code.claims", "rates"),
     "command line": _made("docs.code.command_line", "markdown"),
     "columns": _made("docs.code.tables", "columns"),
     "peft methods": _made("docs.code.tables", "peft_methods"),

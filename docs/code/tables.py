@@ -28,7 +28,7 @@ _TABLES: dict[str, tuple[str, dict[str, Callable[..., Any]], tuple[str, ...]]] =
     "The study": ("Fields of the file itself.", {"": Study}, ("algorithms", "estimator")),
     "Algorithms": (
         "Fields of each `[[algorithms]]`. Without a `kind` it is `FineTuning`. `selector` is a name, a table with a `name` and the "
-        "settings of that method, or a list of them. `sparsity` may be a list.",
+        "settings of that method, or a list of them. `sparsity` and `learning_rate` may be lists.",
         {"FineTuning": FineTuning, "Minimisation": Minimisation},
         ("seed",),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field, fields, make_dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Parameter
@@ -29,10 +30,13 @@ __all__ = ["protocol_options"]
 _PLAIN = {
     "tasks": f"Tasks of the paper ({', '.join(TASKS)}), or folders of --data.",
     "methods": "Methods to compare: names of 'stability list', or module:name for your own.",
-    "rates": "METHOD=RATE for methods that have a learning rate of their own.",
+    "rates": "METHOD=RATE for methods that have a learning rate of their own, METHOD@P=RATE for one of several p.",
+    "factors": "Train each method at its learning rate times each of these: a search, for --rates-from.",
     "authors": "Do as the authors' code does: " + "; ".join(f"{name}: {what}" for name, what in AUTHORS.items()) + ".",
 }
 """Help of those fields whose documentation refers to constants."""
+
+_FOUND = "Store of a finished search of this task's learning rates (--factors): take those that are best on the validation split."
 
 _KINDS: dict[Any, Any] = {
     int: Whole,
@@ -52,7 +56,8 @@ def protocol_options(protocol: Protocol) -> type[Any]:
         protocol: the study; its values are shown as defaults.
 
     Returns:
-        The dataclass. ``selectors`` is there besides where there are ``methods``, and stands for further ones.
+        The dataclass. ``selectors`` is there besides where there are ``methods``, and stands for further ones. ``rates_from`` is
+        the store of a search for learning rates.
 
     Example:
         >>> made = protocol_options(Protocol(part="sparsity"))
@@ -73,4 +78,7 @@ def protocol_options(protocol: Protocol) -> type[Any]:
         if mine.name == "methods":
             added = Parameter(name=("--selectors", "--add"), group=EXPERIMENT, help="Methods besides those of --methods.")
             made.append(("selectors", Annotated[Names, added], field(default=())))
+        if mine.name == "rates":
+            found = Parameter(group=PAPER_TRAINING, help=_FOUND)
+            made.append(("rates_from", Annotated[Path | None, found], field(default=None)))
     return Parameter(name="*")(make_dataclass("Protocol", made, namespace={"__module__": __name__}, frozen=True, kw_only=True))

@@ -39,6 +39,7 @@ from stability.reports import render
 from stability.studies import cost, running
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.pace import Progress, Shown
+from stability.studies.rates import found_rates
 from stability.studies.results import StudyResults
 from stability.studies.study import Study
 from stability.training import FineTuning
@@ -143,7 +144,10 @@ def _of_paper(name: str) -> Callable[..., Asked]:
             flag = min(odd).replace("_", "-")
             raise UsageError(f"--{flag} belongs to --evaluate-every, which is 0: leave it out, or give that too")
         # One rate that was given is for all methods; rates of some of them leave the others'.
-        asked["rates"] = (*(() if "learning_rate" in asked else protocol.rates), *settings(asked.get("rates", ())))
+        before = () if "learning_rate" in asked else protocol.rates
+        if (searched := asked.pop("rates_from", None)) is not None:
+            before = (*before, *found_rates(searched, asked.get("tasks", protocol.tasks)))
+        asked["rates"] = (*before, *settings(asked.get("rates", ())))
         return Asked(replace(protocol, **asked).study(name), stored, machine)
 
     command.__annotations__["own"] = options_of_it

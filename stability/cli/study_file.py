@@ -122,9 +122,13 @@ def _algorithms(table: Any, defaults: TrainingDefaults, own_code: bool) -> list[
     selectors = own.pop("selector", None)
     if selectors is None:
         raise UsageError("algorithms.selector is missing: give a name, a table with a name, or a list of them")
-    own = _checked(kind, own, "algorithms.", "selector", "seed")
+    rates = own.pop("learning_rate") if isinstance(own.get("learning_rate"), list) else None
+    if rates == []:
+        raise UsageError("algorithms.learning_rate = []: give at least one, or leave it out")
+    tried = [own if rate is None else {**own, "learning_rate": rate} for rate in rates or [None]]
+    made = [_checked(kind, one, "algorithms.", "selector", "seed") for one in tried]
     each = selectors if isinstance(selectors, list) else [selectors]
-    return [kind(selector, **own).with_defaults(defaults) for one in each for selector in _selectors(one, own_code)]
+    return [kind(selector, **how).with_defaults(defaults) for one in each for selector in _selectors(one, own_code) for how in made]
 
 
 def _selectors(asked: Any, own_code: bool) -> list[Selector]:
@@ -249,7 +253,8 @@ def reference() -> str:
         (
             '## `[[algorithms]]`, `kind = "FineTuning"`',
             "`selector` is the name of a method, a table with its `name` and settings, or a list of these. A list of `sparsity` "
-            "stands for a method at each of them.\n\n" + _fields(FineTuning, "selector", "seed"),
+            "stands for a method at each of them, and so does a list of `learning_rate`.\n\n"
+            + _fields(FineTuning, "selector", "seed"),
         ),
         ("### `early_stopping`", _fields(EarlyStopping)),
         ('## `[[algorithms]]`, `kind = "Minimisation"`', _fields(Minimisation, "selector", "seed")),

@@ -16,6 +16,7 @@ __all__ = [
     "accuracy",
     "accuracy_and_f1",
     "commonest_class",
+    "constant",
     "cross_entropies",
     "matthews",
     "pearson_and_spearman",
@@ -91,6 +92,27 @@ def commonest_class(labels: Tensor, outputs: int, count: int) -> Tensor:
         tensor([[1., 2., 0.]])
     """
     return torch.bincount(labels.cpu(), minlength=outputs).float().expand(count, -1)
+
+
+def constant(labels: Tensor, outputs: int, count: int) -> Tensor:
+    """Logits of the best constant prediction: that of the commonest class, or of the mean where labels are no whole numbers.
+
+    Args:
+        labels: the training labels, (N,).
+        outputs: number of logits of an example.
+        count: number of predictions, B.
+
+    Returns:
+        The same row for each, (B, outputs).
+
+    Example:
+        >>> import torch
+        >>> constant(torch.tensor([1.0, 2.0]), outputs=1, count=1)
+        tensor([[1.5000]])
+    """
+    if labels.is_floating_point():
+        return labels.mean().expand(count, outputs)
+    return commonest_class(labels, outputs, count)
 
 
 def matthews(logits: Tensor, labels: Tensor) -> float:

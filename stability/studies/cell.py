@@ -18,6 +18,7 @@ from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Alone
 from stability.machine import device_name, resolve_device, software
 from stability.problems import Problem
+from stability.problems.metrics import METRICS, constant
 from stability.selectors.code import code_of
 from stability.studies.identity import data_of, key
 from stability.studies.restated import stability_columns
@@ -221,10 +222,15 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
         },
         "failed_replicas": len(plain["failed"]),
     }
-    for split, examples in (("train", problem.train), ("test", problem.test)):
+    for split, examples in (("train", problem.train), ("validation", problem.validation), ("test", problem.test)):
+        if examples is None or not len(examples):
+            continue
         logits = replicas.logits(examples, slice(0, 1))[0]
         row[f"{split}_loss"] = problem.loss(logits, examples.labels).double().mean().item()
         row[f"{split}_metric"] = problem.metric(logits, examples.labels)
+        if split != "train" and problem.metric in METRICS.values():  # a metric of the user's own may not take a constant
+            same = constant(problem.train.labels.cpu(), logits.shape[-1], len(examples))
+            row[f"{split}_constant"] = problem.metric(same, examples.labels.cpu())
     if len(replicas.batch_losses):
         losses = replicas.batch_losses[:_HISTORY, 0]
         losses = losses[~losses.isnan()]  # as many as there were steps before it ended

@@ -94,10 +94,16 @@ CELLS: Mapping[str, Column] = {
     "loss_unit": Column("", "Unit of the loss, such as nats."),
     "metric": Column("", "Name of the metric."),
     "train_loss": Column(_LOSS, "Mean loss of A(S) on S."),
+    "validation_loss": Column(_LOSS, "Mean loss of A(S) on the validation split; missing where there is none."),
     "test_loss": Column(_LOSS, "Mean loss of A(S) on the test split."),
     "gap": Column(_LOSS, "`test_loss` − `train_loss`."),
     "train_metric": Column("", "Metric of A(S) on S, as a fraction or a correlation."),
+    "validation_metric": Column("", "Metric of A(S) on the validation split; missing where there is none."),
     "test_metric": Column("", "Metric of A(S) on the test split, as a fraction or a correlation."),
+    "validation_constant": Column(
+        "", "The metric, on the validation split, of predicting the commonest class of S, or the mean label, for every example."
+    ),
+    "test_constant": Column("", "The same on the test split."),
     "kept_step": Column("steps", "The step whose parameters were kept: the last one, or that which early stopping chose."),
     "lipschitz": Column("", "ρ: the largest norm of the gradient of an example's loss that was seen, over all parameters."),
     "tuned_lipschitz": Column("", "The same over the tunable parameters."),

@@ -24,7 +24,7 @@ from stability.leave_one_out.predictors import Linearised
 from stability.leave_one_out.wording import duration
 from stability.machine import cores, resolve_device
 from stability.masks import Mask
-from stability.problems.problem import Problem
+from stability.problems.problem import Examples, Problem
 from stability.selectors import FullTuning
 from stability.studies.identity import key
 from stability.studies.running import reusable
@@ -141,10 +141,11 @@ def expected(
             began = time.perf_counter()
             problem = problems.load(name, **study.problem_settings).to(place)
             loading = time.perf_counter() - began
+            timed: dict[str, dict[str, float] | None] = {}  # a learning rate changes no time
             for algorithm in study.algorithms:
                 mine = [c for c in cells if c.problem == name and replace(c.algorithm, seed=algorithm.seed) == algorithm]
                 measured = sum(cell.measured for cell in mine)
-                row = _row(study, problem, algorithm, len(mine), measured, workers=count, loading=loading)
+                row = _row(study, problem, algorithm, len(mine), measured, workers=count, loading=loading, timed=timed)
                 rows.append({"task": problems.short_name(name), **row})
     finally:
         torch.set_num_threads(threads)
@@ -167,8 +168,17 @@ PARTS = ("train", "select", "predict", "retrain", "evaluate", "bounds")
 
 
 def _row(
-    study: Study, problem: Problem, algorithm: Algorithm, cells: int, measured: int, *, workers: int, loading: float
+    study: Study,
+    problem: Problem,
+    algorithm: Algorithm,
+    cells: int,
+    measured: int,
+    *,
+    workers: int,
+    loading: float,
+    timed: dict[str, dict[str, float] | None],
 ) -> dict[str, Any]:
+    """What one algorithm costs. ``timed`` has the parts of those that were timed, and takes these."""
     estimator = _chosen(study, problem, algorithm) if cells else study.estimator
     left_out, at_first = estimator.most(problem.n), estimator.more(problem.n, 0, None)
     more = left_out + (left_out > 0)  # the A(Sⁱ), and A(S) once more for the noise floor
@@ -183,10 +193,12 @@ def _row(
     }
     if not cells:
         return row | dict.fromkeys(PARTS, 0.0) | {"hours": 0.0, "least_hours": 0.0}
-    parts = _timed(study, estimator, problem, algorithm, more if measured else 0)
-    if parts is None:
+    kind = key({**algorithm.settings(), "learning_rate": None, "measured": bool(measured)})
+    if kind not in timed:
+        timed[kind] = _timed(study, estimator, problem, algorithm, more if measured else 0)
+    if (found := timed[kind]) is None:
         return row | dict.fromkeys(PARTS, math.nan) | {"hours": math.nan, "least_hours": math.nan}
-    parts["evaluate"] += loading
+    parts = {**found, "evaluate": found["evaluate"] + loading}
     hours = []
     for fraction, count in ((1.0, left_out), (algorithm.least_steps / steps, at_first)):
         once = fraction * parts["train"] + parts["evaluate"]
@@ -228,15 +240,17 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     longer = sum(sizes) / len(sizes) / (sum(sizes[1 : _TIMED + 1]) / len(sizes[1 : _TIMED + 1]) if len(sizes) > 1 else sizes[0])
     steps = algorithm.max_steps
     alone = _step(problem, algorithm, 1, masks) * longer
-    validated = 0 if problem.validation is None else len(problem.validation) * algorithm.evaluations / steps
-    validating = validated / len(batches[0]) / 3  # of a step: a forward pass is a third of it
+    held_out = [split for split in (problem.validation, problem.test) if split is not None and len(split)]
+    seconds_of = {id(split): _forward(problem, split, len(batches[0])) for split in (problem.train, *held_out)}
+    validating = 0.0  # of a step
+    if problem.validation is not None and algorithm.evaluations:
+        validating = seconds_of[id(problem.validation)] * algorithm.evaluations / steps / alone
     parts["train"] = steps * alone * (1 + validating)
-    block = len(problem.train) + len(problem.test)
-    parts["evaluate"] = block / len(batches[0]) / 3 * alone
+    parts["evaluate"] = sum(seconds_of.values())
     if not more:
         return parts
     together = alone * more if alone > _LONG else _step(problem, algorithm, more, masks) * longer
-    evaluating = len(problem.test) / len(batches[0]) / 3 * together
+    evaluating = seconds_of.get(id(problem.test), 0.0) / alone * together
     parts["retrain"] = steps * together * (1 + validating) + evaluating
     parts["predict"], each = _predicting(estimator, few, algorithm)
     parts["predict"] *= grown
@@ -245,6 +259,23 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     if study.check_replicas is not None:
         parts["bounds"] = _bounding(few, algorithm, study.check_replicas, more) * grown
     return parts
+
+
+def _forward(problem: Problem, examples: Examples, batch: int) -> float:
+    """Seconds that evaluating one model on all of the examples takes, from a batch of them."""
+    lengths = examples.lengths
+    if lengths is None:
+        few, whole = examples.take(torch.arange(min(batch, len(examples)))), float(len(examples))
+        part = float(len(few))
+    else:  # of middling length, and so each of about the same
+        places = lengths.argsort(stable=True)
+        middle = max(0, (len(examples) - batch) // 2)
+        few, whole = examples.take(places[middle : middle + batch]), float(lengths.sum())
+        part = float(few.longest(slice(None)) * len(few))
+    start = problem.start(0)
+    with torch.no_grad():
+        problem.logits(start, few.inputs)
+        return _clocked(lambda: problem.logits(start, few.inputs))[1] * whole / part
 
 
 class _Enough(Exception):  # noqa: N818 - nothing went wrong here

@@ -27,7 +27,7 @@ from stability.studies.protocol import Part, Protocol
 from stability.studies.study import Study
 from stability.training import FineTuning, Minimisation
 
-__all__ = ["NOTES", "PAPER", "STUDIES"]
+__all__ = ["CLAIMS", "NOTES", "PAPER", "STUDIES"]
 
 _SWEPT = (0.003, 0.01, 0.03, 0.1, 0.3)
 
@@ -147,10 +147,69 @@ def _parts(name: str, protocol: Protocol) -> dict[str, Protocol]:
 
 _QUICK_PARTS = _parts("paper-quick", _QUICK)
 
-PAPER: Mapping[str, Protocol] = {**_parts("paper", Protocol()), **_QUICK_PARTS}
+_CLAIMS = Protocol(
+    model="sentence-transformers/all-MiniLM-L6-v2",
+    adapter_width=12,
+    lora_rank=12,
+    sparsities=(0.0005, 0.002, 0.005, 0.02, 0.1, 0.3),
+    swept=("sam", "random", "magnitude", "full"),
+    burn_in=48,
+    project_every=6,
+    seeds=5,
+    pool=256,
+    max_length=128,
+    steps=96,
+    learning_rate=3e-4,
+    rates=(
+        ("diffpruning", 1e-3),
+        ("childpruning", 1e-3),
+        *((method, 3e-3) for method in ("random", "magnitude", "sam", "adapter", "lora")),
+        ("bitfit", 1e-2),
+    ),
+    schedule="linear",
+    weight_decay=0.0,
+    dropout=False,
+    evaluate_every=0,
+    measured_seeds=2,
+    retrainings=None,
+)
+"""What the studies of the claims have in common. The rates are where the search begins."""
+
+_SEARCH: Mapping[str, Any] = {"factors": (0.1, 0.3, 1.0, 3.0), "seeds": 1, "measured_seeds": 0}
+
+
+def _claims(task: str, *, swept: bool = False, **own: Any) -> dict[str, Protocol]:
+    """The studies of the claims on one task: the search for learning rates, and what is trained with the rates that it finds."""
+    here, name = replace(_CLAIMS, tasks=(task,), **own), f"claims-{task}"
+    found = {f"{name}-rates": replace(here, **_SEARCH), name: here}
+    if not swept:
+        return found
+    whole = replace(here, part="sparsity", seeds=3, measured_seeds=1)
+    return {
+        **found,
+        f"{name}-perturbation": replace(here, part="perturbation", measured_seeds=0),
+        f"{name}-sparsity-rates": replace(whole, **_SEARCH),
+        f"{name}-sparsity": whole,
+    }
+
+
+CLAIMS: Mapping[str, Protocol] = {
+    **_claims("stsb", swept=True),
+    **_claims("cola", pool=1024, steps=192, burn_in=96, project_every=12),
+    **_claims("mrpc"),
+    **_claims("cb", pool=None, swept=True),
+}
+"""The claims of Fu et al. 2023 on a model that learns: MiniLM, ten methods, five seeds, at the learning rates that a search finds
+(``--rates-from``). The search is the study whose name ends in ``-rates``. A task has studies of its own, for its rates are its own.
+CoLA has more examples and steps: with 256 examples full tuning hardly learns it."""
+
+PAPER: Mapping[str, Protocol] = {**_parts("paper", Protocol()), **_QUICK_PARTS, **CLAIMS}
 """The experiments of Fu et al. 2023 by name; each number is a parameter of the command line. The quick ones are for small machines:
 MiniLM on RTE and CB, 32 examples, 32 steps without early stopping, a learning rate for each kind of method with which it fits most
-of them. They show the machinery and this small model, not the paper's."""
+of them. They show the machinery and this small model, not the paper's. :data:`CLAIMS` are the others."""
 
-NOTES: Mapping[str, str] = dict.fromkeys(_QUICK_PARTS, "a quick protocol of a small model, few examples and steps, not the paper's")
+NOTES: Mapping[str, str] = {
+    **dict.fromkeys(_QUICK_PARTS, "a quick protocol of a small model, few examples and steps, not the paper's"),
+    **dict.fromkeys(CLAIMS, "a small model, few examples and steps, not the paper's"),
+}
 """What a reader of a named study's results must know, by the exact name of the study."""

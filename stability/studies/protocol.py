@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from stability.checks import check_choice, check_positive, check_whole
 from stability.errors import UsageError
-from stability.leave_one_out.estimators import Assisted
+from stability.leave_one_out.estimators import Assisted, Auto
 from stability.leave_one_out.predictors import Linearised, OneStep, Predictor
 from stability.problems.tasks import HUB
 from stability.selectors import Selector
@@ -37,8 +37,8 @@ authors (Mixout), by the names under which :attr:`Protocol.authors` asks for it.
 Part = Literal["main", "perturbation", "sparsity"]
 
 UNUSED: Mapping[Part, tuple[str, ...]] = {
-    "main": ("sparsities", "removed"),
-    "perturbation": ("sparsities",),
+    "main": ("sparsities", "swept", "removed"),
+    "perturbation": ("sparsities", "swept"),
     "sparsity": ("methods", "sparsity", "removed"),
 }
 """Settings of :class:`Protocol` that a part has no use for."""
@@ -54,13 +54,14 @@ class Protocol:
 
     Attributes:
         part: ``main`` (Table 1), ``perturbation`` (Table 2: each seed trains without a ``removed`` part of S that it draws) or
-            ``sparsity`` (SAM at every p of ``sparsities``).
+            ``sparsity`` (the methods of ``swept`` at every p of ``sparsities``).
         model: the pretrained model, a folder or a name on the hub.
         data: the folder that holds a folder for each task; None for the hub.
         tasks: of :data:`TASKS`, or names of other folders in ``data``.
         methods: of :data:`METHODS`, or any selector's name.
         sparsity: the p of the parts ``main`` and ``perturbation``.
         sparsities: every p of the part ``sparsity``.
+        swept: the methods of the part ``sparsity``; the paper has SAM alone.
         adapter_width: the width of Adapter's bottlenecks, which makes its p.
         lora_rank: the rank of LoRA's factors, which makes its p.
         mixout: the probability with which Mixout takes a parameter from θ⁰ in a step.
@@ -76,7 +77,9 @@ class Protocol:
         batch_size: examples a step.
         learning_rate: of AdamW, for the methods without one of their own in ``rates``.
         rates: pairs of a method and a learning rate of its own. The paper has one for all, and at least 20 000 steps; in few
-            steps one rate cannot suit a thousandth of the parameters and all of them.
+            steps one rate cannot suit a thousandth of the parameters and all of them. ``method@p`` is the method at that p.
+        factors: each method is trained at its learning rate times each of these. With several, the study is a search:
+            :func:`stability.studies.chosen_rates` takes the best rate on the validation split.
         schedule: of the learning rate: ``constant``, or ``linear`` down to 0 after the last step.
         weight_decay: of AdamW.
         dropout: whether the model's own dropout is on while it trains.
@@ -85,7 +88,8 @@ class Protocol:
         patience: evaluations in a row without improvement after which training ends.
         least_steps: training does not end before so many steps.
         measured_seeds: with how many of the seeds stability is measured too.
-        retrainings: how many examples are left out for each seed with which stability is measured.
+        retrainings: how many examples are left out for each seed with which stability is measured; None: as many as
+            :class:`stability.estimators.Auto` needs for ±20 %, with its own predictor.
         check_replicas: at how many of the A(Sⁱ) the curvature for the bounds is taken; None measures no bounds.
         predictor: what predicts the differences for the assisted estimator. ``linearised`` keeps a gradient a step, too much for
             the paper's 20 000.
@@ -107,6 +111,7 @@ class Protocol:
     methods: tuple[str, ...] = METHODS
     sparsity: float = 0.005
     sparsities: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+    swept: tuple[str, ...] = ("sam",)
     adapter_width: int = 16
     lora_rank: int = 16
     mixout: float = 0.7
@@ -121,6 +126,7 @@ class Protocol:
     batch_size: int = 16
     learning_rate: float = 1e-4
     rates: tuple[tuple[str, float], ...] = ()
+    factors: tuple[float, ...] = (1.0,)
     schedule: Literal["constant", "linear"] = "constant"
     weight_decay: float = 0.01
     dropout: bool = True
@@ -129,7 +135,7 @@ class Protocol:
     patience: int = 40
     least_steps: int = 20_000
     measured_seeds: int = 1
-    retrainings: int = 20
+    retrainings: int | None = 20
     check_replicas: int | None = None
     predictor: Literal["one-step", "linearised"] = "one-step"
 
@@ -139,13 +145,15 @@ class Protocol:
             raise UsageError(f"unknown choice of the authors {odd[0]!r}: there is {', '.join(AUTHORS)}")
         if self.data is None and (odd := [task for task in self.tasks if task not in TASKS]):
             raise UsageError(f"unknown task {odd[0]!r}: there is {', '.join(TASKS)}, or with data (--data FOLDER) any folder in it")
-        check_whole(1, seeds=self.seeds, retrainings=self.retrainings)
+        check_whole(1, seeds=self.seeds, **({} if self.retrainings is None else {"retrainings": self.retrainings}))
         check_whole(0, evaluate_every=self.evaluate_every, measured_seeds=self.measured_seeds)
-        if odd := [name for name, _ in self.rates if name not in (*SELECTORS, *self.methods)]:
-            raise UsageError(f"rates: {odd[0]!r} is no method: there is {', '.join(dict.fromkeys([*SELECTORS, *self.methods]))}")
+        known = dict.fromkeys([*SELECTORS, *self.methods, *self.swept])
+        if odd := [name for name, _ in self.rates if name.partition("@")[0] not in known]:
+            raise UsageError(f"rates: {odd[0]!r} is no method: there is {', '.join(known)}")
         check_positive(**{f"rate of {name}": rate for name, rate in self.rates})
-        if not self.tasks or not self.methods:
-            raise UsageError("a study needs at least one task and one method")
+        check_positive(**{f"factor {place}": factor for place, factor in enumerate(self.factors)})
+        if not self.tasks or not (self.swept if self.part == "sparsity" else self.methods) or not self.factors:
+            raise UsageError("a study needs at least one task and one method, and one factor of the learning rate")
 
     def study(self, name: str) -> Study:
         """The experiment as a study.
@@ -164,32 +172,43 @@ class Protocol:
         settings |= {} if self.pool is None else {"pool": self.pool}
         if self.part == "perturbation":
             settings["removed"] = self.removed
-        swept = self.part == "sparsity"
-        chosen = [("sam", p) for p in self.sparsities] if swept else [(method, self.sparsity) for method in self.methods]
+        if self.part == "sparsity":
+            # A method that has its own p, such as full tuning, is there once.
+            chosen = [
+                (method, p)
+                for method in self.swept
+                for place, p in enumerate(self.sparsities)
+                if not place or self.selector(method, p).sparsity is not None
+            ]
+        else:
+            chosen = [(method, self.sparsity) for method in self.methods]
         return Study(
             name,
             tuple(where),
-            tuple(self.algorithm(method, p) for method, p in chosen),
+            tuple(self.algorithm(method, p, factor) for method, p in chosen for factor in self.factors),
             tuple(range(self.seeds)),
             problem_settings=settings,
             check_replicas=self.check_replicas,
-            estimator=Assisted(self.retrainings, predictor=self._predictor()),
+            estimator=Auto() if self.retrainings is None else Assisted(self.retrainings, predictor=self._predictor()),
             measured_seeds=self.measured_seeds,
         )
 
-    def algorithm(self, method: str, sparsity: float) -> FineTuning:
+    def algorithm(self, method: str, sparsity: float, factor: float = 1.0) -> FineTuning:
         """The algorithm A with a method.
 
         Args:
             method: a selector's name.
             sparsity: p, for methods that choose so many.
+            factor: what its learning rate is multiplied by.
 
         Returns:
             Fine-tuning with the protocol's numbers; each study replaces its seed.
         """
         rule = EarlyStopping(self.evaluate_every, self.patience, self.least_steps) if self.evaluate_every else None
         own = {name: getattr(self, name) for name in ("steps", "batch_size", "schedule", "weight_decay", "dropout", "precision")}
-        rate = dict(self.rates).get(method, self.learning_rate)
+        rates = dict(self.rates)
+        rate = rates.get(f"{method}@{sparsity:g}", rates.get(method, self.learning_rate))
+        rate = float(f"{rate * factor:.6g}")  # 0.3 · 3e-4 is 9e-5, and not 8.999999999999999e-05
         return FineTuning(self.selector(method, sparsity), learning_rate=rate, early_stopping=rule, **own)
 
     def selector(self, method: str, sparsity: float) -> Selector:

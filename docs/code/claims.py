@@ -1,0 +1,158 @@
+"""The page on the paper's claims where methods learn: its tables and sentences, from the stores as far as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stability.reports.labels import LABELS
+from stability.studies import StudyResults, answers, chosen_rates, learned, missing_cells
+from stability.studies.claims import Answer, Verdict
+from stability.studies.named import CLAIMS
+
+__all__ = ["markdown", "rates", "stored"]
+
+FOLDER = Path(__file__).parents[2] / "figures" / "claims"
+
+
+def stored(ending: str = "") -> list[StudyResults]:
+    """The results of the studies of the claims whose names end in this, of those that were begun.
+
+    Args:
+        ending: ``-rates``, ``-sparsity`` and so on; nothing for the main studies.
+    """
+    tasks = [name.removesuffix(ending) for name in CLAIMS if name.endswith(ending) and name.count("-") == 1 + ending.count("-")]
+    paths = [FOLDER / f"{name}{ending}.sqlite" for name in tasks]
+    return [StudyResults.read(path) for path in paths if path.exists()]
+
+
+def _not_begun() -> list[str]:
+    return [name for name in CLAIMS if not (FOLDER / f"{name}.sqlite").exists()]
+
+
+def markdown() -> str:
+    """How far the studies are, the claims with their verdicts, and what was measured of each."""
+    main, swept, perturbed = (stored(ending) for ending in ("", "-sparsity", "-perturbation"))
+    found = answers(main, swept, perturbed, missing=[f"all of {name}" for name in _not_begun()])
+    return "\n".join(
+        [*_progress(), "", *_verdicts(found), "", *_learned(main), "", *(line for one in found for line in _answer(one))]
+    )
+
+
+def _progress() -> Iterator[str]:
+    every = [one for ending in ("-rates", "", "-perturbation", "-sparsity-rates", "-sparsity") for one in stored(ending)]
+    yield "## How far the studies are"
+    yield ""
+    if lost := [*missing_cells(every), *(f"all of {name}" for name in _not_begun())]:
+        yield "The studies are not finished. These are missing:"
+        yield ""
+        yield from (f"- {one}" for one in lost)
+        yield ""
+        yield "Until they are finished nothing is concluded. The numbers below are those of the finished cells."
+    else:
+        yield "All studies are finished."
+    cells, hours = sum(map(len, every)), sum(float(one.table["cell_seconds"].sum()) for one in every if len(one)) / 3600
+    retrained = sum(float(one.table["retrainings"].fillna(0).sum()) for one in every if len(one))
+    yield ""
+    yield f"So far: {cells} cells, {retrained:.0f} retrainings, {hours:.1f} hours of one core."
+
+
+def _verdicts(found: Sequence[Answer]) -> Iterator[str]:
+    yield "## The claims"
+    yield ""
+    yield "| claim | verdict |"
+    yield "| --- | --- |"
+    yield from (f"| {one.claim} | {one.verdict} |" for one in found)
+
+
+def _learned(main: Sequence[StudyResults]) -> Iterator[str]:
+    yield "## Which methods learned"
+    yield ""
+    table = learned(main)
+    if table.empty:
+        yield "No cell of the main studies is finished yet."
+        return
+    known = table[table["learned"].notna()]
+    yield (
+        f"{int(known['learned'].astype(bool).sum())} of {len(known)} pairs of task and method learned: the 95 % interval of their "
+        "metric, over seeds, is above that of predicting the commonest class, or the mean label."
+    )
+    yield ""
+    yield _head(
+        "task",
+        "method",
+        "p",
+        "learning rate",
+        "test metric ± spread",
+        "commonest class",
+        "less full tuning",
+        "loss in training",
+        "learned",
+    )
+    for row in table.to_dict("records"):
+        learns = "one seed" if row["learned"] is None else "yes" if row["learned"] else "no"
+        yield (
+            f"| {LABELS.get(row['task'], row['task'])} | {LABELS.get(row['method'], row['method'])} | {row['sparsity']:.2g} | "
+            f"{row['learning_rate']:g} | {_number(row['test_metric'])} ± {_number(row['std'])} | {_number(row['constant'])} | "
+            f"{_number(row['than_full'], '+.3f')} | {_number(row['train_loss'])} | {learns} |"
+        )
+
+
+def _answer(answer: Answer) -> Iterator[str]:
+    yield f"## {answer.claim.rstrip('.')}"
+    yield ""
+    yield f"**{answer.sentence}**"
+    yield ""
+    yield f"*Published:* {answer.published}"
+    yield ""
+    if answer.verdict is Verdict.MISSING:
+        return
+    yield f"*Measured:* {answer.quantity}."
+    yield ""
+    yield "| task | compared | effect, 95 % interval | p, corrected | clear |"
+    yield "| --- | --- | --- | --- | --- |"
+    for row in answer.table.to_dict("records"):
+        what = str(row["what"])
+        method, comma, rest = what.partition(",")
+        yield (
+            f"| {LABELS.get(row['task'], row['task'])} | {LABELS.get(method, method)}{comma}{rest} | {_interval(row)} | "
+            f"{'–' if math.isnan(row['p']) else format(row['p'], '.2g')} | {row['clear'] or '–'} |"
+        )
+    yield ""
+
+
+def _head(*columns: str) -> str:
+    return f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|"
+
+
+def _interval(row: dict[Any, Any]) -> str:
+    return f"{row['effect']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
+
+
+def _number(value: float, form: str = ".3f") -> str:
+    return "–" if value is None or math.isnan(value) else format(value, form)
+
+
+def rates() -> str:
+    """The learning rates that the searches found, and what every rate gave."""
+    searches = [*stored("-rates"), *stored("-sparsity-rates")]
+    if not any(len(one) for one in searches):
+        return "No search was begun yet."
+    lines = [
+        _head("task", "method", "p", "rate chosen", "validation metric", "commonest class", "every rate: metric (loss)", "verdict")
+    ]
+    for search in searches:
+        found = chosen_rates(search)
+        for row in found.table.to_dict("records"):
+            p = row["sparsity"]
+            curve = found.curve(row["task"], row["method"], p)
+            lines.append(
+                f"| {LABELS.get(row['task'], row['task'])} | {LABELS.get(row['method'], row['method'])} | "
+                f"{'its own' if p is None or pd.isna(p) else format(p, 'g')} | {_number(row['learning_rate'], 'g')} | "
+                f"{_number(row['validation_metric'])} | {_number(row['constant'])} | {curve} | {row['verdict']} |"
+            )
+    return "\n".join(lines)

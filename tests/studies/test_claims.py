@@ -1,0 +1,166 @@
+"""The claims put to results whose answers are known: effects, intervals, verdicts, what is missing, and what did not learn."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from stability import FineTuning, UsageError
+from stability.selectors import SAM, ChildPruning, DiffPruning, FullTuning, MagPruning, Random, Selector
+from stability.studies import Study, StudyResults, Verdict, answers, learned, missing_cells
+from stability.studies.identity import key
+from stability.studies.results import CellStatus
+
+ROOT = Path(__file__).parents[2]
+P = 0.05
+METHODS = (FullTuning(), Random(P), MagPruning(P), SAM(P), ChildPruning(P), DiffPruning(P, burn_in=2))
+
+
+def results(
+    values: dict[str, dict[str, Any]], *, seeds: int = 4, lacking: int = 0, sparsities: tuple[float, ...] = (P,)
+) -> StudyResults:
+    """Of a study with these values by the method's name; ``name@p`` at one of several p. A list has one value for each seed."""
+    several: list[Selector] = [METHODS[0]]
+    several += [kind(p) for kind in (Random, MagPruning, SAM) for p in sparsities] if len(sparsities) > 1 else METHODS[1:]
+    algorithms = tuple(FineTuning(selector, steps=4, learning_rate=1e-3) for selector in several)
+    how: dict[str, Any] = {"problem_settings": {"n": 20}, "check_replicas": None}
+    study = Study("made", "digits", algorithms, tuple(range(seeds)), **how)
+    usual: dict[str, Any] = {
+        "stability": 1.0,
+        "test_metric": 0.8,
+        "test_constant": 0.5,
+        "gap": 0.1,
+        "train_loss": 0.1,
+        "test_loss": 0.2,
+    }
+    usual |= {"hypothesis_stability": 0.1, "train_metric": 1.0, "noise_floor": 0.0, "distance": 1.0, "loss_bound": None}
+    usual |= {"gradient_norm": None, "tunable": 1, "total": 1, "head": 0, "seconds": 1.0, "retrainings": 5}
+    rows = []
+    for seed in study.seeds:
+        for algorithm in study.algorithms:
+            p = algorithm.asked_sparsity
+            own = values.get(algorithm.name, {}) | values.get(f"{algorithm.name}@{p}", {})
+            own = {name: value[seed] if isinstance(value, list) else value for name, value in own.items()}
+            row: dict[str, Any] = {"task": "digits", "method": algorithm.name, "seed": seed}
+            row["algorithm"] = key(algorithm.settings())[:12]
+            row |= {"status": CellStatus.OK, "sparsity": 1.0 if p is None else p, "failed": []} | usual | own
+            row["stability_interval"] = [0.8 * row["stability"], 1.25 * row["stability"]]
+            rows.append(row)
+    table = pd.DataFrame(rows[: len(rows) - lacking])
+    for bound in ("theorem_1", "theorem_1_sharp", "hard_mask", "hard_mask_sharp", "first_order", "theorem_2", "theorem_2_measured"):
+        table[bound] = table[f"{bound}_state"] = None
+    table["uniform_measured"] = table["uniform_measured_state"] = None
+    named = {key(one.settings())[:12]: {**one.settings(), "method": one.name} for one in study.algorithms}
+    return StudyResults(table=table, study="made", identity=study.identity(), tasks=("digits",), algorithms=named)
+
+
+def answer(start: str, main: StudyResults, swept: StudyResults | None = None) -> Any:
+    (found,) = [one for one in answers([main], [] if swept is None else [swept]) if one.claim.startswith(start)]
+    return found
+
+
+def test_the_effect_is_the_ratio_of_stabilities_with_student_s_interval_over_seeds() -> None:
+    factors = [0.5, 0.55, 0.45, 0.6]
+    found = answer("Sparse fine-tuning", results({"sam": {"stability": factors}}))
+    row = found.table.set_index("what").loc["sam, p = 0.05"]
+    logs = np.log(factors)
+    half = stats.t.ppf(0.975, 3) * logs.std(ddof=1) / 2
+    assert [row["effect"], row["low"], row["high"]] == pytest.approx(np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]))
+    assert row["clear"] == "for"
+    assert row["over"] == "seeds"
+    assert len(found.table) == 5  # every sparse method that is there, and not full tuning
+    assert found.verdict is Verdict.OPEN  # one of five is clear
+
+
+def test_with_two_seeds_the_interval_is_that_of_the_cells() -> None:
+    found = answer("Sparse fine-tuning", results({"sam": {"stability": 0.5}}, seeds=2))
+    row = found.table.set_index("what").loc["sam, p = 0.05"]
+    half = math.log(1.25) * math.sqrt(2 * 2) / 2  # two methods, two seeds, the mean of two
+    assert [row["effect"], row["low"], row["high"]] == pytest.approx([0.5, 0.5 * math.exp(-half), 0.5 * math.exp(half)])
+    assert row["over"] == "examples"
+
+
+def jittered(value: float, by: float = 0.01) -> list[float]:
+    return [value, value + by, value - by, value + by / 2]
+
+
+def test_verdicts_follow_the_rule() -> None:
+    low, high = {"stability": jittered(0.5)}, {"stability": jittered(2.0)}
+    sparse = ("random", "magnitude", "sam", "childpruning", "diffpruning")
+    claim = "Sparse fine-tuning"
+    assert answer(claim, results(dict.fromkeys(sparse, low))).verdict is Verdict.CONFIRMED
+    assert answer(claim, results(dict.fromkeys(sparse, high))).verdict is Verdict.REFUTED
+    mixed = answer(claim, results({**dict.fromkeys(sparse[:3], low), **dict.fromkeys(sparse[3:], high)}))
+    assert mixed.verdict is Verdict.OPEN
+    assert "no number of runs will make it one answer" in mixed.resolve
+    assert "3 of 5 comparisons are clear for the claim, 2 against it" in mixed.sentence
+    noisy = answer(claim, results({name: {"stability": [0.3, 1.0, 2.0, 1.5]} for name in sparse}))
+    assert noisy.verdict is Verdict.OPEN
+    assert "times as many seeds are needed" in noisy.resolve or "too small" in noisy.resolve
+
+
+def test_nothing_is_concluded_from_an_unfinished_study() -> None:
+    sparse = ("random", "magnitude", "sam", "childpruning", "diffpruning")
+    unfinished = results({name: {"stability": jittered(0.5)} for name in sparse}, lacking=2)
+    assert missing_cells([unfinished]) == ("2 of 24 cells of made",)
+    found = answer("Sparse fine-tuning", unfinished)
+    assert (found.table["clear"] == "for").sum() >= 3
+    assert found.verdict is Verdict.OPEN
+    assert "First the studies must be finished: 2 of 24 cells of made are missing." in found.sentence
+    told = answers([results({name: {"stability": jittered(0.5)} for name in sparse})], missing=["all of another"])
+    assert all(one.verdict in (Verdict.OPEN, Verdict.MISSING) for one in told)
+    assert all(one.verdict is Verdict.MISSING for one in answers([]))
+
+
+def test_what_did_not_learn_is_not_compared() -> None:
+    stuck = {"stability": jittered(0.01, 0.001), "test_metric": jittered(0.5), "test_constant": 0.5}
+    main = results({"random": stuck})
+    table = learned([main]).set_index("method")
+    assert not table["learned"]["random"]
+    assert table["learned"].drop("random").all()
+    assert table["than_full"]["random"] == pytest.approx(-0.29875)
+    found = answer("Sparse fine-tuning", main)
+    assert "random, p = 0.05" not in set(found.table["what"])
+    # Where test performances are compared, what did not learn counts.
+    assert "random, p = 0.05" in set(answer("SAM has a better", main).table["what"])
+
+
+def test_sams_advantage_is_in_points_and_paired() -> None:
+    sam, other = jittered(0.85), [0.80, 0.81, 0.79, 0.80]
+    found = answer("SAM has a better", results({"sam": {"test_metric": sam}, "random": {"test_metric": other}}))
+    row = found.table.set_index("what").loc["random, p = 0.05"]
+    assert row["effect"] == pytest.approx(100 * (np.array(sam) - np.array(other)).mean())
+    p_value = stats.ttest_rel(sam, other).pvalue
+    assert row["p"] == pytest.approx(min(1, 2 * p_value), rel=1e-6)  # Holm's, of two
+
+
+def test_an_inner_p_must_be_better_than_both_ends() -> None:
+    ps = (0.01, 0.05, 0.3)
+    rising = {f"sam@{p}": {"test_metric": jittered(value)} for p, value in zip(ps, (0.6, 0.7, 0.8), strict=True)}
+    peak = rising | {"sam@0.05": {"test_metric": jittered(0.95, 0.011)}}
+    flat = {f"{name}@{p}": {"test_metric": jittered(0.8)} for name in ("random", "magnitude") for p in ps}
+    full = {"full": {"test_metric": [0.801, 0.799, 0.8, 0.802]}}
+    only = results({**flat, **full, **peak}, sparsities=ps)
+    found = answer("The best test", results({}), only).table.set_index("what")
+    assert found.loc["sam, p = 0.05", "clear"] == "for"
+    assert found.loc["sam, p = 0.05", "effect"] == pytest.approx(100 * (0.95275 - 0.8005), abs=0.3)  # full tuning is the nearer end
+    assert (answer("The best test", results({}), results({**flat, **full, **rising}, sparsities=ps)).table["clear"] != "for").all()
+
+
+def test_correlations_are_those_of_ranks() -> None:
+    main = StudyResults.read(ROOT / "figures" / "paper-quick.sqlite")
+    found = answer("Stable methods have a small gap", main)
+    assert found.table["effect"].round(2).tolist() == [0.96]
+    assert found.verdict is Verdict.CONFIRMED
+    assert answer("The spread over perturbed", main).verdict is Verdict.MISSING
+
+
+def test_one_task_of_two_studies_is_refused() -> None:
+    with pytest.raises(UsageError, match="digits is in two studies"):
+        answers([results({}), results({})])
