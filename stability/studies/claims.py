@@ -361,11 +361,11 @@ def _stabilities(results: Sequence[StudyResults], methods: Sequence[str], others
 def _logs(cells: pd.DataFrame) -> pd.DataFrame:
     """The logarithm of each cell's stability and its standard error, by seed; infinite where the interval has no upper end."""
     rows = {}
-    for seed, cell in cells.iterrows():
-        value, (low, high) = cell["stability"], cell["stability_interval"] or (None, None)
-        if value is None or not value > 0:
+    known = cells[["stability", "stability_low", "stability_high"]].astype(float)
+    for seed, value, low, high in known.itertuples():
+        if not value > 0:
             continue
-        low, high = max(low or 0.0, 1e-3 * value), math.inf if high is None else high
+        low, high = max(0.0 if math.isnan(low) else low, 1e-3 * value), math.inf if math.isnan(high) else high
         exact = high == low
         reach = 0.0 if exact else max(math.log(value / low), math.log(high / value) if math.isfinite(high) else math.inf)
         rows[seed] = {"log": math.log(value), "error": reach / 1.959964}

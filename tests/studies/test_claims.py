@@ -49,8 +49,8 @@ def results(
             own = {name: value[seed] if isinstance(value, list) else value for name, value in own.items()}
             row: dict[str, Any] = {"task": "digits", "method": algorithm.name, "seed": seed}
             row["algorithm"] = key(algorithm.settings())[:12]
-            row |= {"status": CellStatus.OK, "sparsity": 1.0 if p is None else p, "failed": []} | usual | own
-            row["stability_interval"] = [0.8 * row["stability"], 1.25 * row["stability"]]
+            row |= {"status": CellStatus.OK, "sparsity": 1.0 if p is None else p, "failed_replicas": 0} | usual | own
+            row |= {"stability_low": 0.8 * row["stability"], "stability_high": 1.25 * row["stability"]}
             rows.append(row)
     table = pd.DataFrame(rows[: len(rows) - lacking])
     for bound in ("theorem_1", "theorem_1_sharp", "hard_mask", "hard_mask_sharp", "first_order", "theorem_2", "theorem_2_measured"):
