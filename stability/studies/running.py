@@ -197,15 +197,19 @@ class _Turn:
                 self._pool.start(replace(work, **self.divided), 0)
                 under_way += 1
             if under_way:
-                over = []
-                for work, outcome in list(self._pool.ended(_POLL if self._held else None)):
-                    if self._again(work, outcome):
-                        self._pool.start(work, self._losses[work.key])
-                    else:
-                        over.append((work, outcome))
+                over, again = [], []
+                try:
+                    for work, outcome in self._pool.ended(_POLL if self._held else None):
+                        if self._again(work, outcome):
+                            again.append(work)
+                        else:
+                            over.append((work, outcome))
+                finally:  # what is finished is kept, even where something is raised
+                    if over:
+                        self._finish(over)
                 under_way -= len(over)
-                if over:
-                    self._finish(over)
+                for work in again:
+                    self._pool.start(work, self._losses[work.key])
             elif self._held and wait:
                 time.sleep(_POLL)
             elif not self._queue:

@@ -109,12 +109,18 @@ class RayProcesses(Pool[J]):
             done, _ = self._ray.wait(list(self._running), timeout=min(left, _LOOK))
         if done:
             done, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+        others = []
         for task in done:
             job = self._running.pop(task)
             outcome = self._outcome(job, task)
+            if isinstance(outcome, _Other):
+                others.append(outcome)
+                continue
             if not isinstance(outcome, Lost):
                 self._release()
             yield job, outcome
+        if others:
+            raise self._refused(others[0])  # last, so that nothing is lost that was computed
 
     def _outcome(self, job: J, task: Any) -> Any:
         errors = self._ray.exceptions
@@ -130,7 +136,7 @@ class RayProcesses(Pool[J]):
         except errors.RayError:
             return Lost("was on a machine that left the cluster", device)
         if isinstance(found, _Other):
-            raise self._refused(found)
+            return found
         try:
             return pickle.loads(found)
         except Exception as error:  # whatever is said by an object that cannot be unpickled here

@@ -162,7 +162,17 @@ class Pool(ABC, Generic[J]):
 
     @abstractmethod
     def ended(self, seconds: float | None) -> Iterator[tuple[J, Any]]:
-        """Wait until some job ends, or for so many seconds; give those that ended, each with its outcome or a :class:`Lost`."""
+        """Wait until some job ends, or for so many seconds; give those that ended, each with its outcome or a :class:`Lost`.
+
+        Args:
+            seconds: how long to wait; None: until one ends.
+
+        Yields:
+            The job and what came of it.
+
+        Raises:
+            StabilityError: no job can be computed as things are. All that ended was given before.
+        """
 
     def hold(self, shared: Shared) -> None:
         """Get ready what jobs will share, so that it is known before anything is computed whether it can be sent.
@@ -259,7 +269,8 @@ class LocalProcesses(Pool[J]):
             process.warm()
 
     def ended(self, seconds: float | None) -> Iterator[tuple[J, Any]]:
-        for future in wait(self._running, timeout=seconds, return_when=FIRST_COMPLETED).done:
+        done = wait(self._running, timeout=seconds, return_when=FIRST_COMPLETED).done
+        for future in sorted(done, key=lambda one: isinstance(one.exception(), BrokenProcessPool)):  # what raises comes last
             job, process = self._running.pop(future)
             self._idle.append(process)
             try:

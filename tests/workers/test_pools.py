@@ -1,0 +1,95 @@
+"""What computes jobs, without starting a process: those take seconds."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stability.errors import StabilityError, UsageError
+from stability.selectors import BitFit
+from stability.studies import running
+from stability.studies.running import run
+from stability.studies.store import Store
+from stability.workers import cluster
+from stability.workers.pools import InProcess, Job, LocalProcesses, Lost, Place
+from tests.studies.test_trust import quick
+
+
+class Named(Job):
+    """It is told apart by its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def compute(self, place: Place, shared: Any) -> str:
+        return self.name
+
+    def failed(self, device: str, error: BaseException) -> str:
+        return str(error)
+
+
+def over(outcome: bytes | None) -> Future[bytes]:
+    """A future that has ended; with None its process is gone."""
+    made: Future[bytes] = Future()
+    if outcome is None:
+        made.set_exception(BrokenProcessPool())
+    else:
+        made.set_result(outcome)
+    return made
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_process_that_ends_at_once_costs_nothing_that_ended_with_it(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = LocalProcesses[Named](["cpu"] * 3)
+    for name in "abc":
+        process = pool._idle.popleft()
+        monkeypatch.setattr(process, "replace", lambda: 1)
+        pool._running[over(None if "abc"[place] == name else pickle.dumps(name))] = Named(name), process
+    found = {job.name: outcome for job, outcome in pool.ended(0)}
+    assert {name: found[name] for name in "abc" if name != "abc"[place]} == {name: name for name in "abc" if name != "abc"[place]}
+    assert found["abc"[place]] == Lost("ended itself with exit code 1")
+    monkeypatch.setattr(pool, "_ever", False)
+    process = pool._idle.popleft()
+    monkeypatch.setattr(process, "replace", lambda: 1)
+    pool._running[over(None)] = Named("d"), process
+    with pytest.raises(StabilityError, match="ended at once, with exit code 1"):
+        list(pool.ended(0))
+
+
+def test_a_machine_of_other_versions_costs_nothing_that_ended_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One joined while cells were computed: what the others have finished comes first, and then it is told."""
+    outcomes = {"a": cluster._Other("far", {"torch": "1.0"}), "b": pickle.dumps("b"), "c": pickle.dumps("c")}
+    nothing = type("Nothing", (Exception,), {})
+    names = ("OutOfMemoryError", "WorkerCrashedError", "RayTaskError", "RayError")
+    ray = SimpleNamespace(
+        wait=lambda tasks, **how: (tasks, []), get=outcomes.get, exceptions=SimpleNamespace(**dict.fromkeys(names, nothing))
+    )
+    pool = cluster.RayProcesses[Named]("cpu", workers=3)
+    monkeypatch.setattr(pool, "_ray", ray, raising=False)
+    monkeypatch.setattr(pool, "_versions", {"torch": "2.0"}, raising=False)
+    pool._running = {name: Named(name) for name in outcomes}
+    ended = pool.ended(0.01)
+    assert [next(ended)[1] for _ in range(2)] == ["b", "c"]
+    with pytest.raises(UsageError, match=r"far of the cluster has torch 1\.0, and this process has torch 2\.0"):
+        next(ended)
+
+
+def test_a_study_keeps_what_was_finished_before_its_workers_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(InProcess[Any]):
+        def ended(self, seconds: float | None) -> Iterator[tuple[Any, Any]]:
+            yield from super().ended(seconds)
+            raise StabilityError("no more")
+
+    monkeypatch.setattr(running, "_pool", lambda *what: Failing("cpu"))
+    store = tmp_path / "mine.sqlite"
+    with pytest.raises(StabilityError, match="no more"):
+        run(quick(BitFit(), seeds=(0, 1)), store, device="cpu")
+    assert len(Store(store).records()) == 1
+    assert Store(store).ledger.workers() == []
