@@ -73,6 +73,11 @@ class RayProcesses(Pool[J]):
             self._look()
         return max(1, min(sum(self._shares.values()), self._workers or sys.maxsize))
 
+    @property
+    def nests(self) -> bool:  # type: ignore[override] # it is known when the cluster is
+        """Not on GPUs: Ray lends the CPU of a task that waits for its own tasks to those, but not its GPU."""
+        return self._device != "cuda"
+
     def start(self, job: J, losses: int) -> None:
         held = _NOTHING
         if job.shared is not None:

@@ -146,10 +146,12 @@ class Pool(ABC, Generic[J]):
     Attributes:
         size: how many jobs it computes at once.
         what: what it computes with, in words.
+        nests: whether a job may have a pool of its own, of the same kind.
     """
 
     size: int
     what: str
+    nests: bool = True
 
     @abstractmethod
     def start(self, job: J, losses: int) -> None:

@@ -93,3 +93,9 @@ def test_a_study_keeps_what_was_finished_before_its_workers_fail(tmp_path: Path,
         run(quick(BitFit(), seeds=(0, 1)), store, device="cpu")
     assert len(Store(store).records()) == 1
     assert Store(store).ledger.workers() == []
+
+
+@pytest.mark.parametrize(("device", "divided"), [("cpu", {"workers": 4, "executor": "ray"}), ("cuda", {})])
+def test_on_the_gpus_of_a_cluster_no_cell_waits_for_another_gpu(device: str, divided: dict[str, Any]) -> None:
+    """Ray would keep the GPU of the cell while its portions wait for one."""
+    assert running._divided(cluster.RayProcesses(device, workers=8), [], 8, [None, None]) == divided  # type: ignore[list-item]
