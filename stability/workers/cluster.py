@@ -87,7 +87,7 @@ class RayProcesses(Pool[J]):
         share = {"num_cpus": 1, "num_gpus": int(self._device == "cuda")}
         # Tasks that fail are tried again by whoever uses this pool, which counts how often, and gives them less memory.
         task = self._ray.remote(max_retries=0, **share)(_compute)
-        how = _How(self._device, self._shares, losses)
+        how = _How(self._device, self._shares, losses, self._workers)
         sources = [*held.sources, *self._sources_of(modules)]
         self._running[task.remote(self._versions, sources, packed, held.place, how)] = job
 
@@ -249,11 +249,13 @@ class _How(NamedTuple):
         device: where.
         shares: of each machine, by its id in Ray, how many jobs it computes at once.
         losses: how many processes that computed it were lost.
+        most: the most jobs at once on all machines; None: no more than there is room for.
     """
 
     device: str
     shares: Mapping[str, int]
     losses: int
+    most: int | None = None
 
 
 class _Held(NamedTuple):
@@ -336,7 +338,8 @@ def _compute(
     sharing = 1 if how.device == "cuda" else how.shares.get(ray.get_runtime_context().get_node_id(), cores())
     budget = free_memory(torch.device(how.device)) // (2 * sharing * LESS**how.losses)
     shared = pickle.loads(ray.get(held[0])) if held else None
-    return pickle.dumps(job.compute(Place(how.device, budget, how.losses), shared), pickle.HIGHEST_PROTOCOL)
+    place = Place(how.device, budget, how.losses, min(sharing, how.most or sharing))
+    return pickle.dumps(job.compute(place, shared), pickle.HIGHEST_PROTOCOL)
 
 
 def _packed(what: object) -> tuple[bytes, frozenset[str]]:

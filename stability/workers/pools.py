@@ -38,6 +38,10 @@ TRIES = 3
 """Processes that a job may cost."""
 
 
+def _unheard(count: int) -> None:
+    """Nobody is told. It has a name, so that a place can be sent."""
+
+
 class Place(NamedTuple):
     """Where a job is computed.
 
@@ -45,13 +49,15 @@ class Place(NamedTuple):
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         memory_budget: bytes that it may take; None: a part of what is free.
         losses: how many processes that computed it were lost.
+        sharing: how many workers of its pool share the memory there.
         told: is told how many steps were done.
     """
 
     device: str
     memory_budget: int | None = None
     losses: int = 0
-    told: Callable[[int], object] = lambda count: None
+    sharing: int = 1
+    told: Callable[[int], object] = _unheard
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +243,7 @@ class LocalProcesses(Pool[J]):
     def __init__(self, devices: Sequence[str]) -> None:
         self._idle = deque(_Process(device) for device in devices)
         self._running: dict[Future[bytes], tuple[J, _Process]] = {}
-        shared = {device: list(devices).count(device) for device in devices}
+        self._sharing = shared = {device: list(devices).count(device) for device in devices}
         self._budgets = {device: free_memory(torch.device(device)) // (2 * count) for device, count in shared.items()}
         self._held: tuple[Hashable, bytes] | None = None  # the latest that was sent
         self.size = len(devices)
@@ -251,7 +257,8 @@ class LocalProcesses(Pool[J]):
             if job.shared is not None and job.shared.needed:
                 self.hold(job.shared)
             held = self._held if job.shared is not None and job.shared.needed else None
-            place = process.device, self._budgets[process.device] // LESS**losses, losses
+            device = process.device
+            place = Place(device, self._budgets[device] // LESS**losses, losses, self._sharing[device])
             self._running[process.submit(pickle.dumps(job.sent()), place, held)] = job, process
         except BaseException:
             self._idle.append(process)
@@ -339,7 +346,7 @@ class _Process:
         """Let it start."""
         self._executor.submit(_nothing)
 
-    def submit(self, job: bytes, place: tuple[str, int | None, int], held: tuple[Hashable, bytes] | None) -> Future[bytes]:
+    def submit(self, job: bytes, place: Place, held: tuple[Hashable, bytes] | None) -> Future[bytes]:
         """Begin with a job.
 
         Args:
@@ -353,7 +360,7 @@ class _Process:
             self.replace()
             return self._submit(job, place, held)
 
-    def _submit(self, job: bytes, place: tuple[str, int | None, int], held: tuple[Hashable, bytes] | None) -> Future[bytes]:
+    def _submit(self, job: bytes, place: Place, held: tuple[Hashable, bytes] | None) -> Future[bytes]:
         sent = None if held is None or held[0] == self._holds else held
         future = self._executor.submit(_compute, job, place, sent, held is not None)
         self._holds = self._holds if held is None else held[0]
@@ -398,7 +405,7 @@ def _nothing() -> None:
     """What a process does that is only to start."""
 
 
-def _compute(job: bytes, place: tuple[str, int | None, int], sent: tuple[Hashable, bytes] | None, shares: bool) -> bytes:
+def _compute(job: bytes, place: Place, sent: tuple[Hashable, bytes] | None, shares: bool) -> bytes:
     """What comes of a job, in a worker process; both packed, for tensors that are sent as such need a file each."""
 
     def told(count: int) -> None:
@@ -409,7 +416,7 @@ def _compute(job: bytes, place: tuple[str, int | None, int], sent: tuple[Hashabl
         if sent is not None:
             _Here.shared = None  # before another takes its memory
             _Here.shared = pickle.loads(sent[1])
-        outcome = pickle.loads(job).compute(Place(*place, told), _Here.shared if shares else None)
+        outcome = pickle.loads(job).compute(place._replace(told=told), _Here.shared if shares else None)
         return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # of an object that cannot be sent; and not every error can
         raise StabilityError(described(error)) from None

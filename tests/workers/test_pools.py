@@ -14,7 +14,8 @@ import pytest
 
 from stability.errors import StabilityError, UsageError
 from stability.selectors import BitFit
-from stability.studies import running
+from stability.studies import cell, running
+from stability.studies.cell import Expected, Work
 from stability.studies.running import run
 from stability.studies.store import Store
 from stability.workers import cluster
@@ -99,3 +100,29 @@ def test_a_study_keeps_what_was_finished_before_its_workers_fail(tmp_path: Path,
 def test_on_the_gpus_of_a_cluster_no_cell_waits_for_another_gpu(device: str, divided: dict[str, Any]) -> None:
     """Ray would keep the GPU of the cell while its portions wait for one."""
     assert running._divided(cluster.RayProcesses(device, workers=8), [], 8, [None, None]) == divided  # type: ignore[list-item]
+
+
+def test_a_worker_is_told_how_many_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, places = LocalProcesses[Named](["cpu"] * 2), list[Place]()
+
+    def submit(job: bytes, place: Place, held: object) -> object:
+        places.append(pickle.loads(pickle.dumps(place)))  # as it is sent
+        return object()
+
+    for process in pool._idle:
+        monkeypatch.setattr(process, "submit", submit)
+    for losses in range(2):
+        pool.start(Named("a"), losses)
+    assert [(place.sharing, place.losses) for place in places] == [(2, 0), (2, 1)]
+
+
+def test_a_divided_cell_has_the_memory_of_all_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a cluster, whose place is that of one CPU; a process of this machine has memory for its whole cell."""
+    given: list[int | None] = []
+    monkeypatch.setattr(cell, "run_cell", lambda study, cell, device, budget, expected, **how: given.append(budget))
+    mine = quick(BitFit())
+    for executor in ("local", "ray"):
+        for workers, sharing in ((1, 8), (4, 8), (4, 2)):
+            work = Work(mine, mine.cells()[0], {}, Expected("", (None, None)), workers=workers, executor=executor)  # type: ignore[arg-type]
+            work.compute(Place("cpu", 100, 0, sharing), None)
+    assert given == [100, 100, 100, 100, 400, 200]
