@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import sharedctypes
+from multiprocessing import resource_tracker, sharedctypes
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -310,6 +310,18 @@ class LocalProcesses(Pool[J]):
         self._held = None
 
 
+class _Deaf(multiprocessing.context.SpawnProcess):
+    """A process that does not hear Ctrl-C, not even while it starts. A terminal sends it to all; the parent ends its workers."""
+
+    def start(self) -> None:
+        resource_tracker.ensure_running()  # it lets the signal through when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # of this thread; a process inherits it
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Process:
     """A process that computes one job after another on one device; it is started with the first."""
 
@@ -323,7 +335,7 @@ class _Process:
         self._started: list[multiprocessing.process.BaseProcess] = []
 
         def start(*how: Any, **more: Any) -> multiprocessing.process.BaseProcess:
-            self._started.append(multiprocessing.context.SpawnProcess(*how, **more))
+            self._started.append(_Deaf(*how, **more))
             return self._started[-1]
 
         context.Process = start  # type: ignore[misc, assignment] # so that this process alone is ended, and no other
@@ -371,7 +383,7 @@ class _Process:
         self._executor.shutdown()
         codes = [one.exitcode for one in self._started]
         self._renew()
-        return next((code for code in codes if code not in (None, 0)), -int(signal.SIGTERM)) or 0
+        return next((code for code in codes if code is not None), -int(signal.SIGTERM))
 
     def end(self) -> None:
         """End the process at once, whatever it does."""
@@ -381,12 +393,12 @@ class _Process:
                 one.terminate()
         for one in self._started:
             if one.pid is not None:
-                one.join(_PATIENCE)
+                one.join(_ENDING)
                 if one.is_alive():
                     one.kill()
 
 
-_PATIENCE = 2.0  # seconds until a process that does not end is killed
+_ENDING = 2.0  # seconds until a process that does not end is killed
 
 
 class _Here:

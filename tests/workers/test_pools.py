@@ -1,8 +1,9 @@
-"""What computes jobs, without starting a process: those take seconds."""
+"""What computes jobs, nearly all without starting a process: those take seconds."""
 
 from __future__ import annotations
 
 import pickle
+import signal
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +20,7 @@ from stability.studies.cell import Expected, Work
 from stability.studies.running import run
 from stability.studies.store import Store
 from stability.workers import cluster
-from stability.workers.pools import InProcess, Job, LocalProcesses, Lost, Place
+from stability.workers.pools import InProcess, Job, LocalProcesses, Lost, Place, _Deaf
 from tests.studies.test_trust import quick
 
 
@@ -123,6 +124,26 @@ def test_a_divided_cell_has_the_memory_of_all_its_workers(tmp_path: Path, monkey
     mine = quick(BitFit())
     for executor in ("local", "ray"):
         for workers, sharing in ((1, 8), (4, 8), (4, 2)):
-            work = Work(mine, mine.cells()[0], {}, Expected("", (None, None)), workers=workers, executor=executor)  # type: ignore[arg-type]
+            work = Work(mine, mine.cells()[0], {}, Expected("", (None, None)), workers=workers, executor=executor)
             work.compute(Place("cpu", 100, 0, sharing), None)
     assert given == [100, 100, 100, 100, 400, 200]
+
+
+@pytest.mark.parametrize(
+    ("code", "why"), [(0, "ended itself with exit code 0"), (3, "ended itself with exit code 3"), (-15, "was ended by SIGTERM")]
+)
+def test_how_a_process_ended_is_told(code: int, why: str) -> None:
+    (process,) = LocalProcesses[Named](["cpu"])._idle
+    process._started.append(SimpleNamespace(exitcode=code))  # type: ignore[arg-type]
+    assert process.replace() == code
+    assert Lost.by(code).why == why
+
+
+def test_a_process_is_deaf_to_ctrl_c_from_the_beginning() -> None:
+    """A terminal tells all processes of a command, those too that are just starting."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    made = _Deaf(target=signal.raise_signal, args=(signal.SIGINT,))
+    made.start()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    made.join()
+    assert made.exitcode == 0
