@@ -110,9 +110,10 @@ class Portion(Job):
 
 
 def _less(memory: Memory, place: Place) -> Memory:
-    """With what the place allows, and with fewer replicas at once after each loss."""
+    """A worker's share of it, with what the place allows, and with fewer replicas at once after each loss."""
     batch, less = memory.replica_batch, LESS**place.losses
-    budgets = [budget for budget in (memory.budget and memory.budget // less, place.memory_budget) if budget is not None]
+    share = None if memory.budget is None else max(1, memory.budget // (less * place.sharing))
+    budgets = [budget for budget in (share, place.memory_budget) if budget is not None]
     return Memory(None if batch is None else max(1, batch // less), min(budgets, default=None))
 
 

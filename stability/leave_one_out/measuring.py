@@ -80,7 +80,7 @@ def measure(
         confidence: of the intervals. They speak of the choice of i alone; an exact measurement has nothing to be uncertain of.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
-        memory_budget: bytes to plan with; by default half of what is free. A worker takes no more than its share of that.
+        memory_budget: bytes to plan with; by default half of what is free. Workers on one device of one machine share them equally.
         workers: processes of one thread each, among which the retrainings are divided; with ``device="cuda"`` all visible GPUs take
             turns. By default there are none, and this process trains with the threads that it has. With Ray, the most portions at
             once; by default as many as the cluster has CPUs or GPUs.

@@ -100,9 +100,14 @@ class Work(Job):
 
     def compute(self, place: Place, shared: Any) -> dict[str, Any]:
         how: dict[str, Any] = {"problem": shared}
+        budget = place.memory_budget
         if self.workers > 1 and self.cell.measured:
             how |= {"workers": self.workers, "executor": self.executor}
-        return run_cell(self.study, self.cell, self.device or place.device, place.memory_budget, self.expected, **how)
+            if (
+                self.executor == "ray" and budget is not None
+            ):  # that of one CPU, and the cell has several, which share what it is given
+                budget *= min(self.workers, place.sharing)
+        return run_cell(self.study, self.cell, self.device or place.device, budget, self.expected, **how)
 
     def failed(self, device: str, error: BaseException) -> dict[str, Any]:
         return failed(self.cell, device, Failure.ERROR, str(error) if isinstance(error, StabilityError) else described(error))

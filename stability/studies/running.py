@@ -57,7 +57,8 @@ def run(
         workers: processes of one thread each; by default one for each core on the CPU, one for each GPU on CUDA, and one where a
             selector's function was typed into a notebook, which no other process knows. One worker runs in this process, with
             the threads it has. With Ray, the most cells at once; by default as many as the cluster has CPUs or GPUs. Where at
-            least twice as many are asked for as there are cells, the retrainings of each cell are divided among its share of them.
+            least twice as many are asked for as there are cells, the retrainings of each cell are divided among its share of them;
+            but not where Ray computes on GPUs.
         executor: ``local``, this machine; or ``ray``, the machines of a cluster (``pip install 'peft-stability[cluster]'``).
         address: of the cluster, ``HOST:PORT``; or ``auto``, the one that runs on this machine. By default the one that
             ``RAY_ADDRESS`` names, and without that variable one of this machine alone, for as long as the study runs.
@@ -144,7 +145,7 @@ def _pool(places: list[str], workers: int | None, open_: list[Work]) -> Pool[Wor
 def _divided(pool: Pool[Work], places: list[str], workers: int | None, open_: list[Work]) -> dict[str, Any]:
     """How the retrainings of each cell are divided, where there are several workers for each."""
     if not places:
-        return {"workers": pool.size // len(open_), "executor": "ray"}
+        return {"workers": pool.size // len(open_), "executor": "ray"} if pool.nests else {}
     if any(only_here(one.cell.algorithm) for one in open_):
         return {}
     if len(places) > 1:  # with more cells each process has a GPU of its own, and knows of no other
@@ -198,15 +199,19 @@ class _Turn:
                 self._pool.start(replace(work, **self.divided), 0)
                 under_way += 1
             if under_way:
-                over = []
-                for work, outcome in list(self._pool.ended(_POLL if self._held else None)):
-                    if self._again(work, outcome):
-                        self._pool.start(work, self._losses[work.key])
-                    else:
-                        over.append((work, outcome))
+                over, again = [], []
+                try:
+                    for work, outcome in self._pool.ended(_POLL if self._held else None):
+                        if self._again(work, outcome):
+                            again.append(work)
+                        else:
+                            over.append((work, outcome))
+                finally:  # what is finished is kept, even where something is raised
+                    if over:
+                        self._finish(over)
                 under_way -= len(over)
-                if over:
-                    self._finish(over)
+                for work in again:
+                    self._pool.start(work, self._losses[work.key])
             elif self._held and wait:
                 time.sleep(_POLL)
             elif not self._queue:

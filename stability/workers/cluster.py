@@ -73,6 +73,11 @@ class RayProcesses(Pool[J]):
             self._look()
         return max(1, min(sum(self._shares.values()), self._workers or sys.maxsize))
 
+    @property
+    def nests(self) -> bool:  # type: ignore[override] # it is known when the cluster is
+        """Not on GPUs: Ray lends the CPU of a task that waits for its own tasks to those, but not its GPU."""
+        return self._device != "cuda"
+
     def start(self, job: J, losses: int) -> None:
         held = _NOTHING
         if job.shared is not None:
@@ -82,7 +87,7 @@ class RayProcesses(Pool[J]):
         share = {"num_cpus": 1, "num_gpus": int(self._device == "cuda")}
         # Tasks that fail are tried again by whoever uses this pool, which counts how often, and gives them less memory.
         task = self._ray.remote(max_retries=0, **share)(_compute)
-        how = _How(self._device, self._shares, losses)
+        how = _How(self._device, self._shares, losses, self._workers)
         sources = [*held.sources, *self._sources_of(modules)]
         self._running[task.remote(self._versions, sources, packed, held.place, how)] = job
 
@@ -109,12 +114,18 @@ class RayProcesses(Pool[J]):
             done, _ = self._ray.wait(list(self._running), timeout=min(left, _LOOK))
         if done:
             done, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+        others = []
         for task in done:
             job = self._running.pop(task)
             outcome = self._outcome(job, task)
+            if isinstance(outcome, _Other):
+                others.append(outcome)
+                continue
             if not isinstance(outcome, Lost):
                 self._release()
             yield job, outcome
+        if others:
+            raise self._refused(others[0])  # last, so that nothing is lost that was computed
 
     def _outcome(self, job: J, task: Any) -> Any:
         errors = self._ray.exceptions
@@ -130,7 +141,7 @@ class RayProcesses(Pool[J]):
         except errors.RayError:
             return Lost("was on a machine that left the cluster", device)
         if isinstance(found, _Other):
-            raise self._refused(found)
+            return found
         try:
             return pickle.loads(found)
         except Exception as error:  # whatever is said by an object that cannot be unpickled here
@@ -238,11 +249,13 @@ class _How(NamedTuple):
         device: where.
         shares: of each machine, by its id in Ray, how many jobs it computes at once.
         losses: how many processes that computed it were lost.
+        most: the most jobs at once on all machines; None: no more than there is room for.
     """
 
     device: str
     shares: Mapping[str, int]
     losses: int
+    most: int | None = None
 
 
 class _Held(NamedTuple):
@@ -325,7 +338,8 @@ def _compute(
     sharing = 1 if how.device == "cuda" else how.shares.get(ray.get_runtime_context().get_node_id(), cores())
     budget = free_memory(torch.device(how.device)) // (2 * sharing * LESS**how.losses)
     shared = pickle.loads(ray.get(held[0])) if held else None
-    return pickle.dumps(job.compute(Place(how.device, budget, how.losses), shared), pickle.HIGHEST_PROTOCOL)
+    place = Place(how.device, budget, how.losses, min(sharing, how.most or sharing))
+    return pickle.dumps(job.compute(place, shared), pickle.HIGHEST_PROTOCOL)
 
 
 def _packed(what: object) -> tuple[bytes, frozenset[str]]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import sharedctypes
+from multiprocessing import resource_tracker, sharedctypes
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -38,6 +38,10 @@ TRIES = 3
 """Processes that a job may cost."""
 
 
+def _unheard(count: int) -> None:
+    """Nobody is told. It has a name, so that a place can be sent."""
+
+
 class Place(NamedTuple):
     """Where a job is computed.
 
@@ -45,13 +49,15 @@ class Place(NamedTuple):
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         memory_budget: bytes that it may take; None: a part of what is free.
         losses: how many processes that computed it were lost.
+        sharing: how many workers of its pool share the memory there.
         told: is told how many steps were done.
     """
 
     device: str
     memory_budget: int | None = None
     losses: int = 0
-    told: Callable[[int], object] = lambda count: None
+    sharing: int = 1
+    told: Callable[[int], object] = _unheard
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +152,12 @@ class Pool(ABC, Generic[J]):
     Attributes:
         size: how many jobs it computes at once.
         what: what it computes with, in words.
+        nests: whether a job may have a pool of its own, of the same kind.
     """
 
     size: int
     what: str
+    nests: bool = True
 
     @abstractmethod
     def start(self, job: J, losses: int) -> None:
@@ -162,7 +170,17 @@ class Pool(ABC, Generic[J]):
 
     @abstractmethod
     def ended(self, seconds: float | None) -> Iterator[tuple[J, Any]]:
-        """Wait until some job ends, or for so many seconds; give those that ended, each with its outcome or a :class:`Lost`."""
+        """Wait until some job ends, or for so many seconds; give those that ended, each with its outcome or a :class:`Lost`.
+
+        Args:
+            seconds: how long to wait; None: until one ends.
+
+        Yields:
+            The job and what came of it.
+
+        Raises:
+            StabilityError: no job can be computed as things are. All that ended was given before.
+        """
 
     def hold(self, shared: Shared) -> None:
         """Get ready what jobs will share, so that it is known before anything is computed whether it can be sent.
@@ -225,7 +243,7 @@ class LocalProcesses(Pool[J]):
     def __init__(self, devices: Sequence[str]) -> None:
         self._idle = deque(_Process(device) for device in devices)
         self._running: dict[Future[bytes], tuple[J, _Process]] = {}
-        shared = {device: list(devices).count(device) for device in devices}
+        self._sharing = shared = {device: list(devices).count(device) for device in devices}
         self._budgets = {device: free_memory(torch.device(device)) // (2 * count) for device, count in shared.items()}
         self._held: tuple[Hashable, bytes] | None = None  # the latest that was sent
         self.size = len(devices)
@@ -239,7 +257,8 @@ class LocalProcesses(Pool[J]):
             if job.shared is not None and job.shared.needed:
                 self.hold(job.shared)
             held = self._held if job.shared is not None and job.shared.needed else None
-            place = process.device, self._budgets[process.device] // LESS**losses, losses
+            device = process.device
+            place = Place(device, self._budgets[device] // LESS**losses, losses, self._sharing[device])
             self._running[process.submit(pickle.dumps(job.sent()), place, held)] = job, process
         except BaseException:
             self._idle.append(process)
@@ -259,7 +278,8 @@ class LocalProcesses(Pool[J]):
             process.warm()
 
     def ended(self, seconds: float | None) -> Iterator[tuple[J, Any]]:
-        for future in wait(self._running, timeout=seconds, return_when=FIRST_COMPLETED).done:
+        done = wait(self._running, timeout=seconds, return_when=FIRST_COMPLETED).done
+        for future in sorted(done, key=lambda one: isinstance(one.exception(), BrokenProcessPool)):  # what raises comes last
             job, process = self._running.pop(future)
             self._idle.append(process)
             try:
@@ -290,6 +310,18 @@ class LocalProcesses(Pool[J]):
         self._held = None
 
 
+class _Deaf(multiprocessing.context.SpawnProcess):
+    """A process that does not hear Ctrl-C, not even while it starts. A terminal sends it to all; the parent ends its workers."""
+
+    def start(self) -> None:
+        resource_tracker.ensure_running()  # it lets the signal through when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # of this thread; a process inherits it
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Process:
     """A process that computes one job after another on one device; it is started with the first."""
 
@@ -303,7 +335,7 @@ class _Process:
         self._started: list[multiprocessing.process.BaseProcess] = []
 
         def start(*how: Any, **more: Any) -> multiprocessing.process.BaseProcess:
-            self._started.append(multiprocessing.context.SpawnProcess(*how, **more))
+            self._started.append(_Deaf(*how, **more))
             return self._started[-1]
 
         context.Process = start  # type: ignore[misc, assignment] # so that this process alone is ended, and no other
@@ -326,7 +358,7 @@ class _Process:
         """Let it start."""
         self._executor.submit(_nothing)
 
-    def submit(self, job: bytes, place: tuple[str, int | None, int], held: tuple[Hashable, bytes] | None) -> Future[bytes]:
+    def submit(self, job: bytes, place: Place, held: tuple[Hashable, bytes] | None) -> Future[bytes]:
         """Begin with a job.
 
         Args:
@@ -340,7 +372,7 @@ class _Process:
             self.replace()
             return self._submit(job, place, held)
 
-    def _submit(self, job: bytes, place: tuple[str, int | None, int], held: tuple[Hashable, bytes] | None) -> Future[bytes]:
+    def _submit(self, job: bytes, place: Place, held: tuple[Hashable, bytes] | None) -> Future[bytes]:
         sent = None if held is None or held[0] == self._holds else held
         future = self._executor.submit(_compute, job, place, sent, held is not None)
         self._holds = self._holds if held is None else held[0]
@@ -351,7 +383,7 @@ class _Process:
         self._executor.shutdown()
         codes = [one.exitcode for one in self._started]
         self._renew()
-        return next((code for code in codes if code not in (None, 0)), -int(signal.SIGTERM)) or 0
+        return next((code for code in codes if code is not None), -int(signal.SIGTERM))
 
     def end(self) -> None:
         """End the process at once, whatever it does."""
@@ -361,12 +393,12 @@ class _Process:
                 one.terminate()
         for one in self._started:
             if one.pid is not None:
-                one.join(_PATIENCE)
+                one.join(_ENDING)
                 if one.is_alive():
                     one.kill()
 
 
-_PATIENCE = 2.0  # seconds until a process that does not end is killed
+_ENDING = 2.0  # seconds until a process that does not end is killed
 
 
 class _Here:
@@ -385,7 +417,7 @@ def _nothing() -> None:
     """What a process does that is only to start."""
 
 
-def _compute(job: bytes, place: tuple[str, int | None, int], sent: tuple[Hashable, bytes] | None, shares: bool) -> bytes:
+def _compute(job: bytes, place: Place, sent: tuple[Hashable, bytes] | None, shares: bool) -> bytes:
     """What comes of a job, in a worker process; both packed, for tensors that are sent as such need a file each."""
 
     def told(count: int) -> None:
@@ -396,7 +428,7 @@ def _compute(job: bytes, place: tuple[str, int | None, int], sent: tuple[Hashabl
         if sent is not None:
             _Here.shared = None  # before another takes its memory
             _Here.shared = pickle.loads(sent[1])
-        outcome = pickle.loads(job).compute(Place(*place, told), _Here.shared if shares else None)
+        outcome = pickle.loads(job).compute(place._replace(told=told), _Here.shared if shares else None)
         return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # of an object that cannot be sent; and not every error can
         raise StabilityError(described(error)) from None

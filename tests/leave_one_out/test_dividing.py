@@ -167,6 +167,13 @@ def test_each_loss_leaves_less_memory() -> None:
     assert _less(Memory(), Place("cpu", None, 1)) == Memory()
 
 
+def test_workers_share_the_memory_that_was_asked_for() -> None:
+    memory = Memory(replica_batch=8, budget=4000)
+    assert _less(memory, Place("cpu", 10_000, sharing=4)) == Memory(8, 1000)
+    assert _less(memory, Place("cpu", 10_000, losses=1, sharing=4)) == Memory(2, 250)
+    assert _less(Memory(), Place("cpu", 500, sharing=4)) == Memory(None, 500)
+
+
 class Losing(InProcess[Portion]):
     """Whatever is begun is lost."""
 

@@ -1,0 +1,149 @@
+"""What computes jobs, nearly all without starting a process: those take seconds."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stability.errors import StabilityError, UsageError
+from stability.selectors import BitFit
+from stability.studies import cell, running
+from stability.studies.cell import Expected, Work
+from stability.studies.running import run
+from stability.studies.store import Store
+from stability.workers import cluster
+from stability.workers.pools import InProcess, Job, LocalProcesses, Lost, Place, _Deaf
+from tests.studies.test_trust import quick
+
+
+class Named(Job):
+    """It is told apart by its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def compute(self, place: Place, shared: Any) -> str:
+        return self.name
+
+    def failed(self, device: str, error: BaseException) -> str:
+        return str(error)
+
+
+def over(outcome: bytes | None) -> Future[bytes]:
+    """A future that has ended; with None its process is gone."""
+    made: Future[bytes] = Future()
+    if outcome is None:
+        made.set_exception(BrokenProcessPool())
+    else:
+        made.set_result(outcome)
+    return made
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_process_that_ends_at_once_costs_nothing_that_ended_with_it(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = LocalProcesses[Named](["cpu"] * 3)
+    for name in "abc":
+        process = pool._idle.popleft()
+        monkeypatch.setattr(process, "replace", lambda: 1)
+        pool._running[over(None if "abc"[place] == name else pickle.dumps(name))] = Named(name), process
+    found = {job.name: outcome for job, outcome in pool.ended(0)}
+    assert {name: found[name] for name in "abc" if name != "abc"[place]} == {name: name for name in "abc" if name != "abc"[place]}
+    assert found["abc"[place]] == Lost("ended itself with exit code 1")
+    monkeypatch.setattr(pool, "_ever", False)
+    process = pool._idle.popleft()
+    monkeypatch.setattr(process, "replace", lambda: 1)
+    pool._running[over(None)] = Named("d"), process
+    with pytest.raises(StabilityError, match="ended at once, with exit code 1"):
+        list(pool.ended(0))
+
+
+def test_a_machine_of_other_versions_costs_nothing_that_ended_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One joined while cells were computed: what the others have finished comes first, and then it is told."""
+    outcomes = {"a": cluster._Other("far", {"torch": "1.0"}), "b": pickle.dumps("b"), "c": pickle.dumps("c")}
+    nothing = type("Nothing", (Exception,), {})
+    names = ("OutOfMemoryError", "WorkerCrashedError", "RayTaskError", "RayError")
+    ray = SimpleNamespace(
+        wait=lambda tasks, **how: (tasks, []), get=outcomes.get, exceptions=SimpleNamespace(**dict.fromkeys(names, nothing))
+    )
+    pool = cluster.RayProcesses[Named]("cpu", workers=3)
+    monkeypatch.setattr(pool, "_ray", ray, raising=False)
+    monkeypatch.setattr(pool, "_versions", {"torch": "2.0"}, raising=False)
+    pool._running = {name: Named(name) for name in outcomes}
+    ended = pool.ended(0.01)
+    assert [next(ended)[1] for _ in range(2)] == ["b", "c"]
+    with pytest.raises(UsageError, match=r"far of the cluster has torch 1\.0, and this process has torch 2\.0"):
+        next(ended)
+
+
+def test_a_study_keeps_what_was_finished_before_its_workers_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(InProcess[Any]):
+        def ended(self, seconds: float | None) -> Iterator[tuple[Any, Any]]:
+            yield from super().ended(seconds)
+            raise StabilityError("no more")
+
+    monkeypatch.setattr(running, "_pool", lambda *what: Failing("cpu"))
+    store = tmp_path / "mine.sqlite"
+    with pytest.raises(StabilityError, match="no more"):
+        run(quick(BitFit(), seeds=(0, 1)), store, device="cpu")
+    assert len(Store(store).records()) == 1
+    assert Store(store).ledger.workers() == []
+
+
+@pytest.mark.parametrize(("device", "divided"), [("cpu", {"workers": 4, "executor": "ray"}), ("cuda", {})])
+def test_on_the_gpus_of_a_cluster_no_cell_waits_for_another_gpu(device: str, divided: dict[str, Any]) -> None:
+    """Ray would keep the GPU of the cell while its portions wait for one."""
+    assert running._divided(cluster.RayProcesses(device, workers=8), [], 8, [None, None]) == divided  # type: ignore[list-item]
+
+
+def test_a_worker_is_told_how_many_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, places = LocalProcesses[Named](["cpu"] * 2), list[Place]()
+
+    def submit(job: bytes, place: Place, held: object) -> object:
+        places.append(pickle.loads(pickle.dumps(place)))  # as it is sent
+        return object()
+
+    for process in pool._idle:
+        monkeypatch.setattr(process, "submit", submit)
+    for losses in range(2):
+        pool.start(Named("a"), losses)
+    assert [(place.sharing, place.losses) for place in places] == [(2, 0), (2, 1)]
+
+
+def test_a_divided_cell_has_the_memory_of_all_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a cluster, whose place is that of one CPU; a process of this machine has memory for its whole cell."""
+    given: list[int | None] = []
+    monkeypatch.setattr(cell, "run_cell", lambda study, cell, device, budget, expected, **how: given.append(budget))
+    mine = quick(BitFit())
+    for executor in ("local", "ray"):
+        for workers, sharing in ((1, 8), (4, 8), (4, 2)):
+            work = Work(mine, mine.cells()[0], {}, Expected("", (None, None)), workers=workers, executor=executor)
+            work.compute(Place("cpu", 100, 0, sharing), None)
+    assert given == [100, 100, 100, 100, 400, 200]
+
+
+@pytest.mark.parametrize(
+    ("code", "why"), [(0, "ended itself with exit code 0"), (3, "ended itself with exit code 3"), (-15, "was ended by SIGTERM")]
+)
+def test_how_a_process_ended_is_told(code: int, why: str) -> None:
+    (process,) = LocalProcesses[Named](["cpu"])._idle
+    process._started.append(SimpleNamespace(exitcode=code))  # type: ignore[arg-type]
+    assert process.replace() == code
+    assert Lost.by(code).why == why
+
+
+def test_a_process_is_deaf_to_ctrl_c_from_the_beginning() -> None:
+    """A terminal tells all processes of a command, those too that are just starting."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    made = _Deaf(target=signal.raise_signal, args=(signal.SIGINT,))
+    made.start()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    made.join()
+    assert made.exitcode == 0
