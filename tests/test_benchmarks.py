@@ -8,13 +8,15 @@ import json
 import sqlite3
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import architectures, difference, drawing, intervals, memory, recomputed, scaling, singly, smoothness
+from benchmarks import architectures, difference, drawing, intervals, ledger, memory, recomputed, scaling, singly, smoothness, soak
 from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
 from stability.errors import StabilityError
@@ -202,3 +204,30 @@ def test_pairs_of_known_populations_are_simulated_and_counted() -> None:
     assert (told["pairs"], told["joint"]["least_of"]) == (1, "sam 0.1 less full 1, mine, n 60")
     assert told["uniform"]["half_width"] == pytest.approx(found["uniform"]["half_width"])
     assert (one.is_of("full"), other.is_of("full")) == (True, False)
+
+
+def test_two_processes_race_for_a_new_store(tmp_path: Path) -> None:
+    assert ledger.races(tmp_path, 1) == {"races": 1, "errors": [], "cells_computed_twice": 0, "tables_that_lack_a_cell": 0}
+
+
+def test_a_study_stands_a_kill(tmp_path: Path) -> None:
+    soak.check(soak.soak(5, 1, 0.5, 0, tmp_path, steps=2, stores=[".d"]), 1)  # each command takes seconds to start
+
+
+def test_what_did_not_stand_the_kills_is_an_error() -> None:
+    good: dict[str, Any] = {"cells": 5, "kills": {"driver": 2}, "errors": {}, "rounds": [{"same_table": True, "rows": 5}]}
+    soak.check(good, 2)
+    for bad, why in (
+        ({"errors": {"exit code 1": 1}}, "commands failed"),
+        ({"kills": {"worker": 1}}, "1 of 2 kills"),
+        ({"rounds": [{"same_table": True, "rows": 4}]}, "a table differs"),
+    ):
+        with pytest.raises(StabilityError, match=why):
+            soak.check({**good, **bad}, 2)
+
+
+def test_only_a_command_that_is_done_or_killed_is_no_error() -> None:
+    errors: Counter[str] = Counter()
+    for code in (None, 0, -9, 1, -15):
+        soak._count(code, {}, errors)
+    assert list(errors.values()) == [1, 1]
