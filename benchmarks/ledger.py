@@ -139,9 +139,9 @@ def _race(path: Path, barrier: Any, told: Any) -> None:
     mine = Study("race", "digits", (FineTuning(BitFit(), steps=2),), (0, 1, 2, 3), problem_settings={"n": 12}, **_QUICK)
     computed: list[str] = []
 
-    def counted(study: Study, cell: Cell, *how: Any) -> dict[str, Any]:
+    def counted(study: Study, cell: Cell, *how: Any, **more: Any) -> dict[str, Any]:
         computed.append(str(cell))
-        return run_cell(study, cell, *how)
+        return run_cell(study, cell, *how, **more)
 
     try:
         with patch("stability.studies.cell.run_cell", counted):

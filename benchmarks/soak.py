@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,23 +33,23 @@ from stability.selectors import SAM, BitFit, FullTuning, Random, magnitude
 from stability.studies import Study, StudyResults, run
 from stability.studies.store import Store
 
-__all__ = ["main", "soak", "study_of"]
+__all__ = ["check", "main", "soak", "study_of"]
 
 _TIMES = ["seconds", "cell_seconds"]
 _HERE = Path(__file__).parents[1]
 
 
-def study_of(cells: int) -> Study:
+def study_of(cells: int, steps: int = 20) -> Study:
     """A study of small cells: five methods, and as many seeds as it takes."""
     selectors = (FullTuning(), BitFit(), Random(0.1), magnitude(0.1), SAM(0.1))
-    tuned = tuple(FineTuning(selector, steps=20, batch_size=8) for selector in selectors)
+    tuned = tuple(FineTuning(selector, steps=steps, batch_size=8) for selector in selectors)
     seeds = tuple(range(-(-cells // len(tuned))))
     return Study("soak", "digits", tuned, seeds, problem_settings={"n": 40}, estimator=Sampled(4), check_replicas=None)
 
 
-def work(cells: int, store: str, how: dict[str, Any]) -> None:
+def work(cells: int, steps: int, store: str, how: dict[str, Any]) -> None:
     """What each process runs, until every cell is finished."""
-    run(study_of(cells), store, device="cpu", **how)
+    run(study_of(cells, steps), store, device="cpu", **how)
 
 
 class _Nodes:
@@ -81,34 +82,49 @@ class _Nodes:
         self._cluster.shutdown()
 
 
-def soak(cells: int, kills: int, every: float, seed: int, folder: Path, cluster: bool = False) -> dict[str, Any]:
+def soak(
+    cells: int,
+    kills: int,
+    every: float,
+    seed: int,
+    folder: Path,
+    *,
+    cluster: bool = False,
+    steps: int = 20,
+    stores: Sequence[str] = (".sqlite", ".d"),
+) -> dict[str, Any]:
     """Run the study under fire.
 
     Args:
         cells: how many the study has.
-        kills: how many processes and nodes are killed at most, half of them in the study of each kind of store.
+        kills: how many processes and nodes are killed at most, as many in the study of each kind of store.
         every: mean seconds between two of them.
         seed: of the moments and of who is killed.
         folder: for the stores.
         cluster: whether a Ray cluster takes part.
+        steps: of each training.
+        stores: the ends of their names, each of another kind.
 
     Returns:
-        What was killed, and how the tables compare with the undisturbed one.
+        What was killed, which commands failed although nobody killed them, and how the tables compare with the undisturbed one.
     """
     drawn = random.Random(seed)
     began = time.monotonic()
-    whole = _table(run(study_of(cells), folder / "whole.sqlite", device="cpu", workers=1))
+    study = study_of(cells, steps)
+    whole = _table(run(study, folder / "whole.sqlite", device="cpu", workers=1))
     alone = time.monotonic() - began
     killed: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
     rounds: list[dict[str, Any]] = []
     nodes = _Nodes() if cluster else None
     try:
-        for suffix, most in ((".sqlite", kills // 2), (".d", kills)):
+        for number, suffix in enumerate(stores, 1):
+            most = kills * number // len(stores)
             store = folder / f"mine{suffix}"
             before, start = killed.total(), time.monotonic()
-            _under_fire(cells, store, every, drawn, killed, most, nodes)
+            _under_fire((cells, steps), store, every, drawn, killed, most, nodes, errors)
             if bad := _failed(store):  # a cell that lost three processes in a row is tried again by the next run
-                run(study_of(cells), store, device="cpu", workers=1)
+                run(study, store, device="cpu", workers=1)
             found = StudyResults.read(store)
             rounds.append(
                 {
@@ -124,7 +140,8 @@ def soak(cells: int, kills: int, every: float, seed: int, folder: Path, cluster:
     finally:
         if nodes is not None:
             nodes.close()
-    return {"cells": len(whole), "kills": dict(killed), "undisturbed_seconds": round(alone, 1), "rounds": rounds}
+    seconds = round(alone, 1)
+    return {"cells": len(whole), "kills": dict(killed), "errors": dict(errors), "undisturbed_seconds": seconds, "rounds": rounds}
 
 
 def _failed(store: Path) -> int:
@@ -136,7 +153,14 @@ def _table(results: StudyResults) -> pd.DataFrame:
 
 
 def _under_fire(
-    cells: int, store: Path, every: float, drawn: random.Random, killed: Counter[str], most: int, nodes: _Nodes | None
+    what: tuple[int, int],
+    store: Path,
+    every: float,
+    drawn: random.Random,
+    killed: Counter[str],
+    most: int,
+    nodes: _Nodes | None,
+    errors: Counter[str],
 ) -> None:
     ways: list[dict[str, Any]] = [{"workers": 1}, {"workers": 2}]
     if nodes is not None:
@@ -146,22 +170,30 @@ def _under_fire(
     try:
         while not done:
             for place, way in enumerate(ways):
-                if place in drivers and drivers[place].poll() == 0:
+                code = drivers[place].poll() if place in drivers else None
+                if code == 0:
                     done = True
                     break
-                if place not in drivers or drivers[place].poll() is not None:
-                    call = f"from benchmarks.soak import work; work({cells}, {str(store)!r}, {way!r})"
+                if place not in drivers or code is not None:
+                    _count(code, way, errors)
+                    call = f"from benchmarks.soak import work; work({what[0]}, {what[1]}, {str(store)!r}, {way!r})"
                     main = f"if __name__ == '__main__':\n    {call}"
                     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
                     drivers[place] = subprocess.Popen([sys.executable, "-c", main], cwd=_HERE, env=environment)
             time.sleep(drawn.expovariate(1 / every))
             if not done and killed.total() < most:
                 _kill_one(list(drivers.values()), drawn, killed, nodes)
-        for driver in drivers.values():
-            driver.wait()
+        for place, driver in drivers.items():
+            _count(driver.wait(), ways[place], errors)
     finally:
         for driver in drivers.values():
             driver.kill()
+
+
+def _count(code: int | None, way: dict[str, Any], errors: Counter[str]) -> None:
+    """Take note of a command that ended otherwise than by being done or killed."""
+    if code not in (None, 0, -signal.SIGKILL):
+        errors[f"exit code {code} of {way}"] += 1
 
 
 def _kill_one(drivers: list[subprocess.Popen[bytes]], drawn: random.Random, killed: Counter[str], nodes: _Nodes | None) -> None:
@@ -190,15 +222,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        found = soak(asked.cells, asked.kills, asked.every, asked.seed, Path(folder), asked.cluster)
-    right = all(one["same_table"] and one["rows"] == found["cells"] for one in found["rounds"])
+        found = soak(asked.cells, asked.kills, asked.every, asked.seed, Path(folder), cluster=asked.cluster)
     print(found)
     if asked.out is not None:
         stored = {**found, "seed": asked.seed, "every_seconds": asked.every, "machine": machine.report()}
         asked.out.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
-    if not right:
-        raise StabilityError("a table differs from that of an undisturbed run")
+    check(found, asked.kills)
     return 0
+
+
+def check(found: dict[str, Any], kills: int) -> None:
+    """Whether it stood the fire.
+
+    Args:
+        found: what :func:`soak` found.
+        kills: how many were asked for.
+
+    Raises:
+        StabilityError: a table differs, a command failed by itself, or fewer were killed than asked.
+    """
+    if not all(one["same_table"] and one["rows"] == found["cells"] for one in found["rounds"]):
+        raise StabilityError("a table differs from that of an undisturbed run")
+    if found["errors"]:
+        raise StabilityError(f"commands failed that nobody killed: {found['errors']}")
+    if (killed := sum(found["kills"].values())) < kills:
+        raise StabilityError(f"{killed} of {kills} kills: the study was done too early; use more --cells, or a smaller --every")
 
 
 if __name__ == "__main__":

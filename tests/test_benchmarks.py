@@ -8,13 +8,28 @@ import json
 import sqlite3
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import architectures, claims, difference, drawing, intervals, memory, recomputed, scaling, singly, smoothness
+from benchmarks import (
+    architectures,
+    claims,
+    difference,
+    drawing,
+    intervals,
+    ledger,
+    memory,
+    recomputed,
+    scaling,
+    singly,
+    smoothness,
+    soak,
+)
 from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
 from stability.errors import StabilityError
@@ -226,3 +241,26 @@ def test_a_study_waits_for_its_search(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "claims-cb is left out: " in capsys.readouterr().out
     planned = dict(claims.protocols(names, "model", "data", beginning=True))
     assert list(planned) == list(names)
+
+
+def test_two_processes_race_for_a_new_store(tmp_path: Path) -> None:
+    assert ledger.races(tmp_path, 1) == {"races": 1, "errors": [], "cells_computed_twice": 0, "tables_that_lack_a_cell": 0}
+
+
+def test_what_did_not_stand_the_kills_is_an_error() -> None:
+    good: dict[str, Any] = {"cells": 5, "kills": {"driver": 2}, "errors": {}, "rounds": [{"same_table": True, "rows": 5}]}
+    soak.check(good, 2)
+    for bad, why in (
+        ({"errors": {"exit code 1": 1}}, "commands failed"),
+        ({"kills": {"worker": 1}}, "1 of 2 kills"),
+        ({"rounds": [{"same_table": True, "rows": 4}]}, "a table differs"),
+    ):
+        with pytest.raises(StabilityError, match=why):
+            soak.check({**good, **bad}, 2)
+
+
+def test_only_a_command_that_is_done_or_killed_is_no_error() -> None:
+    errors: Counter[str] = Counter()
+    for code in (None, 0, -9, 1, -15):
+        soak._count(code, {}, errors)
+    assert list(errors.values()) == [1, 1]

@@ -172,7 +172,7 @@ class Output(Folder):
 
 @options(MACHINE)
 @dataclass(frozen=True, kw_only=True)
-class Divided(Machine):
+class Retrainers(Machine):
     """Where the work is done.
 
     Attributes:
@@ -202,7 +202,7 @@ def loo(
     perturbed: Perturbed = Perturbed(),
     bounding: BoundsOptions = BoundsOptions(),
     output: Output = Output(),
-    machine: Divided = Divided(),
+    machine: Retrainers = Retrainers(),
 ) -> None:
     """Measure the leave-one-out stability of one method."""
     if machine.threads is not None:

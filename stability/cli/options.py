@@ -434,7 +434,8 @@ class Workers(Machine):
 
     Attributes:
         workers: Processes of one thread each; by default one for each core, or for each GPU with CUDA. With Ray, the most cells at
-            once; by default as many as the cluster has CPUs or GPUs. With twice as many as cells, several share a cell.
+            once; by default as many as the cluster has CPUs or GPUs. With at least twice as many as cells, several share a
+            cell.
         executor: What computes: processes of this machine (local), or tasks of Ray (ray).
         address: HOST:PORT of a cluster of Ray, or auto for the one that runs on this machine; by default RAY_ADDRESS, and without
             that variable a cluster of this machine alone.

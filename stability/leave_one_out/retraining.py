@@ -46,7 +46,7 @@ class Outcome:
 
     Attributes:
         replicas: the trained models, A(S) first where it went along.
-        own: (a,) the loss that is looked at of each unit, under the model that was trained without it.
+        own: (a,) the loss of each unit, under the model that was trained without it.
         held_out: (a, N) the losses of the held-out examples under each of these models.
         whole: (n,) the losses on S of the A(S) that went along; None where none did.
         whole_held_out: (1, N) its losses of the held-out examples.

@@ -34,7 +34,7 @@ _LEGEND: list[tuple[tuple[str, ...], str]] = [
         "p: fraction of the m pretrained parameters that may change (k of them), m with the inserted ones where a method inserts "
         "modules; the new head is tunable besides. Of 'regularised' all may change, and p is 1 − λ.",
     ),
-    (("seconds",), "seconds: a seed's selections, trainings and evaluations, in one process."),
+    (("seconds",), "seconds: how long a seed's selections, trainings and evaluations took."),
     (("Theorem 1", "hard mask"), "Theorem 1, hard mask: bounds on the stability."),
     (("middle",), "middle: the stability to first order."),
     (("Theorem 2",), "Theorem 2: bound on the test loss."),
@@ -174,7 +174,7 @@ def legend(titles: Collection[str]) -> list[str]:
 
     Example:
         >>> legend(["method", "p", "seconds"])[-1]
-        "seconds: a seed's selections, trainings and evaluations, in one process."
+        "seconds: how long a seed's selections, trainings and evaluations took."
     """
     return [text for needed, text in _LEGEND if not needed or set(needed) & set(titles)]
 

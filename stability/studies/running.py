@@ -111,7 +111,7 @@ def run(
     if open_:
         with Heartbeat(held.ledger, Worker(what=pool.what)) as worker, pool:
             held.confirm()
-            turn.divided = _divided(pool, places, workers, open_)
+            turn.divided = _shares(pool, places, workers, open_)
             turn.work(worker, wait)
     return StudyResults.read(store)
 
@@ -142,7 +142,7 @@ def _pool(places: list[str], workers: int | None, open_: list[Work]) -> Pool[Wor
     return local(places, count)
 
 
-def _divided(pool: Pool[Work], places: list[str], workers: int | None, open_: list[Work]) -> dict[str, Any]:
+def _shares(pool: Pool[Work], places: list[str], workers: int | None, open_: list[Work]) -> dict[str, Any]:
     """How the retrainings of each cell are divided, where there are several workers for each."""
     if not places:
         return {"workers": pool.size // len(open_), "executor": "ray"} if pool.nests else {}

@@ -33,7 +33,7 @@ from stability.workers.pools import LESS, J, Lost, Place, Pool, Shared
 __all__ = ["RayProcesses", "versions"]
 
 _LOOK = 1.0  # seconds between two looks at which machines there are
-_PATIENCE = 15.0  # seconds in which a cluster must answer
+_ANSWER = 15.0  # seconds in which a cluster must answer
 _ASKING = 120.0  # seconds in which a machine must tell its versions; one that does not is asked again with its first job
 
 
@@ -470,12 +470,12 @@ def _check_there(address: str) -> None:
         raise UsageError(f"address = {address}: give HOST:PORT of the cluster's head, as ray start --head prints it, or auto")
     remedy = "check the address, or start a cluster there: ray start --head"
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE / 3).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER / 3).close()
     except (OSError, OverflowError) as error:
         raise StabilityError(f"no cluster of Ray at {address}: {error}; {remedy}") from error
     # Something listens. In a process of its own, for Ray may end the process in which it finds no cluster.
     asked = [sys.executable, "-c", "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])", address]
     try:
-        subprocess.run(asked, check=True, timeout=_PATIENCE, capture_output=True)
+        subprocess.run(asked, check=True, timeout=_ANSWER, capture_output=True)
     except subprocess.SubprocessError as error:
         raise StabilityError(f"no cluster of Ray at {address}: what listens there gives no answer of Ray's; {remedy}") from error

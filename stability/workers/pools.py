@@ -104,7 +104,7 @@ class Job(ABC):
             shared: what :attr:`shared` stands for; None where it was not sent.
 
         Returns:
-            What came of it. An error is an outcome too, and is not raised.
+            What came of it. An error is returned as well, and not raised.
         """
 
     @abstractmethod

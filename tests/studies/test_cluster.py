@@ -217,7 +217,7 @@ def test_a_problem_arrives_as_it_was(name: str, request: pytest.FixtureRequest) 
 
 
 def test_other_versions_are_refused(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a cell is computed, with both versions; a node that joined later is found out by its first cell."""
+    """Before a cell is computed, with both versions. A task computes nothing where the versions differ from the driver's."""
     here = cluster.versions()
     monkeypatch.setattr(cluster, "versions", lambda: {**here, "torch": "1.0"})
     monkeypatch.setattr(cluster.RayProcesses, "start", None)  # so that computing would be a TypeError
@@ -237,7 +237,7 @@ def test_a_place_without_a_cluster_is_told(tmp_path: Path, monkeypatch: pytest.M
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        monkeypatch.setattr(cluster, "_PATIENCE", 3.0)
+        monkeypatch.setattr(cluster, "_ANSWER", 3.0)
         with pytest.raises(StabilityError, match=f"no cluster of Ray at 127.0.0.1:{port}: what listens there gives no answer"):
             told(f"127.0.0.1:{port}")
     with pytest.raises(StabilityError, match=f"no cluster of Ray at 127.0.0.1:{port}: .*refused; check the address"):

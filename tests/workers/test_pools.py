@@ -100,7 +100,7 @@ def test_a_study_keeps_what_was_finished_before_its_workers_fail(tmp_path: Path,
 @pytest.mark.parametrize(("device", "divided"), [("cpu", {"workers": 4, "executor": "ray"}), ("cuda", {})])
 def test_on_the_gpus_of_a_cluster_no_cell_waits_for_another_gpu(device: str, divided: dict[str, Any]) -> None:
     """Ray would keep the GPU of the cell while its portions wait for one."""
-    assert running._divided(cluster.RayProcesses(device, workers=8), [], 8, [None, None]) == divided  # type: ignore[list-item]
+    assert running._shares(cluster.RayProcesses(device, workers=8), [], 8, [None, None]) == divided  # type: ignore[list-item]
 
 
 def test_a_worker_is_told_how_many_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
