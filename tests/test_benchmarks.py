@@ -239,6 +239,11 @@ def test_a_study_waits_for_its_search(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [claims.searched(name) for name in names] == [None, *["claims-cb-rates"] * 2, "claims-cb-sparsity-rates"]
     assert [name for name, _ in claims.protocols(names, "model", "data")] == ["claims-cb-rates"]
     assert "claims-cb is left out: " in capsys.readouterr().out
+    assert claims.main(["--data", "nowhere", "--model", "nowhere", "--only", "claims-cb-rates", "claims-stsb-rates"]) == 1
+    told = capsys.readouterr().out
+    assert "claims-cb-rates stopped: " in told
+    assert "claims-stsb-rates stopped: " in told
+    assert "nowhere" in told
     planned = dict(claims.protocols(names, "model", "data", beginning=True))
     assert list(planned) == list(names)
 
