@@ -25,6 +25,22 @@ NAMES = {
         *("digits", "digits-short", "discontinuity", "theory-convex", "theory-digits"),
         *("paper", "paper-perturbation", "paper-sparsity"),
         *("paper-quick", "paper-quick-perturbation", "paper-quick-sparsity"),
+        *(
+            "claims-stsb-rates",
+            "claims-stsb",
+            "claims-stsb-perturbation",
+            "claims-stsb-sparsity-rates",
+            "claims-stsb-sparsity",
+            "claims-cola-rates",
+            "claims-cola",
+            "claims-mrpc-rates",
+            "claims-mrpc",
+            "claims-cb-rates",
+            "claims-cb",
+            "claims-cb-perturbation",
+            "claims-cb-sparsity-rates",
+            "claims-cb-sparsity",
+        ),
     ),
 }
 """What ``stability list`` names, without importing what the names stand for, which takes seconds; a test compares."""

@@ -361,7 +361,7 @@ def test_damaged_stores_are_refused(small_store: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.sqlite"
     sqlite3.connect(empty).close()
     empty.touch()
-    with pytest.raises(StabilityError, match="there is no store"):
+    with pytest.raises(StabilityError, match=r"empty.sqlite is empty"):
         Store(empty)
     foreign = tmp_path / "foreign.sqlite"
     with sqlite3.connect(foreign) as connection:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from stability import FineTuning, Minimisation, Problem, Study, UsageError, load, measure
-from stability.leave_one_out import measuring, procedure
+from stability.leave_one_out import measuring, procedure, retraining
 from stability.leave_one_out.estimators import Assisted, Auto, Design, Exact, Sampled
 from stability.leave_one_out.predictors import Linearised, Observation, OneStep, Prediction, Predictor
 from stability.leave_one_out.units import SingleExamples, Words
@@ -169,7 +169,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
         def perf_counter() -> float:
             return now[0]
 
-    monkeypatch.setattr(measuring, "train", slow)
+    monkeypatch.setattr(retraining, "train", slow)
     monkeypatch.setattr(measuring, "time", Clock)
     monkeypatch.setattr(procedure, "time", Clock)
     return lambda: now[0]
@@ -196,7 +196,7 @@ def test_a_training_is_not_begun_that_would_not_be_finished(digits: Problem, mon
         now[0] += 10
         return train(*what, **more)
 
-    monkeypatch.setattr(measuring, "train", slow)
+    monkeypatch.setattr(retraining, "train", slow)
     for module in (measuring, procedure):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     estimate = measure(digits, TUNING, Auto(retrainings=23, budget=37.0), device="cpu")
