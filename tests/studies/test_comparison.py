@@ -220,7 +220,7 @@ def test_the_command_keeps_what_is_finished_and_goes_on(tmp_path: Path, capsys: 
     ("command", "message"),
     [
         ("compare", "there is nothing to compare: give methods"),
-        ("compare full --rank 4", "compare has no --rank: it is a setting of lora, written after the method: lora rank=4"),
+        ("compare full --rank 4", "compare has no --rank: it is a setting of lora and lift, written after the method: lora rank=4"),
         ("compare full --selectors lora", "methods come without an option, their settings after them"),
         ("compare rank=4", "'rank=4' is a setting and stands before any method"),
         ("compare sam", "needs its sparsity p"),
