@@ -17,10 +17,10 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker, sharedctypes
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from joblib import wrap_non_picklable_objects
@@ -42,7 +42,8 @@ def _unheard(count: int) -> None:
     """Nobody is told. It has a name, so that a place can be sent."""
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Where a job is computed.
 
     Attributes:
@@ -57,7 +58,7 @@ class Place(NamedTuple):
     memory_budget: int | None = None
     losses: int = 0
     sharing: int = 1
-    told: Callable[[int], object] = _unheard
+    told: Callable[[int], object] = field(default=_unheard, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
