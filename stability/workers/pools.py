@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker, sharedctypes
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -429,7 +429,7 @@ def _compute(job: bytes, place: Place, sent: tuple[Hashable, bytes] | None, shar
         if sent is not None:
             _Here.shared = None  # before another takes its memory
             _Here.shared = pickle.loads(sent[1])
-        outcome = pickle.loads(job).compute(place._replace(told=told), _Here.shared if shares else None)
+        outcome = pickle.loads(job).compute(replace(place, told=told), _Here.shared if shares else None)
         return pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # of an object that cannot be sent; and not every error can
         raise StabilityError(described(error)) from None
