@@ -92,7 +92,8 @@ def _is_prediction(value: Any) -> bool:
 _WHOLE, _NUMBER, _TEXT = _Kind("a whole number", _is_whole), _Kind("a number", _is_number), _Kind("text", _is_text)
 _TABLE = _Kind("a table", _is_table)
 _TEXTS = _Kind("a list of texts", _is_texts)
-_P = _Kind("a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1)
+_ASKED = _Kind("a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1)
+_P = _Kind("a number in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1)  # 0 where the new head alone is trained
 _FLAG = _Kind("true or false", lambda value: type(value) is bool)
 _STATE = _Kind(f"one of {', '.join(State)}", lambda value: _is_text(value) and value in set(State))
 
@@ -115,7 +116,8 @@ _NUMBERS: tuple[str, ...] = (
     *(
         "validation_loss",
         "validation_metric",
-        "constant_metric",
+        "validation_constant",
+        "test_constant",
         "distance",
         "seconds",
         "cell_seconds",
@@ -148,7 +150,8 @@ COLUMNS: Mapping[str, _Kind] = {
     ),
     **dict.fromkeys(_NUMBERS + _BOUNDS, _NUMBER),
     **dict.fromkeys((f"{name}_state" for name in _BOUNDS), _STATE),
-    **dict.fromkeys(("sparsity", "asked_sparsity"), _P),
+    "sparsity": _P,
+    "asked_sparsity": _ASKED,
     "measured": _FLAG,
     "failed": _TABLE,
     "failed_assumptions": _Kind("a table of lists", lambda value: _is_table(value) and all(map(_is_texts, value.values()))),
@@ -230,7 +233,7 @@ def check_table(path: Path, table: pd.DataFrame) -> None:
         if kind is _WHOLE:
             odd = known[(known < 0) | (known >= _MOST) | (known % 1 != 0)]
         elif kind is _P:
-            odd = known[(known <= 0) | (known > 1)]
+            odd = known[(known < 0) | (known > 1)]
         else:
             odd = known[known.abs() == math.inf] if kind is _NUMBER else known
         if len(odd):
@@ -304,7 +307,7 @@ def _is_algorithm(value: Any) -> bool:
     if not (_is_table(value) and _is_table(value.get("selector")) and _is_text(value["selector"].get("name"))):
         return False
     sparsity, rate = value["selector"].get("sparsity"), value.get("learning_rate")
-    return (sparsity is None or _P.fits(sparsity)) and (rate is None or _is_number(rate))
+    return (sparsity is None or _ASKED.fits(sparsity)) and (rate is None or _is_number(rate))
 
 
 def _said(name: str, value: Any, kind: _Kind | None = None) -> str:

@@ -105,7 +105,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     assert answer(lambda: read(tmp_path)) is REFUSED
 
 
-HARM = "from pathlib import Path\nPath('harm').touch()\ndef scores(problem, generator):\n    return {}\n"
+HARM = "from pathlib import Path\nPath(__file__).with_name('harm').touch()\ndef scores(problem, generator):\n    return {}\n"
 
 
 @pytest.mark.parametrize("selector", ['"evil:scores"', '{name = "evil:scores", sparsity = 0.1}', '["full", "evil:scores"]'])

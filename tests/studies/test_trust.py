@@ -27,7 +27,7 @@ from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Sampled
 from stability.masks import Mask
 from stability.reports.study_table import render
-from stability.selectors import BitFit, Random, Selector, from_scores
+from stability.selectors import BitFit, HeadOnly, Random, Selector, from_scores
 from stability.selectors.naming import selector_named
 from stability.studies.cell import Expected, Work, run_cell
 from stability.studies.identity import as_json, key
@@ -450,3 +450,10 @@ def test_two_closures_of_one_name_are_refused_and_names_that_were_asked_for_are_
     assert made.other.__name__ == "<lambda>"
     assert selector_named("my_selectors:other", 0.1).name == "other"
     assert selector_named("my_selectors:smallest", 0.1).settings()["label"] == ""
+
+
+def test_a_study_in_which_the_head_alone_is_trained_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Its p is 0."""
+    results, _ = run(quick(HeadOnly()), tmp_path / "mine.sqlite")
+    assert results.table["sparsity"].tolist() == [0.0]
+    assert StudyResults.read(tmp_path / "mine.sqlite").summary().table["sparsity"].tolist() == [0.0]
