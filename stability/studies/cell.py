@@ -103,10 +103,8 @@ class Work(Job):
         budget = place.memory_budget
         if self.workers > 1 and self.cell.measured:
             how |= {"workers": self.workers, "executor": self.executor}
-            if (
-                self.executor == "ray" and budget is not None
-            ):  # that of one CPU, and the cell has several, which share what it is given
-                budget *= min(self.workers, place.sharing)
+            if self.executor == "ray" and budget is not None:
+                budget *= min(self.workers, place.sharing)  # it is that of one CPU, and the cell has several, which share it
         return run_cell(self.study, self.cell, self.device or place.device, budget, self.expected, **how)
 
     def failed(self, device: str, error: BaseException) -> dict[str, Any]:

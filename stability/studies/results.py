@@ -22,6 +22,7 @@ from stability.leave_one_out.statistics import mean_over_seeds, variance_shares
 from stability.leave_one_out.wording import size_of
 from stability.machine import out_of_memory
 from stability.selectors import code
+from stability.studies.sound import BOUNDS
 from stability.studies.store import Store
 from stability.studies.tables import DETAILS, short, table_of
 
@@ -68,18 +69,6 @@ class Failure(StrEnum):
             return cls.METHOD
         return cls.MACHINE if isinstance(error, MachineError) or out_of_memory(error) else cls.ERROR
 
-
-BOUNDS: tuple[str, ...] = (
-    "theorem_1",
-    "theorem_1_sharp",
-    "hard_mask",
-    "hard_mask_sharp",
-    "first_order",
-    "theorem_2",
-    "theorem_2_measured",
-    "uniform_measured",
-)
-"""Columns of :func:`stability.bounds.measured.measured_bounds`; each has a ``_state`` beside it."""
 
 UNKNOWN = "unknown"
 """State, in a summary, of a bound that some seed lacks; the other states are those of :data:`stability.bounds.State`."""

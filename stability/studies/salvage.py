@@ -176,12 +176,9 @@ def _rows(connection: sqlite3.Connection, table: str, most: int) -> Iterator[dic
         try:
             cursor = connection.execute(f"SELECT *, rowid AS place FROM {table} WHERE rowid >= ? ORDER BY rowid LIMIT 1", (place,))
             found = cursor.fetchone()
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             if "no such table" in str(error):  # an older format has fewer
                 return
-            yield None
-            continue
-        except sqlite3.DatabaseError:
             yield None  # one place after the other, until one can be read
             continue
         if found is None:

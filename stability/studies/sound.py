@@ -17,7 +17,7 @@ import pandas as pd
 from stability.bounds.base import State
 from stability.studies.ledger import damaged
 
-__all__ = ["COLUMNS", "check_records", "check_study", "check_table", "oddity"]
+__all__ = ["BOUNDS", "COLUMNS", "check_records", "check_study", "check_table", "oddity"]
 
 _MOST = 2**63  # beyond any count, and what whole numbers of numpy hold
 
@@ -97,10 +97,18 @@ _P = _Kind("a number in [0, 1]", lambda value: _is_number(value) and 0 <= value 
 _FLAG = _Kind("true or false", lambda value: type(value) is bool)
 _STATE = _Kind(f"one of {', '.join(State)}", lambda value: _is_text(value) and value in set(State))
 
-_BOUNDS: tuple[str, ...] = (
-    *("theorem_1", "theorem_1_sharp", "hard_mask", "hard_mask_sharp", "first_order"),
-    *("theorem_2", "theorem_2_measured", "uniform_measured"),
+BOUNDS: tuple[str, ...] = (
+    "theorem_1",
+    "theorem_1_sharp",
+    "hard_mask",
+    "hard_mask_sharp",
+    "first_order",
+    "theorem_2",
+    "theorem_2_measured",
+    "uniform_measured",
 )
+"""Columns of :func:`stability.bounds.measured.measured_bounds`; each has a ``_state`` beside it."""
+
 _NUMBERS: tuple[str, ...] = (
     *(
         "stability",
@@ -148,8 +156,8 @@ COLUMNS: Mapping[str, _Kind] = {
     **dict.fromkeys(
         ("n", "tunable", "total", "head", "retrainings", "failed_replicas", "kept_step", "replicas_checked", "threads"), _WHOLE
     ),
-    **dict.fromkeys(_NUMBERS + _BOUNDS, _NUMBER),
-    **dict.fromkeys((f"{name}_state" for name in _BOUNDS), _STATE),
+    **dict.fromkeys(_NUMBERS + BOUNDS, _NUMBER),
+    **dict.fromkeys((f"{name}_state" for name in BOUNDS), _STATE),
     "sparsity": _P,
     "asked_sparsity": _ASKED,
     "measured": _FLAG,
@@ -178,7 +186,7 @@ _KNOWN: tuple[str, ...] = (
         "loss_bound",
         "gradient_norm",
     ),
-    *("retrainings", *_BOUNDS, *(f"{name}_state" for name in _BOUNDS)),
+    *("retrainings", *BOUNDS, *(f"{name}_state" for name in BOUNDS)),
 )
 
 
