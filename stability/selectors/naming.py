@@ -256,7 +256,7 @@ def having(setting: str) -> list[str]:
 
     Example:
         >>> having("rank")
-        ['lora']
+        ['lora', 'lift']
     """
     return [name for name, made in SELECTORS.items() if setting in _settings(made)]
 

@@ -77,7 +77,7 @@ class Scope:
         >>> from stability import load
         >>> from stability.selectors import SAM
         >>> SAM(0.01, scope=Scope("type", only="*.mlp.*")).select(load("digits"), seed=0)
-        Mask(k=262, m=26432)
+        Mask(k=264, m=26432)
     """
 
     within: Within = "global"

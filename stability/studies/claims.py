@@ -205,7 +205,7 @@ def answers(
     Example:
         >>> found = answers([StudyResults.read("figures/paper-quick.sqlite")])
         >>> print(found[0].claim, found[0].verdict.value)
-        Sparse fine-tuning is more stable than full tuning. not resolved
+        Sparse fine-tuning is more stable than full tuning. confirmed
     """
     for several in (main, swept, perturbed):
         tasks = [task for one in several for task in one.tasks]
