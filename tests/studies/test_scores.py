@@ -332,7 +332,7 @@ def test_paper_s_figure_and_tables_need_no_training(tmp_path: Path, capsys: pyte
         ("table", "give --store FILE, or --paper main or perturbation"),
         ("figures", "give --store FILE, or --paper"),
         ("figures --paper --only ranks", "--only belongs to --store"),
-        ("table --paper main --against paper", "--against and --sparsity belong to --store"),
+        ("table --paper main --against paper", "--against, --sparsity and --rates belong to --store"),
         ("table --paper main --json --format csv", "--json and --format: leave one of them out"),
         ("table --store {} --paper main", "--paper is of the published numbers alone"),
         ("figures --store {} --only nothing", "unknown figure 'nothing'"),
