@@ -210,6 +210,23 @@ class Mask:
         theirs = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
         return sorted(name for name in self.shapes.keys() | theirs.keys() if self.shapes.get(name) != theirs.get(name))
 
+    def overlap(self, other: Mask) -> float:
+        """The Jaccard index of both masks, |A ∩ B| / |A ∪ B|: 1 if they hold the same coordinates, 0 if they share none.
+
+        Args:
+            other: the other mask. Two masks without any coordinate are the same.
+
+        Example:
+            >>> mask, other = (Mask({"w": (4,)}, {"w": torch.tensor(index)}) for index in ([0, 1], [1, 2, 3]))
+            >>> mask.overlap(other)
+            0.25
+        """
+        if other is self:
+            return 1.0
+        shared = int(self.contains(other).sum())
+        either = self.count + other.count - shared
+        return shared / either if either else 1.0
+
     def contains(self, other: Mask) -> Tensor:
         """For each coordinate of this mask, in order, whether another mask holds it too: bool (k,).
 

@@ -86,6 +86,11 @@ def test_union_and_contains() -> None:
     assert bool((both.contains(one) | both.contains(two)).all())
     assert bool(one.contains(both).all())
     assert Mask.full(parameters()).union(one).equals(Mask.full(parameters()))
+    shared = int(one.contains(two).sum())
+    assert one.overlap(two) == two.overlap(one) == pytest.approx(shared / both.count)
+    assert 0 < shared < one.count
+    nothing = Mask(one.shapes, {})
+    assert (one.overlap(one), one.overlap(nothing), nothing.overlap(Mask(one.shapes, {}))) == (1, 0, 1)
 
 
 @pytest.mark.parametrize("index", [[1, 0], [0, 0], [-1], [4]])

@@ -41,6 +41,9 @@ GENERATED: dict[str, Callable[[], str]] = {
     "columns": _made("docs.code.tables", "columns"),
     "peft methods": _made("docs.code.tables", "peft_methods"),
     "peft places": _made("docs.code.tables", "peft_places"),
+    "selectors on digits": _made("docs.code.compared", "digits"),
+    "selectors on texts": _made("docs.code.compared", "texts"),
+    "selectors rates": _made("docs.code.compared", "rates"),
     "scores": _made("docs.code.tables", "scores"),
     "study files": _made("docs.code.tables", "study_files"),
 }

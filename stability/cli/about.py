@@ -22,7 +22,7 @@ NAMES = {
         *("lt-sft", "movement", "spiel", "rigl", "biases-norms", "last-layers", "head-only"),
     ),
     "studies": (
-        *("digits", "digits-short", "discontinuity", "theory-convex", "theory-digits"),
+        *("digits", "digits-short", "selectors-digits", "discontinuity", "theory-convex", "theory-digits"),
         *("paper", "paper-perturbation", "paper-sparsity"),
         *("paper-quick", "paper-quick-perturbation", "paper-quick-sparsity"),
         *(
@@ -40,6 +40,8 @@ NAMES = {
             "claims-cb-perturbation",
             "claims-cb-sparsity-rates",
             "claims-cb-sparsity",
+            "selectors-stsb-rates",
+            "selectors-stsb",
         ),
     ),
 }

@@ -24,6 +24,7 @@ _CAPTIONS = {
     "generalization": "Losses, metric and generalization gap against p.",
     "four_panels": "Mean and standard deviation over seeds of the metric, on test and on training examples, against p.",
     "gap_against_stability": "The generalization gap against the stability, a point for each method and p.",
+    "methods": "Every method in a row: performance, gap, stability, and how far the masks of S and of Sⁱ overlap.",
     "bounds": "The bounds beside what they bound.",
     "projection_discontinuity": "The training loss at each step, where the mask of a method moves.",
     "definition_3": "The stability of each method on each task.",

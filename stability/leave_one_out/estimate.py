@@ -92,6 +92,8 @@ class StabilityEstimate:
         pointwise: β₂, pointwise hypothesis stability, with its interval.
         hypothesis: β₁ = E_i |ℓ(A(Sⁱ), z) − ℓ(A(S), z)| averaged over the held-out z, with its interval over i.
         distance: mean_i ‖A(Sⁱ) − A(S)‖₂.
+        mask_overlap: mean_i |M ∩ Mⁱ| / |M ∪ Mⁱ| of the masks M of S and Mⁱ of Sⁱ, the coordinates of the pretrained model that were
+            selected. It is 1 where leaving an example out changes no mask; NaN where there are no masks.
         maximum: the largest |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| found: a lower estimate of uniform stability.
         noise_floor: mean_i |ℓ(A(S), z_i) − ℓ(A(S)', z_i)| between two runs that would agree in exact arithmetic. A(S) is trained
             alone, and A(S)' among the first left-out ones, with the examples of each batch in reverse order. The floor is what
@@ -131,6 +133,7 @@ class StabilityEstimate:
     pointwise: Estimate
     hypothesis: Estimate
     distance: float
+    mask_overlap: float
     maximum: float
     noise_floor: float
     estimator: str
@@ -256,7 +259,7 @@ class StabilityEstimate:
             "confidence": self.pointwise.confidence,
             "error": finite(self.pointwise.error),
             "hypothesis": {"value": finite(self.hypothesis.value), "interval": _ends(self.hypothesis.interval)},
-            **{name: finite(getattr(self, name)) for name in ("distance", "maximum", "noise_floor")},
+            **{name: finite(getattr(self, name)) for name in ("distance", "mask_overlap", "maximum", "noise_floor")},
             "notes": list(self.notes),
             "diagnostics": {name: finite(value) for name, value in dataclasses.asdict(self.diagnostics).items()},
             "prediction": predicted

@@ -49,6 +49,7 @@ class Models:
     Attributes:
         distance: (a,) ‖A(Sⁱ) − A(S)‖₂ of every training without a unit, in their order; NaN where it is unknown.
         mask_changes: (a,) coordinates of A(S)'s mask that that of Sⁱ lacks; NaN where there are no masks.
+        mask_overlap: (a,) how far both masks overlap (:meth:`stability.Mask.overlap`); NaN where there are no masks.
         replicas: the trained models themselves, A(S) first, where they are replicas.
         loop: what was trained, where they are not.
         k: how many coordinates of the pretrained model were selected.
@@ -60,6 +61,7 @@ class Models:
 
     distance: Sequence[float]
     mask_changes: Sequence[float]
+    mask_overlap: Sequence[float]
     replicas: Replicas | None = None
     loop: Subject | None = None
     k: int | None = None

@@ -236,7 +236,8 @@ class _Looped(Executor):
             repeats=self._repeats,
         )
         notes = (*self._notes, *failures)
-        return Models(distance=self._distances, mask_changes=[math.nan] * len(self._distances), loop=subject, notes=notes)
+        unknown = [math.nan] * len(self._distances)
+        return Models(distance=self._distances, mask_changes=unknown, mask_overlap=unknown, loop=subject, notes=notes)
 
     def all_failed(self, table: pd.DataFrame) -> str:
         why = next(iter(self._failures))

@@ -223,6 +223,7 @@ class _Replicated(Executor):
         return Models(
             distance=replicas.distances()[1:].tolist(),
             mask_changes=[0 if mask is first else int((~first.contains(mask)).sum()) for mask in others],
+            mask_overlap=[first.overlap(mask) for mask in others],
             replicas=replicas,
             k=first.count,
             m=problem.m,

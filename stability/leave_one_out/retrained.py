@@ -114,9 +114,9 @@ class Retrained:
         prediction = improved or prediction
         seconds = time.perf_counter() - began
         models = self._executor.models()
-        table = self.table.assign(distance=models.distance, mask_changes=models.mask_changes)
+        table = self.table.assign(distance=models.distance, mask_changes=models.mask_changes, mask_overlap=models.mask_overlap)
         bad = table["failed_step"] >= 0
-        table.loc[bad, "distance"] = np.nan
+        table.loc[bad, ["distance", "mask_overlap"]] = np.nan
         self.table = table
         if len(table) and bad.all():
             raise MeasurementError(self._executor.all_failed(table))
@@ -127,6 +127,7 @@ class Retrained:
             pointwise=pointwise,
             hypothesis=self.mean("moved", power=None),
             distance=self.mean("distance", power=None).value,
+            mask_overlap=self.mean("mask_overlap", power=None).value,
             maximum=float(table["difference"].abs().max()),
             noise_floor=self._noise_floor,
             estimator=estimator.kind(pointwise),

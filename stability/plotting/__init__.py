@@ -26,7 +26,7 @@ from stability.plotting.files import Format, closed, prefix, save, study_prefix,
 from stability.plotting.histories import projection_discontinuity
 from stability.plotting.single import bound, mask, planned
 from stability.plotting.style import NothingToDrawError, unit
-from stability.plotting.sweeps import four_panels, gap_against_stability, generalization, stability
+from stability.plotting.sweeps import four_panels, gap_against_stability, generalization, methods, stability
 from stability.studies.published import Part, against_published
 from stability.studies.results import CellStatus, StudyResults
 from stability.studies.scores import IncomparableError, scores
@@ -46,6 +46,7 @@ __all__ = [
     "generalization",
     "influential",
     "mask",
+    "methods",
     "overview",
     "planned",
     "prefix",
@@ -62,6 +63,7 @@ FIGURES: dict[str, Callable[[StudyResults], Figure]] = {
     "generalization": generalization,
     "four_panels": four_panels,
     "gap_against_stability": gap_against_stability,
+    "methods": methods,
     "bounds": bounds,
     "projection_discontinuity": projection_discontinuity,
 }

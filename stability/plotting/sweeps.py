@@ -1,4 +1,4 @@
-"""Figures of a sweep over p: stability, generalization, the paper's panels, gap against stability."""
+"""Figures of a study: stability, generalization, the paper's panels, gap against stability, every method in a row."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from stability.plotting.style import (
 )
 from stability.studies.results import StudyResults
 
-__all__ = ["four_panels", "gap_against_stability", "generalization", "stability"]
+__all__ = ["four_panels", "gap_against_stability", "generalization", "methods", "stability"]
 
 
 @styled
@@ -208,6 +208,41 @@ def gap_against_stability(results: StudyResults) -> Figure:
         ],
     )
     return figure
+
+
+@styled
+def methods(results: StudyResults) -> Figure:
+    """(e) Every method in a row, the most stable first: its metric on held-out data, its generalization gap, its leave-one-out
+    stability, and how far the masks of S and of Sⁱ overlap. Means over seeds with 95 % intervals.
+
+    Args:
+        results: the results of a study of several methods, each at one p.
+
+    Raises:
+        NothingToDrawError: a method at several p, one method, no measured stability, or several methods on several tasks.
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> results = StudyResults.read("figures/paper-quick.sqlite").where(task="cb")
+        >>> [ax.get_xlabel().split(" [")[0] for ax in methods(results).axes]
+        ['accuracy on held-out data', 'test loss − train loss', 'stability Eᵢ|Δℓᵢ|']
+    """
+    table, summary = results.table, _measured(results).sort_values("stability", kind="stable")
+    if summary["algorithm"].nunique() > summary["method"].nunique() or summary["method"].nunique() < 2:
+        raise NothingToDrawError("the study has no two methods, or one of them at several p: draw one p of each")
+    performance = mean(results, summary, "test_metric", most=1.0)
+    gap, stable = mean(results, summary, "gap"), mean(results, summary, "stability")
+    told = bars([performance, gap], "the mean", over(results))
+    blocks = [
+        Block(f"{metric(table)} on held-out data", (performance,), notes=(told,)),
+        Block(f"test loss − train loss\n[{unit(table)}]", (gap,), zero=True),
+        Block(f"stability {STABILITY}\n[{unit(table)}]", (stable,), 0.0, notes=(_stability_bars(results, stable),), log=True),
+    ]
+    if summary["mask_overlap"].notna().any():
+        overlap = mean(results, summary, "mask_overlap", most=1.0)
+        blocks.append(Block("overlap of the masks\nof S and of Sⁱ", (overlap,), notes=("An overlap of 1: no mask changes.",)))
+    return swept(blocks, "Every method: performance, gap, stability, and the change of its mask", settings_of(results))
 
 
 def _points(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any]) -> bool:

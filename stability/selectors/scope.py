@@ -25,14 +25,14 @@ Within: TypeAlias = Literal["global", "tensor", "row", "layer", "type"]
 Budget: TypeAlias = Literal["proportional", "equal", "erk"]
 """How many coordinates each group gets."""
 
-Unit: TypeAlias = Literal["coordinate", "block", "row", "column", "tensor", "layer"]
+Unit: TypeAlias = Literal["coordinate", "block", "row", "column", "head", "tensor", "layer"]
 """What is chosen together."""
 
 _LARGEST_UNIT: dict[str, tuple[str, ...]] = {
     "row": ("coordinate",),
     "tensor": ("coordinate", "block", "row", "column"),
     "type": ("coordinate", "block", "row", "column", "tensor"),
-    "layer": ("coordinate", "block", "row", "column", "tensor"),
+    "layer": ("coordinate", "block", "row", "column", "head", "tensor"),
     "global": get_args(Unit),
 }
 """The units that fit into a group of each scope more than once."""
@@ -63,15 +63,18 @@ class Scope:
             (Erdős–Rényi kernel, Evci et al. 2020, *RigL*).
         unit: what is chosen together. ``coordinate``: each by itself. ``row``, ``column``: of a tensor of at least two dimensions,
             of which the first counts its rows (as in S²FT, Yang et al. 2024). ``block``: a square part of such a tensor (as in SMT,
-            He et al. 2024). ``tensor``: a whole tensor. ``layer``: all tensors of a layer (with :class:`Random` it is one draw of
-            LISA, Pan et al. 2024). A unit has the sum of its scores. Units are taken in the order of these sums, until the next
-            would exceed the group's places: k is then at most ⌊pm⌋. Tensors that have no such unit are not chosen from.
+            He et al. 2024). ``head``: an attention head of a layer (as in S²FT): its rows of query, key and value, with their
+            biases, and its columns of the attention's output matrix. ``tensor``: a whole tensor. ``layer``: all tensors of a layer
+            (with :class:`Random` it is one draw of LISA, Pan et al. 2024). A unit has the sum of its scores. Units are taken in the
+            order of these sums, until the next would exceed the group's places: k is then at most ⌊pm⌋. Tensors that have no such
+            unit are not chosen from.
         block: the side of a ``block``. At the edges of a tensor blocks are smaller.
+        heads: how many attention heads a layer has, which shapes do not tell; for ``head`` alone.
 
     Raises:
-        UsageError: an unknown word, a pattern that is no text, a budget for one group, or a unit that is no smaller than the
-            groups; on selecting: a pattern that matches no tensor, a p for which there are too few coordinates, or one that selects
-            nothing in some row, or no unit.
+        UsageError: an unknown word, a pattern that is no text, a budget for one group, a unit that is no smaller than the groups,
+            or heads without their number; on selecting: matrices that are not made of so many heads, a pattern that matches no
+            tensor, a p for which there are too few coordinates, or one that selects nothing in some row, or no unit.
 
     Example:
         >>> from stability import load
@@ -87,6 +90,7 @@ class Scope:
     budget: Budget = "proportional"
     unit: Unit = "coordinate"
     block: int = 16
+    heads: int | None = None
 
     def __post_init__(self) -> None:
         check_choice(get_args(Within), scope=self.within)
@@ -102,6 +106,13 @@ class Scope:
         if self.within == "global" and self.budget != "proportional":
             raise UsageError(f"budget = {self.budget!r} divides k over groups, and scope 'global' is one group: use another scope")
 
+        if (self.unit == "head") != (self.heads is not None):
+            raise UsageError(
+                f"unit = {self.unit!r} and heads = {self.heads}: give the number of attention heads of a layer with unit 'head', "
+                "and with no other; a model of transformers tells it as config.num_attention_heads"
+            )
+        if self.heads is not None:
+            check_whole(1, heads=self.heads)
         if self.unit not in _LARGEST_UNIT[self.within]:
             raise UsageError(
                 f"unit = {self.unit!r}: within a {self.within} there are no units to choose from but "
@@ -150,6 +161,7 @@ class Scope:
         if self.unit == "coordinate":
             return None
         layers = {layer: number for number, layer in enumerate(dict.fromkeys(map(layer_of, shapes)))}
+        lengths: dict[str, int] = {}
         found, known = [], 0
         for place, (name, shape) in enumerate(shapes.items()):
             size = math.prod(shape)
@@ -157,6 +169,17 @@ class Scope:
             row, column = torch.arange(size) // across, torch.arange(size) % across
             if self.unit in ("tensor", "layer"):
                 found.append(torch.full((size,), layers[layer_of(name)] if self.unit == "layer" else place))
+                continue
+            if self.unit == "head":
+                heads: Any = self.heads
+                layer, part = layer_of(name), _part_of_head(name)
+                length = shape[0] if part == "rows" else across
+                if length % heads or lengths.setdefault(layer, length) != length:
+                    raise UsageError(
+                        f"heads = {heads}: {name!r} has {length} {part}, which are not divided alike into so many heads; heads "
+                        "that share keys and values are no units here"
+                    )
+                found.append(layers[layer] * heads + (row if part == "rows" else column) // (length // heads))
                 continue
             wide = -(-across // self.block)
             mine = {"row": row, "column": column, "block": row // self.block * wide + column // self.block}[self.unit]
@@ -311,7 +334,21 @@ def _sections(scope: Scope, shapes: tuple[tuple[str, tuple[int, ...]], ...], spa
 
 def _has_units(scope: Scope, name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is made of units that can be chosen."""
-    return {"coordinate": True, "tensor": True, "layer": bool(layer_of(name))}.get(scope.unit, len(shape) > 1)
+    own = {"coordinate": True, "tensor": True, "layer": bool(layer_of(name)), "head": bool(_part_of_head(name))}
+    return own.get(scope.unit, len(shape) > 1)
+
+
+_ROWS_OF_HEADS = re.compile(r"\.(query|key|value)(_proj)?\.(weight|bias)|\.[qkv](_proj|_lin|_head)\.(weight|bias)")
+_COLUMNS_OF_HEADS = re.compile(
+    r"attention\.output\.dense\.weight|(attention|attn|self_attn)\.(o_proj|out_proj|out_lin|o|Wo)\.weight"
+)
+
+
+def _part_of_head(name: str) -> Literal["rows", "columns", ""]:
+    """Whether each head has its own rows of a tensor, or its own columns; empty where heads have no part of it."""
+    if _ROWS_OF_HEADS.search(name):
+        return "rows"
+    return "columns" if _COLUMNS_OF_HEADS.search(name) else ""
 
 
 def _least(groups: Sequence[_Group], m: int, serves: Callable[[Sequence[int]], bool]) -> float:

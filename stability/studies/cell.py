@@ -244,7 +244,7 @@ def _row(estimate: StabilityEstimate) -> dict[str, Any]:
             "relaxed": torch.nonzero(relaxed).squeeze(1).tolist(),
         }
         row["kept_step"] = int(replicas.kept_step[0])
-    row |= {"gap": row["test_loss"] - row["train_loss"], "distance": plain["distance"]}
+    row |= {"gap": row["test_loss"] - row["train_loss"], "distance": plain["distance"], "mask_overlap": plain["mask_overlap"]}
     return row | {"seconds": estimate.seconds, "per_example": plain["per_example"], "prediction": plain["prediction"]}
 
 

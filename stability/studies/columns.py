@@ -91,6 +91,7 @@ CELLS: Mapping[str, Column] = {
         "fraction", "How often 95 % intervals held the truth in simulations of draws like these, where all were retrained."
     ),
     "distance": Column("", "Mean Euclidean distance between the parameters of A(S) and of A(Sⁱ)."),
+    "mask_overlap": Column("fraction", "Mean of |M ∩ Mⁱ| / |M ∪ Mⁱ| for the masks M of S and Mⁱ of Sⁱ; missing in older results."),
     "loss_unit": Column("", "Unit of the loss, such as nats."),
     "metric": Column("", "Name of the metric."),
     "train_loss": Column(_LOSS, "Mean loss of A(S) on S."),

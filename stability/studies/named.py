@@ -23,11 +23,12 @@ from stability.selectors import (
     Random,
     Selector,
 )
+from stability.selectors.naming import SELECTORS, selector_named
 from stability.studies.protocol import Part, Protocol
 from stability.studies.study import Study
 from stability.training import FineTuning, Minimisation
 
-__all__ = ["CLAIMS", "NOTES", "PAPER", "STUDIES"]
+__all__ = ["CLAIMS", "COMPARED", "NOTES", "PAPER", "STUDIES"]
 
 _SWEPT = (0.003, 0.01, 0.03, 0.1, 0.3)
 
@@ -47,6 +48,14 @@ def _short() -> Study:
     methods = (FullTuning(), BitFit(), *_each(masks, (0.003, 0.03, 0.3)), *_each((Adapter, LoRA), (1, 16)))
     how = {"estimator": Assisted(10, predictor=Linearised(checkpoints=4)), "check_replicas": None}
     return _on_digits("digits-short", methods, seeds=3, steps=80, **how)
+
+
+def _selectors() -> Study:
+    """Every selector by its name, those that choose k at one p."""
+    own = {"adapter": {"width": 4}, "lora": {"rank": 4}}
+    ruled = ("full", "mixout", "bitfit", "biases-norms", "last-layers", "head-only", *own)
+    methods = [selector_named(name, *(() if name in ruled else (0.03,)), **own.get(name, {})) for name in SELECTORS]
+    return _on_digits("selectors-digits", methods, seeds=5, steps=100, estimator=Assisted(20), check_replicas=None)
 
 
 def _each(kinds: Sequence[Callable[..., Selector]], sizes: Sequence[float]) -> list[Selector]:
@@ -70,6 +79,7 @@ def _hard(kind: type[Random | SAM], sparsities: tuple[float, ...], ridge: float,
 STUDIES = {
     "digits": _digits(),
     "digits-short": _short(),
+    "selectors-digits": _selectors(),
     "discontinuity": Study(
         "discontinuity",
         "digits",
@@ -108,7 +118,8 @@ STUDIES = {
         check_replicas=2,
     ),
 }
-"""Studies by name. ``digits-short`` is ``digits`` with fewer p, seeds, steps and retrainings and without bounds. The theory
+"""Studies by name. ``digits-short`` is ``digits`` with fewer p, seeds, steps and retrainings and without bounds.
+``selectors-digits`` has every selector, at p = 0.03 where p can be chosen. The theory
 studies measure the very minimisers that the bounds speak of: ``regularised`` is L + (1 − p)‖θ − θ⁰‖² over all
 coordinates, the others are hard masks with one small ridge for every p. ``discontinuity`` trains for long, to show the loss
 where a mask changes every 600 steps; its two retrainings a cell say little about stability."""
@@ -203,13 +214,43 @@ CLAIMS: Mapping[str, Protocol] = {
 (``--rates-from``). The search is the study whose name ends in ``-rates``. A task has studies of its own, for its rates are its own.
 CoLA has more examples and steps: with 256 examples full tuning hardly learns it."""
 
-PAPER: Mapping[str, Protocol] = {**_parts("paper", Protocol()), **_QUICK_PARTS, **CLAIMS}
+_WHOLE = ("full", "mixout", "last-layers")
+_FROM_WHOLE = ("diffpruning", "childpruning", "lt-sft", "movement")
+
+_COMPARED = replace(
+    _CLAIMS,
+    tasks=("stsb",),
+    methods=tuple(SELECTORS),
+    burn_in=24,
+    project_every=6,
+    seeds=3,
+    pool=96,
+    max_length=64,
+    steps=48,
+    batch_size=8,
+    rates=(
+        *((method, 1e-3) for method in _FROM_WHOLE),
+        *((method, 3e-3) for method in SELECTORS if method not in (*_WHOLE, *_FROM_WHOLE)),
+    ),
+    measured_seeds=1,
+    retrainings=8,
+    predictor="one-step",
+)
+
+COMPARED: Mapping[str, Protocol] = {
+    "selectors-stsb-rates": replace(_COMPARED, **_SEARCH),
+    "selectors-stsb": _COMPARED,
+}
+"""Every selector on a language model: MiniLM on 96 pairs of STS-B, 48 steps, p = 0.005 where p can be chosen, at the learning rates
+that the search before it finds (``--rates-from``)."""
+
+PAPER: Mapping[str, Protocol] = {**_parts("paper", Protocol()), **_QUICK_PARTS, **CLAIMS, **COMPARED}
 """The experiments of Fu et al. 2023 by name; each number is a parameter of the command line. The quick ones are for small machines:
 MiniLM on RTE and CB, 32 examples, 32 steps without early stopping, a learning rate for each kind of method with which it fits most
 of them. They show the machinery and this small model, not the paper's. :data:`CLAIMS` are the others."""
 
 NOTES: Mapping[str, str] = {
     **dict.fromkeys(_QUICK_PARTS, "a quick protocol of a small model, few examples and steps, not the paper's"),
-    **dict.fromkeys(CLAIMS, "a small model, few examples and steps, not the paper's"),
+    **dict.fromkeys((*CLAIMS, *COMPARED), "a small model, few examples and steps, not the paper's"),
 }
 """What a reader of a named study's results must know, by the exact name of the study."""

@@ -65,9 +65,9 @@ class Protocol:
         adapter_width: the width of Adapter's bottlenecks, which makes its p.
         lora_rank: the rank of LoRA's factors, which makes its p.
         mixout: the probability with which Mixout takes a parameter from θ⁰ in a step.
-        burn_in: the steps for which DiffPruning's mask is relaxed, and magnitude and ChildPruning train everything where
-            ``authors`` asks for that.
-        project_every: steps between ChildPruning's projections.
+        burn_in: the steps for which DiffPruning's mask is relaxed, and LT-SFT and Movement train everything; magnitude and
+            ChildPruning too, where ``authors`` asks for that.
+        project_every: steps between ChildPruning's projections, and between the exchanges of SpIEL and RigL.
         authors: names of :data:`AUTHORS`.
         seeds: the number of seeds.
         removed: the fraction of the training data that each S lacks in the part ``perturbation``.
@@ -230,9 +230,9 @@ class Protocol:
         options: dict[str, Any] = {"scope": "tensor"} if "per-tensor" in self.authors else {}
         if method == "mixout":
             method = "mixout-reset"
-        if method == "diffpruning":
+        if method in ("diffpruning", "lt-sft", "movement"):
             options["burn_in"] = self.burn_in
-        if method == "childpruning":
+        if method in ("childpruning", "spiel", "rigl"):
             options["every"] = self.project_every
         if method in ("magnitude", "childpruning") and "burn-in" in self.authors:
             options["burn_in"] = self.burn_in

@@ -381,6 +381,7 @@ _SUMMARISED = (
     "test_metric",
     "noise_floor",
     "distance",
+    "mask_overlap",
     "loss_bound",
     "gradient_norm",
 )
@@ -409,6 +410,8 @@ def _summarise(table: pd.DataFrame) -> Summary:
     rows = []
     needed = {*_WHERE, *_SUMMARISED, *BOUNDS, *(f"{name}_state" for name in BOUNDS)}
     table = table[[name for name in table if name in needed]]
+    if "mask_overlap" not in table:  # of older results
+        table = table.assign(mask_overlap=np.nan)
     finished = table["status"] == CellStatus.OK
     ok, bad = table[finished], table[~finished]
     if ok.empty:

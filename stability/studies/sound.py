@@ -127,6 +127,7 @@ _NUMBERS: tuple[str, ...] = (
         "validation_constant",
         "test_constant",
         "distance",
+        "mask_overlap",
         "seconds",
         "cell_seconds",
         "lipschitz",

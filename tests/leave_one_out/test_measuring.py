@@ -11,7 +11,7 @@ import torch
 from stability import FineTuning, Problem, StabilityError, UsageError, leave_one_out
 from stability.leave_one_out.estimators import Assisted, Exact, Sampled
 from stability.leave_one_out.statistics import mean_of_population
-from stability.selectors import SAM, FullTuning, Random
+from stability.selectors import SAM, DiffPruning, FullTuning, LoRA, Random, Selector
 from stability.training.replicas import Replicas, train
 
 
@@ -35,6 +35,18 @@ def test_masks_are_selected_anew_unless_told_otherwise(digits: Problem) -> None:
     assert (kept.per_example["mask_changes"] == 0).all()
     for row, i in enumerate(anew.per_example["index"], 1):
         assert anew.replicas.masks[row].equals(SAM(0.02).select(digits.without(i), seed=0))
+
+
+@pytest.mark.parametrize("selector", [SAM(0.02), DiffPruning(0.02, burn_in=2), Random(0.02), LoRA(2)], ids=lambda one: one.name)
+def test_the_overlap_of_masks_is_that_of_sets_of_coordinates(digits: Problem, selector: Selector) -> None:
+    estimate = leave_one_out.measure(digits, FineTuning(selector, steps=3), Exact(), device="cpu")
+    whole, *others = (
+        {(name, int(place)) for name, index in mask.indices.items() for place in index} for mask in estimate.replicas.masks
+    )
+    expected = np.mean([len(whole & other) / len(whole | other) for other in others])
+    assert estimate.mask_overlap == pytest.approx(expected)
+    assert (estimate.mask_overlap < 1) == (selector.name in ("sam", "diffpruning"))
+    assert estimate.to_dict()["mask_overlap"] == estimate.mask_overlap
 
 
 def test_failed_replicas_are_counted_and_never_averaged(digits: Problem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,24 @@ def test_with_one_p_each_method_has_a_row() -> None:
     assert len(by_gid(one, "values")) == 1
 
 
+def test_every_method_has_a_row_and_the_most_stable_comes_first() -> None:
+    results = stored("paper-quick").where(task="rte")
+    table = results.table.assign(mask_overlap=np.linspace(0.2, 1.0, len(results)))
+    results = dataclasses.replace(results, table=table)
+    summary = results.summary().table.sort_values("stability")
+    figure = plotting.methods(results)
+    for ax, column in zip(figure.axes, ("test_metric", "gap", "stability", "mask_overlap"), strict=True):
+        drawn = {float(line.get_ydata()[0]): float(line.get_xdata()[0]) for line in by_gid(ax, "values")}
+        np.testing.assert_allclose([drawn[place] for place in range(len(summary))], summary[column])
+    first = figure.axes[0].get_yticklabels()[0].get_text()
+    assert first.startswith(label(summary["method"].iloc[0]))
+    older = dataclasses.replace(results, table=table.drop(columns="mask_overlap"))
+    assert len(plotting.methods(older).axes) == 3
+    for refused in (stored("digits"), results.where(method="sam")):
+        with pytest.raises(plotting.NothingToDrawError, match="two methods"):
+            plotting.methods(refused)
+
+
 def test_an_interval_that_reaches_zero_is_cut_on_a_logarithmic_axis_and_says_so() -> None:
     """SAM's interval there begins below zero."""
     figure = plotting.stability(stored("discontinuity"))
@@ -228,7 +246,7 @@ def test_a_partial_store_draws_what_there_is(tmp_path: Path) -> None:
     part = dataclasses.replace(results, table=table[(table["task"] == "cb") & (table["seed"] == 0) & (table.index < 4)])
     names = [path.name for path in plotting.save_all(part, tmp_path, formats=["png"])]
     kinds = ("stability", "generalization", "four_panels", "gap_against_stability")
-    assert names == [f"paper-quick_cb_{kind}.png" for kind in kinds]
+    assert names == [f"paper-quick_cb_{kind}.png" for kind in (*kinds, "methods")]
 
 
 def test_files_say_study_problem_method_and_p(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
-from stability import Problem, UsageError, measure, train
+from stability import Problem, UsageError, load, measure, train
 from stability.leave_one_out.estimators import Sampled
 from stability.problems.solvable import linear_regression
 from stability.selectors import (
@@ -138,15 +139,19 @@ def unit_of(scope: Scope, name: str, index: int) -> Any:
         return name.split(".")[1] if name.startswith("layers") else None
     if scope.unit == "tensor":
         return name
+    if scope.unit == "head":
+        return (name.split(".")[1], 2 * row // shape[0]) if "query" in name else None
     if len(shape) < 2:
         return None
     return name, {"row": row, "column": column, "block": (row // scope.block, column // scope.block)}[scope.unit]
 
 
 UNITS = [
-    *(Scope(unit=unit) for unit in get_args(Unit)[1:]),
+    *(Scope(unit=unit) for unit in get_args(Unit)[1:] if unit != "head"),
     *(Scope(within, unit="row") for within in WITHIN if within not in ("global", "row")),
     Scope(unit="block", block=3),
+    Scope(unit="head", heads=2),
+    Scope("layer", unit="head", heads=2),
     Scope("layer", unit="tensor", budget="equal", without="*norm*"),
     Scope("type", unit="column", only=("*query*", "*conv*")),
 ]
@@ -228,7 +233,18 @@ def test_the_most_p_of_some_tensors_is_named_and_serves() -> None:
         (lambda: Scope("head"), "unknown scope 'head': use global, tensor, row, layer or type"),  # type: ignore[arg-type]
         (lambda: Scope("tensor", budget="fair"), "unknown budget 'fair'"),  # type: ignore[arg-type]
         (lambda: Scope(budget="equal"), "'global' is one group"),
-        (lambda: Scope(unit="head"), "unknown unit 'head'"),  # type: ignore[arg-type]
+        (lambda: Scope(unit="expert"), "unknown unit 'expert'"),  # type: ignore[arg-type]
+        (lambda: Scope(unit="head"), "heads = None: give the number of attention heads of a layer"),
+        (lambda: Scope(unit="row", heads=2), "and heads = 2: give the number of attention heads of a layer with unit 'head'"),
+        (lambda: Scope(unit="head", heads=0), "heads = 0"),
+        (
+            lambda: Scope(unit="head", heads=2).sections({"0.q_proj.weight": (4, 4), "0.k_proj.weight": (2, 4)}, 0.9),
+            "'0.k_proj.weight' has 2 rows, which are not divided alike into so many heads",
+        ),
+        (
+            lambda: Scope(unit="head", heads=5).sections({"0.query.weight": (4, 4)}, 0.5),
+            "heads = 5: '0.query.weight' has 4 rows",
+        ),
         (lambda: Scope("tensor", unit="layer"), "within a tensor there are no units to choose from but coordinate, block, row"),
         (lambda: Scope(unit="block", block=0), "block = 0"),
         (lambda: Scope(only=(3,)), "only = 3: use patterns"),  # type: ignore[arg-type]
@@ -347,3 +363,51 @@ def test_head_only_trains_the_head_alone(digits: Problem) -> None:
     assert any(not torch.equal(tuned[name], tensor) for name, tensor in digits.head(0).items())
     with pytest.raises(UsageError, match="k = 0 of m = 4 and no head"):
         train(linear_regression(np.eye(4), np.arange(4.0)).problem, FineTuning(HeadOnly(), steps=1))
+
+
+def test_a_head_is_what_a_model_loses_when_its_output_is_switched_off() -> None:
+    """The coordinates of a head are those whose gradient vanishes where the attention's output is multiplied by 0 in that head."""
+    config = BertConfig(
+        vocab_size=11, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=8, max_position_embeddings=8
+    )
+    torch.manual_seed(0)
+    model = BertModel(config, add_pooling_layer=False).eval()
+    texts = torch.randint(11, (2, 6))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    scope = Scope(unit="head", heads=3)
+    inside = {name: shape for name, shape in shapes.items() if "attention" in name and "LayerNorm" not in name}
+    del inside["encoder.layer.0.attention.output.dense.bias"], inside["encoder.layer.1.attention.output.dense.bias"]
+    units = scope.units(inside)
+    assert units is not None
+    assert units.bincount().tolist() == [4 * 12 * 4 + 3 * 4] * 6
+    for head in range(3):
+        model.zero_grad()
+
+        def cut(_: Any, values: tuple[torch.Tensor, ...], head: int = head) -> tuple[torch.Tensor, ...]:
+            kept = torch.ones(12).index_fill(0, torch.arange(4 * head, 4 * head + 4), 0.0)
+            return (values[0] * kept,)
+
+        hook = model.encoder.layer[1].attention.output.dense.register_forward_pre_hook(cut)
+        model(texts).last_hidden_state.square().sum().backward()
+        hook.remove()
+        gradients = torch.cat([tensor.grad.flatten() for name, tensor in model.named_parameters() if name in inside])
+        moved = dict(model.named_parameters())
+        flat = torch.cat([moved[name].grad.flatten() for name in inside])
+        assert torch.equal(flat, gradients)
+        mine = units == 3 + head
+        assert (flat[mine] == 0).all()
+        assert (flat[~mine] == 0).float().mean() < 0.2
+
+
+def test_heads_that_are_chosen_change_as_a_whole() -> None:
+    problem = load("digits", n=20)
+    mask = SAM(0.3, scope=Scope(unit="head", heads=2)).select(problem, seed=0)
+    layers = {name.rpartition(".attention.")[0] for name in mask.indices}
+    assert layers
+    sizes = {sum(len(index) for name, index in mask.indices.items() if name.startswith(f"{layer}.")) for layer in layers}
+    whole = sum(
+        math.prod(shape)
+        for name, shape in mask.shapes.items()
+        if name.startswith(f"{min(layers)}.attention.") and not name.endswith("o_proj.bias")
+    )
+    assert sizes <= {whole // 2, whole}

@@ -1,0 +1,83 @@
+"""The page on all selectors beside each other: its tables, from two stores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stability.reports.labels import LABELS
+from stability.studies import Comparison, StudyResults, chosen_rates
+
+__all__ = ["BASE", "STORES", "digits", "rates", "texts"]
+
+FOLDER = Path(__file__).parents[2] / "figures"
+
+STORES = {"digits": FOLDER / "selectors-digits.sqlite", "texts": FOLDER / "selectors-stsb.sqlite"}
+
+BASE = "random"
+"""The method with which all others are compared: it chooses as many parameters, and looks at nothing."""
+
+
+def digits() -> str:
+    """Every selector on digits."""
+    return "\n".join(_table(StudyResults.read(STORES["digits"])))
+
+
+def texts() -> str:
+    """Every selector on STS-B."""
+    return "\n".join(_table(StudyResults.read(STORES["texts"])))
+
+
+def rates() -> str:
+    """The learning rates that were found on STS-B."""
+    found = chosen_rates(StudyResults.read(STORES["texts"].with_stem("selectors-stsb-rates"))).table
+    rows = [
+        f"| {LABELS[row['method']]} | {row['learning_rate']:g} | {row['validation_metric']:.3f} | {_or(row['constant'])} |"
+        for row in found.to_dict("records")
+    ]
+    return "\n".join(["| method | rate | metric on validation data | predicting the mean |", "| --- | --- | --- | --- |", *rows])
+
+
+def _table(results: StudyResults) -> Iterator[str]:
+    found = results.summary().table.sort_values("stability", kind="stable")
+    names = dict(zip(found["algorithm"], found["method"], strict=True))
+    first = next(name for name, method in names.items() if method == BASE)
+    comparison = Comparison(results=results, labels={first: BASE, **names})
+    told = {
+        quantity: comparison.differences(quantity).set_index("method").to_dict("index") for quantity in ("stability", "test_metric")
+    }
+    metric, unit = results.table["metric"].iloc[0], results.table["loss_unit"].iloc[0]
+    columns = ("method", "p", f"{metric} on held-out data", "gap", f"stability [{unit}]", "95 % interval", "overlap of masks")
+    yield f"| {' | '.join((*columns, f'{metric} beside random', 'stability beside random'))} |"
+    yield "| --- " * (len(columns) + 2) + "|"
+    for row in found.to_dict("records"):
+        beside = [_beside(told[quantity].get(row["method"]), words) for quantity, words in _WORDS.items()]
+        cells = [
+            LABELS[row["method"]],
+            f"{row['sparsity']:.2g}",
+            f"{row['test_metric']:.3f}",
+            f"{row['gap']:.3g}",
+            f"{row['stability']:.3g}",
+            "–"
+            if math.isnan(row["stability_low"])
+            else f"{max(0.0, row['stability_low']):.2g} to {_or(row['stability_high'], '.2g')}",
+            _or(row["mask_overlap"], ".2f"),
+            *beside,
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+_WORDS = {"test_metric": ("lower", "higher"), "stability": ("more stable", "less stable")}
+
+
+def _beside(row: dict[str, Any] | None, words: tuple[str, str]) -> str:
+    """What is told apart from the first method: empty for that method itself."""
+    if row is None:
+        return ""
+    return words[int(row["difference"] > 0)] if row["resolved"] else "not told apart"
+
+
+def _or(value: float, form: str = ".3f") -> str:
+    return "–" if not math.isfinite(value) else format(value, form)
