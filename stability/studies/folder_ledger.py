@@ -46,6 +46,8 @@ class FolderLedger(Ledger):
         super().__init__(path)
         self._study, self._cells, self._claims, self._workers = (path / name for name in ("study", "cells", "claims", "workers"))
 
+    mode = "a folder of files, which needs no locks"
+
     def exists(self) -> bool:
         return self._study.is_dir() and any(self._study.iterdir())
 
@@ -133,7 +135,7 @@ class FolderLedger(Ledger):
                 count = self._last(row.key)
                 if count and not self._read(self._cells / f"{row.key}.{count - 1}.json")["passing"]:
                     break
-                now = {**row._asdict(), "finished": datetime.now(UTC).isoformat()}
+                now = {**asdict(row), "finished": row.finished or datetime.now(UTC).isoformat()}
                 written = self._publish(self._cells / f"{row.key}.{count}.json", now)
 
     def join(self, worker: Worker) -> None:

@@ -65,6 +65,11 @@ class SqliteLedger(Ledger):
         self._kept: sqlite3.Connection | None = None  # while this process is a worker
         self._known = False  # whether it was seen to be a store, and no program
 
+    @property
+    def mode(self) -> str:
+        log = self._all("PRAGMA journal_mode") == [("wal",)]
+        return f"one file with locks and {'a' if log else 'no'} write-ahead log"
+
     def exists(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0  # 0: stopped while making it
 
@@ -145,10 +150,11 @@ class SqliteLedger(Ledger):
         with self._transaction() as connection:
             for row, (form, numbers, details) in each:
                 written = connection.execute(
-                    "INSERT INTO cells (key, form_id, numbers, passing) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
-                    "form_id = excluded.form_id, numbers = excluded.numbers, passing = excluded.passing, "
-                    "finished = CURRENT_TIMESTAMP, attempt = attempt + 1 WHERE passing",
-                    (row.key, self._form(connection, form), numbers, row.passing),
+                    "INSERT INTO cells (key, form_id, numbers, passing, finished) VALUES (?, ?, ?, ?, "
+                    "coalesce(?, CURRENT_TIMESTAMP)) ON CONFLICT (key) DO UPDATE SET form_id = excluded.form_id, "
+                    "numbers = excluded.numbers, passing = excluded.passing, finished = excluded.finished, "
+                    "attempt = attempt + 1 WHERE passing",
+                    (row.key, self._form(connection, form), numbers, row.passing, row.finished),
                 )
                 if written.rowcount:
                     connection.execute("REPLACE INTO details VALUES (?, ?)", (row.key, details))

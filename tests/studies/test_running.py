@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +22,7 @@ from stability.cli.commands import main
 from stability.errors import StabilityError
 from stability.selectors import BitFit, Random
 from stability.studies.identity import key
-from stability.studies.ledger import Wanted, Worker
+from stability.studies.ledger import Row, Wanted, Worker
 from stability.studies.pace import Progress
 from stability.studies.results import CellStatus, StudyResults
 from stability.studies.running import run
@@ -244,6 +247,40 @@ def test_a_damaged_file_of_a_folder_costs_its_cell_alone(tmp_path: Path, undistu
         StudyResults.read(store)
     assert (repaired(store).kept, repaired_again(store)) == (4, True)
     pd.testing.assert_frame_equal(measured(run(MINE, store, device="cpu", workers=1)), undisturbed)
+
+
+@pytest.mark.parametrize("name", ["mine.sqlite", "mine.d"])
+def test_a_repair_keeps_when_cells_were_finished_and_how_often_they_were_tried(name: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / name, {"study": "mine", "algorithms": []})
+    names = [key({"seed": seed}) for seed in range(2)]
+    for seed, tries in enumerate((1, 3)):
+        for number in range(tries):
+            when = f"2026-01-0{seed + 1} 12:00:0{number}"
+            row = Row(names[seed], json.dumps({"seed": seed}), '{"status": "ok"}', number + 1 < tries, finished=when)
+            store.ledger.add([row])
+    times = {names[0]: datetime(2026, 1, 1, 12, tzinfo=UTC), names[1]: datetime(2026, 1, 2, 12, 0, 2, tzinfo=UTC)}
+    attempts = {names[0]: (False, 1), names[1]: (False, 3)}
+    assert (store.ledger.times(), store.ledger.attempts()) == (times, attempts)
+    with (store.path if store.path.is_file() else store.path / "cells" / f"{names[1]}.0.json").open("r+b") as file:
+        file.write(b"overwritten")
+    found = repaired(store.path)
+    assert (found.kept, found.lost) == (2, 0)
+    assert (store.ledger.times(), store.ledger.attempts()) == (times, attempts)
+
+
+def test_status_tells_the_pace_of_an_older_store_that_was_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "older.sqlite"
+    shutil.copy("figures/discontinuity.sqlite", path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE cells SET finished = datetime('2026-01-01 12:00', (30 * rowid) || ' seconds')")
+    connection.close()
+    before = state_of(Store(path))
+    assert before.rate > 0
+    with path.open("r+b") as file:
+        file.write(b"overwritten")
+    assert repaired(path).kept == 9
+    after = state_of(Store(path))
+    assert (after.last, after.rate) == (before.last, before.rate)
 
 
 def repaired_again(store: Path) -> bool:
