@@ -10,6 +10,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
+from stability.checks import check_workers
 from stability.errors import StabilityError, UsageError
 from stability.machine import cores
 from stability.studies.cell import Expected, Work, failed
@@ -19,7 +20,7 @@ from stability.studies.pace import Pace, Progress
 from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.store import Store
 from stability.studies.study import Study, cell_identity
-from stability.workers.asked import check_asked, devices, local
+from stability.workers.asked import devices, local
 from stability.workers.cluster import RayProcesses
 from stability.workers.pools import TRIES, InProcess, Lost, Pool, only_here
 
@@ -86,7 +87,7 @@ def run(
         >>> bool(results.table["stability"][0] > 0)
         True
     """
-    check_asked(workers, executor, address)
+    check_workers(workers, executor, address)
     places = devices(device) if executor == "local" else []
     reused = [] if reuse is None else reusable(Store(reuse), study)
     identity = study.identity()

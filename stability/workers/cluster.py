@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 
 from stability import __version__
+from stability.checks import check_address
 from stability.errors import StabilityError, UsageError, one_line
 from stability.machine import cores, free_memory, software
 from stability.workers.pools import LESS, J, Lost, Place, Pool, Shared
@@ -465,9 +466,8 @@ def _check_there(address: str) -> None:
     """
     if address == "auto":  # which Ray looks for on this machine
         return
+    check_address(address)
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "/" in host:
-        raise UsageError(f"address = {address}: give HOST:PORT of the cluster's head, as ray start --head prints it, or auto")
     remedy = "check the address, or start a cluster there: ray start --head"
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER / 3).close()
