@@ -164,8 +164,16 @@ class FolderLedger(Ledger):
         """Whether a worker left or was taken for dead, and has given no sign of life since."""
         return (self._workers / f"{worker}.left").exists() and not (self._workers / f"{worker}.json").exists()
 
-    def workers(self) -> list[Worker]:
-        return [worker_of(self.path, self._read(one)) for one in sorted(self._workers.glob("*.json"))]
+    def workers(self, among: Collection[str] | None = None) -> list[Worker]:
+        every = self._workers.glob("*.json") if among is None else (self._workers / f"{one}.json" for one in among)
+        found = []
+        for place in sorted(every):
+            try:
+                found.append(worker_of(self.path, self._read(place)))
+            except StabilityError:
+                if place.exists():
+                    raise  # else it left just now
+        return found
 
     def claims(self) -> list[Claim]:
         tried, last = self._tried(), dict[str, int]()

@@ -240,8 +240,8 @@ class Ledger(ABC):
         """Give back all claims, and be a worker no more."""
 
     @abstractmethod
-    def workers(self) -> list[Worker]:
-        """All that are known, dead ones among them."""
+    def workers(self, among: Collection[str] | None = None) -> list[Worker]:
+        """All that are known, dead ones among them; or those that have one of these ids."""
 
     @abstractmethod
     def claims(self) -> list[Claim]:

@@ -257,8 +257,9 @@ class _Turn:
             yield from (self._open[name] for name in answer.mine)
         if free and self._held and not self._looks.left:
             self._looks.looked()
-            known = {one.id: one for one in self._ledger.workers()}
-            dead = self._watch.dead(known.get(one) or Worker(id=one, machine="") for one in set(self._held.values()))
+            ids = set(self._held.values())
+            known = {one.id: one for one in self._ledger.workers(ids)}
+            dead = self._watch.dead(known.get(one) or Worker(id=one, machine="") for one in ids)
             holders = {one.key: one.worker for one in self._ledger.claims()}  # most often nothing changed, and nothing is written
             ask = [name for name in self._held if holders.get(name) != self._held[name] or self._held[name] in dead]
             answer = (

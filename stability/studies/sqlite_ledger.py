@@ -187,13 +187,12 @@ class SqliteLedger(Ledger):
                 connection.execute("PRAGMA journal_mode = DELETE")
         self.close()
 
-    def workers(self) -> list[Worker]:
+    def workers(self, among: Collection[str] | None = None) -> list[Worker]:
         if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'workers'"):
             return []  # of an older format
         names = ("id", "machine", "process", "started", "what", "beat", "heard")
-        return [
-            worker_of(self.path, dict(zip(names, row, strict=True))) for row in self._all(f"SELECT {', '.join(names)} FROM workers")
-        ]
+        every = (dict(zip(names, row, strict=True)) for row in self._all(f"SELECT {', '.join(names)} FROM workers"))
+        return [worker_of(self.path, one) for one in every if among is None or one["id"] in among]
 
     def claims(self) -> list[Claim]:
         if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'claims'"):
