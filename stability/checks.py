@@ -16,6 +16,7 @@ from typing import TypeGuard
 from stability.errors import UsageError
 
 __all__ = [
+    "check_address",
     "check_choice",
     "check_flags",
     "check_fraction",
@@ -25,6 +26,7 @@ __all__ = [
     "check_probability",
     "check_sparsity",
     "check_whole",
+    "check_workers",
 ]
 
 
@@ -202,3 +204,43 @@ def _is_number(value: object) -> TypeGuard[float]:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond the greatest float
         return False
+
+
+def check_address(address: str) -> None:
+    """Check that an address is one that a cluster of Ray can have.
+
+    Args:
+        address: ``HOST:PORT``, or ``auto``.
+
+    Raises:
+        UsageError: it is something else.
+
+    Example:
+        >>> check_address("head:6379")
+    """
+    host, _, port = address.rpartition(":")
+    if address != "auto" and (not host or not port.isdecimal() or "/" in host):
+        raise UsageError(f"address = {address}: give HOST:PORT of the cluster's head, as ray start --head prints it, or auto")
+
+
+def check_workers(workers: int | None, executor: str, address: str | None) -> None:
+    """Check what is said of workers.
+
+    Args:
+        workers: how many; None: as many as is usual.
+        executor: ``local`` or ``ray``.
+        address: of a cluster of Ray.
+
+    Raises:
+        UsageError: a setting out of range, or an address of what has none.
+
+    Example:
+        >>> check_workers(2, "local", None)
+    """
+    check_whole(1, workers=1 if workers is None else workers)
+    if executor not in ("local", "ray"):
+        raise UsageError(f"executor = {executor!r}: use 'local' or 'ray'")
+    if address is not None and executor != "ray":
+        raise UsageError(f"address = {address} belongs to executor 'ray': give that too (--executor ray), or leave it out")
+    if address is not None:
+        check_address(address)

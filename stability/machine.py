@@ -29,6 +29,7 @@ __all__ = [
     "free_memory",
     "kept_for_backward",
     "memory_limits",
+    "network_file_system",
     "out_of_memory",
     "peak_of_tensors",
     "processor_limits",
@@ -42,6 +43,8 @@ _PROCESS = Path("/proc/self")
 _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "transformers", "safetensors", "scikit-learn")
 _KINDS: tuple[str, ...] = ("cpu", "cuda")  # of devices, those that tests were run on
 _ONEDNN = "could not create a primitive"  # all that oneDNN says where it finds no memory for its code
+_NETWORK = {"afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "orangefs"}
+_NETWORK |= {"panfs", "pvfs2", "smb3", "smbfs", "sshfs", "wekafs"}
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -288,6 +291,22 @@ def cores() -> int:
     """
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([here, *processor_limits()])
+
+
+def network_file_system(path: Path) -> str | None:
+    """The type of the network file system on which a path lies, such as ``nfs4``; None: most likely a disk of this machine.
+
+    Args:
+        path: it need not exist.
+
+    Example:
+        >>> network_file_system(Path("/proc"))
+    """
+    whole = path.resolve()
+    mounted = [one for one in psutil.disk_partitions(all=True) if whole.is_relative_to(one.mountpoint)]
+    # Of several at one place, the one that was mounted last is seen.
+    kind = max(enumerate(mounted), key=lambda one: (len(one[1].mountpoint), one[0]))[1].fstype if mounted else ""
+    return kind if kind.removeprefix("fuse.") in _NETWORK else None
 
 
 def busy_cores(seconds: float = 0.2) -> float:

@@ -14,6 +14,7 @@ import torch
 
 from stability import StabilityError, UsageError, checks
 from stability.checks import (
+    check_address,
     check_choice,
     check_flags,
     check_fraction,
@@ -22,6 +23,7 @@ from stability.checks import (
     check_probability,
     check_sparsity,
     check_whole,
+    check_workers,
 )
 
 NO_NUMBERS = [True, False, np.True_, np.False_, "1", b"1", None, [1], (1,), 1j, Decimal(1), np.array([1.0]), torch.tensor(1)]
@@ -39,7 +41,7 @@ OF_NUMBERS: dict[str, Check] = {
 
 
 def test_every_validator_is_tested_here() -> None:
-    assert {*OF_NUMBERS, "check_flags", "check_choice", "check_kind"} == set(checks.__all__)
+    assert {*OF_NUMBERS, "check_flags", "check_choice", "check_kind", "check_address", "check_workers"} == set(checks.__all__)
 
 
 @pytest.mark.parametrize("name", OF_NUMBERS)
@@ -126,6 +128,22 @@ def test_a_message_names_argument_value_and_remedy(call: Callable[[], None], mes
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, StabilityError)
     assert caught.value.exit_code == 2
+
+
+def test_workers_and_addresses() -> None:
+    for address in ("auto", "head:6379", "[::1]:6379"):
+        check_address(address)
+        check_workers(None, "ray", address)
+    for address in ("", "head", ":6379", "head:port", "ray://head:10001"):
+        with pytest.raises(UsageError, match=f"address = {address}: give HOST:PORT"):
+            check_workers(2, "ray", address)
+    for asked, message in (
+        ((0, "local", None), "workers = 0: use a whole number of at least 1"),
+        ((1, "slurm", None), "executor = 'slurm': use 'local' or 'ray'"),
+        ((1, "local", "auto"), "address = auto belongs to executor 'ray'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_workers(*asked)
 
 
 def test_objects_are_of_the_kinds_that_are_asked_for() -> None:

@@ -33,6 +33,8 @@ COMMANDS = {
 }
 """The function of each command, imported when it is called, and what it does."""
 
+_WITH_WORKERS = ("run", "loo", "compare")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -88,13 +90,15 @@ def _stopped(number: int, frame: object) -> None:
 
 
 def _call(words: Sequence[str]) -> None:
-    from stability.cli.parsing import application, called, nearest
+    from stability.cli.parsing import application, called, nearest, refuse_workers
 
     if not words:
         raise UsageError(f"give a command: {', '.join(COMMANDS)}; see 'stability --help'")
     if not (words[0] in COMMANDS or words[0].startswith("-")):  # the parser would import every command before it said so
         meant = nearest(words[0], COMMANDS) or f"use {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {words[0]!r}: {meant}")
+    if words[0] in _WITH_WORKERS and not {"--help", "-h"} & set(words):
+        refuse_workers(words[0], words[1:])
     app = application(
         "stability",
         help="Sparse fine-tuning and its leave-one-out stability, measured.\n\n'stability COMMAND --help' tells the options.",

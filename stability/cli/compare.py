@@ -117,7 +117,7 @@ def compare(
     store = stored.store or Path("runs") / f"compare-{key(study.identity())[:8]}.sqlite"
     how: dict[str, Any] = {"reuse": stored.reuse, **given(machine)}
     if stored.plan:
-        print(cost.expected(study, store, reuse=stored.reuse, **given(machine, "executor", "address", "wait")))
+        print(cost.expected(study, store, reuse=stored.reuse, **given(machine, "address", "wait")))
         return
     results = compared(study, store, progress=True, **how)
     comparison = Comparison(results=results, labels=labels(study))

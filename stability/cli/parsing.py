@@ -22,6 +22,7 @@ from cyclopts.exceptions import CycloptsError, MissingArgumentError, UnknownComm
 from docstring_parser import DocstringStyle, parse
 
 from stability import __version__
+from stability.checks import check_workers
 from stability.errors import UsageError
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "names",
     "nearest",
     "options",
+    "refuse_workers",
     "settings",
     "shown",
     "told",
@@ -165,6 +167,36 @@ def called(app: App, arguments: Sequence[str]) -> Any:
         return command(*bound.args, **bound.kwargs)
     finally:
         _WORDS.reset(before)
+
+
+def refuse_workers(command: str, arguments: Sequence[str]) -> None:
+    """Refuse workers that make no sense, before the command itself is imported and reads data: that takes seconds or minutes.
+
+    Args:
+        command: one that has workers.
+        arguments: its words.
+
+    Raises:
+        UsageError: a number of workers, an executor or an address that makes no sense.
+
+    Example:
+        >>> refuse_workers("run", ["digits", "--workers", "0"])
+        Traceback (most recent call last):
+        ...
+        stability.errors.UsageError: workers = 0: use a whole number of at least 1
+    """
+    app = application(f"stability {command}", help_flags=(), version_flags=())
+    app.default(_workers)
+    called(app, arguments)
+
+
+def _workers(
+    *others: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    workers: Whole = None,
+    executor: str = "local",
+    address: str | None = None,
+) -> None:
+    check_workers(workers, executor, address)
 
 
 _WORDS: ContextVar[tuple[str, ...]] = ContextVar("words", default=())

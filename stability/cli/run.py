@@ -245,7 +245,7 @@ def run(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> Non
     mine, stored, how = found.study, found.stored, {"reuse": found.stored.reuse, **given(found.machine)}
     store = stored.store or Path("runs") / f"{mine.name}.sqlite"
     if stored.plan:
-        print(cost.expected(mine, store, reuse=stored.reuse, **given(found.machine, "executor", "address", "wait")))
+        print(cost.expected(mine, store, reuse=stored.reuse, **given(found.machine, "address", "wait")))
         return
     if stored.figures is not None:
         check_writable(stored.figures)

@@ -37,6 +37,8 @@ def _values(found: State) -> dict[str, object]:
         "last": None if found.last is None else found.last.isoformat(),
         "cells_per_hour": found.rate,
         "remaining_seconds": found.remaining,
+        "mode": found.mode,
+        "network": found.network,
         "workers": [{**asdict(one), "heard": one.heard.isoformat()} for one in found.workers],
         "methods": [{**asdict(one), "missing": one.missing} for one in found.methods],
         "failures": [{"kind": kind, "reason": reason, "cells": count} for (kind, reason), count in found.failures.items()],
@@ -73,6 +75,11 @@ def _text(found: State, store: Path) -> str:
     for (kind, reason), count in found.failures.items():
         again = "" if kind == Failure.METHOD else "; tried again when the study is run again"
         lines.append(f"failed, {count} {'cell' if count == 1 else 'cells'} ({kind}{again}): {reason}")
+    if found.network is not None:
+        safe = (
+            "" if store.is_dir() else f"; locks may not work there, a folder such as {store.with_suffix('.d')} is the safe choice"
+        )
+        lines.append(f"\nthe store is {found.mode}, on a network file system ({found.network}){safe}")
     if found.missing:
         why = "to help" if any(not one.gone for one in found.workers) else "to go on"
         lines.append(f"\n{why}: run the command that began it, with --store {store}")

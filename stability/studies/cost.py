@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from stability import problems
-from stability.checks import check_whole
+from stability.checks import check_workers
 from stability.derivatives.curvature import Curvature
 from stability.derivatives.gradients import mean_gradient
 from stability.leave_one_out.estimators import Estimator
@@ -54,16 +54,22 @@ class Cost:
         study: the name of the study.
         cells: how many cells the study has.
         done: how many of them are finished, or can be taken over from another store.
-        workers: how many processes will compute.
+        workers: how many processes will compute; None: as many as a cluster has, and hours are those of one.
         device: where they will.
+        executor: what computes, ``local`` or ``ray``.
+        others: how many other processes work on the store now; dead ones do not count where they are known to be dead.
+        held: how many cells those compute now. They are not counted.
     """
 
     table: pd.DataFrame
     study: str
     cells: int
     done: int
-    workers: int
+    workers: int | None
     device: str
+    executor: str = "local"
+    others: int = 0
+    held: int = 0
 
     def __str__(self) -> str:
         table = self.table
@@ -79,12 +85,30 @@ class Cost:
         span = f"{duration(3600 * least)} to {span}, by how soon training and retraining have enough" if early else span
         unknown = int(table.loc[table["hours"].isna(), "trainings"].sum())
         but = f" (without {unknown} minimisations, which take as many steps as they need)" if unknown else ""
-        who = f"{self.workers} workers of one thread" if self.workers > 1 else "one worker"
         return (
             f"Seconds of a cell by its parts:\n{shown.to_string(index=False)}\n\n{self.study}: {table['cells'].sum()} of "
-            f"{self.cells} cells to compute, {table['trainings'].sum()} trainings; about {span}{but} with {who} on {self.device}, "
-            "from a few steps timed just now."
+            f"{self.cells} cells to compute, {table['trainings'].sum()} trainings; about {span}{but} with {self._who()}, "
+            f"from a few steps timed just now.{self._also()}"
         )
+
+    def _who(self) -> str:
+        count = self.workers or 1
+        who = "one worker" if count == 1 else f"{count} workers"
+        if self.executor == "ray":
+            return f"{who} of the cluster, {'each ' if count > 1 else ''}as fast as this machine's {self.device}"
+        return f"{who}{' of one thread' if count > 1 else ''} on {self.device}"
+
+    def _also(self) -> str:
+        """What the cluster's other workers change, and what other processes do now."""
+        found = "" if self.workers else " Several workers share that: --workers N tells the time of N."
+        if not self.others:
+            return found
+        one = self.others == 1
+        found += f" {'Another process works' if one else f'{self.others} other processes work'} on the study now."
+        if self.held:
+            cells = "1 cell, which is" if self.held == 1 else f"{self.held} cells, which are"
+            found += f" {'It computes' if one else 'They compute'} {cells} not counted."
+        return found
 
 
 def expected(
@@ -94,6 +118,7 @@ def expected(
     reuse: str | PathLike[str] | None = None,
     device: str = "auto",
     workers: int | None = None,
+    executor: str = "local",
 ) -> Cost:
     """What is still to be trained, and how long that should take.
 
@@ -104,10 +129,13 @@ def expected(
 
     Args:
         study: what is to be measured.
-        store: the study's store, whose finished cells are not counted; it need not exist yet.
+        store: the study's store, whose finished cells are not counted, nor those that other processes compute now; it need not
+            exist yet.
         reuse: the store of a study that measured the same way; cells that can be taken over from it are not counted either.
         device: where the study will be computed: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        workers: the number of processes; by default one a core on the CPU, and one on CUDA.
+        workers: the number of processes; by default one a core on the CPU, and one on CUDA. How many a cluster has is not known:
+            with Ray and without this number, the hours are those of one.
+        executor: ``local``, this machine; or ``ray``, whose machines are taken for ones like this.
 
     Returns:
         The cost, by task and algorithm.
@@ -125,17 +153,19 @@ def expected(
         [[2, 14, 150]]
     """
     place = resolve_device(device)
-    check_whole(1, workers=1 if workers is None else workers)
-    done = _finished(study, store)
+    check_workers(workers, executor, None)
+    done, held, others = _known(study, store)
     if reuse is not None:
         done |= {key(identity) for identity, _ in reusable(Store(reuse), study)}
     threads = torch.get_num_threads()
     identity = study.identity()
-    cells = [cell for cell in study.cells() if key(cell_identity(study, cell, identity)) not in done]
-    count = min(workers or (cores() if place.type == "cpu" else 1), max(1, len(cells)))
+    missing = [(cell, name) for cell in study.cells() if (name := key(cell_identity(study, cell, identity))) not in done]
+    cells = [cell for cell, name in missing if name not in held]
+    usual = cores() if place.type == "cpu" and executor == "local" else 1
+    count = min(workers or usual, max(1, len(cells)))
     rows = []
     try:
-        if count > 1:
+        if count > 1 or executor == "ray":
             torch.set_num_threads(1)
         for name in study.problems:
             began = time.perf_counter()
@@ -150,17 +180,28 @@ def expected(
     finally:
         torch.set_num_threads(threads)
     every = len(study.cells())
-    return Cost(table=pd.DataFrame(rows), study=study.name, cells=every, done=every - len(cells), workers=count, device=str(place))
+    return Cost(
+        table=pd.DataFrame(rows),
+        study=study.name,
+        cells=every,
+        done=every - len(missing),
+        workers=None if executor == "ray" and workers is None else count,
+        device=str(place),
+        executor=executor,
+        others=others,
+        held=len(missing) - len(cells),
+    )
 
 
-def _finished(study: Study, store: str | PathLike[str] | None) -> set[str]:
-    """Keys of the study's cells that the store holds."""
+def _known(study: Study, store: str | PathLike[str] | None) -> tuple[set[str], set[str], int]:
+    """Keys of the cells that the store holds, and of those that living workers compute; and how many such workers there are."""
     if store is None or not Path(store).exists() or not Path(store).stat().st_size:
-        return set()
-    ledger = Store(store)
-    if done := ledger.finished():
-        ledger.check(study.identity())
-    return done
+        return set(), set(), 0
+    found = Store(store)
+    done, working = found.finished(), {one.id for one in found.ledger.workers() if not one.gone}
+    if done or working:
+        found.check(study.identity())
+    return done, {one.key for one in found.ledger.claims() if one.worker in working}, len(working)
 
 
 PARTS = ("train", "select", "predict", "retrain", "evaluate", "bounds")

@@ -46,6 +46,8 @@ class FolderLedger(Ledger):
         super().__init__(path)
         self._study, self._cells, self._claims, self._workers = (path / name for name in ("study", "cells", "claims", "workers"))
 
+    mode = "a folder of files, which needs no locks"
+
     def exists(self) -> bool:
         return self._study.is_dir() and any(self._study.iterdir())
 
@@ -133,7 +135,7 @@ class FolderLedger(Ledger):
                 count = self._last(row.key)
                 if count and not self._read(self._cells / f"{row.key}.{count - 1}.json")["passing"]:
                     break
-                now = {**row._asdict(), "finished": datetime.now(UTC).isoformat()}
+                now = {**asdict(row), "finished": row.finished or datetime.now(UTC).isoformat()}
                 written = self._publish(self._cells / f"{row.key}.{count}.json", now)
 
     def join(self, worker: Worker) -> None:
@@ -162,8 +164,16 @@ class FolderLedger(Ledger):
         """Whether a worker left or was taken for dead, and has given no sign of life since."""
         return (self._workers / f"{worker}.left").exists() and not (self._workers / f"{worker}.json").exists()
 
-    def workers(self) -> list[Worker]:
-        return [worker_of(self.path, self._read(one)) for one in sorted(self._workers.glob("*.json"))]
+    def workers(self, among: Collection[str] | None = None) -> list[Worker]:
+        every = self._workers.glob("*.json") if among is None else (self._workers / f"{one}.json" for one in among)
+        found = []
+        for place in sorted(every):
+            try:
+                found.append(worker_of(self.path, self._read(place)))
+            except StabilityError:
+                if place.exists():
+                    raise  # else it left just now
+        return found
 
     def claims(self) -> list[Claim]:
         tried, last = self._tried(), dict[str, int]()

@@ -49,7 +49,8 @@ GRACE = 60.0
 """Seconds without a sign of life, on the clock of whoever watches, after which a worker is dead."""
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """A finished cell.
 
     Attributes:
@@ -57,12 +58,14 @@ class Row(NamedTuple):
         identity: JSON of what defines it.
         record: JSON of what was measured.
         passing: whether it is to be tried again, because something failed that may pass.
+        finished: when it was finished, in words that ``datetime`` reads; None: now.
     """
 
     key: str
     identity: str
     record: str
     passing: bool = False
+    finished: str | None = field(default=None, kw_only=True)
 
 
 def _machine() -> str:
@@ -167,6 +170,11 @@ class Ledger(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @property
+    @abstractmethod
+    def mode(self) -> str:
+        """How it is written, in words."""
+
     @abstractmethod
     def exists(self) -> bool:
         """Whether it was made already."""
@@ -232,8 +240,8 @@ class Ledger(ABC):
         """Give back all claims, and be a worker no more."""
 
     @abstractmethod
-    def workers(self) -> list[Worker]:
-        """All that are known, dead ones among them."""
+    def workers(self, among: Collection[str] | None = None) -> list[Worker]:
+        """All that are known, dead ones among them; or those that have one of these ids."""
 
     @abstractmethod
     def claims(self) -> list[Claim]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
+from stability.checks import check_workers
 from stability.errors import StabilityError, UsageError
 from stability.machine import cores
 from stability.studies.cell import Expected, Work, failed
@@ -19,13 +20,14 @@ from stability.studies.pace import Pace, Progress
 from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.store import Store
 from stability.studies.study import Study, cell_identity
-from stability.workers.asked import check_asked, devices, local
+from stability.workers.asked import devices, local
 from stability.workers.cluster import RayProcesses
 from stability.workers.pools import TRIES, InProcess, Lost, Pool, only_here
 
 __all__ = ["reusable", "run"]
 
-_POLL = 1.0  # seconds between two looks at what other workers do
+_POLL = 1.0  # seconds between the first two looks at what other workers do
+_SELDOM = 30.0  # seconds between two looks at most: half of what a worker may give no sign of life, so that its death is seen
 _AHEAD = 64  # cells that are looked at in one transaction
 
 
@@ -86,7 +88,7 @@ def run(
         >>> bool(results.table["stability"][0] > 0)
         True
     """
-    check_asked(workers, executor, address)
+    check_workers(workers, executor, address)
     places = devices(device) if executor == "local" else []
     reused = [] if reuse is None else reusable(Store(reuse), study)
     identity = study.identity()
@@ -153,6 +155,29 @@ def _shares(pool: Pool[Work], places: list[str], workers: int | None, open_: lis
     return {} if workers is None else {"workers": workers // len(open_)}  # the threads of this process divide them otherwise
 
 
+class _Looks:
+    """When to look at what other workers do: soon at first, and then ever more seldom, for a thousand may wait at one store.
+
+    Attributes:
+        left: seconds until the next look.
+    """
+
+    def __init__(self) -> None:
+        self._last, self._pause = -_SELDOM, _POLL / 2
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self._last + self._pause - time.monotonic())
+
+    def looked(self) -> None:
+        """Take note of a look."""
+        self._last, self._pause = time.monotonic(), min(2 * self._pause, _SELDOM)
+
+    def soon(self) -> None:
+        """Look soon: this process has room for another cell."""
+        self._pause = _POLL
+
+
 class _Turn:
     """What this process does for a study: it claims cells as long as there are any, and writes what becomes of them.
 
@@ -186,7 +211,7 @@ class _Turn:
         self._held: dict[str, str] = {}  # cells of other workers, and who they are
         self._losses: Counter[str] = Counter()
         self._pace = Pace((one.kind for one in open_), pool.size)
-        self._watch, self._look = Watch(), 0.0
+        self._watch, self._looks = Watch(), _Looks()
         self.divided: dict[str, Any] = {}
         self.progress = Progress(total - len(open_), total)
 
@@ -200,8 +225,9 @@ class _Turn:
                 under_way += 1
             if under_way:
                 over, again = [], []
+                looks = self._held and under_way < self._pool.size
                 try:
-                    for work, outcome in self._pool.ended(_POLL if self._held else None):
+                    for work, outcome in self._pool.ended(self._looks.left if looks else None):
                         if self._again(work, outcome):
                             again.append(work)
                         else:
@@ -210,10 +236,12 @@ class _Turn:
                     if over:
                         self._finish(over)
                 under_way -= len(over)
+                if over:
+                    self._looks.soon()
                 for work in again:
                     self._pool.start(work, self._losses[work.key])
             elif self._held and wait:
-                time.sleep(_POLL)
+                time.sleep(self._looks.left)
             elif not self._queue:
                 return
 
@@ -227,10 +255,11 @@ class _Turn:
             self._drop(answer.finished)
             free -= len(answer.mine)
             yield from (self._open[name] for name in answer.mine)
-        if free and self._held and time.monotonic() >= self._look:
-            self._look = time.monotonic() + _POLL
-            known = {one.id: one for one in self._ledger.workers()}
-            dead = self._watch.dead(known.get(one) or Worker(id=one, machine="") for one in set(self._held.values()))
+        if free and self._held and not self._looks.left:
+            self._looks.looked()
+            ids = set(self._held.values())
+            known = {one.id: one for one in self._ledger.workers(ids)}
+            dead = self._watch.dead(known.get(one) or Worker(id=one, machine="") for one in ids)
             holders = {one.key: one.worker for one in self._ledger.claims()}  # most often nothing changed, and nothing is written
             ask = [name for name in self._held if holders.get(name) != self._held[name] or self._held[name] in dead]
             answer = (

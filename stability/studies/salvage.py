@@ -6,16 +6,16 @@ import json
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stability.errors import StabilityError, UsageError
 from stability.studies.folder_ledger import FolderLedger
 from stability.studies.identity import as_json, key
-from stability.studies.ledger import Ledger, Row
+from stability.studies.ledger import Ledger, Row, time_of
 from stability.studies.packed import unpacked
 from stability.studies.sound import oddity
 from stability.studies.sqlite_ledger import check_tables
@@ -43,7 +43,8 @@ def repaired(path: Path) -> Repair:
     """Put what can be read of a damaged store into a new one of the same name. The damaged one is renamed, and left as it is.
 
     A cell is kept if its identity and record are whole, and its key is that of its identity. So what was changed by accident is
-    found out, but for a changed record that is still JSON.
+    found out, but for a changed record that is still JSON. When it was finished, and how many times it was tried, is kept where
+    that can be read too.
 
     Args:
         path: the store.
@@ -125,10 +126,11 @@ _Found = tuple[list[tuple[int, str]], list[Row], int]
 
 _MAGIC = b"SQLite format 3\x00"
 _LEAST = 100  # bytes that a cell takes at least
+_TRIED = 100  # times that a cell may have been tried: what tells of more is damaged
 
 
 def _of_file(path: Path) -> _Found:
-    """Format and identity, cells, and the number of those that were there and could not be read."""
+    """Format and identity, a row for each try of each cell, and the number of cells that were there and could not be read."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.sqlite"
         shutil.copy(path, copy)
@@ -158,12 +160,14 @@ def _readable(connection: sqlite3.Connection, most: int) -> _Found:
     for one in _rows(connection, "cells", most):
         row = None
         if one is not None and "record" in one:  # of an older format
-            row = _sound(one["key"], one["identity"], one["record"], one["passing"])
+            row = _sound(one, one["identity"], one["record"])
         elif one is not None:
             with suppress(ValueError, TypeError):
                 mine, record = unpacked(forms.get(one["form_id"], ""), one["numbers"], lists.get(one["key"], ""))
-                row = _sound(one["key"], as_json(mine), as_json(record, sort_keys=False), one["passing"])
-        rows += [] if row is None else [row]
+                row = _sound(one, as_json(mine), as_json(record, sort_keys=False))
+        if row is not None and one is not None:
+            tried = one.get("attempt", 1)  # earlier tries left nothing but their number
+            rows += [replace(row, passing=True)] * (tried - 1 if type(tried) is int and tried <= _TRIED else 0) + [row]
         lost += row is None
     return _heads(heads), rows, 0 if lost > most // 2 else lost
 
@@ -194,13 +198,17 @@ def _of_folder(ledger: FolderLedger) -> _Found:
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             head = json.loads(_text(one))
             heads.append((head["format"], head["identity"]))
-    for one in sorted((ledger.path / "cells").glob("*.json")):
+    tries: dict[str, list[Row | None]] = {}
+    for one in sorted((ledger.path / "cells").glob("*.json"), key=lambda one: (len(one.stem), one.stem)):
         found = None
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             read = json.loads(_text(one))
-            found = _sound(read["key"], read["identity"], read["record"], read["passing"])
-        rows += [] if found is None else [found]
-        lost += found is None
+            found = _sound(read, read["identity"], read["record"])
+        tries.setdefault(one.stem.rpartition(".")[0], []).append(found)
+    for each in tries.values():
+        last = next((one for one in reversed(each) if one is not None), None)
+        rows += [] if last is None else [replace(last, passing=True) if one is None else one for one in each]
+        lost += last is None
     return _heads(heads), rows, lost
 
 
@@ -216,12 +224,17 @@ def _text(place: Path) -> str:
     return place.read_text()
 
 
-def _sound(name: object, identity: object, record: object, passing: object) -> Row | None:
-    """A cell, if it is whole."""
+def _sound(read: Mapping[str, Any], identity: object, record: object) -> Row | None:
+    """A cell, if it is whole; ``read``: what else is known of it."""
     mine = _plain(identity)
-    if not mine or not (told := _plain(record)) or key(mine) != name or oddity({**mine, **told}) is not None:
+    if not mine or not (told := _plain(record)) or key(mine) != read["key"] or oddity({**mine, **told}) is not None:
         return None
-    return Row(str(name), str(identity), str(record), bool(passing))
+    finished = read.get("finished")
+    try:
+        time_of(Path(), finished)
+    except StabilityError:
+        finished = None
+    return Row(key(mine), str(identity), str(record), bool(read["passing"]), finished=finished)
 
 
 def _plain(text: object) -> dict[str, object]:

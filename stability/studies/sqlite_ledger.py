@@ -65,6 +65,11 @@ class SqliteLedger(Ledger):
         self._kept: sqlite3.Connection | None = None  # while this process is a worker
         self._known = False  # whether it was seen to be a store, and no program
 
+    @property
+    def mode(self) -> str:
+        log = self._all("PRAGMA journal_mode") == [("wal",)]
+        return f"one file with locks and {'a' if log else 'no'} write-ahead log"
+
     def exists(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0  # 0: stopped while making it
 
@@ -145,10 +150,11 @@ class SqliteLedger(Ledger):
         with self._transaction() as connection:
             for row, (form, numbers, details) in each:
                 written = connection.execute(
-                    "INSERT INTO cells (key, form_id, numbers, passing) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
-                    "form_id = excluded.form_id, numbers = excluded.numbers, passing = excluded.passing, "
-                    "finished = CURRENT_TIMESTAMP, attempt = attempt + 1 WHERE passing",
-                    (row.key, self._form(connection, form), numbers, row.passing),
+                    "INSERT INTO cells (key, form_id, numbers, passing, finished) VALUES (?, ?, ?, ?, "
+                    "coalesce(?, CURRENT_TIMESTAMP)) ON CONFLICT (key) DO UPDATE SET form_id = excluded.form_id, "
+                    "numbers = excluded.numbers, passing = excluded.passing, finished = excluded.finished, "
+                    "attempt = attempt + 1 WHERE passing",
+                    (row.key, self._form(connection, form), numbers, row.passing, row.finished),
                 )
                 if written.rowcount:
                     connection.execute("REPLACE INTO details VALUES (?, ?)", (row.key, details))
@@ -181,13 +187,12 @@ class SqliteLedger(Ledger):
                 connection.execute("PRAGMA journal_mode = DELETE")
         self.close()
 
-    def workers(self) -> list[Worker]:
+    def workers(self, among: Collection[str] | None = None) -> list[Worker]:
         if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'workers'"):
             return []  # of an older format
         names = ("id", "machine", "process", "started", "what", "beat", "heard")
-        return [
-            worker_of(self.path, dict(zip(names, row, strict=True))) for row in self._all(f"SELECT {', '.join(names)} FROM workers")
-        ]
+        every = (dict(zip(names, row, strict=True)) for row in self._all(f"SELECT {', '.join(names)} FROM workers"))
+        return [worker_of(self.path, one) for one in every if among is None or one["id"] in among]
 
     def claims(self) -> list[Claim]:
         if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'claims'"):

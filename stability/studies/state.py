@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stability.machine import network_file_system
 from stability.studies.ledger import time_of
 from stability.studies.pace import Pace
 from stability.studies.results import CellStatus
@@ -81,6 +82,8 @@ class State:
         rate: cells an hour over the time in which the store was worked on; NaN where it is not known.
         remaining: seconds that the missing cells will take at that pace; NaN where it is not known.
         workers: who works on it.
+        mode: how its store is written, in words.
+        network: the type of the network file system on which the store lies; None: on none that is known.
     """
 
     study: str
@@ -90,6 +93,8 @@ class State:
     rate: float
     remaining: float
     workers: tuple[WorkerState, ...] = ()
+    mode: str = ""
+    network: str | None = None
 
     @property
     def total(self) -> int:
@@ -160,6 +165,8 @@ def state_of(store: Store) -> State:
         rate=3600 * (len(timed) - 1) / busy if busy > 0 else np.nan,
         remaining=_remaining(identity, table, timed, busy),
         workers=_workers(store),
+        mode=store.ledger.mode,
+        network=network_file_system(store.path),
     )
 
 

@@ -6,34 +6,12 @@ from itertools import cycle, islice
 
 import torch
 
-from stability.checks import check_whole
-from stability.errors import UsageError
+from stability.checks import check_workers
 from stability.machine import resolve_device
 from stability.workers.cluster import RayProcesses
 from stability.workers.pools import J, LocalProcesses, Pool
 
-__all__ = ["check_asked", "devices", "local", "pool"]
-
-
-def check_asked(workers: int | None, executor: str, address: str | None) -> None:
-    """Check what is said of workers.
-
-    Args:
-        workers: how many; None: as many as is usual.
-        executor: ``local`` or ``ray``.
-        address: of a cluster of Ray.
-
-    Raises:
-        UsageError: a setting out of range, or an address of what has none.
-
-    Example:
-        >>> check_asked(2, "local", None)
-    """
-    check_whole(1, workers=1 if workers is None else workers)
-    if executor not in ("local", "ray"):
-        raise UsageError(f"executor = {executor!r}: use 'local' or 'ray'")
-    if address is not None and executor != "ray":
-        raise UsageError(f"address = {address} belongs to executor 'ray': give that too (--executor ray), or leave it out")
+__all__ = ["devices", "local", "pool"]
 
 
 def devices(device: str) -> list[str]:
@@ -72,13 +50,13 @@ def pool(device: str, workers: int | None, executor: str, address: str | None) -
         address: of a cluster of Ray.
 
     Raises:
-        UsageError: what :func:`check_asked` and the pool refuse.
+        UsageError: what :func:`~stability.checks.check_workers` and the pool refuse.
 
     Example:
         >>> pool("cpu", 2, "local", None).what
         '2 processes, 2 on cpu'
     """
-    check_asked(workers, executor, address)
+    check_workers(workers, executor, address)
     if executor == "ray":
         return RayProcesses(device, workers, address)
     return None if workers is None or workers == 1 else local(devices(device), workers)

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 
 from stability import __version__
+from stability.checks import check_address
 from stability.errors import StabilityError, UsageError, one_line
 from stability.machine import cores, free_memory, software
 from stability.workers.pools import LESS, J, Lost, Place, Pool, Shared
@@ -57,7 +58,8 @@ class RayProcesses(Pool[J]):
             raise UsageError(f"device = {device}: Ray chooses the GPU of each cell or portion; use cuda, cpu or auto")
         self._device, self._workers, self._keep = device, workers, keep
         self._address = address or os.environ.get("RAY_ADDRESS")
-        self._running: dict[Any, J] = {}
+        self._running: dict[Any, tuple[J, int, frozenset[str]]] = {}  # with its losses, and the machines that were left out then
+        self._left_out: frozenset[str] = frozenset()  # ids of machines of other versions
         self._placed: dict[Hashable, _Held] = {}  # the latest last
         self._sources: dict[frozenset[str], list[_Source]] = {}
         self._shares: dict[str, int] = {}  # of each machine how many jobs it computes at once
@@ -84,12 +86,17 @@ class RayProcesses(Pool[J]):
             self.hold(job.shared)
             held = self._placed[job.shared.name]
         packed, modules = _packed(job.sent())
-        share = {"num_cpus": 1, "num_gpus": int(self._device == "cuda")}
+        share: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(self._device == "cuda")}
+        if self._left_out:
+            strategies = import_module("ray.util.scheduling_strategies")
+            others = {"ray.io/node-id": strategies.NotIn(*sorted(self._left_out))}
+            share["scheduling_strategy"] = strategies.NodeLabelSchedulingStrategy(others)
         # Tasks that fail are tried again by whoever uses this pool, which counts how often, and gives them less memory.
         task = self._ray.remote(max_retries=0, **share)(_compute)
         how = _How(self._device, self._shares, losses, self._workers)
         sources = [*held.sources, *self._sources_of(modules)]
-        self._running[task.remote(self._versions, sources, packed, held.place, how)] = job
+        begun = task.remote(self._versions, sources, packed, held.place, how)
+        self._running[begun] = job, losses, self._left_out
 
     def hold(self, shared: Shared) -> None:
         if shared.name in self._placed:
@@ -116,16 +123,17 @@ class RayProcesses(Pool[J]):
             done, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         others = []
         for task in done:
-            job = self._running.pop(task)
+            job, losses, before = self._running.pop(task)
             outcome = self._outcome(job, task)
             if isinstance(outcome, _Other):
-                others.append(outcome)
+                others.append((job, losses, before, outcome))
                 continue
             if not isinstance(outcome, Lost):
                 self._release()
             yield job, outcome
-        if others:
-            raise self._refused(others[0])  # last, so that nothing is lost that was computed
+        for job, losses, before, other in others:  # last, so that nothing is lost that was computed
+            self._leave_out(other, before)
+            self.start(job, losses)
 
     def _outcome(self, job: J, task: Any) -> Any:
         errors = self._ray.exceptions
@@ -149,14 +157,14 @@ class RayProcesses(Pool[J]):
 
     def _release(self) -> None:
         """Keep what jobs under way share, and as much of the latest as is wanted: jobs that share something come one by one."""
-        used = {job.shared.name for job in self._running.values() if job.shared is not None}
+        used = {job.shared.name for job, *_ in self._running.values() if job.shared is not None}
         for one in self._placed.keys() - used - set(list(self._placed)[-self._keep :]):
             del self._placed[one]
 
     def _look(self) -> None:
         """Which machines there are, and how many jobs each computes."""
         kinds = ("CPU", "GPU") if self._device == "cuda" else ("CPU",)
-        alive = [one for one in self._ray.nodes() if one["Alive"]]
+        alive = [one for one in self._ray.nodes() if one["Alive"] and one["NodeID"] not in self._left_out]
         self._shares = {
             one["NodeID"]: count for one in alive if (count := int(min(one["Resources"].get(kind, 0) for kind in kinds)))
         }
@@ -217,17 +225,32 @@ class RayProcesses(Pool[J]):
             with suppress(self._ray.exceptions.RayError):  # a machine that has left; or one that will tell with its first job
                 machine, found = self._ray.get(task)
                 if found != self._versions:
-                    raise self._refused(_Other(machine, found))
+                    other = _Other(machine, found, tasks[task])
+                    if not _Task.inside:
+                        raise self._refused(other)
+                    self._leave_out(other, frozenset())  # it joined while the job was computed to which this pool belongs
+
+    def _leave_out(self, other: _Other, before: frozenset[str]) -> None:
+        """Give a machine of other versions no jobs any more; ``before``: those that were left out when it got the last."""
+        possible = other.node != "" and other.node not in before
+        if possible and other.node not in self._left_out:
+            self._left_out |= {other.node}
+            self._look()
+            if self._shares:
+                print(f"note: {self._differs(other)}; until then it computes nothing", file=sys.stderr)
+        if not possible or not self._shares:
+            raise self._refused(other)
 
     def _refused(self, other: _Other) -> UsageError:
+        return UsageError(f"{self._differs(other)}, or take that machine out of the cluster")
+
+    def _differs(self, other: _Other) -> str:
         names = [name for name in {**self._versions, **other.versions} if self._versions.get(name) != other.versions.get(name)]
         here, there = (
             ", ".join(f"{name} {one.get(name, 'unknown')}" for name in names) for one in (self._versions, other.versions)
         )
-        return UsageError(
-            f"{other.machine} of the cluster has {there}, and this process has {here}: numbers may differ; install the same "
-            "versions there, or take that machine out of the cluster"
-        )
+        who = f"{other.machine} of the cluster has {there}, and this process has {here}"
+        return f"{who}: numbers may differ; install the same versions there"
 
     def __exit__(self, *error: object) -> None:
         for task in self._running:
@@ -279,10 +302,12 @@ class _Other(NamedTuple):
     Attributes:
         machine: its name.
         versions: those that it has.
+        node: its id in Ray; empty where it is not told.
     """
 
     machine: str
     versions: Mapping[str, str]
+    node: str = ""
 
 
 class _Source(NamedTuple):
@@ -324,13 +349,19 @@ def _asked() -> Callable[[], tuple[str, dict[str, str]]]:
     return asked
 
 
+class _Task:
+    """Whether this process computes jobs that another gave it."""
+
+    inside = False
+
+
 def _compute(
     wanted: Mapping[str, str], sources: Sequence[_Source], packed: bytes, held: Sequence[Any], how: _How
 ) -> bytes | _Other:
     """What came of a job, packed, in a task; or that this machine has other versions than are wanted."""
+    ray, _Task.inside = _ray(), True
     if (found := versions()) != wanted:
-        return _Other(platform.node(), found)
-    ray = _ray()
+        return _Other(platform.node(), found, ray.get_runtime_context().get_node_id())
     torch.set_num_threads(1)
     for source in sources:
         _know(source)
@@ -465,9 +496,8 @@ def _check_there(address: str) -> None:
     """
     if address == "auto":  # which Ray looks for on this machine
         return
+    check_address(address)
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "/" in host:
-        raise UsageError(f"address = {address}: give HOST:PORT of the cluster's head, as ray start --head prints it, or auto")
     remedy = "check the address, or start a cluster there: ray start --head"
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER / 3).close()

@@ -7,9 +7,11 @@ import sqlite3
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from stability.cli.commands import main
@@ -17,6 +19,8 @@ from stability.reports import study_table
 from stability.studies import Store, StudyResults
 from stability.studies.cell import _CONSTANTS, _MEASURED
 from stability.studies.columns import CELLS, EXAMPLES, cells, described, examples
+from stability.studies.ledger import Worker
+from stability.studies.sqlite_ledger import SqliteLedger
 from stability.studies.state import state_of
 
 FIGURES = Path(__file__).parents[2] / "figures"
@@ -125,6 +129,30 @@ def test_progress_counts_what_is_there_what_failed_and_what_is_missing(tmp_path:
     assert "failed, 2 cells (method): diverged at step 7" in said
     assert main(["status", "--store", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["failures"] == [{"kind": "method", "reason": "diverged at step 7", "cells": 2}]
+
+
+def test_a_store_on_a_network_file_system_says_how_it_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder, tail = changed(tmp_path), tmp_path / "mine.d", "on a network file system (nfs4)"
+    with pytest.MonkeyPatch.context() as disk:
+        disk.setattr(psutil, "disk_partitions", lambda **how: [SimpleNamespace(mountpoint="/", fstype="ext4")])
+        assert main(["status", "--store", str(file)]) == 0
+    assert "file system" not in capsys.readouterr().out
+    mounts = [("/", "ext4"), (str(tmp_path), "ext4"), (str(tmp_path), "nfs4"), (f"{tmp_path}/changed", "ext4")]
+    partitions = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **how: partitions)
+    Store(folder, Store(file).identity)
+    without = f"the store is one file with locks and no write-ahead log, {tail}; locks may not work there, a folder such as "
+    without += f"{tmp_path}/changed.d is the safe choice"
+    for store, said in ((file, without), (folder, f"the store is a folder of files, which needs no locks, {tail}")):
+        assert main(["status", "--store", str(store)]) == 0
+        assert said in capsys.readouterr().out.splitlines()
+    ledger, worker = SqliteLedger(tmp_path / "mine.sqlite"), Worker()
+    ledger.create(7, "{}")
+    ledger.join(worker)
+    assert ledger.mode == "one file with locks and a write-ahead log"
+    ledger.leave(worker)
 
 
 def test_the_pace_leaves_pauses_out(tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ def test_abbreviated_options_are_refused(command: str, message: str, capsys: pyt
         ("loo --selector full --ridge paper1", 'unable to convert "paper1"'),
         ("loo --selector full --schedule cosine", 'Choose from: "constant", "linear"'),
         ("loo --selector full --no-json", "loo has no --no-json"),
+        ("run digits --executor dask", "executor = 'dask': use 'local' or 'ray'"),
+        ("run mine.toml --selectors full --workers=0", "workers = 0: use a whole number of at least 1"),
+        ("run digits --workers 2.5", "run: invalid value for --workers: '2.5' is not a whole number"),
+        ("loo --selector full sam --workers -1 --n 20", "workers = -1: use a whole number of at least 1"),
+        ("loo --executor ray --address head --selector full", "address = head: give HOST:PORT of the cluster's head"),
+        ("compare full lora rank=4 --address head:6379", "give that too (--executor ray), or leave it out"),
+        ("run digits --executor", "run: --executor needs a value"),
         ("loo --selector full --text a b c", "--text accepts at most 2 elements. Got 3"),
         ("loo --selector lora --option rank", "'rank' is not of the form NAME=VALUE"),
         ("loo --selector full sam", "one method at a time: leave sam out, or use 'stability compare'"),
@@ -210,6 +217,16 @@ def test_help_and_version_do_without_torch() -> None:
     for words in ("'--help'", "'--version'"):
         done = subprocess.run([sys.executable, "-c", code.format(words)], capture_output=True, text=True, check=True)
         assert done.stdout.endswith("False\n")
+
+
+def test_workers_that_make_no_sense_are_refused_without_torch() -> None:
+    code = (
+        "import sys; from stability.cli.commands import main; "
+        "assert main(['run', 'digits', '--executor', 'dask']) == main(['loo', '--workers', '0']) == 2; "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_ctrl_c_while_a_command_is_imported_is_told_in_a_line(

@@ -177,6 +177,13 @@ def test_links_lead_somewhere(name: str) -> None:
     assert broken == []
 
 
+def test_what_make_docs_writes_into_a_page_is_marked_as_such() -> None:
+    hooks = pytest.importorskip("docs.code.hooks")
+    marks = [mark for page in PAGES.values() for mark in re.findall(r"<!--.*?-->", page.read_text(encoding="utf-8"), re.DOTALL)]
+    assert all(hooks.MARK.fullmatch(mark) for mark in marks)
+    assert {hooks.MARK.fullmatch(mark)[1] for mark in marks} == set(hooks.GENERATED)
+
+
 def test_every_page_is_in_the_navigation() -> None:
     text = re.sub(r"!!python/\S+", "", (ROOT / "mkdocs.yml").read_text())
     listed: list[str] = []

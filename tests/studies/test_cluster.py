@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -228,7 +229,10 @@ def test_other_versions_are_refused(nodes: Any, tmp_path: Path, monkeypatch: pyt
         run(quick(BitFit()), store, device="cpu", executor="ray", address=nodes.address)
     assert Store(store).records() == []
     how = cluster._How("cpu", {}, 0)
-    assert cluster._compute(here, [], b"never read", [], how) == (platform.node(), {**here, "torch": "1.0"})
+    monkeypatch.setattr(cluster._Task, "inside", False)
+    where = SimpleNamespace(get_node_id=lambda: "odd")
+    monkeypatch.setattr(cluster, "_ray", lambda: SimpleNamespace(get_runtime_context=lambda: where))
+    assert cluster._compute(here, [], b"never read", [], how) == (platform.node(), {**here, "torch": "1.0"}, "odd")
 
 
 def test_a_place_without_a_cluster_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

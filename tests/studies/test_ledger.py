@@ -116,6 +116,26 @@ def test_a_worker_that_was_taken_for_dead_and_goes_on_holds_what_it_claims(ledge
     assert ledger.claim(third, wanted("b"), 1, FREE).held == {"b": stalled.id}
 
 
+def test_of_many_workers_those_that_are_asked_for_are_read(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand that wait read those few that hold cells. One that leaves meanwhile is not there any more."""
+    workers, read = [Worker(id=name) for name in "abcd"], list[str]()
+    for worker in workers:
+        ledger.join(worker)
+    assert [one.id for one in ledger.workers(["c", "a", "nobody"])] == ["a", "c"]
+    if isinstance(ledger, FolderLedger):
+        whole = ledger._read
+
+        def leaving(place: Path, **kinds: type) -> dict[str, Any]:
+            read.append(place.stem)
+            if place.stem == "a":
+                place.unlink()
+            return whole(place, **kinds)
+
+        monkeypatch.setattr(ledger, "_read", leaving)
+        assert [one.id for one in ledger.workers(["a", "c"])] == ["c"]
+        assert read == ["a", "c"]
+
+
 def test_a_worker_that_died_without_a_claim_is_forgotten(ledger: Ledger) -> None:
     dead, alive = Worker(started=0.0), Worker()
     ledger.join(dead)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,8 +24,9 @@ import pytest
 from stability.cli.commands import main
 from stability.errors import StabilityError
 from stability.selectors import BitFit, Random
+from stability.studies import running
 from stability.studies.identity import key
-from stability.studies.ledger import Wanted, Worker
+from stability.studies.ledger import Row, Wanted, Watch, Worker
 from stability.studies.pace import Progress
 from stability.studies.results import CellStatus, StudyResults
 from stability.studies.running import run
@@ -27,6 +34,7 @@ from stability.studies.salvage import repaired
 from stability.studies.state import state_of
 from stability.studies.store import Store
 from stability.studies.study import cell_identity
+from stability.workers.pools import InProcess
 from tests.studies.test_trust import quick
 
 HERE = Path(__file__).parents[2]
@@ -116,6 +124,45 @@ def test_a_cell_that_three_processes_did_not_survive_is_recorded_and_tried_again
     assert bad["reason"] == "the process that measured it ended before it had finished, 3 times one after another"
     table = run(MINE, store.path, device="cpu", workers=1).table
     assert (table["status"] == CellStatus.OK).all()
+
+
+def test_who_waits_looks_ever_more_seldom_and_soon_when_its_own_cell_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own: a cell takes 20 s, and another worker keeps one for more than 200 s."""
+    mine = replace(MINE, seeds=(0,))
+    store, other, now, waits, looks = (
+        Store(tmp_path / "mine.sqlite", mine.identity()),
+        Worker(),
+        [0.0],
+        list[float](),
+        list[float](),
+    )
+    store.ledger.join(other)
+    assert store.ledger.claim(other, {key(cell_identity(mine, mine.cells()[1])): Wanted("")}, 1, set()).mine
+
+    class Two(InProcess[Any]):
+        size = 2
+
+        def ended(self, seconds: float | None) -> Iterator[tuple[Any, Any]]:
+            waits.append(-1.0 if seconds is None else seconds)
+            now[0] += 20
+            yield from ((job, job.failed("cpu", ValueError("never computed"))) for job, _ in [self._next.pop()])
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] > 200:
+            store.ledger.leave(other)
+
+    class Seen(Watch):
+        def dead(self, workers: Iterable[Worker]) -> set[str]:
+            looks.append(now[0])
+            return super().dead(workers)
+
+    monkeypatch.setattr(running, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(running, "Watch", Seen)
+    monkeypatch.setattr(running, "_pool", lambda *what: Two("cpu"))
+    assert len(run(mine, store.path, device="cpu")) == 2
+    assert waits == [1, -1]  # until the next look; and with nothing held, until a cell ends
+    assert looks == [0, 20, 22, 26, 34, 50, 80, 110, 140, 170, 200, 230]
 
 
 def test_a_process_that_does_not_wait_leaves_the_others_their_cells(tmp_path: Path) -> None:
@@ -244,6 +291,40 @@ def test_a_damaged_file_of_a_folder_costs_its_cell_alone(tmp_path: Path, undistu
         StudyResults.read(store)
     assert (repaired(store).kept, repaired_again(store)) == (4, True)
     pd.testing.assert_frame_equal(measured(run(MINE, store, device="cpu", workers=1)), undisturbed)
+
+
+@pytest.mark.parametrize("name", ["mine.sqlite", "mine.d"])
+def test_a_repair_keeps_when_cells_were_finished_and_how_often_they_were_tried(name: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / name, {"study": "mine", "algorithms": []})
+    names = [key({"seed": seed}) for seed in range(2)]
+    for seed, tries in enumerate((1, 3)):
+        for number in range(tries):
+            when = f"2026-01-0{seed + 1} 12:00:0{number}"
+            row = Row(names[seed], json.dumps({"seed": seed}), '{"status": "ok"}', number + 1 < tries, finished=when)
+            store.ledger.add([row])
+    times = {names[0]: datetime(2026, 1, 1, 12, tzinfo=UTC), names[1]: datetime(2026, 1, 2, 12, 0, 2, tzinfo=UTC)}
+    attempts = {names[0]: (False, 1), names[1]: (False, 3)}
+    assert (store.ledger.times(), store.ledger.attempts()) == (times, attempts)
+    with (store.path if store.path.is_file() else store.path / "cells" / f"{names[1]}.0.json").open("r+b") as file:
+        file.write(b"overwritten")
+    found = repaired(store.path)
+    assert (found.kept, found.lost) == (2, 0)
+    assert (store.ledger.times(), store.ledger.attempts()) == (times, attempts)
+
+
+def test_status_tells_the_pace_of_an_older_store_that_was_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "older.sqlite"
+    shutil.copy("figures/discontinuity.sqlite", path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE cells SET finished = datetime('2026-01-01 12:00', (30 * rowid) || ' seconds')")
+    connection.close()
+    before = state_of(Store(path))
+    assert before.rate > 0
+    with path.open("r+b") as file:
+        file.write(b"overwritten")
+    assert repaired(path).kept == 9
+    after = state_of(Store(path))
+    assert (after.last, after.rate) == (before.last, before.rate)
 
 
 def repaired_again(store: Path) -> bool:

@@ -17,9 +17,11 @@ from stability.cli.commands import main
 from stability.leave_one_out.estimators import Approximate, Assisted, Sampled
 from stability.reports.study_table import render
 from stability.selectors import BitFit, FullTuning, MagPruning, Random
+from stability.studies import cost as costs
 from stability.studies.cell import run_cell
 from stability.studies.cost import expected
 from stability.studies.identity import key
+from stability.studies.ledger import Wanted, Worker
 from stability.studies.published import against_published, published_scores
 from stability.studies.results import StudyResults
 from stability.studies.running import run as run_study
@@ -29,6 +31,7 @@ from stability.studies.study import Study, cell_identity
 from stability.training import FineTuning, Minimisation
 from stability.training.replicas import train
 from tests.studies.test_study import small_store  # noqa: F401
+from tests.studies.test_trust import quick
 
 KINDS = (Random(0.3), MagPruning(0.3))
 BOTH = Study(
@@ -379,6 +382,33 @@ def test_a_plan_knows_what_it_can_foretell(both_store: Path, tmp_path: Path) -> 
     assert expected(capped, device="cpu", workers=1).table["trainings"].tolist() == [7, 7]
     minimised = Study("least", "logistic", (Minimisation(FullTuning(), ridge=0.5),), (0,), **QUICK)
     assert "without 4 minimisations, which take as many steps as they need" in str(expected(minimised, device="cpu", workers=1))
+
+
+def test_a_plan_leaves_out_what_others_compute_now(tmp_path: Path) -> None:
+    """What a dead process had is computed again. How many workers a cluster has is known only where it is said."""
+    mine = quick(BitFit(), seeds=(0, 1, 2))
+    store = Store(tmp_path / "mine.sqlite", mine.identity())
+    alive, dead = Worker(), Worker(process=2**22 + 1)  # there is no such process
+    names = [key(cell_identity(mine, cell)) for cell in mine.cells()]
+    for worker, own in ((alive, names[:1]), (dead, names[1:])):
+        store.ledger.join(worker)
+        assert store.ledger.claim(worker, dict.fromkeys(own, Wanted("")), 3, set()).mine.keys() == set(own)
+    found = expected(mine, store.path, device="cpu", executor="ray")
+    assert (found.table["cells"].sum(), found.done, found.held, found.others, found.workers) == (2, 0, 1, 1, None)
+    beside = "Another process works on the study now. It computes 1 cell, which is not counted."
+    share = "Several workers share that: --workers N tells the time of N."
+    assert "with one worker of the cluster, as fast as this machine's cpu, from a few" in str(found)
+    assert str(found).endswith(f"timed just now. {share} {beside}")
+    several = dataclasses.replace(found, workers=2, others=3, held=4)
+    assert "with 2 workers of the cluster, each as fast as this machine's cpu" in str(several)
+    assert str(several).endswith("just now. 3 other processes work on the study now. They compute 4 cells, which are not counted.")
+
+
+def test_the_plan_is_told_what_will_compute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(costs, "expected", lambda *what, **how: how)
+    for command in ("run digits-short", "compare full bitfit"):
+        assert main([*command.split(), "--plan", "--executor", "ray", "--workers", "3"]) == 0
+        assert "'workers': 3, 'executor': 'ray'" in capsys.readouterr().out
 
 
 def test_cells_are_named_by_task_and_by_what_is_measured() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -65,22 +65,56 @@ def test_a_process_that_ends_at_once_costs_nothing_that_ended_with_it(place: int
         list(pool.ended(0))
 
 
-def test_a_machine_of_other_versions_costs_nothing_that_ended_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One joined while cells were computed: what the others have finished comes first, and then it is told."""
-    outcomes = {"a": cluster._Other("far", {"torch": "1.0"}), "b": pickle.dumps("b"), "c": pickle.dumps("c")}
+def test_a_machine_of_other_versions_that_joins_later_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the others have finished comes first; its job is begun elsewhere, with no loss; and it is told once."""
+    odd = cluster._Other("far", {"torch": "1.0"}, "odd")
+    outcomes = {"a": odd, "b": pickle.dumps("b"), "c": odd}
     nothing = type("Nothing", (Exception,), {})
     names = ("OutOfMemoryError", "WorkerCrashedError", "RayTaskError", "RayError")
+    begun: list[dict[str, Any]] = []
+
+    def remote(**how: Any) -> Callable[[object], Any]:
+        begun.append(how)
+        return lambda what: SimpleNamespace(remote=lambda *more: f"task {len(begun)}")
+
     ray = SimpleNamespace(
-        wait=lambda tasks, **how: (tasks, []), get=outcomes.get, exceptions=SimpleNamespace(**dict.fromkeys(names, nothing))
+        wait=lambda tasks, **how: (tasks, []),
+        get=outcomes.get,
+        exceptions=SimpleNamespace(**dict.fromkeys(names, nothing)),
+        nodes=lambda: [{"NodeID": one, "Alive": True, "Resources": {"CPU": 2}} for one in ("odd", "even")],
+        remote=remote,
     )
-    pool = cluster.RayProcesses[Named]("cpu", workers=3)
+    strategies = SimpleNamespace(NotIn=lambda *those: {"not in": those}, NodeLabelSchedulingStrategy=lambda labels: labels)
+    monkeypatch.setattr(cluster, "import_module", lambda name: strategies)
+    monkeypatch.setattr(cluster, "_packed", lambda what: (b"", frozenset()))
+    pool = cluster.RayProcesses[Named]("cpu")
     monkeypatch.setattr(pool, "_ray", ray, raising=False)
     monkeypatch.setattr(pool, "_versions", {"torch": "2.0"}, raising=False)
-    pool._running = {name: Named(name) for name in outcomes}
-    ended = pool.ended(0.01)
-    assert [next(ended)[1] for _ in range(2)] == ["b", "c"]
-    with pytest.raises(UsageError, match=r"far of the cluster has torch 1\.0, and this process has torch 2\.0"):
-        next(ended)
+    pool._joined = True
+    assert pool.size == 4
+    pool._running = {name: (Named(name), losses, frozenset()) for losses, name in enumerate(outcomes)}
+    assert [outcome for _, outcome in pool.ended(0.01)] == ["b"]
+    again = [(job.name, losses, sorted(before)) for job, losses, before in pool._running.values()]
+    assert again == [("a", 0, ["odd"]), ("c", 2, ["odd"])]
+    assert [how["scheduling_strategy"] for how in begun] == [{"ray.io/node-id": {"not in": ("odd",)}}] * 2
+    assert pool.size == 2
+    said = "note: far of the cluster has torch 1.0, and this process has torch 2.0: numbers may differ; install the same versions "
+    assert capsys.readouterr().err == f"{said}there; until then it computes nothing\n"
+    outcomes["task 1"] = odd  # Ray does not leave it out
+    with pytest.raises(UsageError, match=r"this process has torch 2\.0: .*, or take that machine out of the cluster"):
+        list(pool.ended(0.01))
+
+
+def test_a_cluster_of_other_versions_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one whose version does not tell which machine it is."""
+    pool = cluster.RayProcesses[Named]("cpu")
+    monkeypatch.setattr(pool, "_ray", SimpleNamespace(nodes=list), raising=False)
+    monkeypatch.setattr(pool, "_versions", {"torch": "2.0"}, raising=False)
+    for node in ("odd", ""):
+        with pytest.raises(UsageError, match=r"far of the cluster has torch 1\.0"):
+            pool._leave_out(cluster._Other("far", {"torch": "1.0"}, node), frozenset())
 
 
 def test_a_study_keeps_what_was_finished_before_its_workers_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
