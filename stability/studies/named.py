@@ -50,11 +50,15 @@ def _short() -> Study:
     return _on_digits("digits-short", methods, seeds=3, steps=80, **how)
 
 
+_ALL = tuple(name for name in SELECTORS if name != "synflow")
+"""The selectors that are compared on transformers, to which SynFlow does not apply: its argument needs layers such as ReLU."""
+
+
 def _selectors() -> Study:
     """Every selector by its name, those that choose k at one p."""
     own = {"adapter": {"width": 4}, "lora": {"rank": 4}}
     ruled = ("full", "mixout", "bitfit", "biases-norms", "last-layers", "head-only", *own)
-    methods = [selector_named(name, *(() if name in ruled else (0.03,)), **own.get(name, {})) for name in SELECTORS]
+    methods = [selector_named(name, *(() if name in ruled else (0.03,)), **own.get(name, {})) for name in _ALL]
     return _on_digits("selectors-digits", methods, seeds=5, steps=100, estimator=Assisted(20), check_replicas=None)
 
 
@@ -220,7 +224,7 @@ _FROM_WHOLE = ("diffpruning", "childpruning", "lt-sft", "movement")
 _COMPARED = replace(
     _CLAIMS,
     tasks=("stsb",),
-    methods=tuple(SELECTORS),
+    methods=_ALL,
     burn_in=24,
     project_every=6,
     seeds=3,
@@ -230,7 +234,7 @@ _COMPARED = replace(
     batch_size=8,
     rates=(
         *((method, 1e-3) for method in _FROM_WHOLE),
-        *((method, 3e-3) for method in SELECTORS if method not in (*_WHOLE, *_FROM_WHOLE)),
+        *((method, 3e-3) for method in _ALL if method not in (*_WHOLE, *_FROM_WHOLE)),
     ),
     measured_seeds=1,
     retrainings=8,
