@@ -161,12 +161,13 @@ class MaskComparison:
         """What the table does not say, a sentence each."""
         seeds = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"
         lines = [f"Problem {self.problem}, n = {self.n}, {seeds}. Overlap of two masks: |A ∩ B| / |A ∪ B|."]
+        if len(self.seeds) > 1:
+            lines.append("seeds: the overlap of the masks of two seeds.")
         if self.left_out:
-            every = len(self.left_out) == self.n
-            which = f"each of all {self.n} examples" if every else f"each of {len(self.left_out)} of {self.n} examples"
-            lines.append(f"Left out was {which}.")
+            every = f"all {self.n}" if len(self.left_out) == self.n else f"{len(self.left_out)} of {self.n}"
+            lines.append(f"left out: the overlap of the mask of all examples with that without one of them, for {every} examples.")
             if fixed := [name for name in self.masks if not self.uses_data[name]]:
-                lines.append(f"No example was left out of {', '.join(fixed)}, whose masks do not depend on the training set.")
+                lines.append(f"It is 1 by definition where the training set is not used: {', '.join(fixed)}.")
             if lost := int(self.without["jaccard"].isna().sum()):
                 lines.append(f"{lost} trainings without an example failed, and count in no mean.")
         return lines
@@ -183,13 +184,16 @@ class MaskComparison:
     def _rows(self) -> pd.DataFrame:
         """The table as text."""
         found = self.table()
-        shown = {"selector": found["selector"], "k": found["k"].map("{:,.0f}".format), "p": found["sparsity"].map("{:.3g}".format)}
-        for what, column in (("two seeds", "seeds"), ("one left out", "left_out")):
-            if found[f"{column}_mean"].notna().any():
-                shown |= {f"{what}, {of}": found[f"{column}_{of}"].map(_number) for of in ("mean", "least")}
+        shown = [found["selector"], found["k"].map("{:,.0f}".format), found["sparsity"].map("{:.3g}".format)]
+        heads = ["selector", "k", "p"]
+        for what, of in (("seeds", "seeds"), ("left out", "left_out")):
+            if found[f"{of}_mean"].notna().any():
+                shown += [found[f"{of}_{which}"].map(_number) for which in ("mean", "least")]
+                heads += [f"{what}: mean", "least"]
         if found["most"].map(len).any():
-            shown["changed most by"] = found["most"].map(lambda most: ", ".join(map(str, most)) or "–")
-        return pd.DataFrame(shown)
+            shown.append(found["most"].map(lambda most: ", ".join(map(str, most)) or "–"))
+            heads.append("changed most by")
+        return pd.concat(shown, axis=1).set_axis(heads, axis=1)
 
 
 _MEANS = ["chosen", "density", "share"]

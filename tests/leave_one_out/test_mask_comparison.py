@@ -136,7 +136,7 @@ def test_inserted_modules_share_nothing(digits: Problem) -> None:
     assert rows["magnitude", "head-only"]["jaccard"] == 0
     assert rows["magnitude", "full"]["jaccard"] == pytest.approx(rows["magnitude", "full"]["by_chance"])
     assert (found.table()["seeds_mean"] == 1).all()
-    assert "No example was left out of" in str(found)
+    assert "1 by definition where the training set is not used: lora rank=2, magnitude, head-only, full." in str(found)
 
 
 def test_one_selector_and_one_seed_have_no_overlaps(digits: Problem) -> None:
