@@ -53,6 +53,9 @@ class MaskComparison:
         between_seeds: a row for each selector and each two of its seeds: ``selector``, ``first``, ``second``, ``jaccard``.
         without: a row for each selector that uses S, each seed and each example that was left out: ``selector``, ``seed``,
             ``index``, ``jaccard``, the overlap of the mask of S with that of Sⁱ; NaN where the training without it failed.
+        rounding: a row for each such selector whose masks are found during training, and each seed: ``selector``, ``seed``,
+            ``jaccard``, the overlap of the mask of S with that of the same training, where the examples of each batch come in
+            reverse order. What is no less in ``without`` may be rounding.
         left_out: the examples that were left out, ascending.
         uses_data: by selector, whether its mask depends on S. Where it does not, the masks of S and Sⁱ are the same by definition,
             and nothing is computed.
@@ -71,6 +74,7 @@ class MaskComparison:
     overlaps: pd.DataFrame
     between_seeds: pd.DataFrame
     without: pd.DataFrame
+    rounding: pd.DataFrame
     left_out: tuple[int, ...]
     uses_data: Mapping[str, bool]
     n: int
@@ -140,10 +144,12 @@ class MaskComparison:
         Returns:
             Columns ``selector``; ``k``, the number of coordinates, in the mean over seeds; ``sparsity``, k / m; ``uses_data``;
             ``seeds_mean`` and ``seeds_least``, the mean and the least overlap of the masks of two seeds; ``left_out_mean`` and
-            ``left_out_least``, those of the masks of S and Sⁱ over examples and seeds, 1 where S is not used; and ``most``, the
-            three examples that change the mask most, in the mean over seeds. NaN where nothing of it was asked for.
+            ``left_out_least``, those of the masks of S and Sⁱ over examples and seeds, 1 where S is not used; ``rounding``, the
+            mean overlap that rounding alone leaves, 1 for masks that are chosen before training; and ``most``, the three examples
+            that change the mask most, in the mean over seeds. NaN where nothing of it was asked for.
         """
         seeds, without = (found.groupby("selector")["jaccard"].agg(["mean", "min"]) for found in (self.between_seeds, self.without))
+        rounding = self.rounding.groupby("selector")["jaccard"].mean()
         each, rows = self.by_example(), []
         for name, masks in self.masks.items():
             unchanged = (1.0, 1.0) if self.left_out and not self.uses_data[name] else (math.nan, math.nan)
@@ -151,6 +157,7 @@ class MaskComparison:
             row |= {"sparsity": sum(mask.sparsity for mask in masks.values()) / len(masks), "uses_data": self.uses_data[name]}
             row["seeds_mean"], row["seeds_least"] = seeds.loc[name] if name in seeds.index else (math.nan, math.nan)
             row["left_out_mean"], row["left_out_least"] = without.loc[name] if name in without.index else unchanged
+            row["rounding"] = rounding.get(name, 1.0 if self.left_out else math.nan)
             changed = each[name][each[name] < 1].nsmallest(_SHOWN) if name in each else each.index[:0].to_series()
             rows.append(row | {"most": tuple(int(i) for i in changed.index)})
         table = pd.DataFrame(rows)
@@ -168,6 +175,8 @@ class MaskComparison:
             lines.append(f"left out: the overlap of the mask of all examples with that without one of them, for {every} examples.")
             if fixed := [name for name in self.masks if not self.uses_data[name]]:
                 lines.append(f"It is 1 by definition where the training set is not used: {', '.join(fixed)}.")
+            if len(self.rounding):
+                lines.append("rounding: the same, with all examples, where those of each batch come in reverse order.")
             if lost := int(self.without["jaccard"].isna().sum()):
                 lines.append(f"{lost} trainings without an example failed, and count in no mean.")
         return lines
@@ -190,6 +199,9 @@ class MaskComparison:
             if found[f"{of}_mean"].notna().any():
                 shown += [found[f"{of}_{which}"].map(_number) for which in ("mean", "least")]
                 heads += [f"{what}: mean", "least"]
+        if len(self.rounding):
+            shown.append(found["rounding"].map(_number))
+            heads.append("rounding")
         if found["most"].map(len).any():
             shown.append(found["most"].map(lambda most: ", ".join(map(str, most)) or "–"))
             heads.append("changed most by")
@@ -217,8 +229,8 @@ def compare_masks(
     """Compare the masks of several selectors on one training set: with each other, between seeds, and without single examples.
 
     A mask of Sⁱ, S without z_i, is that which :func:`stability.measure` trains with. Masks that are found during training are those
-    of replicas: S and every Sⁱ are trained together, with the same start and the same batches. Those differ by rounding, too, so
-    that an overlap very near 1 may not be the example's doing.
+    of replicas: S and every Sⁱ are trained together, with the same start and the same batches. S is then trained once more, to see
+    what rounding alone does.
 
     Args:
         problem: what is to be learned.
@@ -268,21 +280,24 @@ def compare_masks(
         problem.check_independence()
     masks: dict[str, dict[int, Mask]] = {}
     without: list[dict[str, Any]] = []
+    rounding: list[dict[str, Any]] = []
     with stages(progress) as told:
         for name, algorithm in algorithms.items():
             some = chosen if algorithm.selector.uses_data else []
             for seed in seeds:
-                mask, others = _found(problem, replace(algorithm, seed=seed), some, told)
+                mask, others, again = _found(problem, replace(algorithm, seed=seed), some, told)
                 known = masks.setdefault(name, {})
                 known[seed] = next((other for other in known.values() if other.equals(mask)), mask)  # large ones are kept once
                 rows = zip(some, others, strict=True)
                 without += [{"selector": name, "seed": seed, "index": i, "jaccard": overlap} for i, overlap in rows]
+                rounding += [{"selector": name, "seed": seed, "jaccard": overlap} for overlap in again]
         told.begin("comparing the masks")
         return MaskComparison(
             masks=masks,
             overlaps=_overlaps(masks, seeds),
             between_seeds=_between_seeds(masks, seeds),
             without=pd.DataFrame(without, columns=["selector", "seed", "index", "jaccard"]).astype({"jaccard": float}),
+            rounding=pd.DataFrame(rounding, columns=["selector", "seed", "jaccard"]).astype({"jaccard": float}),
             left_out=tuple(chosen),
             uses_data={name: algorithm.selector.uses_data for name, algorithm in algorithms.items()},
             n=problem.n,
@@ -304,22 +319,27 @@ def _named(selectors: Sequence[Compared] | Mapping[str, Compared], training: Map
     return dict(zip(names, made, strict=True))
 
 
-def _found(problem: Problem, algorithm: Algorithm, left_out: Sequence[int], told: Stages) -> tuple[Mask, list[float]]:
-    """The mask of S, and its overlap with that of each Sⁱ."""
+def _found(problem: Problem, algorithm: Algorithm, left_out: Sequence[int], told: Stages) -> tuple[Mask, list[float], list[float]]:
+    """The mask of S, its overlap with that of each Sⁱ, and where it is found during training the one that rounding leaves."""
     problem, units = algorithm.equivalent(problem), SingleExamples(problem.n)
     with suited_to(problem, algorithm):
         if not algorithm.selector.moving:
             own, *others = MasksOfUnits(problem, algorithm, units, reselect=True, told=told).of(left_out)
-            return own, [jaccard(own, other) for other in others]
+            return own, [jaccard(own, other) for other in others], []
         weights = torch.cat([torch.ones(1, problem.n), units.weights(torch.tensor(left_out, dtype=torch.int64))])
         steps = len(weights) * algorithm.max_steps if algorithm.stepwise else None
         told.begin(f"training by which {algorithm.name} finds its masks", steps)
         replicas = train(problem, algorithm, weights, progress=told)
+        again = []
+        if left_out:
+            told.begin(f"training {algorithm.name} once more, to see what rounding does", algorithm.max_steps)
+            again = [train(problem, algorithm, weights[:1], reverse_batches=True, progress=told)]
     failed = replicas.failed_step.tolist()
     if failed[0] >= 0:
         raise MeasurementError(f"{algorithm.name} found no mask, for its training {replicas.algorithm.failure(failed[0])}")
     own, *others = replicas.masks
-    return own, [jaccard(own, other) if step < 0 else math.nan for other, step in zip(others, failed[1:], strict=True)]
+    changed = [jaccard(own, other) if step < 0 else math.nan for other, step in zip(others, failed[1:], strict=True)]
+    return own, changed, [jaccard(own, one.masks[0]) for one in again]
 
 
 def _overlaps(masks: Mapping[str, Mapping[int, Mask]], seeds: Sequence[int]) -> pd.DataFrame:

@@ -35,8 +35,9 @@ def masks(comparison: MaskComparison) -> Figure:
 
     From above: the share of the mask that is in each layer, and in each kind of tensor, beside the share of all parameters that are
     there; the overlap of each two selectors, and above the diagonal that of random masks with as many coordinates in each tensor;
-    the overlap of the masks of S and Sⁱ, in the mean and at the least, and that of the masks of two seeds. What was not computed is
-    left out. Of more than 32 layers or kinds, those of the largest shares are drawn.
+    the overlap of the masks of S and Sⁱ, in the mean and at the least, beside what rounding alone leaves where that is less than
+    1, and the overlap of the masks of two seeds. What was not computed is left out. Of more than 32 layers or kinds, those of the
+    largest shares are drawn.
 
     Args:
         comparison: of :func:`stability.leave_one_out.compare_masks`.
@@ -161,6 +162,7 @@ def _changes(ax: Axes, comparison: MaskComparison, table: pd.DataFrame) -> list[
     """The overlap of the masks of S and Sⁱ in the mean and at the least, and of those of two seeds, above each selector."""
     style = styles(comparison.selectors)
     seeds, without = table["seeds_mean"].notna().any(), table["left_out_mean"].notna().any()
+    rounded = without and bool((table["rounding"] < 1).any())
     for place, row in enumerate(table.to_dict("records")):
         colour = style[str(row["selector"])][0]
         if without:
@@ -168,6 +170,8 @@ def _changes(ax: Axes, comparison: MaskComparison, table: pd.DataFrame) -> list[
             ax.plot(place, row["left_out_least"], "_", color=colour, ms=5, gid="least", clip_on=False)
             filled = colour if row["uses_data"] else "white"
             ax.plot(place, row["left_out_mean"], "o", color=colour, mfc=filled, ms=4, gid="values", clip_on=False, zorder=3)
+        if rounded and row["rounding"] < 1:
+            ax.hlines(row["rounding"], place - 0.35, place + 0.35, color="0.6", lw=1.2, gid="rounding")
         if seeds:
             ax.plot(place, row["seeds_mean"], "x", color="0.35", ms=4, gid="seeds", clip_on=False, zorder=4)
     least = float(np.nanmin(table[["left_out_least", "seeds_mean"]].to_numpy(dtype=float)))
@@ -180,6 +184,7 @@ def _changes(ax: Axes, comparison: MaskComparison, table: pd.DataFrame) -> list[
     which = "all" if len(comparison.left_out) == comparison.n else f"{len(comparison.left_out)} of the"
     return [
         f"Dots: mean over {which} examples, each left out once. Lines: down to the least." if without else "",
+        "Grey lines: what rounding alone leaves." if rounded else "",
         "Hollow: the mask does not depend on the training set." if without and not table["uses_data"].all() else "",
         "Crosses: mean over each two seeds." if seeds else "",
     ]

@@ -338,7 +338,7 @@ def show_shares(mask: Mask) -> None:
     groupings: tuple[Grouping, ...] = ("layer", "kind")
     for by in groupings:
         found = shares(mask, by)
-        width = max(map(len, found[by]))
+        width = max(map(len, [by, *found[by]]))
         found[by] = found[by].str.ljust(width)
         found = found.assign(**{name: found[name].map(_percent) for name in ("density", "share", "of_model")})
         called = {by: by.ljust(width), "size": "of", "share": "share of the mask", "of_model": "of the model"}

@@ -125,6 +125,10 @@ def test_moving_masks_of_all_are_replicas_of_one_call(digits: Problem) -> None:
     weights = torch.cat([torch.ones(1, digits.n), leaving_out(digits.n, *found.left_out)[1:]])
     masks = train(digits, FineTuning(ChildPruning(0.03), steps=STEPS), weights).masks
     assert found.without["jaccard"].tolist() == [overlap(masks[0], masks[1]), overlap(masks[0], masks[2])]
+    again = train(digits, FineTuning(ChildPruning(0.03), steps=STEPS), reverse_batches=True).masks[0]
+    assert found.rounding["jaccard"].tolist() == found.table()["rounding"].tolist() == [overlap(masks[0], again)]
+    assert "rounding: the same, with all examples" in str(found)
+    assert (compare_masks(digits, [SAM(0.03), MixoutReset(0.03)], left_out=2, steps=2).table()["rounding"] == 1).all()
 
 
 def test_inserted_modules_share_nothing(digits: Problem) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
@@ -64,6 +66,15 @@ def test_marks_are_the_means_and_the_least(three: MaskComparison) -> None:
     said = words(ax.figure)  # type: ignore[arg-type]
     assert "mean over 3 of the examples, each left out once" in said
     assert "n = 24 · 2 seeds" in said
+
+
+def test_what_rounding_does_is_drawn_where_it_does_something(three: MaskComparison) -> None:
+    assert not by_gid(panels(three)[CHANGES], "rounding")
+    rounding = pd.DataFrame({"selector": ["sam", "sam"], "seed": [0, 1], "jaccard": [0.9, 0.8]})
+    figure = plotting.masks(dataclasses.replace(three, rounding=rounding))
+    (line,) = [artist for ax in figure.axes for artist in by_gid(ax, "rounding")]
+    assert line.get_segments()[0][:, 1].tolist() == pytest.approx([0.85, 0.85])
+    assert "Grey lines: what rounding alone leaves." in words(figure)
 
 
 def test_what_was_not_computed_is_left_out(digits: Problem) -> None:
