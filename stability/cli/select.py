@@ -1,4 +1,4 @@
-"""``stability select``: a mask, chosen and saved."""
+"""``stability select``: a mask, chosen, saved and described."""
 
 from __future__ import annotations
 
