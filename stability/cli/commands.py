@@ -19,7 +19,7 @@ COMMANDS = {
     "run": ("stability.cli.run:run", "Run a study, or go on with one; print its table."),
     "loo": ("stability.cli.loo:loo", "Measure the leave-one-out stability of one method."),
     "compare": ("stability.cli.compare:compare", "Compare several methods, each with its own settings."),
-    "select": ("stability.cli.select:select", "Choose a mask and save it."),
+    "select": ("stability.cli.select:select", "Choose a mask, and save or describe it."),
     "bounds": ("stability.cli.bounds:bounds", "Compute Theorem 1, and with a loss also Theorem 2, for given constants."),
     "figures": ("stability.cli.figures:figures", "Draw the figures of a store, or those of the paper's published numbers."),
     "table": ("stability.cli.table:table", "Print the table of a store, or one of the paper's."),

@@ -12,13 +12,16 @@ from stability.leave_one_out.estimate import StabilityEstimate
 from stability.leave_one_out.estimators import Status
 from stability.leave_one_out.units import SingleExamples, Units
 from stability.leave_one_out.wording import amount, doubts, duration, remedy, sentence
+from stability.masks import Mask
 from stability.problems.metrics import commonest_class
 from stability.problems.problem import Problem
+from stability.selectors import shares
+from stability.selectors.comparing import Grouping
 from stability.training import Algorithm
 from stability.training.replicas import Replicas
 from stability.training.threads import suited_to
 
-__all__ = ["metrics_of", "settling", "show_bounds", "show_estimate", "show_examples", "show_loop", "signed"]
+__all__ = ["metrics_of", "settling", "show_bounds", "show_estimate", "show_examples", "show_loop", "show_shares", "signed"]
 
 
 def show_estimate(
@@ -310,3 +313,37 @@ def show_examples(rows: Sequence[Mapping[str, Any]], units: Units, width: int = 
         text, room = row["shown"].rpartition(" [")[0], width - len(change) - len(label) - 15
         text = text if len(text) <= room else text[: max(room - 1, 20)] + "…"
         print(f"  {row['share']:4.0%}  {text} [{label}  ({change})")
+
+
+def show_shares(mask: Mask) -> None:
+    """Print where the coordinates of a mask are: a table of layers, and one of kinds of tensors.
+
+    Args:
+        mask: the mask.
+
+    Example:
+        >>> import torch
+        >>> shapes = {"emb": (5,), "layer.0.w": (2, 2), "layer.1.w": (2, 2)}
+        >>> show_shares(Mask(shapes, {"layer.0.w": torch.tensor([0]), "layer.1.w": torch.tensor([0, 1, 3])}))
+        <BLANKLINE>
+        layer    chosen  of density share of the mask of the model
+        0             1   4  25.0 %            25.0 %       30.8 %
+        1             3   4  75.0 %            75.0 %       30.8 %
+        outside       0   5   0.0 %             0.0 %       38.5 %
+        <BLANKLINE>
+        kind  chosen  of density share of the mask of the model
+        w          4   8  50.0 %           100.0 %       61.5 %
+        emb        0   5   0.0 %             0.0 %       38.5 %
+    """
+    groupings: tuple[Grouping, ...] = ("layer", "kind")
+    for by in groupings:
+        found = shares(mask, by)
+        width = max(map(len, [by, *found[by]]))
+        found[by] = found[by].str.ljust(width)
+        found = found.assign(**{name: found[name].map(_percent) for name in ("density", "share", "of_model")})
+        called = {by: by.ljust(width), "size": "of", "share": "share of the mask", "of_model": "of the model"}
+        print("", found.rename(columns=called).to_string(index=False), sep="\n")
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"

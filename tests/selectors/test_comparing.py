@@ -1,0 +1,139 @@
+"""What masks look like: shares and overlaps that were counted by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import pytest
+import torch
+
+from stability import Mask, Problem, UsageError
+from stability.selectors import SAM, FullTuning, HeadOnly, LoRA, jaccard, jaccard_by_chance, shares
+from tests import tiny
+
+
+def mask(shapes: Mapping[str, tuple[int, ...]], **chosen: list[int]) -> Mask:
+    """A mask by hand: of each tensor, whose name has its dots written as ``_``, some flat indices."""
+    names = {name.replace(".", "_"): name for name in shapes}
+    return Mask(shapes, {names[name]: torch.tensor(index) for name, index in chosen.items()})
+
+
+ENCODER = {
+    "net.word.weight": (5, 2),
+    "net.layer.10.q.weight": (2, 2),
+    "net.layer.2.q.weight": (2, 2),
+    "net.layer.2.sub.0.bias": (2,),
+    "net.layer.10.sub.0.bias": (2,),
+    "net.norm.bias": (3,),
+}
+
+
+def test_shares_by_layer_and_by_kind() -> None:
+    found = mask(ENCODER, net_word_weight=[1], net_layer_10_q_weight=[0, 3], net_layer_2_sub_0_bias=[1])
+    layers = shares(found)
+    assert layers["layer"].tolist() == ["2", "10", "outside"]
+    assert layers["chosen"].tolist() == [1, 2, 1]
+    assert layers["size"].tolist() == [6, 6, 13]
+    assert layers["density"].tolist() == pytest.approx([1 / 6, 2 / 6, 1 / 13])
+    assert layers["share"].tolist() == [0.25, 0.5, 0.25]
+    assert layers["of_model"].tolist() == pytest.approx([6 / 25, 6 / 25, 13 / 25])
+    kinds = shares(found, "kind").set_index("kind")
+    assert kinds.index.tolist() == ["q.weight", "sub.*.bias", "word.weight", "norm.bias"]
+    assert kinds["chosen"].tolist() == [2, 1, 1, 0]
+    assert kinds["size"].tolist() == [8, 4, 10, 3]
+    tensors = shares(found, "tensor").set_index("tensor")
+    assert tensors["chosen"].to_dict() == {**dict.fromkeys(ENCODER, 0), **{n: len(i) for n, i in found.indices.items()}}
+
+
+def test_each_stack_of_layers_has_rows_of_its_own() -> None:
+    shapes = {f"t.{part}.{n}.w": (2,) for part in ("encoder", "decoder") for n in (0, 1)}
+    assert shares(mask(shapes, t_decoder_1_w=[0]))["layer"].tolist() == ["encoder.0", "encoder.1", "decoder.0", "decoder.1"]
+    assert shares(mask(shapes, t_decoder_1_w=[0]), "kind")["kind"].tolist() == ["w"]
+
+
+@pytest.mark.parametrize("shapes", [{"weight": (2,)}, {"a.weight": (2,), "a.bias": (1,)}, {"0.weight": (2,), "2.weight": (2,)}])
+def test_models_of_any_names(shapes: dict[str, tuple[int, ...]]) -> None:
+    found = Mask(shapes, {name: torch.tensor([0]) for name in shapes})
+    layers, kinds = shares(found), shares(found, "kind")
+    assert layers["chosen"].sum() == kinds["chosen"].sum() == len(shapes)
+    assert layers["share"].sum() == kinds["share"].sum() == pytest.approx(1)
+    assert kinds["kind"].tolist() == list(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
+    assert layers["layer"].tolist() == (["0", "2"] if "0.weight" in shapes else ["outside"])
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
+def test_layers_and_kinds_of_models_of_transformers(family: str) -> None:
+    import transformers
+
+    model = transformers.AutoModel.from_config({**tiny.FAMILIES, **tiny.OTHERS}[family]())
+    found = Mask.full(dict(model.named_parameters()))
+    layers, kinds = shares(found), shares(found, "kind")
+    numbered = [layer for layer in layers["layer"] if layer != "outside"]
+    assert numbered == (
+        ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"] if family == "t5" else ["0", "1"]
+    )
+    assert not kinds["kind"].str.contains(r"(?:^|\.)\d+\.", regex=True).any()
+    query = {"bert": "attention.self.query.weight", "gpt2": "attn.c_attn.weight", "t5": "layer.*.SelfAttention.q.weight"}[family]
+    width = {"bert": 16 * 16, "gpt2": 16 * 48, "t5": 16 * 16}[family]
+    assert kinds.set_index("kind")["size"][query] == width * (4 if family == "t5" else 2)
+    assert layers["size"].sum() == kinds["size"].sum() == found.total
+
+
+def test_shares_of_no_and_of_all_coordinates(digits: Problem) -> None:
+    none, every = (shares(one.select(digits, 0)) for one in (HeadOnly(), FullTuning()))
+    assert (none["chosen"] == 0).all()
+    assert none["share"].isna().all()
+    assert (every["density"] == 1).all()
+    assert every["share"].tolist() == every["of_model"].tolist()
+
+
+def test_overlap_by_hand(digits: Problem) -> None:
+    shapes = {"a": (4,), "b": (4,)}
+    one, other = mask(shapes, a=[0, 1, 2], b=[3]), mask(shapes, a=[1, 2, 3])
+    assert jaccard(one, other) == jaccard(other, one) == 2 / 5
+    assert jaccard(one, one) == 1
+    assert jaccard(one, mask(shapes, b=[0])) == 0
+    assert jaccard(mask(shapes), mask(shapes)) == 1
+    inserted = LoRA(rank=2)
+    assert math.isnan(jaccard(inserted.select(digits, 0), SAM(0.01).select(digits, 0)))
+    assert math.isnan(jaccard_by_chance(inserted.select(digits, 0), SAM(0.01).select(digits, 0)))
+
+
+@pytest.mark.parametrize(("a", "b"), [(60, 60), (20, 150), (300, 300), (200, 10)])
+def test_overlap_by_chance_is_that_of_random_masks(a: int, b: int) -> None:
+    """Against 4000 draws, within four standard errors and half a thousandth for the terms beyond the second."""
+    draw, shapes = torch.Generator().manual_seed(1), {"a": (200,), "b": (100,)}
+    one, other = (Mask.at(shapes, torch.randperm(300, generator=draw)[:count].sort().values) for count in (a, b))
+    in_tensors = [(size, len(one.indices.get(name, ())), len(other.indices.get(name, ()))) for name, (size,) in shapes.items()]
+    groupings: dict[Literal["model", "tensor"], list[tuple[int, int, int]]] = {"model": [(300, a, b)], "tensor": in_tensors}
+    for within, groups in groupings.items():
+        both = torch.zeros(4000, dtype=torch.float64)
+        for size, mine, theirs in groups:
+            ranks = torch.rand(4000, size, generator=draw).argsort(1)  # of one mask; the other may be the first coordinates
+            both += (ranks[:, :mine] < theirs).sum(1)
+        drawn = both / (a + b - both)
+        expected, error = float(drawn.mean()), float(drawn.std()) / math.sqrt(4000)
+        assert jaccard_by_chance(one, other, within) == pytest.approx(expected, abs=4 * error + 5e-4)
+
+
+def test_overlap_by_chance_in_tensors_counts_agreement_on_tensors() -> None:
+    shapes = {"a": (100,), "b": (900,)}
+    one, other = (Mask(shapes, {"a": torch.arange(first, first + 50)}) for first in (0, 25))
+    assert jaccard_by_chance(one, other, "tensor") == pytest.approx(25 / 75, abs=0.01)
+    assert jaccard_by_chance(one, other) == pytest.approx(2.5 / 97.5, abs=0.002)
+    full = Mask(shapes, {"a": torch.arange(100), "b": torch.arange(900)})
+    assert jaccard_by_chance(full, full) == jaccard_by_chance(full, full, "tensor") == 1
+    assert jaccard_by_chance(Mask(shapes, {}), Mask(shapes, {})) == 1
+    assert jaccard_by_chance(full, Mask(shapes, {})) == 0
+
+
+def test_bad_input() -> None:
+    found = mask({"a": (2,)}, a=[0])
+    with pytest.raises(UsageError, match="unknown by 'head': use layer, kind or tensor"):
+        shares(found, "head")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="use a mask, such as"):
+        shares({"a": torch.tensor([0])})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="unknown within 'layer'"):
+        jaccard_by_chance(found, found, "layer")  # type: ignore[arg-type]
