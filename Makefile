@@ -33,7 +33,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 notebooks: $(READY)  ## run every notebook from top to bottom
-	$(BIN)/pytest --nbmake --override-ini addopts= --override-ini testpaths= notebooks
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --nbmake --override-ini addopts= --override-ini testpaths= notebooks
 
 theory: $(READY)  ## bounds against measured stability, convex (1 minute) and digits (50 minutes on two cores)
 	$(BIN)/stability run theory-convex --store runs/theory-convex.sqlite

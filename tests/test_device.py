@@ -40,11 +40,10 @@ from stability.training.replicas import train
 from stability.training.stopping import EarlyStopping
 from tests import simulated_device, tiny
 from tests.reference import ELSEWHERE, SIMULATED, as_double, leaving_out, rounding
-from tests.selectors.test_laws import EVERY, VARIANTS, algorithm, described
+from tests.selectors.test_laws import EVERY, VARIANTS, algorithm, described, turns
 
 elsewhere = pytest.mark.parametrize("device", ELSEWHERE)
 simulated = pytest.mark.parametrize("device", [SIMULATED])
-each = pytest.mark.parametrize("selector", EVERY, ids=described)
 
 
 def small(problem: Problem, n: int = 8) -> Problem:
@@ -78,7 +77,7 @@ def same_estimate(found: StabilityEstimate, wanted: StabilityEstimate, device: s
 
 
 @elsewhere
-@each
+@turns
 def test_every_method_trains_as_on_the_cpu(selector: Selector, device: str, learned: Problem) -> None:
     double = as_double(learned)
     here, away = (train(p, algorithm(selector), leaving_out(p.n, 1, 2)) for p in (double, there(double, device)))

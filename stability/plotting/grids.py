@@ -174,16 +174,21 @@ def _together(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, li
     columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     figure, axes = new_figure(rows, columns, (4.6 if columns == 1 else _WIDTH, 0.8 + 2.25 * rows))
-    style, cut = styles(names), False
+    style, cut, across = styles(names), False, False
     shift = _side_by_side(pd.concat([curve.table for _, curve in panels]))
     for ax, (block, curve) in zip(axes, panels, strict=False):
         fitted(ax, block)
-        p_axis(ax, curve.table.dropna(subset="y")["p"], room={1: 1 / 8, 2: 1 / 6}.get(columns, 1 / 4))
+        known = curve.table.dropna(subset="y")
+        p_axis(ax, known.loc[known["p"] > 0, "p"], room={1: 1 / 8, 2: 1 / 6}.get(columns, 1 / 4))
         ends = []
-        for name, mine in curve.table.dropna(subset="y").groupby("series", sort=False):
-            x = mine["p"].to_numpy() * shift[str(name)]
-            cut |= _line(ax, mine, style[str(name)], x, hollow=False)
-            ends.append((x[-1], mine["y"].iloc[-1], label(str(name)), style[str(name)][0]))
+        for name, mine in known.groupby("series", sort=False):
+            x, colour = mine["p"].to_numpy() * shift[str(name)], style[str(name)][0]
+            if (x == 0).all():  # it has no place on a logarithmic axis
+                across = True
+                ax.axhline(mine["y"].iloc[0], color=colour, ls=(0, (1, 3)), lw=1, gid="across")
+            else:
+                cut |= _line(ax, mine, style[str(name)], x, hollow=False)
+            ends.append((x[-1] or ax.get_xlim()[1], mine["y"].iloc[-1], label(str(name)), colour))
         if columns < 3 or ax in (axes[len(panels) - 1], *axes[columns - 1 :: columns]):  # once a row where panels are narrow
             beside(ax, ends, height=1.7)
         ax.set(xlabel="p [%]" if columns > 2 else "p [% of the pretrained parameters]", ylabel=block.label)
@@ -192,7 +197,7 @@ def _together(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, li
     for ax in axes[len(panels) :]:
         ax.remove()
     shifted = "Lines of the same p stand side by side." if any(value != 1 for value in shift.values()) else ""
-    return figure, [shifted, CUT if cut else ""]
+    return figure, [shifted, "Dotted across: p = 0, where the head alone is trained." if across else "", CUT if cut else ""]
 
 
 def _side_by_side(table: pd.DataFrame) -> dict[str, float]:

@@ -107,7 +107,9 @@ def projection_discontinuity(results: StudyResults) -> Figure:
 
 def _beside(row: Any, fixed: pd.DataFrame) -> Any:
     """The row of the fixed mask to compare with: SAM's before others, at the nearest p."""
-    order = fixed.assign(other=fixed["method"] != "sam", apart=np.log(fixed["sparsity"] / row["sparsity"]).abs())
+    p = fixed["sparsity"]
+    near = p.clip(upper=row["sparsity"]) / p.clip(lower=row["sparsity"])  # 1 for the same p, 0 for p = 0
+    order = fixed.assign(other=fixed["method"] != "sam", apart=1 - near)
     return fixed.loc[order.sort_values(["other", "apart"]).index[0]]
 
 

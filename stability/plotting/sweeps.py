@@ -256,7 +256,7 @@ def _points(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any]) -> bool:
     ax.vlines(up["x"], up["low"], up["high"], color=colour, lw=0.7, gid="interval")
     if cut.any():
         ax.plot(left[cut], across["y"][cut], "<", color=colour, ms=3.5, gid="cut")
-    sizes = 12 + 24 * np.maximum(np.log10(mine["p"].astype(float)) + 3, 0) / 3
+    sizes = 12 + 8 * (np.log10(mine["p"].astype(float).clip(lower=1e-3)) + 3)
     ax.scatter(mine["x"], mine["y"], s=sizes, color=colour, marker=marker, lw=0, zorder=3, gid="values")
     return bool(cut.any())
 

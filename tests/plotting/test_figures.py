@@ -191,6 +191,19 @@ def test_with_one_p_each_method_has_a_row() -> None:
     assert len(by_gid(one, "values")) == 1
 
 
+def test_a_method_without_a_p_goes_across_and_no_line_is_lost() -> None:
+    results = stored("digits").where(method=["sam", "random", "bitfit"])
+    table = results.table
+    bare = table["method"] == "bitfit"
+    table = table.assign(sparsity=table["sparsity"].mask(bare, 0.0), method=table["method"].mask(bare, "head-only"))
+    (ax,) = plotting.stability(dataclasses.replace(results, table=table)).axes
+    (line,) = by_gid(ax, "across")
+    assert line.get_ydata()[0] == pytest.approx(table.loc[bare, "stability"].astype(float).mean())
+    assert {text.get_text() for text in ax.texts} == {"SAM", "random", "head only"}
+    assert ax.get_xlim()[0] > 0
+    assert "Dotted across: p = 0" in words(ax.figure)
+
+
 def test_every_method_has_a_row_and_the_most_stable_comes_first() -> None:
     results = stored("paper-quick").where(task="rte")
     table = results.table.assign(mask_overlap=np.linspace(0.2, 1.0, len(results)))

@@ -117,6 +117,14 @@ def described(selector: Selector) -> str:
 
 
 each = pytest.mark.parametrize("selector", EVERY, ids=described)
+turns = pytest.mark.parametrize(
+    ("selector", "learned"),
+    [(selector, ("digits", "pairs")[place % 2]) for place, selector in enumerate(EVERY)],
+    indirect=["learned"],
+    ids=[described(selector) for selector in EVERY],
+)
+"""Each method on images or on texts, in turn: for laws of the training of many replicas, which take long."""
+
 each_and_its_variants = pytest.mark.parametrize("selector", EVERY + VARIANTS, ids=described)
 
 
@@ -241,7 +249,7 @@ def test_law_of_leaving_out(selector: Selector, learned: Problem) -> None:
         assert selector.uses_data or mask.equals(selector.select(learned, seed=3))
 
 
-@each
+@turns
 def test_law_of_the_replica_batch(selector: Selector, learned: Problem) -> None:
     """How many replicas go at once changes neither masks nor values."""
     weights = leaving_out(learned.n, 0, 4, 9, 20)
@@ -252,7 +260,7 @@ def test_law_of_the_replica_batch(selector: Selector, learned: Problem) -> None:
     assert torch.equal(by_two.mask_changes, at_once.mask_changes)
 
 
-@each
+@turns
 def test_law_of_the_zero_weight(selector: Selector, learned: Problem) -> None:
     """An example of weight zero has no influence on training, nor on a mask that training finds."""
     inputs = dict(learned.train.inputs)
@@ -284,7 +292,7 @@ def test_law_of_the_file(selector: Selector, learned: Problem, tmp_path: Path) -
     assert torch.equal(anew.logits(tuned, learned.test.inputs), expected)
 
 
-@each
+@turns
 def test_law_of_leave_one_out(selector: Selector, learned: Problem) -> None:
     """Every method goes through the measurement, with its noise floor and its count."""
     small = dataclasses.replace(learned, test=learned.test.take(slice(0, 32)))

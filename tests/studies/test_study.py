@@ -94,7 +94,7 @@ def test_a_selector_of_one_s_own_gets_its_line_in_every_figure(
 def test_fresh_training_sets_and_seeds_have_their_shares(tmp_path: Path) -> None:
     """Two S of two seeds each: one cell for each pair, S drawn by its own seed, and the shares of the variance in the table."""
     mine = dataclasses.replace(SMALL, name="apart", algorithms=SMALL.algorithms[:2], seeds=(0, 1), samples=(5, 6))
-    mine = dataclasses.replace(mine, estimator=Assisted(6))
+    mine = dataclasses.replace(mine, estimator=Assisted(6), check_replicas=None)
     assert mine.identity()["samples"] == [5, 6]
     results = run_study(mine, tmp_path / "apart.sqlite", device="cpu", workers=1)
     frame = results.table
@@ -200,13 +200,15 @@ def test_a_failed_cell_is_recorded_with_its_kind_and_the_machine_s_is_tried_agai
 ) -> None:
     """The others go on; the table names the reason; and the next run measures what may have passed, and nothing else."""
 
+    small = dataclasses.replace(SMALL, check_replicas=None, estimator=Sampled(2))
+
     def failing(problem: Problem, algorithm: Algorithm, **how: Any) -> StabilityEstimate:
         if algorithm.name == "bitfit" and algorithm.seed == 0:
             raise error
         return measure(problem, algorithm, **how)
 
     monkeypatch.setattr("stability.studies.cell.measure", failing)
-    frame = run_study(SMALL, tmp_path / "small.sqlite", device="cpu", workers=1).table
+    frame = run_study(small, tmp_path / "small.sqlite", device="cpu", workers=1).table
     bad = frame[frame["status"] == CellStatus.FAILED]
     assert len(frame) == 6
     assert bad["failure"].tolist() == [kind]
@@ -216,7 +218,7 @@ def test_a_failed_cell_is_recorded_with_its_kind_and_the_machine_s_is_tried_agai
     assert ("tried again" in shown) == (kind != Failure.METHOD)
     monkeypatch.setattr("stability.studies.cell.measure", measure)
     again: list[None] = []
-    frame = run_study(SMALL, tmp_path / "small.sqlite", device="cpu", workers=1, on_cell=lambda progress: again.append(None)).table
+    frame = run_study(small, tmp_path / "small.sqlite", device="cpu", workers=1, on_cell=lambda progress: again.append(None)).table
     assert len(frame) == 6
     assert len(again) == (0 if kind == Failure.METHOD else 1)
     assert (frame["status"] == CellStatus.OK).sum() == 5 + len(again)

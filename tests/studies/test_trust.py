@@ -226,7 +226,6 @@ class Fatal(Selector):
     ("way", "kind", "reason"),
     [
         (signal.SIGKILL, Failure.MACHINE, "was killed, most likely by the system because memory ran out"),
-        (signal.SIGSEGV, Failure.ERROR, "was ended by SIGSEGV"),
         (3, Failure.ERROR, "ended itself with exit code 3"),
     ],
 )
