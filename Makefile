@@ -8,7 +8,7 @@ TIMES ?= 50
 
 MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
 
-.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick claims claims-plan paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean soak ledger fuzz workers
+.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick claims claims-plan paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean soak ledger fuzz workers selectors
 
 run: $(READY)  ## the main job: ten methods on digits, their table, and figures in runs/figures (four minutes on two cores)
 	$(BIN)/stability run digits-short --figures runs/figures
@@ -92,6 +92,14 @@ memory: $(READY)  ## peak memory of digits against steps and n, and its figure (
 
 claims: $(READY)  ## the paper's claims where MiniLM learns: searches and studies of four tasks (days of one core; it goes on where it was stopped)
 	$(BIN)/python -m benchmarks.claims --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(ONLY),--only $(ONLY))
+
+selectors: $(READY)  ## every selector on digits (19 minutes on one core), and on STS-B with MiniLM at learning rates of their own (three hours)
+	$(BIN)/stability run selectors-digits --store runs/selectors-digits.sqlite
+	$(BIN)/stability figures --store runs/selectors-digits.sqlite --out figures --only methods
+	$(BIN)/stability run selectors-stsb-rates --model $(or $(MODEL),$(MINILM)) --data $(DATA) --store runs/selectors-stsb-rates.sqlite
+	$(BIN)/stability run selectors-stsb --model $(or $(MODEL),$(MINILM)) --data $(DATA) --rates-from runs/selectors-stsb-rates.sqlite \
+		--store runs/selectors-stsb.sqlite
+	$(BIN)/stability figures --store runs/selectors-stsb.sqlite --out figures --only methods
 
 claims-plan: $(READY)  ## the hours that these still need
 	$(BIN)/python -m benchmarks.claims --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(ONLY),--only $(ONLY)) --plan

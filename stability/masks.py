@@ -216,6 +216,9 @@ class Mask:
         Args:
             other: the other mask. Two masks without any coordinate are the same.
 
+        Returns:
+            The overlap; NaN for masks of different tensors, as those of methods that insert modules.
+
         Example:
             >>> mask, other = (Mask({"w": (4,)}, {"w": torch.tensor(index)}) for index in ([0, 1], [1, 2, 3]))
             >>> mask.overlap(other)
@@ -223,6 +226,8 @@ class Mask:
         """
         if other is self:
             return 1.0
+        if self.shapes != other.shapes:
+            return math.nan
         shared = int(self.contains(other).sum())
         either = self.count + other.count - shared
         return shared / either if either else 1.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stability.reports.labels import LABELS
-from stability.studies import Comparison, StudyResults, chosen_rates
+from stability.studies import Comparison, StudyResults, chosen_rates, missing_cells
 
 __all__ = ["BASE", "STORES", "digits", "rates", "texts"]
 
@@ -26,13 +26,21 @@ def digits() -> str:
 
 
 def texts() -> str:
-    """Every selector on STS-B."""
-    return "\n".join(_table(StudyResults.read(STORES["texts"])))
+    """Every selector on STS-B, of those that are computed."""
+    if not STORES["texts"].exists():
+        return "*No cell of this study is computed yet.*"
+    results = StudyResults.read(STORES["texts"])
+    missing = missing_cells([results])
+    lines = [f"*Unfinished: {'; '.join(missing)}.*", ""] if missing else []
+    return "\n".join([*lines, *_table(results)])
 
 
 def rates() -> str:
-    """The learning rates that were found on STS-B."""
-    found = chosen_rates(StudyResults.read(STORES["texts"].with_stem("selectors-stsb-rates"))).table
+    """The learning rates that were found on STS-B, of the methods for which every rate was tried."""
+    if not (path := STORES["texts"].with_stem("selectors-stsb-rates")).exists():
+        return "*No learning rate is searched for yet.*"
+    found = chosen_rates(StudyResults.read(path)).table
+    found = found[found["missing"] == 0]
     rows = [
         f"| {LABELS[row['method']]} | {row['learning_rate']:g} | {row['validation_metric']:.3f} | {_or(row['constant'])} |"
         for row in found.to_dict("records")

@@ -21,7 +21,7 @@ from stability.leave_one_out.units import SingleExamples
 from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.problems.problem import Problem
-from stability.selectors import Selector, jaccard, jaccard_by_chance, shares
+from stability.selectors import Selector, jaccard_by_chance, shares
 from stability.selectors.comparing import Grouping
 from stability.training import Algorithm, FineTuning
 from stability.training.descent import Progress
@@ -42,7 +42,8 @@ Compared: TypeAlias = Selector | Algorithm
 class MaskComparison:
     """The masks of several selectors on one training set S: where they are, and how much they have in common.
 
-    The *overlap* of two masks A and B is Jaccard's, |A ∩ B| / |A ∪ B|. Printed, the comparison is a table.
+    The *overlap* of two masks A and B is Jaccard's, |A ∩ B| / |A ∪ B| (:meth:`stability.Mask.overlap`). Printed, the comparison is
+    a table.
 
     Attributes:
         masks: the masks by selector and seed.
@@ -325,7 +326,7 @@ def _found(problem: Problem, algorithm: Algorithm, left_out: Sequence[int], told
     with suited_to(problem, algorithm):
         if not algorithm.selector.moving:
             own, *others = MasksOfUnits(problem, algorithm, units, reselect=True, told=told).of(left_out)
-            return own, [jaccard(own, other) for other in others], []
+            return own, [own.overlap(other) for other in others], []
         weights = torch.cat([torch.ones(1, problem.n), units.weights(torch.tensor(left_out, dtype=torch.int64))])
         steps = len(weights) * algorithm.max_steps if algorithm.stepwise else None
         told.begin(f"training by which {algorithm.name} finds its masks", steps)
@@ -338,8 +339,8 @@ def _found(problem: Problem, algorithm: Algorithm, left_out: Sequence[int], told
     if failed[0] >= 0:
         raise MeasurementError(f"{algorithm.name} found no mask, for its training {replicas.algorithm.failure(failed[0])}")
     own, *others = replicas.masks
-    changed = [jaccard(own, other) if step < 0 else math.nan for other, step in zip(others, failed[1:], strict=True)]
-    return own, changed, [jaccard(own, one.masks[0]) for one in again]
+    changed = [own.overlap(other) if step < 0 else math.nan for other, step in zip(others, failed[1:], strict=True)]
+    return own, changed, [own.overlap(one.masks[0]) for one in again]
 
 
 def _overlaps(masks: Mapping[str, Mapping[int, Mask]], seeds: Sequence[int]) -> pd.DataFrame:
@@ -348,10 +349,10 @@ def _overlaps(masks: Mapping[str, Mapping[int, Mask]], seeds: Sequence[int]) -> 
         for first, second in combinations(masks, 2):
             one, other = masks[first][seed], masks[second][seed]
             chance = jaccard_by_chance(one, other), jaccard_by_chance(one, other, within="tensor")
-            rows.append((seed, first, second, jaccard(one, other), *chance))
+            rows.append((seed, first, second, one.overlap(other), *chance))
     return pd.DataFrame(rows, columns=list(_OVERLAPS)).astype(dict.fromkeys(_OVERLAPS[3:], float))
 
 
 def _between_seeds(masks: Mapping[str, Mapping[int, Mask]], seeds: Sequence[int]) -> pd.DataFrame:
-    rows = [(name, *two, jaccard(*(mine[seed] for seed in two))) for name, mine in masks.items() for two in combinations(seeds, 2)]
+    rows = [(name, *two, mine[two[0]].overlap(mine[two[1]])) for name, mine in masks.items() for two in combinations(seeds, 2)]
     return pd.DataFrame(rows, columns=["selector", "first", "second", "jaccard"]).astype({"jaccard": float})

@@ -2,12 +2,12 @@
 
 :class:`Selector` is the interface. A fixed mask subclasses it and writes ``select``; a mask that moves while A trains subclasses
 :class:`Moving` and writes ``begin``; a method that inserts modules subclasses :class:`Inserted` and writes ``insert``.
-:func:`from_scores` makes a selector of a function of one's own. :func:`shares` and :func:`jaccard` tell what masks look like.
+:func:`from_scores` makes a selector of a function of one's own. :func:`shares` tells what masks look like.
 """
 
 from stability.selectors.adapter import Adapter
 from stability.selectors.base import FromScores, Moving, ScoreFunction, Selector, from_scores
-from stability.selectors.comparing import jaccard, jaccard_by_chance, shares
+from stability.selectors.comparing import jaccard_by_chance, shares
 from stability.selectors.configurations import LoRA, Peft
 from stability.selectors.inserted import Inserted
 from stability.selectors.moving import Course, Optimizer, Projected, Run
@@ -64,7 +64,6 @@ __all__ = [
     "Taylor",
     "TrainedMagPruning",
     "from_scores",
-    "jaccard",
     "jaccard_by_chance",
     "magnitude",
     "shares",

@@ -1,4 +1,4 @@
-"""What masks look like: the share of each layer and of each kind of tensor, and how much two masks have in common."""
+"""What masks look like: the share of each layer and of each kind of tensor, and how much random masks have in common."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stability.checks import check_choice, check_kind
 from stability.masks import Mask
 from stability.selectors.scope import layer_of
 
-__all__ = ["OUTSIDE", "Grouping", "jaccard", "jaccard_by_chance", "shares"]
+__all__ = ["OUTSIDE", "Grouping", "jaccard_by_chance", "shares"]
 
 Grouping: TypeAlias = Literal["layer", "kind", "tensor"]
 """What the tensors of a model are put together by."""
@@ -102,30 +102,6 @@ def _common(names: Sequence[str]) -> str:
             break
         shared.append(parts[0] + ".")
     return "".join(shared)
-
-
-def jaccard(one: Mask, other: Mask) -> float:
-    """The overlap of two masks, |A ∩ B| / |A ∪ B|: 1 for equal masks, 0 where no coordinate is in both.
-
-    Args:
-        one: A.
-        other: B.
-
-    Returns:
-        The overlap. It is 1 for two masks of no coordinate, and NaN for masks of different tensors, as those of methods that insert
-        modules.
-
-    Example:
-        >>> import torch
-        >>> one, other = (Mask({"w": (4,)}, {"w": torch.tensor(at)}) for at in ([0, 1], [1, 2, 3]))
-        >>> jaccard(one, other)
-        0.25
-    """
-    if one.shapes != other.shapes:
-        return math.nan
-    both = int(one.contains(other).sum())
-    either = one.count + other.count - both
-    return both / either if either else 1.0
 
 
 def jaccard_by_chance(one: Mask, other: Mask, within: Literal["model", "tensor"] = "model") -> float:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stability import Mask, Problem, UsageError
-from stability.selectors import SAM, FullTuning, HeadOnly, LoRA, jaccard, jaccard_by_chance, shares
+from stability.selectors import SAM, FullTuning, HeadOnly, LoRA, jaccard_by_chance, shares
 from tests import tiny
 
 
@@ -92,12 +92,12 @@ def test_shares_of_no_and_of_all_coordinates(digits: Problem) -> None:
 def test_overlap_by_hand(digits: Problem) -> None:
     shapes = {"a": (4,), "b": (4,)}
     one, other = mask(shapes, a=[0, 1, 2], b=[3]), mask(shapes, a=[1, 2, 3])
-    assert jaccard(one, other) == jaccard(other, one) == 2 / 5
-    assert jaccard(one, one) == 1
-    assert jaccard(one, mask(shapes, b=[0])) == 0
-    assert jaccard(mask(shapes), mask(shapes)) == 1
+    assert one.overlap(other) == other.overlap(one) == 2 / 5
+    assert one.overlap(one) == 1
+    assert one.overlap(mask(shapes, b=[0])) == 0
+    assert mask(shapes).overlap(mask(shapes)) == 1
     inserted = LoRA(rank=2)
-    assert math.isnan(jaccard(inserted.select(digits, 0), SAM(0.01).select(digits, 0)))
+    assert math.isnan(inserted.select(digits, 0).overlap(SAM(0.01).select(digits, 0)))
     assert math.isnan(jaccard_by_chance(inserted.select(digits, 0), SAM(0.01).select(digits, 0)))
 
 
