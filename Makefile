@@ -83,7 +83,7 @@ ledger: $(READY)  ## cells a second that a store takes, a million cells opened a
 fuzz: $(READY)  ## many times the cases of the tests of files from strangers, drawn anew (an hour; TIMES=5 is a tenth)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 STABILITY_FUZZ=$(TIMES) $(BIN)/pytest -p no:cacheprovider $$(find tests -name "test_strange_*.py")
 
-workers: $(READY)  ## one measurement by one process and by two workers (five minutes on two idle cores)
+workers: $(READY)  ## one measurement, and a study's cells an hour, by one process and by two workers (ten minutes on two idle cores)
 	$(BIN)/python -m benchmarks.workers --out benchmarks/results/workers-cpu.json
 
 memory: $(READY)  ## peak memory of digits against steps and n, and its figure (8 minutes)

@@ -252,6 +252,11 @@ def test_two_processes_race_for_a_new_store(tmp_path: Path) -> None:
     assert ledger.races(tmp_path, 1) == {"races": 1, "errors": [], "cells_computed_twice": 0, "tables_that_lack_a_cell": 0}
 
 
+def test_a_study_stands_a_kill(tmp_path: Path) -> None:
+    """A short form of ``make soak``: two commands, of one and two workers, of which one process is killed."""
+    soak.check(soak.soak(5, 1, 0.5, 0, tmp_path, steps=2, stores=[".d"]), 1)
+
+
 def test_what_did_not_stand_the_kills_is_an_error() -> None:
     good: dict[str, Any] = {"cells": 5, "kills": {"driver": 2}, "errors": {}, "rounds": [{"same_table": True, "rows": 5}]}
     soak.check(good, 2)
