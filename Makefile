@@ -93,7 +93,7 @@ memory: $(READY)  ## peak memory of digits against steps and n, and its figure (
 claims: $(READY)  ## the paper's claims where MiniLM learns: searches and studies of four tasks (days of one core; it goes on where it was stopped)
 	$(BIN)/python -m benchmarks.claims --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(ONLY),--only $(ONLY))
 
-selectors: $(READY)  ## every selector on digits (19 minutes on one core), and on STS-B with MiniLM at learning rates of their own (three hours)
+selectors: $(READY)  ## every selector on digits (19 minutes on one core), and on STS-B with MiniLM at learning rates of their own (hours; it goes on)
 	$(BIN)/stability run selectors-digits --store runs/selectors-digits.sqlite
 	$(BIN)/stability figures --store runs/selectors-digits.sqlite --out figures --only methods
 	$(BIN)/stability run selectors-stsb-rates --model $(or $(MODEL),$(MINILM)) --data $(DATA) --store runs/selectors-stsb-rates.sqlite

@@ -64,19 +64,16 @@ class _Nodes:
         self._node = {**node, "num_cpus": 1}
         head = {**node, "num_cpus": 0, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._working = self._cluster.add_node(**self._node)
+        self._working: Any = self._cluster.add_node(**self._node)
         self.address = self._cluster.address
 
     def kill_one(self) -> None:
         """End the node with all that it computes, and put another in its place."""
-        self._cluster.remove_node(self._working, allow_graceful=False)
-        for tries in range(3):  # it may start too slowly on a machine that is busy
-            try:
-                self._working = self._cluster.add_node(**self._node)
-                return
-            except Exception:
-                if tries == 2:
-                    raise
+        if self._working is not None:
+            self._cluster.remove_node(self._working, allow_graceful=False)
+            self._working = None
+        with suppress(Exception):  # Ray's own, where it starts too slowly on a busy machine: the next call tries again
+            self._working = self._cluster.add_node(**self._node)
 
     def close(self) -> None:
         self._cluster.shutdown()

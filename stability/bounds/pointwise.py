@@ -41,7 +41,7 @@ def pointwise_hypothesis_stability(
         least_eigenvalue: Λ_min of ∇²L, where L does not contain the regulariser. It may be negative. The theorem does not
             apply then as printed; the formula is still evaluated while its denominator is positive, and the bound says
             both. Λ_min enters less ``checks.residual``, because a Ritz value lies above the eigenvalue.
-        sparsity: p ∈ (0, 1], the fraction of parameters that may change.
+        sparsity: p ∈ [0, 1], the fraction of parameters that may change; 0 where the new head alone is trained.
         n: the number of examples in S, at least 2.
         mean_over: the mean that A(Sⁱ) minimises. ``remaining`` is the mean over the other n − 1 examples, as the theorem is
             printed and as :func:`stability.leave_one_out.measuring.measure` retrains; ``all`` is the mean over n examples,
@@ -59,7 +59,9 @@ def pointwise_hypothesis_stability(
         >>> pointwise_hypothesis_stability(lipschitz=1, least_eigenvalue=0, sparsity=0.5, n=100).value
         0.02
     """
-    check_sparsity(sparsity)
+    check_number(0, sparsity=sparsity)
+    if sparsity > 1:
+        check_sparsity(sparsity)
     return _stability_bound(
         lipschitz=lipschitz,
         least_eigenvalue=least_eigenvalue,

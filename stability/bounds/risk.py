@@ -31,7 +31,7 @@ def generalization(
     Args:
         lipschitz: ρ ≥ 0, a Lipschitz constant of ℓ in θ.
         least_eigenvalue: Λ_min of ∇²L, where L does not contain the regulariser. It enters less ``checks.residual``.
-        sparsity: p ∈ (0, 1], the fraction of parameters that may change.
+        sparsity: p ∈ [0, 1], the fraction of parameters that may change; 0 where the new head alone is trained.
         n: the number of examples in S, at least 2.
         loss_bound: C > 0 with 0 ≤ ℓ ≤ C. Cross-entropy has no such C, so that a measured one is an assumption.
         delta: δ ∈ (0, 1), the probability that the bound may fail.

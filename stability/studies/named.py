@@ -23,8 +23,8 @@ from stability.selectors import (
     Random,
     Selector,
 )
-from stability.selectors.naming import SELECTORS, selector_named
-from stability.studies.protocol import Part, Protocol
+from stability.selectors.naming import having, selector_named
+from stability.studies.protocol import TALOS, Part, Protocol
 from stability.studies.study import Study
 from stability.training import FineTuning, Minimisation
 
@@ -50,15 +50,21 @@ def _short() -> Study:
     return _on_digits("digits-short", methods, seeds=3, steps=80, **how)
 
 
-_ALL = tuple(name for name in SELECTORS if name != "synflow")
-"""The selectors that are compared on transformers, to which SynFlow does not apply: its argument needs layers such as ReLU."""
+_COMPARED_METHODS = (
+    *("full", "random", "mixout", "bitfit", "magnitude", "adapter", "lora", "diffpruning", "childpruning", "sam"),
+    *("mixout-reset", "fisher", "gradient", "snip", "taylor", "grasp", "talos", "pafi", "lift"),
+    *("lt-sft", "movement", "spiel", "rigl", "biases-norms", "last-layers", "head-only"),
+)
+"""The selectors that are compared: all but SynFlow, which does not apply to transformers. The names are written down, so that
+another selector of the toolkit does not become part of a study that is stored."""
 
 
 def _selectors() -> Study:
     """Every selector by its name, those that choose k at one p."""
-    own = {"adapter": {"width": 4}, "lora": {"rank": 4}}
-    ruled = ("full", "mixout", "bitfit", "biases-norms", "last-layers", "head-only", *own)
-    methods = [selector_named(name, *(() if name in ruled else (0.03,)), **own.get(name, {})) for name in _ALL]
+    own: dict[str, dict[str, Any]] = {"adapter": {"width": 4}, "lora": {"rank": 4}, "talos": TALOS}
+    methods = [
+        selector_named(name, 0.03 if name in having("sparsity") else None, **own.get(name, {})) for name in _COMPARED_METHODS
+    ]
     return _on_digits("selectors-digits", methods, seeds=5, steps=100, estimator=Assisted(20), check_replicas=None)
 
 
@@ -224,7 +230,7 @@ _FROM_WHOLE = ("diffpruning", "childpruning", "lt-sft", "movement")
 _COMPARED = replace(
     _CLAIMS,
     tasks=("stsb",),
-    methods=_ALL,
+    methods=_COMPARED_METHODS,
     burn_in=24,
     project_every=6,
     seeds=3,
@@ -234,7 +240,7 @@ _COMPARED = replace(
     batch_size=8,
     rates=(
         *((method, 1e-3) for method in _FROM_WHOLE),
-        *((method, 3e-3) for method in _ALL if method not in (*_WHOLE, *_FROM_WHOLE)),
+        *((method, 3e-3) for method in _COMPARED_METHODS if method not in (*_WHOLE, *_FROM_WHOLE)),
     ),
     measured_seeds=1,
     retrainings=8,

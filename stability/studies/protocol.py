@@ -11,8 +11,8 @@ from stability.errors import UsageError
 from stability.leave_one_out.estimators import Assisted, Auto
 from stability.leave_one_out.predictors import Linearised, OneStep, Predictor
 from stability.problems.tasks import HUB
-from stability.selectors import Selector
-from stability.selectors.naming import SELECTORS, selector_named
+from stability.selectors import Selector, SpIEL
+from stability.selectors.naming import SELECTORS, having, selector_named
 from stability.studies import published
 from stability.studies.study import Study
 from stability.training import FineTuning, Precision
@@ -33,6 +33,10 @@ AUTHORS: Mapping[str, str] = {
 }
 """What the authors' released code does otherwise than their paper (per-tensor choice, burn-in, sums) or than the method's own
 authors (Mixout), by the names under which :attr:`Protocol.authors` asks for it."""
+
+TALOS: Mapping[str, Any] = {"labels": "sampled", "without": ("*embeddings*", "*.k*.bias")}
+"""How studies have TaLoS: with labels drawn from the model, as in its paper, and without the tensors whose gradients are 0 for all
+or most examples. Those would have the least scores of all: words that do not occur, and the bias of attention's keys."""
 
 Part = Literal["main", "perturbation", "sparsity"]
 
@@ -221,12 +225,12 @@ class Protocol:
         Returns:
             The selector; with ``authors`` in the form that the authors' code has.
         """
-        if method in ("full", "bitfit", "biases-norms", "last-layers", "head-only"):
-            return selector_named(method)
         if method == "mixout" and "reset-mixout" not in self.authors:
             return selector_named(method, probability=self.mixout)
         if method in ("adapter", "lora"):
             return selector_named(method, **({"width": self.adapter_width} if method == "adapter" else {"rank": self.lora_rank}))
+        if method in SELECTORS and method != "mixout" and method not in having("sparsity"):
+            return selector_named(method)
         options: dict[str, Any] = {"scope": "tensor"} if "per-tensor" in self.authors else {}
         if method == "mixout":
             method = "mixout-reset"
@@ -234,6 +238,10 @@ class Protocol:
             options["burn_in"] = self.burn_in
         if method in ("childpruning", "spiel", "rigl"):
             options["every"] = self.project_every
+        if method == "spiel":
+            options["accumulated"] = min(SpIEL.accumulated, self.project_every)
+        if method == "talos":
+            options |= TALOS
         if method in ("magnitude", "childpruning") and "burn-in" in self.authors:
             options["burn_in"] = self.burn_in
         if method == "sam" and "gradient-sums" in self.authors:

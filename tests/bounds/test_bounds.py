@@ -389,7 +389,7 @@ def test_an_undecided_sign_of_the_least_eigenvalue_is_undecided() -> None:
         ({"lipschitz": -1}, "ρ = -1"),
         ({"lipschitz": math.inf}, "ρ = inf"),
         ({"least_eigenvalue": math.nan}, "Λ_min = nan"),
-        ({"sparsity": 0}, "p = 0"),
+        ({"sparsity": -0.1}, "sparsity = -0.1"),
         ({"n": True}, "n = True"),
         ({"sparsity": 1.1}, r"p = 1.1 is outside \(0, 1\]"),
         ({"n": 1}, "n = 1"),

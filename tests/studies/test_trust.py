@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from stability import Problem, StabilityError, UsageError, problems
+from stability import Problem, StabilityError, UsageError, plotting, problems
 from stability.cli.commands import main
 from stability.leave_one_out import StabilityEstimate, measure
 from stability.leave_one_out.estimators import Sampled
@@ -452,7 +452,14 @@ def test_two_closures_of_one_name_are_refused_and_names_that_were_asked_for_are_
 
 
 def test_a_study_in_which_the_head_alone_is_trained_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """Its p is 0."""
-    results, _ = run(quick(HeadOnly()), tmp_path / "mine.sqlite")
-    assert results.table["sparsity"].tolist() == [0.0]
-    assert StudyResults.read(tmp_path / "mine.sqlite").summary().table["sparsity"].tolist() == [0.0]
+    """Its p is 0, and Theorem 1's ridge 1."""
+    mine = dataclasses.replace(quick(HeadOnly(), Random(0.1)), check_replicas=0)
+    results, _ = run(mine, tmp_path / "mine.sqlite")
+    table = results.table.set_index("method")
+    assert (table["status"] == CellStatus.OK).all()
+    assert table.loc["head-only", "sparsity"] == 0
+    assert table.loc["head-only", "theorem_1_state"]
+    again = StudyResults.read(tmp_path / "mine.sqlite")
+    assert again.summary().table.set_index("method").loc["head-only", "sparsity"] == 0
+    drawn = {path.stem.rpartition("digits_")[2] for path in plotting.save_all(again, tmp_path, formats=["png"])}
+    assert drawn >= {"bounds", "methods"}
