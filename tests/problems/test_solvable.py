@@ -123,7 +123,7 @@ def minimising(selector: Selector) -> Minimisation:
 
 def tuning(selector: Selector) -> FineTuning:
     """Full-batch AdamW whose learning rate falls to 0: it reaches the minimiser to about 1e-8."""
-    return FineTuning(selector, steps=6000, batch_size=10**6, learning_rate=0.02, schedule="linear", betas=(0.9, 0.99), ridge=RIDGE)
+    return FineTuning(selector, steps=3000, batch_size=10**6, learning_rate=0.02, schedule="linear", betas=(0.9, 0.99), ridge=RIDGE)
 
 
 @EACH
