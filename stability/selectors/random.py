@@ -11,7 +11,7 @@ from torch import Tensor
 from stability.checks import check_probability
 from stability.selectors.base import Moving
 from stability.selectors.moving import Course, Projected, Run
-from stability.selectors.scope import AnyScope
+from stability.selectors.scope import AnyScope, Scope
 from stability.selectors.scored import Evidence, Ranked
 
 __all__ = ["Mixout", "MixoutReset", "Random"]
@@ -20,6 +20,8 @@ __all__ = ["Mixout", "MixoutReset", "Random"]
 @dataclass(frozen=True)
 class Random(Ranked):
     """⌊pm⌋ coordinates drawn uniformly without replacement (Fu et al. 2023, Table 1, *Random*).
+
+    Where units such as rows are chosen as a whole, there is one draw for each unit.
 
     Raises:
         UsageError: on selecting: p outside (0, 1] or so small that it selects nothing, or an unknown scope.
@@ -36,8 +38,9 @@ class Random(Ranked):
 
     def score(self, at: Evidence) -> Tensor:
         # Double precision: among millions of single-precision draws many are equal, and ties go by index.
-        draw = at.draws()
-        return at.flat({n: torch.rand(t.shape, generator=draw, dtype=torch.float64) for n, t in at.problem.pretrained.items()})
+        draw, tensors = at.draws(), at.problem.pretrained
+        drawn = at.flat({name: torch.rand(tensor.shape, generator=draw, dtype=torch.float64) for name, tensor in tensors.items()})
+        return Scope.of(self.scope).alike(drawn, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -127,5 +130,5 @@ class MixoutReset(Moving):
     vectors: ClassVar[int] = 3  # scores, mask and what ranks them
 
     def begin(self, run: Run) -> Course:
-        draws = run.uniform()
+        draws = Scope.of(self.scope).alike(run.uniform(), run.shapes)
         return Projected(run, lambda values, _: draws.expand(len(values), -1), self.sparsity, self.scope)

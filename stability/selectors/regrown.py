@@ -56,7 +56,9 @@ class SpIEL(_Regrown):
     ⌊rate (1 − t/T) k⌋ in each ``every``-th step t of T. The parameters that leave return to θ⁰. Those that enter have the largest
     |Σ g| over the last ``accumulated`` steps among all that do not stay, so that one that would leave may also stay.
     AdamW's moments begin at 0 for a parameter that enters for the first time; of one that returns, what is left of them goes on.
-    Ansell et al. look at k candidates in place of all parameters, to save memory.
+    Ansell et al. look at k candidates in place of all parameters, to save memory. Their code exchanges within each linear layer,
+    and starts the moments of a parameter that enters from its accumulated gradients. Here all parameters compete where no scope
+    is given.
 
     Attributes:
         sparsity: p ∈ (0, 1], the fraction of parameters that may change.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -52,9 +52,10 @@ class Scope:
 
     Attributes:
         within: the groups. ``global``: one group of all coordinates, as in the theory of Fu et al. 2023. ``tensor``: each tensor,
-            as in their code. ``row``: each row of a tensor, which holds the weights of one output of a linear layer, as in GPS
-            (Zhang et al. 2024); a tensor of one dimension is one row. ``layer``: all tensors of one layer, which are those whose
-            names agree up to the first number; tensors of no layer are one group. ``type``: tensors of one name in all layers.
+            as in their code. ``row``: each row of a tensor, which holds the weights of one output of a linear layer; a tensor of
+            one dimension is one row. GPT-2 stores its matrices the other way round, so that its rows belong to inputs. ``layer``:
+            all tensors of one layer, which are those whose names agree up to the first number; tensors of no layer are one group.
+            ``type``: tensors of one name in all layers.
         only: patterns such as ``*.query.*``: the tensors that may be chosen from are those whose names match one of them. Case
             does not count. Empty for all tensors.
         without: patterns of tensors that may not be chosen from, such as ``*norm*``.
@@ -63,18 +64,19 @@ class Scope:
             (Erdős–Rényi kernel, Evci et al. 2020, *RigL*).
         unit: what is chosen together. ``coordinate``: each by itself. ``row``, ``column``: of a tensor of at least two dimensions,
             of which the first counts its rows (as in S²FT, Yang et al. 2024). ``block``: a square part of such a tensor (as in SMT,
-            He et al. 2024). ``head``: an attention head of a layer (as in S²FT): its rows of query, key and value, with their
-            biases, and its columns of the attention's output matrix. ``tensor``: a whole tensor. ``layer``: all tensors of a layer
-            (with :class:`Random` it is one draw of LISA, Pan et al. 2024). A unit has the sum of its scores. Units are taken in the
-            order of these sums, until the next would exceed the group's places: k is then at most ⌊pm⌋. Tensors that have no such
-            unit are not chosen from.
+            He et al. 2024). ``head``: a head of an attention (as in S²FT): its rows of query, key and value, with their biases, and
+            its columns of the output matrix. Attention to the text itself and to another one are two attentions. ``tensor``: a
+            whole tensor. ``layer``: all tensors of a layer (with :class:`Random` it is one draw of LISA, Pan et al. 2024). A unit
+            has the mean of its scores. Units are taken in the order of these means, until the next would exceed the group's places:
+            k is then at most ⌊pm⌋. Tensors that have no such unit are not chosen from.
         block: the side of a ``block``. At the edges of a tensor blocks are smaller.
-        heads: how many attention heads a layer has, which shapes do not tell; for ``head`` alone.
+        heads: how many heads an attention has, which shapes do not tell; for ``head`` alone.
 
     Raises:
         UsageError: an unknown word, a pattern that is no text, a budget for one group, a unit that is no smaller than the groups,
-            or heads without their number; on selecting: matrices that are not made of so many heads, a pattern that matches no
-            tensor, a p for which there are too few coordinates, or one that selects nothing in some row, or no unit.
+            or heads without their number; on selecting: an attention whose query, key, value and output are not four matrices of
+            so many heads, a pattern that matches no tensor, a p for which there are too few coordinates, or one that selects
+            nothing in some row, or no unit.
 
     Example:
         >>> from stability import load
@@ -99,7 +101,7 @@ class Scope:
         check_whole(1, block=self.block)
         for name in ("only", "without"):
             given: Any = getattr(self, name)
-            patterns = (given,) if isinstance(given, str) else tuple(given)
+            patterns = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
             if odd := [pattern for pattern in patterns if not isinstance(pattern, str)]:
                 raise UsageError(f"{name} = {odd[0]!r}: use patterns of names, such as '*.query.*'")
             object.__setattr__(self, name, patterns)
@@ -118,6 +120,22 @@ class Scope:
                 f"unit = {self.unit!r}: within a {self.within} there are no units to choose from but "
                 f"{', '.join(_LARGEST_UNIT[self.within])}: use one of these, or scope 'global'"
             )
+
+    @classmethod
+    def of(cls, scope: AnyScope) -> Scope:
+        """A scope, also where it is given as the word for its ``within``.
+
+        Args:
+            scope: the scope, or the word.
+
+        Raises:
+            UsageError: an unknown word.
+
+        Example:
+            >>> Scope.of("row") == Scope("row")
+            True
+        """
+        return scope if isinstance(scope, Scope) else cls(scope)
 
     def settings(self) -> str | dict[str, Any]:
         """What defines the scope, as plain values: the word for ``within`` where nothing else is set."""
@@ -160,32 +178,56 @@ class Scope:
         """
         if self.unit == "coordinate":
             return None
-        layers = {layer: number for number, layer in enumerate(dict.fromkeys(map(layer_of, shapes)))}
-        lengths: dict[str, int] = {}
+        layers: dict[str, int] = {}
         found, known = [], 0
         for place, (name, shape) in enumerate(shapes.items()):
             size = math.prod(shape)
             across = size // shape[0] if shape else 1
             row, column = torch.arange(size) // across, torch.arange(size) % across
             if self.unit in ("tensor", "layer"):
-                found.append(torch.full((size,), layers[layer_of(name)] if self.unit == "layer" else place))
+                found.append(torch.full((size,), layers.setdefault(layer_of(name), len(layers)) if self.unit == "layer" else place))
                 continue
-            if self.unit == "head":
-                heads: Any = self.heads
-                layer, part = layer_of(name), _part_of_head(name)
-                length = shape[0] if part == "rows" else across
-                if length % heads or lengths.setdefault(layer, length) != length:
-                    raise UsageError(
-                        f"heads = {heads}: {name!r} has {length} {part}, which are not divided alike into so many heads; heads "
-                        "that share keys and values are no units here"
-                    )
-                found.append(layers[layer] * heads + (row if part == "rows" else column) // (length // heads))
+            if self.heads is not None and (part := _part_of_head(name)) is not None:
+                length, along = (across, column) if part.role == "output" else (shape[0], row)
+                attention = layers.setdefault(part.attention, len(layers))
+                found.append(attention * self.heads + along // (length // self.heads))
                 continue
             wide = -(-across // self.block)
             mine = {"row": row, "column": column, "block": row // self.block * wide + column // self.block}[self.unit]
             found.append(mine + known)
             known += int(mine[-1]) + 1
         return torch.cat(found)
+
+    def alike(self, scores: Tensor, shapes: Shapes) -> Tensor:
+        """Scores that are the same in all coordinates of a unit: that of its first coordinate.
+
+        A mean of random numbers is the closer to ½ the more they are. With one number each, all units have the same chance.
+
+        Args:
+            scores: (…, m), the tensors' scores one after the other.
+            shapes: the shape of every tensor, by name.
+
+        Returns:
+            The same shape; the scores themselves where each coordinate is a unit.
+
+        Raises:
+            UsageError: a pattern matches no tensor, or no tensor has such units.
+
+        Example:
+            >>> Scope(unit="row").alike(torch.arange(6), {"a": (2, 3)})
+            tensor([0, 0, 0, 3, 3, 3])
+        """
+        listed = tuple(shapes.items())
+        chosen_from = {} if self.unit == "coordinate" else dict(listed[place] for place in _places(self, listed))
+        if not chosen_from or (units := self.units(chosen_from)) is None:
+            return scores
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        parts = zip(shapes, torch.arange(sum(sizes)).split(sizes), strict=True)
+        where = torch.cat([part for name, part in parts if name in chosen_from])
+        first = where.new_full((int(units.max()) + 1,), len(where)).scatter_reduce_(0, units, torch.arange(len(where)), "amin")
+        found = scores.clone()
+        found[..., where] = scores[..., where[first[units]]]
+        return found
 
     def chosen_from(self, names: Sequence[str]) -> list[str]:
         """The tensors that may be chosen from.
@@ -292,13 +334,7 @@ def layer_of(name: str) -> str:
 def _sections(scope: Scope, shapes: tuple[tuple[str, tuple[int, ...]], ...], sparsity: float) -> tuple[Section, ...]:
     m = sum(math.prod(shape) for _, shape in shapes)
     k = count_for(sparsity, m)
-    kept = set(scope.chosen_from([name for name, _ in shapes]))
-    places = [place for place, (name, shape) in enumerate(shapes) if name in kept and 0 not in shape]
-    if not (places := [place for place in places if _has_units(scope, *shapes[place])]):
-        raise UsageError(
-            f"unit = {scope.unit!r}: no tensor that may be chosen from has one: choose from others, or use another unit"
-        )
-    groups = _groups(scope, shapes, places)
+    groups = _groups(scope, shapes, _places(scope, shapes))
     there = sum(group.rows * group.size for group in groups)
     if k > there:
         raise UsageError(
@@ -332,23 +368,71 @@ def _sections(scope: Scope, shapes: tuple[tuple[str, tuple[int, ...]], ...], spa
     return tuple(Section(group.tensors, group.rows, count) for group, count in zip(groups, counts, strict=True))
 
 
+def _places(scope: Scope, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> list[int]:
+    """The places of the tensors that may be chosen from and are made of units."""
+    kept = set(scope.chosen_from([name for name, _ in shapes]))
+    places = [place for place, (name, shape) in enumerate(shapes) if name in kept and 0 not in shape]
+    if not (places := [place for place in places if _has_units(scope, *shapes[place])]):
+        raise UsageError(
+            f"unit = {scope.unit!r}: no tensor that may be chosen from has one: choose from others, or use another unit"
+        )
+    if scope.heads is not None:
+        _check_heads(scope.heads, dict(shapes), [shapes[place][0] for place in places])
+    return places
+
+
 def _has_units(scope: Scope, name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor is made of units that can be chosen."""
-    own = {"coordinate": True, "tensor": True, "layer": bool(layer_of(name)), "head": bool(_part_of_head(name))}
+    own = {"coordinate": True, "tensor": True, "layer": bool(layer_of(name)), "head": _part_of_head(name) is not None}
     return own.get(scope.unit, len(shape) > 1)
 
 
-_ROWS_OF_HEADS = re.compile(r"\.(query|key|value)(_proj)?\.(weight|bias)|\.[qkv](_proj|_lin|_head)\.(weight|bias)")
-_COLUMNS_OF_HEADS = re.compile(
-    r"attention\.output\.dense\.weight|(attention|attn|self_attn)\.(o_proj|out_proj|out_lin|o|Wo)\.weight"
+@dataclass(frozen=True)
+class _Part:
+    """What a tensor is in its attention. Each head has its own rows of query, key and value, and its own columns of the output."""
+
+    attention: str
+    role: str
+
+
+_ROLES = {"q": "query", "k": "key", "v": "value", "o": "output"}
+_ROWS_OF_HEADS = re.compile(
+    r"(.+?)(?:\.self|(?<=\.attention)\.attention)?"
+    r"\.(?:((?:pos_)?(?:query|key|value)(?:_global)?)(?:_proj)?|([qkv])_(?:proj|lin|head))\.(?:weight|bias)"
 )
+_COLUMNS_OF_HEADS = re.compile(r"(.*(?:attention|attn))\.(?:output\.dense|dense|o_proj|out_proj|out_lin|Wo)\.weight")
 
 
-def _part_of_head(name: str) -> Literal["rows", "columns", ""]:
-    """Whether each head has its own rows of a tensor, or its own columns; empty where heads have no part of it."""
-    if _ROWS_OF_HEADS.search(name):
-        return "rows"
-    return "columns" if _COLUMNS_OF_HEADS.search(name) else ""
+def _part_of_head(name: str) -> _Part | None:
+    """What a tensor is in its attention, by its name; None where heads have no part of it."""
+    if rows := _ROWS_OF_HEADS.fullmatch(name):
+        return _Part(rows[1], rows[2] or _ROLES[rows[3]])
+    columns = _COLUMNS_OF_HEADS.fullmatch(name)
+    return columns and _Part(columns[1], "output")
+
+
+def _check_heads(heads: int, shapes: Shapes, chosen_from: Sequence[str]) -> None:
+    """That each attention of some tensors has all four matrices, and that all are made of so many heads."""
+    parts = {name: part for name in shapes if (part := _part_of_head(name)) is not None}
+    for attention in dict.fromkeys(parts[name].attention for name in chosen_from):
+        mine = {name: part.role for name, part in parts.items() if part.attention == attention}
+        weights = [role for name, role in mine.items() if name.endswith(".weight")]
+        if missing := [role for role in _ROLES.values() if role not in weights]:
+            others = [
+                name.removeprefix(f"{attention}.") for name in shapes if name.startswith(f"{attention}.") and name not in mine
+            ]
+            raise UsageError(
+                f"unit = 'head': {attention!r} has no matrix of its own for {', '.join(missing)} (its other tensors are "
+                f"{', '.join(others) or 'none'}), so that its heads are not known: choose from others with only or without, or use "
+                "unit 'row' or 'column'"
+            )
+        lengths = {name: math.prod(shapes[name][1:]) if role == "output" else shapes[name][0] for name, role in mine.items()}
+        for name, length in lengths.items():
+            if length % heads or length != max(lengths.values()):
+                raise UsageError(
+                    f"heads = {heads}: {name!r} has {length} {'columns' if mine[name] == 'output' else 'rows'}, which are not "
+                    "divided alike into so many heads; heads that share keys and values are no units here"
+                )
 
 
 def _least(groups: Sequence[_Group], m: int, serves: Callable[[Sequence[int]], bool]) -> float:

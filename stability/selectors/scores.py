@@ -62,7 +62,9 @@ class LIFT(Ranked):
 
     W_r keeps the r largest singular values of each tensor, which is a matrix with its first dimension as rows. A tensor of one
     dimension has the score 0. Liu et al. choose among the weights of linear layers only, and again every few hundred steps; here
-    the mask of θ⁰ stays. With a rank of at least the number of rows or columns it is the choice of :class:`MagPruning`.
+    the mask of θ⁰ stays. In their code each matrix has its own number of places, in proportion to its rows + columns: that is
+    ``Scope("tensor", budget="erk")`` on the linear layers. Here all tensors compete where no scope is given. With a rank of at
+    least the number of rows or columns it is the choice of :class:`MagPruning`.
 
     Attributes:
         rank: r, the number of singular values that are kept.
@@ -104,7 +106,7 @@ class SynFlow(Ranked):
     R is the sum of the outputs of the network whose parameters are all |θ⁰|, the head's among them, at an input of ones. It is
     defined where every layer is linear for positive numbers: linear layers, convolutions, ReLU and pooling. Layer norms, attention
     and other activations are not, so that models with them, such as transformers, are refused. Whether a model has them is tried:
-    its outputs at inputs of 1, 2 and 3 must lie on a rising line. No examples and no labels are looked at.
+    without biases, its outputs must rise by the same slope at inputs from 0.001 to 1000. No examples and no labels are looked at.
 
     Raises:
         UsageError: on selecting: the inputs are no numbers, such as tokens, or a layer is not linear for positive numbers.
@@ -122,8 +124,7 @@ class SynFlow(Ranked):
     def score(self, at: Evidence) -> Tensor:
         leaves = {name: tensor.detach().abs().requires_grad_() for name, tensor in at.start.items()}
         flow = _flow(at.problem, leaves, 1)
-        first, second = ((_flow(at.problem, leaves, x + 1) - _flow(at.problem, leaves, x)).detach() for x in (1, 2))
-        if not (first > 0 and abs(second - first) <= 1e-4 * first):
+        if not _rises_as_a_line(at.problem, leaves):
             raise UsageError(
                 f"synflow needs layers that are linear for positive numbers, such as linear layers, convolutions and ReLU, and "
                 f"{at.problem.name!r} has others, such as layer norms, attention or other activations: use magnitude, pafi or "
@@ -131,6 +132,16 @@ class SynFlow(Ranked):
             )
         slopes = torch.autograd.grad(flow, [leaves[name] for name in at.problem.pretrained], materialize_grads=True)
         return at.flat(dict(zip(at.problem.pretrained, slopes, strict=True))) * at.theta.abs()
+
+
+def _rises_as_a_line(problem: Problem, parameters: Parameters) -> bool:
+    """Whether the slope is the same at inputs of all sizes. GELU and SiLU bend only near 0, and biases would keep them away."""
+    still = {name: tensor.detach() * (not name.endswith("bias")) for name, tensor in parameters.items()}
+    with torch.no_grad():  # at powers of 2, which change no rounding
+        slopes = [
+            float(_flow(problem, still, 2 * x) - _flow(problem, still, x)) / x for x in (4.0**power for power in range(-5, 6))
+        ]
+    return min(slopes) > 0 and max(slopes) - min(slopes) <= 1e-3 * max(slopes)
 
 
 def _flow(problem: Problem, parameters: Parameters, value: float) -> Tensor:
@@ -148,7 +159,9 @@ def _flow(problem: Problem, parameters: Parameters, value: float) -> Tensor:
 class Gradient(Calibrated):
     """The ⌊pm⌋ parameters of largest |g|, g = ∇L(θ⁰).
 
-    Within each row this is GPS (Zhang et al. 2024): ``Gradient(p, scope="row")``. Of the eight scores that Liu et al. 2025
+    Nearest to GPS (Zhang et al. 2024) is ``Gradient(p, scope=Scope("row", only="*weight", without="*norm*", budget="equal"))``: the
+    same number of inputs for each neuron. GPS also trains all biases, and takes the gradient of a supervised contrastive loss; here
+    biases stay, and the gradient is that of the loss that is trained. Of the eight scores that Liu et al. 2025
     (*SPEFT*) compare, it is the one that they recommend. :class:`SAM` with its constant curvature ranks by g², and so chooses the
     same.
 
@@ -188,7 +201,7 @@ class SNIP(Calibrated):
 class Taylor(Calibrated):
     """The ⌊pm⌋ parameters of largest (θ⁰ g)² (Molchanov et al. 2019).
 
-    The square orders single coordinates as :class:`SNIP` does, and so chooses the same. Sums over rows, heads or layers differ.
+    The square orders single coordinates as :class:`SNIP` does, and so chooses the same. Means over rows, heads or layers differ.
 
     Example:
         >>> from stability import load

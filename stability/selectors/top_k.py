@@ -64,7 +64,7 @@ def top_k_of_rows(scores: Tensor, shapes: Shapes, sparsity: float, scope: AnySco
         >>> top_k_of_rows(torch.tensor([[3.0, 1.0, 3.0, 2.0]]), {"a": (2,), "b": (2,)}, 0.5, "tensor")
         tensor([[ True, False,  True, False]])
     """
-    scope = scope if isinstance(scope, Scope) else Scope(scope)
+    scope = Scope.of(scope)
     if scores.is_floating_point() and (scores.device.type != "cpu" or bool(torch.isnan(scores).any())):
         scores = torch.where(torch.isnan(scores), -torch.inf, scores)
     sections = scope.sections(shapes, sparsity)
@@ -99,7 +99,7 @@ def regrown(
         >>> regrown(mask, moved, torch.tensor([[0.0, 1.0, 2.0, 3.0]]), {"a": (4,)}, sparsity=0.5, share=0.5)
         tensor([[ True, False, False,  True]])
     """
-    scope = scope if isinstance(scope, Scope) else Scope(scope)
+    scope = Scope.of(scope)
 
     def exchanged(parts: Sequence[Tensor], section: Section, _: Tensor | None) -> Tensor:
         old, moved, grown = (part.reshape(len(part) * section.rows, -1) for part in parts)
@@ -133,12 +133,12 @@ def _by_section(
 
 
 def _of_section(scores: Tensor, section: Section, units: Tensor | None) -> Tensor:
-    """What is chosen of a section's coordinates, bool (r, ·), by their scores (r, ·); ``units`` are chosen as a whole."""
+    """What is chosen of a section's coordinates, bool (r, ·), by their scores (r, ·); ``units`` are chosen as a whole, by means."""
     if units is None:
         return _largest(scores.reshape(len(scores) * section.rows, -1), section.count).reshape(scores.shape)
     units, sizes = units.to(scores.device), units.bincount().to(scores.device)
     sums = torch.zeros(len(scores), len(sizes), dtype=torch.float64, device=scores.device).index_add_(1, units, scores.double())
-    order = sums.argsort(dim=1, descending=True, stable=True)
+    order = (sums / sizes).argsort(dim=1, descending=True, stable=True)
     fitting = sizes[order].cumsum(1) <= section.count
     return torch.zeros_like(fitting).scatter_(1, order, fitting)[:, units]
 

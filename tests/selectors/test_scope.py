@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+import transformers
 
 from stability import Problem, UsageError, load, measure, train
 from stability.leave_one_out.estimators import Sampled
@@ -35,14 +36,21 @@ from stability.selectors.top_k import regrown, top_k, top_k_of_rows
 from stability.studies import Study
 from stability.studies.rebuilt import rebuilt
 from stability.training import FineTuning
+from tests.tiny import FAMILIES, LLAMA, OTHERS, SMALL
 
 SHAPES = {
     "embeddings.weight": (7, 4),
-    "layers.0.query.weight": (4, 4),
-    "layers.0.query.bias": (4,),
+    "layers.0.attn.query.weight": (4, 4),
+    "layers.0.attn.query.bias": (4,),
+    "layers.0.attn.key.weight": (4, 3),
+    "layers.0.attn.value.weight": (4, 4),
+    "layers.0.attn.dense.weight": (2, 4),
     "layers.0.norm.weight": (4,),
-    "layers.1.query.weight": (4, 4),
-    "layers.1.query.bias": (4,),
+    "layers.1.attn.query.weight": (4, 4),
+    "layers.1.attn.query.bias": (4,),
+    "layers.1.attn.key.weight": (4, 3),
+    "layers.1.attn.value.weight": (4, 4),
+    "layers.1.attn.dense.weight": (2, 4),
     "layers.1.norm.weight": (4,),
     "layers.1.conv.weight": (3, 2, 2, 2),
     "pooler.token": (1, 1, 5),
@@ -53,7 +61,7 @@ EVERY = [
     *(Scope(within) for within in WITHIN),
     *(Scope(within, budget="equal") for within in WITHIN[1:]),
     *(Scope(within, budget="erk") for within in WITHIN[1:]),
-    *(Scope(within, only=("*query*", "*conv*")) for within in WITHIN),
+    *(Scope(within, only=("*query*", "*value*", "*conv*")) for within in WITHIN),
     *(Scope(within, without=("*NORM*", "embeddings*")) for within in WITHIN),
     Scope("tensor", only="layers*", without="*bias", budget="erk"),
 ]
@@ -140,7 +148,8 @@ def unit_of(scope: Scope, name: str, index: int) -> Any:
     if scope.unit == "tensor":
         return name
     if scope.unit == "head":
-        return (name.split(".")[1], 2 * row // shape[0]) if "query" in name else None
+        across = (2 * column // shape[1]) if "dense" in name else (2 * row // shape[0])
+        return (name.split(".")[1], across) if "attn" in name else None
     if len(shape) < 2:
         return None
     return name, {"row": row, "column": column, "block": (row // scope.block, column // scope.block)}[scope.unit]
@@ -153,12 +162,12 @@ UNITS = [
     Scope(unit="head", heads=2),
     Scope("layer", unit="head", heads=2),
     Scope("layer", unit="tensor", budget="equal", without="*norm*"),
-    Scope("type", unit="column", only=("*query*", "*conv*")),
+    Scope("type", unit="column", only=("*query*", "*value*", "*conv*")),
 ]
 
 
 @pytest.mark.parametrize("scope", UNITS, ids=described)
-def test_units_are_taken_by_their_sums_while_they_fit(scope: Scope) -> None:
+def test_units_are_taken_by_their_means_while_they_fit(scope: Scope) -> None:
     draw, compared = np.random.default_rng(1), 0
     for p, ties in itertools.product((0.2, 0.4, 0.5, 0.6), (False, True)):
         raw = {name: draw.integers(-1, 3, shape) if ties else draw.standard_normal(shape) for name, shape in SHAPES.items()}
@@ -179,7 +188,7 @@ def test_units_are_taken_by_their_sums_while_they_fit(scope: Scope) -> None:
         expected, most = set(), 0
         for units, left in zip(each, places, strict=True):
             most += left
-            order = sorted(range(len(units)), key=lambda i: (-sum(float(raw[n].flat[j]) for n, j in units[i]), i))
+            order = sorted(range(len(units)), key=lambda i: (-sum(float(raw[n].flat[j]) for n, j in units[i]) / len(units[i]), i))
             for unit in order:
                 left -= len(units[unit])
                 if left < 0:
@@ -194,6 +203,21 @@ def test_units_are_taken_by_their_sums_while_they_fit(scope: Scope) -> None:
         assert mask.count <= most
         compared += 1
     assert compared >= 2
+
+
+@pytest.mark.parametrize("scope", [*UNITS, Scope(unit="row", only="*query*", without="*bias"), Scope("row")], ids=described)
+def test_a_unit_that_is_drawn_has_the_number_of_its_first_coordinate(scope: Scope) -> None:
+    scores = torch.rand(2, M, generator=torch.Generator().manual_seed(0))
+    expected, first, place = scores.clone(), dict[Any, int](), 0
+    inside = {name for members, _ in groups(dataclasses.replace(scope, unit="coordinate", heads=None)) for name, _ in members}
+    for name, shape in SHAPES.items():
+        for index in range(math.prod(shape)):
+            unit = None if scope.unit == "coordinate" or name not in inside else unit_of(scope, name, index)
+            if unit is not None:
+                expected[:, place] = scores[:, first.setdefault(unit, place)]
+            place += 1
+    assert torch.equal(scope.alike(scores, SHAPES), expected)
+    assert scope.unit == "coordinate" or not torch.equal(expected, scores)
 
 
 @pytest.mark.parametrize("scope", [Scope(unit="tensor"), Scope("layer", unit="row"), Scope(unit="layer")], ids=described)
@@ -212,7 +236,7 @@ def test_replicas_choose_as_each_would_alone(scope: Scope) -> None:
     scores = torch.rand(3, M, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scores[1, ::3] = 0.5
     scores[2, ::7] = torch.nan
-    p = 0.3 if scope.unit == "head" else 0.5  # heads are in two fifths of these tensors
+    p = 0.5
     at_once = top_k_of_rows(scores, SHAPES, p, scope)
     assert torch.equal(at_once, torch.cat([top_k_of_rows(row.unsqueeze(0), SHAPES, p, scope) for row in scores]))
     assert scope.unit != "coordinate" or len(set(at_once.sum(1).tolist())) == 1
@@ -228,6 +252,11 @@ def test_the_most_p_of_some_tensors_is_named_and_serves() -> None:
     assert top_k(scores, 8 / M, scope).count == 8
 
 
+def attention(**other: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """The shapes of an attention of width 4, some of them other ones."""
+    return {f"attn.{name}.weight": other.get(name, (4, 4)) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -239,16 +268,23 @@ def test_the_most_p_of_some_tensors_is_named_and_serves() -> None:
         (lambda: Scope(unit="row", heads=2), "and heads = 2: give the number of attention heads of a layer with unit 'head'"),
         (lambda: Scope(unit="head", heads=0), "heads = 0"),
         (
-            lambda: Scope(unit="head", heads=2).sections({"0.q_proj.weight": (4, 4), "0.k_proj.weight": (2, 4)}, 0.9),
-            "'0.k_proj.weight' has 2 rows, which are not divided alike into so many heads",
+            lambda: Scope(unit="head", heads=2).sections(attention(k_proj=(2, 4)), 0.9),
+            "'attn.k_proj.weight' has 2 rows, which are not divided alike into so many heads",
         ),
         (
-            lambda: Scope(unit="head", heads=5).sections({"0.query.weight": (4, 4)}, 0.5),
-            "heads = 5: '0.query.weight' has 4 rows",
+            lambda: Scope(unit="head", heads=2, only="*k_proj*").sections(attention(k_proj=(2, 4)), 0.1),
+            "'attn.k_proj.weight' has 2 rows",
+        ),
+        (
+            lambda: Scope(unit="head", heads=5).sections(attention(), 0.5),
+            "heads = 5: 'attn.q_proj.weight' has 4 rows",
         ),
         (lambda: Scope("tensor", unit="layer"), "within a tensor there are no units to choose from but coordinate, block, row"),
         (lambda: Scope(unit="block", block=0), "block = 0"),
         (lambda: Scope(only=(3,)), "only = 3: use patterns"),  # type: ignore[arg-type]
+        (lambda: Scope(only=3), "only = 3: use patterns"),  # type: ignore[arg-type]
+        (lambda: Scope(without=None), "without = None: use patterns"),  # type: ignore[arg-type]
+        (lambda: selector_named("sam", 0.1, only=3), "only = 3: use patterns"),
         (lambda: selector_named("sam", 0.1, only="*.query.*", budget="equal"), "'global' is one group"),
         (lambda: selector_named("sam", 0.1, scope={"within": "row", "onyl": "*"}), "has no onyl: leave it out; did you mean only"),
         (lambda: selector_named("bitfit", only="*"), "selector 'bitfit' has no only"),
@@ -262,7 +298,7 @@ def test_senseless_scopes_are_refused(make: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("scope", "message"),
     [
-        (Scope(only="*.qury.*"), r"only = '\*\.qury\.\*' matches no tensor: the nearest names are layers\.0\.query\.weight"),
+        (Scope(only="*.qury.*"), r"only = '\*\.qury\.\*' matches no tensor: the nearest names are layers\.0\.attn\.query\.weight"),
         (Scope(without="*.nrom.*"), r"without = '\*\.nrom\.\*' matches no tensor: the nearest names are layers\.0\.norm"),
         (Scope(unit="row", only="*norm*"), "unit = 'row': no tensor that may be chosen from has one"),
         (Scope(only="*"), None),
@@ -366,38 +402,149 @@ def test_head_only_trains_the_head_alone(digits: Problem) -> None:
         train(linear_regression(np.eye(4), np.arange(4.0)).problem, FineTuning(HeadOnly(), steps=1))
 
 
-def test_a_head_is_what_a_model_loses_when_its_output_is_switched_off() -> None:
+WORDS = {"input_ids": torch.arange(12).view(2, 6)}
+WIDE = {"hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 8}
+COMMON = {"vocab_size": 12, "num_hidden_layers": 2, "initializer_range": 0.5, "pad_token_id": 0, **WIDE}
+SHORT = {"max_position_embeddings": 8}
+HALF = {"encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 3, "decoder_attention_heads": 3}
+BART = {"d_model": 12, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "init_std": 0.5, **HALF, **SHORT}
+ENDS = {"vocab_size": 12, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+DEBERTA = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "output", "inputs"),
+    [
+        (transformers.BertConfig(**COMMON, **SHORT), "encoder.layer.1.attention.output.dense", WORDS),
+        (
+            transformers.AlbertConfig(**COMMON, **SHORT, embedding_size=8),
+            "encoder.albert_layer_groups.0.albert_layers.0.attention.dense",
+            WORDS,
+        ),
+        (transformers.DebertaV2Config(**COMMON, **SHORT, **DEBERTA), "encoder.layer.1.attention.output.dense", WORDS),
+        (transformers.BartConfig(**BART, **ENDS), "decoder.layers.1.self_attn.out_proj", WORDS),
+        (transformers.BartConfig(**BART, **ENDS), "decoder.layers.0.encoder_attn.out_proj", WORDS),
+        (
+            transformers.ViTConfig(**WIDE, num_hidden_layers=2, image_size=4, patch_size=2, num_channels=1, initializer_range=0.5),
+            "layers.1.attention.o_proj",
+            {"pixel_values": torch.arange(32.0).view(2, 1, 4, 4).sin()},
+        ),
+    ],
+    ids=["bert", "albert", "deberta-v2", "bart-self", "bart-cross", "vit"],
+)
+def test_a_head_is_what_a_model_loses_when_its_output_is_switched_off(
+    config: transformers.PretrainedConfig, output: str, inputs: dict[str, torch.Tensor]
+) -> None:
     """The coordinates of a head are those whose gradient vanishes where the attention's output is multiplied by 0 in that head."""
-    config = BertConfig(
-        vocab_size=11, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=8, max_position_embeddings=8
-    )
     torch.manual_seed(0)
-    model = BertModel(config, add_pooling_layer=False).eval()
-    texts = torch.randint(11, (2, 6))
+    model = transformers.AutoModel.from_config(config).eval()
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    layer = model.get_submodule(output)
+    own = next(name for name, tensor in model.named_parameters() if tensor is layer.weight)
     scope = Scope(unit="head", heads=3)
-    inside = {name: shape for name, shape in shapes.items() if "attention" in name and "LayerNorm" not in name}
-    del inside["encoder.layer.0.attention.output.dense.bias"], inside["encoder.layer.1.attention.output.dense.bias"]
+    inside = {list(shapes)[place]: list(shapes.values())[place] for place in scope.sections(shapes, 0.3)[0].tensors}
     units = scope.units(inside)
     assert units is not None
-    assert units.bincount().tolist() == [4 * 12 * 4 + 3 * 4] * 6
-    for head in range(3):
+    heads = [int(part[0, 0]) for part in named(units, inside)[own].split(4, dim=1)]
+    assert len(set(heads)) == 3
+    for head, unit in enumerate(heads):
         model.zero_grad()
 
         def cut(_: Any, values: tuple[torch.Tensor, ...], head: int = head) -> tuple[torch.Tensor, ...]:
-            kept = torch.ones(12).index_fill(0, torch.arange(4 * head, 4 * head + 4), 0.0)
-            return (values[0] * kept,)
+            return (values[0] * torch.ones(12).index_fill(0, torch.arange(4 * head, 4 * head + 4), 0.0),)
 
-        hook = model.encoder.layer[1].attention.output.dense.register_forward_pre_hook(cut)
-        model(texts).last_hidden_state.square().sum().backward()
+        hook = layer.register_forward_pre_hook(cut)
+        model(**inputs)[0].square().sum().backward()
         hook.remove()
-        gradients = torch.cat([tensor.grad.flatten() for name, tensor in model.named_parameters() if name in inside])
         moved = dict(model.named_parameters())
-        flat = torch.cat([moved[name].grad.flatten() for name in inside])
-        assert torch.equal(flat, gradients)
-        mine = units == 3 + head
-        assert (flat[mine] == 0).all()
-        assert (flat[~mine] == 0).float().mean() < 0.2
+        lost = {name: moved[name].grad == 0 for name in shapes if moved[name].grad is not None}
+        whole = named(units == unit, inside)
+        for name in inside:
+            if name.endswith(("k_proj.bias", "key.bias", "key_proj.bias")):  # what is the same for all keys moves no attention
+                assert lost[name][whole[name]].all()
+            else:
+                assert torch.equal(lost[name], whole[name]), name
+
+
+def named(flat: torch.Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    parts = flat.split([math.prod(shape) for shape in shapes.values()])
+    return {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (
+            "modernbert",
+            r"'model.layers.0.attn' has no matrix of its own for query, key, value \(its other tensors are Wqkv.weight\)",
+        ),
+        ("phi3", r"'model.layers.0.self_attn' has no .* query, key, value \(its other tensors are qkv_proj.weight\)"),
+        ("deberta", r"'deberta.encoder.layer.0.attention' has no .* query, key, value \(.*self.in_proj.weight"),
+        ("bloom", r"'transformer.h.0.self_attention' has no .* query, key, value \(.*query_key_value.weight"),
+        ("torch", r"'layers.0.self_attn' has no .* query, key, value .*in_proj_weight.*: choose from others with only or without"),
+        ("gpt2", "unit = 'head': no tensor that may be chosen from has one"),
+        ("t5", "unit = 'head': no tensor that may be chosen from has one"),
+    ],
+)
+def test_an_attention_that_has_not_four_matrices_is_refused(family: str, message: str) -> None:
+    kinds: dict[str, Callable[[], Any]] = {
+        **FAMILIES,
+        **OTHERS,
+        "phi3": lambda: transformers.Phi3Config(**LLAMA, eos_token_id=3),
+        "deberta": lambda: transformers.DebertaConfig(**SMALL, relative_attention=True, pos_att_type=["c2p", "p2c"]),
+    }
+    with torch.device("meta"):
+        if family == "torch":
+            layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            model: torch.nn.Module = torch.nn.TransformerEncoder(layer, 2)
+        else:
+            model = transformers.AutoModelForSequenceClassification.from_config(kinds[family]())
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    withins: tuple[Within, ...] = ("global", "layer")
+    for within in withins:
+        with pytest.raises(UsageError, match=message):
+            Scope(within, unit="head", heads=2).sections(shapes, 0.1)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "attention.self.query attention.self.key attention.self.value attention.self.query_global attention.output.dense",
+        "attention.attention.query attention.attention.key attention.attention.value attention.output.dense",
+        "attn.attention.q_proj attn.attention.k_proj attn.attention.v_proj attn.attention.out_proj",
+        "attention.q_lin attention.k_lin attention.v_lin attention.out_lin",
+    ],
+)
+def test_each_layer_has_its_own_heads_under_all_known_names(names: str) -> None:
+    shapes = {f"layers.{layer}.{name}.weight": (4, 4) for layer in (0, 1) for name in names.split()}
+    rest = {"layers.0.output.dense.weight": (4, 4), "layers.0.intermediate.dense.weight": (4, 4), "pooler.dense.weight": (4, 4)}
+    (section,) = Scope(unit="head", heads=2).sections({**shapes, **rest}, 0.3)
+    assert section.tensors == tuple(range(len(shapes)))
+    units = Scope(unit="head", heads=2).units(shapes)
+    assert units is not None
+    assert units.bincount().tolist() == [len(names.split()) * 8] * 4
+
+
+def test_an_attention_without_its_matrices_is_refused_where_it_may_be_chosen_from() -> None:
+    shapes = {**attention(), "other.attn.out_proj.weight": (4, 4), "other.attn.in_proj_weight": (12, 4)}
+    with pytest.raises(UsageError, match="'other.attn' has no matrix of its own for query, key, value"):
+        Scope(unit="head", heads=2).sections(shapes, 0.9)
+    (section,) = Scope(unit="head", heads=2, without="other*").sections(shapes, 0.3)
+    assert section.tensors == (0, 1, 2, 3)
+    (section,) = Scope(unit="head", heads=2, only="attn.q*").sections(shapes, 0.1)  # what the patterns leave of its heads
+    assert section.tensors == (0,)
+
+
+def test_each_row_is_drawn_about_as_often(digits: Problem) -> None:
+    draws, counts = 200, {name: torch.zeros(len(t)) for name, t in digits.pretrained.items() if t.ndim > 1}
+    for seed in range(draws):
+        for name, index in Random(0.03, scope=Scope(unit="row")).select(digits, seed).indices.items():
+            across = math.prod(digits.pretrained[name].shape[1:])
+            counts[name] += (index // across).bincount(minlength=len(counts[name])) / across
+    found = torch.cat(list(counts.values())).double()
+    share = float(found.mean()) / draws
+    square = float(((found - found.mean()) ** 2).sum() / (draws * share * (1 - share)))
+    assert abs(square - len(found)) < 5 * math.sqrt(2 * len(found))
 
 
 def test_heads_that_are_chosen_change_as_a_whole() -> None:
