@@ -173,7 +173,7 @@ class Gradient(Calibrated):
 
     name: ClassVar[str] = "gradient"
     formula: ClassVar[str] = "|g|"
-    source: ClassVar[str] = "Zhang et al. 2024 (GPS); Liu et al. 2025 (SPEFT)"
+    source: ClassVar[str] = "Liu et al. 2025 (SPEFT)"
 
     def score(self, at: Evidence) -> Tensor:
         return at.gradient.abs()

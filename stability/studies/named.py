@@ -61,7 +61,7 @@ another selector of the toolkit does not become part of a study that is stored."
 
 def _selectors() -> Study:
     """Every selector by its name, those that choose k at one p."""
-    own: dict[str, dict[str, Any]] = {"adapter": {"width": 4}, "lora": {"rank": 4}, "talos": TALOS}
+    own: dict[str, Mapping[str, Any]] = {"adapter": {"width": 4}, "lora": {"rank": 4}, "talos": TALOS}
     methods = [
         selector_named(name, 0.03 if name in having("sparsity") else None, **own.get(name, {})) for name in _COMPARED_METHODS
     ]
