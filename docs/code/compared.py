@@ -57,34 +57,30 @@ def _table(results: StudyResults) -> Iterator[str]:
         quantity: comparison.differences(quantity).set_index("method").to_dict("index") for quantity in ("stability", "test_metric")
     }
     metric, unit = results.table["metric"].iloc[0], results.table["loss_unit"].iloc[0]
-    columns = ("method", "p", f"{metric} on held-out data", "gap", f"stability [{unit}]", "95 % interval", "overlap of masks")
-    yield f"| {' | '.join((*columns, f'{metric} beside random', 'stability beside random'))} |"
-    yield "| --- " * (len(columns) + 2) + "|"
+    columns = ("method", "p", metric, "gap", f"stability [{unit}]", "overlap", f"told apart from {BASE}")
+    yield f"| {' | '.join(columns)} |"
+    yield "| --- " * len(columns) + "|"
     for row in found.to_dict("records"):
         beside = [_beside(told[quantity].get(row["method"]), words) for quantity, words in _WORDS.items()]
+        ends = f" ({max(0.0, row['stability_low']):.2f} to {_or(row['stability_high'], '.2f')})"
         cells = [
             LABELS[row["method"]],
             f"{row['sparsity']:.2g}",
             f"{row['test_metric']:.3f}",
-            f"{row['gap']:.3g}",
-            f"{row['stability']:.3g}",
-            "–"
-            if math.isnan(row["stability_low"])
-            else f"{max(0.0, row['stability_low']):.2g} to {_or(row['stability_high'], '.2g')}",
+            f"{row['gap']:.2f}",
+            f"{row['stability']:.3f}" + ("" if math.isnan(row["stability_low"]) else ends),
             _or(row["mask_overlap"], ".2f"),
-            *beside,
+            ", ".join(word for word in beside if word) or "–",
         ]
         yield f"| {' | '.join(cells)} |"
 
 
-_WORDS = {"test_metric": ("lower", "higher"), "stability": ("more stable", "less stable")}
+_WORDS = {"test_metric": ("performs worse", "performs better"), "stability": ("more stable", "less stable")}
 
 
 def _beside(row: dict[str, Any] | None, words: tuple[str, str]) -> str:
-    """What is told apart from the first method: empty for that method itself."""
-    if row is None:
-        return ""
-    return words[int(row["difference"] > 0)] if row["resolved"] else "not told apart"
+    """What is told apart from the first method; empty where nothing is, and for that method itself."""
+    return words[int(row["difference"] > 0)] if row is not None and row["resolved"] else ""
 
 
 def _or(value: float, form: str = ".3f") -> str:
