@@ -306,7 +306,7 @@ def compare_masks(
     rounding: list[dict[str, Any]] = []
     with stages(progress) as told:
         for seed in seeds:
-            with sharing_evidence():
+            with sharing_evidence(problem):
                 for name, algorithm in algorithms.items():
                     some = chosen if algorithm.selector.uses_data else []
                     mask, others, again = _found(problem, replace(algorithm, seed=seed), some, told)

@@ -175,13 +175,13 @@ class Evidence:
             yield found
 
 
-_SHARED: ContextVar[dict[Any, tuple[Problem, Evidence, Tensor]] | None] = ContextVar("_SHARED", default=None)
+_SHARED: ContextVar[tuple[Problem, dict[Any, tuple[Evidence, Tensor]]] | None] = ContextVar("_SHARED", default=None)
 
 
 @contextmanager
-def sharing_evidence() -> Iterator[None]:
-    """Within it, selectors with one problem, calibration and seed share the means of gradients that both ask for."""
-    before = _SHARED.set({})
+def sharing_evidence(problem: Problem) -> Iterator[None]:
+    """Within it, selectors on this problem with one calibration and one seed share the mean gradients that they ask for."""
+    before = _SHARED.set((problem, {}))
     try:
         yield
     finally:
@@ -346,12 +346,12 @@ class Calibrated(Ranked):
 
     def _calibration(self, problem: Problem, seed: int) -> tuple[Evidence, Tensor]:
         """The evidence, and which examples of the split are in it."""
-        if (known := _SHARED.get()) is None:
+        if (shared := _SHARED.get()) is None or shared[0] is not problem:
             return self._drawn(problem, seed)
-        key = (id(problem), seed, self.examples, self.split, self.labels)
+        known, key = shared[1], (seed, self.examples, self.split, self.labels)
         if key not in known:
-            known[key] = (problem, *self._drawn(problem, seed))  # with the problem, so that no other gets its id
-        _, at, used = known[key]
+            known[key] = self._drawn(problem, seed)
+        at, used = known[key]
         mine = replace(at)
         vars(mine)["_shared"] = at
         return mine, used
