@@ -3,6 +3,7 @@ from .errors import MachineError, MeasurementError, StabilityError, UsageError
 from .leave_one_out import (
     Difference,
     StabilityEstimate,
+    compare_masks,
     difference,
     estimators,
     loops,
@@ -34,6 +35,7 @@ __all__ = [
     "UsageError",
     "bounds",
     "compare",
+    "compare_masks",
     "derivatives",
     "difference",
     "estimators",

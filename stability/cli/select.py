@@ -32,7 +32,7 @@ def select(
     training: Training = Training(),
     out: Annotated[Path | None, Parameter(group=OUTPUT, help="The safetensors file to write.")] = None,
     describe: Annotated[
-        bool, Parameter(group=OUTPUT, help="Print the mask's share of each layer, and of each kind of tensor.")
+        bool, Parameter(group=OUTPUT, help="Print the mask's share of each layer, and of each type of tensor.")
     ] = False,
     json: Annotated[Json, Parameter(group=OUTPUT)] = False,
     machine: Machine = Machine(),
@@ -52,7 +52,7 @@ def select(
     if json:
         facts: dict[str, Any] = {"out": None if out is None else str(out), "k": mask.count, "m": mask.total}
         facts |= {"sparsity": mask.sparsity, "layers": shares(mask).to_dict("records")}
-        print_json(plain({**facts, "kinds": shares(mask, "kind").to_dict("records")}))
+        print_json(plain({**facts, "types": shares(mask, "type").to_dict("records")}))
         return
     start = "" if out is None else f"{out}: "
     print(f"{start}k = {mask.count} of m = {mask.total} coordinates, p = {mask.sparsity:.4g}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import combinations
-from typing import Any, TypeAlias
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 import torch
@@ -21,14 +22,18 @@ from stability.leave_one_out.units import SingleExamples
 from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.problems.problem import Problem
-from stability.selectors import Selector, jaccard_by_chance, shares
+from stability.selectors import Selector, overlap_by_chance, shares
 from stability.selectors.comparing import Grouping
+from stability.selectors.scored import sharing_evidence
 from stability.training import Algorithm, FineTuning
 from stability.training.descent import Progress
 from stability.training.naming import named_apart
 from stability.training.progress import Stages, stages
 from stability.training.replicas import train
 from stability.training.threads import suited_to
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["MaskComparison", "compare_masks"]
 
@@ -47,21 +52,22 @@ class MaskComparison:
 
     Attributes:
         masks: the masks by selector and seed.
-        overlaps: a row for each two selectors and each seed: ``seed``, ``first``, ``second``; ``jaccard``, their overlap;
+        overlaps: a row for each two selectors and each seed: ``seed``, ``first``, ``second``; ``overlap``;
             ``by_chance``, that of random masks of the same sizes; and ``by_chance_in_tensors``, that of random masks with as many
-            coordinates in each tensor as these two (:func:`stability.selectors.jaccard_by_chance`). NaN where a method inserts
+            coordinates in each tensor as these two (:func:`stability.selectors.overlap_by_chance`). NaN where a method inserts
             modules, so that the two choose from different tensors.
-        between_seeds: a row for each selector and each two of its seeds: ``selector``, ``first``, ``second``, ``jaccard``.
+        between_seeds: a row for each selector and each two of its seeds: ``selector``, ``first``, ``second``, ``overlap``.
         without: a row for each selector that uses S, each seed and each example that was left out: ``selector``, ``seed``,
-            ``index``, ``jaccard``, the overlap of the mask of S with that of Sⁱ; NaN where the training without it failed.
+            ``index``, ``overlap``, that of the mask of S with that of Sⁱ; NaN where the training without it failed.
         rounding: a row for each such selector whose masks are found during training, and each seed: ``selector``, ``seed``,
-            ``jaccard``, the overlap of the mask of S with that of the same training, where the examples of each batch come in
+            ``overlap``, that of the mask of S with that of the same training, where the examples of each batch come in
             reverse order. What is no less in ``without`` may be rounding.
         left_out: the examples that were left out, ascending.
         uses_data: by selector, whether its mask depends on S. Where it does not, the masks of S and Sⁱ are the same by definition,
             and nothing is computed.
         n: size of S.
         problem: the name of the problem.
+        shapes: the shape of each pretrained tensor of the problem, by name, before a method inserts modules.
 
     Example:
         >>> from stability import load
@@ -80,6 +86,7 @@ class MaskComparison:
     uses_data: Mapping[str, bool]
     n: int
     problem: str
+    shapes: Mapping[str, tuple[int, ...]]
 
     @property
     def selectors(self) -> tuple[str, ...]:
@@ -95,7 +102,7 @@ class MaskComparison:
         """Where the coordinates of each mask are, in the mean over seeds.
 
         Args:
-            by: ``layer``, ``kind`` or ``tensor``, as for :func:`stability.selectors.shares`.
+            by: ``layer``, ``type`` or ``tensor``, as for :func:`stability.selectors.shares`.
 
         Returns:
             The columns of :func:`stability.selectors.shares`, after ``selector``.
@@ -108,11 +115,11 @@ class MaskComparison:
             parts[-1].insert(0, "selector", name)
         return pd.concat(parts, ignore_index=True)
 
-    def matrix(self, column: str = "jaccard") -> pd.DataFrame:
+    def matrix(self, column: str = "overlap") -> pd.DataFrame:
         """The overlap of each two selectors, in the mean over seeds.
 
         Args:
-            column: of :attr:`overlaps`: ``jaccard``, ``by_chance`` or ``by_chance_in_tensors``.
+            column: of :attr:`overlaps`: ``overlap``, ``by_chance`` or ``by_chance_in_tensors``.
 
         Returns:
             A row and a column for each selector; 1 on the diagonal.
@@ -135,7 +142,7 @@ class MaskComparison:
             A row for each example i that was left out, by its index, and a column for each selector that uses S.
         """
         names = [name for name in self.masks if self.uses_data[name]]
-        return self.without.pivot_table(index="index", columns="selector", values="jaccard", sort=False).reindex(
+        return self.without.pivot_table(index="index", columns="selector", values="overlap", sort=False).reindex(
             index=list(self.left_out), columns=names
         )
 
@@ -146,11 +153,11 @@ class MaskComparison:
             Columns ``selector``; ``k``, the number of coordinates, in the mean over seeds; ``sparsity``, k / m; ``uses_data``;
             ``seeds_mean`` and ``seeds_least``, the mean and the least overlap of the masks of two seeds; ``left_out_mean`` and
             ``left_out_least``, those of the masks of S and Sⁱ over examples and seeds, 1 where S is not used; ``rounding``, the
-            mean overlap that rounding alone leaves, 1 for masks that are chosen before training; and ``most``, the three examples
+            mean overlap that rounding alone leaves, where masks are found during training; and ``most``, the three examples
             that change the mask most, in the mean over seeds. NaN where nothing of it was asked for.
         """
-        seeds, without = (found.groupby("selector")["jaccard"].agg(["mean", "min"]) for found in (self.between_seeds, self.without))
-        rounding = self.rounding.groupby("selector")["jaccard"].mean()
+        seeds, without = (found.groupby("selector")["overlap"].agg(["mean", "min"]) for found in (self.between_seeds, self.without))
+        rounding = self.rounding.groupby("selector")["overlap"].mean()
         each, rows = self.by_example(), []
         for name, masks in self.masks.items():
             unchanged = (1.0, 1.0) if self.left_out and not self.uses_data[name] else (math.nan, math.nan)
@@ -158,7 +165,7 @@ class MaskComparison:
             row |= {"sparsity": sum(mask.sparsity for mask in masks.values()) / len(masks), "uses_data": self.uses_data[name]}
             row["seeds_mean"], row["seeds_least"] = seeds.loc[name] if name in seeds.index else (math.nan, math.nan)
             row["left_out_mean"], row["left_out_least"] = without.loc[name] if name in without.index else unchanged
-            row["rounding"] = rounding.get(name, 1.0 if self.left_out else math.nan)
+            row["rounding"] = rounding.get(name, math.nan)
             changed = each[name][each[name] < 1].nsmallest(_SHOWN) if name in each else each.index[:0].to_series()
             rows.append(row | {"most": tuple(int(i) for i in changed.index)})
         table = pd.DataFrame(rows)
@@ -177,10 +184,22 @@ class MaskComparison:
             if fixed := [name for name in self.masks if not self.uses_data[name]]:
                 lines.append(f"It is 1 by definition where the training set is not used: {', '.join(fixed)}.")
             if len(self.rounding):
-                lines.append("rounding: the same, with all examples, where those of each batch come in reverse order.")
-            if lost := int(self.without["jaccard"].isna().sum()):
+                lines.append(
+                    "rounding: the same, with all examples, where those of each batch come in reverse order; – without training."
+                )
+            if lost := int(self.without["overlap"].isna().sum()):
                 lines.append(f"{lost} trainings without an example failed, and count in no mean.")
         return lines
+
+    def plot(self) -> Figure:
+        """Draw where the masks are, what they have in common and how they change (:func:`stability.plotting.masks`).
+
+        Returns:
+            The figure, closed in pyplot: a notebook shows it once.
+        """
+        from stability import plotting  # see the contract of import-linter in pyproject.toml
+
+        return plotting.closed(plotting.masks(self))
 
     def __str__(self) -> str:
         return "\n".join([self._rows().to_string(index=False), "", *self.sentences()])
@@ -210,7 +229,7 @@ class MaskComparison:
 
 
 _MEANS = ["chosen", "density", "share"]
-_OVERLAPS = ("seed", "first", "second", "jaccard", "by_chance", "by_chance_in_tensors")
+_OVERLAPS = ("seed", "first", "second", "overlap", "by_chance", "by_chance_in_tensors")
 
 
 def _number(value: float) -> str:
@@ -258,17 +277,20 @@ def compare_masks(
         >>> selectors = [Gradient(0.01), SNIP(0.01), TrainedMagPruning(0.01, burn_in=2)]
         >>> found = compare_masks(load("digits", n=20), selectors, seeds=2, left_out=5, steps=3)
         >>> found.overlaps.columns.tolist()
-        ['seed', 'first', 'second', 'jaccard', 'by_chance', 'by_chance_in_tensors']
+        ['seed', 'first', 'second', 'overlap', 'by_chance', 'by_chance_in_tensors']
         >>> len(found.overlaps), len(found.between_seeds), len(found.without)
         (6, 3, 30)
     """
     check_kind(Problem, "a problem, such as stability.load('digits')", problem=problem)
     algorithms = {name: one.with_defaults(problem.training) for name, one in _named(selectors, training).items()}
-    if isinstance(seeds, int):
+    if isinstance(seeds, (int, Integral)):
         check_whole(1, seeds=seeds)
-    seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+        seeds = range(int(seeds))
+    check_kind(Iterable, "how many seeds, or a list of seeds", seeds=seeds)
+    seeds = tuple(seeds)
     for seed in seeds:
         check_whole(0, seed=seed)
+    seeds = tuple(map(int, seeds))
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds = {list(seeds)}: give at least one, and each once")
     count = problem.n if left_out is None else left_out
@@ -283,26 +305,30 @@ def compare_masks(
     without: list[dict[str, Any]] = []
     rounding: list[dict[str, Any]] = []
     with stages(progress) as told:
-        for name, algorithm in algorithms.items():
-            some = chosen if algorithm.selector.uses_data else []
-            for seed in seeds:
-                mask, others, again = _found(problem, replace(algorithm, seed=seed), some, told)
-                known = masks.setdefault(name, {})
-                known[seed] = next((other for other in known.values() if other.equals(mask)), mask)  # large ones are kept once
-                rows = zip(some, others, strict=True)
-                without += [{"selector": name, "seed": seed, "index": i, "jaccard": overlap} for i, overlap in rows]
-                rounding += [{"selector": name, "seed": seed, "jaccard": overlap} for overlap in again]
+        for seed in seeds:
+            with sharing_evidence(problem):
+                for name, algorithm in algorithms.items():
+                    some = chosen if algorithm.selector.uses_data else []
+                    mask, others, again = _found(problem, replace(algorithm, seed=seed), some, told)
+                    known = masks.setdefault(name, {})
+                    known[seed] = next((other for other in known.values() if other.equals(mask)), mask)  # large ones are kept once
+                    rows = zip(some, others, strict=True)
+                    without += [{"selector": name, "seed": seed, "index": i, "overlap": overlap} for i, overlap in rows]
+                    rounding += [{"selector": name, "seed": seed, "overlap": overlap} for overlap in again]
+        for table in (without, rounding):
+            table.sort(key=lambda row: list(algorithms).index(row["selector"]))
         told.begin("comparing the masks")
         return MaskComparison(
             masks=masks,
             overlaps=_overlaps(masks, seeds),
             between_seeds=_between_seeds(masks, seeds),
-            without=pd.DataFrame(without, columns=["selector", "seed", "index", "jaccard"]).astype({"jaccard": float}),
-            rounding=pd.DataFrame(rounding, columns=["selector", "seed", "jaccard"]).astype({"jaccard": float}),
+            without=pd.DataFrame(without, columns=["selector", "seed", "index", "overlap"]).astype({"overlap": float}),
+            rounding=pd.DataFrame(rounding, columns=["selector", "seed", "overlap"]).astype({"overlap": float}),
             left_out=tuple(chosen),
             uses_data={name: algorithm.selector.uses_data for name, algorithm in algorithms.items()},
             n=problem.n,
             problem=problem.name,
+            shapes={name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()},
         )
 
 
@@ -348,11 +374,11 @@ def _overlaps(masks: Mapping[str, Mapping[int, Mask]], seeds: Sequence[int]) -> 
     for seed in seeds:
         for first, second in combinations(masks, 2):
             one, other = masks[first][seed], masks[second][seed]
-            chance = jaccard_by_chance(one, other), jaccard_by_chance(one, other, within="tensor")
+            chance = overlap_by_chance(one, other), overlap_by_chance(one, other, within="tensor")
             rows.append((seed, first, second, one.overlap(other), *chance))
     return pd.DataFrame(rows, columns=list(_OVERLAPS)).astype(dict.fromkeys(_OVERLAPS[3:], float))
 
 
 def _between_seeds(masks: Mapping[str, Mapping[int, Mask]], seeds: Sequence[int]) -> pd.DataFrame:
     rows = [(name, *two, mine[two[0]].overlap(mine[two[1]])) for name, mine in masks.items() for two in combinations(seeds, 2)]
-    return pd.DataFrame(rows, columns=["selector", "first", "second", "jaccard"]).astype({"jaccard": float})
+    return pd.DataFrame(rows, columns=["selector", "first", "second", "overlap"]).astype({"overlap": float})

@@ -174,7 +174,7 @@ def _together(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, li
     columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     figure, axes = new_figure(rows, columns, (4.6 if columns == 1 else _WIDTH, 0.8 + 2.25 * rows))
-    style, cut, across = styles(names), False, False
+    style, cut, across, banded = styles(names), False, False, False
     shift = _side_by_side(pd.concat([curve.table for _, curve in panels]))
     for ax, (block, curve) in zip(axes, panels, strict=False):
         fitted(ax, block)
@@ -184,8 +184,8 @@ def _together(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, li
         for name, mine in known.groupby("series", sort=False):
             x, colour = mine["p"].to_numpy() * shift[str(name)], style[str(name)][0]
             if (x == 0).all():  # it has no place on a logarithmic axis
-                across = True
-                ax.axhline(mine["y"].iloc[0], color=colour, ls=(0, (1, 3)), lw=1, gid="across")
+                across, banded = True, banded or bool(mine["low"].notna().any())
+                cut |= _across(ax, mine, colour)
             else:
                 cut |= _line(ax, mine, style[str(name)], x, hollow=False)
             ends.append((x[-1] or ax.get_xlim()[1], mine["y"].iloc[-1], label(str(name)), colour))
@@ -197,7 +197,25 @@ def _together(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, li
     for ax in axes[len(panels) :]:
         ax.remove()
     shifted = "Lines of the same p stand side by side." if any(value != 1 for value in shift.values()) else ""
-    return figure, [shifted, "Dotted across: p = 0, where the head alone is trained." if across else "", CUT if cut else ""]
+    return figure, [
+        shifted,
+        "Dotted across: p = 0, where the head alone is trained." if across else "",
+        "The pale band is its interval." if banded else "",
+        CUT if cut else "",
+    ]
+
+
+def _across(ax: Axes, mine: pd.DataFrame, colour: Any) -> bool:
+    """Draw a method that has no place along p across the panel; returns whether its interval goes on below the axis."""
+    y, low, high = (mine[name].to_numpy(dtype=float)[:1] for name in ("y", "low", "high"))
+    ax.axhline(y[0], color=colour, ls=(0, (1, 3)), lw=1, gid="across")
+    if np.isnan(low[0]):
+        return False
+    low, cut = lower(low, y, ax.get_ylim()[0]) if ax.get_yscale() == "log" else (low, np.zeros(1, dtype=bool))
+    ax.axhspan(low[0], high[0], color=colour, alpha=0.12, lw=0, zorder=0.5, gid="interval")
+    if cut[0]:
+        ax.plot(0.02, low[0], "v", color=colour, ms=3.5, zorder=4, gid="cut", transform=ax.get_yaxis_transform())
+    return bool(cut[0])
 
 
 def _side_by_side(table: pd.DataFrame) -> dict[str, float]:

@@ -15,13 +15,15 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from stability.leave_one_out.mask_comparison import MaskComparison
 from stability.leave_one_out.statistics import Numbers
+from stability.masks import Mask
 from stability.plotting.style import NothingToDrawError, explained, headed, label, new_figure, share, styled, styles
+from stability.selectors import shares
 from stability.selectors.comparing import Grouping
 
 __all__ = ["masks"]
 
 _GROUPS = 32
-"""The most layers, or kinds of tensors, that have a row each."""
+"""The most layers, or types of tensors, that have a row each."""
 
 _ROW, _DOTS = 0.13, 1.0  # inches: the height of a row of cells, and of the panel of dots
 _NUMBERED = 0.25  # inches: the width of a cell in which there is room for a number
@@ -33,10 +35,10 @@ _MODEL = "all parameters"
 def masks(comparison: MaskComparison) -> Figure:
     """Where the masks of several selectors are, what they have in common, and how they change: a column for each selector.
 
-    From above: the share of the mask that is in each layer, and in each kind of tensor, beside the share of all parameters that are
+    From above: the share of the mask that is in each layer, and in each type of tensor, beside the share of all parameters that are
     there; the overlap of each two selectors, and above the diagonal that of random masks with as many coordinates in each tensor;
     the overlap of the masks of S and Sⁱ, in the mean and at the least, beside what rounding alone leaves where that is less than
-    1, and the overlap of the masks of two seeds. What was not computed is left out. Of more than 32 layers or kinds, those of the
+    1, and the overlap of the masks of two seeds. What was not computed is left out. Of more than 32 layers or types, those of the
     largest shares are drawn.
 
     Args:
@@ -51,19 +53,19 @@ def masks(comparison: MaskComparison) -> Figure:
         >>> from stability.selectors import SAM, Random
         >>> figure = masks(compare_masks(load("digits", n=10), [Random(0.01), SAM(0.01)], left_out=2))
         >>> [title for ax in figure.axes if (title := ax.get_title(loc="left"))]
-        ['by layer', 'by kind of tensor', 'overlap of two selectors', 'overlap of the masks of S and Sⁱ']
+        ['by layer', 'by type of tensor', 'overlap of two selectors', 'overlap of the masks of S and Sⁱ']
     """
     names, table = list(comparison.selectors), comparison.table()
     if not table["k"].any():
         raise NothingToDrawError("no mask has a coordinate: there is nothing to draw")
     shown = [label(name) for name in names]
-    (layers, cut_layers), (kinds, cut_kinds) = (_shares(comparison, by) for by in ("layer", "kind"))
-    heights = [_ROW * max(2, len(layers)), _ROW * max(2, len(kinds))]
+    (layers, cut_layers), (types, cut_types) = (_shares(comparison, by) for by in ("layer", "type"))
+    heights = [_ROW * max(2, len(layers)), _ROW * max(2, len(types))]
     if len(names) > 1:
         heights.append(max(_ROW, 0.2 - 0.005 * len(names)) * len(names))
     if table[["left_out_mean", "seeds_mean"]].notna().any(axis=None):
         heights.append(_DOTS)
-    words = 0.055 * max(map(len, [*layers.index, *kinds.index, *shown]))
+    words = 0.055 * max(map(len, [*layers.index, *types.index, *shown]))
     wide = min(0.42, max(0.155, (6.3 - words) / (len(names) + 1)))
     size = (
         max(4.6, words + 0.9 + wide * (len(names) + 1)),
@@ -71,8 +73,8 @@ def masks(comparison: MaskComparison) -> Figure:
     )
     figure, axes = new_figure(len(heights), 1, size, tuple(heights))
     numbered = wide >= _NUMBERED
-    largest = max(float(np.nanmax(found.to_numpy())) for found in (layers, kinds))
-    for ax, found, title in zip(axes, (layers, kinds), ("by layer", "by kind of tensor"), strict=False):
+    largest = max(float(np.nanmax(found.to_numpy())) for found in (layers, types))
+    for ax, found, title in zip(axes, (layers, types), ("by layer", "by type of tensor"), strict=False):
         image = _cells(ax, found, largest, numbered=numbered)
         ax.axvline(len(names) - 0.5, color="white", lw=3)
         ax.set_title(title, loc="left")
@@ -82,7 +84,7 @@ def masks(comparison: MaskComparison) -> Figure:
     notes = [
         "Cells in per cent." if numbered else "",
         cut_layers,
-        cut_kinds,
+        cut_types,
         *(_overlaps(figure, axes[2], comparison, shown, numbered=numbered) if len(names) > 1 else []),
     ]
     if len(heights) > 2 + (len(names) > 1):
@@ -102,7 +104,7 @@ def _shares(comparison: MaskComparison, by: Grouping) -> tuple[pd.DataFrame, str
     found = comparison.shares(by)
     wide = found.pivot(index=by, columns="selector", values="share")
     wide = wide.reindex(index=list(dict.fromkeys(found[by])), columns=list(comparison.selectors))
-    wide[_MODEL] = found.groupby(by)["of_model"].max()
+    wide[_MODEL] = shares(Mask(comparison.shapes, {}), by).set_index(by)["of_model"]  # without what a method inserts
     if len(wide) <= _GROUPS:
         return wide, ""
     most = wide.max(axis=1).nlargest(_GROUPS).index

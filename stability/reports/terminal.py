@@ -316,7 +316,7 @@ def show_examples(rows: Sequence[Mapping[str, Any]], units: Units, width: int = 
 
 
 def show_shares(mask: Mask) -> None:
-    """Print where the coordinates of a mask are: a table of layers, and one of kinds of tensors.
+    """Print where the coordinates of a mask are: a table of layers, and one of types of tensors.
 
     Args:
         mask: the mask.
@@ -331,11 +331,11 @@ def show_shares(mask: Mask) -> None:
         1             3   4  75.0 %            75.0 %       30.8 %
         outside       0   5   0.0 %             0.0 %       38.5 %
         <BLANKLINE>
-        kind  chosen  of density share of the mask of the model
-        w          4   8  50.0 %           100.0 %       61.5 %
-        emb        0   5   0.0 %             0.0 %       38.5 %
+        type       chosen  of density share of the mask of the model
+        layer.*.w       4   8  50.0 %           100.0 %       61.5 %
+        emb             0   5   0.0 %             0.0 %       38.5 %
     """
-    groupings: tuple[Grouping, ...] = ("layer", "kind")
+    groupings: tuple[Grouping, ...] = ("layer", "type")
     for by in groupings:
         found = shares(mask, by)
         width = max(map(len, [by, *found[by]]))

@@ -7,7 +7,7 @@
 
 from stability.selectors.adapter import Adapter
 from stability.selectors.base import FromScores, Moving, ScoreFunction, Selector, from_scores
-from stability.selectors.comparing import jaccard_by_chance, shares
+from stability.selectors.comparing import overlap_by_chance, shares
 from stability.selectors.configurations import LoRA, Peft
 from stability.selectors.inserted import Inserted
 from stability.selectors.moving import Course, Optimizer, Projected, Run
@@ -64,7 +64,7 @@ __all__ = [
     "Taylor",
     "TrainedMagPruning",
     "from_scores",
-    "jaccard_by_chance",
     "magnitude",
+    "overlap_by_chance",
     "shares",
 ]

@@ -1,4 +1,4 @@
-"""What masks look like: the share of each layer and of each kind of tensor, and how much random masks have in common."""
+"""What masks look like: the share of each layer and of each type of tensor, and how much random masks have in common."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pandas as pd
 
 from stability.checks import check_choice, check_kind
 from stability.masks import Mask
-from stability.selectors.scope import layer_of
+from stability.selectors.scope import layer_of, type_of
 
-__all__ = ["OUTSIDE", "Grouping", "jaccard_by_chance", "shares"]
+__all__ = ["OUTSIDE", "Grouping", "overlap_by_chance", "shares"]
 
-Grouping: TypeAlias = Literal["layer", "kind", "tensor"]
+Grouping: TypeAlias = Literal["layer", "type", "tensor"]
 """What the tensors of a model are put together by."""
 
 OUTSIDE = "outside"
@@ -22,17 +22,16 @@ OUTSIDE = "outside"
 
 
 def shares(mask: Mask, by: Grouping = "layer") -> pd.DataFrame:
-    """Where the coordinates of a mask are: a row for each layer, for each kind of tensor, or for each tensor.
+    """Where the coordinates of a mask are: a row for each layer, for each type of tensor, or for each tensor.
 
-    Layers and kinds are read from the names alone. The first number in a dotted name is that of the layer, as for a
-    :class:`Scope`. The kind is what follows it: ``attention.query.weight`` of ``bert.encoder.layer.3.attention.query.weight``.
-    Further numbers become ``*``. A tensor without such a number is outside the layers, and its kind is its name without the
-    prefix that all names share; these rows come last. Where a model has several stacks of layers, such as an encoder and a
-    decoder, the layers of each are rows of their own, and kinds are taken together.
+    Layers and types are those of a :class:`Scope`, and are read from the names alone. The first number in a dotted name is that of
+    the layer; a tensor without one is outside the layers. The type is the name with ``*`` for each number. What all names begin
+    with is left out: ``encoder.layer.*.output.dense.bias`` is the type of ``bert.encoder.layer.3.output.dense.bias``. Rows outside
+    the layers come last. Where a model has several stacks of layers, such as an encoder and a decoder, each has rows of its own.
 
     Args:
         mask: the mask.
-        by: ``layer``, ``kind`` or ``tensor``.
+        by: ``layer``, ``type`` or ``tensor``.
 
     Returns:
         A column of the name ``by``, and ``chosen``, how many of the group's coordinates are in the mask; ``size``, how many it has;
@@ -48,12 +47,12 @@ def shares(mask: Mask, by: Grouping = "layer") -> pd.DataFrame:
         >>> mask = BitFit().select(load("digits"), seed=0)
         >>> shares(mask)[["layer", "chosen", "size"]].to_dict("records")[-1]
         {'layer': 'outside', 'chosen': 64, 'size': 800}
-        >>> shares(mask, "kind").query("chosen > 0")["kind"].tolist()[0]
-        'attention.k_proj.bias'
+        >>> shares(mask, "type").query("chosen > 0")["type"].tolist()[0]
+        'layers.*.attention.k_proj.bias'
     """
     check_kind(Mask, "a mask, such as selector.select(problem, seed=0)", mask=mask)
-    check_choice(("layer", "kind", "tensor"), by=by)
-    group_of, order = {"layer": _layers, "kind": _kinds, "tensor": _tensors}[by](list(mask.shapes))
+    check_choice(("layer", "type", "tensor"), by=by)
+    group_of, order = {"layer": _layers, "type": _types, "tensor": _tensors}[by](list(mask.shapes))
     chosen, size = dict.fromkeys(order, 0), dict.fromkeys(order, 0)
     for name, shape in mask.shapes.items():
         chosen[group_of[name]] += len(mask.indices.get(name, ()))
@@ -85,13 +84,11 @@ def _layers(names: Sequence[str]) -> Groups:
     return {name: labels[layer] for name, layer in layers.items()}, [labels[layer] for layer in order]
 
 
-def _kinds(names: Sequence[str]) -> Groups:
-    common = _common(names)
-    kinds: dict[str, str] = {}
-    for name in names:
-        rest = name.removeprefix(f"{layer}." if (layer := layer_of(name)) else common)
-        kinds[name] = ".".join("*" if part.isdigit() else part for part in rest.split("."))
-    return kinds, list(dict.fromkeys(kinds[name] for name in sorted(names, key=lambda name: not layer_of(name))))
+def _types(names: Sequence[str]) -> Groups:
+    types = {name: type_of(name) for name in names}
+    common = _common(list(types.values()))
+    labels = {name: mine.removeprefix(common) for name, mine in types.items()}
+    return labels, list(dict.fromkeys(labels[name] for name in sorted(names, key=lambda name: not layer_of(name))))
 
 
 def _common(names: Sequence[str]) -> str:
@@ -104,7 +101,7 @@ def _common(names: Sequence[str]) -> str:
     return "".join(shared)
 
 
-def jaccard_by_chance(one: Mask, other: Mask, within: Literal["model", "tensor"] = "model") -> float:
+def overlap_by_chance(one: Mask, other: Mask, within: Literal["model", "tensor"] = "model") -> float:
     """The overlap that two random masks of these sizes have on average.
 
     X = |A ∩ B| of random masks is hypergeometric. Its mean is μ = ab / m and its variance σ² = ab(m − a)(m − b) / (m²(m − 1)),
@@ -126,7 +123,7 @@ def jaccard_by_chance(one: Mask, other: Mask, within: Literal["model", "tensor"]
     Example:
         >>> import torch
         >>> one, other = (Mask({"w": (1000,)}, {"w": torch.arange(count)}) for count in (100, 100))
-        >>> round(jaccard_by_chance(one, other), 3)
+        >>> round(overlap_by_chance(one, other), 3)
         0.053
     """
     check_choice(("model", "tensor"), within=within)

@@ -17,7 +17,7 @@ from torch import Tensor
 from stability.checks import check_choice, check_sparsity, check_whole
 from stability.errors import UsageError
 
-__all__ = ["AnyScope", "Budget", "Scope", "Section", "Unit", "Within", "count_for", "layer_of"]
+__all__ = ["AnyScope", "Budget", "Scope", "Section", "Unit", "Within", "count_for", "layer_of", "type_of"]
 
 Within: TypeAlias = Literal["global", "tensor", "row", "layer", "type"]
 """Which coordinates compete with each other, as one word."""
@@ -330,6 +330,19 @@ def layer_of(name: str) -> str:
     return first.group() if first else ""
 
 
+def type_of(name: str) -> str:
+    """The type of a tensor: its name with ``*`` for each number. Tensors of one type have one name in all layers.
+
+    Args:
+        name: of a parameter.
+
+    Example:
+        >>> type_of("vit.layers.2.mlp.fc1.bias"), type_of("vit.layernorm.bias")
+        ('vit.layers.*.mlp.fc1.bias', 'vit.layernorm.bias')
+    """
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
 @lru_cache(maxsize=256)
 def _sections(scope: Scope, shapes: tuple[tuple[str, tuple[int, ...]], ...], sparsity: float) -> tuple[Section, ...]:
     m = sum(math.prod(shape) for _, shape in shapes)
@@ -451,7 +464,7 @@ def _groups(scope: Scope, shapes: Sequence[tuple[str, tuple[int, ...]]], places:
         "tensor": lambda name: name,
         "row": lambda name: name,
         "layer": layer_of,
-        "type": lambda name: ".".join("*" if part.isdigit() else part for part in name.split(".")),
+        "type": type_of,
     }
     members: dict[str, list[int]] = {}
     for place in places:

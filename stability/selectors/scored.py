@@ -7,6 +7,8 @@ subclass writes ``score``, which sees an :class:`Evidence`.
 # No annotations from __future__ here: a dataclass of another module inherits these fields with their types, not with names of them.
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -24,7 +26,7 @@ from stability.selectors.base import Selector
 from stability.selectors.scope import AnyScope
 from stability.selectors.top_k import top_k
 
-__all__ = ["Calibrated", "Evidence", "Ranked"]
+__all__ = ["Calibrated", "Evidence", "Ranked", "sharing_evidence"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,8 @@ class Evidence:
     seed: int
     expected: bool = False
 
+    _shared: ClassVar["Evidence | None"] = None  # the same evidence, which computes for all that share it; dropped by ``replace``
+
     @cached_property
     def start(self) -> Parameters:
         """All parameters where training starts, the head among them, by name."""
@@ -62,12 +66,14 @@ class Evidence:
     @cached_property
     def gradient(self) -> Tensor:
         """g = ∇L, the mean of the examples' gradients where training starts, float64 (m,)."""
+        if self._shared is not None:
+            return self._shared.gradient
         return mean_gradient(self.problem, self.start, self.problem.train)[: self.problem.m]
 
     @cached_property
     def squares(self) -> Tensor:
         """mean_i g_i², the diagonal of the Fisher matrix, float64 (m,)."""
-        return total(self._squared(slice(None))) / self.problem.n
+        return total(self._squared(slice(None))) / self.problem.n if self._shared is None else self._shared.squares
 
     def hessian_times(self, vector: Tensor) -> Tensor:
         """The Hessian of L over the pretrained coordinates, times a vector.
@@ -167,6 +173,19 @@ class Evidence:
                 found = found + share.unsqueeze(1) * torch.einsum("bc,bck->bk", slope, jacobian).double() ** 2
             assert isinstance(found, Tensor)
             yield found
+
+
+_SHARED: ContextVar[tuple[Problem, dict[Any, tuple[Evidence, Tensor]]] | None] = ContextVar("_SHARED", default=None)
+
+
+@contextmanager
+def sharing_evidence(problem: Problem) -> Iterator[None]:
+    """Within it, selectors on this problem with one calibration and one seed share the mean gradients that they ask for."""
+    before = _SHARED.set((problem, {}))
+    try:
+        yield
+    finally:
+        _SHARED.reset(before)
 
 
 def _rows(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -327,6 +346,17 @@ class Calibrated(Ranked):
 
     def _calibration(self, problem: Problem, seed: int) -> tuple[Evidence, Tensor]:
         """The evidence, and which examples of the split are in it."""
+        if (shared := _SHARED.get()) is None or shared[0] is not problem:
+            return self._drawn(problem, seed)
+        known, key = shared[1], (seed, self.examples, self.split, self.labels)
+        if key not in known:
+            known[key] = self._drawn(problem, seed)
+        at, used = known[key]
+        mine = replace(at)
+        vars(mine)["_shared"] = at
+        return mine, used
+
+    def _drawn(self, problem: Problem, seed: int) -> tuple[Evidence, Tensor]:
         split = problem.train if self.split == "train" else problem.validation
         if split is None:
             raise UsageError(f"{problem.name!r} has no validation split: use split = 'train'")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from html import escape
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -430,9 +431,9 @@ def study_of(
         raise UsageError(f"methods = {methods!r}: give a list of methods, such as ['full', ('lora', {{'rank': 4}})]")
     for method in methods:
         check_kind((str, tuple, Selector, Algorithm), "a name, (name, settings), a selector or an algorithm", method=method)
-    if isinstance(seeds, int):
+    if isinstance(seeds, (int, Integral)):
         check_whole(1, seeds=seeds)
-        seeds = range(seeds)
+        seeds = range(int(seeds))
     ready: dict[int, list[Algorithm]] = {}  # algorithms by their selectors, which pass through what names become selectors
     for method in methods:
         if isinstance(method, Algorithm):

@@ -94,6 +94,7 @@ _TABLE = _Kind("a table", _is_table)
 _TEXTS = _Kind("a list of texts", _is_texts)
 _ASKED = _Kind("a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1)
 _P = _Kind("a number in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1)  # 0 where the new head alone is trained
+_OVERLAP = _Kind("a number in [0, 1]", lambda value: _is_number(value) and (math.isnan(value) or 0 <= value <= 1))
 _FLAG = _Kind("true or false", lambda value: type(value) is bool)
 _STATE = _Kind(f"one of {', '.join(State)}", lambda value: _is_text(value) and value in set(State))
 
@@ -127,7 +128,6 @@ _NUMBERS: tuple[str, ...] = (
         "validation_constant",
         "test_constant",
         "distance",
-        "mask_overlap",
         "seconds",
         "cell_seconds",
         "lipschitz",
@@ -160,6 +160,7 @@ COLUMNS: Mapping[str, _Kind] = {
     **dict.fromkeys(_NUMBERS + BOUNDS, _NUMBER),
     **dict.fromkeys((f"{name}_state" for name in BOUNDS), _STATE),
     "sparsity": _P,
+    "mask_overlap": _OVERLAP,  # NaN where there are no masks
     "asked_sparsity": _ASKED,
     "measured": _FLAG,
     "failed": _TABLE,
@@ -241,7 +242,7 @@ def check_table(path: Path, table: pd.DataFrame) -> None:
         kind, known = COLUMNS[name], table[name].dropna()
         if kind is _WHOLE:
             odd = known[(known < 0) | (known >= _MOST) | (known % 1 != 0)]
-        elif kind is _P:
+        elif kind is _P or kind is _OVERLAP:
             odd = known[(known < 0) | (known > 1)]
         else:
             odd = known[known.abs() == math.inf] if kind is _NUMBER else known

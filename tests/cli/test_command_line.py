@@ -206,14 +206,14 @@ def test_select_describes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture
     assert text.startswith("k = 928 of m = 26432 coordinates, p = 0.03511\n\n")
     assert re.search(r"^0 +288 8544 +3\.4 % +31\.0 % +32\.3 %$", text, flags=re.MULTILINE)
     assert re.search(r"^outside +64 +800 +8\.0 % +6\.9 % +3\.0 %$", text, flags=re.MULTILINE)
-    assert re.search(r"^layernorm_before\.bias +96 +96 +100\.0 % +10\.3 % +0\.4 %$", text, flags=re.MULTILINE)
+    assert re.search(r"^layers\.\*\.layernorm_before\.bias +96 +96 +100\.0 % +10\.3 % +0\.4 %$", text, flags=re.MULTILINE)
     path = tmp_path / "mask.safetensors"
     assert main([*command, "--describe", "--json", "--out", str(path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["out"], found["k"], found["m"]) == (str(path), 928, 26432)
     assert Mask.load(path).count == 928
     assert [row["layer"] for row in found["layers"]] == ["0", "1", "2", "outside"]
-    assert sum(row["chosen"] for row in found["kinds"]) == sum(row["chosen"] for row in found["layers"]) == 928
+    assert sum(row["chosen"] for row in found["types"]) == sum(row["chosen"] for row in found["layers"]) == 928
     assert main(["select", "--selector", "head-only", "--n", "20", "--device", "cpu", "--json"]) == 0
     none = json.loads(capsys.readouterr().out)
     assert (none["out"], none["k"], none["layers"][0]["share"]) == (None, 0, None)

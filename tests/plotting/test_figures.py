@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -25,6 +27,7 @@ from stability.bounds import sgd_convex
 from stability.leave_one_out.estimators import Assisted, Exact, Sampled
 from stability.leave_one_out.perturbations import FlipLabel, LeaveGroupOut, ReplaceOne
 from stability.plotting import _scored, _swept
+from stability.plotting.grids import _across
 from stability.plotting.style import label
 from stability.selectors import SAM, BitFit, FullTuning, Random
 
@@ -196,12 +199,30 @@ def test_a_method_without_a_p_goes_across_and_no_line_is_lost() -> None:
     table = results.table
     bare = table["method"] == "bitfit"
     table = table.assign(sparsity=table["sparsity"].mask(bare, 0.0), method=table["method"].mask(bare, "head-only"))
-    (ax,) = plotting.stability(dataclasses.replace(results, table=table)).axes
+    figure = plotting.stability(dataclasses.replace(results, table=table))
+    (ax,) = figure.axes
     (line,) = by_gid(ax, "across")
-    assert line.get_ydata()[0] == pytest.approx(table.loc[bare, "stability"].astype(float).mean())
+    values = table.loc[bare, "stability"].to_numpy(dtype=float)
+    assert line.get_ydata()[0] == pytest.approx(values.mean())
+    (band,) = [artist for artist in by_gid(ax, "interval") if isinstance(artist, Rectangle)]
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    assert [band.get_y(), band.get_y() + band.get_height()] == pytest.approx([values.mean() - half, values.mean() + half])
     assert {text.get_text() for text in ax.texts} == {"SAM", "random", "head only"}
     assert ax.get_xlim()[0] > 0
-    assert "Dotted across: p = 0" in words(ax.figure)
+    assert "Dotted across: p = 0, where the head alone is trained. The pale band is its interval." in words(figure)
+
+
+def test_an_interval_across_a_logarithmic_axis_is_cut_where_the_axis_begins() -> None:
+    _, ax = plt.subplots()
+    for low, begins in ((-1.0, 0.2), (0.4, 0.4)):
+        ax.cla()
+        ax.set_yscale("log")
+        ax.set_ylim(0.1, 10)
+        assert _across(ax, pd.DataFrame({"y": [0.6], "low": [low], "high": [2.0]}), "blue") == (low < 0)
+        (band,) = by_gid(ax, "interval")
+        assert [band.get_y(), band.get_y() + band.get_height()] == pytest.approx([begins, 2.0])
+        assert len(by_gid(ax, "cut")) == (low < 0)
+        assert ax.get_ylim() == (0.1, 10)
 
 
 def test_every_method_has_a_row_and_the_most_stable_comes_first() -> None:

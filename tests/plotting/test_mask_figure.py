@@ -6,6 +6,7 @@ import dataclasses
 from itertools import pairwise
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,8 +38,8 @@ def panels(comparison: MaskComparison) -> dict[str, Axes]:
 
 def test_cells_are_shares_and_overlaps(three: MaskComparison) -> None:
     found = panels(three)
-    assert list(found) == ["by layer", "by kind of tensor", "overlap of two selectors", CHANGES]
-    for by, title in (("layer", "by layer"), ("kind", "by kind of tensor")):
+    assert list(found) == ["by layer", "by type of tensor", "overlap of two selectors", CHANGES]
+    for by, title in (("layer", "by layer"), ("type", "by type of tensor")):
         shares = three.shares(by).set_index(["selector", by])  # type: ignore[arg-type]
         drawn, groups = cells(found[title]), [text.get_text() for text in found[title].get_yticklabels()]
         assert drawn.shape == (len(groups), 4)
@@ -70,7 +71,7 @@ def test_marks_are_the_means_and_the_least(three: MaskComparison) -> None:
 
 def test_what_rounding_does_is_drawn_where_it_does_something(three: MaskComparison) -> None:
     assert not by_gid(panels(three)[CHANGES], "rounding")
-    rounding = pd.DataFrame({"selector": ["sam", "sam"], "seed": [0, 1], "jaccard": [0.9, 0.8]})
+    rounding = pd.DataFrame({"selector": ["sam", "sam"], "seed": [0, 1], "overlap": [0.9, 0.8]})
     figure = plotting.masks(dataclasses.replace(three, rounding=rounding))
     (line,) = [artist for ax in figure.axes for artist in by_gid(ax, "rounding")]
     assert line.get_segments()[0][:, 1].tolist() == pytest.approx([0.85, 0.85])
@@ -78,12 +79,32 @@ def test_what_rounding_does_is_drawn_where_it_does_something(three: MaskComparis
 
 
 def test_what_was_not_computed_is_left_out(digits: Problem) -> None:
-    assert list(panels(compare_masks(digits, [SAM(0.03)], left_out=0))) == ["by layer", "by kind of tensor"]
+    assert list(panels(compare_masks(digits, [SAM(0.03)], left_out=0))) == ["by layer", "by type of tensor"]
     one = panels(compare_masks(digits, [SAM(0.03)], left_out=2))
     assert [text.get_text() for text in one["overlap of the masks of S and Sⁱ"].get_xticklabels()] == ["SAM"]
     assert "overlap of two selectors" in panels(compare_masks(digits, [SAM(0.03), HeadOnly()], left_out=0))
     with pytest.raises(NothingToDrawError, match="no mask has a coordinate"):
         plotting.masks(compare_masks(digits, [HeadOnly()], left_out=0))
+
+
+def test_the_column_of_all_parameters_is_the_model_without_what_a_method_inserts(digits: Problem) -> None:
+    plain = compare_masks(digits, [MagPruning(0.03)], left_out=0)
+    for selectors in ([MagPruning(0.03), LoRA(rank=4)], [LoRA(rank=4)]):
+        found = panels(compare_masks(digits, selectors, left_out=0))
+        for by in ("layer", "type"):
+            ax = found[f"by {by}{'' if by == 'layer' else ' of tensor'}"]
+            drawn = dict(zip([text.get_text() for text in ax.get_yticklabels()], cells(ax)[:, -1], strict=True))
+            known = {name: share for name, share in drawn.items() if not np.isnan(share)}
+            assert known == pytest.approx(plain.shares(by).set_index(by)["of_model"].to_dict())
+            assert sum(known.values()) == pytest.approx(1)
+            assert by == "layer" or len(known) < len(drawn)
+
+
+def test_a_comparison_draws_itself(three: MaskComparison) -> None:
+    before = plt.get_fignums()
+    figure = three.plot()
+    assert plt.get_fignums() == before
+    assert words(figure) == words(plotting.masks(three))
 
 
 def test_many_selectors_and_inserted_modules_have_room(digits: Problem) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 
 from stability import Mask, Problem, UsageError
-from stability.selectors import SAM, FullTuning, HeadOnly, LoRA, jaccard_by_chance, shares
+from stability.selectors import SAM, FullTuning, HeadOnly, LoRA, Scope, overlap_by_chance, shares
 from tests import tiny
 
 
@@ -30,7 +30,7 @@ ENCODER = {
 }
 
 
-def test_shares_by_layer_and_by_kind() -> None:
+def test_shares_by_layer_and_by_type() -> None:
     found = mask(ENCODER, net_word_weight=[1], net_layer_10_q_weight=[0, 3], net_layer_2_sub_0_bias=[1])
     layers = shares(found)
     assert layers["layer"].tolist() == ["2", "10", "outside"]
@@ -39,10 +39,10 @@ def test_shares_by_layer_and_by_kind() -> None:
     assert layers["density"].tolist() == pytest.approx([1 / 6, 2 / 6, 1 / 13])
     assert layers["share"].tolist() == [0.25, 0.5, 0.25]
     assert layers["of_model"].tolist() == pytest.approx([6 / 25, 6 / 25, 13 / 25])
-    kinds = shares(found, "kind").set_index("kind")
-    assert kinds.index.tolist() == ["q.weight", "sub.*.bias", "word.weight", "norm.bias"]
-    assert kinds["chosen"].tolist() == [2, 1, 1, 0]
-    assert kinds["size"].tolist() == [8, 4, 10, 3]
+    types = shares(found, "type").set_index("type")
+    assert types.index.tolist() == ["layer.*.q.weight", "layer.*.sub.*.bias", "word.weight", "norm.bias"]
+    assert types["chosen"].tolist() == [2, 1, 1, 0]
+    assert types["size"].tolist() == [8, 4, 10, 3]
     tensors = shares(found, "tensor").set_index("tensor")
     assert tensors["chosen"].to_dict() == {**dict.fromkeys(ENCODER, 0), **{n: len(i) for n, i in found.indices.items()}}
 
@@ -50,35 +50,54 @@ def test_shares_by_layer_and_by_kind() -> None:
 def test_each_stack_of_layers_has_rows_of_its_own() -> None:
     shapes = {f"t.{part}.{n}.w": (2,) for part in ("encoder", "decoder") for n in (0, 1)}
     assert shares(mask(shapes, t_decoder_1_w=[0]))["layer"].tolist() == ["encoder.0", "encoder.1", "decoder.0", "decoder.1"]
-    assert shares(mask(shapes, t_decoder_1_w=[0]), "kind")["kind"].tolist() == ["w"]
+    assert shares(mask(shapes, t_decoder_1_w=[0]), "type")["type"].tolist() == ["encoder.*.w", "decoder.*.w"]
 
 
 @pytest.mark.parametrize("shapes", [{"weight": (2,)}, {"a.weight": (2,), "a.bias": (1,)}, {"0.weight": (2,), "2.weight": (2,)}])
 def test_models_of_any_names(shapes: dict[str, tuple[int, ...]]) -> None:
     found = Mask(shapes, {name: torch.tensor([0]) for name in shapes})
-    layers, kinds = shares(found), shares(found, "kind")
-    assert layers["chosen"].sum() == kinds["chosen"].sum() == len(shapes)
-    assert layers["share"].sum() == kinds["share"].sum() == pytest.approx(1)
-    assert kinds["kind"].tolist() == list(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
+    layers, types = shares(found), shares(found, "type")
+    assert layers["chosen"].sum() == types["chosen"].sum() == len(shapes)
+    assert layers["share"].sum() == types["share"].sum() == pytest.approx(1)
+    assert types["type"].tolist() == list(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
     assert layers["layer"].tolist() == (["0", "2"] if "0.weight" in shapes else ["outside"])
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
-def test_layers_and_kinds_of_models_of_transformers(family: str) -> None:
+@pytest.mark.parametrize("family", ["bert", "gpt2", "opt", "t5"])
+def test_layers_and_types_of_models_of_transformers(family: str) -> None:
     import transformers
 
-    model = transformers.AutoModel.from_config({**tiny.FAMILIES, **tiny.OTHERS}[family]())
+    sizes = {"vocab_size": 20, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 2}
+    opt = {"opt": lambda: transformers.OPTConfig(**sizes, num_attention_heads=2, max_position_embeddings=8)}
+    families: dict[str, Any] = {**tiny.FAMILIES, **tiny.OTHERS, **opt}
+    model = transformers.AutoModel.from_config(families[family]())
     found = Mask.full(dict(model.named_parameters()))
-    layers, kinds = shares(found), shares(found, "kind")
+    layers, types = shares(found), shares(found, "type")
     numbered = [layer for layer in layers["layer"] if layer != "outside"]
     assert numbered == (
         ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"] if family == "t5" else ["0", "1"]
     )
-    assert not kinds["kind"].str.contains(r"(?:^|\.)\d+\.", regex=True).any()
-    query = {"bert": "attention.self.query.weight", "gpt2": "attn.c_attn.weight", "t5": "layer.*.SelfAttention.q.weight"}[family]
-    width = {"bert": 16 * 16, "gpt2": 16 * 48, "t5": 16 * 16}[family]
-    assert kinds.set_index("kind")["size"][query] == width * (4 if family == "t5" else 2)
-    assert layers["size"].sum() == kinds["size"].sum() == found.total
+    assert not types["type"].str.contains(r"(?:^|\.)\d+\.", regex=True).any()
+    query, width = {
+        "bert": ("encoder.layer.*.attention.self.query.weight", 16 * 16),
+        "gpt2": ("h.*.attn.c_attn.weight", 16 * 48),
+        "opt": ("layers.*.self_attn.q_proj.weight", 16 * 16),
+        "t5": ("decoder.block.*.layer.*.SelfAttention.q.weight", 16 * 16),
+    }[family]
+    assert types.set_index("type")["size"][query] == width * 2
+    if family == "opt":  # the norm of a layer and that after all layers have one name
+        both = types.set_index("type").loc[["layers.*.final_layer_norm.weight", "final_layer_norm.weight"], "size"]
+        assert both.tolist() == [2 * 16, 16]
+    assert layers["size"].sum() == types["size"].sum() == found.total
+
+
+def test_a_type_is_a_group_of_the_scope() -> None:
+    names = [*ENCODER, "net.stack.0.w", "net.stack.1.w", "net.other.1.w"]
+    shapes = dict.fromkeys(names, (10,))
+    groups = [[names[place] for place in section.tensors] for section in Scope("type").sections(shapes, 0.5)]
+    chosen = [shares(Mask(shapes, {name: torch.tensor([0]) for name in group}), "type").query("chosen > 0") for group in groups]
+    assert [(one["chosen"].tolist(), one["size"].tolist()) for one in chosen] == [([len(g)], [10 * len(g)]) for g in groups]
+    assert len(groups) == 6
 
 
 def test_shares_of_no_and_of_all_coordinates(digits: Problem) -> None:
@@ -98,7 +117,7 @@ def test_overlap_by_hand(digits: Problem) -> None:
     assert mask(shapes).overlap(mask(shapes)) == 1
     inserted = LoRA(rank=2)
     assert math.isnan(inserted.select(digits, 0).overlap(SAM(0.01).select(digits, 0)))
-    assert math.isnan(jaccard_by_chance(inserted.select(digits, 0), SAM(0.01).select(digits, 0)))
+    assert math.isnan(overlap_by_chance(inserted.select(digits, 0), SAM(0.01).select(digits, 0)))
 
 
 @pytest.mark.parametrize(("a", "b"), [(60, 60), (20, 150), (300, 300), (200, 10)])
@@ -115,25 +134,25 @@ def test_overlap_by_chance_is_that_of_random_masks(a: int, b: int) -> None:
             both += (ranks[:, :mine] < theirs).sum(1)
         drawn = both / (a + b - both)
         expected, error = float(drawn.mean()), float(drawn.std()) / math.sqrt(4000)
-        assert jaccard_by_chance(one, other, within) == pytest.approx(expected, abs=4 * error + 5e-4)
+        assert overlap_by_chance(one, other, within) == pytest.approx(expected, abs=4 * error + 5e-4)
 
 
 def test_overlap_by_chance_in_tensors_counts_agreement_on_tensors() -> None:
     shapes = {"a": (100,), "b": (900,)}
     one, other = (Mask(shapes, {"a": torch.arange(first, first + 50)}) for first in (0, 25))
-    assert jaccard_by_chance(one, other, "tensor") == pytest.approx(25 / 75, abs=0.01)
-    assert jaccard_by_chance(one, other) == pytest.approx(2.5 / 97.5, abs=0.002)
+    assert overlap_by_chance(one, other, "tensor") == pytest.approx(25 / 75, abs=0.01)
+    assert overlap_by_chance(one, other) == pytest.approx(2.5 / 97.5, abs=0.002)
     full = Mask(shapes, {"a": torch.arange(100), "b": torch.arange(900)})
-    assert jaccard_by_chance(full, full) == jaccard_by_chance(full, full, "tensor") == 1
-    assert jaccard_by_chance(Mask(shapes, {}), Mask(shapes, {})) == 1
-    assert jaccard_by_chance(full, Mask(shapes, {})) == 0
+    assert overlap_by_chance(full, full) == overlap_by_chance(full, full, "tensor") == 1
+    assert overlap_by_chance(Mask(shapes, {}), Mask(shapes, {})) == 1
+    assert overlap_by_chance(full, Mask(shapes, {})) == 0
 
 
 def test_bad_input() -> None:
     found = mask({"a": (2,)}, a=[0])
-    with pytest.raises(UsageError, match="unknown by 'head': use layer, kind or tensor"):
+    with pytest.raises(UsageError, match="unknown by 'head': use layer, type or tensor"):
         shares(found, "head")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="use a mask, such as"):
         shares({"a": torch.tensor([0])})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="unknown within 'layer'"):
-        jaccard_by_chance(found, found, "layer")  # type: ignore[arg-type]
+        overlap_by_chance(found, found, "layer")  # type: ignore[arg-type]

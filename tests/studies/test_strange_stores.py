@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import struct
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from stability import StabilityError
 from stability.studies.ledger import Row, Wanted, Worker
 from stability.studies.salvage import repaired
+from stability.studies.sound import check_table, oddity
 from stability.studies.store import Store, ledger_at
 from tests.strangers import REFUSED, answer, bytes_like, command, content_of, tries, values_like, written
 
@@ -236,6 +239,17 @@ def test_columns_of_another_type(value: str, tmp_path: Path) -> None:
             connection.close()
         read(path, (("status",), ("export",)))
         mended(path)
+
+
+def test_an_overlap_of_masks_is_a_fraction() -> None:
+    failed = pd.DataFrame({"status": ["failed"], "method": ["sam"], "reason": ["diverged"]}, dtype=object)
+    for known in (math.nan, 0.0, 0.5, 1.0):
+        assert oddity({"mask_overlap": known}) is oddity({"mask_overlap": None}) is None
+        check_table(COMMITTED, failed.assign(mask_overlap=known))
+    for odd in (7.0, -1.0):
+        assert oddity({"mask_overlap": odd}) == f"mask_overlap = {odd} is not a number in [0, 1]"
+        with pytest.raises(StabilityError, match=rf"mask_overlap = {odd} is not a number in \[0, 1\]"):
+            check_table(COMMITTED, failed.assign(mask_overlap=odd))
 
 
 def test_a_database_of_another_program(tmp_path: Path) -> None:
