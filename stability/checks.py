@@ -219,7 +219,7 @@ def check_address(address: str) -> None:
         >>> check_address("head:6379")
     """
     host, _, port = address.rpartition(":")
-    if address != "auto" and (not host or not port.isdecimal() or "/" in host):
+    if address != "auto" and (not host or not port.isdecimal() or int(port) >= 2**16 or "/" in host):
         raise UsageError(f"address = {address}: give HOST:PORT of the cluster's head, as ray start --head prints it, or auto")
 
 

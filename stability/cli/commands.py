@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(f"{error}; what was finished is kept", 1)
     except (KeyboardInterrupt, _StoppedError) as error:
         kept = "; what is finished is kept, and the same command goes on from there" if words[:1] in (["run"], ["compare"]) else ""
-        return _failed(f"stopped{kept}", 143 if isinstance(error, _StoppedError) else 130)
+        with _deaf():
+            return _failed(f"stopped{kept}", 143 if isinstance(error, _StoppedError) else 130)
     return 0
 
 
@@ -83,6 +84,19 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C once more does not break off what is said of the first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _stopped(number: int, frame: object) -> None:

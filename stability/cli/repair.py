@@ -23,5 +23,5 @@ def repair(store: Annotated[Path, Parameter(help="The damaged store.", show_defa
     print(f"{store}: {found.kept} {'cell' if found.kept == 1 else 'cells'} kept{lost}")
     with suppress(StabilityError):
         if missing := state_of(Store(store)).missing:
-            print(f"{missing} of the study's cells are missing: run it again, and they are computed")
+            print(f"cells of the study that are missing: {missing}. Run it again, and they are computed")
     print(f"the damaged store is {found.aside}")

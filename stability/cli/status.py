@@ -54,12 +54,14 @@ def _worker(one: WorkerState) -> str:
 def _text(found: State, store: Path) -> str:
     done = found.measured + found.failed
     lines = [
-        f"{found.study}: {done} of {found.total} cells are finished, {found.failed} of them failed; {found.missing} are missing"
+        f"{found.study}: {done} of {found.total} cells are finished, {found.failed} of them failed; "
+        f"{found.missing} {'is' if found.missing == 1 else 'are'} missing"
     ]
     if found.last is not None:
         lines.append(f"the last cell was finished {duration((datetime.now(UTC) - found.last).total_seconds())} ago")
     if found.missing and not math.isnan(found.rate):
-        lines.append(f"pace: {found.rate:.3g} cells an hour; about {duration(found.remaining)} are left while it runs")
+        rate = f"{found.rate:,.0f}" if found.rate >= 10 else f"{found.rate:.2g}"
+        lines.append(f"pace: {rate} cells an hour; about {duration(found.remaining)} are left while it runs")
     table = pd.DataFrame(
         {
             "method": [one.method for one in found.methods],

@@ -15,7 +15,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -118,9 +118,9 @@ class RayProcesses(Pool[J]):
         until, size = time.monotonic() + (sys.maxsize if seconds is None else seconds), self.size
         done: list[Any] = []
         while not done and (left := until - time.monotonic()) > 0 and self.size <= size:  # else there is room for more
-            done, _ = self._ray.wait(list(self._running), timeout=min(left, _LOOK))
+            done = self._done(list(self._running), 1, left)
         if done:
-            done, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+            done = self._done(list(self._running), len(self._running), 0.0)
         others = []
         for task in done:
             job, losses, before = self._running.pop(task)
@@ -134,6 +134,12 @@ class RayProcesses(Pool[J]):
         for job, losses, before, other in others:  # last, so that nothing is lost that was computed
             self._leave_out(other, before)
             self.start(job, losses)
+
+    def _done(self, tasks: list[Any], count: int, seconds: float) -> list[Any]:
+        """Those tasks that are done as soon as so many are, or after so many seconds, but no later than a look at the machines."""
+        with _whole():
+            done, _ = self._ray.wait(tasks, num_returns=count, timeout=min(seconds, _LOOK))
+        return list(done)
 
     def _outcome(self, job: J, task: Any) -> Any:
         errors = self._ray.exceptions
@@ -220,7 +226,9 @@ class RayProcesses(Pool[J]):
         tasks = {
             there.options(scheduling_strategy=NodeAffinitySchedulingStrategy(one, soft=False)).remote(): one for one in self._shares
         }
-        done, _ = self._ray.wait(list(tasks), num_returns=len(tasks), timeout=_ASKING)
+        until, done = time.monotonic() + _ASKING, list[Any]()
+        while len(done) < len(tasks) and (left := until - time.monotonic()) > 0:
+            done = self._done(list(tasks), len(tasks), left)
         for task in done:
             with suppress(self._ray.exceptions.RayError):  # a machine that has left; or one that will tell with its first job
                 machine, found = self._ray.get(task)
@@ -462,6 +470,25 @@ def _know(source: _Source) -> None:
         sys.meta_path.insert(0, _Sent(source))  # before the driver's folder, which Ray has put first: another version may lie there
     elif source.folder not in sys.path:
         sys.path.append(source.folder)  # last, so that no file in it hides a package
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Signals are answered when this is done: of an exception that a handler raises within it Ray makes an error of its own, or it
+    crashes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {one: signal.signal(one, lambda number, _: came.append(number)) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -181,3 +183,22 @@ def test_a_process_is_deaf_to_ctrl_c_from_the_beginning() -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
     made.join()
     assert made.exitcode == 0
+
+
+def test_a_signal_within_a_call_of_ray_is_answered_after_it() -> None:
+    told: list[str] = []
+
+    def stop(*_: object) -> None:
+        told.append("signal")
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt), cluster._whole():  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            told.append("end of the call")
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told == ["end of the call", "signal"]
