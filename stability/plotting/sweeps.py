@@ -225,7 +225,7 @@ def methods(results: StudyResults) -> Figure:
     Example:
         >>> from stability.studies import StudyResults
         >>> results = StudyResults.read("figures/paper-quick.sqlite").where(task="cb")
-        >>> [ax.get_xlabel().split(" [")[0] for ax in methods(results).axes]
+        >>> [ax.get_xlabel().splitlines()[0] for ax in methods(results).axes]
         ['accuracy on held-out data', 'test loss − train loss', 'stability Eᵢ|Δℓᵢ|']
     """
     table, summary = results.table, _measured(results).sort_values("stability", kind="stable")
