@@ -16,8 +16,9 @@ run: $(READY)  ## the main job: ten methods on digits, their table, and figures 
 full: $(READY)  ## the study behind the committed figures: more p, seeds and retrainings, and bounds (20 minutes on two cores)
 	$(BIN)/stability run digits --store runs/digits.sqlite --figures figures
 
+# Bytecode is kept, so that the processes that tests start find our modules compiled.
 test: $(READY)  ## all tests; one needs a browser (make browser)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist loadgroup
 
 browser:  ## the browser that opens reports in a test: Debian's or Ubuntu's chromium with its driver; needs root or sudo where it is missing
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
@@ -94,6 +95,7 @@ claims: $(READY)  ## the paper's claims where MiniLM learns: searches and studie
 	$(BIN)/python -m benchmarks.claims --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(ONLY),--only $(ONLY))
 
 selectors: $(READY)  ## every selector on digits (19 minutes on one core), and on STS-B with MiniLM at learning rates of their own (hours; it goes on)
+	mkdir -p runs && cp -n figures/unfinished/*.sqlite runs/
 	$(BIN)/stability run selectors-digits --store runs/selectors-digits.sqlite
 	$(BIN)/stability figures --store runs/selectors-digits.sqlite --out figures --only methods
 	$(BIN)/stability run selectors-stsb-rates --model $(or $(MODEL),$(MINILM)) --data $(DATA) --store runs/selectors-stsb-rates.sqlite
