@@ -14,7 +14,7 @@ from stability.studies import StudyResults, answers, chosen_rates, learned, miss
 from stability.studies.claims import Answer, Verdict
 from stability.studies.named import CLAIMS
 
-__all__ = ["markdown", "rates", "stored"]
+__all__ = ["head", "markdown", "rates", "stored"]
 
 FOLDER = Path(__file__).parents[2] / "figures" / "claims"
 
@@ -82,7 +82,7 @@ def _learned(main: Sequence[StudyResults]) -> Iterator[str]:
         "metric, over seeds, is above that of predicting the commonest class, or the mean label."
     )
     yield ""
-    yield _head(
+    yield head(
         "task",
         "method",
         "p",
@@ -125,7 +125,12 @@ def _answer(answer: Answer) -> Iterator[str]:
     yield ""
 
 
-def _head(*columns: str) -> str:
+def head(*columns: str) -> str:
+    """The first two lines of a table in Markdown.
+
+    Args:
+        columns: what stands above each column.
+    """
     return f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|"
 
 
@@ -143,7 +148,7 @@ def rates() -> str:
     if not any(len(one) for one in searches):
         return "No search was begun yet."
     lines = [
-        _head("task", "method", "p", "rate chosen", "validation metric", "commonest class", "every rate: metric (loss)", "verdict")
+        head("task", "method", "p", "rate chosen", "validation metric", "commonest class", "every rate: metric (loss)", "verdict")
     ]
     for search in searches:
         found = chosen_rates(search)

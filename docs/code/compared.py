@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from docs.code.claims import head
 from stability.reports.labels import LABELS
 from stability.studies import Comparison, StudyResults, chosen_rates, missing_cells
 
@@ -22,14 +23,19 @@ BASE = "random"
 
 def digits() -> str:
     """Every selector on digits."""
-    return "\n".join(_table(StudyResults.read(STORES["digits"])))
+    return _of(STORES["digits"])
 
 
 def texts() -> str:
     """Every selector on STS-B, of those that are computed."""
-    if not STORES["texts"].exists():
+    return _of(STORES["texts"])
+
+
+def _of(path: Path) -> str:
+    """The table of a store, as far as it is."""
+    if not path.exists():
         return "*No cell of this study is computed yet.*"
-    results = StudyResults.read(STORES["texts"])
+    results = StudyResults.read(path)
     missing = missing_cells([results])
     lines = [f"*Unfinished: {'; '.join(missing)}.*", ""] if missing else []
     return "\n".join([*lines, *_table(results)])
@@ -45,7 +51,7 @@ def rates() -> str:
         f"| {LABELS[row['method']]} | {row['learning_rate']:g} | {row['validation_metric']:.3f} | {_or(row['constant'])} |"
         for row in found.to_dict("records")
     ]
-    return "\n".join(["| method | rate | metric on validation data | predicting the mean |", "| --- | --- | --- | --- |", *rows])
+    return "\n".join([head("method", "rate", "metric on validation data", "predicting the mean"), *rows])
 
 
 def _table(results: StudyResults) -> Iterator[str]:
@@ -57,9 +63,7 @@ def _table(results: StudyResults) -> Iterator[str]:
         quantity: comparison.differences(quantity).set_index("method").to_dict("index") for quantity in ("stability", "test_metric")
     }
     metric, unit = results.table["metric"].iloc[0], results.table["loss_unit"].iloc[0]
-    columns = ("method", "p", metric, "gap", f"stability [{unit}]", "overlap", f"told apart from {BASE}")
-    yield f"| {' | '.join(columns)} |"
-    yield "| --- " * len(columns) + "|"
+    yield head("method", "p", metric, "gap", f"stability [{unit}]", "overlap", f"told apart from {BASE}")
     for row in found.to_dict("records"):
         beside = [_beside(told[quantity].get(row["method"]), words) for quantity, words in _WORDS.items()]
         ends = f" ({max(0.0, row['stability_low']):.2f} to {_or(row['stability_high'], '.2f')})"
