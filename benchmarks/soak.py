@@ -32,6 +32,7 @@ from stability.leave_one_out.estimators import Sampled
 from stability.selectors import SAM, BitFit, FullTuning, Random, magnitude
 from stability.studies import Study, StudyResults, run
 from stability.studies.store import Store
+from stability.workers.cluster import loopback
 
 __all__ = ["check", "main", "soak", "study_of"]
 
@@ -56,15 +57,14 @@ class _Nodes:
     """A Ray cluster on this machine: a head that does no work, and a node that does, and is killed."""
 
     def __init__(self) -> None:
-        from ray._private import services
         from ray.cluster_utils import Cluster
 
-        services.get_node_ip_address = lambda *where: "127.0.0.1"
         node = {"node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
         self._node = {**node, "num_cpus": 1}
         head = {**node, "num_cpus": 0, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._working: Any = self._cluster.add_node(**self._node)
+        with loopback():
+            self._cluster = Cluster(initialize_head=True, head_node_args=head)
+            self._working: Any = self._cluster.add_node(**self._node)
         self.address = self._cluster.address
 
     def kill_one(self) -> None:
@@ -72,7 +72,7 @@ class _Nodes:
         if self._working is not None:
             self._cluster.remove_node(self._working, allow_graceful=False)
             self._working = None
-        with suppress(Exception):  # Ray's own, where it starts too slowly on a busy machine: the next call tries again
+        with loopback(), suppress(Exception):  # Ray's own, where it starts too slowly on a busy machine: the next call tries again
             self._working = self._cluster.add_node(**self._node)
 
     def close(self) -> None:

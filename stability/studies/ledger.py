@@ -268,7 +268,8 @@ class Ledger(ABC):
 def unusable(path: Path, error: Exception, full: bool) -> StabilityError:
     """What to say of a store that cannot be written to, or opened; ``full``: because there is no room on its disk."""
     remedy = "free some disk space and run again" if full else "check the path and its permissions"
-    return StabilityError(f"cannot use the store {path}: {error}; what was finished is kept, {remedy}")
+    kept = "what was finished is kept, " if path.exists() else ""
+    return StabilityError(f"cannot use the store {path}: {error}; {kept}{remedy}")
 
 
 def damaged(path: Path, why: object) -> StabilityError:

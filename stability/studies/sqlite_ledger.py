@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stability.errors import StabilityError
+from stability.machine import network_file_system
 from stability.studies.identity import as_json, from_json
 from stability.studies.ledger import Answer, Claim, Ledger, Row, Wanted, Worker, damaged, time_of, unusable, worker_of
 from stability.studies.packed import packed, unpacked
@@ -41,8 +42,8 @@ CREATE INDEX IF NOT EXISTS claims_of_a_worker ON claims (worker);
 class SqliteLedger(Ledger):
     """One SQLite file.
 
-    While somebody works on it, SQLite keeps a write-ahead log beside it where the file system allows one, so that reading and
-    writing do not wait for each other. Whoever leaves last folds it into the file.
+    While somebody works on it, SQLite keeps a write-ahead log beside it, so that reading and writing do not wait for each other.
+    Whoever leaves last folds it into the file. There is none on a network file system, where machines would not see each other's.
 
     Example:
         >>> import tempfile
@@ -163,8 +164,10 @@ class SqliteLedger(Ledger):
     def join(self, worker: Worker) -> None:
         with self._lock:
             self._kept = self._kept or self._opened()
+            # A log needs memory that all who work on the store share, which machines do not.
+            log = network_file_system(self.path) is None
             with suppress(sqlite3.OperationalError):  # no log where the file system forbids it: slower, and as safe
-                self._kept.execute("PRAGMA journal_mode = WAL")
+                self._kept.execute(f"PRAGMA journal_mode = {'WAL' if log else 'DELETE'}")
         self.beat(worker)
 
     def beat(self, worker: Worker) -> None:

@@ -15,7 +15,9 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from importlib import import_module
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -31,10 +33,11 @@ from stability.errors import StabilityError, UsageError, one_line
 from stability.machine import cores, free_memory, software
 from stability.workers.pools import LESS, J, Lost, Place, Pool, Shared
 
-__all__ = ["RayProcesses", "versions"]
+__all__ = ["RayProcesses", "loopback", "versions"]
 
 _LOOK = 1.0  # seconds between two looks at which machines there are
 _ANSWER = 15.0  # seconds in which a cluster must answer
+_AGAIN = 0.05  # seconds between two moments at which our handlers of signals are set again
 _ASKING = 120.0  # seconds in which a machine must tell its versions; one that does not is asked again with its first job
 
 
@@ -178,10 +181,10 @@ class RayProcesses(Pool[J]):
 
     def __enter__(self) -> RayProcesses[J]:
         self._ray = _ray()
-        if not self._ray.is_initialized():
-            self._join()
-        self._joined = True
         try:
+            if not self._ray.is_initialized():
+                self._join()
+            self._joined = True
             self._versions = versions()
             if self._device == "auto":
                 self._device = "cuda" if self._ray.cluster_resources().get("GPU") else "cpu"
@@ -197,22 +200,23 @@ class RayProcesses(Pool[J]):
 
     def _join(self) -> None:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        self._handler = signal.getsignal(signal.SIGTERM)  # which Ray replaces
+        self._own, self._thread, self._handler = True, ThreadPoolExecutor(1), signal.getsignal(signal.SIGTERM)
+        if self._handler is signal.SIG_DFL:  # let the tasks end before this process does
+            self._handle(_end)
         if self._address is None:
-            # On loopback alone: nobody else is to reach it.
             own = {"num_cpus": self._workers or cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-            self._ray.init(address="local", **own, **quiet)
+            with loopback():  # nobody else is to reach it
+                _start(partial(self._ray.init, address="local", **own, **quiet), self._thread)
         else:
             _check_there(self._address)
+            services = import_module("ray._private.services")
             try:
-                self._ray.init(address=self._address, **quiet)
+                head = services.canonicalize_bootstrap_address(self._address)  # where Ray looks for it
+                with nullcontext() if head is None or _listens(head) else loopback():
+                    _start(partial(self._ray.init, address=self._address, **quiet), self._thread)
             except Exception as error:
-                self._handle(self._handler)
                 what = f"address = {self._address}: {one_line(error, 400)}"
                 raise (UsageError if "ersion mismatch" in what else StabilityError)(what) from error
-        self._own = True
-        # Ray's handler writes pages. Whoever had none of their own: let the tasks end before this process does.
-        self._handle(_end if self._handler is signal.SIG_DFL else self._handler)
 
     def _handle(self, handler: Any) -> None:
         if threading.current_thread() is threading.main_thread() and handler is not None:
@@ -268,6 +272,7 @@ class RayProcesses(Pool[J]):
         self._placed.clear()
         if self._own:
             self._ray.shutdown()
+            self._thread.shutdown()
             self._own = False
             self._handle(self._handler)
         self._joined = False
@@ -473,22 +478,62 @@ def _know(source: _Source) -> None:
 
 
 @contextmanager
-def _whole() -> Iterator[None]:
+def _whole() -> Iterator[Callable[[], None]]:
     """Signals are answered when this is done: of an exception that a handler raises within it Ray makes an error of its own, or it
-    crashes.
+    crashes. Whoever lets Ray replace the handlers meanwhile sets them again by calling what this yields.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
     came: list[int] = []
-    before = {one: signal.signal(one, lambda number, _: came.append(number)) for one in (signal.SIGINT, signal.SIGTERM)}
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+
+    def again() -> None:
+        for one in before:
+            signal.signal(one, lambda number, _: came.append(number))
+
+    again()
     try:
-        yield
+        yield again
     finally:
         for one, handler in before.items():
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
     if came:
         signal.raise_signal(came[0])
+
+
+def _start(ray: Callable[[], object], thread: ThreadPoolExecutor) -> None:
+    """Start Ray, in a thread: until it has started, its own handler of SIGTERM would abort this process and write pages.
+
+    Args:
+        ray: what starts it.
+        thread: it must stay, for Ray's processes end with the thread that started them.
+    """
+    with _whole() as again:
+        started = thread.submit(ray)
+        while not started.done():
+            wait([started], _AGAIN)
+            again()
+        started.result()
+
+
+@contextmanager
+def loopback() -> Iterator[None]:
+    """Ray, where it is started meanwhile, listens on 127.0.0.1 alone; and clusters that do so are found.
+
+    Otherwise it takes 127.0.0.1 for the address that this machine has in its network, and listens everywhere.
+
+    Example:
+        >>> with loopback():
+        ...     pass  # ray.init()
+    """
+    services: Any = import_module("ray._private.services")
+    before = services.get_node_ip_address
+    services.get_node_ip_address = lambda *where: "127.0.0.1"
+    try:
+        yield
+    finally:
+        services.get_node_ip_address = before
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -524,10 +569,9 @@ def _check_there(address: str) -> None:
     if address == "auto":  # which Ray looks for on this machine
         return
     check_address(address)
-    host, _, port = address.rpartition(":")
     remedy = "check the address, or start a cluster there: ray start --head"
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER / 3).close()
+        _connect(address)
     except (OSError, OverflowError) as error:
         raise StabilityError(f"no cluster of Ray at {address}: {error}; {remedy}") from error
     # Something listens. In a process of its own, for Ray may end the process in which it finds no cluster.
@@ -536,3 +580,15 @@ def _check_there(address: str) -> None:
         subprocess.run(asked, check=True, timeout=_ANSWER, capture_output=True)
     except subprocess.SubprocessError as error:
         raise StabilityError(f"no cluster of Ray at {address}: what listens there gives no answer of Ray's; {remedy}") from error
+
+
+def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER / 3).close()
+
+
+def _listens(address: str) -> bool:
+    with suppress(OSError):
+        _connect(address)
+        return True
+    return False

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -44,16 +45,14 @@ pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
 def nodes() -> Iterator[Any]:
     """Two nodes of one CPU each, which only this machine reaches."""
     cluster._ray()
-    from ray._private import services
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(services, "get_node_ip_address", lambda *where: "127.0.0.1")
+    with cluster.loopback():
         node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
         made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
         made.add_node(**node)
-        yield made
-        made.shutdown()
+    yield made
+    made.shutdown()
 
 
 def same(one: pd.DataFrame, other: pd.DataFrame) -> None:
@@ -201,7 +200,8 @@ def test_lost_workers_and_nodes_change_nothing(
 
     with pool:
         assert comes_to(1)
-        nodes.add_node(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=100_000_000)
+        with cluster.loopback():
+            nodes.add_node(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=100_000_000)
         assert comes_to(2)
     assert sizes == {1, 2}
 
@@ -215,6 +215,22 @@ def test_a_problem_arrives_as_it_was(name: str, request: pytest.FixtureRequest) 
     assert found.settings == sent.settings
     assert all(torch.equal(tensor, start[name]) for name, tensor in found.start(seed=3).items())
     assert torch.equal(found.losses(start, found.test), sent.losses(start, sent.test))
+
+
+def test_a_cluster_of_ones_own_listens_on_this_machine_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with cluster.RayProcesses[Work]("cpu", 1) as pool:
+        assert pool.size == 1
+        own = psutil.Process()
+        heard = [
+            one.laddr.ip
+            for process in (own, *own.children(recursive=True))
+            for one in process.net_connections("inet")
+            if one.status == psutil.CONN_LISTEN
+        ]
+    assert len(heard) > 3
+    assert {one.removeprefix("::ffff:") for one in heard} == {"127.0.0.1"}
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_other_versions_are_refused(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,3 +203,31 @@ def test_a_signal_within_a_call_of_ray_is_answered_after_it() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert told == ["end of the call", "signal"]
+
+
+def test_a_signal_while_ray_starts_is_answered_when_it_has_started() -> None:
+    """Ray sets a handler of its own, in C, which here takes no note of the signal."""
+    told: list[str] = []
+    number = ctypes.c_int(signal.SIGTERM)
+
+    def stop(*_: object) -> None:
+        told.append("signal")
+        raise KeyboardInterrupt
+
+    def starts() -> None:
+        ctypes.CDLL(None).signal(number, ctypes.c_void_p(int(signal.SIG_IGN)))
+        time.sleep(10 * cluster._AGAIN)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10 * cluster._AGAIN)
+        told.append("started")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cluster._start(starts, ThreadPoolExecutor(1))
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told == ["started", "signal"]
+    with pytest.raises(OSError, match="no cluster"):
+        cluster._start(lambda: os.stat("no cluster"), ThreadPoolExecutor(1))
