@@ -75,8 +75,8 @@ paper-quick: $(READY)  ## ten methods of MiniLM on CB and RTE, five seeds (75 mi
 	$(BIN)/stability figures --store runs/paper-quick-sparsity.sqlite --out figures --only four_panels
 	$(BIN)/stability figures --paper --out figures
 
-soak: $(READY)  ## two hundred processes and nodes of a study killed at random (40 minutes on two cores)
-	$(BIN)/python -m benchmarks.soak --every 5 --cluster --out benchmarks/results/soak.json
+soak: $(READY)  ## two hundred processes and nodes of a study killed at random (20 minutes on two cores)
+	$(BIN)/python -m benchmarks.soak --every 3 --cluster --out benchmarks/results/soak.json
 
 ledger: $(READY)  ## cells a second that a store takes, a million cells opened and drawn, a hundred races for a new store (15 minutes, 11 GB)
 	$(BIN)/python -m benchmarks.ledger --out benchmarks/results/ledger.json
@@ -95,7 +95,8 @@ claims: $(READY)  ## the paper's claims where MiniLM learns: searches and studie
 	$(BIN)/python -m benchmarks.claims --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(ONLY),--only $(ONLY))
 
 selectors: $(READY)  ## every selector on digits (19 minutes on one core), and on STS-B with MiniLM at learning rates of their own (hours; it goes on)
-	mkdir -p runs && cp -n figures/unfinished/*.sqlite runs/
+	mkdir -p runs; for store in figures/selectors-*.sqlite $(wildcard figures/unfinished/*.sqlite); do \
+		[ -e runs/$${store##*/} ] || cp $$store runs/; done
 	$(BIN)/stability run selectors-digits --store runs/selectors-digits.sqlite
 	$(BIN)/stability figures --store runs/selectors-digits.sqlite --out figures --only methods
 	$(BIN)/stability run selectors-stsb-rates --model $(or $(MODEL),$(MINILM)) --data $(DATA) --store runs/selectors-stsb-rates.sqlite

@@ -14,7 +14,7 @@ from stability.studies import StudyResults, answers, chosen_rates, learned, miss
 from stability.studies.claims import Answer, Verdict
 from stability.studies.named import CLAIMS
 
-__all__ = ["head", "markdown", "rates", "stored"]
+__all__ = ["head", "markdown", "number", "rates", "stored"]
 
 FOLDER = Path(__file__).parents[2] / "figures" / "claims"
 
@@ -97,8 +97,8 @@ def _learned(main: Sequence[StudyResults]) -> Iterator[str]:
         learns = "one seed" if row["learned"] is None else "yes" if row["learned"] else "no"
         yield (
             f"| {LABELS.get(row['task'], row['task'])} | {LABELS.get(row['method'], row['method'])} | {row['sparsity']:.2g} | "
-            f"{row['learning_rate']:g} | {_number(row['test_metric'])} ± {_number(row['std'])} | {_number(row['constant'])} | "
-            f"{_number(row['than_full'], '+.3f')} | {_number(row['train_loss'])} | {learns} |"
+            f"{row['learning_rate']:g} | {number(row['test_metric'])} ± {number(row['std'])} | {number(row['constant'])} | "
+            f"{number(row['than_full'], '+.3f')} | {number(row['train_loss'])} | {learns} |"
         )
 
 
@@ -138,8 +138,9 @@ def _interval(row: dict[Any, Any]) -> str:
     return f"{row['effect']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
 
 
-def _number(value: float, form: str = ".3f") -> str:
-    return "–" if value is None or math.isnan(value) else format(value, form)
+def number(value: float | None, form: str = ".3f") -> str:
+    """What a table tells of a number; a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else format(value, form).replace("inf", "∞")
 
 
 def rates() -> str:
@@ -157,7 +158,7 @@ def rates() -> str:
             curve = found.curve(row["task"], row["method"], p)
             lines.append(
                 f"| {LABELS.get(row['task'], row['task'])} | {LABELS.get(row['method'], row['method'])} | "
-                f"{'its own' if p is None or pd.isna(p) else format(p, 'g')} | {_number(row['learning_rate'], 'g')} | "
-                f"{_number(row['validation_metric'])} | {_number(row['constant'])} | {curve} | {row['verdict']} |"
+                f"{'its own' if p is None or pd.isna(p) else format(p, 'g')} | {number(row['learning_rate'], 'g')} | "
+                f"{number(row['validation_metric'])} | {number(row['constant'])} | {curve} | {row['verdict']} |"
             )
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from docs.code.claims import head
+from docs.code.claims import head, number
 from stability.reports.labels import LABELS
 from stability.studies import Comparison, StudyResults, chosen_rates, missing_cells
 
@@ -48,7 +48,7 @@ def rates() -> str:
     found = chosen_rates(StudyResults.read(path)).table
     found = found[found["missing"] == 0]
     rows = [
-        f"| {LABELS[row['method']]} | {row['learning_rate']:g} | {row['validation_metric']:.3f} | {_or(row['constant'])} |"
+        f"| {LABELS[row['method']]} | {row['learning_rate']:g} | {row['validation_metric']:.3f} | {number(row['constant'])} |"
         for row in found.to_dict("records")
     ]
     return "\n".join([head("method", "rate", "metric on validation data", "predicting the mean"), *rows])
@@ -66,14 +66,14 @@ def _table(results: StudyResults) -> Iterator[str]:
     yield head("method", "p", metric, "gap", f"stability [{unit}]", "overlap", f"told apart from {BASE}")
     for row in found.to_dict("records"):
         beside = [_beside(told[quantity].get(row["method"]), words) for quantity, words in _WORDS.items()]
-        ends = f" ({max(0.0, row['stability_low']):.2f} to {_or(row['stability_high'], '.2f')})"
+        ends = f" ({max(0.0, row['stability_low']):.2f} to {number(row['stability_high'], '.2f')})"
         cells = [
             LABELS[row["method"]],
             f"{row['sparsity']:.2g}",
             f"{row['test_metric']:.3f}",
             f"{row['gap']:.2f}",
             f"{row['stability']:.3f}" + ("" if math.isnan(row["stability_low"]) else ends),
-            _or(row["mask_overlap"], ".2f"),
+            number(row["mask_overlap"], ".2f"),
             ", ".join(word for word in beside if word) or "–",
         ]
         yield f"| {' | '.join(cells)} |"
@@ -85,7 +85,3 @@ _WORDS = {"test_metric": ("performs worse", "performs better"), "stability": ("m
 def _beside(row: dict[str, Any] | None, words: tuple[str, str]) -> str:
     """What is told apart from the first method; empty where nothing is, and for that method itself."""
     return words[int(row["difference"] > 0)] if row is not None and row["resolved"] else ""
-
-
-def _or(value: float, form: str = ".3f") -> str:
-    return "–" if not math.isfinite(value) else format(value, form)

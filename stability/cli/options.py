@@ -132,6 +132,7 @@ class Model:
 
     model: str | None = None
     max_length: Whole = None
+    initial_bias: float | None = None
 
 
 def problem_settings(data: Data, model: Model) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Pretrained:
         name: the last two parts of the folder's path, or the name on the hub.
         parameters: θ⁰: all parameters that the checkpoint holds, without the layer that gives the logits.
         new_head: a function from a generator to the tensors that θ⁰ lacks, initialised as transformers initialises them.
+        bias: the name of the head's bias that is added to the logits; None where there is none.
         network: the module of transformers without the values of its parameters. Its attention kernel is the one that
             transformers chose.
         tokenizer: the tokenizer of transformers, with a padding token that the model knows.
@@ -66,6 +67,7 @@ class Pretrained:
     name: str
     parameters: Parameters
     new_head: Callable[[torch.Generator], Parameters]
+    bias: str | None
     network: Any
     tokenizer: Any
     max_length: int
@@ -74,6 +76,34 @@ class Pretrained:
     architecture: str
     notes: tuple[str, ...] = ()
     agreed: dict[str, ModuleLogits] = field(default_factory=dict)
+
+    def head_from(self, initial_bias: float) -> Callable[[torch.Generator], Parameters]:
+        """:attr:`new_head` with a number added to the bias of the logits.
+
+        Args:
+            initial_bias: the number.
+
+        Returns:
+            As ``new_head``.
+
+        Raises:
+            UsageError: the logits have no bias.
+
+        Example:
+            >>> load_pretrained("roberta-base", outputs=1).head_from(2.5)  # doctest: +SKIP
+        """
+        if not initial_bias:
+            return self.new_head
+        if (name := self.bias) is None:
+            raise UsageError(
+                f"initial_bias = {initial_bias:g}: the head of {self.name} has no bias; leave it 0, or use another model"
+            )
+
+        def head(draw: torch.Generator) -> Parameters:
+            new = self.new_head(draw)
+            return {**new, name: new[name] + initial_bias}
+
+        return head
 
 
 def load_pretrained(model: str | os.PathLike[str], outputs: int) -> Pretrained:
@@ -165,6 +195,7 @@ def _load(model: str, outputs: int, stamp: tuple[Any, ...]) -> Pretrained:
         name="/".join(Path(model).resolve().parts[-2:]) if os.path.isdir(model) else model,
         parameters=pretrained,
         new_head=lambda draw: _new_head(network, head, draw),
+        bias=next((name for name in sorted(last) if head[name] == (outputs,)), None),
         network=network,
         tokenizer=tokenizer,
         max_length=_most_places(network, tokenizer),

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from stability.checks import check_flags, check_probability, check_whole
+from stability.checks import check_flags, check_number, check_probability, check_whole
 from stability.errors import UsageError
 from stability.masks import fingerprint
 from stability.problems.columns import FORMS, label_column, named_column, other_texts, text_columns
@@ -64,6 +64,7 @@ def load_texts(
     split_seed: int = 0,
     removed: float = 0.0,
     pool: int | None = None,
+    initial_bias: float = 0.0,
 ) -> Problem:
     """Fine-tune a pretrained sequence classifier on n examples of a task.
 
@@ -112,6 +113,8 @@ def load_texts(
         removed: the fraction of the training split that is left out of S, drawn with ``seed``; at least one example where it is
             not 0. It takes the place of n. Fu et al. 2023 remove 0.1 in Table 2.
         pool: cut the training split to this many examples, drawn with ``split_seed`` and so the same for all seeds.
+        initial_bias: where labels are numbers, a number that is added to the head's bias before training, such as the middle of
+            the labels' scale. Without it a model that takes few steps spends most of them on finding that number.
 
     Raises:
         UsageError: there are no such data or no such model, a row cannot be used, or a setting is out of range. The message
@@ -126,6 +129,7 @@ def load_texts(
     check_whole(8, max_length=max_length)
     check_whole(0, seed=seed, split_seed=split_seed)
     check_probability(removed=removed)
+    check_number(initial_bias=initial_bias)
     check_flags(drop_missing=drop_missing)
     found = _chosen(data, text, label, task=task, test=test, encoding=encoding, label_type=label_type)
     name, own, known, columns, label = found.name, found.splits, found.task, found.texts, found.label
@@ -162,6 +166,8 @@ def load_texts(
         *_contradicting(own, sequences, values, classes),
         *notes,
     ]
+    if initial_bias and (choices or classes is not None):
+        raise UsageError(f"initial_bias = {initial_bias:g}: the labels of {name} are classes, and it is for numbers; leave it out")
     pretrained = load_pretrained(model, 1 if choices or classes is None else len(classes))
     longest = min(max_length, pretrained.max_length)
     made = {}
@@ -197,9 +203,10 @@ def load_texts(
             "tokens": fingerprint(content)[:16],
             "weights": pretrained.fingerprint[:16],
             "architecture": pretrained.architecture[:16],
+            **({"initial_bias": initial_bias} if initial_bias else {}),
         },
         pretrained=pretrained.parameters,
-        new_head=pretrained.new_head,
+        new_head=pretrained.head_from(initial_bias),
         logits=replace(logits, choices=choices),
         loss=squared_errors if classes is None else cross_entropies,
         train=made["train"],

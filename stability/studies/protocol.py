@@ -77,6 +77,7 @@ class Protocol:
         removed: the fraction of the training data that each S lacks in the part ``perturbation``.
         pool: examples of the training split that are used, the same for all seeds; None: all.
         max_length: the most tokens of a sequence; longer ones are cut.
+        initial_bias: what is added to the head's bias before training, on tasks whose labels are numbers (:func:`stability.load`).
         steps: the most steps that a run takes.
         batch_size: examples a step.
         learning_rate: of AdamW, for the methods without one of their own in ``rates``.
@@ -126,6 +127,7 @@ class Protocol:
     removed: float = 0.1
     pool: int | None = None
     max_length: int = 256
+    initial_bias: float = 0.0
     steps: int = 40_000
     batch_size: int = 16
     learning_rate: float = 1e-4
@@ -174,6 +176,7 @@ class Protocol:
         where = [f"{self.data}/{task}" if self.data else _ON_HUB[task] for task in self.tasks]
         settings: dict[str, Any] = {"model": self.model, "max_length": self.max_length}
         settings |= {} if self.pool is None else {"pool": self.pool}
+        settings |= {"initial_bias": self.initial_bias} if self.initial_bias else {}
         if self.part == "perturbation":
             settings["removed"] = self.removed
         if self.part == "sparsity":

@@ -419,6 +419,27 @@ def test_the_notes_count_s_itself_and_the_whole_split(tmp_path: Path, model: str
     }  # each was put to the test
 
 
+def test_the_head_of_numbers_begins_where_it_is_told_to(tmp_path: Path, model: str) -> None:
+    data = lines(tmp_path / "numbers", train=[{"text": "the cat", "label": i / 4} for i in range(20)])
+    plain, moved = (problems.load(data, model=model, initial_bias=bias) for bias in (0, 2.5))
+    assert "initial_bias" not in plain.settings
+    assert moved.settings == {**plain.settings, "initial_bias": 2.5}
+    for seed in (0, 1):
+        before, after = plain.start(seed), moved.start(seed)
+        assert [name for name in before if not torch.equal(before[name], after[name])] == ["classifier.bias"]
+        logits = plain.logits(before, plain.test.inputs)
+        torch.testing.assert_close(moved.logits(after, moved.test.inputs), logits + 2.5)
+    llama = str(tiny.write_model(tmp_path / "llama", "llama"))
+    for own, where, why in (
+        (lines(tmp_path / "classes", train=GOOD), model, "initial_bias = 2.5: the labels of classes are classes"),
+        (data, llama, "initial_bias = 2.5: the head of .*llama has no bias"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            problems.load(own, model=where, initial_bias=2.5)
+    with pytest.raises(UsageError, match="initial_bias = nan"):
+        problems.load(data, model=model, initial_bias=math.nan)
+
+
 def test_numbers_are_told_for_s_and_for_the_whole_split(tmp_path: Path, model: str) -> None:
     rows = [{"text": tiny.WORDS[i], "label": i / 4} for i in range(20)]
     problem = problems.load(lines(tmp_path / "scores", train=rows, test=rows[:3]), model=model, n=4)
