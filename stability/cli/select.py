@@ -17,8 +17,10 @@ from stability.errors import MeasurementError, StabilityError, UsageError
 from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.reports.terminal import show_shares
-from stability.selectors import shares
+from stability.selectors import Selector, shares
+from stability.selectors.scope import count_for
 from stability.training import FineTuning, train
+from stability.training.naming import named_apart
 
 __all__ = ["select"]
 
@@ -38,15 +40,17 @@ def select(
     machine: Machine = Machine(),
 ) -> None:
     """Choose a mask, and save or describe it; one that training finds, after that training."""
-    if out is None and not (describe or json):
-        raise UsageError("there is nothing to do with the mask: give --out FILE to save it, or --describe to see where it is")
     if out is not None:
         if not out.parent.is_dir():
             raise StabilityError(f"cannot write {out}: there is no folder {out.parent}")
         check_writable(out.parent)
     with redirect_stdout(sys.stderr) if json else nullcontext():
         # Standard output is kept free of what a selector of the user's own may print.
-        mask = _found(which, data, model, method, training, machine)
+        selector = method.made()
+        mask = _found(which, data, model, selector, training, machine)
+    if selector.sparsity is not None and mask.count < _NEARLY * (asked := count_for(selector.sparsity, mask.total)):
+        why = "because the places of each group, or of each unit, are rounded down"
+        print(f"note: p = {selector.sparsity:g} is k = {asked}, and {mask.count} are chosen, {why}", file=sys.stderr)
     if out is not None:
         mask.save(out)
     if json:
@@ -54,15 +58,17 @@ def select(
         facts |= {"sparsity": mask.sparsity, "layers": shares(mask).to_dict("records")}
         print_json(plain({**facts, "types": shares(mask, "type").to_dict("records")}))
         return
-    start = "" if out is None else f"{out}: "
-    print(f"{start}k = {mask.count} of m = {mask.total} coordinates, p = {mask.sparsity:.4g}")
+    start, name = "" if out is None else f"{out}: ", named_apart([FineTuning(selector)])[0]
+    print(f"{start}{name}, k = {mask.count} of m = {mask.total} coordinates, p = {mask.sparsity:.4g}")
     if describe:
         show_shares(mask)
 
 
-def _found(which: OneProblem, data: Data, model: Model, method: Method, training: Training, machine: Machine) -> Mask:
+_NEARLY = 0.95
+
+
+def _found(which: OneProblem, data: Data, model: Model, selector: Selector, training: Training, machine: Machine) -> Mask:
     """The mask that was asked for."""
-    selector = method.made()
     problem = load(which.problem, seed=which.seed, **problem_settings(data, model))
     if selector.moving:
         algorithm = FineTuning(selector, seed=which.seed, **training.made())

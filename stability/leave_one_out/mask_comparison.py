@@ -334,6 +334,8 @@ def compare_masks(
 
 def _named(selectors: Sequence[Compared] | Mapping[str, Compared], training: Mapping[str, Any]) -> dict[str, Algorithm]:
     """The algorithm by which each mask is found, by what it is called."""
+    if isinstance(selectors, (Selector, Algorithm)):
+        raise UsageError(f"selectors = {selectors.name}: give a list, such as [SAM(0.05), SNIP(0.05)]")
     given = list(selectors.values()) if isinstance(selectors, Mapping) else list(selectors)
     if not given:
         raise UsageError("no selector: give a list such as [SAM(0.05), SNIP(0.05)]")

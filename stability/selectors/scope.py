@@ -69,14 +69,14 @@ class Scope:
             whole tensor. ``layer``: all tensors of a layer (with :class:`Random` it is one draw of LISA, Pan et al. 2024). A unit
             has the mean of its scores. Units are taken in the order of these means, until the next would exceed the group's places:
             k is then at most ⌊pm⌋. Tensors that have no such unit are not chosen from.
-        block: the side of a ``block``. At the edges of a tensor blocks are smaller.
+        block: the side of a ``block``, and for that unit alone. At the edges of a tensor blocks are smaller.
         heads: how many heads an attention has, which shapes do not tell; for ``head`` alone.
 
     Raises:
         UsageError: an unknown word, a pattern that is no text, a budget for one group, a unit that is no smaller than the groups,
-            or heads without their number; on selecting: an attention whose query, key, value and output are not four matrices of
-            so many heads, a pattern that matches no tensor, a p for which there are too few coordinates, or one that selects
-            nothing in some row, or no unit.
+            heads without their number, or the side of blocks for another unit; on selecting: an attention whose query, key, value
+            and output are not four matrices of so many heads, a pattern that matches no tensor, a p for which there are too few
+            coordinates, or one that selects nothing in some row, or no unit.
 
     Example:
         >>> from stability import load
@@ -110,11 +110,15 @@ class Scope:
 
         if (self.unit == "head") != (self.heads is not None):
             raise UsageError(
-                f"unit = {self.unit!r} and heads = {self.heads}: give the number of attention heads of a layer with unit 'head', "
-                "and with no other; a model of transformers tells it as config.num_attention_heads"
+                f"unit = {self.unit!r} and heads = {self.heads}: with unit 'head' give heads, the number of heads of each "
+                "attention, and with no other unit; a model of transformers tells it as config.num_attention_heads"
             )
         if self.heads is not None:
             check_whole(1, heads=self.heads)
+        if self.unit != "block" and self.block != type(self).block:
+            raise UsageError(
+                f"block = {self.block} is the side of a block, and unit = {self.unit!r}: use unit 'block', or leave it out"
+            )
         if self.unit not in _LARGEST_UNIT[self.within]:
             raise UsageError(
                 f"unit = {self.unit!r}: within a {self.within} there are no units to choose from but "
@@ -250,7 +254,8 @@ class Scope:
         left = [name for name in names if not only or any(_matches(name, one) for one in only)]
         left = [name for name in left if not any(_matches(name, one) for one in without)]
         if not left:
-            raise UsageError(f"only = {list(only)} and without = {list(without)} leave no tensor: leave one of them out")
+            given = [f"{option} = {list(some)}" for option, some in (("only", only), ("without", without)) if some]
+            raise UsageError(f"{' and '.join(given)} leave{'s' * (len(given) == 1)} no tensor: use other patterns")
         return left
 
 
@@ -376,7 +381,8 @@ def _sections(scope: Scope, shapes: tuple[tuple[str, tuple[int, ...]], ...], spa
             )
     if not any(counts):
         raise UsageError(
-            f"sparsity p = {sparsity} selects nothing within any single {scope.within}: use a larger p or scope='global'"
+            f"sparsity p = {sparsity} selects nothing within any single {scope.within}: use p ≥ {_least(groups, m, any)}, or "
+            "scope='global'"
         )
     return tuple(Section(group.tensors, group.rows, count) for group, count in zip(groups, counts, strict=True))
 
@@ -444,7 +450,7 @@ def _check_heads(heads: int, shapes: Shapes, chosen_from: Sequence[str]) -> None
             if length % heads or length != max(lengths.values()):
                 raise UsageError(
                     f"heads = {heads}: {name!r} has {length} {'columns' if mine[name] == 'output' else 'rows'}, which are not "
-                    "divided alike into so many heads; heads that share keys and values are no units here"
+                    "divided alike into so many heads: give the model's own number; heads that share keys and values are no units"
                 )
 
 
@@ -510,6 +516,8 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _nearest(pattern: str, names: Sequence[str]) -> str:
     """The names that are most like a pattern, as words of a message: by one of their parts, or as a whole."""
+    if any(_matches(name, f"*{pattern}*") for name in names):
+        return f"a pattern is for the whole name, so use '*{pattern}*'"
     wanted = pattern.strip("*.").lower()
     parts = {part.lower(): name for name in reversed(names) for part in name.split(".") if not part.isdigit()}
     alike = difflib.get_close_matches(wanted, parts, n=3, cutoff=0.6)

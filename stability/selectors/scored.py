@@ -306,6 +306,8 @@ class Calibrated(Ranked):
 
     def __post_init__(self) -> None:
         check_whole(1, examples=1 if self.examples is None else self.examples)
+        if self.labels is True:  # type: ignore[comparison-overlap] # the word, as JSON and TOML read it
+            object.__setattr__(self, "labels", "true")
         check_choice(("train", "validation"), split=self.split)
         check_choice(("true", "sampled", "model"), labels=self.labels)
         if self.labels == "model" and not self.of_squares:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from stability.selectors.scope import Scope
 from stability.training.algorithm import Algorithm
 
 __all__ = ["named_apart"]
@@ -24,6 +25,8 @@ def named_apart(algorithms: Sequence[Algorithm]) -> list[str]:
         >>> from stability import FineTuning, selectors
         >>> named_apart([FineTuning(selectors.SAM(0.01)), FineTuning(selectors.SAM(0.1)), FineTuning(selectors.LoRA(rank=4))])
         ['sam p=0.01', 'sam p=0.1', 'lora rank=4']
+        >>> named_apart([FineTuning(selectors.SNIP(0.1, scope=selectors.Scope(only=name))) for name in ("*mlp*", "*attention*")])
+        ['snip only=*mlp*', 'snip only=*attention*']
     """
     found = []
     for algorithm in algorithms:
@@ -47,4 +50,8 @@ def _fields(made: object) -> Sequence[Any]:
 def _plain(made: object) -> dict[str, Any]:
     """The settings that are numbers or words, but for p and seed, which have columns of their own."""
     found = {field.name: getattr(made, field.name) for field in _fields(made) if field.name not in ("sparsity", "seed", "name")}
-    return {name: x for name, x in found.items() if isinstance(x, (int, float, str))}
+    if isinstance(scope := found.get("scope"), Scope):
+        own = scope.settings()
+        found |= {"scope": own} if isinstance(own, str) else {**own, "scope": own["within"], "within": None}
+    found = {name: ",".join(x) if isinstance(x, list) else x for name, x in found.items()}
+    return {name: x for name, x in found.items() if isinstance(x, (int, float, str)) and x != ""}

@@ -199,11 +199,23 @@ def test_select_writes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert Mask.load(path).count == 264
 
 
+def test_select_tells_what_was_chosen_from_and_how_much_less(capsys: pytest.CaptureFixture[str]) -> None:
+    """960 rows of 32 or 64 weights are eligible, and each gets the same share of 1 321 places, rounded down to 1."""
+    words = ["--selector", "snip", "labels=true", "budget=equal", "examples=5", "--scope", "row", "--only", "*proj.weight"]
+    assert main(["select", *words, "--sparsity", "0.02", "--n", "20"]) == 0
+    out, told = capsys.readouterr()
+    assert out == "snip scope=row examples=5 only=*proj.weight budget=equal, k = 384 of m = 26432 coordinates, p = 0.01453\n"
+    assert (
+        told
+        == "note: p = 0.02 is k = 528, and 384 are chosen, because the places of each group, or of each unit, are rounded down\n"
+    )
+
+
 def test_select_describes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["select", "--selector", "bitfit", "--n", "20", "--device", "cpu"]
     assert main([*command, "--describe"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("k = 928 of m = 26432 coordinates, p = 0.03511\n\n")
+    assert text.startswith("bitfit, k = 928 of m = 26432 coordinates, p = 0.03511\n\n")
     assert re.search(r"^0 +288 8544 +3\.4 % +31\.0 % +32\.3 %$", text, flags=re.MULTILINE)
     assert re.search(r"^outside +64 +800 +8\.0 % +6\.9 % +3\.0 %$", text, flags=re.MULTILINE)
     assert re.search(r"^layers\.\*\.layernorm_before\.bias +96 +96 +100\.0 % +10\.3 % +0\.4 %$", text, flags=re.MULTILINE)
@@ -280,7 +292,6 @@ def test_select_describes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture
         ("run everything", 2, "unknown study 'everything': there is digits"),
         ("table --store absent.sqlite", 1, "there is no store absent.sqlite"),
         ("select --selector full --out no/such/folder/mask.safetensors", 1, "cannot write"),
-        ("select --selector full", 2, "give --out FILE to save it, or --describe to see where it is"),
     ],
 )
 def test_bad_input_gets_a_message_and_a_code(command: str, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:

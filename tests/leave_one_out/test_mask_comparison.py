@@ -203,6 +203,8 @@ def test_bad_input(digits: Problem) -> None:
         compare_masks(digits, [SAM(0.03)], left_out=25)
     with pytest.raises(UsageError, match="no selector: give a list"):
         compare_masks(digits, [])
+    with pytest.raises(UsageError, match=r"selectors = sam: give a list, such as \[SAM\(0.05\), SNIP\(0.05\)\]"):
+        compare_masks(digits, SAM(0.03))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="two selectors are called 'sam p=0.03': give selectors that differ"):
         compare_masks(digits, [SAM(0.03), SAM(0.03)])
     with pytest.raises(UsageError, match=r"selector = 'sam': use a selector of stability.selectors"):

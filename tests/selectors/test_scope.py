@@ -173,7 +173,7 @@ def test_units_are_taken_by_their_means_while_they_fit(scope: Scope) -> None:
         raw = {name: draw.integers(-1, 3, shape) if ties else draw.standard_normal(shape) for name, shape in SHAPES.items()}
         scores = {name: torch.from_numpy(np.asarray(value, dtype=np.float64)) for name, value in raw.items()}
         each = []
-        for members, _ in groups(dataclasses.replace(scope, unit="coordinate", heads=None)):
+        for members, _ in groups(dataclasses.replace(scope, unit="coordinate", block=16, heads=None)):
             mine: dict[Any, list[tuple[str, int]]] = {}
             for name, index in members:
                 if (unit := unit_of(scope, name, index)) is not None:
@@ -209,7 +209,9 @@ def test_units_are_taken_by_their_means_while_they_fit(scope: Scope) -> None:
 def test_a_unit_that_is_drawn_has_the_number_of_its_first_coordinate(scope: Scope) -> None:
     scores = torch.rand(2, M, generator=torch.Generator().manual_seed(0))
     expected, first, place = scores.clone(), dict[Any, int](), 0
-    inside = {name for members, _ in groups(dataclasses.replace(scope, unit="coordinate", heads=None)) for name, _ in members}
+    inside = {
+        name for members, _ in groups(dataclasses.replace(scope, unit="coordinate", block=16, heads=None)) for name, _ in members
+    }
     for name, shape in SHAPES.items():
         for index in range(math.prod(shape)):
             unit = None if scope.unit == "coordinate" or name not in inside else unit_of(scope, name, index)
@@ -264,8 +266,8 @@ def attention(**other: tuple[int, int]) -> dict[str, tuple[int, int]]:
         (lambda: Scope("tensor", budget="fair"), "unknown budget 'fair'"),  # type: ignore[arg-type]
         (lambda: Scope(budget="equal"), "'global' is one group"),
         (lambda: Scope(unit="expert"), "unknown unit 'expert'"),  # type: ignore[arg-type]
-        (lambda: Scope(unit="head"), "heads = None: give the number of attention heads of a layer"),
-        (lambda: Scope(unit="row", heads=2), "and heads = 2: give the number of attention heads of a layer with unit 'head'"),
+        (lambda: Scope(unit="head"), "heads = None: with unit .head. give heads"),
+        (lambda: Scope(unit="row", heads=2), "and heads = 2: with unit .head. give heads"),
         (lambda: Scope(unit="head", heads=0), "heads = 0"),
         (
             lambda: Scope(unit="head", heads=2).sections(attention(k_proj=(2, 4)), 0.9),
@@ -281,6 +283,10 @@ def attention(**other: tuple[int, int]) -> dict[str, tuple[int, int]]:
         ),
         (lambda: Scope("tensor", unit="layer"), "within a tensor there are no units to choose from but coordinate, block, row"),
         (lambda: Scope(unit="block", block=0), "block = 0"),
+        (lambda: Scope("row", block=4), "block = 4 is the side of a block, and unit = 'coordinate': use unit 'block'"),
+        (lambda: Scope(without="*").chosen_from(["a", "b"]), r"^without = \['\*'\] leaves no tensor: use other patterns"),
+        (lambda: Scope(only="a", without="*").chosen_from(["a", "b"]), r"only = \['a'\] and without = \['\*'\] leave no tensor"),
+        (lambda: Scope(only="mlp").chosen_from(["0.mlp.weight"]), "matches no tensor: .* so use '\\*mlp\\*'"),
         (lambda: Scope(only=(3,)), "only = 3: use patterns"),  # type: ignore[arg-type]
         (lambda: Scope(only=3), "only = 3: use patterns"),  # type: ignore[arg-type]
         (lambda: Scope(without=None), "without = None: use patterns"),  # type: ignore[arg-type]

@@ -275,6 +275,7 @@ def test_gps_is_the_gradient_within_rows() -> None:
     [
         (lambda: Gradient(0.1, labels="model"), "the mean gradient over the model's own labels is 0, so that gradient would"),
         (lambda: SAM(0.1, labels="model"), "so that sam would have nothing"),
+        (lambda: Gradient(0.1, labels=1), "unknown labels 1: use true, sampled or model"),  # type: ignore[arg-type]
         (lambda: Gradient(0.1, labels="mine"), "unknown labels 'mine': use true, sampled or model"),  # type: ignore[arg-type]
         (lambda: Gradient(0.1, split="test"), "unknown split 'test'"),  # type: ignore[arg-type]
         (lambda: Gradient(0.1, examples=0), "examples = 0: use a whole number of at least 1"),
