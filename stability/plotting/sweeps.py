@@ -219,7 +219,7 @@ def methods(results: StudyResults) -> Figure:
         results: the results of a study of several methods, each at one p.
 
     Raises:
-        NothingToDrawError: a method at several p, one method, no measured stability, or several methods on several tasks.
+        NothingToDrawError: a method with several settings, one method, no measured stability, or several methods on several tasks.
         StabilityError: no cell is finished, or every one failed.
 
     Example:
@@ -230,7 +230,7 @@ def methods(results: StudyResults) -> Figure:
     """
     table, summary = results.table, _measured(results).sort_values("stability", kind="stable")
     if summary["algorithm"].nunique() > summary["method"].nunique() or summary["method"].nunique() < 2:
-        raise NothingToDrawError("the study has no two methods, or one of them at several p: draw one p of each")
+        raise NothingToDrawError("the study has no two methods, or several settings of one: draw one of each")
     performance = mean(results, summary, "test_metric", most=1.0)
     gap, stable = mean(results, summary, "gap"), mean(results, summary, "stability")
     told = bars([performance, gap], "the mean", over(results))
@@ -242,7 +242,7 @@ def methods(results: StudyResults) -> Figure:
     if summary["mask_overlap"].notna().any():
         overlap = mean(results, summary, "mask_overlap", most=1.0)
         blocks.append(Block("overlap of the masks\nof S and of Sⁱ", (overlap,), notes=("An overlap of 1: no mask changes.",)))
-    return swept(blocks, "Every method: performance, gap, stability, and the change of its mask", settings_of(results))
+    return swept(blocks, "Every method: performance, gap, stability and overlap of masks", settings_of(results))
 
 
 def _points(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any]) -> bool:
