@@ -18,7 +18,7 @@ from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.reports.terminal import show_shares
 from stability.selectors import Selector, shares
-from stability.selectors.scope import count_for
+from stability.selectors.scope import Scope, count_for
 from stability.training import FineTuning, train
 from stability.training.naming import named_apart
 
@@ -49,16 +49,19 @@ def select(
         selector = method.made()
         mask = _found(which, data, model, selector, training, machine)
     if selector.sparsity is not None and mask.count < _NEARLY * (asked := count_for(selector.sparsity, mask.total)):
-        why = "because the places of each group, or of each unit, are rounded down"
-        print(f"note: p = {selector.sparsity:g} is k = {asked}, and {mask.count} are chosen, {why}", file=sys.stderr)
+        scope = Scope.of(getattr(selector, "scope", "global"))
+        whole = scope.within == "global" and scope.unit == "coordinate"
+        why = "" if whole else ", because the places of each group, or of each unit, are rounded down"
+        print(f"note: p = {selector.sparsity:g} is k = {asked}, and {mask.count} are chosen{why}", file=sys.stderr)
     if out is not None:
         mask.save(out)
+    name = named_apart([FineTuning(selector)])[0]
     if json:
-        facts: dict[str, Any] = {"out": None if out is None else str(out), "k": mask.count, "m": mask.total}
+        facts: dict[str, Any] = {"selector": name, "out": None if out is None else str(out), "k": mask.count, "m": mask.total}
         facts |= {"sparsity": mask.sparsity, "layers": shares(mask).to_dict("records")}
         print_json(plain({**facts, "types": shares(mask, "type").to_dict("records")}))
         return
-    start, name = "" if out is None else f"{out}: ", named_apart([FineTuning(selector)])[0]
+    start = "" if out is None else f"{out}: "
     print(f"{start}{name}, k = {mask.count} of m = {mask.total} coordinates, p = {mask.sparsity:.4g}")
     if describe:
         show_shares(mask)

@@ -92,15 +92,14 @@ class Pretrained:
         Example:
             >>> load_pretrained("roberta-base", outputs=1).head_from(2.5)  # doctest: +SKIP
         """
+        plain, name = self.new_head, self.bias  # not self, which would be sent to workers with all that it holds
         if not initial_bias:
-            return self.new_head
-        if (name := self.bias) is None:
-            raise UsageError(
-                f"initial_bias = {initial_bias:g}: the head of {self.name} has no bias; leave it 0, or use another model"
-            )
+            return plain
+        if name is None:
+            raise UsageError(f"initial_bias = {initial_bias:g}: the head of {self.name} has no bias; leave it out")
 
         def head(draw: torch.Generator) -> Parameters:
-            new = self.new_head(draw)
+            new = plain(draw)
             return {**new, name: new[name] + initial_bias}
 
         return head

@@ -130,6 +130,7 @@ def load_texts(
     check_whole(0, seed=seed, split_seed=split_seed)
     check_probability(removed=removed)
     check_number(initial_bias=initial_bias)
+    initial_bias = float(initial_bias)  # 2 and 2.0 are one setting, and so one identity
     check_flags(drop_missing=drop_missing)
     found = _chosen(data, text, label, task=task, test=test, encoding=encoding, label_type=label_type)
     name, own, known, columns, label = found.name, found.splits, found.task, found.texts, found.label
@@ -167,8 +168,9 @@ def load_texts(
         *notes,
     ]
     if initial_bias and (choices or classes is not None):
-        raise UsageError(f"initial_bias = {initial_bias:g}: the labels of {name} are classes, and it is for numbers; leave it out")
+        raise UsageError(f"initial_bias = {initial_bias:g} is for labels that are numbers, and {name} has classes: leave it out")
     pretrained = load_pretrained(model, 1 if choices or classes is None else len(classes))
+    new_head = pretrained.head_from(initial_bias)
     longest = min(max_length, pretrained.max_length)
     made = {}
     for split, (source, index) in places.items():
@@ -206,7 +208,7 @@ def load_texts(
             **({"initial_bias": initial_bias} if initial_bias else {}),
         },
         pretrained=pretrained.parameters,
-        new_head=pretrained.head_from(initial_bias),
+        new_head=new_head,
         logits=replace(logits, choices=choices),
         loss=squared_errors if classes is None else cross_entropies,
         train=made["train"],

@@ -516,9 +516,9 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _nearest(pattern: str, names: Sequence[str]) -> str:
     """The names that are most like a pattern, as words of a message: by one of their parts, or as a whole."""
-    if any(_matches(name, f"*{pattern}*") for name in names):
-        return f"a pattern is for the whole name, so use '*{pattern}*'"
-    wanted = pattern.strip("*.").lower()
+    wanted, whole = pattern.strip("*.").lower(), f"*{pattern.strip('*')}*"
+    if wanted and any(_matches(name, whole) for name in names):
+        return f"a pattern is for the whole name, so use {whole!r}"
     parts = {part.lower(): name for name in reversed(names) for part in name.split(".") if not part.isdigit()}
     alike = difflib.get_close_matches(wanted, parts, n=3, cutoff=0.6)
     found = [parts[one] for one in alike] or difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or list(names[:3])

@@ -5,6 +5,7 @@ subclass writes ``score``, which sees an :class:`Evidence`.
 """
 
 # No annotations from __future__ here: a dataclass of another module inherits these fields with their types, not with names of them.
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from stability.derivatives.curvature import Curvature
 from stability.derivatives.gradients import mean_gradient, per_example_gradients, per_example_jacobians, total
 from stability.errors import UsageError
 from stability.masks import Mask, Parameters
+from stability.problems.metrics import squared_errors
 from stability.problems.problem import Problem, generator
 from stability.selectors.base import Selector
 from stability.selectors.scope import AnyScope
@@ -167,8 +169,8 @@ class Evidence:
             start += len(jacobian)
             logits = self.problem.logits(self.start, block.inputs).detach().requires_grad_()
             found: Tensor | float = 0.0
-            for label, share in enumerate(_own_labels(self.problem, logits).unbind(1)):
-                loss = self.problem.loss(logits, torch.full_like(block.labels, label)).sum()
+            for labels, share in _own_labels(self.problem, logits.detach(), block.labels):
+                loss = self.problem.loss(logits, labels).sum()
                 slope = torch.autograd.grad(loss, logits)[0]
                 found = found + share.unsqueeze(1) * torch.einsum("bc,bck->bk", slope, jacobian).double() ** 2
             assert isinstance(found, Tensor)
@@ -194,8 +196,34 @@ def _rows(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
         yield from block.double()
 
 
-def _own_labels(problem: Problem, logits: Tensor) -> Tensor:
-    """The probability of each label under the model, exp(−ℓ), float64 (B, C)."""
+_SPREAD = math.sqrt(0.5)
+"""The standard deviation σ of labels under a model whose loss is the squared error (f − y)² = −log N(y; f, σ²) + a constant."""
+
+
+def _own_labels(problem: Problem, logits: Tensor, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Labels (B,) with their probabilities (B,), over which the mean of a squared gradient is that over the model's own labels.
+
+    Where the loss is the squared error, the gradient is linear in the label. Two labels then have the same mean of its square as
+    the normal distribution.
+    """
+    if problem.loss is squared_errors:
+        half = torch.full(logits.shape[:1], 0.5, dtype=torch.float64, device=logits.device)
+        return [(logits[:, 0] + _SPREAD, half), (logits[:, 0] - _SPREAD, half)]
+    shares = _probabilities(problem, logits)
+    return [(torch.full_like(like, label), share) for label, share in enumerate(shares.unbind(1))]
+
+
+def _label_at(problem: Problem, logits: Tensor, levels: Tensor) -> Tensor:
+    """The label (B,) below which, under the model, labels fall with a probability: ``levels``, float64 (B,) in [0, 1)."""
+    if problem.loss is squared_errors:
+        normal: Tensor = torch.special.ndtri(levels.clamp(min=2.0**-54))
+        return logits[:, 0] + _SPREAD * normal
+    shares = _probabilities(problem, logits).cumsum(1)
+    return (shares < levels.unsqueeze(1) * shares[:, -1:]).sum(1)
+
+
+def _probabilities(problem: Problem, logits: Tensor) -> Tensor:
+    """The probability of each class under the model, exp(−ℓ), float64 (B, C)."""
     if not problem.train.labels.is_floating_point():
         like = problem.train.labels[:1].expand(len(logits))
         with torch.no_grad():
@@ -204,8 +232,8 @@ def _own_labels(problem: Problem, logits: Tensor) -> Tensor:
         if bool(((shares.sum(1) - 1).abs() < 1e-3).all()):
             return shares
     raise UsageError(
-        f"the model of {problem.name!r} gives its labels no probabilities, for its loss is no cross-entropy of classes: "
-        "use labels = 'true'"
+        f"the model of {problem.name!r} gives its labels no probabilities, for its loss is neither a cross-entropy of classes "
+        "nor a squared error: use labels = 'true'"
     )
 
 
@@ -281,8 +309,9 @@ class Calibrated(Ranked):
         split: where they come from: ``train`` for S, or ``validation``. The mask does then not depend on S.
         labels: ``true`` for the labels of the data, ``sampled`` for one label of each example drawn from the model, or ``model``
             for the mean over all labels by their probability under the model. With these two mean_i g_i² is the diagonal of the
-            true Fisher matrix, and with the labels of the data that of the empirical one. ``model`` is for scores of squared
-            gradients alone, because the mean of the gradients themselves is then 0.
+            true Fisher matrix, and with the labels of the data that of the empirical one. Under a model whose loss is the squared
+            error (f − y)², labels have the distribution N(f, ½), for that loss is its negative logarithm. ``model`` is for scores
+            of squared gradients alone, because the mean of the gradients themselves is then 0.
 
     Raises:
         UsageError: a setting out of range; on selecting: there is no validation split, or the model gives labels no
@@ -377,7 +406,6 @@ class Calibrated(Ranked):
         levels = torch.rand(len(labels), generator=draw, dtype=torch.float64)
         for index, block in problem.train.blocks():
             with torch.no_grad():
-                shares = _own_labels(problem, problem.logits(start, block.inputs)).cumsum(1)
-            below = shares < levels[index].to(shares.device).unsqueeze(1) * shares[:, -1:]
-            labels[index.to(labels.device)] = below.sum(1).to(labels)
+                logits = problem.logits(start, block.inputs)
+                labels[index.to(labels.device)] = _label_at(problem, logits, levels[index].to(logits.device)).to(labels)
         return problem.with_training(replace(problem.train, labels=labels))

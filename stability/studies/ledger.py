@@ -268,7 +268,7 @@ class Ledger(ABC):
 def unusable(path: Path, error: Exception, full: bool) -> StabilityError:
     """What to say of a store that cannot be written to, or opened; ``full``: because there is no room on its disk."""
     remedy = "free some disk space and run again" if full else "check the path and its permissions"
-    kept = "what was finished is kept, " if path.exists() else ""
+    kept = "what was finished is kept, " if os.path.exists(path) else ""  # Path.exists raises what a failing disk says
     return StabilityError(f"cannot use the store {path}: {error}; {kept}{remedy}")
 
 

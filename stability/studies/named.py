@@ -169,7 +169,7 @@ def _parts(name: str, protocol: Protocol) -> dict[str, Protocol]:
 _QUICK_PARTS = _parts("paper-quick", _QUICK)
 
 _MIDDLE = 2.5
-"""Of the scale of STS-B's scores, 0 to 5, where the head begins. From 0, in so few steps, little more than the mean is learned."""
+"""Of the scale of STS-B's scores, 0 to 5, where the head begins. Without it, training spends its few steps on the mean."""
 
 _CLAIMS = Protocol(
     model="sentence-transformers/all-MiniLM-L6-v2",

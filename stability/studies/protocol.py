@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from stability.checks import check_choice, check_positive, check_whole
+from stability.checks import check_choice, check_number, check_positive, check_whole
 from stability.errors import UsageError
 from stability.leave_one_out.estimators import Assisted, Auto
 from stability.leave_one_out.predictors import Linearised, OneStep, Predictor
 from stability.problems.tasks import HUB
+from stability.problems.tasks import TASKS as KNOWN
 from stability.selectors import Selector, SpIEL
 from stability.selectors.naming import SELECTORS, having, selector_named
 from stability.studies import published
@@ -77,7 +78,8 @@ class Protocol:
         removed: the fraction of the training data that each S lacks in the part ``perturbation``.
         pool: examples of the training split that are used, the same for all seeds; None: all.
         max_length: the most tokens of a sequence; longer ones are cut.
-        initial_bias: what is added to the head's bias before training, on tasks whose labels are numbers (:func:`stability.load`).
+        initial_bias: what is added to the head's bias before training, as :func:`stability.load` does; for tasks whose labels are
+            numbers.
         steps: the most steps that a run takes.
         batch_size: examples a step.
         learning_rate: of AdamW, for the methods without one of their own in ``rates``.
@@ -147,6 +149,11 @@ class Protocol:
 
     def __post_init__(self) -> None:
         check_choice(get_args(Part), part=self.part)
+        check_number(initial_bias=self.initial_bias)
+        if self.initial_bias and (odd := [name for name in self.tasks if name in KNOWN and KNOWN[name].classes is not None]):
+            raise UsageError(
+                f"initial_bias = {self.initial_bias:g} is for labels that are numbers, and {odd[0]} has classes: leave it out"
+            )
         if odd := [name for name in self.authors if name not in AUTHORS]:
             raise UsageError(f"unknown choice of the authors {odd[0]!r}: there is {', '.join(AUTHORS)}")
         if self.data is None and (odd := [task for task in self.tasks if task not in TASKS]):
@@ -176,7 +183,7 @@ class Protocol:
         where = [f"{self.data}/{task}" if self.data else _ON_HUB[task] for task in self.tasks]
         settings: dict[str, Any] = {"model": self.model, "max_length": self.max_length}
         settings |= {} if self.pool is None else {"pool": self.pool}
-        settings |= {"initial_bias": self.initial_bias} if self.initial_bias else {}
+        settings |= {"initial_bias": float(self.initial_bias)} if self.initial_bias else {}
         if self.part == "perturbation":
             settings["removed"] = self.removed
         if self.part == "sparsity":

@@ -165,9 +165,15 @@ class SqliteLedger(Ledger):
         with self._lock:
             self._kept = self._kept or self._opened()
             # A log needs memory that all who work on the store share, which machines do not.
-            log = network_file_system(self.path) is None
+            kind = network_file_system(self.path)
             with suppress(sqlite3.OperationalError):  # no log where the file system forbids it: slower, and as safe
-                self._kept.execute(f"PRAGMA journal_mode = {'WAL' if log else 'DELETE'}")
+                self._kept.execute(f"PRAGMA journal_mode = {'WAL' if kind is None else 'DELETE'}")
+            if kind is not None and self._all("PRAGMA journal_mode") == [("wal",)]:
+                self.close()
+                raise StabilityError(
+                    f"{self.path} lies on a network file system ({kind}), and another process writes it with a log that its own "
+                    f"machine alone sees: end that process, or use a folder, such as {self.path.with_suffix('.d')}"
+                )
         self.beat(worker)
 
     def beat(self, worker: Worker) -> None:

@@ -52,6 +52,7 @@ def _plain(made: object) -> dict[str, Any]:
     found = {field.name: getattr(made, field.name) for field in _fields(made) if field.name not in ("sparsity", "seed", "name")}
     if isinstance(scope := found.get("scope"), Scope):
         own = scope.settings()
-        found |= {"scope": own} if isinstance(own, str) else {**own, "scope": own["within"], "within": None}
-    found = {name: ",".join(x) if isinstance(x, list) else x for name, x in found.items()}
+        theirs = {} if isinstance(own, str) else {name: x for name, x in own.items() if name not in ("within", *found)}
+        found |= {"scope": scope.within, **theirs}
+    found = {name: ",".join(map(str, x)) if isinstance(x, (list, tuple)) else x for name, x in found.items()}
     return {name: x for name, x in found.items() if isinstance(x, (int, float, str)) and x != ""}

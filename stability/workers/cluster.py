@@ -37,7 +37,7 @@ __all__ = ["RayProcesses", "loopback", "versions"]
 
 _LOOK = 1.0  # seconds between two looks at which machines there are
 _ANSWER = 15.0  # seconds in which a cluster must answer
-_AGAIN = 0.05  # seconds between two moments at which our handlers of signals are set again
+_AGAIN = 0.05  # seconds after which our handlers of signals are set again; for so long Ray's may stand
 _ASKING = 120.0  # seconds in which a machine must tell its versions; one that does not is asked again with its first job
 
 
@@ -212,7 +212,7 @@ class RayProcesses(Pool[J]):
             services = import_module("ray._private.services")
             try:
                 head = services.canonicalize_bootstrap_address(self._address)  # where Ray looks for it
-                with nullcontext() if head is None or _listens(head) else loopback():
+                with nullcontext() if head in (None, self._address) or _listens(head) else loopback():
                     _start(partial(self._ray.init, address=self._address, **quiet), self._thread)
             except Exception as error:
                 what = f"address = {self._address}: {one_line(error, 400)}"
@@ -270,12 +270,14 @@ class RayProcesses(Pool[J]):
                 self._ray.cancel(task, force=True)
         self._running.clear()
         self._placed.clear()
-        if self._own:
-            self._ray.shutdown()
-            self._thread.shutdown()
-            self._own = False
-            self._handle(self._handler)
         self._joined = False
+        if self._own:
+            self._own = False
+            try:
+                self._ray.shutdown()
+            finally:
+                self._thread.shutdown()
+                self._handle(self._handler)
 
 
 class _How(NamedTuple):
@@ -498,8 +500,8 @@ def _whole() -> Iterator[Callable[[], None]]:
     finally:
         for one, handler in before.items():
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
-    if came:
-        signal.raise_signal(came[0])
+        if came:  # also where an error came of it: a signal to all processes ends Ray's before it has started
+            signal.raise_signal(came[0])
 
 
 def _start(ray: Callable[[], object], thread: ThreadPoolExecutor) -> None:

@@ -200,7 +200,7 @@ def test_select_writes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_select_tells_what_was_chosen_from_and_how_much_less(capsys: pytest.CaptureFixture[str]) -> None:
-    """960 rows of 32 or 64 weights are eligible, and each gets the same share of 1 321 places, rounded down to 1."""
+    """384 rows of 32 weights are eligible, and each gets the same share of 528 places: 1.375, rounded down to 1."""
     words = ["--selector", "snip", "labels=true", "budget=equal", "examples=5", "--scope", "row", "--only", "*proj.weight"]
     assert main(["select", *words, "--sparsity", "0.02", "--n", "20"]) == 0
     out, told = capsys.readouterr()
@@ -222,6 +222,7 @@ def test_select_describes_the_mask(tmp_path: Path, capsys: pytest.CaptureFixture
     path = tmp_path / "mask.safetensors"
     assert main([*command, "--describe", "--json", "--out", str(path)]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["selector"] == "bitfit"
     assert (found["out"], found["k"], found["m"]) == (str(path), 928, 26432)
     assert Mask.load(path).count == 928
     assert [row["layer"] for row in found["layers"]] == ["0", "1", "2", "outside"]

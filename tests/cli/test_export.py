@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from stability.cli.commands import main
+from stability.errors import StabilityError
 from stability.reports import study_table
 from stability.studies import Store, StudyResults
 from stability.studies.cell import _CONSTANTS, _MEASURED
@@ -155,6 +157,11 @@ def test_a_store_on_a_network_file_system_says_how_it_is_written(
         ledger.join(worker)
         assert ledger.mode == f"one file with locks and {log} write-ahead log"
         ledger.close()
+    with closing(sqlite3.connect(tmp_path / "mine.sqlite")) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        assert other.execute("SELECT * FROM study").fetchall() == [(7, "{}")]
+        with pytest.raises(StabilityError, match=r"network file system \(nfs4\), and another process .*such as .*mine\.d"):
+            ledger.join(Worker())
 
 
 def test_the_pace_leaves_pauses_out(tmp_path: Path) -> None:

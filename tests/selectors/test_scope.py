@@ -286,6 +286,12 @@ def attention(**other: tuple[int, int]) -> dict[str, tuple[int, int]]:
         (lambda: Scope("row", block=4), "block = 4 is the side of a block, and unit = 'coordinate': use unit 'block'"),
         (lambda: Scope(without="*").chosen_from(["a", "b"]), r"^without = \['\*'\] leaves no tensor: use other patterns"),
         (lambda: Scope(only="a", without="*").chosen_from(["a", "b"]), r"only = \['a'\] and without = \['\*'\] leave no tensor"),
+        (lambda: Scope(only="0.*").chosen_from(["layer.0.mlp"]), r"so use '\*0\.\*'$"),
+        (lambda: Scope(only="").chosen_from(["a.0.mlp"]), "matches no tensor: the nearest names are a.0.mlp"),
+        (
+            lambda: Scope("tensor").sections({"a": (2, 3), "b": (4,)}, 0.15),
+            "single tensor: use p ≥ 0.1667, or scope='global'",
+        ),
         (lambda: Scope(only="mlp").chosen_from(["0.mlp.weight"]), "matches no tensor: .* so use '\\*mlp\\*'"),
         (lambda: Scope(only=(3,)), "only = 3: use patterns"),  # type: ignore[arg-type]
         (lambda: Scope(only=3), "only = 3: use patterns"),  # type: ignore[arg-type]

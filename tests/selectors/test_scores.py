@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stability import Problem, UsageError
 from stability.cli.about import FAMILIES
+from stability.problems.metrics import squared_errors
 from stability.problems.problem import Examples, ModuleLogits
 from stability.problems.solvable import linear_regression
 from stability.selectors import LIFT, SAM, SNIP, Calibrated, Fisher, Gradient, GraSP, PaFi, Ranked, Scope, SynFlow, TaLoS
@@ -204,6 +207,38 @@ def test_sampled_labels_have_the_model_s_probabilities() -> None:
     found = torch.bincount(labels, minlength=CLASSES) / n
     assert bool(((found - shares).abs() < 5 * (shares * (1 - shares) / n).sqrt()).all())
     assert shares.min() > 0.01
+
+
+def numbers(n: int = 9) -> tuple[Problem, Tensor]:
+    """The same network with a fixed weighted sum of its logits as the only one, a squared error, and the gradients of that sum."""
+    problem = network(n=n)
+    weights = torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64)
+    labels = torch.linspace(0, 5, n, dtype=torch.float64)
+    made = dataclasses.replace(
+        problem,
+        logits=lambda parameters, inputs: problem.logits(parameters, inputs) @ weights,
+        loss=squared_errors,
+        train=Examples(problem.train.inputs, labels),
+    )
+    at, each = Dense(problem, problem.train), []
+    for x in problem.train.inputs["input"]:
+        theta = at.theta.clone().requires_grad_()
+        each.append(torch.autograd.grad((at.logits(theta, x) @ weights).sum(), theta)[0])
+    return made, torch.stack(each)
+
+
+def test_the_true_fisher_matrix_of_a_squared_error_is_that_of_a_normal_distribution() -> None:
+    """ℓ = (f − y)² with y ~ N(f, ½): E (∂ℓ)² = 4 E(f − y)² (∂f)² = 2 (∂f)²."""
+    problem, each = numbers()
+    np.testing.assert_allclose(scored(Fisher(0.5, labels="model"), problem), 2 * (each**2).mean(0), rtol=1e-9)
+
+
+def test_labels_of_a_squared_error_are_drawn_from_a_normal_distribution() -> None:
+    problem, n = numbers()[0], 4000
+    copies = dataclasses.replace(problem, train=problem.train.take(torch.zeros(n, dtype=torch.int64)))
+    labels = Gradient(0.5, labels="sampled").evidence(copies, SEED).problem.train.labels
+    (mean,) = problem.logits(problem.start(SEED), problem.train.take(slice(0, 1)).inputs).flatten().tolist()
+    assert stats.kstest(labels.numpy(), stats.norm(mean, math.sqrt(0.5)).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("settings", [{}, {"examples": 5}, {"labels": "sampled"}, {"examples": 5, "labels": "sampled"}], ids=str)

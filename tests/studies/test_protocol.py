@@ -270,3 +270,14 @@ def test_perturbed_training_sets_are_drawn_by_the_seed_and_pools_are_not(tasks: 
 def test_impossible_training_sets_are_refused(settings: dict[str, object], message: str, tasks: tuple[str, str]) -> None:
     with pytest.raises(UsageError, match=message):
         problems.load(f"{tasks[0]}/cb", model=tasks[1], **settings)
+
+
+def test_the_start_of_the_head_is_for_tasks_of_numbers() -> None:
+    for bias in (2, 2.0):
+        settings = Protocol(tasks=("stsb",), initial_bias=bias).study("mine").problem_settings
+        assert (settings["initial_bias"], type(settings["initial_bias"])) == (2.0, float)
+    assert "initial_bias" not in Protocol().study("mine").problem_settings
+    with pytest.raises(UsageError, match="initial_bias = 2 is for labels that are numbers, and cb has classes: leave it out"):
+        Protocol(tasks=("stsb", "cb"), initial_bias=2)
+    with pytest.raises(UsageError, match="initial_bias = nan"):
+        Protocol(tasks=("stsb",), initial_bias=float("nan"))

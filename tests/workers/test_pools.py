@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -214,20 +215,24 @@ def test_a_signal_while_ray_starts_is_answered_when_it_has_started() -> None:
         told.append("signal")
         raise KeyboardInterrupt
 
-    def starts() -> None:
+    def starts(error: Exception | None = None) -> None:
         ctypes.CDLL(None).signal(number, ctypes.c_void_p(int(signal.SIG_IGN)))
         time.sleep(10 * cluster._AGAIN)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10 * cluster._AGAIN)
         told.append("started")
+        if error is not None:  # as where the signal has ended what Ray was starting
+            raise error
 
     before = signal.signal(signal.SIGTERM, stop)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            cluster._start(starts, ThreadPoolExecutor(1))
-        assert signal.getsignal(signal.SIGTERM) is stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert told == ["started", "signal"]
-    with pytest.raises(OSError, match="no cluster"):
-        cluster._start(lambda: os.stat("no cluster"), ThreadPoolExecutor(1))
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            for start in (starts, partial(starts, OSError("no cluster"))):
+                with pytest.raises(KeyboardInterrupt):
+                    cluster._start(start, thread)
+                assert signal.getsignal(signal.SIGTERM) is stop
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert told == 2 * ["started", "signal"]
+        with pytest.raises(OSError, match="no cluster"):
+            cluster._start(lambda: os.stat("no cluster"), thread)
