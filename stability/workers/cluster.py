@@ -205,8 +205,11 @@ class RayProcesses(Pool[J]):
             self._handle(_end)
         if self._address is None:
             own = {"num_cpus": self._workers or cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-            with loopback():  # nobody else is to reach it
-                _start(partial(self._ray.init, address="local", **own, **quiet), self._thread)
+            try:
+                with loopback():  # nobody else is to reach it
+                    _start(partial(self._ray.init, address="local", **own, **quiet), self._thread)
+            except Exception as error:  # on a busy machine it gives up after half a minute
+                raise StabilityError(f"Ray does not start on this machine: {one_line(error, 400)}") from error
         else:
             _check_there(self._address)
             services = import_module("ray._private.services")

@@ -236,3 +236,19 @@ def test_a_signal_while_ray_starts_is_answered_when_it_has_started() -> None:
         assert told == 2 * ["started", "signal"]
         with pytest.raises(OSError, match="no cluster"):
             cluster._start(lambda: os.stat("no cluster"), thread)
+
+
+def test_ray_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**how: Any) -> None:
+        raise RuntimeError("the node timed out")
+
+    ended: list[str] = []
+    ray = SimpleNamespace(init=init, is_initialized=lambda: False, shutdown=lambda: ended.append("shutdown"))
+    monkeypatch.setattr(cluster, "_ray", lambda: ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with (
+        pytest.raises(StabilityError, match="Ray does not start .*: the node timed out"),
+        cluster.RayProcesses[Any]("cpu"),
+    ):
+        pass
+    assert ended == ["shutdown"]
