@@ -32,7 +32,8 @@ def texts() -> str:
 
 
 def _of(path: Path) -> str:
-    """The table of a store, as far as it is."""
+    """The table of a store, as far as it is: while a study is unfinished its store is in a folder of its own."""
+    path = path if path.exists() else path.parent / "unfinished" / path.name
     if not path.exists():
         return "*No cell of this study is computed yet.*"
     results = StudyResults.read(path)
