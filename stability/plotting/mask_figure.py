@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -27,6 +28,7 @@ _GROUPS = 32
 
 _ROW, _DOTS = 0.13, 1.0  # inches: the height of a row of cells, and of the panel of dots
 _NUMBERED = 0.25  # inches: the width of a cell in which there is room for a number
+_LINE = 0.13  # inches: the height of a line of a name
 
 _MODEL = "all parameters"
 
@@ -67,9 +69,11 @@ def masks(comparison: MaskComparison) -> Figure:
         heights.append(_DOTS)
     words = 0.055 * max(map(len, [*layers.index, *types.index, *shown]))
     wide = min(0.42, max(0.155, (6.3 - words) / (len(names) + 1)))
+    lines = int(wide / _LINE)
+    upright = ["\n".join(wrap(name, max(16, len(name) // lines + 3))) for name in shown]
     size = (
         max(4.6, words + 0.9 + wide * (len(names) + 1)),
-        1.6 + 2 * 0.05 * max(map(len, shown)) + sum(heights) + 0.25 * len(heights),
+        1.6 + 2 * 0.05 * max(len(line) for name in upright for line in name.splitlines()) + sum(heights) + 0.25 * len(heights),
     )
     figure, axes = new_figure(len(heights), 1, size, tuple(heights))
     numbered = wide >= _NUMBERED
@@ -79,7 +83,7 @@ def masks(comparison: MaskComparison) -> Figure:
         ax.axvline(len(names) - 0.5, color="white", lw=3)
         ax.set_title(title, loc="left")
     axes[0].tick_params(labeltop=True, labelbottom=False)
-    axes[0].set_xticks(range(len(names) + 1), [*shown, _MODEL], rotation=90)
+    axes[0].set_xticks(range(len(names) + 1), [*upright, _MODEL], rotation=90, ma="left")
     _bar(figure, image, axes[:2], "share of the mask")
     notes = [
         "Cells in per cent." if numbered else "",
@@ -93,7 +97,7 @@ def masks(comparison: MaskComparison) -> Figure:
         ax.set_xlim(-0.5, len(names) + 0.5)
         ax.tick_params(axis="x", length=0)
     if len(heights) > 2:
-        axes[-1].set_xticks(range(len(names)), shown, rotation=90)
+        axes[-1].set_xticks(range(len(names)), upright, rotation=90, ma="right")
     headed(figure, "Which parameters the masks choose", _settings(comparison, table))
     explained(figure, notes)
     return figure
