@@ -68,8 +68,7 @@ class SqliteLedger(Ledger):
 
     @property
     def mode(self) -> str:
-        log = self._all("PRAGMA journal_mode") == [("wal",)]
-        return f"one file with locks and {'a' if log else 'no'} write-ahead log"
+        return f"one file with locks and {'a' if self._logs() else 'no'} write-ahead log"
 
     def exists(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0  # 0: stopped while making it
@@ -168,7 +167,7 @@ class SqliteLedger(Ledger):
             kind = network_file_system(self.path)
             with suppress(sqlite3.OperationalError):  # no log where the file system forbids it: slower, and as safe
                 self._kept.execute(f"PRAGMA journal_mode = {'WAL' if kind is None else 'DELETE'}")
-            if kind is not None and self._all("PRAGMA journal_mode") == [("wal",)]:
+            if kind is not None and self._logs():
                 self.close()
                 raise StabilityError(
                     f"{self.path} lies on a network file system ({kind}), and another process writes it with a log that its own "
@@ -238,6 +237,10 @@ class SqliteLedger(Ledger):
             if self._kept is not None:
                 self._kept.close()
                 self._kept = None
+
+    def _logs(self) -> bool:
+        """Whether there is a write-ahead log."""
+        return self._all("PRAGMA journal_mode") == [("wal",)]
 
     def _all(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         with self._connection() as connection:

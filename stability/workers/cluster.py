@@ -577,7 +577,7 @@ def _check_there(address: str) -> None:
     remedy = "check the address, or start a cluster there: ray start --head"
     try:
         _connect(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise StabilityError(f"no cluster of Ray at {address}: {error}; {remedy}") from error
     # Something listens. In a process of its own, for Ray may end the process in which it finds no cluster.
     asked = [sys.executable, "-c", "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])", address]
