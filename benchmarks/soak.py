@@ -32,7 +32,7 @@ from stability.leave_one_out.estimators import Sampled
 from stability.selectors import SAM, BitFit, FullTuning, Random, magnitude
 from stability.studies import Study, StudyResults, run
 from stability.studies.store import Store
-from stability.workers.cluster import loopback
+from stability.workers.starting import loopback
 
 __all__ = ["check", "main", "soak", "study_of"]
 

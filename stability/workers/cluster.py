@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
-import io
 import os
 import pickle
 import platform
 import signal
-import socket
-import subprocess
 import sys
-import sysconfig
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from functools import partial
 from importlib import import_module
-from importlib.abc import InspectLoader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from pathlib import Path
-from types import CodeType, FrameType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
 from stability import __version__
-from stability.checks import check_address
 from stability.errors import StabilityError, UsageError, one_line
 from stability.machine import cores, free_memory, software
+from stability.workers import starting
+from stability.workers.modules import Source, know, pack, sources_of
 from stability.workers.pools import LESS, J, Lost, Place, Pool, Shared
 
-__all__ = ["RayProcesses", "loopback", "versions"]
+__all__ = ["RayProcesses", "versions"]
 
 _LOOK = 1.0  # seconds between two looks at which machines there are
-_ANSWER = 15.0  # seconds in which a cluster must answer
-_AGAIN = 0.05  # seconds after which our handlers of signals are set again; for so long Ray's may stand
 _ASKING = 120.0  # seconds in which a machine must tell its versions; one that does not is asked again with its first job
 
 
@@ -64,7 +54,7 @@ class RayProcesses(Pool[J]):
         self._running: dict[Any, tuple[J, int, frozenset[str]]] = {}  # with its losses, and the machines that were left out then
         self._left_out: frozenset[str] = frozenset()  # ids of machines of other versions
         self._placed: dict[Hashable, _Held] = {}  # the latest last
-        self._sources: dict[frozenset[str], list[_Source]] = {}
+        self._sources: dict[frozenset[str], list[Source]] = {}
         self._shares: dict[str, int] = {}  # of each machine how many jobs it computes at once
         self._looked, self._joined, self._own, self._handler = 0.0, False, False, signal.getsignal(signal.SIGTERM)
         self.what = f"Ray at {self._address}" if self._address else "Ray on this machine"
@@ -88,7 +78,7 @@ class RayProcesses(Pool[J]):
         if job.shared is not None:
             self.hold(job.shared)
             held = self._placed[job.shared.name]
-        packed, modules = _packed(job.sent())
+        packed, modules = pack(job.sent())
         share: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(self._device == "cuda")}
         if self._left_out:
             strategies = import_module("ray.util.scheduling_strategies")
@@ -105,16 +95,16 @@ class RayProcesses(Pool[J]):
         if shared.name in self._placed:
             return
         try:
-            packed, modules = _packed(shared.load())
+            packed, modules = pack(shared.load())
             self._placed[shared.name] = _Held([self._ray.put(packed)], self._sources_of(modules))
         except Exception as error:  # whatever is said by data that cannot be read, or by an object that cannot be pickled
             if shared.needed:
                 raise shared.refused(self.size, one_line(error)) from error
             self._placed[shared.name] = _NOTHING  # the job reads it itself, or tells why not
 
-    def _sources_of(self, modules: frozenset[str]) -> list[_Source]:
+    def _sources_of(self, modules: frozenset[str]) -> list[Source]:
         if modules not in self._sources:
-            self._sources[modules] = _sources(modules)
+            self._sources[modules] = sources_of(modules)
         return self._sources[modules]
 
     def ended(self, seconds: float | None) -> Iterator[tuple[J, Any]]:
@@ -140,7 +130,7 @@ class RayProcesses(Pool[J]):
 
     def _done(self, tasks: list[Any], count: int, seconds: float) -> list[Any]:
         """Those tasks that are done as soon as so many are, or after so many seconds, but no later than a look at the machines."""
-        with _whole():
+        with starting.uninterrupted():
             done, _ = self._ray.wait(tasks, num_returns=count, timeout=min(seconds, _LOOK))
         return list(done)
 
@@ -180,7 +170,7 @@ class RayProcesses(Pool[J]):
         self._looked = time.monotonic()
 
     def __enter__(self) -> RayProcesses[J]:
-        self._ray = _ray()
+        self._ray = starting.imported()
         try:
             if not self._ray.is_initialized():
                 self._join()
@@ -202,21 +192,21 @@ class RayProcesses(Pool[J]):
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         self._own, self._thread, self._handler = True, ThreadPoolExecutor(1), signal.getsignal(signal.SIGTERM)
         if self._handler is signal.SIG_DFL:  # let the tasks end before this process does
-            self._handle(_end)
+            self._handle(starting.end)
         if self._address is None:
             own = {"num_cpus": self._workers or cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             try:
-                with loopback():  # nobody else is to reach it
-                    _start(partial(self._ray.init, address="local", **own, **quiet), self._thread)
+                with starting.loopback():  # nobody else is to reach it
+                    starting.start(partial(self._ray.init, address="local", **own, **quiet), self._thread)
             except Exception as error:  # on a busy machine it gives up after half a minute
                 raise StabilityError(f"Ray does not start on this machine: {one_line(error, 400)}") from error
         else:
-            _check_there(self._address)
+            starting.check_there(self._address)
             services = import_module("ray._private.services")
             try:
                 head = services.canonicalize_bootstrap_address(self._address)  # where Ray looks for it
-                with nullcontext() if head in (None, self._address) or _listens(head) else loopback():
-                    _start(partial(self._ray.init, address=self._address, **quiet), self._thread)
+                with nullcontext() if head in (None, self._address) or starting.listens(head) else starting.loopback():
+                    starting.start(partial(self._ray.init, address=self._address, **quiet), self._thread)
             except Exception as error:
                 what = f"address = {self._address}: {one_line(error, 400)}"
                 raise (UsageError if "ersion mismatch" in what else StabilityError)(what) from error
@@ -308,7 +298,7 @@ class _Held(NamedTuple):
     """
 
     place: list[Any]
-    sources: Sequence[_Source]
+    sources: Sequence[Source]
 
 
 _NOTHING = _Held([], ())
@@ -326,18 +316,6 @@ class _Other(NamedTuple):
     machine: str
     versions: Mapping[str, str]
     node: str = ""
-
-
-class _Source(NamedTuple):
-    """Modules of the user's own.
-
-    Attributes:
-        folder: where they lie on the machine of the driver.
-        files: by the path of each in that folder, what it holds.
-    """
-
-    folder: str
-    files: Mapping[str, bytes]
 
 
 def versions() -> dict[str, str]:
@@ -373,227 +351,17 @@ class _Task:
     inside = False
 
 
-def _compute(
-    wanted: Mapping[str, str], sources: Sequence[_Source], packed: bytes, held: Sequence[Any], how: _How
-) -> bytes | _Other:
+def _compute(wanted: Mapping[str, str], sources: Sequence[Source], packed: bytes, held: Sequence[Any], how: _How) -> bytes | _Other:
     """What came of a job, packed, in a task; or that this machine has other versions than are wanted."""
-    ray, _Task.inside = _ray(), True
+    ray, _Task.inside = starting.imported(), True
     if (found := versions()) != wanted:
         return _Other(platform.node(), found, ray.get_runtime_context().get_node_id())
     torch.set_num_threads(1)
     for source in sources:
-        _know(source)
+        know(source)
     job = pickle.loads(packed)
     sharing = 1 if how.device == "cuda" else how.shares.get(ray.get_runtime_context().get_node_id(), cores())
     budget = free_memory(torch.device(how.device)) // (2 * sharing * LESS**how.losses)
     shared = pickle.loads(ray.get(held[0])) if held else None
     place = Place(how.device, budget, how.losses, min(sharing, how.most or sharing))
     return pickle.dumps(job.compute(place, shared), pickle.HIGHEST_PROTOCOL)
-
-
-def _packed(what: object) -> tuple[bytes, frozenset[str]]:
-    """Something pickled, and the modules of its functions and classes. Those of a script or a notebook are in it as they stand."""
-    modules: set[str] = set()
-    cloudpickle = import_module("ray.cloudpickle")
-
-    class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc, name-defined]
-        """Takes note of modules."""
-
-        def persistent_id(self, one: object) -> None:
-            if inspect.isroutine(one) or inspect.isclass(one):
-                modules.add(str(getattr(one, "__module__", "")))
-
-    Pickler(written := io.BytesIO(), protocol=pickle.HIGHEST_PROTOCOL).dump(what)
-    return written.getvalue(), frozenset(modules)
-
-
-_INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-
-
-def _folder(module: ModuleType) -> Path | None:
-    """Where a module of the user's own lies, from where its name leads to it; None for one that every machine has."""
-    file = Path(getattr(module, "__file__", None) or "")
-    name = module.__name__
-    if file.suffix != ".py" or name.partition(".")[0] in ("stability", "__main__", "__mp_main__"):
-        return None
-    if {"site-packages", "dist-packages"} & set(file.parts) or any(file.is_relative_to(place) for place in _INSTALLED):
-        return None
-    depth = name.count(".") + (file.name == "__init__.py")
-    return file.parents[depth] if file.is_file() and len(file.parents) > depth else None
-
-
-def _sources(modules: Iterable[str]) -> list[_Source]:
-    """The user's own among some modules, and all that was imported from where they lie."""
-    there = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
-    loaded = [(module, folder) for module in there if (folder := _folder(module)) is not None]
-    wanted = {folder for module, folder in loaded if module.__name__ in modules}
-    found = []
-    for folder in sorted(wanted):
-        files = {Path(str(module.__file__)) for module, place in loaded if place == folder}
-        found.append(_Source(str(folder), {str(file.relative_to(folder)): file.read_bytes() for file in files}))
-    return found
-
-
-class _Sent(MetaPathFinder, InspectLoader):
-    """Finds modules that were sent, without a file.
-
-    Args:
-        source: the modules.
-    """
-
-    def __init__(self, source: _Source) -> None:
-        self._source = source
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return None if self._file(name) is None else ModuleSpec(name, self, is_package=self.is_package(name))
-
-    def get_source(self, fullname: str) -> str:
-        return self._source.files[self._file(fullname) or ""].decode()
-
-    def get_code(self, fullname: str) -> CodeType:
-        # Under the name that it has on the driver's machine, which a message about an error then tells.
-        file = self._file(fullname) or ""
-        return self.source_to_code(self._source.files[file], str(Path(self._source.folder) / file))
-
-    def is_package(self, fullname: str) -> bool:
-        return (self._file(fullname) or "").endswith("__init__.py")
-
-    def _file(self, name: str) -> str | None:
-        stem = name.replace(".", "/")
-        return next((file for file in (f"{stem}/__init__.py", f"{stem}.py") if file in self._source.files), None)
-
-
-_known: list[_Source] = []  # what was sent to this process
-
-
-def _know(source: _Source) -> None:
-    """Let this process import modules: from their folder, where it lies here as well, and else from what was sent."""
-    if source in _known:
-        return
-    _known.append(source)
-    folder = Path(source.folder)
-    try:
-        here = all((folder / name).read_bytes() == content for name, content in source.files.items())
-    except OSError:  # it is not here
-        here = False
-    if not here:
-        sys.meta_path.insert(0, _Sent(source))  # before the driver's folder, which Ray has put first: another version may lie there
-    elif source.folder not in sys.path:
-        sys.path.append(source.folder)  # last, so that no file in it hides a package
-
-
-@contextmanager
-def _whole() -> Iterator[Callable[[], None]]:
-    """Signals are answered when this is done: of an exception that a handler raises within it Ray makes an error of its own, or it
-    crashes. Whoever lets Ray replace the handlers meanwhile sets them again by calling what this yields.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    came: list[int] = []
-    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
-
-    def again() -> None:
-        for one in before:
-            signal.signal(one, lambda number, _: came.append(number))
-
-    again()
-    try:
-        yield again
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, signal.SIG_DFL if handler is None else handler)
-        if came:  # also where an error came of it: a signal to all processes ends Ray's before it has started
-            signal.raise_signal(came[0])
-
-
-def _start(ray: Callable[[], object], thread: ThreadPoolExecutor) -> None:
-    """Start Ray, in a thread: until it has started, its own handler of SIGTERM would abort this process and write pages.
-
-    Args:
-        ray: what starts it.
-        thread: it must stay, for Ray's processes end with the thread that started them.
-    """
-    with _whole() as again:
-        started = thread.submit(ray)
-        while not started.done():
-            wait([started], _AGAIN)
-            again()
-        started.result()
-
-
-@contextmanager
-def loopback() -> Iterator[None]:
-    """Ray, where it is started meanwhile, listens on 127.0.0.1 alone; and clusters that do so are found.
-
-    Otherwise it takes 127.0.0.1 for the address that this machine has in its network, and listens everywhere.
-
-    Example:
-        >>> with loopback():
-        ...     pass  # ray.init()
-    """
-    services: Any = import_module("ray._private.services")
-    before = services.get_node_ip_address
-    services.get_node_ip_address = lambda *where: "127.0.0.1"
-    try:
-        yield
-    finally:
-        services.get_node_ip_address = before
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """End this process, tidily."""
-    sys.exit(128 + number)
-
-
-def _ray() -> ModuleType:
-    """Ray, which is imported where it is needed, and says nothing of its own.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent to its makers
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as it will be; until then it warns of it
-    try:
-        ray = import_module("ray")
-        worker = import_module("ray._private.worker")
-    except ImportError as error:
-        raise UsageError(f"executor = ray: {error}; pip install 'peft-stability[cluster]'") from error
-    if hasattr(worker, "print_to_stdstream"):  # pages about each process that died, on standard output, where our tables go
-        setattr(worker, "print_to_stdstream", lambda *what, **how: None)  # noqa: B010
-    return ray
-
-
-def _check_there(address: str) -> None:
-    """Refuse an address where no cluster answers: Ray would wait for one.
-
-    Raises:
-        UsageError: it is no address.
-        StabilityError: no cluster is there.
-    """
-    if address == "auto":  # which Ray looks for on this machine
-        return
-    check_address(address)
-    remedy = "check the address, or start a cluster there: ray start --head"
-    try:
-        _connect(address)
-    except OSError as error:
-        raise StabilityError(f"no cluster of Ray at {address}: {error}; {remedy}") from error
-    # Something listens. In a process of its own, for Ray may end the process in which it finds no cluster.
-    asked = [sys.executable, "-c", "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])", address]
-    try:
-        subprocess.run(asked, check=True, timeout=_ANSWER, capture_output=True)
-    except subprocess.SubprocessError as error:
-        raise StabilityError(f"no cluster of Ray at {address}: what listens there gives no answer of Ray's; {remedy}") from error
-
-
-def _connect(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER / 3).close()
-
-
-def _listens(address: str) -> bool:
-    with suppress(OSError):
-        _connect(address)
-        return True
-    return False

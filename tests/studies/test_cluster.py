@@ -34,7 +34,7 @@ from stability.selectors.naming import LOCAL, selector_named
 from stability.studies.cell import Work
 from stability.studies.running import run
 from stability.studies.store import Store
-from stability.workers import cluster
+from stability.workers import cluster, modules, starting
 from tests.studies.test_trust import quick
 
 pytest.importorskip("ray")
@@ -44,10 +44,10 @@ pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
     """Two nodes of one CPU each, which only this machine reaches."""
-    cluster._ray()
+    starting.imported()
     from ray.cluster_utils import Cluster
 
-    with cluster.loopback():
+    with starting.loopback():
         node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
         made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
         made.add_node(**node)
@@ -92,16 +92,16 @@ def test_a_cluster_gives_what_one_process_gives(
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "for_cluster.py").write_text(MINE)
     (tmp_path / "beside.py").write_text(BESIDE)
-    sources = cluster._sources
+    sources = modules.sources_of
 
-    def sent(modules: Iterable[str]) -> list[cluster._Source]:
+    def sent(modules: Iterable[str]) -> list[modules.Source]:
         found = sources(modules)
         if found:
             (tmp_path / "for_cluster.py").unlink()  # no task finds it where the driver did
             (tmp_path / "beside.py").write_text("# of another version")
         return found
 
-    monkeypatch.setattr(cluster, "_sources", sent)
+    monkeypatch.setattr(cluster, "sources_of", sent)
     try:
         mine = quick(BitFit(), Random(0.1), selector_named("for_cluster:Mine"), seeds=(0, 1, 2))
         plain = run(mine, tmp_path / "plain.sqlite", device="cpu", workers=1)
@@ -200,7 +200,7 @@ def test_lost_workers_and_nodes_change_nothing(
 
     with pool:
         assert comes_to(1)
-        with cluster.loopback():
+        with starting.loopback():
             nodes.add_node(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=100_000_000)
         assert comes_to(2)
     assert sizes == {1, 2}
@@ -245,7 +245,7 @@ def test_other_versions_are_refused(nodes: Any, tmp_path: Path, monkeypatch: pyt
     how = cluster._How("cpu", {}, 0)
     monkeypatch.setattr(cluster._Task, "inside", False)
     where = SimpleNamespace(get_node_id=lambda: "odd")
-    monkeypatch.setattr(cluster, "_ray", lambda: SimpleNamespace(get_runtime_context=lambda: where))
+    monkeypatch.setattr(starting, "imported", lambda: SimpleNamespace(get_runtime_context=lambda: where))
     assert cluster._compute(here, [], b"never read", [], how) == (platform.node(), {**here, "torch": "1.0"}, "odd")
 
 
@@ -255,7 +255,7 @@ def test_a_place_without_a_cluster_is_told(tmp_path: Path, monkeypatch: pytest.M
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        monkeypatch.setattr(cluster, "_ANSWER", 3.0)
+        monkeypatch.setattr(starting, "_ANSWER", 3.0)
         with pytest.raises(StabilityError, match=f"no cluster of Ray at 127.0.0.1:{port}: what listens there gives no answer"):
             told(f"127.0.0.1:{port}")
     with pytest.raises(StabilityError, match=f"no cluster of Ray at 127.0.0.1:{port}: .*refused; check the address"):

@@ -23,7 +23,7 @@ from stability.studies import cell, running
 from stability.studies.cell import Expected, Work
 from stability.studies.running import run
 from stability.studies.store import Store
-from stability.workers import cluster
+from stability.workers import cluster, starting
 from stability.workers.pools import InProcess, Job, LocalProcesses, Lost, Place, _Deaf
 from tests.studies.test_trust import quick
 
@@ -92,7 +92,7 @@ def test_a_machine_of_other_versions_that_joins_later_is_left_out(
     )
     strategies = SimpleNamespace(NotIn=lambda *those: {"not in": those}, NodeLabelSchedulingStrategy=lambda labels: labels)
     monkeypatch.setattr(cluster, "import_module", lambda name: strategies)
-    monkeypatch.setattr(cluster, "_packed", lambda what: (b"", frozenset()))
+    monkeypatch.setattr(cluster, "pack", lambda what: (b"", frozenset()))
     pool = cluster.RayProcesses[Named]("cpu")
     monkeypatch.setattr(pool, "_ray", ray, raising=False)
     monkeypatch.setattr(pool, "_versions", {"torch": "2.0"}, raising=False)
@@ -196,7 +196,7 @@ def test_a_signal_within_a_call_of_ray_is_answered_after_it() -> None:
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        with pytest.raises(KeyboardInterrupt), cluster._whole():  # noqa: PT012
+        with pytest.raises(KeyboardInterrupt), starting.uninterrupted():  # noqa: PT012
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.05)
             told.append("end of the call")
@@ -217,9 +217,9 @@ def test_a_signal_while_ray_starts_is_answered_when_it_has_started() -> None:
 
     def starts(error: Exception | None = None) -> None:
         ctypes.CDLL(None).signal(number, ctypes.c_void_p(int(signal.SIG_IGN)))
-        time.sleep(10 * cluster._AGAIN)
+        time.sleep(10 * starting._AGAIN)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10 * cluster._AGAIN)
+        time.sleep(10 * starting._AGAIN)
         told.append("started")
         if error is not None:  # as where the signal has ended what Ray was starting
             raise error
@@ -229,13 +229,13 @@ def test_a_signal_while_ray_starts_is_answered_when_it_has_started() -> None:
         try:
             for start in (starts, partial(starts, OSError("no cluster"))):
                 with pytest.raises(KeyboardInterrupt):
-                    cluster._start(start, thread)
+                    starting.start(start, thread)
                 assert signal.getsignal(signal.SIGTERM) is stop
         finally:
             signal.signal(signal.SIGTERM, before)
         assert told == 2 * ["started", "signal"]
         with pytest.raises(OSError, match="no cluster"):
-            cluster._start(lambda: os.stat("no cluster"), thread)
+            starting.start(lambda: os.stat("no cluster"), thread)
 
 
 def test_ray_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +244,7 @@ def test_ray_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
     ended: list[str] = []
     ray = SimpleNamespace(init=init, is_initialized=lambda: False, shutdown=lambda: ended.append("shutdown"))
-    monkeypatch.setattr(cluster, "_ray", lambda: ray)
+    monkeypatch.setattr(starting, "imported", lambda: ray)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with (
         pytest.raises(StabilityError, match="Ray does not start .*: the node timed out"),
