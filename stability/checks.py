@@ -17,6 +17,7 @@ from stability.errors import UsageError
 
 __all__ = [
     "check_address",
+    "check_bias",
     "check_choice",
     "check_flags",
     "check_fraction",
@@ -221,6 +222,28 @@ def check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if address != "auto" and (not host or not port.isdecimal() or int(port) >= 2**16 or "/" in host):
         raise UsageError(f"address = {address}: give HOST:PORT of the cluster's head, as ray start --head prints it, or auto")
+
+
+def check_bias(initial_bias: float, task: str, *, classes: bool) -> None:
+    """Check that the start of a head's bias is a finite number, and 0 where the labels are classes.
+
+    Args:
+        initial_bias: where the bias starts.
+        task: whose labels.
+        classes: whether they are classes.
+
+    Raises:
+        UsageError: it is not.
+
+    Example:
+        >>> check_bias(2.5, "stsb", classes=False)
+        >>> check_bias(2.5, "cb", classes=True)
+        Traceback (most recent call last):
+        stability.errors.UsageError: initial_bias = 2.5 is for labels that are numbers, and cb has classes: leave it out
+    """
+    check_number(initial_bias=initial_bias)
+    if initial_bias and classes:
+        raise UsageError(f"initial_bias = {initial_bias:g} is for labels that are numbers, and {task} has classes: leave it out")
 
 
 def check_workers(workers: int | None, executor: str, address: str | None) -> None:

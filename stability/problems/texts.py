@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from stability.checks import check_flags, check_number, check_probability, check_whole
+from stability.checks import check_bias, check_flags, check_number, check_probability, check_whole
 from stability.errors import UsageError
 from stability.masks import fingerprint
 from stability.problems.columns import FORMS, label_column, named_column, other_texts, text_columns
@@ -167,8 +167,7 @@ def load_texts(
         *_contradicting(own, sequences, values, classes),
         *notes,
     ]
-    if initial_bias and (choices or classes is not None):
-        raise UsageError(f"initial_bias = {initial_bias:g} is for labels that are numbers, and {name} has classes: leave it out")
+    check_bias(initial_bias, name, classes=choices or classes is not None)
     pretrained = load_pretrained(model, 1 if choices or classes is None else len(classes))
     new_head = pretrained.head_from(initial_bias)
     longest = min(max_length, pretrained.max_length)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from stability.checks import check_choice, check_number, check_positive, check_whole
+from stability.checks import check_bias, check_choice, check_positive, check_whole
 from stability.errors import UsageError
 from stability.leave_one_out.estimators import Assisted, Auto
 from stability.leave_one_out.predictors import Linearised, OneStep, Predictor
@@ -149,11 +149,8 @@ class Protocol:
 
     def __post_init__(self) -> None:
         check_choice(get_args(Part), part=self.part)
-        check_number(initial_bias=self.initial_bias)
-        if self.initial_bias and (odd := [name for name in self.tasks if name in KNOWN and KNOWN[name].classes is not None]):
-            raise UsageError(
-                f"initial_bias = {self.initial_bias:g} is for labels that are numbers, and {odd[0]} has classes: leave it out"
-            )
+        for task in self.tasks:
+            check_bias(self.initial_bias, task, classes=task in KNOWN and KNOWN[task].classes is not None)
         if odd := [name for name in self.authors if name not in AUTHORS]:
             raise UsageError(f"unknown choice of the authors {odd[0]!r}: there is {', '.join(AUTHORS)}")
         if self.data is None and (odd := [task for task in self.tasks if task not in TASKS]):
