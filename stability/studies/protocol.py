@@ -96,10 +96,9 @@ class Protocol:
         least_steps: training does not end before so many steps.
         measured_seeds: with how many of the seeds stability is measured too.
         retrainings: how many examples are left out for each seed with which stability is measured; None: as many as
-            :class:`stability.estimators.Auto` needs for ±20 %, with its own predictor.
+            :class:`stability.estimators.Auto` needs for ±20 %.
         check_replicas: at how many of the A(Sⁱ) the curvature for the bounds is taken; None measures no bounds.
-        predictor: what predicts the differences for the assisted estimator. ``linearised`` keeps a gradient a step, too much for
-            the paper's 20 000.
+        predictor: what predicts the differences. ``linearised`` keeps a gradient a step, too much for the paper's 20 000.
 
     Raises:
         UsageError: an unknown part or name, a number out of range. Making the study refuses what its selectors, its training and
@@ -200,7 +199,7 @@ class Protocol:
             tuple(range(self.seeds)),
             problem_settings=settings,
             check_replicas=self.check_replicas,
-            estimator=Auto() if self.retrainings is None else Assisted(self.retrainings, predictor=self._predictor()),
+            estimator=(Auto if self.retrainings is None else Assisted)(retrainings=self.retrainings, predictor=self._predictor()),
             measured_seeds=self.measured_seeds,
         )
 

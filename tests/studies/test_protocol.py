@@ -68,9 +68,9 @@ def test_every_number_is_a_parameter() -> None:
     assert all(a.early_stopping is None for a in study.algorithms if isinstance(a, FineTuning))
     assert isinstance(study.estimator, Assisted)
     assert study.estimator.retrainings == 7
-    linear = replace(own, predictor="linearised").study("own").estimator
-    assert isinstance(linear, Assisted)
-    assert linear.predictor == Linearised(3, memory_budget=1 << 29, reselect=False)
+    linear = Linearised(3, memory_budget=1 << 29, reselect=False)
+    assert replace(own, predictor="linearised").study("own").estimator == Assisted(7, predictor=linear)
+    assert replace(own, predictor="linearised", retrainings=None).study("own").estimator == Auto(predictor=linear)
 
 
 @pytest.mark.parametrize(
