@@ -177,12 +177,12 @@ _CLAIMS = Protocol(
     lora_rank=12,
     sparsities=(0.0005, 0.002, 0.005, 0.02, 0.1, 0.3),
     swept=("sam", "random", "magnitude", "full"),
-    burn_in=48,
-    project_every=6,
+    burn_in=32,
+    project_every=8,
     seeds=5,
     pool=256,
     max_length=128,
-    steps=96,
+    steps=64,
     batch_size=8,
     learning_rate=3e-4,
     rates=(
@@ -196,8 +196,9 @@ _CLAIMS = Protocol(
     weight_decay=0.0,
     dropout=False,
     evaluate_every=0,
-    measured_seeds=2,
-    retrainings=None,
+    measured_seeds=5,
+    retrainings=8,
+    predictor="linearised",
 )
 """What the studies of the claims have in common. The rates are where the search begins."""
 
@@ -236,20 +237,16 @@ _COMPARED = replace(
     _CLAIMS,
     tasks=("stsb",),
     methods=_COMPARED_METHODS,
-    burn_in=32,
-    project_every=8,
     seeds=3,
     pool=192,
     max_length=64,
     initial_bias=_MIDDLE,
-    steps=64,
     rates=(
         *((method, 1e-3) for method in _FROM_WHOLE),
         *((method, 1e-2) for method in _COMPARED_METHODS if method not in (*_WHOLE, *_FROM_WHOLE)),
     ),
     measured_seeds=1,
     retrainings=10,
-    predictor="linearised",
 )
 
 COMPARED: Mapping[str, Protocol] = {
