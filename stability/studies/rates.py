@@ -119,7 +119,8 @@ def chosen_rates(results: StudyResults) -> Rates:
     finished = table[table["status"] == CellStatus.OK] if len(table) else table
     if len(finished) and ("validation_metric" not in finished or finished["validation_metric"].isna().all()):
         raise UsageError(
-            f"the cells of {results.study!r} have no validation metric: search on data with a validation split, with this version"
+            f"the cells of {results.study!r} have no validation metric: search on data with a validation split, such "
+            "as a folder with train and val"
         )
     seeds = len(results.identity["seeds"]) * len(results.identity.get("samples", [0]))
     rows, chosen = [], []
