@@ -100,14 +100,7 @@ def missing_cells(results: Sequence[StudyResults]) -> tuple[str, ...]:
         >>> missing_cells([StudyResults.read("figures/discontinuity.sqlite")])
         ()
     """
-    told = []
-    for one in results:
-        there = one.identity
-        tasks = max(1, len(there.get("problems", {})))
-        every = tasks * len(there["algorithms"]) * len(there["seeds"]) * len(there.get("samples", [0]))
-        if lost := every - len(one):  # a cell that failed is finished: that is a result of the method
-            told.append(f"{lost} of {every} cells of {one.study}")
-    return tuple(told)
+    return tuple(f"{one.missing} of {one.missing + len(one)} cells of {one.study}" for one in results if one.missing)
 
 
 def learned(results: Sequence[StudyResults]) -> pd.DataFrame:

@@ -175,8 +175,18 @@ class StudyResults:
             tasks=tuple(several) or (() if table.empty else tuple(table["task"].unique())),
             algorithms={name: {**one, "method": methods.get(name, one["selector"]["name"])} for name, one in known.items()},
             store=store,
-            notes=(*([note] if (note := NOTES.get(identity["study"])) is not None else []), *_mixed(table), *_code(known, earlier)),
+            notes=(
+                *([note] if (note := NOTES.get(identity["study"])) is not None else []),
+                *_unfinished(identity, len(table)),
+                *_mixed(table),
+                *_code(known, earlier),
+            ),
         )
+
+    @property
+    def missing(self) -> int:
+        """How many cells are not finished. One that failed is finished: that is a result of the method."""
+        return _cells(self.identity) - len(self)
 
     @property
     def fingerprint(self) -> str:
@@ -332,6 +342,19 @@ class StudyResults:
 
 def _several(wanted: object) -> bool:
     return isinstance(wanted, Sequence | set | frozenset | np.ndarray | pd.Series) and not isinstance(wanted, str)
+
+
+def _cells(identity: Mapping[str, Any]) -> int:
+    """How many cells a study has."""
+    tasks = max(1, len(identity.get("problems", {})))
+    return tasks * len(identity["algorithms"]) * len(identity["seeds"]) * len(identity.get("samples", [0]))
+
+
+def _unfinished(identity: Mapping[str, Any], there: int) -> list[str]:
+    """A note on cells that are missing."""
+    if there >= (every := _cells(identity)):
+        return []
+    return [f"unfinished: {every - there} of {every} cells are missing, and means are over those that are there"]
 
 
 def _mixed(table: pd.DataFrame) -> list[str]:

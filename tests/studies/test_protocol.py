@@ -190,16 +190,20 @@ def test_a_search_and_the_study_that_takes_its_rates(quick: list[str], capsys: p
         store.execute("DELETE FROM cells WHERE rowid = (SELECT max(rowid) FROM cells)")
     with pytest.raises(UsageError, match="is unfinished: 1 of 4 rates are missing"):
         found_rates("search.sqlite", ["cb"])
+    assert main(["table", "--store", "search.sqlite"]) == 0
+    assert "note: unfinished: 1 of 4 cells are missing, and means are over those that are there" in capsys.readouterr().out
 
 
 def test_the_studies_of_the_claims() -> None:
-    """Forty settings to begin with: four tasks, ten methods, five seeds, stability with two of them to ±20 %."""
+    """Forty settings to begin with: four tasks, ten methods, five seeds, stability with at least two of them."""
     mains = {name: protocol for name, protocol in CLAIMS.items() if name.count("-") == 1}
     assert [protocol.tasks for protocol in mains.values()] == [("stsb",), ("cola",), ("mrpc",), ("cb",)]
     for name, protocol in mains.items():
         study = replace(protocol, data="there").study(name)
         assert [algorithm.name for algorithm in study.algorithms] == list(METHODS)
-        assert (len(study.seeds), study.measured_seeds, study.estimator) == (5, 2, Auto())
+        assert len(study.seeds) == 5
+        assert study.measured_seeds is not None
+        assert study.measured_seeds >= 2
         assert {algorithm.asked_sparsity for algorithm in study.algorithms} == {None, 0.005}
         search = replace(CLAIMS[f"{name}-rates"], data="there").study(name)
         assert len(search.cells()) == 40

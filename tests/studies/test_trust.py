@@ -272,8 +272,9 @@ def test_workers_that_have_no_cell_share_one(tmp_path: Path, monkeypatch: pytest
     found, computed = run(mine, store, workers=2)
     assert (computed, asked) == (1, [None, 2])
     (row,), (other,) = found.table.to_dict("records"), plain.table.to_dict("records")
-    told = ["status", "stability", "noise_floor", "test_loss", "retrainings", "threads"]
+    told = ["status", "noise_floor", "test_loss", "retrainings", "threads"]
     assert [row[name] for name in told] == [other[name] for name in told]
+    assert row["stability"] == pytest.approx(other["stability"], rel=1e-5)  # matrix products of other sizes round otherwise
     assert row["status"] == CellStatus.OK
 
 
