@@ -113,12 +113,14 @@ class SomeProblems:
         seeds: Number of seeds; each draws its own training set. By default 3.
         samples: Number of training sets, each with as many seeds of its own as there are seeds.
         measured_seeds: Measure stability with the first so many seeds only; by default with all.
+        held_out: Evaluate the models without an example on so many held-out examples only; by default on all.
     """
 
     problem: Names
     seeds: Whole = None
     samples: Whole = None
     measured_seeds: Whole = None
+    held_out: Whole = None
 
 
 @options(MODEL, load_texts)

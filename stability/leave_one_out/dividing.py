@@ -44,6 +44,7 @@ class Given:
         own: the mask of S; None where masks move.
         reselect: whether the masks of the Sⁱ are selected again.
         memory: what was asked for.
+        held_out: the models are evaluated on so many held-out examples; None: on all.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class Given:
         own: Mask | None,
         reselect: bool,
         memory: Memory,
+        held_out: int | None,
     ) -> None:
         self._problem, self._algorithm, self._perturbation = problem, algorithm, perturbation
         self._own, self._reselect = own, reselect
-        self.memory = memory
+        self.memory, self._held_out = memory, held_out
         self._made: dict[str, Retraining] = {}
 
     def on(self, device: str) -> Retraining:
@@ -67,7 +69,7 @@ class Given:
             problem = self._algorithm.equivalent(self._problem.to(resolve_device(device)))
             units = self._perturbation.units(problem, self._algorithm.seed)
             masks = MasksOfUnits(problem, self._algorithm, units, reselect=self._reselect, told=SILENT, own=self._own)
-            self._made[device] = Retraining(problem, self._algorithm, units, masks)
+            self._made[device] = Retraining(problem, self._algorithm, units, masks, self._held_out)
         return self._made[device]
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from stability.checks import check_kind
+from stability.checks import check_kind, check_whole
 from stability.errors import MeasurementError, UsageError
 from stability.leave_one_out.dividing import Divided, Given, Portion
 from stability.leave_one_out.estimate import StabilityEstimate
@@ -48,6 +48,7 @@ def measure(
     perturbation: Perturbation | None = None,
     reselect: bool = True,
     confidence: float = 0.95,
+    held_out: int | None = None,
     device: str | torch.device = "auto",
     replica_batch: int | None = None,
     memory_budget: int | None = None,
@@ -78,6 +79,8 @@ def measure(
             "example" here is one of its units, such as a group, and nothing is predicted.
         reselect: choose the mask again on Sⁱ where the selector uses data, for that is part of A. False keeps S's mask.
         confidence: of the intervals. They speak of the choice of i alone; an exact measurement has nothing to be uncertain of.
+        held_out: evaluate the models without an example on so many of the held-out examples, drawn at random, for
+            ``hypothesis``; by default on all. That costs as much as training where there are many. It changes no stability.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
         memory_budget: bytes to plan with; by default half of what is free. Workers on one device of one machine share them equally.
@@ -97,8 +100,8 @@ def measure(
         The estimate with its interval, noise floor, diagnostics and the trained models.
 
     Raises:
-        UsageError: n < 2, more retrainings than examples, a budget too small for one retraining, what the algorithm or the
-            estimator refuses, or a problem or an algorithm that workers cannot be sent.
+        UsageError: n < 2, ``held_out`` is no whole number of at least 1, more retrainings than examples, a budget too small for
+            one retraining, what the algorithm or the estimator refuses, or a problem or an algorithm that workers cannot be sent.
         MeasurementError: A(S) itself failed (diverged, or stopped short of its minimum), or every replica did.
         MachineError: not even one replica fits into memory, or three workers were lost over one portion.
 
@@ -112,6 +115,7 @@ def measure(
         <Status.EXACT: 'exact'>
     """
     began = time.perf_counter()
+    check_whole(1, **({} if held_out is None else {"held_out": held_out}))
     given, algorithm, estimator = _checked(problem, algorithm, estimator, reselect)
     perturbation = LeaveOneOut() if perturbation is None else perturbation
     check_kind(Perturbation, "one of stability.perturbations, such as LeaveGroupOut(groups)", perturbation=perturbation)
@@ -122,11 +126,11 @@ def measure(
     memory = Memory(replica_batch, memory_budget)
     with stages(progress) as told, suited_to(problem, algorithm), pool or nullcontext():
         masks = MasksOfUnits(problem, algorithm, units, reselect=reselect, told=told)
-        retraining = Retraining(problem, algorithm, units, masks)
+        retraining = Retraining(problem, algorithm, units, masks, held_out)
         if pool is None:
             return carried_out(_Replicated(retraining, told, memory), estimator, confidence, began)
         here = torch.device("cpu")
-        shared = Given(given.to(here), algorithm, perturbation, own=masks.own, reselect=reselect, memory=memory)
+        shared = Given(given.to(here), algorithm, perturbation, own=masks.own, reselect=reselect, memory=memory, held_out=held_out)
         divided = Divided(pool, retraining, shared, told)
         return carried_out(_Replicated(retraining, told, memory, divided), estimator, confidence, began)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from stability.errors import UsageError, explained
 from stability.leave_one_out.units import Units
 from stability.masks import Mask
-from stability.problems.problem import Problem
+from stability.problems.problem import Examples, Problem, generator
 from stability.training import Algorithm
 from stability.training.descent import Progress
 from stability.training.objective import Observer
@@ -136,12 +136,22 @@ class Retraining:
         algorithm: A, its settings complete.
         units: what is left out.
         masks: of S and of each Sⁱ.
+        held_out: the models are evaluated on so many held-out examples; None: on all.
     """
 
     problem: Problem
     algorithm: Algorithm
     units: Units
     masks: MasksOfUnits
+    held_out: int | None = None
+
+    def tested(self) -> Examples:
+        """The held-out examples on which the models are evaluated: the same for every method and seed."""
+        every = self.problem.test
+        if self.held_out is None or self.held_out >= len(every):
+            return every
+        chosen = torch.randperm(len(every), generator=generator(0, "held out"))[: self.held_out]
+        return every.take(chosen.sort().values)
 
     def steps(self, replicas: int) -> int | None:
         """The steps of so many replicas together, where they are known beforehand."""
@@ -172,7 +182,7 @@ class Retraining:
             memory: how many replicas are computed at once.
             told: is told what is being done.
         """
-        began, problem, units = time.perf_counter(), self.problem, self.units
+        began, problem, units, tested = time.perf_counter(), self.problem, self.units, self.tested()
         weights, substitutes = units.weights(left_out), units.substitutes(left_out)
         if along:
             weights = torch.cat([usual_weights(problem.n, substitutes).unsqueeze(0), weights])
@@ -193,12 +203,12 @@ class Retraining:
         seconds, whole, whole_held_out, rows = time.perf_counter() - began, None, None, slice(int(along), None)
         if along:
             whole = part.losses(problem.train, slice(0, 1))[0].cpu()
-            whole_held_out = part.losses(problem.test, slice(0, 1)).cpu()
+            whole_held_out = part.losses(tested, slice(0, 1)).cpu()
         mine = dataclasses.replace(part, values=part.values[rows])
         return Outcome(
             replicas=part,
             own=units.own_losses(mine, left_out).cpu(),
-            held_out=mine.losses(problem.test).cpu(),
+            held_out=mine.losses(tested).cpu(),
             whole=whole,
             whole_held_out=whole_held_out,
             seconds=seconds,

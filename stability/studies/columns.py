@@ -79,7 +79,8 @@ CELLS: Mapping[str, Column] = {
     "stability_high": Column(_LOSS, "Upper end of that interval; missing where it is unbounded."),
     "stability_error": Column(_LOSS, "Standard error of `stability`, over the choice of the examples left out."),
     "hypothesis_stability": Column(
-        _LOSS, "Hypothesis stability: mean over i of |ℓ(A(Sⁱ), z) − ℓ(A(S), z)|, averaged over test examples z."
+        _LOSS,
+        "Hypothesis stability: mean over i of |ℓ(A(Sⁱ), z) − ℓ(A(S), z)|, averaged over test examples z, or `held_out` of them.",
     ),
     "maximum": Column(_LOSS, "Largest |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| found, a lower estimate of uniform stability."),
     "noise_floor": Column(_LOSS, "Mean difference between two runs that would agree in exact arithmetic: what rounding does."),

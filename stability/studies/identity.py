@@ -104,7 +104,9 @@ def how_of(identity: Mapping[str, Any]) -> str:
         >>> how_of({"delta": 0.1}) == how_of({"delta": 0.1, "seeds": [0]})
         True
     """
-    return key({name: identity.get(name) for name in ("numerics", "retrainings", "estimator", "check_replicas", "delta")})[:16]
+    always = ("numerics", "retrainings", "estimator", "check_replicas", "delta")
+    later = [name for name in ("held_out",) if name in identity]  # what older stores do not tell leaves their digest as it is
+    return key({name: identity.get(name) for name in (*always, *later)})[:16]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:

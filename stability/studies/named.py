@@ -198,6 +198,7 @@ _CLAIMS = Protocol(
     evaluate_every=0,
     measured_seeds=5,
     retrainings=8,
+    held_out=256,
     predictor="linearised",
 )
 """What the studies of the claims have in common. The rates are where the search begins."""
@@ -247,6 +248,7 @@ _COMPARED = replace(
     ),
     measured_seeds=1,
     retrainings=10,
+    held_out=None,
 )
 
 COMPARED: Mapping[str, Protocol] = {

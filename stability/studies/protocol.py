@@ -97,6 +97,7 @@ class Protocol:
         measured_seeds: with how many of the seeds stability is measured too.
         retrainings: how many examples are left out for each seed with which stability is measured; None: as many as
             :class:`stability.estimators.Auto` needs for ±20 %.
+        held_out: on how many held-out examples the models without an example are evaluated; None: on all.
         check_replicas: at how many of the A(Sⁱ) the curvature for the bounds is taken; None measures no bounds.
         predictor: what predicts the differences. ``linearised`` keeps a gradient a step, too much for the paper's 20 000.
 
@@ -143,6 +144,7 @@ class Protocol:
     least_steps: int = 20_000
     measured_seeds: int = 1
     retrainings: int | None = 20
+    held_out: int | None = None
     check_replicas: int | None = None
     predictor: Literal["one-step", "linearised"] = "one-step"
 
@@ -201,6 +203,7 @@ class Protocol:
             check_replicas=self.check_replicas,
             estimator=(Auto if self.retrainings is None else Assisted)(retrainings=self.retrainings, predictor=self._predictor()),
             measured_seeds=self.measured_seeds,
+            held_out=self.held_out,
         )
 
     def algorithm(self, method: str, sparsity: float, factor: float = 1.0) -> FineTuning:

@@ -49,6 +49,8 @@ class Study:
             apart (:func:`stability.leave_one_out.statistics.variance_shares`). None: each seed draws its own S.
         measured_seeds: stability is measured with the first so many seeds only. With the others A(S) is trained alone, for its
             losses and metrics. None: stability is measured with all.
+        held_out: on so many held-out examples the models without an example are evaluated, as in :func:`stability.measure`;
+            None: on all.
 
     Raises:
         UsageError: a number out of range, no algorithm or seed, an algorithm twice, two problems of one name, both
@@ -75,6 +77,7 @@ class Study:
     estimator: Estimator = Auto()  # noqa: RUF009
     samples: tuple[int, ...] | None = None
     measured_seeds: int | None = None
+    held_out: int | None = None
 
     def __post_init__(self) -> None:
         check_kind((str, tuple), "the name of a problem, the path of texts, or a tuple of them", problem=self.problem)
@@ -104,6 +107,7 @@ class Study:
                 raise UsageError("measured_seeds and samples: shares of the variance need every cell measured; leave one out")
         if self.check_replicas is not None:
             check_whole(0, check_replicas=self.check_replicas)
+        check_whole(1, **({} if self.held_out is None else {"held_out": self.held_out}))
         check_fraction(delta=self.delta)
         if self.check_replicas is not None and self.measured_seeds != 0 and self.estimator.most(2) == 0:
             raise UsageError(
@@ -182,6 +186,7 @@ class Study:
             "removed": self.problem_settings.get("removed", 0.0),
             **({} if self.samples is None else {"samples": list(self.samples)}),
             **({} if self.measured_seeds is None else {"measured_seeds": self.measured_seeds}),
+            **({} if self.held_out is None else {"held_out": self.held_out}),
         }
 
     def with_selectors(self, *selectors: Selector) -> Study:

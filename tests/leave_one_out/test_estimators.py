@@ -82,6 +82,19 @@ def test_everything_left_out_is_exact_whatever_guided_it(digits: Problem, exact:
     assert whole.hypothesis.value == pytest.approx(exact.hypothesis.value, abs=1e-6)
 
 
+def test_some_held_out_examples_stand_for_all(digits: Problem, exact: StabilityEstimate) -> None:
+    """One of them gives one example's own mean, all of them what the default gives; stability is what it was."""
+    losses = exact.replicas.losses(digits.test).double()
+    moved = (losses[1:] - losses[0]).abs().mean(0)
+    found = {count: leave_one_out.measure(digits, TUNING, Exact(), held_out=count, device="cpu") for count in (1, 10_000)}
+    assert (moved - found[1].hypothesis.value).abs().min() < 1e-6
+    assert len(moved) > 1
+    assert found[10_000].hypothesis.value == pytest.approx(moved.mean().item(), abs=1e-6)
+    assert found[1].value == found[10_000].value == pytest.approx(exact.value, abs=1e-6)
+    with pytest.raises(UsageError, match="held_out = 0: use a whole number of at least 1"):
+        leave_one_out.measure(digits, TUNING, Exact(), held_out=0)
+
+
 def test_approximate_has_no_interval_and_trains_no_replica(digits: Problem) -> None:
     told = leave_one_out.measure(digits, TUNING, estimator=Approximate(), device="cpu")
     assert told.prediction is not None

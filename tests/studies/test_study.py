@@ -22,6 +22,7 @@ from stability.reports.study_table import render
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, MagPruning, from_scores
 from stability.studies.cell import run_cell
 from stability.studies.named import STUDIES
+from stability.studies.rebuilt import rebuilt
 from stability.studies.results import CellStatus, Failure, StudyResults
 from stability.studies.running import run as run_study
 from stability.studies.store import Store
@@ -89,6 +90,23 @@ def test_a_selector_of_one_s_own_gets_its_line_in_every_figure(
         assert "smallest" in {text.get_text() for ax in plotting.FIGURES[name](results).axes for text in ax.texts}
     titles = {ax.get_title(loc="left") for ax in plotting.bounds(results).axes}
     assert "hard mask: smallest" in titles
+
+
+def test_cells_with_other_held_out_examples_are_not_mixed(tmp_path: Path) -> None:
+    mine = dataclasses.replace(
+        SMALL, name="few", algorithms=SMALL.algorithms[:1], seeds=(0,), estimator=Sampled(4), check_replicas=None
+    )
+    assert "held_out" not in mine.identity()  # so that older stores go on
+    few = dataclasses.replace(mine, held_out=7)
+    results = run_study(few, tmp_path / "few.sqlite", device="cpu", workers=1)
+    algorithm = dataclasses.replace(SMALL.algorithms[0], seed=0)
+    again = measure(problems.load("digits", n=20, seed=0), algorithm, Sampled(4), held_out=7, device="cpu")
+    assert results.table["hypothesis_stability"].item() == again.hypothesis.value
+    assert rebuilt(results.identity) == few
+    with pytest.raises(StabilityError, match="made with held_out = "):
+        run_study(dataclasses.replace(mine, held_out=8), tmp_path / "few.sqlite", device="cpu", workers=1)
+    with pytest.raises(UsageError, match="held_out = 0: use a whole number of at least 1"):
+        dataclasses.replace(mine, held_out=0)
 
 
 def test_fresh_training_sets_and_seeds_have_their_shares(tmp_path: Path) -> None:
