@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -235,7 +236,7 @@ def methods(results: StudyResults) -> Figure:
     gap, stable = mean(results, summary, "gap"), mean(results, summary, "stability")
     told = bars([performance, gap], "the mean", over(results))
     blocks = [
-        Block(f"{metric(table)} on held-out data", (performance,), notes=(told,)),
+        Block(textwrap.fill(f"{metric(table)} on held-out data", 25), (performance,), notes=(told,)),
         Block(f"test loss − train loss\n[{unit(table)}]", (gap,), zero=True),
         Block(f"stability {STABILITY}\n[{unit(table)}]", (stable,), 0.0, notes=(_stability_bars(results, stable),), log=True),
     ]
