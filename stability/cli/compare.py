@@ -113,7 +113,14 @@ def compare(
     selectors = selectors_named(asked, swept.sparsities)
     load(which.problem, **settings)
     algorithms = [objective.made(selector, training, 0) for selector in selectors]
-    study = study_of(which.problem, algorithms, seeds=which.seeds, problem_settings=settings, estimator=estimation.made())
+    study = study_of(
+        which.problem,
+        algorithms,
+        seeds=which.seeds,
+        problem_settings=settings,
+        estimator=estimation.made(),
+        test_examples=estimation.test_examples,
+    )
     store = stored.store or Path("runs") / f"compare-{key(study.identity())[:8]}.sqlite"
     how: dict[str, Any] = {"reuse": stored.reuse, **given(machine)}
     if stored.plan:

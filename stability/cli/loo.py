@@ -59,12 +59,9 @@ class Kept(Method):
 
     Attributes:
         keep_mask: Keep the mask of S, instead of selecting again without the example that is left out.
-        held_out: Evaluate the models without an example on so many held-out examples only; by default on all. That is quicker,
-            and changes no stability.
     """
 
     keep_mask: bool = False
-    held_out: Whole = None
 
 
 class Time(float):
@@ -230,8 +227,7 @@ def loo(
         )
     problem = load(which.problem, seed=which.seed, **settings)
     how: dict[str, Any] = {"estimator": estimator, "reselect": not method.keep_mask, **given(machine, "threads")}
-    how["held_out"] = method.held_out
-    how["perturbation"] = perturbation
+    how |= {"perturbation": perturbation, "test_examples": estimation.test_examples}
     more: dict[str, Any] = {}
     with redirect_stdout(sys.stderr) if output.json else nullcontext(), stages(True) as told:
         # Standard output is kept free of what a selector of the user's own may print.

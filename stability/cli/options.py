@@ -113,14 +113,12 @@ class SomeProblems:
         seeds: Number of seeds; each draws its own training set. By default 3.
         samples: Number of training sets, each with as many seeds of its own as there are seeds.
         measured_seeds: Measure stability with the first so many seeds only; by default with all.
-        held_out: Evaluate the models without an example on so many held-out examples only; by default on all.
     """
 
     problem: Names
     seeds: Whole = None
     samples: Whole = None
     measured_seeds: Whole = None
-    held_out: Whole = None
 
 
 @options(MODEL, load_texts)
@@ -354,6 +352,8 @@ class EstimatorOptions:
             20, and with a tolerance all.
         predictor: Predict by linearised replicas or by one Newton step; by default by what suits the training.
         checkpoints: Checkpoints of linearised replicas; by default 12. For a large model 3 are enough.
+        test_examples: Evaluate the models without an example on so many test examples only; by default on all. That saves time,
+            and changes only how much test losses are said to change.
     """
 
     estimator: Literal["auto", "exact", "sampled", "assisted", "approximate"] | None = None
@@ -361,6 +361,7 @@ class EstimatorOptions:
     tolerance: float | None = None
     predictor: Literal["linearised", "one-step"] | None = None
     checkpoints: Whole = None
+    test_examples: Whole = None
 
     def made(self) -> Estimator:
         """The estimator.
@@ -368,7 +369,8 @@ class EstimatorOptions:
         Raises:
             UsageError: an option that this estimator does not have, or a value out of range.
         """
-        kind, predictor, how = self.estimator or "auto", self._predictor(), given(self, "estimator", "predictor", "checkpoints")
+        kind, predictor = self.estimator or "auto", self._predictor()
+        how = given(self, "estimator", "predictor", "checkpoints", "test_examples")
         if predictor is not None and not ESTIMATORS[kind].predicts:
             raise UsageError(
                 f"--predictor and --checkpoints belong to --estimator auto, assisted or approximate: leave it out with {kind}"

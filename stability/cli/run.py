@@ -114,7 +114,7 @@ def _own(
         estimator=estimation.made(),
         samples=None if which.samples is None else tuple(range(which.samples)),
         measured_seeds=which.measured_seeds,
-        held_out=which.held_out,
+        test_examples=estimation.test_examples,
     )
     return Asked(made, stored, machine)
 

@@ -44,7 +44,7 @@ class Given:
         own: the mask of S; None where masks move.
         reselect: whether the masks of the Sⁱ are selected again.
         memory: what was asked for.
-        held_out: the models are evaluated on so many held-out examples; None: on all.
+        test_examples: the models are evaluated on so many test examples; None: on all.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Given:
         own: Mask | None,
         reselect: bool,
         memory: Memory,
-        held_out: int | None,
+        test_examples: int | None,
     ) -> None:
         self._problem, self._algorithm, self._perturbation = problem, algorithm, perturbation
         self._own, self._reselect = own, reselect
-        self.memory, self._held_out = memory, held_out
+        self.memory, self._test_examples = memory, test_examples
         self._made: dict[str, Retraining] = {}
 
     def on(self, device: str) -> Retraining:
@@ -69,7 +69,7 @@ class Given:
             problem = self._algorithm.equivalent(self._problem.to(resolve_device(device)))
             units = self._perturbation.units(problem, self._algorithm.seed)
             masks = MasksOfUnits(problem, self._algorithm, units, reselect=self._reselect, told=SILENT, own=self._own)
-            self._made[device] = Retraining(problem, self._algorithm, units, masks, self._held_out)
+            self._made[device] = Retraining(problem, self._algorithm, units, masks, self._test_examples)
         return self._made[device]
 
 

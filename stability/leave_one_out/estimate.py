@@ -90,7 +90,7 @@ class StabilityEstimate:
 
     Attributes:
         pointwise: β₂, pointwise hypothesis stability, with its interval.
-        hypothesis: β₁ = E_i |ℓ(A(Sⁱ), z) − ℓ(A(S), z)| averaged over the held-out z, with its interval over i.
+        hypothesis: β₁ = E_i |ℓ(A(Sⁱ), z) − ℓ(A(S), z)| averaged over the held-out z that were evaluated, with its interval over i.
         distance: mean_i ‖A(Sⁱ) − A(S)‖₂.
         mask_overlap: mean_i |M ∩ Mⁱ| / |M ∪ Mⁱ| of the masks M of S and Mⁱ of Sⁱ, the coordinates of the pretrained model that were
             selected. It is 1 where leaving an example out changes no mask; NaN where there are no masks.

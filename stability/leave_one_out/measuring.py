@@ -48,7 +48,7 @@ def measure(
     perturbation: Perturbation | None = None,
     reselect: bool = True,
     confidence: float = 0.95,
-    held_out: int | None = None,
+    test_examples: int | None = None,
     device: str | torch.device = "auto",
     replica_batch: int | None = None,
     memory_budget: int | None = None,
@@ -79,8 +79,9 @@ def measure(
             "example" here is one of its units, such as a group, and nothing is predicted.
         reselect: choose the mask again on Sⁱ where the selector uses data, for that is part of A. False keeps S's mask.
         confidence: of the intervals. They speak of the choice of i alone; an exact measurement has nothing to be uncertain of.
-        held_out: evaluate the models without an example on so many of the held-out examples, drawn at random, for
-            ``hypothesis``; by default on all. That costs as much as training where there are many. It changes no stability.
+        test_examples: evaluate the models without an example on so many of the test examples, drawn at random and the same for
+            every method and seed; by default on all, which takes as long as training where there are many. β₁, ``hypothesis``, is
+            then of these examples, and its interval does not count their draw. Stability itself, β₂, does not depend on it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         replica_batch: how many replicas are computed at once in each thread; by default planned from ``memory_budget``.
         memory_budget: bytes to plan with; by default half of what is free. Workers on one device of one machine share them equally.
@@ -100,8 +101,9 @@ def measure(
         The estimate with its interval, noise floor, diagnostics and the trained models.
 
     Raises:
-        UsageError: n < 2, ``held_out`` is no whole number of at least 1, more retrainings than examples, a budget too small for
-            one retraining, what the algorithm or the estimator refuses, or a problem or an algorithm that workers cannot be sent.
+        UsageError: n < 2, ``test_examples`` is no whole number of at least 1, more retrainings than examples, a budget too small
+            for one retraining, what the algorithm or the estimator refuses, or a problem or an algorithm that workers cannot be
+            sent.
         MeasurementError: A(S) itself failed (diverged, or stopped short of its minimum), or every replica did.
         MachineError: not even one replica fits into memory, or three workers were lost over one portion.
 
@@ -115,7 +117,7 @@ def measure(
         <Status.EXACT: 'exact'>
     """
     began = time.perf_counter()
-    check_whole(1, **({} if held_out is None else {"held_out": held_out}))
+    check_whole(1, **({} if test_examples is None else {"test_examples": test_examples}))
     given, algorithm, estimator = _checked(problem, algorithm, estimator, reselect)
     perturbation = LeaveOneOut() if perturbation is None else perturbation
     check_kind(Perturbation, "one of stability.perturbations, such as LeaveGroupOut(groups)", perturbation=perturbation)
@@ -126,11 +128,13 @@ def measure(
     memory = Memory(replica_batch, memory_budget)
     with stages(progress) as told, suited_to(problem, algorithm), pool or nullcontext():
         masks = MasksOfUnits(problem, algorithm, units, reselect=reselect, told=told)
-        retraining = Retraining(problem, algorithm, units, masks, held_out)
+        retraining = Retraining(problem, algorithm, units, masks, test_examples)
         if pool is None:
             return carried_out(_Replicated(retraining, told, memory), estimator, confidence, began)
         here = torch.device("cpu")
-        shared = Given(given.to(here), algorithm, perturbation, own=masks.own, reselect=reselect, memory=memory, held_out=held_out)
+        shared = Given(
+            given.to(here), algorithm, perturbation, own=masks.own, reselect=reselect, memory=memory, test_examples=test_examples
+        )
         divided = Divided(pool, retraining, shared, told)
         return carried_out(_Replicated(retraining, told, memory, divided), estimator, confidence, began)
 
@@ -235,9 +239,15 @@ class _Replicated(Executor):
             steps_shared=replicas.steps_shared,
             notes=(
                 *(note for note in problem.execution_notes if _said(note) not in map(_said, problem.notes)),
+                *self._tested(),
                 *([_SEEN] if self.units.of_validation and replicas.algorithm.validates else []),
             ),
         )
+
+    def _tested(self) -> list[str]:
+        """A note where the models were evaluated on a part of the test examples."""
+        count, every = len(self._retraining.tested()), len(self._problem.test)
+        return [f"the models without an example were evaluated on {count} of {every} test examples"] if count < every else []
 
     def recalibrated(self, estimator: Estimator, left_out: Sequence[int], losses: Sequence[float]) -> Prediction | None:
         return estimator.recalibrated(self._alone, left_out, losses)

@@ -136,21 +136,21 @@ class Retraining:
         algorithm: A, its settings complete.
         units: what is left out.
         masks: of S and of each Sⁱ.
-        held_out: the models are evaluated on so many held-out examples; None: on all.
+        test_examples: the models are evaluated on so many test examples; None: on all.
     """
 
     problem: Problem
     algorithm: Algorithm
     units: Units
     masks: MasksOfUnits
-    held_out: int | None = None
+    test_examples: int | None = None
 
     def tested(self) -> Examples:
-        """The held-out examples on which the models are evaluated: the same for every method and seed."""
+        """The test examples on which the models are evaluated: the same for every method and seed."""
         every = self.problem.test
-        if self.held_out is None or self.held_out >= len(every):
+        if self.test_examples is None or self.test_examples >= len(every):
             return every
-        chosen = torch.randperm(len(every), generator=generator(0, "held out"))[: self.held_out]
+        chosen = torch.randperm(len(every), generator=generator(0, "test examples"))[: self.test_examples]
         return every.take(chosen.sort().values)
 
     def steps(self, replicas: int) -> int | None:

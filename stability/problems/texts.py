@@ -129,7 +129,7 @@ def load_texts(
     check_whole(8, max_length=max_length)
     check_whole(0, seed=seed, split_seed=split_seed)
     check_probability(removed=removed)
-    check_number(initial_bias=initial_bias)
+    check_number(initial_bias=initial_bias)  # before anything is read
     initial_bias = float(initial_bias)  # 2 and 2.0 are one setting, and so one identity
     check_flags(drop_missing=drop_missing)
     found = _chosen(data, text, label, task=task, test=test, encoding=encoding, label_type=label_type)

@@ -181,6 +181,8 @@ def _settings(results: StudyResults) -> list[tuple[str, str]]:
             ("seeds with which stability is measured", ", ".join(map(str, identity["seeds"][: identity["measured_seeds"]])))
         )
     found.append(("estimator", _estimator(identity)))
+    if "test_examples" in identity:
+        found.append(("test examples on which the models without an example are evaluated", str(identity["test_examples"])))
     checked = identity["check_replicas"]
     where = f"A(S) and {checked} of the A(Sⁱ)" if checked else "A(S)"
     bounds = "not measured" if checked is None else f"measured, with δ = {identity['delta']:g} and the curvature at {where}"

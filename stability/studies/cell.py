@@ -188,7 +188,9 @@ def _measured(
         )
         raise StabilityError(f"{what} changed while the study ran: start it again, so that all its cells are of one version")
     estimator = study.estimator if cell.measured else Alone()
-    estimate = measure(problem, algorithm, estimator=estimator, held_out=study.held_out, memory_budget=memory_budget, **how)
+    estimate = measure(
+        problem, algorithm, estimator=estimator, test_examples=study.test_examples, memory_budget=memory_budget, **how
+    )
     row = {**_row(estimate), **dict.fromkeys(_MEASURED)}
     if study.check_replicas is None or not cell.measured:
         return row

@@ -20,6 +20,7 @@ from scipy import stats
 from stability.errors import UsageError
 from stability.leave_one_out.statistics import Numbers, mean_over_seeds
 from stability.studies.comparison import holm
+from stability.studies.identity import cells_of
 from stability.studies.published import METHODS, TASKS, published_scores
 from stability.studies.ranks import RankCorrelation, rank_correlation
 from stability.studies.results import CellStatus, StudyResults
@@ -100,7 +101,7 @@ def missing_cells(results: Sequence[StudyResults]) -> tuple[str, ...]:
         >>> missing_cells([StudyResults.read("figures/discontinuity.sqlite")])
         ()
     """
-    return tuple(f"{one.missing} of {one.missing + len(one)} cells of {one.study}" for one in results if one.missing)
+    return tuple(f"{one.missing} of {cells_of(one.identity)} cells of {one.study}" for one in results if one.missing)
 
 
 def learned(results: Sequence[StudyResults]) -> pd.DataFrame:

@@ -80,7 +80,7 @@ CELLS: Mapping[str, Column] = {
     "stability_error": Column(_LOSS, "Standard error of `stability`, over the choice of the examples left out."),
     "hypothesis_stability": Column(
         _LOSS,
-        "Hypothesis stability: mean over i of |ℓ(A(Sⁱ), z) − ℓ(A(S), z)|, averaged over test examples z, or `held_out` of them.",
+        "Hypothesis stability: mean over i of |ℓ(A(Sⁱ), z) − ℓ(A(S), z)|, averaged over (`test_examples` of the) test examples z.",
     ),
     "maximum": Column(_LOSS, "Largest |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)| found, a lower estimate of uniform stability."),
     "noise_floor": Column(_LOSS, "Mean difference between two runs that would agree in exact arithmetic: what rounding does."),

@@ -333,6 +333,7 @@ def compare(
     sparsities: Sequence[float] = (),
     seeds: int | Sequence[int] = 3,
     estimator: Estimator | None = None,
+    test_examples: int | None = None,
     problem_settings: Mapping[str, Any] | None = None,
     store: str | PathLike[str] | None = None,
     reuse: str | PathLike[str] | None = None,
@@ -353,6 +354,7 @@ def compare(
         sparsities: every method that takes a p, and has none of its own, is measured at each of these.
         seeds: how many, or which.
         estimator: one of :mod:`stability.estimators`; by default ``Auto()``, as for :func:`stability.measure`.
+        test_examples: evaluate the models without an example on so many test examples only, as for :func:`stability.measure`.
         problem_settings: of the problem, such as ``{"n": 50}``.
         store: an SQLite file that keeps every finished cell; the same call goes on from there. By default nothing is kept.
         reuse: the store of a like study, whose cells are taken over.
@@ -380,7 +382,8 @@ def compare(
         >>> comparison.table()["method"].tolist()
         ['full', 'lora rank=4', 'sam']
     """
-    study = study_of(problem, methods, sparsities, seeds, problem_settings=problem_settings, estimator=estimator, **training)
+    how: dict[str, Any] = {"estimator": estimator, "test_examples": test_examples, **training}
+    study = study_of(problem, methods, sparsities, seeds, problem_settings=problem_settings, **how)
     with ExitStack() as opened:
         place = store or Path(opened.enter_context(tempfile.TemporaryDirectory())) / "comparison.sqlite"
         results = compared(study, place, progress=progress, reuse=reuse, device=device, workers=workers)
@@ -410,6 +413,7 @@ def study_of(
     *,
     problem_settings: Mapping[str, Any] | None = None,
     estimator: Estimator | None = None,
+    test_examples: int | None = None,
     **training: Any,
 ) -> Study:
     """The study behind a comparison: its arguments are those of :func:`compare`.
@@ -421,6 +425,7 @@ def study_of(
         seeds: how many, or which.
         problem_settings: of the problem.
         estimator: how stability is estimated.
+        test_examples: on how many test examples the models without an example are evaluated.
         training: settings of FineTuning.
 
     Example:
@@ -448,6 +453,7 @@ def study_of(
         problem_settings={} if problem_settings is None else dict(problem_settings),
         check_replicas=None,
         estimator=Auto() if estimator is None else estimator,
+        test_examples=test_examples,
     )
 
 

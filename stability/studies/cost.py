@@ -291,7 +291,7 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     if not more:
         return parts
     together = alone * more if alone > _LONG else _step(problem, algorithm, more, masks) * longer
-    part = 1.0 if study.held_out is None else min(1.0, study.held_out / max(1, len(problem.test)))
+    part = 1.0 if study.test_examples is None else min(1.0, study.test_examples / max(1, len(problem.test)))
     evaluating = part * seconds_of.get(id(problem.test), 0.0) / alone * together
     parts["retrain"] = steps * together * (1 + validating) + evaluating
     parts["predict"], each = _predicting(estimator, few, algorithm)

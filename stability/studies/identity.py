@@ -10,7 +10,18 @@ from typing import Any
 
 from stability.selectors.code import CODE
 
-__all__ = ["as_json", "as_stored", "data_of", "difference", "first_difference", "from_json", "how_of", "key", "without_code"]
+__all__ = [
+    "as_json",
+    "as_stored",
+    "cells_of",
+    "data_of",
+    "difference",
+    "first_difference",
+    "from_json",
+    "how_of",
+    "key",
+    "without_code",
+]
 
 
 def key(identity: Mapping[str, Any]) -> str:
@@ -104,9 +115,24 @@ def how_of(identity: Mapping[str, Any]) -> str:
         >>> how_of({"delta": 0.1}) == how_of({"delta": 0.1, "seeds": [0]})
         True
     """
-    always = ("numerics", "retrainings", "estimator", "check_replicas", "delta")
-    later = [name for name in ("held_out",) if name in identity]  # what older stores do not tell leaves their digest as it is
-    return key({name: identity.get(name) for name in (*always, *later)})[:16]
+    always = {name: identity.get(name) for name in ("numerics", "retrainings", "estimator", "check_replicas", "delta")}
+    # Where it is not given, the digest is that of stores that did not know it.
+    later = {"test_examples": identity["test_examples"]} if "test_examples" in identity else {}
+    return key({**always, **later})[:16]
+
+
+def cells_of(identity: Mapping[str, Any]) -> int:
+    """How many cells a study has.
+
+    Args:
+        identity: the study's.
+
+    Example:
+        >>> cells_of({"algorithms": [{}, {}], "seeds": [0, 1, 2]})
+        6
+    """
+    tasks = max(1, len(identity.get("problems", {})))
+    return tasks * len(identity["algorithms"]) * len(identity["seeds"]) * len(identity.get("samples", [0]))
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:

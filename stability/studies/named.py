@@ -198,7 +198,7 @@ _CLAIMS = Protocol(
     evaluate_every=0,
     measured_seeds=5,
     retrainings=8,
-    held_out=256,
+    test_examples=256,
     predictor="linearised",
 )
 """What the studies of the claims have in common. The rates are where the search begins."""
@@ -223,7 +223,7 @@ def _claims(task: str, *, swept: bool = False, **own: Any) -> dict[str, Protocol
 
 CLAIMS: Mapping[str, Protocol] = {
     **_claims("stsb", swept=True, initial_bias=_MIDDLE, max_length=64),
-    **_claims("cola", pool=1024, steps=192, burn_in=96, project_every=12),
+    **_claims("cola", pool=1024, steps=192, burn_in=96, project_every=24),
     **_claims("mrpc"),
     **_claims("cb", pool=None, swept=True),
 }
@@ -248,7 +248,7 @@ _COMPARED = replace(
     ),
     measured_seeds=1,
     retrainings=10,
-    held_out=None,
+    test_examples=None,
 )
 
 COMPARED: Mapping[str, Protocol] = {

@@ -97,7 +97,7 @@ class Protocol:
         measured_seeds: with how many of the seeds stability is measured too.
         retrainings: how many examples are left out for each seed with which stability is measured; None: as many as
             :class:`stability.estimators.Auto` needs for ±20 %.
-        held_out: on how many held-out examples the models without an example are evaluated; None: on all.
+        test_examples: on how many test examples the models without an example are evaluated; None: on all.
         check_replicas: at how many of the A(Sⁱ) the curvature for the bounds is taken; None measures no bounds.
         predictor: what predicts the differences. ``linearised`` keeps a gradient a step, too much for the paper's 20 000.
 
@@ -144,7 +144,7 @@ class Protocol:
     least_steps: int = 20_000
     measured_seeds: int = 1
     retrainings: int | None = 20
-    held_out: int | None = None
+    test_examples: int | None = None
     check_replicas: int | None = None
     predictor: Literal["one-step", "linearised"] = "one-step"
 
@@ -156,7 +156,8 @@ class Protocol:
             raise UsageError(f"unknown choice of the authors {odd[0]!r}: there is {', '.join(AUTHORS)}")
         if self.data is None and (odd := [task for task in self.tasks if task not in TASKS]):
             raise UsageError(f"unknown task {odd[0]!r}: there is {', '.join(TASKS)}, or with data (--data FOLDER) any folder in it")
-        check_whole(1, seeds=self.seeds, **({} if self.retrainings is None else {"retrainings": self.retrainings}))
+        given = {"retrainings": self.retrainings, "test_examples": self.test_examples}
+        check_whole(1, seeds=self.seeds, **{name: value for name, value in given.items() if value is not None})
         check_whole(0, evaluate_every=self.evaluate_every, measured_seeds=self.measured_seeds)
         known = dict.fromkeys([*SELECTORS, *self.methods, *self.swept])
         if odd := [name for name, _ in self.rates if name.partition("@")[0] not in known]:
@@ -203,7 +204,7 @@ class Protocol:
             check_replicas=self.check_replicas,
             estimator=(Auto if self.retrainings is None else Assisted)(retrainings=self.retrainings, predictor=self._predictor()),
             measured_seeds=self.measured_seeds,
-            held_out=self.held_out,
+            test_examples=self.test_examples,
         )
 
     def algorithm(self, method: str, sparsity: float, factor: float = 1.0) -> FineTuning:

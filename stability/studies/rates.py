@@ -120,7 +120,7 @@ def chosen_rates(results: StudyResults) -> Rates:
     if len(finished) and ("validation_metric" not in finished or finished["validation_metric"].isna().all()):
         raise UsageError(
             f"the cells of {results.study!r} have no validation metric: search on data with a validation split, such "
-            "as a folder with train and val"
+            "as a folder with train, val and test; a store of an older version must be computed anew"
         )
     seeds = len(results.identity["seeds"]) * len(results.identity.get("samples", [0]))
     rows, chosen = [], []

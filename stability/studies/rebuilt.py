@@ -71,7 +71,7 @@ def _study(identity: Mapping[str, Any]) -> Study:
         delta=identity["delta"],
         estimator=_estimator(identity),
         measured_seeds=identity.get("measured_seeds"),
-        held_out=identity.get("held_out"),
+        test_examples=identity.get("test_examples"),
     )
 
 

@@ -22,6 +22,7 @@ from stability.leave_one_out.statistics import mean_over_seeds, variance_shares
 from stability.leave_one_out.wording import size_of
 from stability.machine import out_of_memory
 from stability.selectors import code
+from stability.studies.identity import cells_of
 from stability.studies.sound import BOUNDS
 from stability.studies.store import Store
 from stability.studies.tables import DETAILS, short, table_of
@@ -113,6 +114,7 @@ class StudyResults:
         tasks: names of the tasks in the study's order, those without a finished cell among them.
         algorithms: the settings of each algorithm and its ``method``, by the name that column ``algorithm`` has for it.
         notes: what a reader of these results must know, a sentence each.
+        missing: how many cells of the whole study are not finished. One whose method failed is finished, for that is a result.
         store: where they were read from; None where they were not.
 
     Example:
@@ -135,6 +137,7 @@ class StudyResults:
     tasks: tuple[str, ...]
     algorithms: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...] = ()
+    missing: int = 0
     store: Store | None = None
 
     @classmethod
@@ -167,26 +170,22 @@ class StudyResults:
         table, earlier = table_of(store)
         methods = {} if table.empty else dict(table[["algorithm", "method"]].drop_duplicates("algorithm").to_numpy())
         known = {short(one): one for one in identity["algorithms"]}
-        several = identity.get("problems", {})
+        several, missing = identity.get("problems", {}), _missing(identity, table)
         return cls(
             table=table,
             study=identity["study"],
             identity=identity,
             tasks=tuple(several) or (() if table.empty else tuple(table["task"].unique())),
             algorithms={name: {**one, "method": methods.get(name, one["selector"]["name"])} for name, one in known.items()},
+            missing=missing,
             store=store,
             notes=(
                 *([note] if (note := NOTES.get(identity["study"])) is not None else []),
-                *_unfinished(identity, len(table)),
+                *_unfinished(missing, identity),
                 *_mixed(table),
                 *_code(known, earlier),
             ),
         )
-
-    @property
-    def missing(self) -> int:
-        """How many cells are not finished. One that failed is finished: that is a result of the method."""
-        return _cells(self.identity) - len(self)
 
     @property
     def fingerprint(self) -> str:
@@ -344,17 +343,18 @@ def _several(wanted: object) -> bool:
     return isinstance(wanted, Sequence | set | frozenset | np.ndarray | pd.Series) and not isinstance(wanted, str)
 
 
-def _cells(identity: Mapping[str, Any]) -> int:
-    """How many cells a study has."""
-    tasks = max(1, len(identity.get("problems", {})))
-    return tasks * len(identity["algorithms"]) * len(identity["seeds"]) * len(identity.get("samples", [0]))
+def _missing(identity: Mapping[str, Any], table: pd.DataFrame) -> int:
+    """How many cells are missing. One whose method failed is not: that is a result. One that failed otherwise is tried again."""
+    kinds = table["failure"].dropna() if "failure" in table else pd.Series(dtype=str)
+    return cells_of(identity) - len(table) + int((kinds != Failure.METHOD).sum())
 
 
-def _unfinished(identity: Mapping[str, Any], there: int) -> list[str]:
+def _unfinished(missing: int, identity: Mapping[str, Any]) -> list[str]:
     """A note on cells that are missing."""
-    if there >= (every := _cells(identity)):
+    if not missing:
         return []
-    return [f"unfinished: {every - there} of {every} cells are missing, and means are over those that are there"]
+    which = f"{missing} of {cells_of(identity)} cells {'is' if missing == 1 else 'are'} missing"
+    return [f"unfinished: {which}, and means are over the others; the command that began the study goes on with it"]
 
 
 def _mixed(table: pd.DataFrame) -> list[str]:

@@ -290,7 +290,7 @@ def check_study(path: Path, identity: Mapping[str, Any]) -> None:
         "samples": _SEEDS,
         "measured_seeds": _WHOLE,
         "check_replicas": _WHOLE,
-        "held_out": _WHOLE,
+        "test_examples": _WHOLE,
         "retrainings": _WHOLE,
         "delta": _NUMBER,
         "removed": _NUMBER,

@@ -49,7 +49,7 @@ class Study:
             apart (:func:`stability.leave_one_out.statistics.variance_shares`). None: each seed draws its own S.
         measured_seeds: stability is measured with the first so many seeds only. With the others A(S) is trained alone, for its
             losses and metrics. None: stability is measured with all.
-        held_out: on so many held-out examples the models without an example are evaluated, as in :func:`stability.measure`;
+        test_examples: on so many test examples the models without an example are evaluated, as in :func:`stability.measure`;
             None: on all.
 
     Raises:
@@ -77,7 +77,7 @@ class Study:
     estimator: Estimator = Auto()  # noqa: RUF009
     samples: tuple[int, ...] | None = None
     measured_seeds: int | None = None
-    held_out: int | None = None
+    test_examples: int | None = None
 
     def __post_init__(self) -> None:
         check_kind((str, tuple), "the name of a problem, the path of texts, or a tuple of them", problem=self.problem)
@@ -107,7 +107,7 @@ class Study:
                 raise UsageError("measured_seeds and samples: shares of the variance need every cell measured; leave one out")
         if self.check_replicas is not None:
             check_whole(0, check_replicas=self.check_replicas)
-        check_whole(1, **({} if self.held_out is None else {"held_out": self.held_out}))
+        check_whole(1, **({} if self.test_examples is None else {"test_examples": self.test_examples}))
         check_fraction(delta=self.delta)
         if self.check_replicas is not None and self.measured_seeds != 0 and self.estimator.most(2) == 0:
             raise UsageError(
@@ -159,6 +159,7 @@ class Study:
         seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         what = f"{len(self.cells())} cells: {len(self.algorithms)} methods, {seeds}{drawn}, on {', '.join(self.problems)}"
         how = f"{self.estimator.name}, {'no bounds' if self.check_replicas is None else 'with bounds'}"
+        how += "" if self.test_examples is None else f", {self.test_examples} test examples"
         if len(set(trained)) == 1:
             methods, how = methods.drop(columns="training"), f"{how}; {trained[0]}"
         return f"<p><b>Study {escape(self.name)}</b>: {escape(what)}; {escape(how)}</p>{table_html(methods)}"
@@ -186,7 +187,7 @@ class Study:
             "removed": self.problem_settings.get("removed", 0.0),
             **({} if self.samples is None else {"samples": list(self.samples)}),
             **({} if self.measured_seeds is None else {"measured_seeds": self.measured_seeds}),
-            **({} if self.held_out is None else {"held_out": self.held_out}),
+            **({} if self.test_examples is None else {"test_examples": self.test_examples}),
         }
 
     def with_selectors(self, *selectors: Selector) -> Study:

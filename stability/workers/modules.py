@@ -31,7 +31,14 @@ class Source(NamedTuple):
 
 
 def pack(what: object) -> tuple[bytes, frozenset[str]]:
-    """Something pickled, and the modules of its functions and classes. Those of a script or a notebook are in it as they stand."""
+    """Pickle something for another machine.
+
+    Args:
+        what: the object. Functions and classes of a script or a notebook are sent as they stand.
+
+    Returns:
+        The bytes, and the names of the modules of its other functions and classes.
+    """
     modules: set[str] = set()
     cloudpickle = import_module("ray.cloudpickle")
 
@@ -62,7 +69,14 @@ def _folder(module: ModuleType) -> Path | None:
 
 
 def sources_of(modules: Iterable[str]) -> list[Source]:
-    """The user's own among some modules, and all that was imported from where they lie."""
+    """The user's own among some modules, and all that was imported from where they lie.
+
+    Args:
+        modules: their names.
+
+    Returns:
+        One for each folder in which such modules lie.
+    """
     there = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
     loaded = [(module, folder) for module in there if (folder := _folder(module)) is not None]
     wanted = {folder for module, folder in loaded if module.__name__ in modules}
@@ -106,7 +120,11 @@ _known: list[Source] = []  # what was sent to this process
 
 
 def know(source: Source) -> None:
-    """Let this process import modules: from their folder, where it lies here as well, and else from what was sent."""
+    """Let this process import modules: from their folder, where it lies here as well, and else from what was sent.
+
+    Args:
+        source: the modules.
+    """
     if source in _known:
         return
     _known.append(source)

@@ -84,7 +84,12 @@ def loopback() -> Iterator[None]:
 
 
 def end(number: int, frame: FrameType | None) -> None:
-    """End this process, tidily."""
+    """End this process, tidily.
+
+    Args:
+        number: of the signal that it was sent.
+        frame: where it was then.
+    """
     sys.exit(128 + number)
 
 
@@ -108,6 +113,9 @@ def imported() -> ModuleType:
 
 def check_there(address: str) -> None:
     """Refuse an address where no cluster answers: Ray would wait for one.
+
+    Args:
+        address: ``HOST:PORT``, or ``auto``, which is not looked at.
 
     Raises:
         UsageError: it is no address.
@@ -135,7 +143,11 @@ def _connect(address: str) -> None:
 
 
 def listens(address: str) -> bool:
-    """Whether anything listens at ``HOST:PORT``."""
+    """Whether anything listens there.
+
+    Args:
+        address: ``HOST:PORT``.
+    """
     with suppress(OSError):
         _connect(address)
         return True

@@ -117,6 +117,34 @@ def test_figures_that_cannot_be_drawn_are_told(tmp_path: Path, capsys: pytest.Ca
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
+def test_some_test_examples_are_asked_for_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = printed(capsys, *SHORT, "--retrainings", "2", "--test-examples", "5", "--json")
+    assert [note for note in result["notes"] if "were evaluated on 5 of " in note]
+    many = [
+        "--n",
+        "20",
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--retrainings",
+        "2",
+        "--test-examples",
+        "5",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    for name, words in {
+        "two": ["compare", "bitfit", "full"],
+        "mine": ["run", "mine", "--problem", "digits", "--selectors", "full"],
+    }.items():
+        store = str(tmp_path / f"{name}.sqlite")
+        assert main([*words, *many, "--store", store]) == 0
+        assert StudyResults.read(store).identity["test_examples"] == 5
+
+
 def test_approximate_has_no_interval_in_words_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SHORT, "--estimator", "approximate"]) == 0
     text = capsys.readouterr().out

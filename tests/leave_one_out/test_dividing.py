@@ -75,8 +75,8 @@ def test_the_bits_are_those_of_one_process(
     """The CPU computes a replica alike beside however many others. The fourth asks for retrainings in several rounds."""
     algorithm = FineTuning(LoRA(rank=2), steps=3, batch_size=8)
     told: list[int] = []
-    found = divided(digits, algorithm, estimator, held_out=5, progress=told.append)
-    wanted = measure(digits, algorithm, estimator, held_out=5, device="cpu")
+    found = divided(digits, algorithm, estimator, test_examples=5, progress=told.append)
+    wanted = measure(digits, algorithm, estimator, test_examples=5, device="cpu")
     same(found, wanted)
     assert sum(told) == 3 * (found.retrainings + 2)  # A(S) is trained twice
     assert found.threads == 1

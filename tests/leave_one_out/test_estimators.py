@@ -83,16 +83,21 @@ def test_everything_left_out_is_exact_whatever_guided_it(digits: Problem, exact:
 
 
 def test_some_held_out_examples_stand_for_all(digits: Problem, exact: StabilityEstimate) -> None:
-    """One of them gives one example's own mean, all of them what the default gives; stability is what it was."""
+    """One of them gives one example's own mean, and all but one lack one; stability is what it was."""
     losses = exact.replicas.losses(digits.test).double()
     moved = (losses[1:] - losses[0]).abs().mean(0)
-    found = {count: leave_one_out.measure(digits, TUNING, Exact(), held_out=count, device="cpu") for count in (1, 10_000)}
+    counts = (1, len(moved) - 1, 10_000)
+    found = {count: leave_one_out.measure(digits, TUNING, Exact(), test_examples=count, device="cpu") for count in counts}
     assert (moved - found[1].hypothesis.value).abs().min() < 1e-6
-    assert len(moved) > 1
+    lacking = len(moved) * moved.mean() - counts[1] * found[counts[1]].hypothesis.value
+    assert (moved - lacking).abs().min() < 1e-4
+    assert len(moved) > 100
+    assert f"the models without an example were evaluated on 1 of {len(moved)} test examples" in found[1].notes
+    assert found[10_000].notes == exact.notes
     assert found[10_000].hypothesis.value == pytest.approx(moved.mean().item(), abs=1e-6)
     assert found[1].value == found[10_000].value == pytest.approx(exact.value, abs=1e-6)
-    with pytest.raises(UsageError, match="held_out = 0: use a whole number of at least 1"):
-        leave_one_out.measure(digits, TUNING, Exact(), held_out=0)
+    with pytest.raises(UsageError, match="test_examples = 0: use a whole number of at least 1"):
+        leave_one_out.measure(digits, TUNING, Exact(), test_examples=0)
 
 
 def test_approximate_has_no_interval_and_trains_no_replica(digits: Problem) -> None:

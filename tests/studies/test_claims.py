@@ -57,7 +57,8 @@ def results(
         table[bound] = table[f"{bound}_state"] = None
     table["uniform_measured"] = table["uniform_measured_state"] = None
     named = {key(one.settings())[:12]: {**one.settings(), "method": one.name} for one in study.algorithms}
-    return StudyResults(table=table, study="made", identity=study.identity(), tasks=("digits",), algorithms=named)
+    of: dict[str, Any] = {"study": "made", "identity": study.identity(), "tasks": ("digits",), "algorithms": named}
+    return StudyResults(table=table, missing=lacking, **of)
 
 
 def answer(start: str, main: StudyResults, swept: StudyResults | None = None) -> Any:

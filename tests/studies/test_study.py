@@ -96,17 +96,17 @@ def test_cells_with_other_held_out_examples_are_not_mixed(tmp_path: Path) -> Non
     mine = dataclasses.replace(
         SMALL, name="few", algorithms=SMALL.algorithms[:1], seeds=(0,), estimator=Sampled(4), check_replicas=None
     )
-    assert "held_out" not in mine.identity()  # so that older stores go on
-    few = dataclasses.replace(mine, held_out=7)
+    assert "test_examples" not in mine.identity()  # so that older stores go on
+    few = dataclasses.replace(mine, test_examples=7)
     results = run_study(few, tmp_path / "few.sqlite", device="cpu", workers=1)
     algorithm = dataclasses.replace(SMALL.algorithms[0], seed=0)
-    again = measure(problems.load("digits", n=20, seed=0), algorithm, Sampled(4), held_out=7, device="cpu")
+    again = measure(problems.load("digits", n=20, seed=0), algorithm, Sampled(4), test_examples=7, device="cpu")
     assert results.table["hypothesis_stability"].item() == again.hypothesis.value
     assert rebuilt(results.identity) == few
-    with pytest.raises(StabilityError, match="made with held_out = "):
-        run_study(dataclasses.replace(mine, held_out=8), tmp_path / "few.sqlite", device="cpu", workers=1)
-    with pytest.raises(UsageError, match="held_out = 0: use a whole number of at least 1"):
-        dataclasses.replace(mine, held_out=0)
+    with pytest.raises(StabilityError, match="made with test_examples = "):
+        run_study(dataclasses.replace(mine, test_examples=8), tmp_path / "few.sqlite", device="cpu", workers=1)
+    with pytest.raises(UsageError, match="test_examples = 0: use a whole number of at least 1"):
+        dataclasses.replace(mine, test_examples=0)
 
 
 def test_fresh_training_sets_and_seeds_have_their_shares(tmp_path: Path) -> None:
