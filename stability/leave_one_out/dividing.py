@@ -69,7 +69,7 @@ class Given:
             problem = self._algorithm.equivalent(self._problem.to(resolve_device(device)))
             units = self._perturbation.units(problem, self._algorithm.seed)
             masks = MasksOfUnits(problem, self._algorithm, units, reselect=self._reselect, told=SILENT, own=self._own)
-            self._made[device] = Retraining(problem, self._algorithm, units, masks, self._test_examples)
+            self._made[device] = Retraining(problem, self._algorithm, units, masks, test_examples=self._test_examples)
         return self._made[device]
 
 

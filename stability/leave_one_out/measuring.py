@@ -128,7 +128,7 @@ def measure(
     memory = Memory(replica_batch, memory_budget)
     with stages(progress) as told, suited_to(problem, algorithm), pool or nullcontext():
         masks = MasksOfUnits(problem, algorithm, units, reselect=reselect, told=told)
-        retraining = Retraining(problem, algorithm, units, masks, test_examples)
+        retraining = Retraining(problem, algorithm, units, masks, test_examples=test_examples)
         if pool is None:
             return carried_out(_Replicated(retraining, told, memory), estimator, confidence, began)
         here = torch.device("cpu")

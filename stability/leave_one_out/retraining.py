@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -143,7 +143,7 @@ class Retraining:
     algorithm: Algorithm
     units: Units
     masks: MasksOfUnits
-    test_examples: int | None = None
+    test_examples: int | None = field(default=None, kw_only=True)
 
     def tested(self) -> Examples:
         """The test examples on which the models are evaluated: the same for every method and seed."""
