@@ -10,6 +10,7 @@ import pytest
 from benchmarks.language import minilm
 from stability.studies.identity import key
 from stability.studies.named import PAPER, STUDIES
+from stability.studies.rates import found_rates
 from stability.studies.results import StudyResults
 from stability.studies.store import Store
 from stability.studies.study import Study, cell_identity
@@ -40,4 +41,7 @@ def paper_s(name: str) -> Study:
     if name == "paper-quick-bounds":
         more = {"tasks": ("cb",), "methods": ("full", "sam"), "seeds": 1, "check_replicas": 0}
         return replace(PAPER["paper-quick"], **own, **more).study("paper-quick")  # type: ignore[arg-type]
-    return replace(PAPER[name], **own, **({"measured_seeds": 0} if name.endswith("sparsity") else {})).study(name)  # type: ignore[arg-type]
+    known: dict[str, object] = {"measured_seeds": 0} if name.endswith("sparsity") else {}
+    if (search := ROOT / "figures" / f"{name}-rates.sqlite").exists():
+        known["rates"] = found_rates(search, PAPER[name].tasks)
+    return replace(PAPER[name], **own, **known).study(name)  # type: ignore[arg-type]
