@@ -27,7 +27,7 @@ from stability.studies.named import CLAIMS
 RUNS, KEPT = Path("runs/claims"), Path("figures/claims")
 
 ORDER = tuple(sorted(CLAIMS, key=lambda name: (["stsb", "cb", "mrpc", "cola"].index(name.split("-")[1]), "-rates" not in name)))
-"""One task after the other, those that are learned best first; of each the searches first."""
+"""One task after the other, and of each the searches first."""
 
 
 def searched(name: str) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from stability.machine import network_file_system
+from stability.studies.identity import cells_of
 from stability.studies.ledger import time_of
 from stability.studies.pace import Pace
 from stability.studies.results import CellStatus
@@ -137,7 +138,7 @@ def state_of(store: Store) -> State:
     identity, (table, _) = store.identity, table_of(store)
     table = table.reindex(columns=sorted({*table.columns, *_NEEDED}))  # nothing is finished yet, or none failed
     table["own"] = table["cell_seconds"].fillna(table["seconds"]).astype(float)
-    each = len(identity["seeds"]) * len(identity.get("samples", [0])) * max(1, len(identity.get("problems", {})))
+    each = cells_of(identity) // len(identity["algorithms"])
     names = dict(table.loc[table["method"].notna(), ["algorithm", "method"]].drop_duplicates("algorithm").to_numpy())
     methods = {short(one): names.get(short(one), one["selector"]["name"]) for one in identity["algorithms"]}
     table["method"] = table["algorithm"].map(methods)
