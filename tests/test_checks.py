@@ -15,6 +15,7 @@ import torch
 from stability import StabilityError, UsageError, checks
 from stability.checks import (
     check_address,
+    check_bias,
     check_choice,
     check_flags,
     check_fraction,
@@ -41,7 +42,8 @@ OF_NUMBERS: dict[str, Check] = {
 
 
 def test_every_validator_is_tested_here() -> None:
-    assert {*OF_NUMBERS, "check_flags", "check_choice", "check_kind", "check_address", "check_workers"} == set(checks.__all__)
+    others = {"check_bias", "check_flags", "check_choice", "check_kind", "check_address", "check_workers"}
+    assert {*OF_NUMBERS, *others} == set(checks.__all__)
 
 
 @pytest.mark.parametrize("name", OF_NUMBERS)
@@ -150,3 +152,12 @@ def test_objects_are_of_the_kinds_that_are_asked_for() -> None:
     checks.check_kind((str, tuple), "a name or several", problem=("a", "b"), other="c")
     with pytest.raises(UsageError, match="problem = 7: use a name or several"):
         checks.check_kind((str, tuple), "a name or several", problem=7)
+
+
+def test_a_bias_belongs_to_labels_that_are_numbers() -> None:
+    check_bias(2.5, "stsb", classes=False)
+    check_bias(0, "cb", classes=True)
+    with pytest.raises(UsageError, match=r"initial_bias = 2.5 is for labels that are numbers, and cb has classes: leave it out"):
+        check_bias(2.5, "cb", classes=True)
+    with pytest.raises(UsageError, match=r"initial_bias = nan: use a finite number"):
+        check_bias(math.nan, "stsb", classes=False)

@@ -101,7 +101,7 @@ def missing_cells(results: Sequence[StudyResults]) -> tuple[str, ...]:
         >>> missing_cells([StudyResults.read("figures/discontinuity.sqlite")])
         ()
     """
-    return tuple(f"{one.missing} of {cells_of(one.identity)} cells of {one.study}" for one in results if one.missing)
+    return tuple(f"{one.unfinished} of {cells_of(one.identity)} cells of {one.study}" for one in results if one.unfinished)
 
 
 def learned(results: Sequence[StudyResults]) -> pd.DataFrame:

@@ -122,8 +122,10 @@ class FolderLedger(Ledger):
         return identity, record
 
     def attempts(self) -> dict[str, tuple[bool, int]]:
-        tried = self._tried()
-        return {name: (one["passing"], tried[name]) for name, one in self._each().items()}
+        found = self._tried().items()
+        return {
+            name: (self._read(self._cells / f"{name}.{tried - 1}.json", passing=bool)["passing"], tried) for name, tried in found
+        }
 
     def times(self) -> dict[str, datetime]:
         return {name: time_of(self.path, one["finished"]) for name, one in self._each().items()}

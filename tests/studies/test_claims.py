@@ -58,7 +58,7 @@ def results(
     table["uniform_measured"] = table["uniform_measured_state"] = None
     named = {key(one.settings())[:12]: {**one.settings(), "method": one.name} for one in study.algorithms}
     of: dict[str, Any] = {"study": "made", "identity": study.identity(), "tasks": ("digits",), "algorithms": named}
-    return StudyResults(table=table, missing=lacking, **of)
+    return StudyResults(table=table, unfinished=lacking, **of)
 
 
 def answer(start: str, main: StudyResults, swept: StudyResults | None = None) -> Any:

@@ -280,6 +280,24 @@ def test_processes_that_start_at_once_share_a_new_store(name: str, tmp_path: Pat
         assert len(Store(path).ledger.cells()) == 20
 
 
+@pytest.mark.parametrize("what", ["attempts", "cells", "rows", "times", "claims"])
+def test_a_folder_is_read_while_another_process_writes(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that is finished between two looks at the files does not matter: it is there, or not yet."""
+    mine = FolderLedger(tmp_path / "mine.d")
+    mine.create(7, "{}")
+    mine.add([row("a")])
+    listed = FolderLedger._tried
+
+    def then_another(self: FolderLedger) -> dict[str, int]:
+        found = listed(self)
+        mine.add([row(f"b{len(found)}")])
+        return found
+
+    before = getattr(mine, what)()
+    monkeypatch.setattr(FolderLedger, "_tried", then_another)
+    assert getattr(mine, what)() == before
+
+
 def test_a_folder_needs_no_lock_and_no_whole_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server gave the name, and its answer was lost: asked again it says that the name is taken. It is ours all the same."""
     mine = FolderLedger(tmp_path / "mine.d")

@@ -190,9 +190,9 @@ def test_a_search_and_the_study_that_takes_its_rates(quick: list[str], capsys: p
         store.execute("DELETE FROM cells WHERE rowid = (SELECT max(rowid) FROM cells)")
     with pytest.raises(UsageError, match="is unfinished: 1 of 4 rates are missing"):
         found_rates("search.sqlite", ["cb"])
-    assert StudyResults.read("search.sqlite").where(method="full").missing == 1  # of the whole study
+    assert StudyResults.read("search.sqlite").where(method="full").unfinished == 1  # of the whole study
     assert main(["table", "--store", "search.sqlite"]) == 0
-    assert "note: unfinished: 1 of 4 cells is missing, and means are over the others" in capsys.readouterr().out
+    assert "note: unfinished: 1 of 4 cells is still to be computed, and means are over the others" in capsys.readouterr().out
 
 
 def test_the_studies_of_the_claims() -> None:
