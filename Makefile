@@ -95,7 +95,7 @@ claims: $(READY)  ## the paper's claims where MiniLM learns: searches and studie
 	$(BIN)/python -m benchmarks.claims --data $(DATA) $(if $(MODEL),--model $(MODEL)) $(if $(ONLY),--only $(ONLY))
 
 selectors: $(READY)  ## every selector on digits (19 minutes on one core), and on STS-B with MiniLM at learning rates of their own (hours; it goes on)
-	mkdir -p runs; for store in figures/selectors-*.sqlite $(wildcard figures/unfinished/*.sqlite); do \
+	mkdir -p runs; for store in figures/selectors-*.sqlite; do \
 		[ -e runs/$${store##*/} ] || cp $$store runs/; done
 	$(BIN)/stability run selectors-digits --store runs/selectors-digits.sqlite
 	$(BIN)/stability figures --store runs/selectors-digits.sqlite --out figures --only methods

@@ -9,7 +9,7 @@ from typing import Any
 
 from docs.code.claims import head, number
 from stability.reports.labels import LABELS
-from stability.studies import Comparison, StudyResults, chosen_rates, missing_cells
+from stability.studies import Comparison, StudyResults, chosen_rates
 
 __all__ = ["BASE", "STORES", "digits", "rates", "texts"]
 
@@ -27,27 +27,18 @@ def digits() -> str:
 
 
 def texts() -> str:
-    """Every selector on STS-B, of those that are computed."""
+    """Every selector on STS-B."""
     return _of(STORES["texts"])
 
 
 def _of(path: Path) -> str:
-    """The table of a store, as far as it is: while a study is unfinished its store is in a folder of its own."""
-    path = path if path.exists() else path.parent / "unfinished" / path.name
-    if not path.exists():
-        return "*No cell of this study is computed yet.*"
-    results = StudyResults.read(path)
-    missing = missing_cells([results])
-    lines = [f"*Unfinished: {'; '.join(missing)}.*", ""] if missing else []
-    return "\n".join([*lines, *_table(results)])
+    """The table of a store."""
+    return "\n".join(_table(StudyResults.read(path)))
 
 
 def rates() -> str:
-    """The learning rates that were found on STS-B, of the methods for which every rate was tried."""
-    if not (path := STORES["texts"].with_stem("selectors-stsb-rates")).exists():
-        return "*No learning rate is searched for yet.*"
-    found = chosen_rates(StudyResults.read(path)).table
-    found = found[found["missing"] == 0]
+    """The learning rates that were found on STS-B."""
+    found = chosen_rates(StudyResults.read(STORES["texts"].with_stem("selectors-stsb-rates"))).table
     rows = [
         f"| {LABELS[row['method']]} | {row['learning_rate']:g} | {row['validation_metric']:.3f} | {number(row['constant'])} |"
         for row in found.to_dict("records")

@@ -46,7 +46,7 @@ GONE = "DELETE FROM cells WHERE json_extract(identity, '$.method') = 'sam' AND j
 
 
 def test_every_column_is_described_and_every_description_has_a_column() -> None:
-    assert len(STORES) == 9
+    assert len(STORES) == 10
     used: set[str] = set()
     for path in STORES:
         table = cells(Store(path))
