@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
@@ -74,7 +75,7 @@ class Record:
     """
 
     def __init__(self, steps: int, width: int, like: Tensor, in_memory: bool) -> None:
-        self._count, self._total, self.width, self._like = 0, steps, width, like[:0]
+        self._count, self._total, self.width, self._like = 0, steps, width, like.new_empty(0)
         self.in_memory = in_memory
         self._file: IO[bytes] | None = None
         if in_memory:  # at once: rows kept one by one would pin the memory around them
@@ -95,6 +96,7 @@ class Record:
         if self._file is None:
             self._rows[self._count] = row
         else:
+            self._file.seek(self._count * self.width * row.element_size())  # it may have been read meanwhile
             try:
                 self._file.write(row.detach().cpu().contiguous().numpy().data)
             except OSError as error:
@@ -225,6 +227,7 @@ def losses_left_out(
     at_once = _at_once(memory_budget, count, trajectory.record.width - count, tangent.origin.element_size())
     found = []
     parts = torch.arange(n).split(at_once)
+    tangent.again = len(parts) > 1 and len(trajectory.steps) > 1
     told.begin(f"predicting what leaving out each of {n} examples does", (n + len(parts)) * len(batches), "linearised step")
     for left_out in parts:
         weights = tangent.origin.new_ones(len(left_out) + 1, n)
@@ -251,6 +254,9 @@ class _Tangent:
         self._scale = None if part is None else part.scale.to(device)
         self.origin = real.tunable.gather(real.start)[self._places.to(device)]
         self._at, self._jacobian = -1, torch.empty(0)
+        self.again = False  # whether each Jacobian is needed again, because the replicas are followed in turns
+        self._kept: Record | None = None
+        self._kept_at: list[int] = []  # the checkpoints whose Jacobians it holds
         self._turns: dict[int, Tensor] = {}  # at each checkpoint but the first: what its Jacobian changed, and of how much
 
     @property
@@ -344,11 +350,30 @@ class _Tangent:
         if (at := self._due) != self._at:
             self._jacobian = torch.empty(0)
             release(self.origin.device)
-            parameters = self._real.tunable.place(self._real.start, self._trajectory.points[at])
-            self._jacobian = self._jacobians_at(parameters)
+            if self._kept is not None and at in self._kept_at:
+                kept = self._kept[self._kept_at.index(at)]
+                self._jacobian = kept.view(self._real.problem.n, -1, len(self.origin))
+            else:
+                self._jacobian = self._jacobians_at(self._real.tunable.place(self._real.start, self._trajectory.points[at]))
+                if self.again:
+                    self._keep(at)
             release(self.origin.device)
             self._at = at
         return self._jacobian
+
+    def _keep(self, at: int) -> None:
+        """Keep the Jacobian at hand in a temporary file, where that has room: to read it is quicker than to compute it."""
+        count, jacobian = len(self._trajectory.steps), self._jacobian
+        if self._kept is None:
+            if 2 * count * jacobian.nbytes > shutil.disk_usage(tempfile.gettempdir()).free:
+                return
+            self._kept = Record(count, jacobian.numel(), jacobian, in_memory=False)
+        try:
+            self._kept.add(jacobian.flatten())
+        except MachineError:  # no room is left after all
+            self.again = False
+        else:
+            self._kept_at.append(at)
 
     def _jacobians_at(self, parameters: Parameters) -> Tensor:
         problem, done = self._real.problem, 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tempfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from scipy import stats
 
 from stability import FineTuning, MachineError, Problem, leave_one_out
+from stability.derivatives.gradients import per_example_jacobians
 from stability.leave_one_out import linearised
 from stability.leave_one_out.estimators import Approximate, Assisted, Exact
 from stability.leave_one_out.linearised import Record, Trajectory, losses_left_out, trajectory_for
@@ -130,6 +133,34 @@ def test_a_record_goes_to_a_file_where_memory_does_not_hold_it(digits: Problem) 
         tuning = FineTuning(FullTuning(), steps=steps, batch_size=8)
         kept.append(trajectory_for(digits, tuning, [], checkpoints=2, memory_budget=memory).record.in_memory)
     assert kept == [True, False, False]
+
+
+@pytest.mark.parametrize("memory", [48 << 20, 24 << 20])
+def test_a_jacobian_is_computed_once_however_many_turns_there_are(
+    memory: int, digits: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit what it is where the disk has no room, beforehand or on the way, and each turn computes them again."""
+    tuning = FineTuning(FullTuning(), steps=6, batch_size=8)
+    computed = Mock(side_effect=per_example_jacobians)
+    monkeypatch.setattr(linearised, "per_example_jacobians", computed)
+    from_file = predicted(digits, tuning, memory)
+    assert computed.call_count == 3
+    with monkeypatch.context() as no_room:
+        no_room.setattr(shutil, "disk_usage", lambda _: Mock(free=0))
+        assert torch.equal(predicted(digits, tuning, memory), from_file)
+    assert computed.call_count > 6
+    computed.reset_mock()
+    add = Record.add
+    full = MachineError("full")
+
+    def once(self: Record, row: torch.Tensor) -> None:
+        if len(self) and row.numel() > 100_000:
+            raise full
+        add(self, row)
+
+    monkeypatch.setattr(Record, "add", once)
+    assert torch.equal(predicted(digits, tuning, memory), from_file)
+    assert computed.call_count > 4
 
 
 def test_a_disk_that_is_full_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
