@@ -55,7 +55,7 @@ def _table(results: StudyResults) -> Iterator[str]:
         quantity: comparison.differences(quantity).set_index("method").to_dict("index") for quantity in ("stability", "test_metric")
     }
     metric, unit = results.table["metric"].iloc[0], results.table["loss_unit"].iloc[0]
-    yield head("method", "p", metric, "gap", f"stability [{unit}]", "overlap", f"told apart from {BASE}")
+    yield head("method", "p", metric, "gap", f"stability [{unit}]", "overlap", f"significantly different from {BASE}")
     for row in found.to_dict("records"):
         beside = [_beside(told[quantity].get(row["method"]), words) for quantity, words in _WORDS.items()]
         ends = f" ({max(0.0, row['stability_low']):.2f} to {number(row['stability_high'], '.2f')})"
@@ -75,5 +75,5 @@ _WORDS = {"test_metric": ("performs worse", "performs better"), "stability": ("m
 
 
 def _beside(row: dict[str, Any] | None, words: tuple[str, str]) -> str:
-    """What is told apart from the first method; empty where nothing is, and for that method itself."""
+    """What differs significantly from the first method; empty where nothing is, and for that method itself."""
     return words[int(row["difference"] > 0)] if row is not None and row["resolved"] else ""

@@ -122,7 +122,7 @@ class Difference:
 
     @property
     def resolved(self) -> bool:
-        """Whether the two are told apart: the interval is on one side of 0, and D is more than what rounding does."""
+        """Whether the difference is significant: the interval is on one side of 0, and D is more than what rounding does."""
         low, high = self.interval
         return not low <= 0 <= high and abs(self.value) > self.noise_floor
 
@@ -137,7 +137,7 @@ class Difference:
         ends = f"{100 * self.estimate.confidence:g} % interval"
         relative = relative_to(self.first.value, self.value)
         return difference_sentence(
-            first, second, self.value, self.interval, unit, ends=ends, told_apart=self.resolved, relative=relative
+            first, second, self.value, self.interval, unit, ends=ends, significant=self.resolved, relative=relative
         )
 
     def __repr__(self) -> str:

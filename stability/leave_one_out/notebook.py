@@ -44,7 +44,7 @@ def as_html(estimate: StabilityEstimate) -> str:
     if estimate.k is None:
         del facts["parameters"]
     if estimate.reason:
-        facts["chosen"] = estimate.reason
+        facts["estimator"] = estimate.reason
     parts = [f"<p><b>{escape(sentence(estimate))}</b></p>"]
     if why := doubts(estimate):
         settled = ""

@@ -277,7 +277,7 @@ def difference_sentence(
     interval: tuple[float, float],
     unit: str,
     *,
-    told_apart: bool,
+    significant: bool,
     ends: str = "",
     relative: float = math.nan,
 ) -> str:
@@ -289,21 +289,21 @@ def difference_sentence(
         value: its stability less that of the first.
         interval: of the value; a single number where it is exact.
         unit: of both.
-        told_apart: whether one is more stable than the other.
+        significant: whether one is more stable than the other.
         ends: what the interval is, such as "95 % interval".
         relative: the value as a fraction of the first's stability; NaN: it is not told.
 
     Example:
-        >>> difference_sentence("full", "lora", -0.31, (-0.40, -0.22), "nats", told_apart=True, ends="95 % interval")
+        >>> difference_sentence("full", "lora", -0.31, (-0.40, -0.22), "nats", significant=True, ends="95 % interval")
         'lora is more stable than full, by 0.31 (95 % interval 0.22 to 0.40) nats.'
-        >>> difference_sentence("full", "lora", -0.00124, (-0.00124, -0.00124), "nats", told_apart=True, relative=-0.0021)
+        >>> difference_sentence("full", "lora", -0.00124, (-0.00124, -0.00124), "nats", significant=True, relative=-0.0021)
         'lora is more stable than full, by exactly 0.0012 nats, which is 0.2 % of the stability of full.'
-        >>> difference_sentence("full", "lora", 0.1, (-0.2, 0.4), "nats", told_apart=False)
-        'The stability of lora and of full is not told apart: +0.10 (−0.20 to +0.40) nats.'
+        >>> difference_sentence("full", "lora", 0.1, (-0.2, 0.4), "nats", significant=False)
+        'The stability of lora does not differ significantly from that of full: +0.10 (−0.20 to +0.40) nats.'
     """
     unit = unit if unit.isalpha() else f"({unit})"
-    if not told_apart:
-        return f"The stability of {second} and of {first} is not told apart: {signed_text(value, interval, ends)} {unit}."
+    if not significant:
+        return f"The stability of {second} does not differ significantly from that of {first}: {signed_text(value, interval, ends)} {unit}."
     shown = f"exactly {size_of(abs(value))}" if interval[0] == interval[1] else size_text(value, interval, ends)
     percent = 100 * abs(relative)
     of = f", which is {percent:.{0 if percent >= 10 else 1}f} % of the stability of {first}" if math.isfinite(relative) else ""

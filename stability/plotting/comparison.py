@@ -42,7 +42,7 @@ __all__ = ["against_first", "definition_3", "ranks"]
 def against_first(comparison: Comparison) -> Figure:
     """What each method has more than the first one: stability and the metric on held-out data, a row for each method.
 
-    Bars are 95 % intervals. Filled is what is told apart after Holm's correction for all rows of its panel, hollow what is not
+    Bars are 95 % intervals. Filled is what is significant after Holm's correction for all rows of its panel, hollow what is not
     (:meth:`stability.studies.Comparison.differences`).
 
     Args:
@@ -91,7 +91,7 @@ def against_first(comparison: Comparison) -> Figure:
         who = rows[0]["method"] if len(rows) == 1 else "All methods"
         finding = f"{who} {'is' if len(rows) == 1 else 'are'} {kind} stable than {first}"
     elif not rows and stability["low"].notna().all():
-        finding = f"No method's stability is told apart from that of {first}"
+        finding = f"No method's stability differs significantly from that of {first}"
     headed(figure, finding, settings_of(comparison.results))
     over = "over seeds, paired" if "seeds" in by else "over the examples that are left out, for this training set and seed"
     resolved = np.concatenate([table["resolved"].to_numpy(dtype=bool) for _, table in panels])
@@ -99,8 +99,8 @@ def against_first(comparison: Comparison) -> Figure:
     lines = [
         "Left of 0: more stable." if len(panels) == 1 else "Left panel, left of 0: more stable.",
         "Each difference is exact for this training set and seed." if by == {"exact"} else f"Bars: 95 % interval {over}.",
-        f"Filled: told apart{corrected}." if resolved.any() else "",
-        "" if resolved.all() else "Hollow: not told apart." if resolved.any() else f"Hollow: not told apart{corrected}.",
+        f"Filled: significant{corrected}." if resolved.any() else "",
+        "" if resolved.all() else "Hollow: not significant." if resolved.any() else f"Hollow: not significant{corrected}.",
     ]
     explained(figure, lines)
     return figure

@@ -107,7 +107,7 @@ def _trained(problem: Problem, algorithm: Algorithm, estimate: StabilityEstimate
     left = dict(metrics)
     commonest = left.pop(_COMMONEST, None)
     known = [f"{_CALLED.get(split, split)} {value:.3f}" for split, value in sorted(left.items(), key=lambda one: one[0] != "train")]
-    beside = "" if commonest is None else f" (always answering the commonest class: {commonest:.3f})"
+    beside = "" if commonest is None else f" (always the commonest training class: {commonest:.3f})"
     head = f", and all {estimate.head} of the head" if estimate.head else ""
     return {
         "method": algorithm.name,
@@ -135,7 +135,7 @@ def _facts(estimate: StabilityEstimate) -> dict[str, str]:
     if estimate.loop is not None and math.isnan(estimate.hypothesis.value):
         del rows["test losses"]  # it gave none
     if estimate.reason:
-        rows["chosen"] = estimate.reason
+        rows["estimator"] = estimate.reason
     if (p := estimate.subject.sparsity) is not None and p != estimate.sparsity:
         rows["p of Theorem 1"] = f"{p:.4g} = 1 − λ, for every coordinate may change"
     return rows

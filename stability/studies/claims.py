@@ -427,7 +427,7 @@ def _what_would(known: pd.DataFrame, *, mixed: bool) -> str:
     half = np.maximum(unclear["high"] - unclear["effect"], unclear["effect"] - unclear["low"])
     factor = float(((half / unclear["effect"].abs()) ** 2).replace([np.inf], np.nan).median())
     if not factor < _MANY:
-        return "Most of the unclear differences are too small to be told apart by any number of runs that can be had."
+        return "Most of the unclear differences are too small to become significant by any number of runs that can be had."
     of = "seeds" if (unclear["over"] == "seeds").mean() >= 0.5 else "retrainings"
     return f"For half of the unclear differences to be clear, about {max(2, math.ceil(factor))} times as many {of} are needed."
 

@@ -78,7 +78,7 @@ class Comparison:
             loss), ``stability`` and ``seconds``. ``low`` and ``high`` are the 95 % interval of the stability over seeds; NaN
             with fewer than three. ``left_out`` is how many of ``n`` examples were left out, in the mean over the seeds.
             ``than_first`` says what :meth:`differences` tells of the stability: ``more stable`` or
-            ``less stable`` than the first method, or ``not told apart``; it is empty where there is nothing to tell by.
+            ``less stable`` than the first method, or ``not significant``; it is empty where there is nothing to compare by.
         """
         found = self.results.summary().table.set_index("algorithm")
         names = [name for name in self.labels if name in found.index]
@@ -159,9 +159,9 @@ class Comparison:
         return subtracted(*map(_stored, two)), sum(float(one["noise_floor"]) for one in two)
 
     def sentences(self) -> list[str]:
-        """What the seeds tell apart and what they do not: a sentence for each method beside the first.
+        """Which differences are significant and which are not: a sentence for each method beside the first.
 
-        Told apart is what is so after Holm's correction for all methods that are compared here. With one seed, sentences are of
+        Significance is at 5 %, after Holm's correction for all methods that are compared here. With one seed, sentences are of
         that training set and seed.
         """
         stability, metric = self.differences(), self.differences("test_metric")
@@ -175,7 +175,7 @@ class Comparison:
             elif not math.isnan(one["low"]):
                 lines.append(_of_stability(first, one, units[0]))
         corrected = int(stability["p"].notna().sum())
-        holds = f" What is told apart is so at 5 % after Holm's correction for {corrected} comparisons." if corrected > 1 else ""
+        holds = f" Significance is at 5 %, after Holm's correction for {corrected} comparisons." if corrected > 1 else ""
         if counts:
             lines.append(f"Intervals are of 95 %, paired over {' or '.join(sorted(counts))} seeds.{holds}")
         elif (stability["by"] == _EXAMPLES).any():
@@ -269,7 +269,7 @@ def _told(row: Mapping[Any, Any]) -> str:
     if math.isnan(row["low"]):
         return ""
     if not row["resolved"]:
-        return "not told apart"
+        return "not significant"
     return "more stable" if row["difference"] < 0 else "less stable"
 
 
@@ -278,7 +278,7 @@ def _of_stability(first: str, row: Mapping[Any, Any], unit: str) -> str:
     if row["by"] == _EXACT and not row["resolved"]:
         return f"The stability of {row['method']} and of {first} differs by no more than rounding does."
     return difference_sentence(
-        first, row["method"], row["difference"], ends, unit, told_apart=row["resolved"], relative=row["relative"]
+        first, row["method"], row["difference"], ends, unit, significant=row["resolved"], relative=row["relative"]
     )
 
 
@@ -287,7 +287,7 @@ def _of_metric(metric: str, row: Mapping[Any, Any]) -> str:
     if math.isnan(row["low"]):
         return ""
     if not row["resolved"]:
-        return f"Test {metric} is not told apart: {signed_text(by, ends)}."
+        return f"Its test {metric} does not differ significantly: {signed_text(by, ends)}."
     return f"The test {metric} of {row['method']} is {'lower' if by < 0 else 'higher'}, by {size_text(by, ends)}."
 
 
@@ -310,7 +310,7 @@ def _as_student(estimate: Estimate) -> float:
 
 
 def holm(p: ArrayLike) -> Numbers:
-    """Holm's (1979) adjusted p-values: those below α are told apart with a probability of at most α that any of them is not so.
+    """Holm's (1979) adjusted p-values: if those below α are called significant, the probability that any of them is so by chance is at most α.
 
     Args:
         p: of each test, (k,); NaN where there was none, which stays and does not count.

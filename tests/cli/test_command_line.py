@@ -171,7 +171,7 @@ def test_it_says_what_it_chose(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["reason"] == "exact: leaving out all 20 examples is no more work than an estimate to ±20 %"
     assert main([*SHORT, "--verbose"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert f"chosen {result['reason']}" in text
+    assert f"estimator {result['reason']}" in text
 
 
 def test_a_tolerance_that_is_met_is_conclusive(capsys: pytest.CaptureFixture[str]) -> None:

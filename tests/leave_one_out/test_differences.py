@@ -185,12 +185,12 @@ def test_it_is_said_in_a_sentence_and_shown_in_a_notebook(exact: tuple[Stability
     assert "\n" not in repr(found)
     wide = dataclasses.replace(found, estimate=dataclasses.replace(found.estimate, interval=(-9.0, 1.0)))
     assert not wide.resolved
-    assert "is not told apart" in wide.sentence()
+    assert "does not differ significantly" in wide.sentence()
     nothing = dataclasses.replace(found.estimate, value=1e-12, interval=(0.5e-12, 2e-12))
     tiny = dataclasses.replace(found, estimate=nothing)
     assert not tiny.resolved
     assert "differs by no more than rounding does" in tiny.sentence()
-    open_ = difference_sentence("a", "b", 0.5, (0.1, math.inf), "nats", told_apart=True, ends="95 % interval")
+    open_ = difference_sentence("a", "b", 0.5, (0.1, math.inf), "nats", significant=True, ends="95 % interval")
     assert open_ == "b is less stable than a, by 0.50 (95 % interval at least 0.10) nats."
 
 

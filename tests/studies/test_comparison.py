@@ -89,7 +89,9 @@ def test_sentences_say_what_is_resolved_and_what_is_not(three: Comparison) -> No
     more = planted(three, [-0.50, -0.51, -0.52]).sentences()
     assert more[0].startswith("lora rank=4 is more stable than full, by 0.51 (0.49 to 0.53) nats, which is ")
     open_ = planted(three, [0.5, -0.5, 0.1]).sentences()
-    assert open_[0].startswith("The stability of lora rank=4 and of full is not told apart: +0.0 (−1.2 to +1.3) nats.")
+    assert open_[0].startswith(
+        "The stability of lora rank=4 does not differ significantly from that of full: +0.0 (−1.2 to +1.3) nats."
+    )
     assert open_[-1] == "Intervals are of 95 %, paired over 3 seeds."
     two = planted(three, [0.50, 0.51, 0.52], seeds=2)
     assert two.sentences() == ["Two seeds give no interval: use 3 or more to tell methods apart."]
@@ -129,9 +131,9 @@ def test_what_one_comparison_would_tell_apart_several_need_not(three: Comparison
     assert row["p"] == pytest.approx(3 * expected)
     assert row["low"] > 0
     assert not row["resolved"]
-    assert several.table()["than_first"].tolist() == ["", *["not told apart"] * 3]
-    assert several.sentences()[0].startswith("The stability of lora rank=4 and of full is not told apart: +")
-    assert several.sentences()[-1].endswith("What is told apart is so at 5 % after Holm's correction for 3 comparisons.")
+    assert several.table()["than_first"].tolist() == ["", *["not significant"] * 3]
+    assert several.sentences()[0].startswith("The stability of lora rank=4 does not differ significantly from that of full: +")
+    assert several.sentences()[-1].endswith("Significance is at 5 %, after Holm's correction for 3 comparisons.")
     figure = several.plot()
     faces = [line.get_markerfacecolor() for ax in figure.axes[:1] for line in ax.lines if line.get_gid() == "values"]
     assert faces == ["white"] * 3
@@ -204,7 +206,7 @@ def test_the_command_keeps_what_is_finished_and_goes_on(tmp_path: Path, capsys: 
     text = capsys.readouterr().out
     assert "comparison_digits_against_first.png" in text
     assert (tmp_path / "figures" / "comparison_digits_against_first.pdf").exists()
-    assert "The stability of random and of bitfit is not told apart" in text
+    assert "The stability of random does not differ significantly from that of bitfit" in text
     assert "That is of one training set and seed: use 3 seeds or more" in " ".join(text.split())
     seconds = StudyResults.read(store).table["seconds"].tolist()
     assert main([*command.split(), str(store), "--json"]) == 0
