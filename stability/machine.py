@@ -26,6 +26,7 @@ __all__ = [
     "busy_cores",
     "cores",
     "device_name",
+    "file_system",
     "free_memory",
     "kept_for_backward",
     "memory_limits",
@@ -302,11 +303,24 @@ def network_file_system(path: Path) -> str | None:
     Example:
         >>> network_file_system(Path("/proc"))
     """
+    kind = file_system(path)
+    return kind if kind.removeprefix("fuse.") in _NETWORK else None
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system on which a path lies, such as ``ext4``; empty where it is not known.
+
+    Args:
+        path: it need not exist.
+
+    Example:
+        >>> file_system(Path("/proc"))
+        'proc'
+    """
     whole = path.resolve()
     mounted = [one for one in psutil.disk_partitions(all=True) if whole.is_relative_to(one.mountpoint)]
     # Of several at one place, the one that was mounted last is seen.
-    kind = max(enumerate(mounted), key=lambda one: (len(one[1].mountpoint), one[0]))[1].fstype if mounted else ""
-    return kind if kind.removeprefix("fuse.") in _NETWORK else None
+    return max(enumerate(mounted), key=lambda one: (len(one[1].mountpoint), one[0]))[1].fstype if mounted else ""
 
 
 def busy_cores(seconds: float = 0.2) -> float:

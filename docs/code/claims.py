@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from stability.reports.labels import LABELS
-from stability.studies import StudyResults, answers, chosen_rates, learned, missing_cells
+from stability.studies import StudyResults, answers, cells_to_compute, chosen_rates, learned
 from stability.studies.claims import Answer, Verdict
 from stability.studies.named import CLAIMS
 
@@ -47,8 +47,8 @@ def _progress() -> Iterator[str]:
     every = [one for ending in ("-rates", "", "-perturbation", "-sparsity-rates", "-sparsity") for one in stored(ending)]
     yield "## How far the studies are"
     yield ""
-    if lost := [*missing_cells(every), *(f"all of {name}" for name in _not_begun())]:
-        yield "The studies are not finished. These are missing:"
+    if lost := [*cells_to_compute(every), *(f"all of {name}" for name in _not_begun())]:
+        yield "The studies are not finished. These parts are still to be computed:"
         yield ""
         yield from (f"- {one}" for one in lost)
         yield ""

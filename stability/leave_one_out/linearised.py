@@ -15,8 +15,10 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import IO
 
 import torch
@@ -25,7 +27,7 @@ from torch.nn.functional import pad
 
 from stability.derivatives.gradients import per_example_jacobians
 from stability.errors import MachineError
-from stability.machine import peak_of_tensors, release
+from stability.machine import file_system, peak_of_tensors, release
 from stability.masks import Mask, Parameters
 from stability.problems.problem import Problem, generator
 from stability.training import Algorithm
@@ -38,6 +40,7 @@ from stability.training.replicas import Replicas
 __all__ = ["Record", "Trajectory", "losses_left_out", "trajectory_for"]
 
 _COPIED = 1 << 28  # bytes that replicas at once take where each sees one example; more were no faster
+_IN_MEMORY = ("tmpfs", "ramfs")
 _HELD = 8  # vectors of a replica's tuned values at once: values, gradient, deviation, AdamW's moments and temporaries
 
 
@@ -55,7 +58,7 @@ class Part:
 
 
 class Record:
-    """A row of numbers for each step of a run: in memory, or in a temporary file where they are many.
+    """Rows of numbers, one for each step of a run or for each of its checkpoints: in memory, or in a temporary file.
 
     Args:
         steps: the most rows.
@@ -96,9 +99,10 @@ class Record:
         if self._file is None:
             self._rows[self._count] = row
         else:
-            self._file.seek(self._count * self.width * row.element_size())  # it may have been read meanwhile
             try:
+                self._file.seek(self._count * self.width * row.element_size())
                 self._file.write(row.detach().cpu().contiguous().numpy().data)
+                self._file.flush()  # a disk that is full is found out here, and not when something else is done
             except OSError as error:
                 size = self._total * self.width * row.element_size()
                 raise MachineError(
@@ -113,7 +117,8 @@ class Record:
         if self._file is None:
             self._rows = self._like.new_empty(0, self.width)
         else:
-            self._file.close()
+            with suppress(OSError):  # it may hold what found no room
+                self._file.close()
 
     def __getitem__(self, step: int) -> Tensor:
         if self._file is None:
@@ -227,7 +232,9 @@ def losses_left_out(
     at_once = _at_once(memory_budget, count, trajectory.record.width - count, tangent.origin.element_size())
     found = []
     parts = torch.arange(n).split(at_once)
-    tangent.again = len(parts) > 1 and len(trajectory.steps) > 1
+    seen = {_checkpoint(step, algorithm.max_steps, len(trajectory.steps)) for step in range(len(batches))}
+    if len(parts) > 1 and len(seen) > 1:
+        tangent.keep = len(seen)
     told.begin(f"predicting what leaving out each of {n} examples does", (n + len(parts)) * len(batches), "linearised step")
     for left_out in parts:
         weights = tangent.origin.new_ones(len(left_out) + 1, n)
@@ -254,10 +261,10 @@ class _Tangent:
         self._scale = None if part is None else part.scale.to(device)
         self.origin = real.tunable.gather(real.start)[self._places.to(device)]
         self._at, self._jacobian = -1, torch.empty(0)
-        self.again = False  # whether each Jacobian is needed again, because the replicas are followed in turns
+        self.keep = 0  # how many Jacobians are to be kept, because another part of the replicas needs them again
         self._kept: Record | None = None
-        self._kept_at: list[int] = []  # the checkpoints whose Jacobians it holds
-        self._turns: dict[int, Tensor] = {}  # at each checkpoint but the first: what its Jacobian changed, and of how much
+        self._kept_at: dict[int, int] = {}  # by the checkpoint: the row of its Jacobian
+        self._changes: dict[int, Tensor] = {}  # at each checkpoint but the first: what its Jacobian changed, and of how much
 
     @property
     def rows(self) -> int:
@@ -280,7 +287,7 @@ class _Tangent:
     ) -> tuple[Tensor, Tensor, Tensor]:
         problem, algorithm = self._real.problem, self._real.algorithm
         if self.step and self._due != self._at:
-            self._turn(values)
+            self._next(values)
         jacobian = self._jacobians()[index.to(values.device)].flatten(0, 1)  # (b C, K)
         row, count = self._trajectory.record[self.step], len(self.origin)
         recorded = row[count : count + len(jacobian)].view(len(index), -1)
@@ -319,17 +326,17 @@ class _Tangent:
     @property
     def nonlinearity(self) -> float:
         """As :class:`~stability.leave_one_out.predictors.Prediction` defines it, of the replicas so far."""
-        shares = [float(changed / size) for changed, size in self._turns.values() if size > 0]
+        shares = [float(changed / size) for changed, size in self._changes.values() if size > 0]
         return sum(shares) / len(shares) if shares else math.nan
 
-    def _turn(self, values: Tensor) -> None:
+    def _next(self, values: Tensor) -> None:
         """Go on to the next checkpoint, and note how much its Jacobian changes what the moves so far do to each z_i's logits."""
         before = self._own(values)
         self._jacobians()
         after = self._own(values)
         found = torch.stack([after - before, before, after]).double().norm(dim=2)
         changed, *sizes = found[:, found.isfinite().all(0)].sum(1)  # without the replicas that diverged
-        self._turns[self._at] = self._turns.get(self._at, 0) + torch.stack([changed, sum(sizes)])
+        self._changes[self._at] = self._changes.get(self._at, 0) + torch.stack([changed, sum(sizes)])
 
     def _own(self, values: Tensor) -> Tensor:
         """What each replica's move does to the logits of its z_i, by the Jacobian at hand, (a, C)."""
@@ -350,30 +357,42 @@ class _Tangent:
         if (at := self._due) != self._at:
             self._jacobian = torch.empty(0)
             release(self.origin.device)
-            if self._kept is not None and at in self._kept_at:
-                kept = self._kept[self._kept_at.index(at)]
-                self._jacobian = kept.view(self._real.problem.n, -1, len(self.origin))
-            else:
+            self._jacobian = self._read(at)
+            if not len(self._jacobian):
                 self._jacobian = self._jacobians_at(self._real.tunable.place(self._real.start, self._trajectory.points[at]))
-                if self.again:
-                    self._keep(at)
+                self._keep(at)
             release(self.origin.device)
             self._at = at
         return self._jacobian
 
+    def _read(self, at: int) -> Tensor:
+        """The Jacobian that was kept, (n, C, K); empty where it was not."""
+        if self._kept is not None and at in self._kept_at:
+            try:
+                return self._kept[self._kept_at[at]].view(self._real.problem.n, -1, len(self.origin))
+            except OSError:
+                self._forget()
+        return torch.empty(0)
+
     def _keep(self, at: int) -> None:
-        """Keep the Jacobian at hand in a temporary file, where that has room: to read it is quicker than to compute it."""
-        count, jacobian = len(self._trajectory.steps), self._jacobian
-        if self._kept is None:
-            if 2 * count * jacobian.nbytes > shutil.disk_usage(tempfile.gettempdir()).free:
-                return
-            self._kept = Record(count, jacobian.numel(), jacobian, in_memory=False)
+        """Keep the Jacobian at hand in a temporary file, if the disk has room: to read it is quicker than to compute it again."""
+        jacobian, on_cpu = self._jacobian, self.origin.device.type == "cpu"
         try:
-            self._kept.add(jacobian.flatten())
-        except MachineError:  # no room is left after all
-            self.again = False
-        else:
-            self._kept_at.append(at)
+            if self._kept is None and self.keep and on_cpu and _has_room(self.keep * jacobian.nbytes):
+                self._kept = Record(self.keep, jacobian.numel(), jacobian, in_memory=False)
+            if self._kept is None:
+                self.keep = 0
+            else:
+                self._kept.add(jacobian.flatten())
+                self._kept_at[at] = len(self._kept_at)
+        except (OSError, MachineError):  # no room after all
+            self._forget()
+
+    def _forget(self) -> None:
+        """Keep no Jacobian any more, and give back the room of those that were kept."""
+        if self._kept is not None:
+            self._kept.clear()
+        self.keep, self._kept, self._kept_at = 0, None, {}
 
     def _jacobians_at(self, parameters: Parameters) -> Tensor:
         problem, done = self._real.problem, 0
@@ -390,6 +409,12 @@ class _Tangent:
             whole[done : done + len(block)] = block
             done += len(block)
         return whole
+
+
+def _has_room(size: int) -> bool:
+    """Whether a temporary file may take so many bytes: it leaves half of a disk's room to others, and is not in memory."""
+    folder = Path(tempfile.gettempdir())
+    return file_system(folder) not in _IN_MEMORY and 2 * size <= shutil.disk_usage(folder).free
 
 
 def _at_once(memory_budget: int, count: int, logits: int, element_size: int) -> int:

@@ -170,8 +170,9 @@ class Linearised(Predictor):
         checkpoints: at how many points of the real run Jacobians are taken. Each costs n · C backward passes, which small models
             hardly feel. For a large model three cost about as much as a retraining, and predict well where training is calm.
         memory_budget: bytes that Jacobians and replicas may take together. Where the Jacobians need more, part of the coordinates
-            is drawn at random. Where the replicas do not fit at once, the Jacobians are kept in a temporary file meanwhile
-            (``TMPDIR`` names its folder). This is a setting, and not what is free, so that it changes no result unseen.
+            is drawn at random. The budget is a setting, and not what is free, so that it changes no result unseen. On a CPU,
+            where the replicas do not fit at once, the Jacobians are kept in a temporary file if the disk has room. It takes at
+            most ``checkpoints`` times half of the budget, in the folder that ``TMPDIR`` names.
         reselect: whether each linearised replica has the mask selected on its own Sⁱ, where A selects on the data. False: S's
             mask serves them all, which spares a large model n selections and predicts a little worse. What is retrained
             selects its own mask all the same.

@@ -303,7 +303,8 @@ def difference_sentence(
     """
     unit = unit if unit.isalpha() else f"({unit})"
     if not significant:
-        return f"The stability of {second} does not differ significantly from that of {first}: {signed_text(value, interval, ends)} {unit}."
+        shown = signed_text(value, interval, ends)
+        return f"The stability of {second} does not differ significantly from that of {first}: {shown} {unit}."
     shown = f"exactly {size_of(abs(value))}" if interval[0] == interval[1] else size_text(value, interval, ends)
     percent = 100 * abs(relative)
     of = f", which is {percent:.{0 if percent >= 10 else 1}f} % of the stability of {first}" if math.isfinite(relative) else ""

@@ -10,7 +10,7 @@ toolkit, :data:`PAPER` the experiments of Fu et al. 2023.
 """
 
 from stability.leave_one_out.statistics import mean_over_seeds
-from stability.studies.claims import Answer, Verdict, answers, learned, missing_cells
+from stability.studies.claims import Answer, Verdict, answers, cells_to_compute, learned
 from stability.studies.comparison import Comparison, compare
 from stability.studies.cost import Cost, expected
 from stability.studies.named import PAPER, STUDIES
@@ -48,6 +48,7 @@ __all__ = [
     "Verdict",
     "against_published",
     "answers",
+    "cells_to_compute",
     "chosen_rates",
     "compare",
     "correlations",
@@ -55,7 +56,6 @@ __all__ = [
     "found_rates",
     "learned",
     "mean_over_seeds",
-    "missing_cells",
     "published_scores",
     "rank_correlation",
     "ranked",

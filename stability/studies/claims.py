@@ -26,7 +26,7 @@ from stability.studies.ranks import RankCorrelation, rank_correlation
 from stability.studies.results import CellStatus, StudyResults
 from stability.studies.scores import scores
 
-__all__ = ["Answer", "Verdict", "answers", "learned", "missing_cells"]
+__all__ = ["Answer", "Verdict", "answers", "cells_to_compute", "learned"]
 
 _LEVEL = 0.05
 _FEW = 3  # missing parts that a sentence names
@@ -91,17 +91,17 @@ class Answer:
         return f"{told}: {of}. {self.resolve}".strip()
 
 
-def missing_cells(results: Sequence[StudyResults]) -> tuple[str, ...]:
+def cells_to_compute(results: Sequence[StudyResults]) -> tuple[str, ...]:
     """What studies still lack: a phrase for each that is unfinished.
 
     Args:
         results: of the studies, as far as they are.
 
     Example:
-        >>> missing_cells([StudyResults.read("figures/discontinuity.sqlite")])
+        >>> cells_to_compute([StudyResults.read("figures/discontinuity.sqlite")])
         ()
     """
-    return tuple(f"{one.unfinished} of {cells_of(one.identity)} cells of {one.study}" for one in results if one.unfinished)
+    return tuple(f"{one.to_compute} of {cells_of(one.identity)} cells of {one.study}" for one in results if one.to_compute)
 
 
 def learned(results: Sequence[StudyResults]) -> pd.DataFrame:
@@ -205,7 +205,7 @@ def answers(
         tasks = [task for one in several for task in one.tasks]
         if twice := [task for task in tasks if tasks.count(task) > 1]:
             raise UsageError(f"{twice[0]} is in two studies: give one study for each task")
-    lost, lost_sweep, lost_perturbed = map(missing_cells, (main, swept, perturbed))
+    lost, lost_sweep, lost_perturbed = map(cells_to_compute, (main, swept, perturbed))
     lost, lost_sweep = (*lost, *missing), (*lost_sweep, *missing)
     tasks = [task for one in main for task in one.tasks]
     every, main, swept_learned = main, [*map(_that_learned, main)], [*map(_that_learned, swept)]
@@ -282,9 +282,8 @@ def _that_learned(results: StudyResults) -> StudyResults:
 
 def _unfinished(missing: Sequence[str]) -> str:
     told = list(dict.fromkeys(missing))
-    return (
-        f"First the studies must be finished: {', '.join(told) if len(told) <= _FEW else f'{len(told)} parts of them'} are missing."
-    )
+    what = ", ".join(told) if len(told) <= _FEW else f"{len(told)} parts of them"
+    return f"First the studies must be finished: {what} are to be computed."
 
 
 def _finished(results: StudyResults) -> pd.DataFrame:

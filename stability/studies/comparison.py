@@ -310,7 +310,9 @@ def _as_student(estimate: Estimate) -> float:
 
 
 def holm(p: ArrayLike) -> Numbers:
-    """Holm's (1979) adjusted p-values: if those below α are called significant, the probability that any of them is so by chance is at most α.
+    """Holm's (1979) adjusted p-values.
+
+    If those below α are called significant, the probability that any of them is so by chance is at most α.
 
     Args:
         p: of each test, (k,); NaN where there was none, which stays and does not count.

@@ -145,7 +145,12 @@ class FolderLedger(Ledger):
 
     def beat(self, worker: Worker) -> None:
         place = self._workers / f"{worker.id}.json"
-        beat = self._read(place)["beat"] + 1 if place.exists() else 0
+        try:
+            beat = self._read(place)["beat"] + 1
+        except StabilityError:
+            if place.exists():
+                raise
+            beat = 0  # it is the first sign of life, or another process took this one for dead just now
         now = {**asdict(worker), "beat": beat, "heard": datetime.now(UTC).isoformat()}
         with _writing(self.path):
             self._temporary(json.dumps(now)).replace(place)

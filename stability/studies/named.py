@@ -226,10 +226,10 @@ _HARD: Mapping[str, Any] = {
     "steps": 384,
     "burn_in": 192,
     "project_every": 48,
-    # Six times as many steps go as far with smaller ones; the larger ones of the other tasks lead back to the commonest class.
-    "rates": tuple((method, 0.3 * rate) for method, rate in _CLAIMS.rates),
+    # With so many steps, SAM and LoRA at 1e-2 always answer the commonest class, and at 1e-3 they learn.
+    "rates": tuple((method, 0.3 * rate if rate == 1e-2 else rate) for method, rate in _CLAIMS.rates if "@" not in method),
 }
-"""For tasks that MiniLM hardly learns from 256 examples."""
+"""For tasks on which full tuning with 256 examples is no better than the commonest class."""
 
 CLAIMS: Mapping[str, Protocol] = {
     **_claims("stsb", swept=True, initial_bias=_MIDDLE, max_length=64),
@@ -239,7 +239,7 @@ CLAIMS: Mapping[str, Protocol] = {
 }
 """The claims of Fu et al. 2023 on a model that learns: MiniLM, ten methods, five seeds, at the learning rates that a search finds
 (``--rates-from``). The search is the study whose name ends in ``-rates``. A task has studies of its own, for its rates are its own.
-CoLA and MRPC have more examples and steps: with 256 examples full tuning is no better than the commonest class."""
+Stability is measured with two seeds."""
 
 _WHOLE = ("full", "mixout", "last-layers")
 _FROM_WHOLE = ("diffpruning", "childpruning", "lt-sft", "movement")

@@ -114,8 +114,8 @@ class StudyResults:
         tasks: names of the tasks in the study's order, those without a finished cell among them.
         algorithms: the settings of each algorithm and its ``method``, by the name that column ``algorithm`` has for it.
         notes: what a reader of these results must know, a sentence each.
-        unfinished: how many cells of the whole study are still to be computed. One whose method failed is not, for that is a
-            result; one that failed otherwise is tried again.
+        to_compute: how many cells of the whole study are still to be computed. One whose method failed does not count, for that
+            is a result. One that failed otherwise counts, for it is tried again.
         store: where they were read from; None where they were not.
 
     Example:
@@ -138,7 +138,7 @@ class StudyResults:
     tasks: tuple[str, ...]
     algorithms: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...] = ()
-    unfinished: int = 0
+    to_compute: int = 0
     store: Store | None = None
 
     @classmethod
@@ -171,18 +171,18 @@ class StudyResults:
         table, earlier = table_of(store)
         methods = {} if table.empty else dict(table[["algorithm", "method"]].drop_duplicates("algorithm").to_numpy())
         known = {short(one): one for one in identity["algorithms"]}
-        several, unfinished = identity.get("problems", {}), _to_compute(identity, table)
+        several, to_compute = identity.get("problems", {}), _to_compute(identity, table)
         return cls(
             table=table,
             study=identity["study"],
             identity=identity,
             tasks=tuple(several) or (() if table.empty else tuple(table["task"].unique())),
             algorithms={name: {**one, "method": methods.get(name, one["selector"]["name"])} for name, one in known.items()},
-            unfinished=unfinished,
+            to_compute=to_compute,
             store=store,
             notes=(
                 *([note] if (note := NOTES.get(identity["study"])) is not None else []),
-                *_told_unfinished(unfinished, identity),
+                *_note_of_unfinished(to_compute, identity),
                 *_mixed(table),
                 *_code(known, earlier),
             ),
@@ -345,16 +345,16 @@ def _several(wanted: object) -> bool:
 
 
 def _to_compute(identity: Mapping[str, Any], table: pd.DataFrame) -> int:
-    """How many cells are missing or tried again."""
+    """How many cells are missing, or failed and are to be tried again."""
     kinds = table["failure"].dropna() if "failure" in table else pd.Series(dtype=str)
     return cells_of(identity) - len(table) + int((kinds != Failure.METHOD).sum())
 
 
-def _told_unfinished(unfinished: int, identity: Mapping[str, Any]) -> list[str]:
+def _note_of_unfinished(to_compute: int, identity: Mapping[str, Any]) -> list[str]:
     """A note on cells that are still to be computed."""
-    if not unfinished:
+    if not to_compute:
         return []
-    which = f"{unfinished} of {cells_of(identity)} cells {'is' if unfinished == 1 else 'are'} still to be computed"
+    which = f"{to_compute} of {cells_of(identity)} cells {'is' if to_compute == 1 else 'are'} still to be computed"
     return [f"unfinished: {which}, and means are over the others; the command that began the study goes on with it"]
 
 

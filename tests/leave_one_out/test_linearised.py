@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import tempfile
+from functools import partial
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -135,44 +136,66 @@ def test_a_record_goes_to_a_file_where_memory_does_not_hold_it(digits: Problem) 
     assert kept == [True, False, False]
 
 
-@pytest.mark.parametrize("memory", [48 << 20, 24 << 20])
-def test_a_jacobian_is_computed_once_however_many_turns_there_are(
-    memory: int, digits: Problem, monkeypatch: pytest.MonkeyPatch
+class NoFile(Record):
+    """Of the three Jacobians there can be no file; the gradients of more steps are kept."""
+
+    def __init__(self, steps: int, *args: Any, **settings: Any) -> None:
+        if steps == 3:
+            raise OSError("read-only")
+        super().__init__(steps, *args, **settings)
+
+
+class FillsUp(Record):
+    """The second Jacobian finds no room."""
+
+    def add(self, row: torch.Tensor) -> None:
+        if self._total == 3 and len(self) == 1:
+            raise MachineError("full")
+        super().add(row)
+
+
+class Unreadable(Record):
+    """Jacobians are written and cannot be read."""
+
+    def __getitem__(self, step: int) -> torch.Tensor:
+        if self._total == 3:
+            raise OSError("input/output error")
+        return super().__getitem__(step)
+
+
+@pytest.mark.parametrize(
+    ("name", "otherwise"),
+    [
+        ("shutil.disk_usage", lambda _: Mock(free=0)),
+        ("file_system", lambda _: "tmpfs"),
+        *(("Record", kind) for kind in (NoFile, FillsUp, Unreadable)),
+    ],
+)
+@pytest.mark.parametrize(("memory", "parts"), [(48 << 20, 2), (24 << 20, 5)])
+def test_a_jacobian_is_computed_once_for_all_parts_of_the_replicas(
+    memory: int, parts: int, name: str, otherwise: Any, digits: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit what it is where the disk has no room, beforehand or on the way, and each turn computes them again."""
+    """Predictions are the same bit for bit where no disk can keep it."""
     tuning = FineTuning(FullTuning(), steps=6, batch_size=8)
     computed = Mock(side_effect=per_example_jacobians)
     monkeypatch.setattr(linearised, "per_example_jacobians", computed)
-    from_file = predicted(digits, tuning, memory)
+    kept = predicted(digits, tuning, memory)
     assert computed.call_count == 3
-    with monkeypatch.context() as no_room:
-        no_room.setattr(shutil, "disk_usage", lambda _: Mock(free=0))
-        assert torch.equal(predicted(digits, tuning, memory), from_file)
-    assert computed.call_count > 6
     computed.reset_mock()
-    add = Record.add
-    full = MachineError("full")
-
-    def once(self: Record, row: torch.Tensor) -> None:
-        if len(self) and row.numel() > 100_000:
-            raise full
-        add(self, row)
-
-    monkeypatch.setattr(Record, "add", once)
-    assert torch.equal(predicted(digits, tuning, memory), from_file)
-    assert computed.call_count > 4
+    monkeypatch.setattr(f"stability.leave_one_out.linearised.{name}", otherwise)
+    assert torch.equal(predicted(digits, tuning, memory), kept)
+    assert computed.call_count == 3 * parts
 
 
-def test_a_disk_that_is_full_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full() -> object:
-        return open("/dev/full", "w+b", buffering=0)
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    record = Record(2_000, 1 << 20, torch.ones(1), in_memory=False)
+@pytest.mark.parametrize("width", [10, 1 << 20])
+def test_a_disk_that_is_full_is_told_with_the_remedy(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full", "w+b"))
+    record = Record(2_000, width, torch.ones(1), in_memory=False)
     with pytest.raises(
-        MachineError, match="gradients of 2000 steps take 7.8 GiB, for which .* has no room .*: name a larger folder"
+        MachineError, match=r"gradients of 2000 steps take .* GiB, for which .* has no room .*: name a larger folder"
     ):
-        record.add(torch.ones(1 << 20))
+        record.add(torch.ones(width))
+    record.clear()
 
 
 def test_coordinates_are_drawn_where_the_jacobians_do_not_fit(digits: Problem) -> None:

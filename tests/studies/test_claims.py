@@ -13,7 +13,7 @@ from scipy import stats
 
 from stability import FineTuning, UsageError
 from stability.selectors import SAM, ChildPruning, DiffPruning, FullTuning, MagPruning, Random, Selector
-from stability.studies import Study, StudyResults, Verdict, answers, learned, missing_cells
+from stability.studies import Study, StudyResults, Verdict, answers, cells_to_compute, learned
 from stability.studies.identity import key
 from stability.studies.results import CellStatus
 
@@ -58,7 +58,7 @@ def results(
     table["uniform_measured"] = table["uniform_measured_state"] = None
     named = {key(one.settings())[:12]: {**one.settings(), "method": one.name} for one in study.algorithms}
     of: dict[str, Any] = {"study": "made", "identity": study.identity(), "tasks": ("digits",), "algorithms": named}
-    return StudyResults(table=table, unfinished=lacking, **of)
+    return StudyResults(table=table, to_compute=lacking, **of)
 
 
 def answer(start: str, main: StudyResults, swept: StudyResults | None = None) -> Any:
@@ -109,11 +109,11 @@ def test_verdicts_follow_the_rule() -> None:
 def test_nothing_is_concluded_from_an_unfinished_study() -> None:
     sparse = ("random", "magnitude", "sam", "childpruning", "diffpruning")
     unfinished = results({name: {"stability": jittered(0.5)} for name in sparse}, lacking=2)
-    assert missing_cells([unfinished]) == ("2 of 24 cells of made",)
+    assert cells_to_compute([unfinished]) == ("2 of 24 cells of made",)
     found = answer("Sparse fine-tuning", unfinished)
     assert (found.table["clear"] == "for").sum() >= 3
     assert found.verdict is Verdict.OPEN
-    assert "First the studies must be finished: 2 of 24 cells of made are missing." in found.sentence
+    assert "First the studies must be finished: 2 of 24 cells of made are to be computed." in found.sentence
     told = answers([results({name: {"stability": jittered(0.5)} for name in sparse})], missing=["all of another"])
     assert all(one.verdict in (Verdict.OPEN, Verdict.MISSING) for one in told)
     assert all(one.verdict is Verdict.MISSING for one in answers([]))

@@ -286,6 +286,7 @@ def test_a_folder_is_read_while_another_process_writes(what: str, tmp_path: Path
     mine = FolderLedger(tmp_path / "mine.d")
     mine.create(7, "{}")
     mine.add([row("a")])
+    assert mine.claim(Worker(), wanted("b1"), 1, FREE).mine
     listed = FolderLedger._tried
 
     def then_another(self: FolderLedger) -> dict[str, int]:
@@ -296,6 +297,23 @@ def test_a_folder_is_read_while_another_process_writes(what: str, tmp_path: Path
     before = getattr(mine, what)()
     monkeypatch.setattr(FolderLedger, "_tried", then_another)
     assert getattr(mine, what)() == before
+
+
+def test_a_worker_that_is_taken_for_dead_gives_a_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just when it looks for its file another process renames it."""
+    mine, worker = FolderLedger(tmp_path / "mine.d"), Worker()
+    mine.create(7, "{}")
+    mine.join(worker)
+    read = FolderLedger._read
+
+    def renamed_before(self: FolderLedger, place: Path, **kinds: type) -> dict[str, Any]:
+        monkeypatch.undo()
+        mine._gone(worker.id)
+        return read(self, place, **kinds)
+
+    monkeypatch.setattr(FolderLedger, "_read", renamed_before)
+    mine.beat(worker)
+    assert [one.id for one in mine.workers()] == [worker.id]
 
 
 def test_a_folder_needs_no_lock_and_no_whole_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

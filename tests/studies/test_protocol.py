@@ -190,7 +190,7 @@ def test_a_search_and_the_study_that_takes_its_rates(quick: list[str], capsys: p
         store.execute("DELETE FROM cells WHERE rowid = (SELECT max(rowid) FROM cells)")
     with pytest.raises(UsageError, match="is unfinished: 1 of 4 rates are missing"):
         found_rates("search.sqlite", ["cb"])
-    assert StudyResults.read("search.sqlite").where(method="full").unfinished == 1  # of the whole study
+    assert StudyResults.read("search.sqlite").where(method="full").to_compute == 1  # of the whole study
     assert main(["table", "--store", "search.sqlite"]) == 0
     assert "note: unfinished: 1 of 4 cells is still to be computed, and means are over the others" in capsys.readouterr().out
 
@@ -205,11 +205,15 @@ def test_the_studies_of_the_claims() -> None:
         assert (len(study.seeds), study.measured_seeds, study.test_examples) == (5, 2, 256)
         assert study.estimator == Assisted(8, predictor=Linearised(3, memory_budget=1 << 29, reselect=False))
         assert {algorithm.asked_sparsity for algorithm in study.algorithms} == {None, 0.005}
+        hard = name in ("claims-cola", "claims-mrpc")
+        sizes = (protocol.pool, protocol.steps, protocol.burn_in, protocol.project_every)
+        assert sizes == ((1024, 384, 192, 48) if hard else (None if "cb" in name else 256, 64, 32, 8))
         search = replace(CLAIMS[f"{name}-rates"], data="there").study(name)
         assert len(search.cells()) == 40
         assert search.measured_seeds == 0
         rates = [mine.learning_rate for mine in search.algorithms if isinstance(mine, FineTuning)]
         assert rates[:4] == [3e-5, 9e-5, 3e-4, 9e-4]
+        assert rates[-4:] == pytest.approx([3e-4, 9e-4, 3e-3, 9e-3] if hard else [1e-3, 3e-3, 1e-2, 3e-2])  # of SAM
     swept = replace(CLAIMS["claims-cb-sparsity"], data="there", rates=(("sam@0.02", 0.5), ("sam", 0.25))).study("s")
     assert [algorithm.name for algorithm in swept.algorithms].count("full") == 1
     p = [algorithm.asked_sparsity for algorithm in swept.algorithms if algorithm.name == "random"]

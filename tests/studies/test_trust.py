@@ -248,7 +248,7 @@ def test_a_worker_that_ends_costs_its_cell_alone(
     assert Counter(asked) == Counter([*each, ("fatal", 2, 1), ("fatal", 2, 2)])
     bad = results.table[results.table["status"] == CellStatus.FAILED]
     assert bad[["method", "seed", "failure"]].to_numpy().tolist() == [["fatal", 2, kind]]
-    assert results.unfinished == 1  # for it is tried again
+    assert results.to_compute == 1  # for it is tried again
     assert bad["reason"].iloc[0] == f"the process that measured it {reason}, in the last of 3 tries"
     undisturbed, _ = run(mine, tmp_path / "whole.sqlite")
     both = undisturbed.table.merge(results.table, on=["method", "seed"])
