@@ -3,7 +3,8 @@
     python -m benchmarks.claims --data FOLDER [--model FOLDER] [--only NAME …] [--plan]
 
 Each task begins with a search for learning rates, and its other studies take the rates that the search found. Stores are in
-runs/claims while they grow. After each cell they are copied to figures/claims, from where a fresh checkout goes on.
+runs/claims while they grow. After each cell they are copied to figures/claims, from where a fresh checkout goes on. A study that is
+finished is drawn into figures.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.language import minilm
+from stability.cli import commands
 from stability.errors import StabilityError
 from stability.studies import Protocol, cost, found_rates, pace, run
 from stability.studies.named import CLAIMS
 
 RUNS, KEPT = Path("runs/claims"), Path("figures/claims")
+DRAWN = {"": "methods", "sparsity": "four_panels"}
+"""The figure of a study, by what follows its task's name."""
 
 ORDER = tuple(sorted(CLAIMS, key=lambda name: (["stsb", "cb", "mrpc", "cola"].index(name.split("-")[1]), "-rates" not in name)))
 """One task after the other, and of each the searches first."""
@@ -78,6 +82,13 @@ def copied(source: Path, target: Path) -> None:
     os.replace(part, target)
 
 
+def draw(name: str) -> None:
+    """Draw the figure of a finished study, if there is one of its kind."""
+    part = "-".join(name.split("-")[2:])
+    if (figure := DRAWN.get(part)) is not None:
+        commands.main(["figures", "--store", str(RUNS / f"{name}.sqlite"), "--out", str(KEPT.parent), "--only", figure])
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
@@ -113,6 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         try:
             run(study, store, on_cell=keep, **how)
+            draw(name)
         except StabilityError as error:  # a task's folder that is missing does not stop the others
             print(f"{name} stopped: {error}", flush=True)
             lost += 1

@@ -16,7 +16,8 @@ from stability.studies.named import CLAIMS
 
 __all__ = ["head", "markdown", "number", "rates", "stored"]
 
-FOLDER = Path(__file__).parents[2] / "figures" / "claims"
+FIGURES = Path(__file__).parents[2] / "figures"
+FOLDER = FIGURES / "claims"
 
 
 def stored(ending: str = "") -> list[StudyResults]:
@@ -100,6 +101,8 @@ def _learned(main: Sequence[StudyResults]) -> Iterator[str]:
             f"{row['learning_rate']:g} | {number(row['test_metric'])} ± {number(row['std'])} | {number(row['constant'])} | "
             f"{number(row['than_full'], '+.3f')} | {number(row['train_loss'])} | {learns} |"
         )
+    for path in sorted(FIGURES.glob("claims-*.png")):
+        yield f"\n![{path.stem.replace('_', ' ')}](../../figures/{path.name})"
 
 
 def _answer(answer: Answer) -> Iterator[str]:

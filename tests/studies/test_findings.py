@@ -15,7 +15,7 @@ from scipy import stats
 
 from benchmarks.intervals import tables as intervals_tables
 from stability.leave_one_out.statistics import Estimate, mean_over_seeds
-from stability.studies import StudyResults, published, published_scores, rank_correlation, scores
+from stability.studies import StudyResults, answers, learned, published, published_scores, rank_correlation, scores
 
 ROOT = Path(__file__).parents[2]
 P = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -161,6 +161,20 @@ def test_no_random_problem_is_above_the_bound_but_with_the_printed_curvature() -
     printed = {name for name in above if "printed Λ_min" in name}
     assert len(printed) >= 2
     assert all((above[name] > 0) == (name in printed) for name in above)
+
+
+def test_on_stsb_only_those_that_hardly_fit_are_clearly_more_stable_than_full_tuning() -> None:
+    main = StudyResults.read(ROOT / "figures" / "claims" / "claims-stsb.sqlite")
+    assert learned([main])["learned"].tolist() == [True] * 10
+    loss = main.table.pivot(index="method", columns="seed", values="train_loss").astype(float)
+    hardly = {"bitfit", "lora", "diffpruning", "childpruning"}
+    assert set(loss.index[loss.min(axis=1) > 1.9]) == hardly
+    assert (loss.loc["sam"] > 2).sum() == 2
+    ratios = answers([main])[0].table.set_index("what")[["effect", "low", "high", "clear"]]
+    assert {what.split(",")[0] for what in ratios.index[ratios["clear"] == "for"]} == hardly
+    assert not (ratios["clear"] == "against").any()
+    assert ratios.loc["random, p = 0.005", ["effect", "low", "high"]].astype(float).round(1).tolist() == [2.2, 0.8, 6.5]
+    assert ratios.loc["sam, p = 0.005", ["effect", "low", "high"]].astype(float).round(1).tolist() == [0.5, 0.2, 1.0]
 
 
 def intervals(chosen: bool, way: str, count: int) -> list[dict[str, float]]:
