@@ -152,7 +152,7 @@ def _details(estimate: StabilityEstimate) -> dict[str, str]:
         "stability E_i|Δℓ_i|": f"{estimate.value:.6g} {estimate.subject.loss_unit}",
         f"{estimate.pointwise.confidence:.0%} interval": _interval(low, high),
         "noise floor": _number(estimate.noise_floor, ".2g"),
-        "estimator": f"{estimate.estimator}; {_STATUS.get(estimate.status, estimate.status)}",
+        "status": f"{estimate.estimator}; {_STATUS.get(estimate.status, estimate.status)}",
     }
     if (predicted := estimate.prediction) is not None:
         rows["predicted"] = f"{predicted.mean:.4g} by {predicted.by}, in {predicted.seconds:.1f} s"
