@@ -84,6 +84,10 @@ class FolderLedger(Ledger):
             found[name] = max(found.get(name, 0), self._number(one, attempt) + 1)
         return found
 
+    def _attempt(self, name: str, number: int, **kinds: type) -> dict[str, Any]:
+        """What one attempt at a cell left, the first of which is 0."""
+        return self._read(self._cells / f"{name}.{number}.json", **kinds)
+
     def _number(self, place: Path, text: str) -> int:
         """The number in the name of a file."""
         if not (text.isascii() and text.isdigit()):
@@ -94,10 +98,9 @@ class FolderLedger(Ledger):
         """The last attempt of each cell, by its key, in the order in which they were first finished."""
         tried = self._tried()
         kinds = {"identity": str, "record": str, "passing": bool, "finished": str}
-        found = {name: self._read(self._cells / f"{name}.{count - 1}.json", **kinds) for name, count in tried.items()}
+        found = {name: self._attempt(name, count - 1, **kinds) for name, count in tried.items()}
         first = {  # what was tried again keeps its place
-            name: one if tried[name] == 1 else self._read(self._cells / f"{name}.0.json", finished=str)
-            for name, one in found.items()
+            name: one if tried[name] == 1 else self._attempt(name, 0, finished=str) for name, one in found.items()
         }
         return dict(sorted(found.items(), key=lambda one: (first[one[0]]["finished"], one[0])))
 
@@ -122,10 +125,7 @@ class FolderLedger(Ledger):
         return identity, record
 
     def attempts(self) -> dict[str, tuple[bool, int]]:
-        found = self._tried().items()
-        return {
-            name: (self._read(self._cells / f"{name}.{tried - 1}.json", passing=bool)["passing"], tried) for name, tried in found
-        }
+        return {name: (self._attempt(name, tried - 1, passing=bool)["passing"], tried) for name, tried in self._tried().items()}
 
     def times(self) -> dict[str, datetime]:
         return {name: time_of(self.path, one["finished"]) for name, one in self._each().items()}
@@ -135,7 +135,7 @@ class FolderLedger(Ledger):
             written = False
             while not written:  # another process may be quicker, with a failure that may pass
                 count = self._last(row.key)
-                if count and not self._read(self._cells / f"{row.key}.{count - 1}.json")["passing"]:
+                if count and not self._attempt(row.key, count - 1)["passing"]:
                     break
                 now = {**asdict(row), "finished": row.finished or datetime.now(UTC).isoformat()}
                 written = self._publish(self._cells / f"{row.key}.{count}.json", now)
@@ -225,7 +225,7 @@ class FolderLedger(Ledger):
 
     def _finished(self, name: str, before: int) -> bool:
         count = self._last(name)
-        return count > 0 and (count != before or not self._read(self._cells / f"{name}.{count - 1}.json")["passing"])
+        return count > 0 and (count != before or not self._attempt(name, count - 1)["passing"])
 
     def _holder(self, name: str, attempt: int) -> tuple[str | None, int]:
         """Who claimed a cell last, and how many did."""

@@ -164,7 +164,7 @@ def test_no_random_problem_is_above_the_bound_but_with_the_printed_curvature() -
 
 
 def test_on_stsb_only_those_that_hardly_fit_are_clearly_more_stable_than_full_tuning() -> None:
-    main = StudyResults.read(ROOT / "figures" / "claims" / "claims-stsb.sqlite")
+    main = stored("claims/claims-stsb")
     assert learned([main])["learned"].tolist() == [True] * 10
     loss = main.table.pivot(index="method", columns="seed", values="train_loss").astype(float)
     hardly = {"bitfit", "lora", "diffpruning", "childpruning"}
