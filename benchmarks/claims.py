@@ -14,7 +14,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ RUNS, KEPT = Path("runs/claims"), Path("figures/claims")
 DRAWN = {"": "methods", "sparsity": "four_panels"}
 """The figure of a study, by what follows its task's name."""
 
-ORDER = tuple(sorted(CLAIMS, key=lambda name: (["stsb", "cb", "mrpc", "cola"].index(name.split("-")[1]), "-rates" not in name)))
+ORDER = tuple(sorted(CLAIMS, key=lambda name: (["stsb", "cb", "cola", "mrpc"].index(name.split("-")[1]), "-rates" not in name)))
 """One task after the other, and of each the searches first."""
 
 
@@ -67,19 +67,30 @@ def fetched(name: str) -> Path:
     path, kept = RUNS / f"{name}.sqlite", KEPT / f"{name}.sqlite"
     path.parent.mkdir(parents=True, exist_ok=True)
     if kept.exists() and not path.exists():
-        copied(kept, path)
+        copied(kept, path, overwrite=False)
     return path
 
 
-def copied(source: Path, target: Path) -> None:
-    """Copy a store, whole even while it is written to; the copy is there at once, or not at all."""
+def copied(source: Path, target: Path, *, overwrite: bool = True) -> None:
+    """Copy a store, whole even while it is written to; the copy is there at once, or not at all.
+
+    Args:
+        source: the store.
+        target: the copy. Several processes may make it at the same time.
+        overwrite: put the copy in the place of a file that is there, and otherwise leave that file as it is.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
+    part = target.with_suffix(f".{os.getpid()}.part")
     part.unlink(missing_ok=True)
     with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as old, closing(sqlite3.connect(part)) as new:
         old.backup(new)
         new.execute("PRAGMA journal_mode=DELETE")  # one file, and no others beside it
-    os.replace(part, target)
+    if overwrite:
+        os.replace(part, target)
+        return
+    with suppress(FileExistsError):
+        os.link(part, target)
+    part.unlink()
 
 
 def draw(name: str) -> None:

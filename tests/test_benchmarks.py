@@ -232,6 +232,19 @@ def test_the_studies_of_the_claims_go_on_from_the_copy_that_was_kept(tmp_path: P
     assert [path.name for path in kept.parent.iterdir()] == [kept.name]
 
 
+def test_processes_that_begin_together_share_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, there = RESULTS.parents[1] / "figures" / "discontinuity.sqlite", tmp_path / "there.sqlite"
+    there.write_bytes(b"of another process, which may write to it already")
+    claims.copied(source, there, overwrite=False)
+    assert there.read_bytes().startswith(b"of another process")
+    with closing(sqlite3.connect(tmp_path / "there.part")) as other:  # a copy that another process is making
+        other.execute("BEGIN EXCLUSIVE")
+        claims.copied(source, there)
+    assert Store(there).cells() == Store(source).cells()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there.part", "there.sqlite"]
+
+
 def test_a_study_waits_for_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     assert sorted(claims.ORDER) == sorted(CLAIMS)

@@ -253,6 +253,7 @@ class Training:
     batch_size: Whole = None
     learning_rate: float | None = None
     schedule: Literal["constant", "linear"] | None = None
+    warmup: float | None = None
     weight_decay: float | None = None
     dropout: Flags = None
     precision: Precision | None = None

@@ -88,6 +88,7 @@ class Protocol:
         factors: each method is trained at its learning rate times each of these. With several, the study is a search:
             :func:`stability.studies.chosen_rates` takes the best rate on the validation split.
         schedule: of the learning rate: ``constant``, or ``linear`` down to 0 after the last step.
+        warmup: the share of the steps in which the learning rate first rises from 0.
         weight_decay: of AdamW.
         dropout: whether the model's own dropout is on while it trains.
         precision: of the network's matrix products while it trains.
@@ -136,6 +137,7 @@ class Protocol:
     rates: tuple[tuple[str, float], ...] = ()
     factors: tuple[float, ...] = (1.0,)
     schedule: Literal["constant", "linear"] = "constant"
+    warmup: float = 0.0
     weight_decay: float = 0.01
     dropout: bool = True
     precision: Precision = "float32"
@@ -219,7 +221,8 @@ class Protocol:
             Fine-tuning with the protocol's numbers; each study replaces its seed.
         """
         rule = EarlyStopping(self.evaluate_every, self.patience, self.least_steps) if self.evaluate_every else None
-        own = {name: getattr(self, name) for name in ("steps", "batch_size", "schedule", "weight_decay", "dropout", "precision")}
+        names = ("steps", "batch_size", "schedule", "warmup", "weight_decay", "dropout", "precision")
+        own = {name: getattr(self, name) for name in names}
         rates = dict(self.rates)
         rate = rates.get(f"{method}@{sparsity:g}", rates.get(method, self.learning_rate))
         rate = float(f"{rate * factor:.6g}")  # 0.3 · 3e-4 is 9e-5, and not 8.999999999999999e-05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from stability.checks import check_choice, check_flags, check_kind, check_number, check_positive, check_whole
+from stability.checks import check_choice, check_flags, check_kind, check_number, check_positive, check_probability, check_whole
 from stability.errors import UsageError
 from stability.masks import Mask
 from stability.problems.problem import Examples, ModuleLogits, Problem, TrainingDefaults, generator, shuffled_batches
@@ -44,6 +45,9 @@ class FineTuning(Algorithm):
             in order.
         learning_rate: of AdamW.
         schedule: of the learning rate: ``constant``, or ``linear`` from ``learning_rate`` down to 0 after the last step.
+        warmup: the share of the steps, in [0, 1), in which the learning rate first rises linearly from 0 (as with transformers'
+            ``get_linear_schedule_with_warmup``; the number of these steps is rounded down). Without it the first large steps can
+            throw a pretrained model to where it no longer learns (Mosbach et al. 2021).
         weight_decay: of AdamW, decoupled, towards 0 (not θ⁰).
         betas: decay rates of AdamW's first and second moment.
         epsilon: of AdamW, added to the root of the second moment.
@@ -74,6 +78,7 @@ class FineTuning(Algorithm):
     batch_size: int | None = None
     learning_rate: float | None = None
     schedule: Literal["constant", "linear"] | None = None
+    warmup: float = 0.0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
@@ -95,6 +100,7 @@ class FineTuning(Algorithm):
         check_choice(get_args(Precision), precision=self.precision)
         check_ridge(self.ridge)
         check_number(0, weight_decay=self.weight_decay)
+        check_probability(warmup=self.warmup)
         check_flags(dropout=self.dropout)
         check_whole(0, seed=self.seed)
         if self.ridge == "paper" and self.selector.moving:
@@ -115,8 +121,8 @@ class FineTuning(Algorithm):
         return 6 + self.selector.vectors + (3 if self.validates else 0)
 
     def settings(self) -> dict[str, Any]:
-        """Dropout is named where it is on, precision where it is reduced, early stopping where there is any."""
-        ordinary = {"dropout": False, "precision": "float32", "early_stopping": None}
+        """A warm-up and early stopping are named where there are any, dropout where it is on, precision where it is reduced."""
+        ordinary = {"warmup": 0.0, "dropout": False, "precision": "float32", "early_stopping": None}
         own = {name: value for name, value in super().settings().items() if name not in ordinary or ordinary[name] != value}
         return own if self.early_stopping is None else {**own, "early_stopping": self.early_stopping.settings()}
 
@@ -147,8 +153,12 @@ class FineTuning(Algorithm):
         return make
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of step 0, 1, …."""
-        return self._rate * (1 - step / self.max_steps if self._settled(self.schedule, "schedule") == "linear" else 1)
+        """The learning rate of step 0, 1, …: up to ``learning_rate`` in the steps of the warm-up, and then by the schedule."""
+        rising = math.floor(round(self.warmup * self.max_steps, 6))  # 0.29 · 100 is 29, and not 28.999999999999996
+        if step < rising:
+            return self._rate * step / rising
+        linear = self._settled(self.schedule, "schedule") == "linear"
+        return self._rate * (1 - (step - rising) / (self.max_steps - rising) if linear else 1)
 
     def check(self, problem: Problem, masks: Sequence[Mask]) -> None:
         if self.validates and (problem.validation is None or not len(problem.validation)):
@@ -205,9 +215,8 @@ class FineTuning(Algorithm):
         return f"diverged at step {step} with seed {self.seed}: use a smaller learning rate than {self._rate:g}"
 
     def describe(self) -> str:
-        told = (
-            f"{self.steps} steps of AdamW, learning rate {self._rate:g}, {self.schedule}, dropout {'on' if self.dropout else 'off'}"
-        )
+        schedule = f"{self.schedule}{f' after a warm-up of {self.warmup:g}' if self.warmup else ''}"
+        told = f"{self.steps} steps of AdamW, learning rate {self._rate:g}, {schedule}, dropout {'on' if self.dropout else 'off'}"
         return told if self.precision == "float32" else f"{told}, {self.precision}"
 
     @property
