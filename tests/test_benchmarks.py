@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import warnings
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 

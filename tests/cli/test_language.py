@@ -103,11 +103,11 @@ def test_rows_without_a_label_are_left_out_on_the_command_line(
 
 def test_training_options_and_dropout(reviews: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     data, model = reviews
-    own = "--selector full --steps 2 --retrainings 1 --n 8 --batch-size 4 --learning-rate 1e-4 --schedule constant --dropout --json"
-    assert main(["loo", "--problem", data, "--model", model, *own.split()]) == 0
+    own = "--selector full --steps 2 --retrainings 1 --n 8 --batch-size 4 --learning-rate 1e-4 --schedule constant --dropout"
+    assert main(["loo", "--problem", data, "--model", model, *own.split(), "--warmup", "0.5", "--json"]) == 0
     algorithm = json.loads(capsys.readouterr().out)["algorithm"]
-    told = {name: algorithm[name] for name in ("batch_size", "learning_rate", "schedule", "dropout")}
-    assert told == {"batch_size": 4, "learning_rate": 1e-4, "schedule": "constant", "dropout": True}
+    told = {name: algorithm[name] for name in ("batch_size", "learning_rate", "schedule", "warmup", "dropout")}
+    assert told == {"batch_size": 4, "learning_rate": 1e-4, "schedule": "constant", "warmup": 0.5, "dropout": True}
 
 
 def test_a_study_of_ones_own_goes_on_from_a_copy(

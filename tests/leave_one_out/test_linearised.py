@@ -24,6 +24,7 @@ from stability.masks import Mask
 from stability.problems.solvable import linear_regression, logistic_regression
 from stability.selectors import SAM, BitFit, ChildPruning, DiffPruning, Fisher, FullTuning, LoRA, MagPruning, Random, Selector
 from stability.training.replicas import Replicas, train
+from stability.training.stopping import EarlyStopping
 from tests.reference import leaving_out
 from tests.selectors.test_laws import EVERY, described
 
@@ -69,9 +70,8 @@ LINEAR: list[Selector] = [
 def test_a_linear_model_is_retrained_exactly(kind: str, selector: Selector) -> None:
     """Everything that is A: batches, AdamW, schedule, weight decay, ridge, masks selected anew or on the way."""
     made = linear_regression(X, Y, START) if kind == "squared" else logistic_regression(X, (Y > 0).astype(float), START)
-    tuning = FineTuning(
-        selector, steps=15, batch_size=6, learning_rate=0.05, schedule="linear", weight_decay=0.3, ridge=0.02, seed=1
-    )
+    how: dict[str, Any] = {"learning_rate": 0.05, "schedule": "linear", "warmup": 0.2, "weight_decay": 0.3, "ridge": 0.02}
+    tuning = FineTuning(selector, steps=15, batch_size=6, seed=1, **how)
     exact = leave_one_out.measure(made.problem, tuning, estimator=Exact(), device="cpu").per_example
     np.testing.assert_allclose(predicted(made.problem, tuning), exact["loss_left_out"], rtol=1e-8, atol=1e-12)
 
@@ -185,6 +185,18 @@ def test_a_jacobian_is_computed_once_for_all_parts_of_the_replicas(
     monkeypatch.setattr(f"stability.leave_one_out.linearised.{name}", otherwise)
     assert torch.equal(predicted(digits, tuning, memory), kept)
     assert computed.call_count == 3 * parts
+
+
+def test_all_parts_end_where_the_real_run_was_stopped(digits: Problem) -> None:
+    """After the second of three checkpoints: the third is never seen, and so no Jacobian of it is kept."""
+    wrong = dataclasses.replace(digits.train, labels=(digits.train.labels + 1) % 5)  # what is learned is held against it
+    problem = dataclasses.replace(digits, validation=wrong)
+    stopping = EarlyStopping(evaluate_every=3, patience=1, least_steps=0)
+    tuning = FineTuning(FullTuning(), steps=9, batch_size=8, early_stopping=stopping)
+    kept = int(train(problem, tuning, replica_batch=1).kept_step[0])
+    assert 3 <= kept < 9
+    whole = predicted(problem, tuning)
+    torch.testing.assert_close(predicted(problem, tuning, 48 << 20), whole, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("width", [10, 1 << 20])

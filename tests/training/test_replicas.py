@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import ViTForImageClassification
 
 from stability import FineTuning, Problem, UsageError, problems, selectors
@@ -147,6 +148,27 @@ def test_every_example_is_used_equally_often() -> None:
     assert torch.bincount(batches).tolist() == [3] * 20
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+@pytest.mark.parametrize(
+    ("steps", "warmup", "rising"), [(10, 0.0, 0), (10, 0.3, 3), (100, 0.29, 29), (7, 0.5, 3), (1, 0.9, 0), (8, 0.99, 7)]
+)
+def test_the_learning_rate_is_that_of_transformers(schedule: Any, steps: int, warmup: float, rising: int) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
+    theirs = transformers.get_scheduler(schedule if schedule == "linear" else "constant_with_warmup", optimizer, rising, steps)
+    algorithm = FineTuning(FullTuning(), steps=steps, learning_rate=0.01, schedule=schedule, warmup=warmup)
+    for step in range(steps):
+        assert algorithm.learning_rate_at(step) == pytest.approx(theirs.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_warm_up_is_part_of_what_defines_a_run() -> None:
+    first, other = (FineTuning(FullTuning(), steps=10, learning_rate=0.01, schedule="linear", warmup=w) for w in (0.0, 0.1))
+    assert other.settings() == first.settings() | {"warmup": 0.1}
+    assert "linear after a warm-up of 0.1" in other.describe()
+    assert "warm-up" not in first.describe()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -156,6 +178,9 @@ def test_every_example_is_used_equally_often() -> None:
         ({"learning_rate": float("nan")}, "learning_rate = nan"),
         ({"ridge": -0.5}, "ridge = -0.5"),
         ({"schedule": "cosine"}, "unknown schedule 'cosine'"),
+        ({"warmup": 1.0}, r"warmup = 1.0 is outside \[0, 1\)"),
+        ({"warmup": -0.1}, "warmup = -0.1"),
+        ({"warmup": 5}, "warmup = 5"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
