@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from stability import StabilityError, UsageError, plotting
+from stability import StabilityError, UsageError, plotting, problems
 from stability.cli.commands import main
 from stability.leave_one_out.estimators import Approximate, Assisted, Sampled
 from stability.reports.study_table import render
@@ -382,6 +382,19 @@ def test_a_plan_knows_what_it_can_foretell(both_store: Path, tmp_path: Path) -> 
     assert expected(capped, device="cpu", workers=1).table["trainings"].tolist() == [7, 7]
     minimised = Study("least", "logistic", (Minimisation(FullTuning(), ridge=0.5),), (0,), **QUICK)
     assert "without 4 minimisations, which take as many steps as they need" in str(expected(minimised, device="cpu", workers=1))
+
+
+def test_a_plan_evaluates_left_out_models_on_as_many_test_examples_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of r models takes r seconds here, and an evaluation a second for each model and example."""
+    monkeypatch.setattr(costs, "_step", lambda problem, algorithm, r, masks: float(r))
+    monkeypatch.setattr(costs, "_forward", lambda problem, examples, batch: float(len(examples)))
+    study = Study("few", "digits", (FineTuning(FullTuning(), steps=4),), (0,), **QUICK | {"estimator": Sampled(3)})
+    test = len(problems.load("digits", n=20).test)
+    told = []
+    for count in (None, 10, 10**6):
+        row = expected(dataclasses.replace(study, test_examples=count), device="cpu", workers=1).table.iloc[0]
+        told.append(row["retrain"] - 4 * 4.0)
+    assert told == pytest.approx([4.0 * test, 4.0 * 10, 4.0 * test])
 
 
 def test_a_plan_leaves_out_what_others_compute_now(tmp_path: Path) -> None:
