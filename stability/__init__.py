@@ -9,6 +9,7 @@ The names are loaded when they are first used: ``import stability`` itself is qu
 """
 
 import importlib as _importlib
+import os as _os
 import sys as _sys
 from importlib import machinery as _machinery
 from importlib import metadata as _metadata
@@ -16,6 +17,9 @@ from importlib import metadata as _metadata
 import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+
+# torch asks for it once, when it makes its first tensor. In large pages of memory a step of a whole model takes half the time.
+_os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = _metadata.version("peft-stability")  # pyproject.toml has the number; everything else asks here
 

@@ -252,21 +252,24 @@ class _Gated(Course):
         low, high = self._method.stretch
         if not self.relaxed:
             return self._values
-        draw = self._run.uniform().to(self._alpha).clamp(1e-6, 1 - 1e-6)
-        s = torch.sigmoid(torch.logit(draw) + self._alpha)
-        stretched = s * (high - low) + low
-        self._gates = self._run.with_head(stretched.clamp(0, 1))
-        self._slopes = torch.where((stretched > 0) & (stretched < 1), s * (1 - s) * (high - low), 0)
-        return self._run.origin + self._gates * (self._values - self._run.origin)
+        # In place wherever it can be: with all parameters of a model, new memory takes longer than the arithmetic.
+        draw = self._run.uniform().to(self._alpha).clamp_(1e-6, 1 - 1e-6)
+        s = (draw.logit_() + self._alpha).sigmoid_()
+        stretched = (s * (high - low)).add_(low)
+        inside = (stretched > 0).logical_and_(stretched < 1)
+        self._slopes = (1 - s).mul_(s).mul_(high - low).masked_fill_(inside.logical_not_(), 0)
+        self._gates = self._run.with_head(stretched.clamp_(0, 1))
+        return (self._values - self._run.origin).mul_(self._gates).add_(self._run.origin)
 
     def step(self, gradient: Tensor) -> None:
         m, method = self._run.m, self._method
         if self.relaxed:
             moved = (self._values - self._run.origin)[:, :m]
-            opened = torch.sigmoid(self._alpha - math.log(-method.stretch[0] / method.stretch[1]))
-            slope = gradient[:, :m] * moved * self._slopes + method.l0 / m * opened * (1 - opened)
+            opened = (self._alpha - math.log(-method.stretch[0] / method.stretch[1])).sigmoid_()
+            slope = moved.mul_(gradient[:, :m]).mul_(self._slopes)
+            slope.add_((1 - opened).mul_(opened.mul_(method.l0 / m)))
             self._alpha = self._alpha_optimizer.update(self._alpha, slope)
-            self._values = self._optimizer.update(self._values, self._gates * gradient)
+            self._values = self._optimizer.update(self._values, self._gates.mul_(gradient))
         elif self._held is not None:
             self._values = torch.where(self._held, self._optimizer.update(self._values, gradient * self._held), self._values)
         self._step += 1
