@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,12 @@ def test_what_ulimit_leaves_counts() -> None:
     limited = ["bash", "-c", f'ulimit -v {3 << 20}; exec {sys.executable} -c "{code}"']
     left = int(subprocess.run(limited, capture_output=True, text=True, check=True).stdout)
     assert 0 < left < 3 * GIB
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_torch_is_asked_for_large_pages_unless_the_user_says_otherwise(given: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    environment |= {} if given is None else {"THP_MEM_ALLOC_ENABLE": given}
+    code = "import os, sys, stability; print(os.environ['THP_MEM_ALLOC_ENABLE'], 'torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert run.stdout.split() == [given or "1", "False"]
