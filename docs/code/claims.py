@@ -41,7 +41,17 @@ def markdown() -> str:
     main, swept, perturbed = (stored(ending) for ending in ("", "-sparsity", "-perturbation"))
     found = answers(main, swept, perturbed, missing=[f"all of {name}" for name in _not_begun()])
     return "\n".join(
-        [*_progress(), "", *_verdicts(found), "", *_learned(main), "", *(line for one in found for line in _answer(one))]
+        [
+            *_progress(),
+            "",
+            *_verdicts(found),
+            "",
+            *_learned(main),
+            "",
+            *_stabilities(main),
+            "",
+            *(line for one in found for line in _answer(one)),
+        ]
     )
 
 
@@ -109,6 +119,31 @@ def _learned(main: Sequence[StudyResults]) -> Iterator[str]:
         )
     for path in sorted(FIGURES.glob("claims-*.png")):
         yield f"\n![{path.stem.replace('_', ' ')}](../../figures/{path.name})"
+
+
+def _stabilities(main: Sequence[StudyResults]) -> Iterator[str]:
+    yield "## Stability of each method"
+    yield ""
+    measured = [one.table[one.table["stability"].notna()] for one in main if "stability" in one.table]
+    if not any(map(len, measured)):
+        yield "It is not measured yet."
+        return
+    yield (
+        "Mean over the training examples of how much the loss of an example changes if it is left out (Definition 3). For each "
+        "seed: the estimate with its 95 % interval over the examples, from so many retrainings."
+    )
+    yield ""
+    yield head("task", "method", "p", "retrainings", "stability, seed by seed")
+    for table in measured:
+        for (task, method), mine in table.groupby(["task", "method"], sort=False):
+            each = (f"{seed[0]:.3g} ({seed[1]:.3g} to {seed[2]:.3g})" for seed in mine[_STABILITY].to_numpy(dtype=float))
+            yield (
+                f"| {LABELS.get(str(task), task)} | {LABELS.get(str(method), method)} | {mine['sparsity'].mean():.2g} | "
+                f"{mine['retrainings'].iloc[0]:.0f} | {'; '.join(each)} |"
+            )
+
+
+_STABILITY = ["stability", "stability_low", "stability_high"]
 
 
 def _answer(answer: Answer) -> Iterator[str]:
