@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from numbers import Integral, Real
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from stability.errors import UsageError
 
@@ -28,7 +28,21 @@ __all__ = [
     "check_sparsity",
     "check_whole",
     "check_workers",
+    "those_given",
 ]
+
+
+def those_given(**values: Any) -> dict[str, Any]:
+    """Those of the values that are not None: what is optional is checked, and told, only where it is there.
+
+    Args:
+        values: each under its name.
+
+    Example:
+        >>> those_given(steps=3, pool=None)
+        {'steps': 3}
+    """
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def check_whole(least: int, most: int | None = None, because: str = "", /, **values: object) -> None:

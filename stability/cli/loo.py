@@ -17,7 +17,7 @@ from cyclopts import Parameter
 
 from stability.bounds import estimate_constants, measured_bounds
 from stability.bounds.base import check_delta
-from stability.checks import check_whole
+from stability.checks import check_whole, those_given
 from stability.cli.figures import check_writable
 from stability.cli.options import (
     BOUNDS,
@@ -219,7 +219,7 @@ def loo(
             f"--bounds: the bounds are about leaving one example out, and {perturbed.option} asks for something else: give one of "
             "them"
         )
-    settings = problem_settings(data, model) | ({} if perturbed.group is None else {"group": perturbed.group})
+    settings = problem_settings(data, model) | those_given(group=perturbed.group)
     if perturbed.group is not None and which.problem in PROBLEMS:
         raise UsageError(
             f"--group {perturbed.group}: it names a column of your texts, and problem {which.problem!r} has no columns: leave it "

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from stability import problems
+from stability.checks import those_given
 from stability.cli.parsing import WHOLE, Flags, Names, Numbers, Whole, given, methods, options, settings
 from stability.errors import UsageError
 from stability.leave_one_out.estimators import Approximate, Assisted, Auto, Estimator, Exact, Sampled
@@ -382,12 +383,12 @@ class EstimatorOptions:
             why = "leaves out every example" if kind == "exact" else "leaves out none"
             odd = ", ".join(f"--{name}" for name in how)
             raise UsageError(f"--estimator {kind} {why}: leave {odd} out, or use auto, sampled or assisted")
-        return ESTIMATORS[kind](**how, **({} if predictor is None else {"predictor": predictor}))
+        return ESTIMATORS[kind](**how, **those_given(predictor=predictor))
 
     def _predictor(self) -> Predictor | None:
         if self.predictor is None and self.checkpoints is None:
             return None
-        own = {} if self.checkpoints is None else {"checkpoints": self.checkpoints}
+        own = those_given(checkpoints=self.checkpoints)
         if own and self.predictor == "one-step":
             raise UsageError("--checkpoints are of linearised replicas: leave it out with --predictor one-step")
         return PREDICTORS[self.predictor or "linearised"](**own)

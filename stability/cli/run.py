@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 from cyclopts import App, Group, Parameter
 
-from stability.checks import check_whole
+from stability.checks import check_whole, those_given
 from stability.cli.figures import check_writable, draw
 from stability.cli.options import (
     BOUNDS,
@@ -100,7 +100,7 @@ def _own(
     how, seeds = training.made(), 3 if which.seeds is None else which.seeds
     defaults = common_defaults(which.problem)
     algorithms = tuple(FineTuning(selector, **how).with_defaults(defaults) for selector in selectors)
-    check_whole(1, seeds=seeds, **({} if which.samples is None else {"samples": which.samples}))
+    check_whole(1, seeds=seeds, **those_given(samples=which.samples))
     own = problem_settings(data, model)
     for problem in which.problem:
         load(problem, **own)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from stability.checks import check_kind, check_whole
+from stability.checks import check_kind, check_whole, those_given
 from stability.errors import MeasurementError, UsageError
 from stability.leave_one_out.dividing import Divided, Given, Portion
 from stability.leave_one_out.estimate import StabilityEstimate
@@ -117,7 +117,7 @@ def measure(
         <Status.EXACT: 'exact'>
     """
     began = time.perf_counter()
-    check_whole(1, **({} if test_examples is None else {"test_examples": test_examples}))
+    check_whole(1, **those_given(test_examples=test_examples))
     given, algorithm, estimator = _checked(problem, algorithm, estimator, reselect)
     perturbation = LeaveOneOut() if perturbation is None else perturbation
     check_kind(Perturbation, "one of stability.perturbations, such as LeaveGroupOut(groups)", perturbation=perturbation)

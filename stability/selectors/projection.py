@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stability.checks import check_flags, check_number, check_whole
+from stability.checks import check_flags, check_number, check_whole, those_given
 from stability.errors import UsageError
 from stability.selectors.base import Moving
 from stability.selectors.moving import Course, Projected, Run, check_burn_in
@@ -60,7 +60,7 @@ class ChildPruning(Moving):
     vectors: ClassVar[int] = 3  # scores, mask and what ranks them
 
     def __post_init__(self) -> None:
-        check_whole(1, every=self.every, **({} if self.burn_in is None else {"burn_in": self.burn_in}))
+        check_whole(1, every=self.every, **those_given(burn_in=self.burn_in))
         check_flags(reset=self.reset)
         if self.reset and self.burn_in is None:
             raise UsageError("reset = True without a burn_in, after which it returns to θ⁰: leave it out, or give a burn_in")
@@ -216,7 +216,7 @@ class DiffPruning(Moving):
     vectors: ClassVar[int] = 9  # gates with two moments, their slope and gradient, the point, and temporaries
 
     def __post_init__(self) -> None:
-        check_whole(2, burn_in=self.burn_in, **({} if self.every is None else {"every": self.every}))
+        check_whole(2, burn_in=self.burn_in, **those_given(every=self.every))
         check_number(0, l0=self.l0)
         check_number(gate_start=self.gate_start)
         if self.every is not None and self.every <= self.burn_in:

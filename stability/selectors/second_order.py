@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from stability.checks import check_choice, check_number, check_whole
+from stability.checks import check_choice, check_number, check_whole, those_given
 from stability.derivatives.curvature import Curvature, diagonal
 from stability.derivatives.gradients import gauss_newton_diagonals, per_example_gradients, total
 from stability.errors import UsageError
@@ -78,7 +78,7 @@ class SAM(Calibrated):
         if self.floor is not None:
             check_number(0, floor=self.floor)
         check_whole(2, probes=self.probes)
-        check_whole(1, batch_size=self.batch_size, **({} if self.batches is None else {"batches": self.batches}))
+        check_whole(1, batch_size=self.batch_size, **those_given(batches=self.batches))
         if self.batches is not None and (self.examples, self.split, self.labels) != (None, "train", "true"):
             raise UsageError(
                 f"batches = {self.batches} are of all of S and its labels: leave examples, split and labels out, or batches"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from stability.checks import check_bias, check_choice, check_positive, check_whole
+from stability.checks import check_bias, check_choice, check_positive, check_whole, those_given
 from stability.errors import UsageError
 from stability.leave_one_out.estimators import Assisted, Auto
 from stability.leave_one_out.predictors import Linearised, OneStep, Predictor
@@ -158,8 +158,7 @@ class Protocol:
             raise UsageError(f"unknown choice of the authors {odd[0]!r}: there is {', '.join(AUTHORS)}")
         if self.data is None and (odd := [task for task in self.tasks if task not in TASKS]):
             raise UsageError(f"unknown task {odd[0]!r}: there is {', '.join(TASKS)}, or with data (--data FOLDER) any folder in it")
-        given = {"retrainings": self.retrainings, "test_examples": self.test_examples}
-        check_whole(1, seeds=self.seeds, **{name: value for name, value in given.items() if value is not None})
+        check_whole(1, seeds=self.seeds, **those_given(retrainings=self.retrainings, test_examples=self.test_examples))
         check_whole(0, evaluate_every=self.evaluate_every, measured_seeds=self.measured_seeds)
         known = dict.fromkeys([*SELECTORS, *self.methods, *self.swept])
         if odd := [name for name, _ in self.rates if name.partition("@")[0] not in known]:
@@ -182,8 +181,7 @@ class Protocol:
             UsageError: a setting that a selector or the training refuses.
         """
         where = [f"{self.data}/{task}" if self.data else _ON_HUB[task] for task in self.tasks]
-        settings: dict[str, Any] = {"model": self.model, "max_length": self.max_length}
-        settings |= {} if self.pool is None else {"pool": self.pool}
+        settings = {"model": self.model, "max_length": self.max_length, **those_given(pool=self.pool)}
         settings |= {"initial_bias": float(self.initial_bias)} if self.initial_bias else {}
         if self.part == "perturbation":
             settings["removed"] = self.removed

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stability import problems
-from stability.checks import check_fraction, check_kind, check_whole
+from stability.checks import check_fraction, check_kind, check_whole, those_given
 from stability.errors import UsageError
 from stability.leave_one_out.estimators import Auto, Estimator, Exact, Sampled
 from stability.leave_one_out.notebook import table_html
@@ -107,7 +107,7 @@ class Study:
                 raise UsageError("measured_seeds and samples: shares of the variance need every cell measured; leave one out")
         if self.check_replicas is not None:
             check_whole(0, check_replicas=self.check_replicas)
-        check_whole(1, **({} if self.test_examples is None else {"test_examples": self.test_examples}))
+        check_whole(1, **those_given(test_examples=self.test_examples))
         check_fraction(delta=self.delta)
         if self.check_replicas is not None and self.measured_seeds != 0 and self.estimator.most(2) == 0:
             raise UsageError(
@@ -186,8 +186,7 @@ class Study:
             **_estimator_identity(self.estimator),
             "removed": self.problem_settings.get("removed", 0.0),
             **({} if self.samples is None else {"samples": list(self.samples)}),
-            **({} if self.measured_seeds is None else {"measured_seeds": self.measured_seeds}),
-            **({} if self.test_examples is None else {"test_examples": self.test_examples}),
+            **those_given(measured_seeds=self.measured_seeds, test_examples=self.test_examples),
         }
 
     def with_selectors(self, *selectors: Selector) -> Study:
@@ -302,7 +301,7 @@ def cell_identity(study: Study, cell: Cell, identity: Mapping[str, Any] | None =
         "seed": mine.seed,
         "data": data[None if None in data else task],
         "how": how_of(whole),
-        **({} if cell.sample is None else {"sample": cell.sample}),
+        **those_given(sample=cell.sample),
         **({} if None in data else {"task": task}),
         **({} if cell.measured else {"measured": False}),
     }

@@ -207,7 +207,8 @@ def test_the_studies_of_the_claims() -> None:
         assert {algorithm.asked_sparsity for algorithm in study.algorithms} == {None, 0.005}
         hard = name in ("claims-cola", "claims-mrpc")
         sizes = (protocol.pool, protocol.steps, protocol.burn_in, protocol.project_every)
-        assert sizes == ((1024, 384, 192, 48) if hard else (None if "cb" in name else 256, 64, 32, 8))
+        assert sizes == ((1024, 384, 128, 32) if hard else (None if "cb" in name else 256, 96, 32, 8))
+        assert {mine.warmup for mine in study.algorithms if isinstance(mine, FineTuning)} == {0.3}
         search = replace(CLAIMS[f"{name}-rates"], data="there").study(name)
         assert len(search.cells()) == 40
         assert search.measured_seeds == 0
