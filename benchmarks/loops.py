@@ -182,9 +182,9 @@ def _optimizer(model: nn.Module, gates: dict[str, Tensor], setting: Setting) -> 
     for name, p in model.named_parameters():
         p.requires_grad_(name in gates)
     algorithm = setting.algorithm
-    rates = [algorithm.learning_rate_at(step) / algorithm.learning_rate_at(0) for step in range(algorithm.max_steps + 1)]
+    rates = [algorithm.learning_rate_at(step) for step in range(algorithm.max_steps + 1)]
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=algorithm.learning_rate_at(0), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=0.0)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[step])
 
 

@@ -7,9 +7,10 @@ import importlib.util
 import json
 import sqlite3
 import sys
+import threading
 import warnings
 from collections import Counter
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -239,11 +240,21 @@ def test_processes_that_begin_together_share_one_copy(tmp_path: Path, monkeypatc
     there.write_bytes(b"of another process, which may write to it already")
     claims.copied(source, there, overwrite=False)
     assert there.read_bytes().startswith(b"of another process")
-    with closing(sqlite3.connect(tmp_path / "there.part")) as other:  # a copy that another process is making
-        other.execute("BEGIN EXCLUSIVE")
-        claims.copied(source, there)
-    assert Store(there).cells() == Store(source).cells()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["there.part", "there.sqlite"]
+    for overwrite in (True, False):
+        target = tmp_path / f"{overwrite}.sqlite"
+        together = threading.Barrier(4)
+
+        def copy(target: Path = target, overwrite: bool = overwrite, together: threading.Barrier = together) -> None:
+            together.wait()
+            claims.copied(source, target, overwrite=overwrite)
+
+        with ThreadPoolExecutor(4) as several:
+            for one in [several.submit(copy) for _ in range(4)]:
+                one.result()
+        assert Store(target).cells() == Store(source).cells()
+    with pytest.raises(sqlite3.DatabaseError):
+        claims.copied(there, tmp_path / "no store.sqlite")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["False.sqlite", "True.sqlite", "there.sqlite"]
 
 
 def test_a_study_waits_for_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,21 +129,24 @@ def _stabilities(main: Sequence[StudyResults]) -> Iterator[str]:
         yield "It is not measured yet."
         return
     yield (
-        "Mean over the training examples of how much the loss of an example changes if it is left out (Definition 3). For each "
-        "seed: the estimate with its 95 % interval over the examples, from so many retrainings."
+        "Mean over the training examples of how much the loss of an example changes if it is left out (Definition 3): the estimate "
+        "for each seed, with its 95 % interval over the examples. It comes from as many retrainings as the table says."
     )
     yield ""
     yield head("task", "method", "p", "retrainings", "stability, seed by seed")
     for table in measured:
         for (task, method), mine in table.groupby(["task", "method"], sort=False):
-            each = (f"{seed[0]:.3g} ({seed[1]:.3g} to {seed[2]:.3g})" for seed in mine[_STABILITY].to_numpy(dtype=float))
+            mine = mine.sort_values("seed")
+            numbers = mine[["stability", "stability_low", "stability_high"]].to_numpy(dtype=float)
+            each = [
+                f"seed {seed}: {number(value, '.3g')} ({number(low, '.3g')} to {number(high, '.3g')})"
+                for seed, (value, low, high) in zip(mine["seed"], numbers, strict=True)
+            ]
+            counts = sorted({f"{count:.0f}" for count in mine["retrainings"].astype(float)})
             yield (
                 f"| {LABELS.get(str(task), task)} | {LABELS.get(str(method), method)} | {mine['sparsity'].mean():.2g} | "
-                f"{mine['retrainings'].iloc[0]:.0f} | {'; '.join(each)} |"
+                f"{' or '.join(counts)} | {'; '.join(each)} |"
             )
-
-
-_STABILITY = ["stability", "stability_low", "stability_high"]
 
 
 def _answer(answer: Answer) -> Iterator[str]:

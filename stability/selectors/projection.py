@@ -33,7 +33,7 @@ class ChildPruning(Moving):
         sparsity: p ∈ (0, 1], the fraction of parameters that may change.
         scope: which coordinates compete: all (``global``), those of each tensor (``tensor``), or as a :class:`Scope` says.
         every: the number of steps between projections. With 1 rounding decides a part of the first mask, because AdamW's first
-            step moves every coordinate by the same amount; the noise floor shows it.
+            step that moves anything moves every coordinate by the same amount; the noise floor shows it.
         burn_in: the step from which on the mask is fixed; None where it moves to the end.
         reset: whether the kept parameters and the head return to their start at ``burn_in`` too, and are trained from there.
 
@@ -184,7 +184,7 @@ class DiffPruning(Moving):
         scope: where gates compete: over all parameters (``global``), or within each tensor (``tensor``, as the code of Fu et
             al. does).
         burn_in: the number of relaxed steps before each projection, at least 2: in the first one w = 0, so that no gate's
-            gradient differs from another's.
+            gradient differs from another's. With a warm-up at least 3, for its first step moves nothing.
         every: the number of steps after which the mask is relaxed again, and so projected anew; None for one projection only.
         l0: the weight of the gates' penalty, at least 0.
         stretch: (l, r) with l < 0 and r > 1, the interval that the gates are stretched to. Guo et al. use (−1.5, 1.5).
@@ -243,6 +243,7 @@ class _Gated(Course):
         self._step = 0
         self._gates = self._slopes = run.origin
         self._held: Tensor | None = None  # which of K may change while the mask is hard
+        self._odd = torch.zeros(run.rows, dtype=torch.bool, device=run.origin.device)  # per row whether there was no choice
 
     @property
     def relaxed(self) -> bool:
@@ -274,10 +275,17 @@ class _Gated(Course):
             self._values = torch.where(self._held, self._optimizer.update(self._values, gradient * self._held), self._values)
         self._step += 1
         if self._place == method.burn_in:
+            least, most = self._alpha.aminmax(dim=1)
+            self._odd = self._odd | (least == most)
             self._project()
 
     def final(self) -> tuple[Tensor, Tensor]:
         mask = self._project() if self.relaxed or self.mask is None else self.mask
+        if bool(self._odd.any()):
+            raise UsageError(
+                f"burn_in = {self._method.burn_in}: all gates were alike when the mask was chosen, for no step had moved anything "
+                "before; use more steps of burn_in, or no warm-up"
+            )
         return self._values, mask
 
     @property

@@ -267,7 +267,7 @@ _COMPARED = replace(
 
 COMPARED: Mapping[str, Protocol] = {
     # It measures no stability. The estimator is the one that its stored cells name.
-    "selectors-stsb-rates": replace(_COMPARED, **_SEARCH | {"seeds": 1}, retrainings=8, predictor="one-step"),
+    "selectors-stsb-rates": replace(replace(_COMPARED, **_SEARCH), seeds=1, retrainings=8, predictor="one-step"),
     "selectors-stsb": _COMPARED,
 }
 """Every selector on a language model: MiniLM on 192 pairs of STS-B, 64 steps, p = 0.005 where p can be chosen, at the learning

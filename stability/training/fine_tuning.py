@@ -10,7 +10,16 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from stability.checks import check_choice, check_flags, check_kind, check_number, check_positive, check_probability, check_whole
+from stability.checks import (
+    check_choice,
+    check_flags,
+    check_kind,
+    check_number,
+    check_positive,
+    check_probability,
+    check_whole,
+    those_given,
+)
 from stability.errors import UsageError
 from stability.masks import Mask
 from stability.problems.problem import Examples, ModuleLogits, Problem, TrainingDefaults, generator, shuffled_batches
@@ -45,9 +54,10 @@ class FineTuning(Algorithm):
             in order.
         learning_rate: of AdamW.
         schedule: of the learning rate: ``constant``, or ``linear`` from ``learning_rate`` down to 0 after the last step.
-        warmup: the share of the steps, in [0, 1), in which the learning rate first rises linearly from 0 (as with transformers'
-            ``get_linear_schedule_with_warmup``; the number of these steps is rounded down). Without it the first large steps can
-            throw a pretrained model to where it no longer learns (Mosbach et al. 2021).
+        warmup: the share of the steps, in [0, 1), in which the learning rate first rises linearly from 0. The number of these steps
+            is rounded down, and then the rates are those of transformers' ``get_linear_schedule_with_warmup``. Without it the
+            first large steps can throw a pretrained model to where it no longer learns (Mosbach et al. 2021). There is one
+            warm-up in a run: selectors that begin anew at a step go on at the rate of that step.
         weight_decay: of AdamW, decoupled, towards 0 (not θ⁰).
         betas: decay rates of AdamW's first and second moment.
         epsilon: of AdamW, added to the root of the second moment.
@@ -93,10 +103,9 @@ class FineTuning(Algorithm):
 
     def __post_init__(self) -> None:
         check_kind(Selector, "a selector of stability.selectors, such as SAM(sparsity=0.05)", selector=self.selector)
-        given = {name: value for name in _LEFT_OPEN if (value := getattr(self, name)) is not None}
-        check_whole(1, **{name: value for name, value in given.items() if name in ("steps", "batch_size")})
-        check_positive(epsilon=self.epsilon, **{name: value for name, value in given.items() if name == "learning_rate"})
-        check_choice(("constant", "linear"), **{name: value for name, value in given.items() if name == "schedule"})
+        check_whole(1, **those_given(steps=self.steps, batch_size=self.batch_size))
+        check_positive(epsilon=self.epsilon, **those_given(learning_rate=self.learning_rate))
+        check_choice(("constant", "linear"), **those_given(schedule=self.schedule))
         check_choice(get_args(Precision), precision=self.precision)
         check_ridge(self.ridge)
         check_number(0, weight_decay=self.weight_decay)
@@ -154,11 +163,17 @@ class FineTuning(Algorithm):
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step 0, 1, …: up to ``learning_rate`` in the steps of the warm-up, and then by the schedule."""
-        rising = math.floor(round(self.warmup * self.max_steps, 6))  # 0.29 · 100 is 29, and not 28.999999999999996
+        rising = self._rising
         if step < rising:
             return self._rate * step / rising
         linear = self._settled(self.schedule, "schedule") == "linear"
         return self._rate * (1 - (step - rising) / (self.max_steps - rising) if linear else 1)
+
+    @property
+    def _rising(self) -> int:
+        """The steps of the warm-up."""
+        rising = math.floor(round(self.warmup * self.max_steps, 6))  # 0.29 · 100 is 29, and not 28.999999999999996
+        return min(rising, self.max_steps - 1)
 
     def check(self, problem: Problem, masks: Sequence[Mask]) -> None:
         if self.validates and (problem.validation is None or not len(problem.validation)):
@@ -208,14 +223,14 @@ class FineTuning(Algorithm):
         return Dropout(generator(self.seed, f"dropout {step}", device), reverse) if self.dropout else None
 
     def damping_for(self, mask: Mask) -> float:
-        """λ, or without a ridge 1/(learning rate · steps), which is right to within orders of magnitude only."""
+        """λ, or without a ridge 1/(learning rate · steps) whatever the schedule: right to within orders of magnitude only."""
         return self.ridge_for(mask) or 1 / (self._rate * self.max_steps)
 
     def failure(self, step: int) -> str:
         return f"diverged at step {step} with seed {self.seed}: use a smaller learning rate than {self._rate:g}"
 
     def describe(self) -> str:
-        schedule = f"{self.schedule}{f' after a warm-up of {self.warmup:g}' if self.warmup else ''}"
+        schedule = f"{self.schedule}{f' after a warm-up over {self._rising} of the steps' if self.warmup else ''}"
         told = f"{self.steps} steps of AdamW, learning rate {self._rate:g}, {schedule}, dropout {'on' if self.dropout else 'off'}"
         return told if self.precision == "float32" else f"{told}, {self.precision}"
 

@@ -335,6 +335,14 @@ def _run(origin: Tensor, m: int) -> Run:
     return Run(origin=origin, rows=1, shapes={"w": (m,)}, steps=4, optimizer=made, draws=generator(0, "selection"))
 
 
+def test_gates_that_nothing_has_moved_choose_no_mask(digits: Problem) -> None:
+    """The first step of a warm-up moves nothing, and in the second all gates have the same gradient."""
+    how: dict[str, Any] = {"steps": 8, "batch_size": 7, "learning_rate": RATE, "warmup": 0.25}
+    with pytest.raises(UsageError, match=r"burn_in = 2: all gates were alike.*or no warm-up"):
+        train(digits, FineTuning(DiffPruning(P, burn_in=2), **how))
+    assert train(digits, FineTuning(DiffPruning(P, burn_in=3), **how)).masks[0].count > 0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -210,7 +210,7 @@ def test_the_studies_of_the_claims() -> None:
         assert sizes == ((1024, 384, 128, 32) if hard else (None if "cb" in name else 256, 96, 32, 8))
         assert {mine.warmup for mine in study.algorithms if isinstance(mine, FineTuning)} == {0.3}
         search = replace(CLAIMS[f"{name}-rates"], data="there").study(name)
-        assert len(search.cells()) == 40
+        assert len(search.cells()) == 80  # four rates, two seeds
         assert search.measured_seeds == 0
         rates = [mine.learning_rate for mine in search.algorithms if isinstance(mine, FineTuning)]
         assert rates[:4] == [3e-5, 9e-5, 3e-4, 9e-4]

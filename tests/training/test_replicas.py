@@ -150,7 +150,8 @@ def test_every_example_is_used_equally_often() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 @pytest.mark.parametrize(
-    ("steps", "warmup", "rising"), [(10, 0.0, 0), (10, 0.3, 3), (100, 0.29, 29), (7, 0.5, 3), (1, 0.9, 0), (8, 0.99, 7)]
+    ("steps", "warmup", "rising"),
+    [(10, 0.0, 0), (10, 0.3, 3), (100, 0.29, 29), (7, 0.5, 3), (1, 0.9, 0), (8, 0.99, 7), (10, 0.999999999, 9)],
 )
 def test_the_learning_rate_is_that_of_transformers(schedule: Any, steps: int, warmup: float, rising: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
@@ -165,7 +166,7 @@ def test_the_learning_rate_is_that_of_transformers(schedule: Any, steps: int, wa
 def test_a_warm_up_is_part_of_what_defines_a_run() -> None:
     first, other = (FineTuning(FullTuning(), steps=10, learning_rate=0.01, schedule="linear", warmup=w) for w in (0.0, 0.1))
     assert other.settings() == first.settings() | {"warmup": 0.1}
-    assert "linear after a warm-up of 0.1" in other.describe()
+    assert "linear after a warm-up over 1 of the steps" in other.describe()
     assert "warm-up" not in first.describe()
 
 
