@@ -189,7 +189,8 @@ _CLAIMS = Protocol(
         ("diffpruning", 1e-3),
         ("childpruning", 1e-3),
         ("random", 3e-2),
-        *((method, 1e-2) for method in ("magnitude", "sam", "adapter", "lora", "bitfit")),
+        ("lora", 3e-3),
+        *((method, 1e-2) for method in ("magnitude", "sam", "adapter", "bitfit")),
         # The more parameters change, the smaller are the steps that suit them.
         *((f"{method}@{p:g}", 1e-3) for method in ("random", "magnitude", "sam") for p in (0.1, 0.3)),
     ),
