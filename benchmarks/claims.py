@@ -128,8 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
     hours, lost = 0.0, 0
     for name, protocol in protocols(names, options.model, options.data, beginning=options.plan):
         study, store = protocol.study(name), RUNS / f"{name}.sqlite"
-        before = None if options.reuse is None else options.reuse / store.name
-        how["reuse"] = before if before is not None and before.exists() else None
+        kept = KEPT / store.name
+        if options.reuse is not None:
+            how["reuse"] = before if (before := options.reuse / store.name).exists() else None
         if options.plan:
             try:
                 found = cost.expected(study, store, **how)
@@ -141,13 +142,14 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{found}\n", flush=True)
             continue
 
-        def keep(progress: pace.Progress, store: Path = store) -> None:
+        def keep(progress: pace.Progress, store: Path = store, kept: Path = kept) -> None:
             print(f"{store.stem}: {progress.done} of {progress.total} cells", flush=True)
-            copied(store, KEPT / store.name)
+            copied(store, kept)
 
         try:
             run(study, store, on_cell=keep, **how)
-            copied(store, KEPT / store.name)  # with what was taken over, and what another process finished at the same time
+            if not kept.exists() or Store(kept).finished() != Store(store).finished():
+                copied(store, kept)  # with what was taken over, and what another process finished at the same time
             draw(name)
         except StabilityError as error:  # a task's folder that is missing does not stop the others
             print(f"{name} stopped: {error}", flush=True)

@@ -18,7 +18,8 @@ import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
 
-# torch asks for it once, when it makes its first tensor. In large pages of memory a step of a whole model takes half the time.
+# torch asks for it once, when it makes its first tensor. Where all parameters of a large model are trained, every step takes much
+# new memory, and in large pages the system gives it quickly.
 _os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = _metadata.version("peft-stability")  # pyproject.toml has the number; everything else asks here

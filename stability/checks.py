@@ -28,7 +28,6 @@ __all__ = [
     "check_sparsity",
     "check_whole",
     "check_workers",
-    "those_given",
 ]
 
 

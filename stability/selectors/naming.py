@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from stability.checks import check_sparsity
+from stability.checks import check_sparsity, those_given
 from stability.errors import OwnCodeError, UsageError, explained
 from stability.selectors import (
     LIFT,
@@ -133,7 +133,7 @@ def selector_named(name: str, sparsity: float | None = None, /, **options: Any) 
         'sam'
     """
     found: Any = SELECTORS.get(name) or _find(name)
-    given = {option: value for option, value in options.items() if value is not None}
+    given = those_given(**options)
     if sparsity is not None:
         if "sparsity" in given:
             raise UsageError(f"the sparsity of {name!r} is given twice, {sparsity} and {given['sparsity']}: leave one out")

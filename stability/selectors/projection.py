@@ -32,8 +32,8 @@ class ChildPruning(Moving):
     Attributes:
         sparsity: p ∈ (0, 1], the fraction of parameters that may change.
         scope: which coordinates compete: all (``global``), those of each tensor (``tensor``), or as a :class:`Scope` says.
-        every: the number of steps between projections. With 1 rounding decides a part of the first mask, because AdamW's first
-            step that moves anything moves every coordinate by the same amount; the noise floor shows it.
+        every: the number of steps between projections. With 1 rounding decides a part of the first mask, because the first
+            step of AdamW with a learning rate above 0 moves every coordinate by the same amount; the noise floor shows it.
         burn_in: the step from which on the mask is fixed; None where it moves to the end.
         reset: whether the kept parameters and the head return to their start at ``burn_in`` too, and are trained from there.
 
@@ -253,7 +253,7 @@ class _Gated(Course):
         low, high = self._method.stretch
         if not self.relaxed:
             return self._values
-        # In place wherever it can be: with all parameters of a model, new memory takes longer than the arithmetic.
+        # In place wherever it can be: with all parameters of a large model, new memory costs much time.
         draw = self._run.uniform().to(self._alpha).clamp_(1e-6, 1 - 1e-6)
         s = (draw.logit_() + self._alpha).sigmoid_()
         stretched = (s * (high - low)).add_(low)
