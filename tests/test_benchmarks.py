@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,12 @@ from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
 from stability.errors import StabilityError
 from stability.studies import STUDIES, Store
+from stability.studies.identity import key
 from stability.studies.named import CLAIMS
 from stability.training import products
 from stability.training.products import product
 from stability.training.replicas import train
+from tests import tiny
 
 SETTING = Setting("digits", steps=6, n=24)
 RESULTS = Path(scaling.__file__).parent / "results"
@@ -274,6 +277,63 @@ def test_a_study_waits_for_its_search(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "nowhere" in told
     planned = dict(claims.protocols(names, "model", "data", beginning=True))
     assert list(planned) == list(names)
+
+
+@pytest.fixture
+def small_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """``make claims`` for a search and its main study: two methods, 4 steps, a tiny model and a tiny task."""
+    monkeypatch.chdir(tmp_path)
+    names_of = {"yes": "contradiction", "no": "entailment"}
+    sizes = {"train": 24, "validation": 12, "test": 12}
+    splits = {split: tiny.rows(size, seed) for seed, (split, size) in enumerate(sizes.items())}
+    tiny.lines(
+        tmp_path / "data" / "cb",
+        **{split: [{**row, "label": names_of[row["label"]]} for row in rows] for split, rows in splits.items()},
+    )
+    model = tiny.write_model(tmp_path / "model")
+    small: dict[str, Any] = {"methods": ("full", "random"), "steps": 4, "seeds": 1, "measured_seeds": 0}
+    names = ("claims-cb-rates", "claims-cb")
+
+    def make(*options: str, **changed: Any) -> int:
+        changed = small | changed
+        monkeypatch.setattr(claims, "CLAIMS", CLAIMS | {name: dataclasses.replace(CLAIMS[name], **changed) for name in names})
+        return claims.main(["--data", "data", "--model", str(model), "--only", *names, *options])
+
+    return make
+
+
+def test_rates_come_from_a_search_of_the_same_protocol_alone(
+    small_claims: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert small_claims() == 0
+    assert len(Store(claims.KEPT / "claims-cb.sqlite").cells()) == 2
+    capsys.readouterr()
+    assert small_claims(warmup=0.5) == 1
+    told = capsys.readouterr().out
+    assert "claims-cb-rates stopped: " in told  # its store is of the first protocol
+    assert "claims-cb is left out: " in told
+    assert told.count("full with {'warmup': 0.5} instead of {'warmup': 0.3}") == 2
+
+
+def test_cells_of_an_earlier_protocol_are_taken_over_where_they_are_alike(
+    small_claims: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert small_claims() == 0
+    before = tmp_path / "before"
+    claims.RUNS.rename(before)
+    for kept in claims.KEPT.iterdir():
+        kept.unlink()
+    capsys.readouterr()
+    assert small_claims("--reuse", str(before), seeds=2) == 0
+    told = capsys.readouterr().out
+    assert "claims-cb-rates: 16 of 16 cells" in told
+    assert "claims-cb-rates: 8 of 16 cells" not in told  # of 8 that are new, each is told once
+    for name in ("claims-cb-rates.sqlite", "claims-cb.sqlite"):
+        earlier, kept = (
+            {key(identity): record for identity, record in Store(folder / name).cells()} for folder in (before, claims.KEPT)
+        )
+        assert set(earlier) < set(kept)
+        assert all(kept[one] == record for one, record in earlier.items())
 
 
 def test_two_processes_race_for_a_new_store(tmp_path: Path) -> None:

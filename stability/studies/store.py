@@ -52,6 +52,21 @@ def ledger_at(path: Path) -> Ledger:
     return FolderLedger(path) if path.is_dir() or path.suffix == ".d" else SqliteLedger(path)
 
 
+def _changes(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> str:
+    """What a study's algorithms are now: the names that are gone and new, and the first whose settings are others."""
+    gone, added = (
+        {one["selector"]["name"]: one for one in reversed(some) if one not in others} for some, others in ((old, new), (new, old))
+    )
+    parts = []
+    for what, some, others in (("without", gone, added), ("with", added, gone)):
+        if names := sorted(some.keys() - others):
+            parts.append(f"{what} {', '.join(names)}")
+    for name in sorted(gone.keys() & added)[:1]:
+        before, after = first_difference(gone[name], added[name])
+        parts.append(f"{name} with {after} instead of {before}")
+    return " and ".join(parts) or "in another order"
+
+
 class Store:
     """Results of one study.
 
@@ -235,15 +250,10 @@ class Store:
             StabilityError: it holds another one; what differs is named.
         """
         if (name := difference(self.identity, identity)) == "algorithms":
-            old, new = (
-                {key(without_code(as_stored(one))): one["selector"]["name"] for one in each["algorithms"]}
-                for each in (self.identity, identity)
-            )
-            gone, added = ([names[one] for one in names if one not in others] for names, others in ((old, new), (new, old)))
-            changes = [f"{what} {', '.join(names)}" for what, names in (("without", gone), ("with", added)) if names]
+            old, new = ([without_code(as_stored(one)) for one in each["algorithms"]] for each in (self.identity, identity))
             raise StabilityError(
-                f"{self.path} was made for other algorithms; now it is {' and '.join(changes) or 'another order'}, or with other "
-                "settings of them: use another --store, and --reuse this one to take over what they share"
+                f"{self.path} was made for other algorithms; now it is {_changes(old, new)}: use another --store, and --reuse this "
+                "one to take over what they share"
             )
         if name is not None:
             old, new = first_difference(*(without_code(as_stored(one.get(name))) for one in (self.identity, identity)))

@@ -415,8 +415,15 @@ def test_seeds_may_be_arrays(tmp_path: Path) -> None:
 
 def test_other_algorithms_are_named(tmp_path: Path) -> None:
     run(quick(BitFit(), Random(0.1)), tmp_path / "mine.sqlite")
-    with pytest.raises(StabilityError, match="made for other algorithms; now it is without random and with last, or"):
+    with pytest.raises(StabilityError, match="made for other algorithms; now it is without random and with last: use"):
         run(quick(BitFit(), from_scores(smallest, 0.05, name="last")), tmp_path / "mine.sqlite")
+    with pytest.raises(StabilityError, match="now it is in another order: use"):
+        run(quick(Random(0.1), BitFit()), tmp_path / "mine.sqlite")
+    with pytest.raises(StabilityError, match=r"now it is random with .*0\.2.* instead of .*0\.1.*: use"):
+        run(quick(BitFit(), Random(0.2)), tmp_path / "mine.sqlite")
+    later = tuple(dataclasses.replace(one, steps=one.steps + 1) for one in quick(BitFit(), Random(0.1)).algorithms)
+    with pytest.raises(StabilityError, match=r"now it is bitfit with \{'steps': \d+\} instead of \{'steps': \d+\}: use"):
+        run(dataclasses.replace(quick(BitFit()), algorithms=later), tmp_path / "mine.sqlite")
 
 
 def smallest(problem: Problem, draw: torch.Generator) -> dict[str, torch.Tensor]:
