@@ -296,7 +296,7 @@ def small_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
     def make(*options: str, **changed: Any) -> int:
         changed = small | changed
-        monkeypatch.setattr(claims, "CLAIMS", CLAIMS | {name: dataclasses.replace(CLAIMS[name], **changed) for name in names})
+        monkeypatch.setattr(claims, "CLAIMS", {**CLAIMS} | {name: dataclasses.replace(CLAIMS[name], **changed) for name in names})
         return claims.main(["--data", "data", "--model", str(model), "--only", *names, *options])
 
     return make
@@ -329,11 +329,9 @@ def test_cells_of_an_earlier_protocol_are_taken_over_where_they_are_alike(
     assert "claims-cb-rates: 16 of 16 cells" in told
     assert "claims-cb-rates: 8 of 16 cells" not in told  # of 8 that are new, each is told once
     for name in ("claims-cb-rates.sqlite", "claims-cb.sqlite"):
-        earlier, kept = (
-            {key(identity): record for identity, record in Store(folder / name).cells()} for folder in (before, claims.KEPT)
-        )
-        assert set(earlier) < set(kept)
-        assert all(kept[one] == record for one, record in earlier.items())
+        old, new = ({key(identity): record for identity, record in Store(path / name).cells()} for path in (before, claims.KEPT))
+        assert set(old) < set(new)
+        assert all(new[one] == record for one, record in old.items())
 
 
 def test_two_processes_race_for_a_new_store(tmp_path: Path) -> None:
