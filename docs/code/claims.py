@@ -19,6 +19,7 @@ __all__ = ["head", "markdown", "number", "rates", "stored"]
 
 FIGURES = Path(__file__).parents[2] / "figures"
 FOLDER = FIGURES / "claims"
+_WANTED = 0.2  # half the width of an interval of stability, as a share of it
 
 
 def stored(ending: str = "") -> list[StudyResults]:
@@ -130,10 +131,12 @@ def _stabilities(main: Sequence[StudyResults]) -> Iterator[str]:
         return
     yield (
         "Mean over the training examples of how much the loss of an example changes if it is left out (Definition 3): the estimate "
-        "for each seed, with its 95 % interval over the examples. It comes from as many retrainings as the table says."
+        "for each seed, with its 95 % interval over the examples. It comes from as many retrainings as the table says. "
+        f"*For ±{100 * _WANTED:.0f} %* is how many retrainings would make the interval that narrow, if the standard error "
+        "falls with the square root of their number; all of them are as many as S has examples."
     )
     yield ""
-    yield head("task", "method", "p", "retrainings", "stability, seed by seed")
+    yield head("task", "method", "p", "stability, seed by seed", "retrainings", f"for ±{100 * _WANTED:.0f} %, seed by seed")
     for table in measured:
         for (task, method), mine in table.groupby(["task", "method"], sort=False):
             mine = mine.sort_values("seed")
@@ -145,8 +148,15 @@ def _stabilities(main: Sequence[StudyResults]) -> Iterator[str]:
             counts = sorted({f"{count:.0f}" for count in mine["retrainings"].astype(float)})
             yield (
                 f"| {LABELS.get(str(task), task)} | {LABELS.get(str(method), method)} | {mine['sparsity'].mean():.2g} | "
-                f"{' or '.join(counts)} | {'; '.join(each)} |"
+                f"{'; '.join(each)} | {' or '.join(counts)} | {', '.join(map(_enough, mine.to_dict('records')))} |"
             )
+
+
+def _enough(cell: dict[Any, Any]) -> str:
+    """How many retrainings would make a cell's interval as narrow as is wanted, from its standard error."""
+    share = 1.96 * cell["stability_error"] / (_WANTED * cell["stability"])
+    needed = math.ceil(cell["retrainings"] * share**2)
+    return str(needed) if needed < cell["n"] else f"all {cell['n']}"
 
 
 def _answer(answer: Answer) -> Iterator[str]:
