@@ -35,12 +35,17 @@ def rates_text(rates: Rates) -> str:
             "p": ["" if _none(p) else f"{p:g}" for p in table["sparsity"]],
             "rate": ["–" if _none(rate) else f"{rate:g}" for rate in table["learning_rate"]],
             "validation metric": [_three(value) for value in table["validation_metric"]],
-            "commonest class": [_three(value) for value in table["constant"]],
+            "constant": [_three(value) for value in table["constant"]],
             "training loss": [_three(value) for value in table["train_loss"]],
-            "": table["verdict"],
+            "verdict": table["verdict"],
         }
     )
-    lines = [shown.to_string(index=False), "", "Validation metric (and loss) at each rate:"]
+    lines = [
+        shown.to_string(index=False),
+        "",
+        "constant: the metric of predicting the commonest class of S, or the mean label.",
+        "Validation metric (and loss) at each rate:",
+    ]
     for row in table.to_dict("records"):
         p = row["sparsity"]
         where = f"{LABELS.get(row['task'], row['task'])}, {LABELS.get(row['method'], row['method'])}" + (

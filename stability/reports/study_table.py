@@ -21,7 +21,11 @@ NOTHING = "–"
 """What stands where a row holds nothing."""
 
 _LEGEND: list[tuple[tuple[str, ...], str]] = [
-    (("stability",), "stability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|, interval over seeds, cut at 0."),
+    (
+        ("stability",),
+        "stability: mean over seeds of E_i |ℓ(A(Sⁱ), z_i) − ℓ(A(S), z_i)|. Its interval is over seeds, and cut at 0; of one seed "
+        "it is over the examples that were left out, and of two there is none.",
+    ),
     ((), "±: one standard deviation over seeds."),
     (("left out",), "left out: retrainings a cell."),
     (

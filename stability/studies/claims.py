@@ -8,7 +8,7 @@ else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -32,9 +32,6 @@ _LEVEL = 0.05
 _FEW = 3  # missing parts that a sentence names
 _MANY = 100  # times as many runs that nobody makes
 _FEWEST = 3  # seeds of which a t interval is taken
-
-SPARSE = ("random", "bitfit", "magnitude", "adapter", "lora", "diffpruning", "childpruning", "sam")
-"""The methods of the paper that train a part of the parameters; Mixout trains all."""
 
 PROJECTED, CHOSEN_BEFORE = ("diffpruning", "childpruning"), ("random", "magnitude", "sam")
 """The methods that project onto a mask while they train, and those of the same p that choose it before."""
@@ -87,8 +84,15 @@ class Answer:
             return f"{told}. {self.resolve}".strip()
         of = f"{count['for']} of {len(known)} comparisons are clear for the claim, {count['against']} against it"
         if len(known) == 1:
-            of = "the one comparison is clear" if sum(count.values()) else "the interval has both signs"
+            of = "the interval contains 0"
+            if sum(count.values()):
+                of = f"clear {'for' if count['for'] else 'against'} the claim as far as it is measured"
         return f"{told}: {of}. {self.resolve}".strip()
+
+    def __str__(self) -> str:
+        """The claim, the answer in a sentence, and each comparison."""
+        told = f"{self.claim} {self.sentence}"
+        return told if self.table.empty else f"{told}\n{self.quantity}:\n{self.table.round(3).to_string(index=False)}"
 
 
 def cells_to_compute(results: Sequence[StudyResults]) -> tuple[str, ...]:
@@ -101,6 +105,7 @@ def cells_to_compute(results: Sequence[StudyResults]) -> tuple[str, ...]:
         >>> cells_to_compute([StudyResults.read("figures/discontinuity.sqlite")])
         ()
     """
+    _check_list(results)
     return tuple(f"{one.to_compute} of {cells_of(one.identity)} cells of {one.study}" for one in results if one.to_compute)
 
 
@@ -120,6 +125,7 @@ def learned(results: Sequence[StudyResults]) -> pd.DataFrame:
         >>> learned([]).empty
         True
     """
+    _check_list(results)
     rows = []
     for one in results:
         table = _finished(one)
@@ -185,23 +191,26 @@ def answers(
     alone that learned it (:func:`learned`); where that is unknown, as with one seed, the method counts.
 
     Args:
-        main: the ten methods on tasks, one setting of each, as the study ``paper`` has them. A study for each task will do.
+        main: methods on tasks, one setting of each, as the study ``paper`` has them. A study for each task will do. Methods of
+            your own count like those of the paper.
         swept: methods at several p, with full tuning as p = 1.
         perturbed: the methods of ``main``, each seed without a part of S.
-        missing: what is missing besides, such as studies that were not begun; nothing is concluded until there is none.
+        missing: what is missing besides, a phrase each, such as studies that were not begun: only you know of them. Nothing is
+            concluded until there is none.
 
     Returns:
         An answer for each claim.
 
     Raises:
-        UsageError: two studies of one kind have a task in common.
+        UsageError: two studies of one kind have a task in common, or the results of one study stand in no list.
 
     Example:
         >>> found = answers([StudyResults.read("figures/paper-quick.sqlite")])
-        >>> print(found[0].claim, found[0].verdict.value)
-        Sparse fine-tuning is more stable than full tuning. confirmed
+        >>> print(found[1].claim, found[1].verdict.value)
+        Stable methods have a small gap between test and training loss. confirmed
     """
     for several in (main, swept, perturbed):
+        _check_list(several)
         tasks = [task for one in several for task in one.tasks]
         if twice := [task for task in tasks if tasks.count(task) > 1]:
             raise UsageError(f"{twice[0]} is in two studies: give one study for each task")
@@ -216,7 +225,7 @@ def answers(
             "Sparse fine-tuning is more stable than full tuning.",
             "A bound that falls with p (Theorem 1). The paper does not measure leave-one-out stability.",
             "leave-one-out stability, divided by that of full tuning",
-            [*_stabilities(main, SPARSE, ("full",)), *_stabilities(swept_learned, CHOSEN_BEFORE, ("full",))],
+            _of_both(_stabilities(main, None, ("full",)), _stabilities(swept_learned, None, ("full",))),
             smaller=True,
             missing=(*lost, *lost_sweep),
         ),
@@ -237,7 +246,7 @@ def answers(
             "SAM has a better test performance than random and magnitude masks at equal p.",
             _published_sam(tasks),
             "test metric of SAM less that of the other, in percentage points",
-            [*_metrics(every, ("random", "magnitude")), *_metrics(swept, ("random", "magnitude"))],
+            _of_both(_metrics(every, ("random", "magnitude")), _metrics(swept, ("random", "magnitude"))),
             smaller=False,
             missing=(*lost, *lost_sweep),
         ),
@@ -268,6 +277,18 @@ def answers(
             missing=lost,
         ),
     ]
+
+
+def _check_list(results: Sequence[StudyResults]) -> None:
+    if isinstance(results, StudyResults):
+        raise UsageError(f"results of study {results.study!r} alone: give a list of results, such as [results]")
+
+
+def _of_both(main: Iterable[Row], swept: Iterable[Row]) -> list[Row]:
+    """Comparisons of main studies and of those at several p; what is compared in both comes from the main studies."""
+    rows = list(main)
+    known = {(row["task"], row["what"]) for row in rows}
+    return [*rows, *(row for row in swept if (row["task"], row["what"]) not in known)]
 
 
 def _that_learned(results: StudyResults) -> StudyResults:
@@ -318,8 +339,10 @@ def _by_p(results: StudyResults) -> Iterator[tuple[str, str, float | None, str, 
             yield task, one["method"], one["selector"].get("sparsity"), name, mine
 
 
-def _stabilities(results: Sequence[StudyResults], methods: Sequence[str], others: Sequence[str]) -> Iterator[Row]:
+def _stabilities(results: Sequence[StudyResults], methods: Sequence[str] | None, others: Sequence[str]) -> Iterator[Row]:
     """The stability of methods, divided by the geometric mean of others'; logarithms until they are told.
+
+    Methods are named, or all that train a part of the parameters: Mixout, for example, trains all.
 
     Over three seeds or more it is Student's interval of the paired differences. With fewer it is formed from the cells' own
     intervals, and speaks of those S and seeds alone.
@@ -327,7 +350,7 @@ def _stabilities(results: Sequence[StudyResults], methods: Sequence[str], others
     for one in results:
         every = list(_by_p(one))
         for task, method, p, _, mine in every:
-            if method not in methods:
+            if (mine["sparsity"].astype(float) >= 1).any() if methods is None else method not in methods:
                 continue
             # At the same p where the other has several, and whatever its p where it has its own.
             beside = [its for at, other, q, _, its in every if at == task and other in others and (q is None or q == p)]
@@ -434,7 +457,9 @@ def _what_would(known: pd.DataFrame, *, mixed: bool) -> str:
 def _correlated(claim: str, published: str, of: tuple[pd.DataFrame, str, str], *, missing: tuple[str, ...]) -> Answer:
     """The answer of a correlation of ranks within tasks: positive is for the claim."""
     table, first, second = of
-    quantity = f"Spearman's ρ between {first} and {second}, ranked within each task; positive is for the claim"
+    quantity = (
+        f"Spearman's ρ between {first} and {second}, ranked within each task; positive is for the claim, and the interval decides"
+    )
     found = _correlation(table, first, second)
     if found is None:
         rows = pd.DataFrame([], columns=["task", "what", "effect", "low", "high", "p", "clear", "count", "over"])

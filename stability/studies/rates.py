@@ -219,12 +219,12 @@ def _best(curve: list[dict[str, Any]], seeds: int) -> dict[str, Any]:
     best = min(known, key=lambda row: (-round(row["validation_metric"], _DIGITS), row["validation_loss"], row["learning_rate"]))
     learned = round(best["validation_metric"] - same, _DIGITS) > 0
     edge = len(curve) > 1 and not missing and best in (known[0], known[-1])
-    side = "smaller" if best is known[0] else "larger"
+    end = "smallest" if best is known[0] else "largest"
     verdict = [
-        "nothing found: no rate is better than the commonest class" if not learned and not math.isnan(same) else "",
-        f"no {side} rate was tried that trained" if edge else "",
+        "nothing found: no rate is better than a constant prediction" if not learned and not math.isnan(same) else "",
+        f"the best rate is the {end} that trained" if edge else "",
         f"{missing} of {len(curve)} rates are missing" if missing else "",
     ]
     own = {name: best[name] for name in ("learning_rate", *_MEANS)}
-    told = "; ".join(part for part in verdict if part) or "better than the commonest class"
+    told = "; ".join(part for part in verdict if part) or "better than a constant prediction"
     return place | own | {"constant": same, "learned": learned, "edge": edge, "verdict": told}

@@ -137,16 +137,20 @@ def _one_of_each(summary: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]
     if sparsity is not None:
         check_sparsity(sparsity)
     chosen = {}
+    measured = summary.groupby("algorithm")["sparsity"].mean().to_dict()
     methods = dict.fromkeys(algorithm["method"] for algorithm in settings.values())
     for method in methods:
         mine = [name for name, algorithm in settings.items() if algorithm["method"] == method]
-        there = summary[summary["algorithm"].isin(mine)]
-        if len(mine) > 1 and sparsity is not None and len(there):
-            distance = np.abs(np.log(there["sparsity"].to_numpy(dtype=float)) - math.log(sparsity)).round(9)
-            mine = list(dict.fromkeys(there["algorithm"][distance == distance.min()]))
+        asked = {name: settings[name]["selector"].get("sparsity") for name in mine}
+        had = {name: measured.get(name, asked[name]) for name in mine}
+        if len(mine) > 1 and sparsity is not None and (known := {name: p for name, p in had.items() if p is not None}):
+            distance = {name: round(abs(math.log(p / sparsity)), 9) for name, p in known.items()}
+            mine = [name for name, value in distance.items() if value == min(distance.values())]
         if len(mine) > 1:
-            setting, values = _differing(settings[name] for name in mine)
-            swept = there["sparsity"].nunique() == len(mine)
+            swept = len({*asked.values()} - {None}) == len(mine)
+            setting, values = (
+                ("sparsity", [f"{asked[name]:g}" for name in mine]) if swept else _differing(settings[name] for name in mine)
+            )
             raise IncomparableError(
                 f"{method} has {len(mine)} settings in this study, {setting} = {', '.join(values)}, and a table has one of each "
                 f"method: " + ("choose with --sparsity P" if swept else "keep those that belong together, with results.only(…)")

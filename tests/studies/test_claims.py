@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -165,3 +166,37 @@ def test_correlations_are_those_of_ranks() -> None:
 def test_one_task_of_two_studies_is_refused() -> None:
     with pytest.raises(UsageError, match="digits is in two studies"):
         answers([results({}), results({})])
+
+
+def test_the_results_of_one_study_alone_are_refused() -> None:
+    alone: Any = results({})
+    for ask in (answers, learned, cells_to_compute):
+        with pytest.raises(UsageError, match=r"results of study 'made' alone: give a list of results, such as \[results\]"):
+            ask(alone)
+
+
+def test_what_is_compared_in_two_studies_counts_once() -> None:
+    """The main study and the one at several p have a p in common, and there the same cells."""
+    swept = results({"sam": {"test_metric": jittered(0.9)}, "random": {"stability": jittered(3.0)}}, sparsities=(0.01, P))
+    for start in ("Sparse fine-tuning", "SAM has a better"):
+        alone, both = answer(start, results({})).table, answer(start, results({}), swept).table
+        assert both["what"].is_unique
+        assert both["what"][: len(alone)].tolist() == alone["what"].tolist()
+        assert both["effect"][: len(alone)].tolist() == alone["effect"].tolist()  # of the main study
+        assert len(both) > len(alone)
+
+
+def test_methods_of_one_s_own_count_as_those_of_the_paper_do() -> None:
+    made = results({"sam": {"stability": jittered(0.5)}})
+    named = {name: {**one, "method": one["method"].replace("sam", "mine")} for name, one in made.algorithms.items()}
+    own = dataclasses.replace(made, algorithms=named, table=made.table.assign(method=made.table["method"].replace("sam", "mine")))
+    found = answer("Sparse fine-tuning", own).table.set_index("what")["clear"]
+    assert found["mine, p = 0.05"] == "for"
+    assert answer("Sparse fine-tuning", results({"random": {"sparsity": 1.0}})).table["what"].str.startswith("random").sum() == 0
+
+
+def test_an_answer_is_printed_with_its_comparisons() -> None:
+    lines = str(answer("Sparse fine-tuning", results({"sam": {"stability": jittered(0.5)}}))).splitlines()
+    assert lines[0].startswith("Sparse fine-tuning is more stable than full tuning. Not resolved: 1 of 5 comparisons are clear for")
+    assert [line.split()[1] for line in lines[3:]] == ["random,", "magnitude,", "sam,", "childpruning,", "diffpruning,"]
+    assert "\n" not in str(answers([])[0])

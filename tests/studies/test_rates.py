@@ -60,20 +60,20 @@ def test_the_largest_metric_wins_then_the_smallest_loss_then_the_smallest_rate()
 def test_a_choice_inside_the_rates_that_learned_says_so() -> None:
     found = one({1e-4: {"validation_metric": 0.7}, 1e-3: {"validation_metric": 0.8}, 1e-2: {"validation_metric": 0.6}})
     assert (found["learned"], found["edge"], found["missing"]) == (True, False, 0)
-    assert found["verdict"] == "better than the commonest class"
+    assert found["verdict"] == "better than a constant prediction"
 
 
 def test_an_edge_is_told() -> None:
     rising = {rate: {"validation_metric": 0.6 + place / 10} for place, rate in enumerate(RATES)}
-    assert one(rising)["verdict"] == "no larger rate was tried that trained"
-    assert one({**rising, 1e-2: None})["verdict"] == "no larger rate was tried that trained"
-    assert one({**rising, 1e-4: {"validation_metric": 0.99}})["verdict"] == "no smaller rate was tried that trained"
+    assert one(rising)["verdict"] == "the best rate is the largest that trained"
+    assert one({**rising, 1e-2: None})["verdict"] == "the best rate is the largest that trained"
+    assert one({**rising, 1e-4: {"validation_metric": 0.99}})["verdict"] == "the best rate is the smallest that trained"
 
 
 def test_where_no_rate_beats_the_commonest_class_the_search_found_nothing() -> None:
     found = one({rate: {"validation_metric": 0.5} for rate in RATES})
     assert not found["learned"]
-    assert found["verdict"].startswith("nothing found: no rate is better than the commonest class")
+    assert found["verdict"].startswith("nothing found: no rate is better than a constant prediction")
     assert found["learning_rate"] == 1e-4
 
 

@@ -155,6 +155,10 @@ def test_mixed_settings_are_refused_by_name(small_store: Path, tmp_path: Path, c
     ):
         scores(results)
     assert scores(results, 0.1).table["sparsity"].tolist()[1] == pytest.approx(0.2, abs=1e-4)  # nearer than 0.02 on a log scale
+    begun = dataclasses.replace(results, table=results.table[results.table["method"] == "bitfit"])  # random has no cell yet
+    with pytest.raises(IncomparableError, match=r"random has 2 settings in this study, sparsity = 0.02, 0.2, "):
+        scores(begun)
+    assert scores(begun, 0.1).table["missing"].tolist() == [0, 2]
     uneven = Study("uneven", "digits", (FineTuning(BitFit(), steps=2), FineTuning(Random(0.1), steps=3)), (0,), **QUICK)
     path = tmp_path / "uneven.sqlite"
     for p, message in ((-1.0, "p = -1.0 is outside"), (float("nan"), "p = nan is outside")):
