@@ -29,7 +29,7 @@ from stability.studies import Protocol, Store, cost, found_rates, pace, run
 from stability.studies.named import CLAIMS
 
 RUNS, KEPT = Path("runs/claims"), Path("figures/claims")
-DRAWN = {"": "methods", "sparsity": "four_panels"}
+DRAWN = {"": "methods", "sparsity": "six_panels"}
 """The figure of a study, by what follows its task's name."""
 
 ORDER = tuple(sorted(CLAIMS, key=lambda name: (["stsb", "cb", "cola", "mrpc"].index(name.split("-")[1]), "-rates" not in name)))

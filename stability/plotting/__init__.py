@@ -28,7 +28,7 @@ from stability.plotting.histories import projection_discontinuity
 from stability.plotting.mask_figure import masks
 from stability.plotting.single import bound, mask, planned
 from stability.plotting.style import NothingToDrawError, unit
-from stability.plotting.sweeps import four_panels, gap_against_stability, generalization, methods, stability
+from stability.plotting.sweeps import four_panels, gap_against_stability, generalization, methods, six_panels, stability
 from stability.studies.published import Part, against_published
 from stability.studies.results import CellStatus, StudyResults
 from stability.studies.scores import IncomparableError, scores
@@ -57,6 +57,7 @@ __all__ = [
     "ranks",
     "save",
     "save_all",
+    "six_panels",
     "stability",
     "svg",
 ]
@@ -65,6 +66,7 @@ FIGURES: dict[str, Callable[[StudyResults], Figure]] = {
     "stability": stability,
     "generalization": generalization,
     "four_panels": four_panels,
+    "six_panels": six_panels,
     "gap_against_stability": gap_against_stability,
     "methods": methods,
     "bounds": bounds,
@@ -72,7 +74,7 @@ FIGURES: dict[str, Callable[[StudyResults], Figure]] = {
 }
 """Every figure of what varies with p, by the last part of its file's name."""
 
-LINES = ("stability", "generalization", "four_panels", "gap_against_stability")
+LINES = ("stability", "generalization", "four_panels", "six_panels", "gap_against_stability")
 """The figures among :data:`FIGURES` that draw one method on several tasks, with a line for each task."""
 
 SCORED = ("definition_3", "ranks")

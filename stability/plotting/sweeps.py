@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -32,7 +33,7 @@ from stability.plotting.style import (
 )
 from stability.studies.results import StudyResults
 
-__all__ = ["four_panels", "gap_against_stability", "generalization", "methods", "stability"]
+__all__ = ["four_panels", "gap_against_stability", "generalization", "methods", "six_panels", "stability"]
 
 
 @styled
@@ -117,15 +118,50 @@ def four_panels(results: StudyResults) -> Figure:
         >>> [ax.get_title(loc="left") for ax in four_panels(StudyResults.read("figures/paper-quick-sparsity.sqlite")).axes]
         ['test, mean', 'train, mean', 'test, standard deviation', 'train, standard deviation']
     """
-    summary, name = results.summary().table, metric(results.table)
+    blocks = _means_and_spreads(results, results.summary().table, ("test", "train"))
+    return swept(blocks, f"Mean and spread over seeds: {metric(results.table)}", settings_of(results))
+
+
+def _means_and_spreads(results: StudyResults, summary: pd.DataFrame, spread_of: Sequence[str]) -> list[Block]:
+    """The mean of the test and the train metric, and the standard deviation over seeds of some of them."""
+    name = metric(results.table)
     # No metric is above 1, and Student's interval does not know it.
     means = tuple(mean(results, summary, f"{split}_metric", f"{split}, mean", most=1.0) for split in ("test", "train"))
-    spreads = tuple(spread(summary, f"{split}_metric", f"{split}, standard deviation") for split in ("test", "train"))
+    spreads = tuple(spread(summary, f"{split}_metric", f"{split}, standard deviation") for split in spread_of)
     told = bars(means, "the mean and of the standard deviation", over(results))
     ended = "Those of the mean end at 1." if any((curve.table["high"] == 1).any() for curve in means) else ""
     few = "" if (summary["seeds"] > 2).any() else "A standard deviation is drawn of three seeds or more."
-    blocks = [Block(name, means, notes=(told, ended, few)), Block(f"standard deviation\nof {name} over seeds", spreads, 0.0)]
-    return swept(blocks, f"Mean and spread over seeds: {name}", settings_of(results))
+    said = textwrap.fill(f"standard deviation of {name} over seeds", 30)
+    return [Block(textwrap.fill(name, 30), means, notes=(told, ended, few)), Block(said, spreads, 0.0)]
+
+
+@styled
+def six_panels(results: StudyResults) -> Figure:
+    """(f) A sweep over p on one page: test and train metric and the spread of the test metric over seeds, test loss, generalization
+    gap, and leave-one-out stability. Means have 95 % intervals.
+
+    Args:
+        results: the results of a study.
+
+    Raises:
+        NothingToDrawError: no stability was measured, or several methods on several tasks.
+        StabilityError: no cell is finished, or every one failed.
+
+    Example:
+        >>> from stability.studies import StudyResults
+        >>> [ax.get_ylabel().splitlines()[0] for ax in six_panels(StudyResults.read("figures/theory-convex.sqlite")).axes[3:]]
+        ['test loss [nats]', 'test loss − train loss', 'stability Eᵢ|Δℓᵢ|']
+    """
+    summary, loss = results.summary().table, unit(results.table)
+    stable = mean(results, _measured(results), "stability")
+    test, gap = mean(results, summary, "test_loss"), mean(results, summary, "gap")
+    blocks = [
+        *_means_and_spreads(results, summary, ("test",)),
+        Block(f"test loss [{loss}]", (test,)),
+        Block(f"test loss − train loss\n[{loss}]", (gap,), zero=True),
+        Block(f"stability {STABILITY}\n[{loss}]", (stable,), 0.0, notes=(_stability_bars(results, stable),), log=True),
+    ]
+    return swept(blocks, "Performance, generalization and stability against p", settings_of(results))
 
 
 @styled

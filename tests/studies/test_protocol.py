@@ -196,7 +196,7 @@ def test_a_search_and_the_study_that_takes_its_rates(quick: list[str], capsys: p
 
 
 def test_the_studies_of_the_claims() -> None:
-    """Forty settings to begin with: four tasks, ten methods, five seeds, stability with two of them, on STS-B with all, by 8 retrainings."""
+    """Forty settings to begin with: four tasks, ten methods, five seeds. Stability is with two, or all, by 8 retrainings."""
     mains = {name: protocol for name, protocol in CLAIMS.items() if name.count("-") == 1}
     assert [protocol.tasks for protocol in mains.values()] == [("stsb",), ("cola",), ("mrpc",), ("cb",)]
     for name, protocol in mains.items():
