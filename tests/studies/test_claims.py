@@ -178,12 +178,37 @@ def test_the_results_of_one_study_alone_are_refused() -> None:
 def test_what_is_compared_in_two_studies_counts_once() -> None:
     """The main study and the one at several p have a p in common, and there the same cells."""
     swept = results({"sam": {"test_metric": jittered(0.9)}, "random": {"stability": jittered(3.0)}}, sparsities=(0.01, P))
-    for start in ("Sparse fine-tuning", "SAM has a better"):
-        alone, both = answer(start, results({})).table, answer(start, results({}), swept).table
-        assert both["what"].is_unique
-        assert both["what"][: len(alone)].tolist() == alone["what"].tolist()
-        assert both["effect"][: len(alone)].tolist() == alone["effect"].tolist()  # of the main study
-        assert len(both) > len(alone)
+    alone, both = answer("SAM has a better", results({})).table, answer("SAM has a better", results({}), swept).table
+    assert both["what"].tolist() == [*alone["what"], "random, p = 0.01", "magnitude, p = 0.01"]
+    assert both["effect"][: len(alone)].tolist() == alone["effect"].tolist()  # of the main study
+    assert both["effect"].iloc[-1] == pytest.approx(100 * (np.mean(jittered(0.9)) - 0.8))
+
+
+@pytest.mark.parametrize("seeds", [4, 1])
+def test_the_change_with_p_is_the_slope_of_logarithms(seeds: int) -> None:
+    ps = (0.001, 0.01, 0.1)
+    by_p = np.exp(np.random.default_rng(0).normal(size=(seeds, len(ps) + 1)))
+    values = {f"sam@{p}": {"stability": by_p[:, place].tolist()} for place, p in enumerate(ps)}
+    swept = results({**values, "full": {"stability": by_p[:, -1].tolist()}}, seeds=seeds, sparsities=ps)
+    found = answer("The smaller p is", results({}), swept).table.set_index("what").loc["sam"]
+    x = np.log10([*ps, 1.0])
+    slopes = [np.polyfit(x, np.log(row), 1)[0] for row in by_p]
+    if seeds > 1:
+        half = stats.t.ppf(0.975, seeds - 1) * np.std(slopes, ddof=1) / math.sqrt(seeds)
+    else:
+        half = math.log(1.25) / math.sqrt(((x - x.mean()) ** 2).sum())  # of four independent values
+    expected = np.exp([np.mean(slopes), np.mean(slopes) - half, np.mean(slopes) + half])
+    assert [found["effect"], found["low"], found["high"]] == pytest.approx(expected)
+    assert answer("The smaller p is", results({})).verdict is Verdict.MISSING
+
+
+def test_stability_that_grows_with_p_confirms_that_sparsity_helps() -> None:
+    ps, methods = (0.001, 0.01, 0.1), ("random", "magnitude", "sam")
+    for slope, verdict in ((0.3, Verdict.CONFIRMED), (-0.3, Verdict.REFUTED)):
+        values = {f"{name}@{p}": {"stability": [p**power for power in jittered(slope)]} for name in methods for p in ps}
+        found = answer("The smaller p is", results({}), results(values, sparsities=ps))
+        assert found.verdict is verdict
+        assert found.table["effect"].tolist() == pytest.approx([10 ** np.mean(jittered(slope))] * 3)
 
 
 def test_methods_of_one_s_own_count_as_those_of_the_paper_do() -> None:

@@ -169,7 +169,7 @@ def test_on_stsb_what_is_more_stable_than_full_tuning_is_what_fits_least() -> No
     assert found["learned"].tolist() == [True] * 10
     assert set(found.index[found["train_loss"] > 1]) == {"bitfit", "lora", "childpruning"}
     every = {answer.claim: answer.table.set_index("what") for answer in answers([main])}
-    ratios, gap, _, _, sam, projected, *_ = every.values()
+    ratios, _, gap, _, _, sam, projected, *_ = every.values()
     assert {what.split(",")[0] for what in ratios.index[ratios["clear"] == "for"]} == {"bitfit", "childpruning"}
     assert not (ratios["clear"] == "against").any()
     told = {
