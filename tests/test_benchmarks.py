@@ -312,7 +312,7 @@ def test_rates_come_from_a_search_of_the_same_protocol_alone(
     told = capsys.readouterr().out
     assert "claims-cb-rates stopped: " in told  # its store is of the first protocol
     assert "claims-cb is left out: " in told
-    assert told.count("full with {'warmup': 0.5} instead of {'warmup': 0.3}") == 2
+    assert told.count("now it is full, random at p = 0.005 with {'warmup': 0.5} instead of {'warmup': 0.3}") == 2
 
 
 def test_cells_of_an_earlier_protocol_are_taken_over_where_they_are_alike(

@@ -155,6 +155,8 @@ def _stabilities(main: Sequence[StudyResults]) -> Iterator[str]:
 
 def _enough(cell: dict[Any, Any]) -> str:
     """How many retrainings would make a cell's interval as narrow as is wanted, from its standard error."""
+    if not cell["stability"] > 0 or pd.isna(cell["stability_error"]):
+        return "–"
     share = 1.96 * cell["stability_error"] / (_WANTED * cell["stability"])
     needed = math.ceil(cell["retrainings"] * share**2)
     return str(needed) if needed < cell["n"] else f"all {cell['n']}"

@@ -137,7 +137,7 @@ def _means_and_spreads(results: StudyResults, summary: pd.DataFrame, spread_of: 
 
 @styled
 def six_panels(results: StudyResults) -> Figure:
-    """(f) A sweep over p on one page: test and train metric and the spread of the test metric over seeds, test loss, generalization
+    """(g) A sweep over p on one page: test and train metric and the spread of the test metric over seeds, test loss, generalization
     gap, and leave-one-out stability. Means have 95 % intervals.
 
     Args:

@@ -84,15 +84,16 @@ class Answer:
             return f"{told}. {self.resolve}".strip()
         of = f"{count['for']} of {len(known)} comparisons are clear for the claim, {count['against']} against it"
         if len(known) == 1:
-            of = "the interval contains 0"
-            if sum(count.values()):
-                of = f"clear {'for' if count['for'] else 'against'} the claim as far as it is measured"
+            of = f"clear {'for' if count['for'] else 'against'} the claim" if sum(count.values()) else "not clear"
+            of += " as far as it is measured" if self.missing else ""
         return f"{told}: {of}. {self.resolve}".strip()
 
     def __str__(self) -> str:
         """The claim, the answer in a sentence, and each comparison."""
         told = f"{self.claim} {self.sentence}"
-        return told if self.table.empty else f"{told}\n{self.quantity}:\n{self.table.round(3).to_string(index=False)}"
+        if self.table.empty:
+            return told
+        return f"{told}\n{self.quantity}:\n{self.table.to_string(index=False, float_format='{:.3g}'.format)}"
 
 
 def cells_to_compute(results: Sequence[StudyResults]) -> tuple[str, ...]:
@@ -232,7 +233,7 @@ def answers(
         _compared(
             "The smaller p is, the more stable is fine-tuning.",
             "A bound that falls with p (Theorem 1).",
-            "leave-one-out stability at ten times as large a p, divided by that at p (a straight line in log p, with full tuning)",
+            "leave-one-out stability at ten times as large a p, divided by that at p: a straight line through the logarithms",
             list(_trends(swept_learned)),
             smaller=False,
             missing=lost_sweep if swept else (*lost_sweep, "the studies of several p"),
@@ -358,7 +359,8 @@ def _stabilities(results: Sequence[StudyResults], methods: Sequence[str] | None,
     for one in results:
         every = list(_by_p(one))
         for task, method, p, _, mine in every:
-            if (mine["sparsity"].astype(float) >= 1).any() if methods is None else method not in methods:
+            wanted = (mine["sparsity"].astype(float) < 1).all() if methods is None else method in methods
+            if not wanted:
                 continue
             # At the same p where the other has several, and whatever its p where it has its own.
             beside = [its for at, other, q, _, its in every if at == task and other in others and (q is None or q == p)]
@@ -378,19 +380,23 @@ def _stabilities(results: Sequence[StudyResults], methods: Sequence[str] | None,
 def _trends(results: Sequence[StudyResults]) -> Iterator[Row]:
     """How the stability of each method changes with p: the slope of its logarithm in the decimal logarithm of p, by least squares.
 
-    Its interval is formed as that of :func:`_stabilities` is.
+    It needs three p at which stability was measured. Full tuning has no part in it: all slopes would share its error. The interval
+    is formed as that of :func:`_stabilities` is.
     """
     for one in results:
         every = list(_by_p(one))
-        for task, method in dict.fromkeys((task, method) for task, method, p, _, _ in every if p is not None):
-            at = [_logs(its) for on, other, _, _, its in every if on == task and other in (method, "full")]
-            p = [float(its["sparsity"].mean()) for on, other, _, _, its in every if on == task and other in (method, "full")]
-            logs, errors = (pd.concat([its[name] for its in at], axis=1).dropna() for name in ("log", "error"))
-            if logs.empty or len(set(p)) < _FEWEST:
+        for task, method in dict.fromkeys((task, method) for task, method, *_ in every):
+            at = {float(its["sparsity"].mean()): _logs(its) for on, other, _, _, its in every if (on, other) == (task, method)}
+            at = {p: logs for p, logs in at.items() if len(logs)}
+            if len(at) < _FEWEST:
                 continue
-            x = np.log10(p) - np.mean(np.log10(p))
+            logs, errors = (pd.concat([its[name] for its in at.values()], axis=1).dropna() for name in ("log", "error"))
+            if logs.empty:
+                continue
+            x = np.log10(list(at)) - np.mean(np.log10(list(at)))
             weights = x / (x**2).sum()
-            yield _over(task, method, logs.to_numpy() @ weights, errors.loc[logs.index].to_numpy() * weights)
+            parts = np.where(weights == 0, 0.0, errors.loc[logs.index].to_numpy()) * weights
+            yield _over(task, f"{method}, {len(at)} p", logs.to_numpy() @ weights, parts)
 
 
 def _over(task: str, what: str, values: Numbers, errors: Numbers) -> Row:
@@ -400,7 +406,8 @@ def _over(task: str, what: str, values: Numbers, errors: Numbers) -> Row:
         task: the task.
         what: what is compared.
         values: of each seed.
-        errors: a row for each seed: the standard errors of the independent parts that a value is the sum of.
+        errors: a row for each seed: the standard errors of the parts that a value is the sum of. They are taken as independent,
+            though methods may leave out the same examples.
     """
     count = len(values)
     if count >= _FEWEST:

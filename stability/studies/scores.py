@@ -142,15 +142,16 @@ def _one_of_each(summary: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]
     for method in methods:
         mine = [name for name, algorithm in settings.items() if algorithm["method"] == method]
         asked = {name: settings[name]["selector"].get("sparsity") for name in mine}
-        had = {name: measured.get(name, asked[name]) for name in mine}
-        if len(mine) > 1 and sparsity is not None and (known := {name: p for name, p in had.items() if p is not None}):
-            distance = {name: round(abs(math.log(p / sparsity)), 9) for name, p in known.items()}
+        had = {name: p for name in mine if (p := measured.get(name) or asked[name]) is not None and p > 0}
+        known = len(had) == len(mine)
+        if len(mine) > 1 and known and sparsity is not None:
+            distance = {name: round(abs(math.log(p / sparsity)), 9) for name, p in had.items()}
             mine = [name for name, value in distance.items() if value == min(distance.values())]
         if len(mine) > 1:
-            swept = len({*asked.values()} - {None}) == len(mine)
-            setting, values = (
-                ("sparsity", [f"{asked[name]:g}" for name in mine]) if swept else _differing(settings[name] for name in mine)
-            )
+            swept = sparsity is None and known and len({*had.values()}) == len(mine)
+            setting, values = _differing(settings[name] for name in mine)
+            if swept:
+                setting, values = "sparsity", [f"{asked[name] or had[name]:.3g}" for name in mine]
             raise IncomparableError(
                 f"{method} has {len(mine)} settings in this study, {setting} = {', '.join(values)}, and a table has one of each "
                 f"method: " + ("choose with --sparsity P" if swept else "keep those that belong together, with results.only(…)")

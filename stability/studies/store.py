@@ -53,18 +53,22 @@ def ledger_at(path: Path) -> Ledger:
 
 
 def _changes(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> str:
-    """What a study's algorithms are now: the names that are gone and new, and the first whose settings are others."""
-    gone, added = (
-        {one["selector"]["name"]: one for one in reversed(some) if one not in others} for some, others in ((old, new), (new, old))
-    )
+    """What a study's algorithms are now: those that are gone and new, and the first change of settings with all that have it."""
+    gone, added = ({_named(one): one for one in reversed(some) if one not in others} for some, others in ((old, new), (new, old)))
     parts = []
     for what, some, others in (("without", gone, added), ("with", added, gone)):
-        if names := sorted(some.keys() - others):
+        if names := [name for name in reversed(some) if name not in others]:
             parts.append(f"{what} {', '.join(names)}")
-    for name in sorted(gone.keys() & added)[:1]:
-        before, after = first_difference(gone[name], added[name])
-        parts.append(f"{name} with {after} instead of {before}")
-    return " and ".join(parts) or "in another order"
+    changed = {name: first_difference(gone[name], added[name]) for name in reversed(gone) if name in added}
+    for before, after in list(changed.values())[:1]:
+        alike = [name for name, change in changed.items() if change == (before, after)]
+        parts.append(f"{', '.join(alike)} with {after} instead of {before}")
+    return "; ".join(parts) or "in another order"
+
+
+def _named(algorithm: Mapping[str, Any]) -> str:
+    selector = algorithm["selector"]
+    return f"{selector['name']}" + (f" at p = {selector['sparsity']:g}" if selector.get("sparsity") else "")
 
 
 class Store:

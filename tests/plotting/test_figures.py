@@ -121,6 +121,17 @@ def test_every_method_has_its_panel_with_the_summarys_numbers() -> None:
     assert "95 % interval of the mean over 5 seeds" in words(figure)
 
 
+def test_six_panels_show_a_sweep_on_one_page() -> None:
+    results = stored("theory-convex")
+    mine = results.summary().table.query("method == 'random'").sort_values("sparsity")
+    axes = plotting.six_panels(results).axes
+    columns = ("test_metric", "train_metric", "test_metric_std", "test_loss", "gap", "stability")
+    assert len(axes) == len(columns)
+    for ax, column in zip(axes, columns, strict=True):
+        drawn = [np.asarray(line.get_ydata(), dtype=float) for line in by_gid(ax, "values")]
+        assert any(len(y) == len(mine) and np.allclose(y, mine[column]) for y in drawn), column
+
+
 def test_intervals_of_means_are_students_over_seeds() -> None:
     results = stored("theory-convex")
     test, train, gap = plotting.generalization(results).axes

@@ -186,12 +186,13 @@ def test_what_is_compared_in_two_studies_counts_once() -> None:
 
 @pytest.mark.parametrize("seeds", [4, 1])
 def test_the_change_with_p_is_the_slope_of_logarithms(seeds: int) -> None:
-    ps = (0.001, 0.01, 0.1)
-    by_p = np.exp(np.random.default_rng(0).normal(size=(seeds, len(ps) + 1)))
+    ps = (0.001, 0.002, 0.01, 0.1)
+    by_p = np.exp(np.random.default_rng(0).normal(size=(seeds, len(ps))))
     values = {f"sam@{p}": {"stability": by_p[:, place].tolist()} for place, p in enumerate(ps)}
-    swept = results({**values, "full": {"stability": by_p[:, -1].tolist()}}, seeds=seeds, sparsities=ps)
-    found = answer("The smaller p is", results({}), swept).table.set_index("what").loc["sam"]
-    x = np.log10([*ps, 1.0])
+    found = answer("The smaller p is", results({}), results(values, seeds=seeds, sparsities=ps))
+    assert found.table["what"].tolist() == ["random, 4 p", "magnitude, 4 p", "sam, 4 p"]
+    found = found.table.iloc[-1]
+    x = np.log10(ps)
     slopes = [np.polyfit(x, np.log(row), 1)[0] for row in by_p]
     if seeds > 1:
         half = stats.t.ppf(0.975, seeds - 1) * np.std(slopes, ddof=1) / math.sqrt(seeds)
@@ -200,6 +201,23 @@ def test_the_change_with_p_is_the_slope_of_logarithms(seeds: int) -> None:
     expected = np.exp([np.mean(slopes), np.mean(slopes) - half, np.mean(slopes) + half])
     assert [found["effect"], found["low"], found["high"]] == pytest.approx(expected)
     assert answer("The smaller p is", results({})).verdict is Verdict.MISSING
+
+
+def test_a_p_at_which_nothing_was_learned_has_no_part_in_the_slope() -> None:
+    ps = (0.001, 0.01, 0.03, 0.1)
+    stuck = {"sam@0.001": {"test_metric": jittered(0.5), "stability": 0.001}}
+    found = answer("The smaller p is", results({}), results(stuck, sparsities=ps)).table.set_index("what")
+    assert found.index.tolist() == ["random, 4 p", "magnitude, 4 p", "sam, 3 p"]
+    assert found["effect"].tolist() == pytest.approx([1, 1, 1])
+
+
+def test_a_cell_without_an_upper_end_has_no_part_where_its_weight_is_zero() -> None:
+    ps = (0.01, 0.1, 1.0)
+    swept = results({f"sam@{p}": {"stability": p} for p in ps}, seeds=1, sparsities=ps)
+    swept.table.loc[swept.table["sparsity"] == 0.1, "stability_high"] = math.nan
+    found = answer("The smaller p is", results({}), swept).table.set_index("what").loc["sam, 3 p"]
+    assert found["effect"] == pytest.approx(10)
+    assert found["high"] == pytest.approx(10 * 1.25 ** (1 / math.sqrt(2)))
 
 
 def test_stability_that_grows_with_p_confirms_that_sparsity_helps() -> None:

@@ -212,12 +212,13 @@ def test_a_store_beside_the_published_numbers(both_store: Path, tmp_path: Path, 
 def test_one_p_in_two_settings_is_refused(tmp_path: Path) -> None:
     rates = tuple(FineTuning(Random(0.1), steps=2, learning_rate=rate) for rate in (1e-2, 1e-4))
     results = run_study(Study("rates", "digits", rates, (0,), **QUICK), tmp_path / "rates.sqlite", device="cpu", workers=1)
-    for p in (None, 0.1):
+    lost = dataclasses.replace(results, table=results.table.assign(sparsity=np.nan))
+    for one, p in ((results, None), (results, 0.1), (lost, 0.1)):
         with pytest.raises(
             IncomparableError,
             match=r"random has 2 settings in this study, learning_rate = 0.01, 0.0001, .*: keep those that belong together",
         ):
-            scores(results, p)
+            scores(one, p)
     slow = next(name for name, settings in results.algorithms.items() if settings["learning_rate"] == 1e-4)
     assert scores(results.where(algorithm=slow)).notes[0].endswith("learning rate 0.0001")
     assert {path.stem for path in plotting.save_all(results, tmp_path)} & {

@@ -415,14 +415,16 @@ def test_seeds_may_be_arrays(tmp_path: Path) -> None:
 
 def test_other_algorithms_are_named(tmp_path: Path) -> None:
     run(quick(BitFit(), Random(0.1)), tmp_path / "mine.sqlite")
-    with pytest.raises(StabilityError, match="made for other algorithms; now it is without random and with last: use"):
+    with pytest.raises(StabilityError, match="now it is without random at p = 0.1; with last at p = 0.05: use"):
         run(quick(BitFit(), from_scores(smallest, 0.05, name="last")), tmp_path / "mine.sqlite")
     with pytest.raises(StabilityError, match="now it is in another order: use"):
         run(quick(Random(0.1), BitFit()), tmp_path / "mine.sqlite")
-    with pytest.raises(StabilityError, match=r"now it is random with .*0\.2.* instead of .*0\.1.*: use"):
+    with pytest.raises(StabilityError, match=r"now it is without random at p = 0\.1; with random at p = 0\.2: use"):
         run(quick(BitFit(), Random(0.2)), tmp_path / "mine.sqlite")
     later = (FineTuning(BitFit(), steps=9), FineTuning(Random(0.1), steps=9))
-    with pytest.raises(StabilityError, match=r"now it is bitfit with \{.*'steps': 9.*\} instead of \{.*'steps': \d+.*\}: use"):
+    with pytest.raises(
+        StabilityError, match=r"now it is bitfit, random at p = 0\.1 with \{.*'steps': 9.*\} instead of \{.*'steps': \d+.*\}: use"
+    ):
         run(dataclasses.replace(quick(BitFit()), algorithms=later), tmp_path / "mine.sqlite")
 
 
