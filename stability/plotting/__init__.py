@@ -148,7 +148,7 @@ def drawn(results: StudyResults) -> Iterator[tuple[str, str | None, Figure]]:
     Example:
         >>> from stability.studies import StudyResults
         >>> [name for name, _, figure in drawn(StudyResults.read("figures/theory-convex.sqlite")) if closed(figure)]
-        ['stability', 'generalization', 'four_panels', 'gap_against_stability', 'bounds']
+        ['stability', 'generalization', 'four_panels', 'six_panels', 'gap_against_stability', 'bounds']
     """
     for name, _, task, draw in [*_swept(results, None), *_scored(results, None, None, None)]:
         with suppress(NothingToDrawError):

@@ -144,7 +144,7 @@ def six_panels(results: StudyResults) -> Figure:
         results: the results of a study.
 
     Raises:
-        NothingToDrawError: no stability was measured, or several methods on several tasks.
+        NothingToDrawError: no stability was measured, no method has several p, or several methods on several tasks.
         StabilityError: no cell is finished, or every one failed.
 
     Example:
@@ -153,6 +153,8 @@ def six_panels(results: StudyResults) -> Figure:
         ['test loss [nats]', 'test loss − train loss', 'stability Eᵢ|Δℓᵢ|']
     """
     summary, loss = results.summary().table, unit(results.table)
+    if (summary.groupby(["task", "method"])["sparsity"].nunique() < 2).all():
+        raise NothingToDrawError("no method has several p: there is no sweep to draw")
     stable = mean(results, _measured(results), "stability")
     test, gap = mean(results, summary, "test_loss"), mean(results, summary, "gap")
     blocks = [

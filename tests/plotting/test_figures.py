@@ -127,6 +127,8 @@ def test_six_panels_show_a_sweep_on_one_page() -> None:
     axes = plotting.six_panels(results).axes
     columns = ("test_metric", "train_metric", "test_metric_std", "test_loss", "gap", "stability")
     assert len(axes) == len(columns)
+    with pytest.raises(plotting.NothingToDrawError, match="no method has several p: there is no sweep to draw"):
+        plotting.six_panels(stored("paper-quick").where(task="cb"))
     for ax, column in zip(axes, columns, strict=True):
         drawn = [np.asarray(line.get_ydata(), dtype=float) for line in by_gid(ax, "values")]
         assert any(len(y) == len(mine) and np.allclose(y, mine[column]) for y in drawn), column
