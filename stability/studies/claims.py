@@ -386,17 +386,19 @@ def _trends(results: Sequence[StudyResults]) -> Iterator[Row]:
     for one in results:
         every = list(_by_p(one))
         for task, method in dict.fromkeys((task, method) for task, method, *_ in every):
-            at = {float(its["sparsity"].mean()): _logs(its) for on, other, _, _, its in every if (on, other) == (task, method)}
-            at = {p: logs for p, logs in at.items() if len(logs)}
-            if len(at) < _FEWEST:
+            mine = [(float(its["sparsity"].mean()), _logs(its)) for on, other, _, _, its in every if (on, other) == (task, method)]
+            mine = [(p, its) for p, its in mine if len(its)]
+            p, at = [one for one, _ in mine], [its for _, its in mine]
+            if len(set(p)) < _FEWEST:
                 continue
-            logs, errors = (pd.concat([its[name] for its in at.values()], axis=1).dropna() for name in ("log", "error"))
+            logs, errors = (pd.concat([its[name] for its in at], axis=1).dropna() for name in ("log", "error"))
             if logs.empty:
                 continue
-            x = np.log10(list(at)) - np.mean(np.log10(list(at)))
+            x = np.log10(p)
+            x -= x.mean()
             weights = x / (x**2).sum()
             parts = np.where(weights == 0, 0.0, errors.loc[logs.index].to_numpy()) * weights
-            yield _over(task, f"{method}, {len(at)} p", logs.to_numpy() @ weights, parts)
+            yield _over(task, f"{method}, {len(set(p))} p", logs.to_numpy() @ weights, parts)
 
 
 def _over(task: str, what: str, values: Numbers, errors: Numbers) -> Row:
