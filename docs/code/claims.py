@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 
 from stability.reports.labels import LABELS
-from stability.studies import StudyResults, answers, cells_to_compute, chosen_rates, learned
-from stability.studies.claims import Answer, Verdict
+from stability.studies import Answer, StudyResults, Verdict, answers, cells_to_compute, chosen_rates, learned
 from stability.studies.named import CLAIMS
 from stability.studies.published import published_scores
 
@@ -39,8 +38,8 @@ def _not_begun() -> list[str]:
 
 def markdown() -> str:
     """How far the studies are, the claims with their verdicts, and what was measured of each."""
-    main, swept, perturbed = (stored(ending) for ending in ("", "-sparsity", "-perturbation"))
-    found = answers(main, swept, perturbed, missing=[f"all of {name}" for name in _not_begun()])
+    main = stored("")
+    found = answers([*main, *stored("-sparsity"), *stored("-perturbation")], missing=[f"all of {name}" for name in _not_begun()])
     return "\n".join(
         [
             *_progress(),

@@ -23,6 +23,7 @@ COMMANDS = {
     "bounds": ("stability.cli.bounds:bounds", "Compute Theorem 1, and with a loss also Theorem 2, for given constants."),
     "figures": ("stability.cli.figures:figures", "Draw the figures of a store, or those of the paper's published numbers."),
     "table": ("stability.cli.table:table", "Print the table of a store, or one of the paper's."),
+    "claims": ("stability.cli.claims:claims", "Put the paper's claims to the results of stores: effects, intervals, verdicts."),
     "report": ("stability.cli.report:report", "Write a study as one page of HTML: table, figures, settings, failures."),
     "status": ("stability.cli.status:status", "Tell how far the study of a store is; it may be running."),
     "export": ("stability.cli.export:export", "Write a store as a tidy table: CSV, JSON or Parquet."),

@@ -10,7 +10,7 @@ toolkit, :data:`PAPER` the experiments of Fu et al. 2023.
 """
 
 from stability.leave_one_out.statistics import mean_over_seeds
-from stability.studies.claims import Answer, Verdict, answers, cells_to_compute, learned
+from stability.studies.claims import answers, cells_to_compute, learned
 from stability.studies.comparison import Comparison, compare
 from stability.studies.cost import Cost, expected
 from stability.studies.named import PAPER, STUDIES
@@ -24,6 +24,7 @@ from stability.studies.running import run
 from stability.studies.scores import IncomparableError, Scores, correlations, scores
 from stability.studies.store import Store
 from stability.studies.study import NUMERICS, Cell, Study
+from stability.studies.verdicts import Answer, Verdict
 
 __all__ = [
     "NUMERICS",

@@ -14,7 +14,7 @@ from stability.errors import UsageError
 from stability.studies.identity import key
 from stability.studies.results import CellStatus, StudyResults
 
-__all__ = ["Rates", "chosen_rates", "found_rates"]
+__all__ = ["Rates", "chosen_rates", "found_rates", "is_search"]
 
 _DIGITS = 9  # metrics that are equal but for the order in which they were summed are equal
 
@@ -132,11 +132,28 @@ def chosen_rates(results: StudyResults) -> Rates:
     return Rates(pd.DataFrame(chosen, columns=[*_PLACE, *_CHOICE]), pd.DataFrame(rows, columns=[*_PLACE, *_POINT]))
 
 
+def is_search(results: StudyResults) -> bool:
+    """Whether a study tries several learning rates of a method.
+
+    Args:
+        results: of the study, as far as it is.
+
+    Example:
+        >>> is_search(StudyResults.read("figures/paper-quick.sqlite"))
+        False
+    """
+    return len({_but_the_rate(one) for one in results.algorithms.values()}) < len(results.algorithms)
+
+
+def _but_the_rate(settings: Mapping[str, Any]) -> str:
+    return key({name: value for name, value in settings.items() if name != "learning_rate"})
+
+
 def _families(results: StudyResults) -> dict[str, list[str]]:
     """The names of the algorithms that differ in nothing but their learning rate, by ascending rate."""
     found: dict[str, list[str]] = {}
     for name, one in sorted(results.algorithms.items(), key=lambda pair: float(pair[1]["learning_rate"])):
-        found.setdefault(key({setting: value for setting, value in one.items() if setting != "learning_rate"}), []).append(name)
+        found.setdefault(_but_the_rate(one), []).append(name)
     order = list(results.algorithms)
     return dict(sorted(found.items(), key=lambda pair: min(map(order.index, pair[1]))))
 

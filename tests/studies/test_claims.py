@@ -15,6 +15,8 @@ from scipy import stats
 from stability import FineTuning, UsageError
 from stability.selectors import SAM, ChildPruning, DiffPruning, FullTuning, MagPruning, Random, Selector
 from stability.studies import Study, StudyResults, Verdict, answers, cells_to_compute, learned
+from stability.studies.claims import Kind, kind_of
+from stability.studies.effects import inner_advantages
 from stability.studies.identity import key
 from stability.studies.results import CellStatus
 
@@ -63,7 +65,7 @@ def results(
 
 
 def answer(start: str, main: StudyResults, swept: StudyResults | None = None) -> Any:
-    (found,) = [one for one in answers([main], [] if swept is None else [swept]) if one.claim.startswith(start)]
+    (found,) = [one for one in answers([main] if swept is None else [main, swept]) if one.claim.startswith(start)]
     return found
 
 
@@ -155,6 +157,43 @@ def test_an_inner_p_must_be_better_than_both_ends() -> None:
     assert (answer("The best test", results({}), results({**flat, **full, **rising}, sparsities=ps)).table["clear"] != "for").all()
 
 
+SHAKEN = {0.01: [0.60, 0.61, 0.62, 0.59], 0.05: [0.70, 0.72, 0.69, 0.71], 0.3: [0.80, 0.79, 0.80, 0.82]}
+
+
+def test_an_inner_p_is_better_than_both_ends_or_worse_than_one() -> None:
+    """Student's paired test against each end: the larger p-value where the advantage is positive, else twice the smaller."""
+    metric = {f"{name}@{p}": {"test_metric": values} for name in ("random", "magnitude", "sam") for p, values in SHAKEN.items()}
+    for full, better in (([0.65, 0.66, 0.64, 0.66], True), ([0.95, 0.94, 0.95, 0.96], False)):
+        rows = inner_advantages([results({**metric, "full": {"test_metric": full}}, sparsities=tuple(SHAKEN))])
+        found = pd.DataFrame(rows).set_index("what")
+        assert len(found) == 6
+        for p in (0.05, 0.3):
+            tests = [stats.ttest_rel(SHAKEN[p], end) for end in (SHAKEN[0.01], full)]
+            row = found.loc[f"random, p = {p:g}"]
+            assert row["effect"] == pytest.approx(100 * min(np.mean(SHAKEN[p]) - np.mean(end) for end in (SHAKEN[0.01], full)))
+            expected = max(test.pvalue for test in tests) if better else 2 * tests[1].pvalue
+            assert row["p"] == pytest.approx(expected)
+
+
+def test_the_best_p_is_inner_if_each_method_has_one_and_is_not_if_all_inner_p_are_worse_than_an_end() -> None:
+    names = ("random", "magnitude", "sam")
+    metric = {f"{name}@{p}": {"test_metric": values} for name in names for p, values in SHAKEN.items()}
+
+    def verdict(**full_and_others: Any) -> Verdict:
+        found: Verdict = answer(
+            "The best test", results({}), results({**metric, **full_and_others}, sparsities=tuple(SHAKEN))
+        ).verdict
+        return found
+
+    low, high = {"test_metric": [0.65, 0.66, 0.64, 0.66]}, {"test_metric": [0.95, 0.94, 0.95, 0.96]}
+    middle = {"test_metric": [0.76, 0.74, 0.75, 0.76]}  # one inner p is better, the other worse: the claim is that there is one
+    assert verdict(full=low) is Verdict.CONFIRMED
+    assert verdict(full=middle) is Verdict.CONFIRMED
+    assert verdict(full=high) is Verdict.REFUTED
+    worse = {f"{name}@{p}": {"test_metric": [0.3, 0.31, 0.29, 0.3]} for name in names[:2] for p in (0.05, 0.3)}
+    assert verdict(full=low, **worse) is Verdict.OPEN
+
+
 def test_correlations_are_those_of_ranks() -> None:
     main = StudyResults.read(ROOT / "figures" / "paper-quick.sqlite")
     found = answer("Stable methods have a small gap", main)
@@ -164,15 +203,47 @@ def test_correlations_are_those_of_ranks() -> None:
 
 
 def test_one_task_of_two_studies_is_refused() -> None:
-    with pytest.raises(UsageError, match="digits is in two studies"):
-        answers([results({}), results({})])
+    other = dataclasses.replace(results({}), study="other")
+    with pytest.raises(UsageError, match="digits is in two studies with one setting of each method, 'made' and 'other': leave one"):
+        answers([results({}), other])
+    assert answers([results({}), dataclasses.replace(results({}, sparsities=(0.01, P)), study="other")])
 
 
-def test_the_results_of_one_study_alone_are_refused() -> None:
-    alone: Any = results({})
-    for ask in (answers, learned, cells_to_compute):
-        with pytest.raises(UsageError, match=r"results of study 'made' alone: give a list of results, such as \[results\]"):
-            ask(alone)
+def test_one_study_needs_no_list() -> None:
+    alone = results({"sam": {"stability": jittered(0.5)}}, lacking=1)
+    assert str(answers(alone)[0]) == str(answers([alone])[0])
+    assert learned(alone).equals(learned([alone]))
+    assert cells_to_compute(alone) == cells_to_compute([alone])
+
+
+def search(lacking: int = 0) -> StudyResults:
+    """A study of two learning rates."""
+    algorithms = tuple(FineTuning(SAM(P), steps=4, learning_rate=rate) for rate in (1e-3, 1e-2))
+    study = Study("search", "digits", algorithms, (0,), problem_settings={"n": 20}, check_replicas=None)
+    named = {key(one.settings())[:12]: {**one.settings(), "method": one.name} for one in study.algorithms}
+    of: dict[str, Any] = {"identity": study.identity(), "tasks": ("digits",), "algorithms": named, "to_compute": lacking}
+    return StudyResults(study="search", table=pd.DataFrame(), **of)
+
+
+def test_what_a_study_is_for_the_claims_follows_from_what_it_has() -> None:
+    main, swept = results({}), results({}, sparsities=(0.01, P))
+    perturbed = dataclasses.replace(main, identity={**main.identity, "removed": 0.1})
+    studies = [main, swept, perturbed, search()]
+    assert [*map(kind_of, studies)] == [Kind.MAIN, Kind.SWEPT, Kind.PERTURBED, Kind.SEARCH]
+    everywhere = {answers(order)[8].sentence for order in (studies, studies[::-1])}  # of the perturbed training sets
+    assert len(everywhere) == 1
+    assert "to be computed" not in everywhere.pop()
+    assert "the studies of perturbed data are to be computed" in answers(main)[8].sentence
+
+
+def test_an_unfinished_search_leaves_every_claim_open() -> None:
+    finished = results(
+        {name: {"stability": jittered(0.5)} for name in ("random", "magnitude", "sam", "childpruning", "diffpruning")}
+    )
+    assert answers([finished, search()])[0].verdict is Verdict.CONFIRMED
+    (found, *_) = answers([finished, search(lacking=1)])
+    assert found.verdict is Verdict.OPEN
+    assert "1 of 2 cells of search are to be computed" in found.resolve
 
 
 def test_what_is_compared_in_two_studies_counts_once() -> None:
@@ -241,5 +312,7 @@ def test_methods_of_one_s_own_count_as_those_of_the_paper_do() -> None:
 def test_an_answer_is_printed_with_its_comparisons() -> None:
     lines = str(answer("Sparse fine-tuning", results({"sam": {"stability": jittered(0.5)}}))).splitlines()
     assert lines[0].startswith("Sparse fine-tuning is more stable than full tuning. Not resolved: 1 of 5 comparisons are clear for")
-    assert [line.split()[1] for line in lines[3:]] == ["random,", "magnitude,", "sam,", "childpruning,", "diffpruning,"]
-    assert "\n" not in str(answers([])[0])
+    assert lines[1] == "Published: A bound that falls with p (Theorem 1). The paper does not measure leave-one-out stability."
+    assert lines[2] == "Measured: leave-one-out stability, divided by that of full tuning."
+    assert [line.split()[1] for line in lines[4:]] == ["random,", "magnitude,", "sam,", "childpruning,", "diffpruning,"]
+    assert len(str(answers([])[0]).splitlines()) == 2

@@ -175,7 +175,7 @@ def on_page(row: dict[Any, Any], digits: int) -> bool:
 
 def test_the_page_of_the_claims_tells_what_is_stored_of_stsb() -> None:
     main, swept = stored("claims/claims-stsb"), stored("claims/claims-stsb-sparsity")
-    every = {answer.claim: answer.table for answer in answers([main], [swept])}
+    every = {answer.claim: answer.table for answer in answers([main, swept])}
 
     def rows(start: str) -> dict[Any, dict[Any, Any]]:
         (table,) = (table for claim, table in every.items() if claim.startswith(start))

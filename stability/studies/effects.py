@@ -1,0 +1,252 @@
+"""What methods of studies differ by: ratios of their stability, its slope in p, and differences of their test metric.
+
+Each comparison is a row: task, what (is compared), effect with low and high (the ends of its 95 % interval), p (before any
+correction), count and over (how many seeds or examples the interval is over). Ratios and slopes are natural logarithms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from stability.leave_one_out.statistics import Numbers, mean_over_seeds
+from stability.studies.results import CellStatus, StudyResults
+
+__all__ = ["Row", "finished", "inner_advantages", "metric_differences", "row", "stability_ratios", "stability_slopes"]
+
+_FEWEST = 3  # seeds of which a t interval is taken; p of which a slope is
+_NORMAL = 1.959964  # standard errors from the middle of a 95 % interval to its end
+
+Row = dict[str, Any]
+
+
+def row(task: str, what: str, effect: float, low: float, high: float, p: float, **more: Any) -> Row:
+    """A comparison as a row of a table.
+
+    Example:
+        >>> row("cb", "sam, p = 0.1", 1.5, 1.0, 2.0, 0.04, count=5, over="seeds")["effect"]
+        1.5
+    """
+    return {"task": task, "what": what, "effect": effect, "low": low, "high": high, "p": p, **more}
+
+
+def finished(results: StudyResults) -> pd.DataFrame:
+    """The rows of a study's cells that are finished and did not fail.
+
+    Example:
+        >>> len(finished(StudyResults.read("figures/discontinuity.sqlite")))
+        9
+    """
+    table = results.table
+    return table[table["status"] == CellStatus.OK] if len(table) else table
+
+
+class _Measured(NamedTuple):
+    """One setting of a method on one task: p as asked for (None where the method has its own), and its finished cells by seed."""
+
+    task: str
+    method: str
+    p: float | None
+    cells: pd.DataFrame
+
+
+def _measured(results: StudyResults) -> list[_Measured]:
+    table = finished(results)
+    return [
+        _Measured(
+            task,
+            one["method"],
+            one["selector"].get("sparsity"),
+            table[(table["task"] == task) & (table["algorithm"] == name)].set_index("seed"),
+        )
+        for task in (results.tasks if len(table) else ())
+        for name, one in results.algorithms.items()
+    ]
+
+
+def stability_ratios(results: Sequence[StudyResults], methods: Sequence[str] | None, others: Sequence[str]) -> Iterator[Row]:
+    """The stability of methods, divided by the geometric mean of others'.
+
+    Over three seeds or more it is Student's interval of the paired differences of logarithms. With fewer it is formed from the
+    cells' own intervals, and speaks of those S and seeds alone.
+
+    Args:
+        results: of studies.
+        methods: the methods; None: all that train a part of the parameters (Mixout, for example, trains all).
+        others: the methods whose stability is the denominator, at the same p where they have several.
+
+    Example:
+        >>> rows = stability_ratios([StudyResults.read("figures/paper-quick.sqlite")], ["lora"], ["full"])
+        >>> [(row["task"], row["over"]) for row in rows]
+        [('cb', 'examples'), ('rte', 'examples')]
+    """
+    for one in results:
+        every = _measured(one)
+        for task, method, p, mine in every:
+            wanted = (mine["sparsity"].astype(float) < 1).all() if methods is None else method in methods
+            if not wanted:
+                continue
+            # At the same p where the other has several, and whatever its p where it has its own.
+            beside = [its.cells for its in every if its.task == task and its.method in others and its.p in (None, p)]
+            logs = _logs(mine)
+            against = [_logs(its) for its in beside]
+            if len(against) < len(others) or not len(logs):
+                continue
+            both = pd.concat([logs["log"], *(its["log"] for its in against)], axis=1).dropna()
+            if both.empty:
+                continue
+            differences = (both.iloc[:, 0] - both.iloc[:, 1:].mean(axis=1)).to_numpy()
+            errors = pd.concat([logs["error"], *(its["error"] / len(against) for its in against)], axis=1).loc[both.index]
+            yield _over(task, _named(method, p), differences, errors.to_numpy())
+
+
+def stability_slopes(results: Sequence[StudyResults]) -> Iterator[Row]:
+    """How the stability of each method changes with p: the slope of its logarithm in the decimal logarithm of p, by least squares.
+
+    It needs three p at which stability was measured. Full tuning has no part in it: all slopes would share its error. The interval
+    is formed as that of :func:`stability_ratios` is.
+
+    Args:
+        results: of studies with methods at several p.
+
+    Example:
+        >>> list(stability_slopes([StudyResults.read("figures/paper-quick.sqlite")]))
+        []
+    """
+    for one in results:
+        every = _measured(one)
+        for task, method in dict.fromkeys((its.task, its.method) for its in every):
+            mine = [its.cells for its in every if (its.task, its.method) == (task, method)]
+            logs = [(float(cells["sparsity"].mean()), _logs(cells)) for cells in mine]
+            logs = [(p, its) for p, its in logs if len(its)]
+            count = len({p for p, _ in logs})
+            if count < _FEWEST:
+                continue
+            values, errors = (pd.concat([its[name] for _, its in logs], axis=1).dropna() for name in ("log", "error"))
+            if values.empty:
+                continue
+            x = np.log10([p for p, _ in logs])
+            x -= x.mean()
+            weights = x / (x**2).sum()
+            parts = np.where(weights == 0, 0.0, errors.loc[values.index].to_numpy()) * weights
+            yield _over(task, f"{method}, {count} p", values.to_numpy() @ weights, parts)
+
+
+def metric_differences(results: Sequence[StudyResults], method: str, others: Sequence[str]) -> Iterator[Row]:
+    """The test metric of a method less that of others at the same p, in percentage points, over three seeds or more.
+
+    Args:
+        results: of studies.
+        method: the method.
+        others: the methods that it is compared with.
+
+    Example:
+        >>> rows = metric_differences([StudyResults.read("figures/paper-quick.sqlite")], "sam", ["random"])
+        >>> [(row["task"], row["what"]) for row in rows]
+        [('cb', 'random, p = 0.005'), ('rte', 'random, p = 0.005')]
+    """
+    for one in results:
+        every = _measured(one)
+        for task, own, p, mine in every:
+            beside = [its for its in every if its.task == task and its.method in others and its.p == p] if own == method else []
+            for its in beside:
+                points = _points(mine, its.cells)
+                if points is not None:
+                    found, p_value = mean_over_seeds(points), _p_of_mean(points)
+                    yield row(task, _named(its.method, p), found.value, *found.interval, p_value, count=len(points), over="seeds")
+
+
+def inner_advantages(results: Sequence[StudyResults]) -> Iterator[Row]:
+    """At each inner p of each method, its test metric less that at the nearer of the two ends, in percentage points.
+
+    The ends are the least p, and full tuning. An inner p is better if it is better than both ends, and worse if it is worse than
+    one of them. So a positive effect has the larger of the two ends' p-values, and a negative one twice the smaller.
+
+    Args:
+        results: of studies with methods at several p, and full tuning.
+
+    Example:
+        >>> list(inner_advantages([StudyResults.read("figures/paper-quick.sqlite")]))
+        []
+    """
+    for one in results:
+        every = _measured(one)
+        for task in one.tasks:
+            full = [its.cells for its in every if (its.task, its.method) == (task, "full")][:1]
+            swept = [its for its in every if its.task == task and its.p is not None]
+            for method in dict.fromkeys(its.method for its in swept):
+                mine = sorted((its for its in swept if its.method == method), key=lambda its: its.p or 0.0)
+                for inner in mine if full else ():
+                    if inner.p == mine[0].p:
+                        continue
+                    ends = [_points(inner.cells, end) for end in (mine[0].cells, *full)]
+                    known = [end for end in ends if end is not None]
+                    if len(known) < len(ends):
+                        continue
+                    nearer = min(known, key=lambda end: float(end.mean()))
+                    found = mean_over_seeds(nearer)
+                    better, worse = ([_p_beyond(sign * end) for end in known] for sign in (1, -1))
+                    p_value = max(better) if found.value > 0 else min(1.0, 2 * min(worse))
+                    yield row(task, _named(method, inner.p), found.value, *found.interval, p_value, count=len(nearer), over="seeds")
+
+
+def _named(method: str, p: float | None) -> str:
+    return method if p is None else f"{method}, p = {p:g}"
+
+
+def _points(first: pd.DataFrame, second: pd.DataFrame) -> Numbers | None:
+    """How many percentage points the test metric of one is above that of the other, seed by seed; None of fewer than three."""
+    both = pd.concat([first["test_metric"], second["test_metric"]], axis=1).dropna().astype(float)
+    return None if len(both) < _FEWEST else 100 * (both.iloc[:, 0] - both.iloc[:, 1]).to_numpy()
+
+
+def _over(task: str, what: str, values: Numbers, errors: Numbers) -> Row:
+    """The mean of one value a seed: with three seeds or more by Student's interval, else by the errors of the cells it is made of.
+
+    Args:
+        task: the task.
+        what: what is compared.
+        values: of each seed.
+        errors: a row for each seed: the standard errors of the parts that a value is the sum of. They are taken as independent,
+            though methods may leave out the same examples.
+    """
+    count = len(values)
+    if count >= _FEWEST:
+        found = mean_over_seeds(values)
+        return row(task, what, found.value, *found.interval, _p_of_mean(values), count=count, over="seeds")
+    error = float(np.sqrt((errors**2).sum())) / count
+    value, half = float(values.mean()), _NORMAL * error
+    p_value = float(2 * stats.norm.sf(abs(value) / error)) if error > 0 else math.nan
+    return row(task, what, value, value - half, value + half, p_value, count=count, over="examples")
+
+
+def _logs(cells: pd.DataFrame) -> pd.DataFrame:
+    """The logarithm of each cell's stability and its standard error, by seed; infinite where the interval has no upper end."""
+    rows = {}
+    known = cells[["stability", "stability_low", "stability_high"]].astype(float)
+    for seed, value, low, high in known.itertuples():
+        if not value > 0:
+            continue
+        low, high = max(0.0 if math.isnan(low) else low, 1e-3 * value), math.inf if math.isnan(high) else high
+        exact = high == low
+        reach = 0.0 if exact else max(math.log(value / low), math.log(high / value) if math.isfinite(high) else math.inf)
+        rows[seed] = {"log": math.log(value), "error": reach / _NORMAL}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["log", "error"])
+
+
+def _p_of_mean(differences: Numbers) -> float:
+    if len(differences) < 2:
+        return math.nan
+    if np.ptp(differences) == 0:
+        return 1.0 if differences[0] == 0 else 0.0
+    return float(stats.ttest_1samp(differences, 0).pvalue)
+
+
+def _p_beyond(differences: Numbers) -> float:
+    """The two-sided p-value where the mean is above 0, and 1 where it is not."""
+    return _p_of_mean(differences) if differences.mean() > 0 else 1.0
