@@ -18,6 +18,7 @@ __all__ = ["head", "markdown", "number", "rates", "stored"]
 
 FIGURES = Path(__file__).parents[2] / "figures"
 FOLDER = FIGURES / "claims"
+_PARTS = ("-rates", "", "-perturbation", "-sparsity-rates", "-sparsity")
 _WANTED = 0.2  # half the width of an interval of stability, as a share of it
 
 
@@ -38,11 +39,11 @@ def _not_begun() -> list[str]:
 
 def markdown() -> str:
     """How far the studies are, the claims with their verdicts, and what was measured of each."""
-    main = stored("")
-    found = answers([*main, *stored("-sparsity"), *stored("-perturbation")], missing=[f"all of {name}" for name in _not_begun()])
+    main, every = stored(), [one for ending in _PARTS for one in stored(ending)]
+    found = answers(every, missing=[f"all of {name}" for name in _not_begun()])
     return "\n".join(
         [
-            *_progress(),
+            *_progress(every),
             "",
             *_verdicts(found),
             "",
@@ -55,8 +56,7 @@ def markdown() -> str:
     )
 
 
-def _progress() -> Iterator[str]:
-    every = [one for ending in ("-rates", "", "-perturbation", "-sparsity-rates", "-sparsity") for one in stored(ending)]
+def _progress(every: Sequence[StudyResults]) -> Iterator[str]:
     yield "## How far the studies are"
     yield ""
     if lost := [*cells_to_compute(every), *(f"all of {name}" for name in _not_begun())]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from shutil import get_terminal_size
@@ -14,31 +15,47 @@ from cyclopts import Parameter
 from stability.cli.about import Json
 from stability.cli.printing import plain, print_json
 from stability.errors import UsageError
-from stability.studies.claims import Kind, answers, kind_of, learned
+from stability.studies.claims import Kind, answers, kind_of, learned, not_learned
 from stability.studies.results import StudyResults
 from stability.studies.verdicts import Answer
 
 __all__ = ["claims"]
 
 _STORES = (
-    "Stores of results, such as runs/claims-cb*.sqlite. What each is for the claims follows from what it has: one setting of each "
-    "method, methods at several p, or perturbed training sets. A search for learning rates only says what is missing."
+    "Stores of results, such as runs/claims-cb*.sqlite. A store may have one setting of each method, methods at several p, or "
+    "perturbed training sets. Of a search for learning rates only the missing cells count. Nothing is concluded while a store is "
+    "unfinished: leave it out to judge the others alone."
 )
 
 
 def claims(*stores: Annotated[Path, Parameter(help=_STORES, show_default=False)], json: Json = False) -> None:
-    """Put the paper's claims to the results of stores: effects, intervals, verdicts. Unfinished studies decide nothing."""
+    """Put the paper's claims to the results of stores: effects, intervals, verdicts."""
     if not stores:
         raise UsageError("there are no results to put the claims to: give stores, such as runs/claims-cb*.sqlite")
-    results = [StudyResults.read(store) for store in stores]
+    results = [StudyResults.read(store) for store in {store.resolve(): store for store in stores}.values()]
     found = answers(results)
     table = learned([one for one in results if kind_of(one) is Kind.MAIN])
     if json:
-        print_json(plain({"learned": table.to_dict("records"), "answers": [*map(_values, found)]}))
+        told = {"studies": [*map(_study, results)], "learned": table.to_dict("records"), "not_learned": not_learned(results)}
+        print_json(plain(told | {"answers": [*map(_values, found)]}))
         return
     width = get_terminal_size((100, 24)).columns
-    told = (fill(line, width) if " " * 4 not in line else line for line in "\n\n".join(map(str, found)).splitlines())
-    print(*map(_study, results), "", _learned(table), "", *told, sep="\n")
+    print("\n".join(map(_heading, results)), _verdicts(found), *_learned(table, results, width), sep="\n\n")
+    print("\n95 % intervals are of each comparison alone. Clear: p-value below 0.05 after Holm's correction for all of the claim.")
+    for one in found:
+        print()
+        for line in _sentences(one):
+            print(fill(line, width, break_on_hyphens=False))
+        if len(one.table):
+            print(one.shown.to_string(index=False))
+
+
+def _sentences(answer: Answer) -> Iterator[str]:
+    yield answer.claim
+    yield answer.sentence
+    yield f"Published: {answer.published}"
+    if len(answer.table):
+        yield f"Measured: {answer.quantity}."
 
 
 def _values(answer: Answer) -> dict[str, Any]:
@@ -46,14 +63,51 @@ def _values(answer: Answer) -> dict[str, Any]:
     return told | {"verdict": str(answer.verdict), "table": answer.table.to_dict("records")}
 
 
-def _study(results: StudyResults) -> str:
+def _study(results: StudyResults) -> dict[str, Any]:
+    store = None if results.store is None else str(results.store.path)
+    told = {"study": results.study, "store": store, "kind": str(kind_of(results))}
+    return told | {"to_compute": results.to_compute, "notes": list(results.notes)}
+
+
+def _heading(results: StudyResults) -> str:
     """What a study is for the claims, and what a reader must know of it."""
     return "\n".join([f"{results.study}: {kind_of(results)}", *(f"  {note}" for note in results.notes)])
 
 
-def _learned(table: pd.DataFrame) -> str:
+def _verdicts(found: Sequence[Answer]) -> str:
+    """A line for each claim."""
+    shown = pd.DataFrame(
+        {
+            "verdict": [str(one.verdict) for one in found],
+            "for": [one.supports for one in found],
+            "against": [one.denies for one in found],
+            "of": [one.of for one in found],
+            "claim": [one.claim for one in found],
+        }
+    )
+    lines = shown.drop(columns="claim").to_string(index=False).splitlines()
+    return "\n".join(f"{line}  {claim}" for line, claim in zip(lines, ["claim", *shown["claim"]], strict=True))
+
+
+def _learned(table: pd.DataFrame, results: Sequence[StudyResults], width: int) -> Iterator[str]:
     if table.empty:
-        return "no study has one setting of each method yet"
-    shown = table[["task", "method", "sparsity", "learning_rate", "seeds", "test_metric", "constant", "low", "high", "learned"]]
-    names = {"sparsity": "p", "learning_rate": "rate", "test_metric": "test metric", "low": "above it: low", "high": "high"}
-    return shown.rename(columns=names).to_string(index=False, float_format="{:.3g}".format)
+        yield "No study with one setting of each method has a finished cell."
+        return
+    yield pd.DataFrame(
+        {
+            "task": table["task"],
+            "method": table["method"],
+            "p": [f"{p:.2g}" for p in table["sparsity"]],
+            "learning rate": [f"{rate:g}" for rate in table["learning_rate"]],
+            "seeds": table["seeds"],
+            "training loss": [f"{loss:.3f}" for loss in table["train_loss"]],
+            "test metric": [f"{value:.3f}" for value in table["test_metric"]],
+            "above a constant (95 %)": [
+                "unknown" if pd.isna(value) else f"{value:.3f} ({low:.3f} to {high:.3f})"
+                for value, low, high in zip(table["above"], table["low"], table["high"], strict=True)
+            ],
+            "learned": ["unknown" if one is None else "yes" if one else "no" for one in table["learned"]],
+        }
+    ).to_string(index=False)
+    if left_out := not_learned(results):
+        yield fill(f"Claims about stability leave out what did not learn: {', '.join(left_out)}.", width)

@@ -84,5 +84,5 @@ def _text(found: State, store: Path) -> str:
         lines.append(f"\nthe store is {found.mode}, on a network file system ({found.network}){safe}")
     if found.missing:
         why = "to help" if any(not one.gone for one in found.workers) else "to go on"
-        lines.append(f"\n{why}: run the command that began it once more; its store must be {store}")
+        lines.append(f"\n{why}: run again the command that began it, so that it writes to {store}")
     return "\n".join(lines)

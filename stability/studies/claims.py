@@ -7,9 +7,10 @@ rule by which a verdict follows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from typing import Any
 
 import pandas as pd
 
@@ -21,10 +22,10 @@ from stability.studies.published import METHODS, TASKS, published_scores
 from stability.studies.ranks import rank_correlation
 from stability.studies.rates import is_search
 from stability.studies.results import StudyResults
-from stability.studies.scores import scores
-from stability.studies.verdicts import Answer, Verdict, by_comparisons, by_correlation, what_would_resolve
+from stability.studies.scores import differing, scores
+from stability.studies.verdicts import Answer, by_comparisons, by_correlation
 
-__all__ = ["Kind", "answers", "cells_to_compute", "kind_of", "learned"]
+__all__ = ["Kind", "answers", "cells_to_compute", "kind_of", "learned", "not_learned"]
 
 PROJECTED, CHOSEN_BEFORE = ("diffpruning", "childpruning"), ("random", "magnitude", "sam")
 """The methods that project onto a mask while they train, and those of the same p that choose it before."""
@@ -35,8 +36,8 @@ class Kind(StrEnum):
 
     MAIN = "one setting of each method"
     SWEPT = "methods at several p"
-    PERTURBED = "a part of S is left out"
-    SEARCH = "several learning rates"
+    PERTURBED = "perturbed training sets"
+    SEARCH = "a search for learning rates"
 
 
 def kind_of(results: StudyResults) -> Kind:
@@ -45,17 +46,29 @@ def kind_of(results: StudyResults) -> Kind:
     Args:
         results: of the study, as far as it is.
 
+    Raises:
+        UsageError: a method has several settings that differ in something else than p or the learning rate, or the study draws S
+            apart from the seeds: the claims compare no such results.
+
     Example:
         >>> kind_of(StudyResults.read("figures/paper-quick.sqlite"))
         <Kind.MAIN: 'one setting of each method'>
     """
-    if results.identity.get("removed"):
-        return Kind.PERTURBED
+    if results.identity.get("samples"):
+        raise UsageError(f"{_place(results)} draws S apart from the seeds (samples), and the claims take each seed for another S")
     if is_search(results):
         return Kind.SEARCH
-    asked = {(one["method"], one["selector"].get("sparsity")) for one in results.algorithms.values()}
-    methods = [method for method, _ in asked]
-    return Kind.SWEPT if len(set(methods)) < len(methods) else Kind.MAIN
+    settings = list(results.algorithms.values())
+    asked = [(one["method"], one.get("selector", {}).get("sparsity")) for one in settings]
+    if twice := [place for place in asked if asked.count(place) > 1]:
+        name, values = differing(one for one, place in zip(settings, asked, strict=True) if place == twice[0])
+        raise UsageError(
+            f"{_place(results)}: {twice[0][0]} was trained with {name} = {', '.join(values)}; the claims take one setting of each "
+            "method and p: keep those that belong together, with StudyResults.only"
+        )
+    if results.removed:
+        return Kind.PERTURBED
+    return Kind.MAIN if len({method for method, _ in asked}) == len(asked) else Kind.SWEPT
 
 
 def cells_to_compute(results: StudyResults | Iterable[StudyResults]) -> tuple[str, ...]:
@@ -145,7 +158,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
     """Put the claims to what was measured. Studies may be unfinished: then nothing is concluded, and what they lack is told.
 
     What hardly moves from its start is stable and worth nothing. So claims about stability are put to those methods on each task
-    alone that learned it (:func:`learned`); where that is unknown, as with one seed, the method counts.
+    alone that learned it (:func:`learned`). Where that is not known of some, as with one seed, these claims are not resolved.
 
     Args:
         results: of one study or several, in any order, such as the experiments of a :class:`~stability.studies.Protocol`. What a
@@ -159,24 +172,26 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
         An answer for each claim.
 
     Raises:
-        UsageError: two studies of one kind have a task in common.
+        UsageError: two studies of one kind have a task in common, or a study has several settings of one method and p.
 
     Example:
         >>> found = answers(StudyResults.read("figures/paper-quick.sqlite"))
-        >>> print(found[2].claim, found[2].verdict.value)
-        Stable methods have a small gap between test and training loss. confirmed
+        >>> print(found[4].claim, found[4].verdict.value)
+        The best test performance is at an inner p, between very sparse masks and full tuning. not measured
     """
-    every = _several(results)
-    of = {kind: [one for one in every if kind_of(one) is kind] for kind in Kind}
+    of: dict[Kind, list[StudyResults]] = {kind: [] for kind in Kind}
+    for one in _several(results):
+        of[kind_of(one)].append(one)
     for kind in (Kind.MAIN, Kind.SWEPT, Kind.PERTURBED):
-        _check_tasks(of[kind])
+        _check_tasks(kind, of[kind])
     main, swept, perturbed = of[Kind.MAIN], of[Kind.SWEPT], of[Kind.PERTURBED]
     besides = (*cells_to_compute(of[Kind.SEARCH]), *missing)
     lost = (*cells_to_compute(main), *besides)
-    lost_sweep = (*cells_to_compute(swept), *besides, *(() if swept else ("the studies of several p",)))
-    lost_perturbed = (*lost, *(cells_to_compute(perturbed) if perturbed else ("the studies of perturbed data",)))
+    lost_sweep = (*cells_to_compute(swept), *besides, *(() if swept else ("a study of methods at several p",)))
+    lost_perturbed = (*lost, *(cells_to_compute(perturbed) if perturbed else ("a study of perturbed training sets",)))
     tasks = [task for one in main for task in one.tasks]
     main_learned, swept_learned = [*map(_that_learned, main)], [*map(_that_learned, swept)]
+    unsure, unsure_swept = _not_known(main), _not_known(swept)
     table = _joined(main_learned)
     others = ("random", "magnitude")
     return [
@@ -187,36 +202,52 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             stability_ratios(main_learned, None, ("full",)),
             smaller=True,
             ratio=True,
+            needs="It needs the stability of full tuning and of a method with p below 1, with the same seeds.",
             missing=lost,
+            unsure=unsure,
         ),
         by_comparisons(
             "The smaller p is, the more stable is fine-tuning.",
             "A bound that falls with p (Theorem 1).",
-            "leave-one-out stability at ten times as large a p, divided by that at p: a straight line through the logarithms",
+            "leave-one-out stability at ten times as large a p, divided by that at p (a straight line through the logarithms)",
             stability_slopes(swept_learned),
             smaller=False,
             ratio=True,
+            needs="It needs the stability of a method at three p or more.",
             missing=lost_sweep,
+            unsure=unsure_swept,
         ),
         by_correlation(
             "Stable methods have a small gap between test and training loss.",
             "A bound (Theorem 2). The paper does not measure it.",
             (table, "stability", "gap"),
             missing=lost,
+            unsure=unsure,
         ),
         by_correlation(
             "Stable methods have a better test performance.",
             _published_correlation(),
             (table, "stability", "mean"),
             missing=lost,
+            unsure=unsure,
         ),
-        _inner(swept, lost_sweep),
+        by_comparisons(
+            "The best test performance is at an inner p, between very sparse masks and full tuning.",
+            "A figure: SAM's mean over p, whose best p is below 0.2. There is no test of it.",
+            "test metric less that at the least p or with full tuning, whichever decides, in percentage points",
+            inner_advantages(swept),
+            smaller=False,
+            needs="It needs full tuning, two p or more of a method, and three seeds.",
+            groups="methods on a task",
+            missing=lost_sweep,
+        ),
         by_comparisons(
             "SAM has a better test performance than random and magnitude masks at equal p.",
             _published_sam(tasks),
             "test metric of SAM less that of the other, in percentage points",
             _of_both(metric_differences(main, "sam", others), metric_differences(swept, "sam", others)),
             smaller=False,
+            needs="It needs three seeds of SAM and of random or magnitude masks at one p.",
             missing=(*lost, *cells_to_compute(swept)),
         ),
         by_comparisons(
@@ -226,43 +257,82 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             stability_ratios(main_learned, PROJECTED, CHOSEN_BEFORE),
             smaller=False,
             ratio=True,
+            needs="It needs the stability of DiffPruning or ChildPruning, and of random, magnitude and SAM at the same p.",
             missing=lost,
+            unsure=unsure,
         ),
         by_correlation(
             "The spread over seeds stands for leave-one-out stability.",
             "Assumed: the paper calls the spread over seeds stability.",
             (table, "stability", "std"),
             missing=lost,
+            unsure=unsure,
         ),
         by_correlation(
             "The spread over perturbed training sets stands for leave-one-out stability.",
             "Assumed of Table 2.",
             (_beside(table, _joined(perturbed)), "stability", "std"),
             missing=lost_perturbed,
+            unsure=unsure,
         ),
         by_correlation(
             "A small spread over seeds goes with a large mean.",
             _published_correlation(),
             (table, "mean", "std"),
             missing=lost,
+            unsure=unsure,
         ),
     ]
 
 
+def not_learned(results: StudyResults | Iterable[StudyResults]) -> list[str]:
+    """What claims about stability leave out: the methods that did not learn a task, in words.
+
+    Args:
+        results: as for :func:`answers`.
+
+    Example:
+        >>> not_learned(StudyResults.read("figures/claims/claims-stsb-sparsity.sqlite"))
+        []
+    """
+    of_kind = [one for one in _several(results) if kind_of(one) in (Kind.MAIN, Kind.SWEPT)]
+    return [_which(row) for row in learned(of_kind).to_dict("records") if row["learned"] is False]
+
+
+def _which(row: Mapping[Any, Any]) -> str:
+    return f"{row['method']} (p = {row['sparsity']:.2g}) on {row['task']}"
+
+
+def _not_known(results: Sequence[StudyResults]) -> str:
+    """That it is not known of some methods whether they learned; empty where it is."""
+    if not (unknown := [_which(row) for row in learned(results).to_dict("records") if row["learned"] is None]):
+        return ""
+    who = f"{unknown[0]}" + (f" and {len(unknown) - 1} more" if len(unknown) > 1 else "")
+    return (
+        f"It is not known whether methods learned: {who}. That takes two seeds or more, and the metric of a constant "
+        "prediction, which stores of older versions lack."
+    )
+
+
 def _several(results: StudyResults | Iterable[StudyResults]) -> list[StudyResults]:
-    return [results] if isinstance(results, StudyResults) else list(results)
+    found = [results] if isinstance(results, StudyResults) else list(results)
+    if odd := [one for one in found if not isinstance(one, StudyResults)]:
+        raise UsageError(f"{odd[0]!r} is no results of a study: read a store with StudyResults.read")
+    return found
 
 
-def _check_tasks(results: Sequence[StudyResults]) -> None:
+def _place(results: StudyResults) -> str:
+    return repr(results.study) if results.store is None else str(results.store.path)
+
+
+def _check_tasks(kind: Kind, results: Sequence[StudyResults]) -> None:
     """Studies of one kind have no task in common."""
     seen: dict[str, str] = {}
     for one in results:
         for task in one.tasks:
             if task in seen:
-                raise UsageError(
-                    f"{task} is in two studies with {kind_of(one)}, {seen[task]!r} and {one.study!r}: leave one of them out"
-                )
-            seen[task] = one.study
+                raise UsageError(f"two studies of {kind} have {task}: leave out {seen[task]} or {_place(one)}")
+            seen[task] = _place(one)
 
 
 def _of_both(main: Iterable[Row], swept: Iterable[Row]) -> list[Row]:
@@ -291,35 +361,6 @@ def _joined(results: Sequence[StudyResults]) -> pd.DataFrame:
 def _beside(table: pd.DataFrame, spread: pd.DataFrame) -> pd.DataFrame:
     """The stabilities of one table with the spreads of another."""
     return table.drop(columns=["mean", "std"]).merge(spread[["task", "method", "mean", "std"]], on=["task", "method"])
-
-
-def _inner(swept: Sequence[StudyResults], missing: tuple[str, ...]) -> Answer:
-    """Is an inner p better than both ends? One p is enough for each method and task: the claim is that there is one."""
-    found = by_comparisons(
-        "The best test performance is at an inner p, between very sparse masks and full tuning.",
-        "A figure: SAM's mean over p, whose best p is below 0.2. There is no test of it.",
-        "test metric less that at the nearer of the two ends (the least p, and full tuning), in percentage points",
-        inner_advantages(swept),
-        smaller=False,
-        missing=missing,
-    )
-    if found.verdict is Verdict.MISSING or missing:
-        return found
-    curves = found.table.groupby(found.table["task"] + " " + found.table["what"].str.partition(",")[0])["clear"]
-    peaks, ends = (int(curves.agg(rule).sum()) for rule in (_any_for, _all_against))
-    if 2 * peaks >= curves.ngroups and not ends:
-        return replace(found, verdict=Verdict.CONFIRMED, resolve="")
-    if 2 * ends >= curves.ngroups and not peaks:
-        return replace(found, verdict=Verdict.REFUTED, resolve="")
-    return replace(found, verdict=Verdict.OPEN, resolve=what_would_resolve(found.table[found.table["clear"] == ""]))
-
-
-def _any_for(clear: pd.Series[str]) -> bool:
-    return bool((clear == "for").any())
-
-
-def _all_against(clear: pd.Series[str]) -> bool:
-    return bool((clear == "against").all())
 
 
 def _published(tasks: Sequence[str]) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """What methods of studies differ by: ratios of their stability, its slope in p, and differences of their test metric.
 
 Each comparison is a row: task, what (is compared), effect with low and high (the ends of its 95 % interval), p (before any
-correction), count and over (how many seeds or examples the interval is over). Ratios and slopes are natural logarithms.
+correction), count and over (how many seeds it is of, and whether the interval is over these seeds or over examples left out). Rows
+of one group speak together. Ratios and slopes are natural logarithms.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _measured(results: StudyResults) -> list[_Measured]:
         _Measured(
             task,
             one["method"],
-            one["selector"].get("sparsity"),
+            one.get("selector", {}).get("sparsity"),
             table[(table["task"] == task) & (table["algorithm"] == name)].set_index("seed"),
         )
         for task in (results.tasks if len(table) else ())
@@ -134,7 +135,7 @@ def stability_slopes(results: Sequence[StudyResults]) -> Iterator[Row]:
             x -= x.mean()
             weights = x / (x**2).sum()
             parts = np.where(weights == 0, 0.0, errors.loc[values.index].to_numpy()) * weights
-            yield _over(task, f"{method}, {count} p", values.to_numpy() @ weights, parts)
+            yield _over(task, f"{method}, over {count} p", values.to_numpy() @ weights, parts)
 
 
 def metric_differences(results: Sequence[StudyResults], method: str, others: Sequence[str]) -> Iterator[Row]:
@@ -162,10 +163,11 @@ def metric_differences(results: Sequence[StudyResults], method: str, others: Seq
 
 
 def inner_advantages(results: Sequence[StudyResults]) -> Iterator[Row]:
-    """At each inner p of each method, its test metric less that at the nearer of the two ends, in percentage points.
+    """At each inner p of each method, its test metric less that at one of the two ends, in percentage points.
 
     The ends are the least p, and full tuning. An inner p is better if it is better than both ends, and worse if it is worse than
-    one of them. So a positive effect has the larger of the two ends' p-values, and a negative one twice the smaller.
+    one of them. So where both advantages are positive, the end with the larger p-value decides. Otherwise it is the one with the
+    smallest p-value of those that are not positive, and that p-value is doubled, because there are two ends.
 
     Args:
         results: of studies with methods at several p, and full tuning.
@@ -188,11 +190,15 @@ def inner_advantages(results: Sequence[StudyResults]) -> Iterator[Row]:
                     known = [end for end in ends if end is not None]
                     if len(known) < len(ends):
                         continue
-                    nearer = min(known, key=lambda end: float(end.mean()))
-                    found = mean_over_seeds(nearer)
-                    better, worse = ([_p_beyond(sign * end) for end in known] for sign in (1, -1))
-                    p_value = max(better) if found.value > 0 else min(1.0, 2 * min(worse))
-                    yield row(task, _named(method, inner.p), found.value, *found.interval, p_value, count=len(nearer), over="seeds")
+                    if behind := [end for end in known if end.mean() <= 0]:
+                        deciding = min(behind, key=_p_of_mean)
+                        p_value = min(1.0, 2 * _p_of_mean(deciding))
+                    else:
+                        deciding = max(known, key=_p_of_mean)
+                        p_value = _p_of_mean(deciding)
+                    found = mean_over_seeds(deciding)
+                    of: dict[str, Any] = {"count": len(deciding), "over": "seeds", "group": f"{task} {method}"}
+                    yield row(task, _named(method, inner.p), found.value, *found.interval, p_value, **of)
 
 
 def _named(method: str, p: float | None) -> str:
@@ -221,7 +227,7 @@ def _over(task: str, what: str, values: Numbers, errors: Numbers) -> Row:
         return row(task, what, found.value, *found.interval, _p_of_mean(values), count=count, over="seeds")
     error = float(np.sqrt((errors**2).sum())) / count
     value, half = float(values.mean()), _NORMAL * error
-    p_value = float(2 * stats.norm.sf(abs(value) / error)) if error > 0 else math.nan
+    p_value = float(2 * stats.norm.sf(abs(value) / error)) if error > 0 else float(value == 0)  # exact stabilities
     return row(task, what, value, value - half, value + half, p_value, count=count, over="examples")
 
 
@@ -245,8 +251,3 @@ def _p_of_mean(differences: Numbers) -> float:
     if np.ptp(differences) == 0:
         return 1.0 if differences[0] == 0 else 0.0
     return float(stats.ttest_1samp(differences, 0).pvalue)
-
-
-def _p_beyond(differences: Numbers) -> float:
-    """The two-sided p-value where the mean is above 0, and 1 where it is not."""
-    return _p_of_mean(differences) if differences.mean() > 0 else 1.0

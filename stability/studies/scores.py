@@ -16,7 +16,7 @@ from stability.errors import UsageError
 from stability.studies.ranks import RankCorrelation, rank_correlation
 from stability.studies.results import StudyResults
 
-__all__ = ["PAIRS", "IncomparableError", "Scores", "correlations", "scores", "std_interval"]
+__all__ = ["PAIRS", "IncomparableError", "Scores", "correlations", "differing", "scores", "std_interval"]
 
 
 class IncomparableError(UsageError):
@@ -149,7 +149,7 @@ def _one_of_each(summary: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]
             mine = [name for name, value in distance.items() if value == min(distance.values())]
         if len(mine) > 1:
             swept = sparsity is None and known and len({*had.values()}) == len(mine)
-            setting, values = _differing(settings[name] for name in mine)
+            setting, values = differing(settings[name] for name in mine)
             if swept:
                 setting, values = "sparsity", [f"{asked[name] or had[name]:.3g}" for name in mine]
             raise IncomparableError(
@@ -161,13 +161,18 @@ def _one_of_each(summary: pd.DataFrame, settings: Mapping[str, Mapping[str, Any]
         {n: v for n, v in settings[name].items() if n not in ("selector", "method", "learning_rate")} for name in chosen.values()
     ]
     if any(one != training[0] for one in training):
-        setting, values = _differing(training)
+        setting, values = differing(training)
         raise IncomparableError(f"methods of this study were trained with {setting} = {', '.join(values)}: no table compares them")
     return chosen
 
 
-def _differing(settings: Iterable[Mapping[str, Any]]) -> tuple[str, list[str]]:
-    """The first setting in which they differ, and its values."""
+def differing(settings: Iterable[Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """The first setting in which settings of algorithms differ, and its values.
+
+    Example:
+        >>> differing([{"steps": 4, "selector": {"name": "full"}}, {"steps": 8, "selector": {"name": "full"}}])
+        ('steps', ['4', '8'])
+    """
     every = [{**one, **one["selector"]} if "selector" in one else one for one in settings]
     for name in dict.fromkeys(name for one in every for name in one if name != "selector"):
         values = list(dict.fromkeys(str(one.get(name)) for one in every))

@@ -104,6 +104,10 @@ class Store:
         self.path = Path(path)
         self.ledger = ledger_at(self.path)
         if not self.ledger.exists():
+            if identity is None and self.path.is_dir() and (stores := sorted(self.path.glob("*.sqlite"))):
+                raise StabilityError(
+                    f"{self.path} is a folder with stores in it, and none itself: give a file, such as {stores[0]}"
+                )
             if identity is None and self.path.exists():
                 raise StabilityError(f"{self.path} is empty: run its study again, or use another --store")
             if identity is None:

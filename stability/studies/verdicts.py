@@ -1,6 +1,14 @@
 """What follows from measured comparisons, or from a correlation of ranks, for a claim: by one rule, and from nothing else.
 
-A comparison is *clear* if its p-value, after Holm's correction for all comparisons of the claim, is below 0.05.
+A comparison is *clear* if its p-value, after Holm's correction for all comparisons of the claim, is below 0.05. Comparisons of one
+group speak together: for the claim if one of them is clear for it, and against it if all are clear against it. A comparison without
+a group speaks for itself. What speaks is counted:
+
+- confirmed: at least half are for the claim, and none is against it;
+- refuted: at least half are against it, and none is for it;
+- not resolved: neither, or something is missing.
+
+A correlation is for the claim if its interval is above 0, and against it if the interval is below 0.
 """
 
 from __future__ import annotations
@@ -17,23 +25,30 @@ from stability.studies.comparison import holm
 from stability.studies.effects import Row, row
 from stability.studies.ranks import RankCorrelation, rank_correlation
 
-__all__ = ["Answer", "Verdict", "by_comparisons", "by_correlation", "what_would_resolve"]
+__all__ = ["Answer", "Verdict", "by_comparisons", "by_correlation"]
 
 _LEVEL = 0.05
 _FEW = 3  # missing parts that a sentence names
 _MANY = 100  # times as many runs that nobody makes
 _COLUMNS = ("task", "what", "effect", "low", "high", "p", "clear", "count", "over")
+_FIRST = {
+    "stability": "is the most stable",
+    "gap": "has the smallest gap",
+    "mean": "has the best mean",
+    "std": "has the smallest spread over seeds",
+}
+"""What has rank 1 of a quantity."""
 
 
 class Verdict(StrEnum):
-    """What follows from what was measured of a claim."""
+    """What follows from what was measured of a claim, by the rule of :mod:`stability.studies.verdicts`."""
 
     CONFIRMED = "confirmed"
-    """At least half of the comparisons are clear in the claim's direction, and none in the other; or the correlation is."""
+    """At least half of the comparisons are clear for the claim, and none against it; or the correlation is."""
     REFUTED = "refuted"
-    """At least half of the comparisons are clear in the other direction, and none in the claim's; or the correlation is."""
+    """At least half of the comparisons are clear against the claim, and none for it; or the correlation is."""
     OPEN = "not resolved"
-    """Neither."""
+    """Neither, or something is missing."""
     MISSING = "not measured"
     """There is nothing to compare yet."""
 
@@ -45,12 +60,17 @@ class Answer:
     Attributes:
         claim: the claim, in a sentence.
         published: what the paper has as evidence, in a sentence.
-        quantity: what the numbers of the table are.
-        table: a row for each comparison: task, what (is compared), effect with low and high (the ends of its 95 % interval), p
-            (after Holm's correction), clear (``for`` the claim, ``against`` it, or empty), count and over (how many seeds, examples
-            or methods the interval is over). Of a correlation there is one row.
+        quantity: what the numbers of the table are, and on which side of what they are for the claim.
+        table: a row for each comparison: task, what (is compared), effect with low and high (the ends of its 95 % interval, of this
+            comparison alone), p (the p-value after Holm's correction for all comparisons of the claim), clear (``for`` the claim,
+            ``against`` it, or empty), count (how many seeds or methods it is of) and over (what the interval is over: ``seeds``,
+            the ``examples`` that were left out, or ``methods``). Of a correlation there is one row.
         verdict: what follows.
-        resolve: what would resolve it, in a sentence; empty where it is resolved.
+        supports: how many comparisons are clear for the claim; or groups, if ``counted`` says so.
+        denies: how many are clear against it.
+        of: how many there are.
+        counted: what these are: ``comparisons``, or what a group is.
+        resolve: what would resolve the claim, in a sentence; empty where it is resolved.
         missing: what the studies still lack, a phrase each.
     """
 
@@ -59,29 +79,49 @@ class Answer:
     quantity: str
     table: pd.DataFrame
     verdict: Verdict
+    supports: int = 0
+    denies: int = 0
+    of: int = 0
+    counted: str = "comparisons"
     resolve: str = ""
     missing: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
         """The answer in one sentence, with what would resolve it."""
-        known = self.table[self.table["p"].notna()]
-        count = {which: int((known["clear"] == which).sum()) for which in ("for", "against")}
         told = f"{self.verdict.value[0].upper()}{self.verdict.value[1:]}"
         if self.verdict is Verdict.MISSING:
             return f"{told}. {self.resolve}".strip()
-        of = f"{count['for']} of {len(known)} comparisons are clear for the claim, {count['against']} against it"
-        if len(known) == 1:
-            of = f"clear {'for' if count['for'] else 'against'} the claim" if sum(count.values()) else "not clear"
+        of = f"{self.supports} of {self.of} {self.counted} are clear for the claim, {self.denies} against it"
+        if self.of == 1:
+            of = f"clear {'for' if self.supports else 'against'} the claim" if self.supports or self.denies else "not clear"
             of += " as far as it is measured" if self.missing else ""
         return f"{told}: {of}. {self.resolve}".strip()
+
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The table as a reader wants it, in words: task, compared, effect, 95 % interval, interval over, p-value (Holm), clear."""
+        table = self.table
+        return pd.DataFrame(
+            {
+                "task": table["task"],
+                "compared": table["what"],
+                "effect": [f"{value:.3g}" for value in table["effect"]],
+                "95 % interval": [f"{low:.3g} to {high:.3g}" for low, high in zip(table["low"], table["high"], strict=True)],
+                "interval over": [*map(_over, table["count"], table["over"])],
+                "p-value (Holm)": ["–" if math.isnan(p) else f"{p:.2g}" for p in table["p"].astype(float)],
+                "clear": [one or "–" for one in table["clear"]],
+            }
+        )
 
     def __str__(self) -> str:
         """The claim, the answer in a sentence, the paper's evidence, and each comparison."""
         told = f"{self.claim} {self.sentence}\nPublished: {self.published}"
-        if self.table.empty:
-            return told
-        return f"{told}\nMeasured: {self.quantity}.\n{self.table.to_string(index=False, float_format='{:.3g}'.format)}"
+        return told if self.table.empty else f"{told}\nMeasured: {self.quantity}.\n{self.shown.to_string(index=False)}"
+
+
+def _over(count: int, over: str) -> str:
+    return f"left-out examples, {count} seed{'s' if count > 1 else ''}" if over == "examples" else f"{count} {over}"
 
 
 def by_comparisons(
@@ -91,8 +131,11 @@ def by_comparisons(
     rows: Iterable[Row],
     *,
     smaller: bool,
+    needs: str,
     ratio: bool = False,
+    groups: str = "comparisons",
     missing: tuple[str, ...] = (),
+    unsure: str = "",
 ) -> Answer:
     """The answer of several comparisons.
 
@@ -102,38 +145,69 @@ def by_comparisons(
         quantity: what the effects are.
         rows: the comparisons, as :mod:`stability.studies.effects` makes them.
         smaller: an effect below 0 is for the claim; otherwise one above 0.
+        needs: what it takes to measure the claim, in a sentence.
         ratio: the effects are logarithms, and the answer tells what they are the logarithms of.
+        groups: what a group of rows is, where they have groups.
         missing: what the studies still lack, a phrase each: then nothing is concluded.
+        unsure: why nothing is concluded although nothing is missing, in a sentence.
 
     Example:
         >>> rows = [row("cb", "sam", -0.5, -0.6, -0.4, 0.001, count=5, over="seeds")]
-        >>> by_comparisons("It is smaller.", "", "difference", rows, smaller=True).sentence
+        >>> by_comparisons("It is smaller.", "", "difference", rows, smaller=True, needs="").sentence
         'Confirmed: clear for the claim.'
     """
-    table = pd.DataFrame(list(rows), columns=[name for name in _COLUMNS if name != "clear"])
+    table = pd.DataFrame(list(rows), columns=[*(name for name in _COLUMNS if name != "clear"), "group"])
     table["p"] = holm(table["p"].astype(float))
     wanted = (table["effect"] < 0) if smaller else (table["effect"] > 0)
     table["clear"] = np.where(table["p"] < _LEVEL, np.where(wanted, "for", "against"), "")
     known = table[table["p"].notna()]
-    supports, denies = (int((known["clear"] == which).sum()) for which in ("for", "against"))
+    groups_of = known["group"].where(known["group"].notna(), pd.Series(known.index, index=known.index).astype(str))
+    votes = known.groupby(groups_of, sort=False)["clear"].agg(_vote)
+    supports, denies = (int((votes == which).sum()) for which in ("for", "against"))
     if known.empty:
-        verdict, resolve = Verdict.MISSING, _unfinished(missing) or "It needs studies that measure it."
-    elif missing:  # what is known so far may not stand for all
-        verdict, resolve = Verdict.OPEN, _unfinished(missing)
-    elif 2 * supports >= len(known) and not denies:
+        verdict, resolve = Verdict.MISSING, _without(missing) or needs
+    elif missing or unsure:
+        verdict, resolve = Verdict.OPEN, _without(missing) or unsure
+    elif 2 * supports >= len(votes) and not denies:
         verdict, resolve = Verdict.CONFIRMED, ""
-    elif 2 * denies >= len(known) and not supports:
+    elif 2 * denies >= len(votes) and not supports:
         verdict, resolve = Verdict.REFUTED, ""
     else:
-        verdict, resolve = Verdict.OPEN, what_would_resolve(known)
+        undecided = known[groups_of.map(votes).eq("") & known["clear"].eq("")]
+        verdict, resolve = Verdict.OPEN, _MIXED if supports and denies else _more_runs(undecided)
     if ratio:
         table[["effect", "low", "high"]] = np.exp(table[["effect", "low", "high"]].astype(float))
     return Answer(
-        claim=claim, published=published, quantity=quantity, table=table, verdict=verdict, resolve=resolve, missing=missing
+        claim=claim,
+        published=published,
+        quantity=f"{quantity}; {'below' if smaller else 'above'} {int(ratio)} is for the claim",
+        table=table[[*_COLUMNS]],
+        verdict=verdict,
+        supports=supports,
+        denies=denies,
+        of=len(votes),
+        counted=groups,
+        resolve=resolve,
+        missing=missing,
     )
 
 
-def by_correlation(claim: str, published: str, of: tuple[pd.DataFrame, str, str], *, missing: tuple[str, ...]) -> Answer:
+_MIXED = "It is so of some methods or tasks and not of others; no number of runs will make it one answer."
+
+
+def _vote(clear: pd.Series[str]) -> str:
+    """What the comparisons of a group say together."""
+    return "for" if (clear == "for").any() else "against" if (clear == "against").all() else ""
+
+
+def by_correlation(
+    claim: str,
+    published: str,
+    of: tuple[pd.DataFrame, str, str],
+    *,
+    missing: tuple[str, ...] = (),
+    unsure: str = "",
+) -> Answer:
     """The answer of a correlation of ranks within tasks; its interval decides.
 
     Args:
@@ -141,66 +215,56 @@ def by_correlation(claim: str, published: str, of: tuple[pd.DataFrame, str, str]
         published: what the paper has as evidence, in a sentence.
         of: the scores of methods, and the two columns of them that are correlated. A positive correlation is for the claim.
         missing: what the studies still lack, a phrase each: then nothing is concluded.
+        unsure: why nothing is concluded although nothing is missing, in a sentence.
 
     Example:
         >>> scores = pd.DataFrame({"task": ["cb"], "method": ["sam"], "mean": [0.8], "std": [0.1]})
-        >>> by_correlation("They go together.", "", (scores, "mean", "std"), missing=()).sentence
+        >>> by_correlation("They go together.", "", (scores, "mean", "std")).sentence
         'Not measured. It needs three methods on a task.'
     """
     table, first, second = of
     found = _correlation(table, first, second)
-    rows, verdict, resolve = [], Verdict.MISSING, _unfinished(missing) or "It needs three methods on a task."
+    rows, side, verdict, resolve = [], "", Verdict.MISSING, _without(missing) or "It needs three methods on a task."
     if found is not None:
         low, high = found.interval
         side = "for" if low > 0 else "against" if high < 0 else ""
         what = f"{found.methods} methods, {found.count} pairs"
-        of_methods = {"clear": side, "count": found.count, "over": "methods"}
-        rows = [row("all", what, found.value, low, high, found.method_p_value, **of_methods)]
+        rows = [row("all", what, found.value, low, high, found.method_p_value, clear=side, count=found.methods, over="methods")]
         verdict, resolve = {
             "for": (Verdict.CONFIRMED, ""),
             "against": (Verdict.REFUTED, ""),
             "": (Verdict.OPEN, _more_methods(found)),
         }[side]
-        if missing:  # what is known so far may not stand for all
-            verdict, resolve = Verdict.OPEN, _unfinished(missing)
+        if missing or unsure:
+            verdict, resolve = Verdict.OPEN, _without(missing) or unsure
     return Answer(
         claim=claim,
         published=published,
-        quantity=f"Spearman's ρ between {first} and {second}, ranked within each task; positive is for the claim, and the "
-        "interval decides",
+        quantity=f"Spearman's ρ between two ranks of the methods within each task: in one, rank 1 {_FIRST[first]}; in the other, "
+        f"rank 1 {_FIRST[second]}. Above 0 is for the claim, and the interval decides",
         table=pd.DataFrame(rows, columns=_COLUMNS),
         verdict=verdict,
+        supports=int(side == "for"),
+        denies=int(side == "against"),
+        of=len(rows),
         resolve=resolve,
         missing=missing,
     )
 
 
-def what_would_resolve(known: pd.DataFrame) -> str:
-    """What would resolve a claim of several comparisons.
-
-    Args:
-        known: those with a p-value; their effects are no ratios but differences.
-
-    Example:
-        >>> unclear = row("cb", "sam", 1.0, -1.0, 3.0, 0.3, clear="", count=5, over="seeds")
-        >>> what_would_resolve(pd.DataFrame([unclear]))
-        'For half of the unclear differences to be clear, about 4 times as many seeds are needed.'
-    """
-    if {"for", "against"} <= set(known["clear"]):
-        return "It is so of some methods or tasks and not of others; no number of runs will make it one answer."
-    unclear = known[known["clear"] == ""]
+def _more_runs(unclear: pd.DataFrame) -> str:
+    """What would make half of these comparisons clear; their effects are differences."""
     half = np.maximum(unclear["high"] - unclear["effect"], unclear["effect"] - unclear["low"])
     factor = float(((half / unclear["effect"].abs()) ** 2).replace([np.inf], np.nan).median())
-    if not factor < _MANY:
-        return "Most of the unclear differences are too small to become significant by any number of runs that can be had."
     of = "seeds" if (unclear["over"] == "seeds").mean() >= 0.5 else "retrainings"
-    return f"For half of the unclear differences to be clear, about {max(2, math.ceil(factor))} times as many {of} are needed."
+    count = f"about {max(2, math.ceil(factor))}" if factor < _MANY else f"more than {_MANY}"
+    return f"For half of the unclear differences to be clear, {count} times as many {of} are needed."
 
 
-def _unfinished(missing: Sequence[str]) -> str:
+def _without(missing: Sequence[str]) -> str:
     told = list(dict.fromkeys(missing))
-    what = ", ".join(told) if len(told) <= _FEW else f"{len(told)} parts of them"
-    return f"First the studies must be finished: {what} are to be computed." if told else ""
+    what = ", ".join(told) if len(told) <= _FEW else f"{len(told)} parts of the studies"
+    return f"Nothing is concluded while this is missing: {what}." if told else ""
 
 
 def _correlation(table: pd.DataFrame, first: str, second: str) -> RankCorrelation | None:

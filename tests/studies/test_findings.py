@@ -197,7 +197,7 @@ def test_the_page_of_the_claims_tells_what_is_stored_of_stsb() -> None:
     assert clear(advantage, "against") == ["magnitude, p = 0.0005"]
     assert on_page(advantage["magnitude, p = 0.0005"], 1)
     assert len(clear(slopes, "")) == 3
-    assert all(on_page(slopes[f"{name}, 6 p"], 2) for name in ("random", "sam"))
+    assert all(on_page(slopes[f"{name}, over 6 p"], 2) for name in ("random", "sam"))
     summary = swept.summary().table.rename(columns={"gap": "effect", "gap_low": "low", "gap_high": "high"})
     gaps = {(row["method"], round(row["sparsity"], 4)): row for row in summary.to_dict("records")}
     assert all(on_page(gaps[place], 2) for place in (("random", 0.0005), ("random", 0.3), ("full", 1.0)))
