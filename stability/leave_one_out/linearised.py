@@ -37,7 +37,7 @@ from stability.training.objective import ALL
 from stability.training.progress import SILENT, Stages
 from stability.training.replicas import Replicas
 
-__all__ = ["Record", "Trajectory", "losses_left_out", "trajectory_for"]
+__all__ = ["Record", "Trajectory", "fitting", "losses_left_out", "trajectory_for"]
 
 _COPIED = 1 << 28  # bytes that replicas at once take where each sees one example; more were no faster
 _IN_MEMORY = ("tmpfs", "ramfs")
@@ -181,7 +181,7 @@ def trajectory_for(
     tunable = algorithm.tunable_mask(problem, algorithm.select(problem) if hold is None else hold)
     start = problem.start(algorithm.seed)
     logits = problem.logits(start, problem.train.take(slice(0, 1)).inputs)
-    fit = memory_budget // (2 * problem.n * logits.shape[1] * logits.element_size())
+    fit = fitting(memory_budget, problem.n, logits.shape[1], logits.element_size())
     part = None if tunable.count <= fit else _drawn(problem, tunable, fit, algorithm.seed)
     steps = algorithm.max_steps
     points = frozenset(_checkpoint(t, steps, min(checkpoints, steps)) for t in range(steps))
@@ -415,6 +415,16 @@ def _has_room(size: int) -> bool:
     """Whether a temporary file may take so many bytes: it leaves half of a disk's room to others, and is not in memory."""
     folder = Path(tempfile.gettempdir())
     return file_system(folder) not in _IN_MEMORY and 2 * size <= shutil.disk_usage(folder).free
+
+
+def fitting(memory_budget: int, n: int, outputs: int, element_size: int = 4) -> int:
+    """Of how many coordinates the Jacobians of n examples, each with so many logits, fit into half of the memory.
+
+    Example:
+        >>> fitting(2**20, n=16, outputs=2)
+        4096
+    """
+    return memory_budget // (2 * n * outputs * element_size)
 
 
 def _at_once(memory_budget: int, count: int, logits: int, element_size: int) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stability.checks import check_flags, check_positive, check_whole
 from stability.errors import MeasurementError, UsageError
-from stability.leave_one_out.linearised import Trajectory, losses_left_out, trajectory_for
+from stability.leave_one_out.linearised import Trajectory, fitting, losses_left_out, trajectory_for
 from stability.leave_one_out.one_step import OneStepModel
 from stability.leave_one_out.statistics import Numbers
 from stability.leave_one_out.work import Work
@@ -201,8 +201,8 @@ class Linearised(Predictor):
 
     def operations(self, work: Work) -> float:
         """Jacobians at the checkpoints, and for each replica and step two products of k-vectors with the Jacobian of a batch."""
-        held = min(work.tunable, self.memory_budget // (8 * work.n * work.outputs))  # half of the memory, in single precision
-        return min(self.checkpoints, work.steps) * work.jacobian + 4 * work.n * work.steps * work.batch * work.outputs * held
+        moved = min(work.tunable, fitting(self.memory_budget, work.n, work.outputs))
+        return min(self.checkpoints, work.steps) * work.jacobian + 4 * work.n * work.steps * work.batch * work.outputs * moved
 
     def observe(self, problem: Problem, algorithm: Algorithm, masks: Masks) -> Observation:
         if not algorithm.stepwise:

@@ -20,11 +20,12 @@ from stability.checks import check_workers
 from stability.derivatives.curvature import Curvature
 from stability.derivatives.gradients import mean_gradient
 from stability.leave_one_out.estimators import Estimator
-from stability.leave_one_out.predictors import Linearised
+from stability.leave_one_out.linearised import fitting
+from stability.leave_one_out.predictors import Linearised, Predictor
 from stability.leave_one_out.wording import duration
 from stability.machine import cores, resolve_device
 from stability.masks import Mask
-from stability.problems.problem import Examples, Problem
+from stability.problems.problem import Examples, Problem, generator
 from stability.selectors import FullTuning
 from stability.studies.identity import key
 from stability.studies.running import reusable
@@ -37,6 +38,7 @@ __all__ = ["PARTS", "Cost", "expected"]
 T = TypeVar("T")
 
 _TIMED = 3  # steps
+_PREDICTED = 8  # steps of a prediction
 _LONG = 0.2  # seconds of a step of one replica from which many at once are taken to cost as much each
 _PRODUCTS = 40  # with a Hessian, for one of its extreme eigenvalues (digits: 38 in the mean)
 _MOVING = 2  # times as much a prediction takes where masks move (digits: childpruning 1.8, diffpruning 2.2)
@@ -249,10 +251,18 @@ def _row(
     return row | parts | {"hours": hours[0], "least_hours": hours[1]}
 
 
-def _few(problem: Problem, algorithm: Algorithm) -> Problem:
-    """With two batches of S: of a large S, selecting alone takes minutes."""
+def _few(problem: Problem, algorithm: Algorithm, batches: int = 2) -> Problem:
+    """With some batches of S: of a large S, selecting alone takes minutes."""
     first = next(iter(algorithm.batches(problem.train)))
-    return replace(problem, train=problem.train.take(torch.arange(min(problem.n, 2 * len(first)))))
+    return replace(problem, train=problem.train.take(torch.arange(min(problem.n, batches * len(first)))))
+
+
+def _of_all(seconds: Callable[[Problem], float], problem: Problem, algorithm: Algorithm) -> float:
+    """Seconds with all of S, from those with one batch and with two: a part grows with n, and a part does not."""
+    less, more = _few(problem, algorithm, 1), _few(problem, algorithm)
+    first, second = seconds(less), seconds(more)
+    rate = max(0.0, second - first) / (more.n - less.n) if more.n > less.n else 0.0
+    return second + rate * (problem.n - more.n)
 
 
 def _chosen(study: Study, problem: Problem, algorithm: Algorithm) -> Estimator:
@@ -273,9 +283,9 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     grown = problem.n / few.n
     selector, masks = algorithm.selector, None
     if not selector.moving:
-        own, seconds = _clocked(lambda: algorithm.select(few))
+        masks = [algorithm.select(few)]
         twice = 2 if selector.code() is not None else 1  # what is the user's own is asked again, to compare
-        masks, parts["select"] = [own], twice * seconds * (grown if selector.uses_data else 1)
+        parts["select"] = twice * _of_all(lambda some: _clocked(lambda: algorithm.select(some))[1], problem, algorithm)
     # Steps of texts are as long as their tokens are many.
     sizes = [problem.train.longest(index) * len(index) for index in batches]
     longer = sum(sizes) / len(sizes) / (sum(sizes[1 : _TIMED + 1]) / len(sizes[1 : _TIMED + 1]) if len(sizes) > 1 else sizes[0])
@@ -294,10 +304,9 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     part = 1.0 if study.test_examples is None else min(1.0, study.test_examples / max(1, len(problem.test)))
     evaluating = part * seconds_of.get(id(problem.test), 0.0) / alone * together
     parts["retrain"] = steps * together * (1 + validating) + evaluating
-    parts["predict"], each = _predicting(estimator, few, algorithm)
-    parts["predict"] *= grown
+    parts["predict"], each = _predicting(estimator, problem, algorithm)
     if selector.uses_data and not selector.moving:
-        parts["select"] += _selecting_again(few, algorithm, problem.n if each else more, grown)
+        parts["select"] += _selecting_again(problem, algorithm, problem.n if each else more)
     if study.check_replicas is not None:
         parts["bounds"] = _bounding(few, algorithm, study.check_replicas, more) * grown
     return parts
@@ -326,8 +335,9 @@ class _Enough(Exception):  # noqa: N818 - nothing went wrong here
 
 def _step(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] | None) -> float:
     """Seconds that a step of r replicas takes, from the first few of a real run; what happens only once is not in it."""
+    first = next(iter(algorithm.batches(problem.train)))  # without one of these, a replica departs from the others at once
     weights = torch.ones(r, problem.n)
-    weights[torch.arange(1, r), torch.arange(r - 1) % problem.n] = 0
+    weights[torch.arange(1, r), first[torch.arange(r - 1) % len(first)]] = 0
     began, times, done = time.perf_counter(), list[float](), 0
 
     def told(count: int) -> None:
@@ -354,40 +364,59 @@ class _Same:
         return [self._mask] * (len(left_out) + 1)
 
 
-def _predicting(estimator: Estimator, few: Problem, algorithm: Algorithm) -> tuple[float, bool]:
-    """Seconds of a prediction of the ``few``, and whether it selects a mask for each example."""
+def _predicting(estimator: Estimator, problem: Problem, algorithm: Algorithm) -> tuple[float, bool]:
+    """Seconds of a prediction, from that of one batch, and whether it selects a mask for each example."""
     predictor, selector = estimator.predictor_for(algorithm), algorithm.selector
     if predictor is None:
         return 0.0, False
     stand_in = FullTuning() if selector.moving else selector
-    seconds, steps = [], algorithm.max_steps
-    masks = _Same(stand_in.select(few, algorithm.seed))
-    one = replace(predictor, checkpoints=1) if isinstance(predictor, Linearised) else predictor
-    for taken in (1, min(_TIMED, steps)):
-        short = algorithm.timed(stand_in, taken)
-        if short is None:
-            return 0.0, False
-        observed = one.observe(few, short, masks)
+    few = _few(problem, algorithm, 1)
+    grown, own = problem.n / few.n, stand_in.select(few, algorithm.seed)
+    if isinstance(predictor, Linearised):  # no more coordinates than it will follow with all examples
+        outputs = few.logits(few.start(algorithm.seed), few.train.take(slice(0, 1)).inputs).shape[1]
+        own = _some(own, fitting(predictor.memory_budget, problem.n, outputs))
+    masks = _Same(own)
+
+    def seconds(steps: int, checkpoints: int = 1) -> float:
+        """Of a prediction of the few from a run of so many steps; NaN where no short run can tell."""
+        if (short := algorithm.timed(stand_in, steps)) is None:
+            return math.nan
+        how: Predictor = replace(predictor, checkpoints=checkpoints) if isinstance(predictor, Linearised) else predictor
+        observed = how.observe(few, short, masks)
         alone = train(few, short, masks=masks.of([]), replica_batch=1, observe=observed.observer)
-        seconds.append(_clocked(partial(observed.predict, alone))[1])
+        return _clocked(partial(observed.predict, alone))[1]
+
+    steps = algorithm.max_steps
+    if math.isnan(first := seconds(1)):
+        return 0.0, False
     if not isinstance(predictor, Linearised):
-        return seconds[0], masks.each
-    step = max(0.0, seconds[1] - seconds[0]) / max(1, min(_TIMED, steps) - 1)
-    whole = steps * step * (_MOVING if selector.moving else 1) + min(predictor.checkpoints, steps) * max(0.0, seconds[0] - step)
-    return whole, masks.each
+        return first * grown, masks.each
+    once = seconds(1)  # what the first has besides happens only once
+    longer = min(steps, 1 + _PREDICTED)
+    step = max(0.0, seconds(longer) - once) / max(1, longer - 1)
+    jacobian = max(0.0, seconds(2, 2) - once - step) if min(predictor.checkpoints, steps) > 1 else 0.0
+    whole = once + (steps - 1) * step * (_MOVING if selector.moving else 1) + (min(predictor.checkpoints, steps) - 1) * jacobian
+    return whole * grown, masks.each
 
 
-def _selecting_again(few: Problem, algorithm: Algorithm, count: int, grown: float) -> float:
+def _some(mask: Mask, most: int) -> Mask:
+    """So many coordinates of a mask, drawn at random, or all if there are no more."""
+    if mask.count <= most:
+        return mask
+    return mask.part(torch.randperm(mask.count, generator=generator(0, "plan"))[:most].sort().values)
+
+
+def _selecting_again(problem: Problem, algorithm: Algorithm, count: int) -> float:
     """Seconds of selecting without each of ``count`` examples; a selector that does it from one sum takes hardly more for many."""
     selector, seed = algorithm.selector, algorithm.seed
 
-    def chosen(n: int) -> float:
-        return _clocked(lambda: list(selector.select_each_left_out(few, range(n), seed)))[1]
+    def chosen(some: Problem, n: int) -> float:
+        return _clocked(lambda: list(selector.select_each_left_out(some, range(n), seed)))[1]
 
-    first = chosen(1)
-    each = max(0.0, chosen(1 + _TIMED) - first) / _TIMED
-    once = max(0.0, first - each)
-    return (once + each * count) * grown if each > once else once * grown + each * count
+    def each(some: Problem) -> float:
+        return max(0.0, chosen(some, 1 + _TIMED) - chosen(some, 1)) / _TIMED
+
+    return _of_all(lambda some: chosen(some, 1), problem, algorithm) + (count - 1) * _of_all(each, problem, algorithm)
 
 
 def _bounding(few: Problem, algorithm: Algorithm, check_replicas: int, more: int) -> float:

@@ -17,6 +17,8 @@ from stability.leave_one_out.statistics import Numbers
 __all__ = ["RankCorrelation", "rank_correlation", "ranked"]
 
 
+_FEWEST = 4  # methods of which an interval can be had
+_FIELLER = 1.03  # times 1/√(M − 3): the standard error of artanh ρ of M independent pairs
 _DIGITS = 9  # equal but for the order in which they were summed is equal
 
 
@@ -91,8 +93,9 @@ def rank_correlation(
     The pairs are not independent: a method that varies much on one task does so on others. So there are, beside the p-value as if
     they were, two statements that take a method's tasks together. The interval is Student's, with M − 1 degrees of freedom, on
     Fisher's scale artanh ρ, its standard error that of the jackknife which leaves out one of the M methods at a time and ranks the
-    others again (Efron & Stein 1981). The second p-value is the share of ``permutations`` shuffles of whole methods, each keeping
-    its numbers on all tasks, whose \\|ρ\\| is no less.
+    others again (Efron & Stein 1981). Where any of these ρ is ±1, for which artanh is infinite, it counts as half a step of the
+    ranks less, and the standard error is at least 1.03/√(M − 3) (Fieller, Hartley & Pearson 1957). The second p-value is the share
+    of ``permutations`` shuffles of whole methods, each keeping its numbers on all tasks, whose \\|ρ\\| is no less.
 
     Args:
         table: a row for each method and task: task, method and both columns. A pair of method and task that lacks a number is left
@@ -146,7 +149,7 @@ def rank_correlation(
     as_large = sum(not abs(other) < abs(value) - 1e-12 for other in shuffled)
     return RankCorrelation(
         value=value,
-        interval=_interval(x, y, value, confidence),
+        interval=_interval(x, y, confidence),
         confidence=confidence,
         p_value=float(2 * stats.t.sf(t, count - 2)),
         method_p_value=(as_large + 1) / (permutations + 1),
@@ -157,11 +160,16 @@ def rank_correlation(
 
 def _spearman(x: Numbers, y: Numbers) -> float:
     """Spearman's ρ of (methods, tasks) values, ranked within each task where both are known; NaN where all ranks are equal."""
+    return _rho_and_step(x, y)[0]
+
+
+def _rho_and_step(x: Numbers, y: Numbers) -> tuple[float, float]:
+    """Spearman's ρ, and by how much it changes where two neighbours in rank change places; NaN where all ranks are equal."""
     both = ~(np.isnan(x) | np.isnan(y))
     ranks = [_ranks(values, both) for values in (x, y)]
     deviations = [r - r.mean() for r in ranks]
     scale = math.sqrt(float((deviations[0] ** 2).sum() * (deviations[1] ** 2).sum()))
-    return float((deviations[0] * deviations[1]).sum()) / scale if scale else math.nan
+    return (float((deviations[0] * deviations[1]).sum()) / scale, 1 / scale) if scale else (math.nan, math.nan)
 
 
 def _ranks(values: Numbers, both: NDArray[np.bool_]) -> Numbers:
@@ -170,12 +178,16 @@ def _ranks(values: Numbers, both: NDArray[np.bool_]) -> Numbers:
     return np.asarray(stats.rankdata(mine[both]), dtype=np.float64)
 
 
-def _interval(x: Numbers, y: Numbers, value: float, confidence: float) -> tuple[float, float]:
+def _interval(x: Numbers, y: Numbers, confidence: float) -> tuple[float, float]:
     methods = len(x)
-    some = [_spearman(np.delete(x, i, axis=0), np.delete(y, i, axis=0)) for i in range(methods)] if methods > 2 else []
-    if len(some) < 3 or not all(abs(r) < 1 for r in (value, *some)):
+    found = [_rho_and_step(x, y), *(_rho_and_step(np.delete(x, i, axis=0), np.delete(y, i, axis=0)) for i in range(methods))]
+    if methods < _FEWEST or not np.isfinite(found).all():
         return math.nan, math.nan
-    z = np.arctanh(some)
-    error = math.sqrt((methods - 1) / methods * float(((z - z.mean()) ** 2).sum()))
+    rho, step = np.array(found).T
+    bounded = np.clip(rho, step / 2 - 1, 1 - step / 2)
+    value, *some = np.arctanh(bounded)
+    error = math.sqrt((methods - 1) / methods * float(((some - np.mean(some)) ** 2).sum()))
+    if (bounded != rho).any():
+        error = max(error, _FIELLER / math.sqrt(methods - 3))
     half = float(stats.t.ppf((1 + confidence) / 2, methods - 1)) * error
-    return math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
+    return math.tanh(value - half), math.tanh(value + half)

@@ -257,8 +257,7 @@ def _more_runs(unclear: pd.DataFrame) -> str:
     half = np.maximum(unclear["high"] - unclear["effect"], unclear["effect"] - unclear["low"])
     factor = float(((half / unclear["effect"].abs()) ** 2).replace([np.inf], np.nan).median())
     of = "seeds" if (unclear["over"] == "seeds").mean() >= 0.5 else "retrainings"
-    count = f"about {max(2, math.ceil(factor))}" if factor < _MANY else f"more than {_MANY}"
-    return f"For half of the unclear differences to be clear, {count} times as many {of} are needed."
+    return f"For half of the unclear differences to be clear, {_times(factor)} as many {of} are needed."
 
 
 def _without(missing: Sequence[str]) -> str:
@@ -279,5 +278,9 @@ def _more_methods(found: RankCorrelation) -> str:
     if not math.isfinite(low) or not found.value or abs(found.value) >= 1:
         return "More methods are needed."
     half = (math.atanh(high) - math.atanh(low)) / 2
-    factor = max(2, math.ceil((half / math.atanh(found.value)) ** 2))
-    return f"If ρ is what was found, about {factor} times as many methods are needed for its interval to have one sign."
+    factor = (half / math.atanh(found.value)) ** 2
+    return f"If ρ is what was found, {_times(factor)} as many methods are needed for its interval to have one sign."
+
+
+def _times(factor: float) -> str:
+    return f"about {max(2, math.ceil(factor))} times" if factor < _MANY else f"more than {_MANY} times"

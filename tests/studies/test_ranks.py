@@ -73,6 +73,19 @@ def test_the_interval_holds_rho_as_often_as_it_says() -> None:
     assert 0.93 <= np.mean((low <= truth) & (truth <= high)) <= 0.995
 
 
+@pytest.mark.parametrize(("methods", "common"), [(10, 0.9), (10, 0.98), (10, 0.995), (6, 0.9), (6, 0.98)])
+def test_the_interval_of_a_nearly_perfect_correlation_holds_rho_too(methods: int, common: float) -> None:
+    """500 draws (fixed in advance) on one task, with ρ = 6/π · arcsin(r/2) of normal variables: no less than 92 % hold it."""
+    generator, held, perfect = np.random.default_rng(0), 0, 0
+    for _ in range(500):
+        x, e = generator.standard_normal((2, methods, 1))
+        found = rank_correlation(made(x, common * x + math.sqrt(1 - common**2) * e), "a", "b", permutations=0)
+        held += found.interval[0] <= 6 / math.pi * math.asin(common / 2) <= found.interval[1]
+        perfect += found.value == pytest.approx(1)
+    assert held >= 460
+    assert perfect >= 5 or common < 0.98  # or it would show nothing
+
+
 def test_pairs_without_a_number_are_left_out_before_ranks_are_taken() -> None:
     generator = np.random.default_rng(2)
     x, y = generator.standard_normal((2, 6, 2))
@@ -85,8 +98,11 @@ def test_pairs_without_a_number_are_left_out_before_ranks_are_taken() -> None:
     assert found.count == 10
     perfect = rank_correlation(made(x, x), "a", "b")
     assert perfect.value == pytest.approx(1)
-    assert math.isnan(perfect.interval[0])
-    assert "(95%" not in str(perfect)
+    assert 0 < perfect.interval[0] < perfect.interval[1] < 1
+    assert rank_correlation(made(x, -x), "a", "b").interval == pytest.approx([-end for end in perfect.interval[::-1]])
+    few = rank_correlation(made(x[:3], x[:3]), "a", "b")
+    assert math.isnan(few.interval[0])
+    assert "(95%" not in str(few)
     alone = rank_correlation(made(x[:1].repeat(3, axis=1), y[:1].repeat(3, axis=1)), "a", "b")
     assert math.isnan(alone.value)  # one method has rank 1 everywhere: nothing goes with anything
     assert math.isnan(alone.p_value)
