@@ -10,7 +10,7 @@ TIMES ?= 50
 
 MINILM = $(shell $(BIN)/python -c "from benchmarks.language import minilm; print(minilm())")
 
-.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick claims claims-plan paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean soak ledger fuzz workers selectors
+.PHONY: browser run full theory discontinuity language assisted populations intervals difference assisted-language paper-quick claims claims-plan plans paper-cuda test lint types notebooks benchmark cuda memory recomputed docs site outputs weights clean soak ledger fuzz workers selectors
 
 run: $(READY)  ## the main job: ten methods on digits, their table, and figures in runs/figures (four minutes on two cores)
 	$(BIN)/stability run digits-short --figures runs/figures
@@ -108,6 +108,9 @@ selectors: $(READY)  ## every selector on digits (19 minutes on one core), and o
 
 claims-plan: $(READY)  ## the hours that these still need
 	$(BIN)/python -m benchmarks.claims $(TASKS) $(if $(MODEL),--model $(MODEL)) $(if $(ONLY),--only $(ONLY)) --plan
+
+plans: $(READY)  ## what a plan tells now of the finished ones, beside the hours that they took (ten minutes)
+	$(BIN)/python -m benchmarks.plans $(TASKS) $(if $(MODEL),--model $(MODEL)) $(if $(ONLY),--only $(ONLY)) --out benchmarks/results/plans-cpu.json
 
 paper-cuda:  ## on a machine with a GPU and the packages installed: MiniLM, seven tasks, ten methods, five seeds
 	$(PYTHON) -m stability run paper --model $(MODEL) --data $(DATA) --seeds 5 --steps 3000 --evaluate-every 100 --patience 10 \

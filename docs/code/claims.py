@@ -118,8 +118,6 @@ def _learned(main: Sequence[StudyResults]) -> Iterator[str]:
             f"{number(row['than_full'], '+.3f')} | {number(row['train_loss'])} | {learns} | "
             f"{number(theirs['mean'])} ± {number(theirs['std'])} |"
         )
-    for path in sorted(FIGURES.glob("claims-*_methods.png")):
-        yield f"\n![{path.stem.replace('_', ' ')}](../../figures/{path.name})"
 
 
 def _stabilities(main: Sequence[StudyResults]) -> Iterator[str]:
