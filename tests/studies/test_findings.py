@@ -15,7 +15,19 @@ from scipy import stats
 
 from benchmarks.intervals import tables as intervals_tables
 from stability.leave_one_out.statistics import Estimate, mean_over_seeds
-from stability.studies import StudyResults, answers, chosen_rates, learned, published, published_scores, rank_correlation, scores
+from stability.reports import LABELS
+from stability.studies import (
+    Answer,
+    StudyResults,
+    Verdict,
+    answers,
+    chosen_rates,
+    learned,
+    published,
+    published_scores,
+    rank_correlation,
+    scores,
+)
 
 ROOT = Path(__file__).parents[2]
 P = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -166,45 +178,78 @@ def test_no_random_problem_is_above_the_bound_but_with_the_printed_curvature() -
 CLAIMS_PAGE = " ".join((ROOT / "docs" / "findings" / "claims-learned.md").read_text().split())
 
 
-def on_page(row: dict[Any, Any], digits: int) -> bool:
-    """Whether the page of the claims has the effect of a comparison, without its sign, with its interval."""
-    value, *ends = (abs(row[name]) for name in ("effect", "low", "high"))
+def on_page(row: dict[Any, Any], digits: int, *, signed: bool = False) -> bool:
+    """Whether the page of the claims has the effect of a comparison with its interval, without its sign unless asked."""
+    value, *ends = (row[name] if signed else abs(row[name]) for name in ("effect", "low", "high"))
     low, high = sorted(ends)
-    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})" in CLAIMS_PAGE
+    told = f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return told.replace("-", "−") in CLAIMS_PAGE
 
 
 def test_the_page_of_the_claims_tells_what_is_stored_of_stsb() -> None:
     main, swept = stored("claims/claims-stsb"), stored("claims/claims-stsb-sparsity")
-    every = {answer.claim: answer.table for answer in answers([main, swept])}
+    every = answers([main, swept, stored("claims/claims-stsb-perturbation")])
+    assert not any(one.missing for one in every)
 
-    def rows(start: str) -> dict[Any, dict[Any, Any]]:
-        (table,) = (table for claim, table in every.items() if claim.startswith(start))
-        return {row["what"]: row for row in table.to_dict("records")}
+    def found(start: str) -> tuple[Answer, dict[Any, dict[Any, Any]]]:
+        (answer,) = (one for one in every if one.claim.startswith(start))
+        return answer, {row["what"].partition(",")[0]: row for row in answer.table.to_dict("records")}
 
-    def clear(some: dict[Any, dict[Any, Any]], side: str) -> list[str]:
-        return [what for what, row in some.items() if row["clear"] == side]
-
-    ratios, projected = rows("Sparse fine-tuning"), rows("Projection methods")
-    assert (clear(ratios, "for"), clear(ratios, "against")) == ([], ["random, p = 0.005"])
-    for what in ("random, p = 0.005", "sam, p = 0.005", "diffpruning, p = 0.005", "childpruning, p = 0.005", "lora"):
-        assert on_page(ratios[what], 2), what
-    assert clear(projected, "against") == ["diffpruning, p = 0.005"]
-    assert on_page(projected["diffpruning, p = 0.005"], 2)
-    assert all(on_page(row, 2) for row in rows("Stable methods have a small gap").values())
-    inner, advantage, slopes = rows("The best test performance"), rows("SAM has a better"), rows("The smaller p is")
-    assert clear(inner, "for") == []
-    assert all(on_page(inner[f"{name}, p = 0.005"], 1) for name in ("random", "magnitude"))
-    assert clear(advantage, "against") == ["magnitude, p = 0.0005"]
-    assert on_page(advantage["magnitude, p = 0.0005"], 1)
-    assert len(clear(slopes, "")) == 3
-    assert all(on_page(slopes[f"{name}, over 6 p"], 2) for name in ("random", "sam"))
+    sparse, ratios = found("Sparse fine-tuning")
+    assert (sparse.supports, sparse.denies, sparse.of, sparse.verdict) == (4, 1, 8, Verdict.OPEN)
+    fitted = learned(main).set_index("method")
+    assert fitted["learned"].all()
+    sides = {"for": "more stable", "against": "less stable", "": "–"}
+    for method, row in ratios.items():
+        assert on_page(row, 2), method
+        loss = fitted["train_loss"][method]
+        interval = f"{row['effect']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        assert f"| {LABELS[method]} | {interval} | {sides[row['clear']]} | {loss:.1f} |" in CLAIMS_PAGE
+    assert set(fitted.index[fitted["train_loss"] > 1]) == {"bitfit", "lora", "childpruning"}
+    assert fitted["test_metric"].idxmax() == "adapter"
+    gap, correlated = found("Stable methods have a small gap")
+    assert gap.verdict is Verdict.CONFIRMED
+    projection, projected = found("Projection methods")
+    assert (projection.verdict, projection.denies, projection.of) == (Verdict.REFUTED, 2, 2)
+    assert all(on_page(row, 2) for row in (*projected.values(), *correlated.values()))
+    for start in ("Stable methods have a better", "The spread over seeds", "The spread over perturbed"):
+        answer, correlated = found(start)
+        assert answer.verdict is Verdict.OPEN
+        assert all(on_page(row, 2, signed=True) for row in correlated.values())
+    inner, advantage = (found(start)[0] for start in ("The best test performance", "SAM has a better"))
+    assert (inner.supports, inner.denies) == (0, 0)
+    assert (inner.table["clear"] == "").all()
+    by_p = {row["what"]: row for one in (inner, advantage) for row in one.table.to_dict("records")}
+    for method in ("random", "magnitude"):
+        rows = [one.table.set_index("what").loc[f"{method}, p = 0.005"] for one in (inner, advantage)]
+        assert all(on_page(dict(row), 1) for row in rows)
+    assert [row["what"] for row in advantage.table.to_dict("records") if row["clear"]] == ["magnitude, p = 0.0005"]
+    assert by_p["magnitude, p = 0.0005"]["clear"] == "against"
+    assert on_page(by_p["magnitude, p = 0.0005"], 1)
+    slope, slopes = found("The smaller p is")
+    assert (slope.supports, slope.denies, len(slopes)) == (0, 0, 3)
+    assert all(on_page(row, 2) for row in slopes.values())
     summary = swept.summary().table.rename(columns={"gap": "effect", "gap_low": "low", "gap_high": "high"})
     gaps = {(row["method"], round(row["sparsity"], 4)): row for row in summary.to_dict("records")}
     assert all(on_page(gaps[place], 2) for place in (("random", 0.0005), ("random", 0.3), ("full", 1.0)))
-    fitted = learned([main]).set_index("method")["train_loss"]
-    assert set(fitted.index[fitted > 1]) == {"bitfit", "lora", "childpruning"}
     edges = chosen_rates(stored("claims/claims-stsb-sparsity-rates")).table["edge"]
     assert (int(edges.sum()), len(edges)) == (4, 19)
+
+
+def test_the_page_of_the_claims_tells_what_plans_said_and_what_it_took() -> None:
+    """The goal was a plan that is true to within 1.5 times."""
+    names = {
+        "claims-stsb-rates": "learning rates",
+        "claims-stsb": "ten methods, five measured seeds",
+        "claims-stsb-sparsity-rates": "learning rates at several p",
+        "claims-stsb-sparsity": "several p, one measured seed",
+        "claims-stsb-perturbation": "perturbed training sets",
+    }
+    rows = {row["study"]: row for row in recorded("plans-cpu")["rows"]}
+    for study, name in names.items():
+        assert f"| {name} | {rows[study]['planned_hours']:.1f} | {rows[study]['hours']:.1f} |" in CLAIMS_PAGE
+        assert 1 / 1.5 < rows[study]["ratio"] < 1.5
+        assert rows[study]["hours"] == pytest.approx(stored(f"claims/{study}").table["cell_seconds"].sum() / 3600)
 
 
 def intervals(chosen: bool, way: str, count: int) -> list[dict[str, float]]:

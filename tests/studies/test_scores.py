@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from stability import StabilityError, UsageError, plotting, problems
 from stability.cli.commands import main
 from stability.leave_one_out.estimators import Approximate, Assisted, Sampled
+from stability.leave_one_out.predictors import Linearised
 from stability.reports.study_table import render
 from stability.selectors import BitFit, FullTuning, MagPruning, Random
 from stability.studies import cost as costs
@@ -400,6 +402,41 @@ def test_a_plan_evaluates_left_out_models_on_as_many_test_examples_as_they_are(m
         row = expected(dataclasses.replace(study, test_examples=count), device="cpu", workers=1).table.iloc[0]
         told.append(row["retrain"] - 4 * 4.0)
     assert told == pytest.approx([4.0 * test, 4.0 * 10, 4.0 * test])
+
+
+def test_the_replicas_that_a_plan_times_depart_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the first steps would be those of one replica, which all share."""
+    timed: list[torch.Tensor] = []
+
+    def watched(problem: Any, algorithm: Any, weights: Any = None, *more: Any, **how: Any) -> Any:
+        if weights is not None and len(weights) > 1:
+            first = next(iter(algorithm.batches(problem.train)))
+            timed.append((weights[1:, first] == 0).sum(1))
+        return train(problem, algorithm, weights, *more, **how)
+
+    monkeypatch.setattr(costs, "train", watched)
+    study = Study("few", "digits", (FineTuning(FullTuning(), steps=4),), (0,), **QUICK | {"estimator": Sampled(3)})
+    expected(study, device="cpu", workers=1)
+    assert [one.tolist() for one in timed] == [[1, 1, 1]]
+
+
+def test_a_plan_follows_no_more_coordinates_than_a_prediction_of_all_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    followed: list[int] = []
+    observe = Linearised.observe
+
+    def watched(self: Linearised, problem: Any, algorithm: Any, masks: Any) -> Any:
+        followed.append(masks.of([])[0].count)
+        return observe(self, problem, algorithm, masks)
+
+    monkeypatch.setattr(Linearised, "observe", watched)
+    predictor = Linearised(checkpoints=2, memory_budget=2**20)
+    study = Study(
+        "few", "digits", (FineTuning(FullTuning(), steps=4),), (0,), **QUICK | {"estimator": Assisted(3, predictor=predictor)}
+    )
+    expected(study, device="cpu", workers=1)
+    problem = problems.load("digits", **study.problem_settings)
+    classes = len(problem.train.labels.unique())
+    assert set(followed) == {2**20 // (2 * problem.n * classes * 4)}  # in half of the memory
 
 
 def test_a_plan_leaves_out_what_others_compute_now(tmp_path: Path) -> None:
