@@ -199,7 +199,6 @@ _CLAIMS = Protocol(
     weight_decay=0.0,
     dropout=False,
     evaluate_every=0,
-    measured_seeds=2,
     retrainings=8,
     test_examples=256,
     predictor="linearised",
