@@ -109,7 +109,7 @@ selectors: $(READY)  ## every selector on digits (19 minutes on one core), and o
 claims-plan: $(READY)  ## the hours that these still need
 	$(BIN)/python -m benchmarks.claims $(TASKS) $(if $(MODEL),--model $(MODEL)) $(if $(ONLY),--only $(ONLY)) --plan
 
-plans: $(READY)  ## what a plan tells now of the finished ones, beside the hours that they took (ten minutes)
+plans: $(READY)  ## what a plan tells now of the finished ones, beside the hours that they took (15 minutes)
 	$(BIN)/python -m benchmarks.plans $(TASKS) $(if $(MODEL),--model $(MODEL)) $(if $(ONLY),--only $(ONLY)) --out benchmarks/results/plans-cpu.json
 
 paper-cuda:  ## on a machine with a GPU and the packages installed: MiniLM, seven tasks, ten methods, five seeds

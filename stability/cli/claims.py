@@ -42,20 +42,13 @@ def claims(*stores: Annotated[Path, Parameter(help=_STORES, show_default=False)]
     width = get_terminal_size((100, 24)).columns
     print("\n".join(map(_heading, results)), _verdicts(found), *_learned(table, results, width), sep="\n\n")
     print("\n95 % intervals are of each comparison alone. Clear: p-value below 0.05 after Holm's correction for all of the claim.")
+    print("Of a correlation the interval decides.")
     for one in found:
         print()
-        for line in _sentences(one):
+        for line in one.lines:
             print(fill(line, width, break_on_hyphens=False))
         if len(one.table):
             print(one.shown.to_string(index=False))
-
-
-def _sentences(answer: Answer) -> Iterator[str]:
-    yield answer.claim
-    yield answer.sentence
-    yield f"Published: {answer.published}"
-    if len(answer.table):
-        yield f"Measured: {answer.quantity}."
 
 
 def _values(answer: Answer) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def kind_of(results: StudyResults) -> Kind:
     if is_search(results):
         return Kind.SEARCH
     settings = list(results.algorithms.values())
-    asked = [(one["method"], one.get("selector", {}).get("sparsity")) for one in settings]
+    asked = [(one["method"], _p_of(results, name)) for name, one in results.algorithms.items()]
     if twice := [place for place in asked if asked.count(place) > 1]:
         name, values = differing(one for one, place in zip(settings, asked, strict=True) if place == twice[0])
         raise UsageError(
@@ -69,6 +69,15 @@ def kind_of(results: StudyResults) -> Kind:
     if results.removed:
         return Kind.PERTURBED
     return Kind.MAIN if len({method for method, _ in asked}) == len(asked) else Kind.SWEPT
+
+
+def _p_of(results: StudyResults, name: str) -> float | None:
+    """p of an algorithm as asked for, or else as measured; None where there is neither."""
+    asked = results.algorithms[name].get("selector", {}).get("sparsity")
+    if asked is not None or not len(table := finished(results)):
+        return None if asked is None else float(asked)
+    measured = table.loc[table["algorithm"] == name, "sparsity"].astype(float).mean()
+    return None if math.isnan(measured) else round(measured, 9)
 
 
 def cells_to_compute(results: StudyResults | Iterable[StudyResults]) -> tuple[str, ...]:
@@ -192,6 +201,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
     tasks = [task for one in main for task in one.tasks]
     main_learned, swept_learned = [*map(_that_learned, main)], [*map(_that_learned, swept)]
     unsure, unsure_swept = _not_known(main), _not_known(swept)
+    unsure_projection = _not_known(main, (*PROJECTED, *CHOSEN_BEFORE))
     table = _joined(main_learned)
     others = ("random", "magnitude")
     return [
@@ -202,7 +212,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             stability_ratios(main_learned, None, ("full",)),
             smaller=True,
             ratio=True,
-            needs="It needs the stability of full tuning and of a method with p below 1, with the same seeds.",
+            needs="It needs one setting of each method, among them full tuning and one with p below 1, and their stability.",
             missing=lost,
             unsure=unsure,
         ),
@@ -259,7 +269,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             ratio=True,
             needs="It needs the stability of DiffPruning or ChildPruning, and of random, magnitude and SAM at the same p.",
             missing=lost,
-            unsure=unsure,
+            unsure=unsure_projection,
         ),
         by_correlation(
             "The spread over seeds stands for leave-one-out stability.",
@@ -286,7 +296,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
 
 
 def not_learned(results: StudyResults | Iterable[StudyResults]) -> list[str]:
-    """What claims about stability leave out: the methods that did not learn a task, in words.
+    """What claims about stability leave out, in words: the methods that did not learn a task, and those whose every cell failed.
 
     Args:
         results: as for :func:`answers`.
@@ -296,20 +306,22 @@ def not_learned(results: StudyResults | Iterable[StudyResults]) -> list[str]:
         []
     """
     of_kind = [one for one in _several(results) if kind_of(one) in (Kind.MAIN, Kind.SWEPT)]
-    return [_which(row) for row in learned(of_kind).to_dict("records") if row["learned"] is False]
+    failed = [f"{name} (every cell failed)" for one in of_kind if len(one) for name in one.summary().all_failed]
+    return [*(_which(row) for row in learned(of_kind).to_dict("records") if row["learned"] is False), *failed]
 
 
 def _which(row: Mapping[Any, Any]) -> str:
     return f"{row['method']} (p = {row['sparsity']:.2g}) on {row['task']}"
 
 
-def _not_known(results: Sequence[StudyResults]) -> str:
-    """That it is not known of some methods whether they learned; empty where it is."""
-    if not (unknown := [_which(row) for row in learned(results).to_dict("records") if row["learned"] is None]):
+def _not_known(results: Sequence[StudyResults], methods: Sequence[str] | None = None) -> str:
+    """That it is not known of some of the methods (None: of all) whether they learned; empty where it is."""
+    rows = [row for row in learned(results).to_dict("records") if methods is None or row["method"] in methods]
+    if not (unknown := [f"{_which(row)}, finished seeds: {row['seeds']}" for row in rows if row["learned"] is None]):
         return ""
-    who = f"{unknown[0]}" + (f" and {len(unknown) - 1} more" if len(unknown) > 1 else "")
+    who = unknown[0] + (f"; and {len(unknown) - 1} more" if len(unknown) > 1 else "")
     return (
-        f"It is not known whether methods learned: {who}. That takes two seeds or more, and the metric of a constant "
+        f"It is not known whether methods learned: {who}. That takes two finished seeds or more, and the metric of a constant "
         "prediction, which stores of older versions lack."
     )
 

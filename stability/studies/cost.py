@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from stability import problems
 from stability.checks import check_workers
@@ -23,6 +24,7 @@ from stability.leave_one_out.estimators import Estimator
 from stability.leave_one_out.linearised import fitting
 from stability.leave_one_out.predictors import Linearised, Predictor
 from stability.leave_one_out.wording import duration
+from stability.leave_one_out.work import work_of
 from stability.machine import cores, resolve_device
 from stability.masks import Mask
 from stability.problems.problem import Examples, Problem, generator
@@ -32,12 +34,14 @@ from stability.studies.running import reusable
 from stability.studies.store import Store
 from stability.studies.study import Study, cell_identity
 from stability.training import Algorithm, train
+from stability.training.execution import departures
 
 __all__ = ["PARTS", "Cost", "expected"]
 
 T = TypeVar("T")
 
-_TIMED = 3  # steps
+_TIMED = 3  # steps, and calls
+_FEWEST = _TIMED + 2  # examples, so that without one of several some remain
 _PREDICTED = 8  # steps of a prediction
 _LONG = 0.2  # seconds of a step of one replica from which many at once are taken to cost as much each
 _PRODUCTS = 40  # with a Hessian, for one of its extreme eigenvalues (digits: 38 in the mean)
@@ -125,9 +129,10 @@ def expected(
     """What is still to be trained, and how long that should take.
 
     Every part of a cell is timed in miniature, on one thread as a worker has it: the first steps of one replica and of as many
-    as will be retrained, the selection on two batches of S, a prediction of two batches along three steps, a product with the
-    Hessian. What grows with n or with the steps is scaled. The result is good to within a factor of two. A minimisation takes
-    as many steps as it needs, and its time is not known.
+    as will be retrained, the selection on a few batches of S, a prediction of a few examples along a few steps, a product with the
+    Hessian. What grows with n or with the steps is scaled. Of MiniLM on STS-B, five studies took between 0.8 and 1.3 times what
+    was planned (``make plans``); small models may differ more. A minimisation takes as many steps as it needs, and its time is not
+    known.
 
     Args:
         study: what is to be measured.
@@ -252,15 +257,27 @@ def _row(
 
 
 def _few(problem: Problem, algorithm: Algorithm, batches: int = 2) -> Problem:
-    """With some batches of S: of a large S, selecting alone takes minutes."""
+    """With some batches of S, and enough examples to leave some out: of a large S, selecting alone takes minutes."""
     first = next(iter(algorithm.batches(problem.train)))
-    return replace(problem, train=problem.train.take(torch.arange(min(problem.n, batches * len(first)))))
+    return replace(problem, train=problem.train.take(torch.arange(min(problem.n, max(batches * len(first), _FEWEST)))))
 
 
-def _of_all(seconds: Callable[[Problem], float], problem: Problem, algorithm: Algorithm) -> float:
-    """Seconds with all of S, from those with one batch and with two: a part grows with n, and a part does not."""
-    less, more = _few(problem, algorithm, 1), _few(problem, algorithm)
-    first, second = seconds(less), seconds(more)
+def _of_all(seconds: Callable[[Problem], float], problem: Problem, algorithm: Algorithm, *, slow_grows: bool = False) -> float:
+    """Seconds with all of S, from those with a few examples: a part grows with n, and a part does not.
+
+    Args:
+        seconds: tells those of a problem with fewer examples.
+        problem: with all of S.
+        algorithm: A.
+        slow_grows: where it is slow, and timing more examples would be too, all of it grows with n.
+    """
+    less = _few(problem, algorithm, 1)
+    first = seconds(less)
+    slow = first > _LONG
+    if less.n == problem.n or (slow and slow_grows):
+        return first * problem.n / less.n
+    more = _few(problem, algorithm, 2 if slow else 8)  # of what is quick, the difference would be noise otherwise
+    second = seconds(more)
     rate = max(0.0, second - first) / (more.n - less.n) if more.n > less.n else 0.0
     return second + rate * (problem.n - more.n)
 
@@ -285,7 +302,10 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     if not selector.moving:
         masks = [algorithm.select(few)]
         twice = 2 if selector.code() is not None else 1  # what is the user's own is asked again, to compare
-        parts["select"] = twice * _of_all(lambda some: _clocked(lambda: algorithm.select(some))[1], problem, algorithm)
+        if selector.uses_data:
+            parts["select"] = twice * _of_all(lambda some: _least(lambda: algorithm.select(some)), problem, algorithm)
+        else:
+            parts["select"] = twice * _least(lambda: algorithm.select(few))
     # Steps of texts are as long as their tokens are many.
     sizes = [problem.train.longest(index) * len(index) for index in batches]
     longer = sum(sizes) / len(sizes) / (sum(sizes[1 : _TIMED + 1]) / len(sizes[1 : _TIMED + 1]) if len(sizes) > 1 else sizes[0])
@@ -303,7 +323,7 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     together = alone * more if alone > _LONG else _step(problem, algorithm, more, masks) * longer
     part = 1.0 if study.test_examples is None else min(1.0, study.test_examples / max(1, len(problem.test)))
     evaluating = part * seconds_of.get(id(problem.test), 0.0) / alone * together
-    parts["retrain"] = steps * together * (1 + validating) + evaluating
+    parts["retrain"] = steps * together * _share(problem, algorithm, batches, more) * (1 + validating) + evaluating
     parts["predict"], each = _predicting(estimator, problem, algorithm)
     if selector.uses_data and not selector.moving:
         parts["select"] += _selecting_again(problem, algorithm, problem.n if each else more)
@@ -353,6 +373,18 @@ def _step(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] 
     return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else time.perf_counter() - began
 
 
+def _share(problem: Problem, algorithm: Algorithm, batches: Sequence[Tensor], replicas: int) -> float:
+    """The share of the steps of A(S) and of replicas without one example that is really computed: they begin as one run."""
+    selector = algorithm.selector
+    watched = problem.validation is not None and algorithm.evaluations
+    if not algorithm.shares_beginnings or selector.moving or selector.uses_data or watched or replicas < 2:
+        return 1.0
+    weights = torch.ones(replicas, problem.n)
+    weights[torch.arange(1, replicas), torch.arange(replicas - 1) * problem.n // (replicas - 1)] = 0
+    when = departures(weights[1:], weights[0], batches)
+    return float(1 + (1 - when / len(batches)).sum()) / replicas
+
+
 class _Same:
     """S's mask for all, and whether one for each was asked for."""
 
@@ -365,38 +397,47 @@ class _Same:
 
 
 def _predicting(estimator: Estimator, problem: Problem, algorithm: Algorithm) -> tuple[float, bool]:
-    """Seconds of a prediction, from that of one batch, and whether it selects a mask for each example."""
+    """Seconds of a prediction, from that of a few examples, and whether it selects a mask for each example."""
     predictor, selector = estimator.predictor_for(algorithm), algorithm.selector
     if predictor is None:
         return 0.0, False
     stand_in = FullTuning() if selector.moving else selector
+    if algorithm.timed(stand_in, 1) is None:
+        return 0.0, False  # no short run can tell
+    steps, each = algorithm.max_steps, False
+
+    def parts(some: Problem) -> float:
+        """Of a prediction of some examples."""
+        nonlocal each
+        own = stand_in.select(some, algorithm.seed)
+        if isinstance(predictor, Linearised):  # no more coordinates than it will follow with all examples
+            outputs = some.logits(some.start(algorithm.seed), some.train.take(slice(0, 1)).inputs).shape[1]
+            own = _some(own, fitting(predictor.memory_budget, problem.n, outputs))
+        masks = _Same(own)
+
+        def seconds(taken: int, checkpoints: int = 1) -> float:
+            short = algorithm.timed(stand_in, taken)
+            assert short is not None
+            how: Predictor = replace(predictor, checkpoints=checkpoints) if isinstance(predictor, Linearised) else predictor
+            observed = how.observe(some, short, masks)
+            alone = train(some, short, masks=masks.of([]), replica_batch=1, observe=observed.observer)
+            return _clocked(partial(observed.predict, alone))[1]
+
+        seconds(1)  # what is done only once
+        once, each = seconds(1), masks.each
+        if not isinstance(predictor, Linearised):
+            return once
+        longer, checkpoints = min(steps, 1 + _PREDICTED), min(predictor.checkpoints, steps)
+        step = max(0.0, seconds(longer) - once) / max(1, longer - 1)
+        jacobian = max(0.0, seconds(2, 2) - once - step) if checkpoints > 1 else 0.0
+        return once + (steps - 1) * step * (_MOVING if selector.moving else 1) + (checkpoints - 1) * jacobian
+
+    if isinstance(predictor, Linearised):
+        return _of_all(parts, problem, algorithm, slow_grows=True), each
     few = _few(problem, algorithm, 1)
-    grown, own = problem.n / few.n, stand_in.select(few, algorithm.seed)
-    if isinstance(predictor, Linearised):  # no more coordinates than it will follow with all examples
-        outputs = few.logits(few.start(algorithm.seed), few.train.take(slice(0, 1)).inputs).shape[1]
-        own = _some(own, fitting(predictor.memory_budget, problem.n, outputs))
-    masks = _Same(own)
-
-    def seconds(steps: int, checkpoints: int = 1) -> float:
-        """Of a prediction of the few from a run of so many steps; NaN where no short run can tell."""
-        if (short := algorithm.timed(stand_in, steps)) is None:
-            return math.nan
-        how: Predictor = replace(predictor, checkpoints=checkpoints) if isinstance(predictor, Linearised) else predictor
-        observed = how.observe(few, short, masks)
-        alone = train(few, short, masks=masks.of([]), replica_batch=1, observe=observed.observer)
-        return _clocked(partial(observed.predict, alone))[1]
-
-    steps = algorithm.max_steps
-    if math.isnan(first := seconds(1)):
-        return 0.0, False
-    if not isinstance(predictor, Linearised):
-        return first * grown, masks.each
-    once = seconds(1)  # what the first has besides happens only once
-    longer = min(steps, 1 + _PREDICTED)
-    step = max(0.0, seconds(longer) - once) / max(1, longer - 1)
-    jacobian = max(0.0, seconds(2, 2) - once - step) if min(predictor.checkpoints, steps) > 1 else 0.0
-    whole = once + (steps - 1) * step * (_MOVING if selector.moving else 1) + (min(predictor.checkpoints, steps) - 1) * jacobian
-    return whole * grown, masks.each
+    k = stand_in.select(few, algorithm.seed).count
+    grown = [predictor.operations(work_of(some, algorithm, k)) for some in (problem, few)]
+    return parts(few) * grown[0] / grown[1], each
 
 
 def _some(mask: Mask, most: int) -> Mask:
@@ -411,10 +452,11 @@ def _selecting_again(problem: Problem, algorithm: Algorithm, count: int) -> floa
     selector, seed = algorithm.selector, algorithm.seed
 
     def chosen(some: Problem, n: int) -> float:
-        return _clocked(lambda: list(selector.select_each_left_out(some, range(n), seed)))[1]
+        return _least(lambda: list(selector.select_each_left_out(some, range(min(n, some.n - 1)), seed)))
 
     def each(some: Problem) -> float:
-        return max(0.0, chosen(some, 1 + _TIMED) - chosen(some, 1)) / _TIMED
+        more = min(1 + _TIMED, some.n - 1) - 1
+        return max(0.0, chosen(some, 1 + more) - chosen(some, 1)) / more if more > 0 else chosen(some, 1)
 
     return _of_all(lambda some: chosen(some, 1), problem, algorithm) + (count - 1) * _of_all(each, problem, algorithm)
 
@@ -428,6 +470,12 @@ def _bounding(few: Problem, algorithm: Algorithm, check_replicas: int, more: int
     _, product = _clocked(lambda: hessian.product(probe))
     _, gradient = _clocked(lambda: mean_gradient(few, start, few.train))
     return 2 * (1 + 2 * check_replicas) * _PRODUCTS * product + more * gradient
+
+
+def _least(work: Callable[[], object]) -> float:
+    """The least seconds of some calls after a first one; of what is slow the first one's."""
+    seconds = _clocked(work)[1]
+    return seconds if seconds > _LONG else min(_clocked(work)[1] for _ in range(_TIMED))
 
 
 def _clocked(work: Callable[[], T]) -> tuple[T, float]:

@@ -21,6 +21,7 @@ from stability.studies.results import CellStatus, StudyResults
 __all__ = ["Row", "finished", "inner_advantages", "metric_differences", "row", "stability_ratios", "stability_slopes"]
 
 _FEWEST = 3  # seeds of which a t interval is taken; p of which a slope is
+_EQUAL = 1e-9  # logarithms that differ by rounding
 _NORMAL = 1.959964  # standard errors from the middle of a 95 % interval to its end
 
 Row = dict[str, Any]
@@ -227,7 +228,10 @@ def _over(task: str, what: str, values: Numbers, errors: Numbers) -> Row:
         return row(task, what, found.value, *found.interval, _p_of_mean(values), count=count, over="seeds")
     error = float(np.sqrt((errors**2).sum())) / count
     value, half = float(values.mean()), _NORMAL * error
-    p_value = float(2 * stats.norm.sf(abs(value) / error)) if error > 0 else float(value == 0)  # exact stabilities
+    if error > 0:
+        p_value = float(2 * stats.norm.sf(abs(value) / error))
+    else:  # exact stabilities: they differ, unless they are equal or the seeds disagree
+        p_value = float(not (values > _EQUAL).all() and not (values < -_EQUAL).all())
     return row(task, what, value, value - half, value + half, p_value, count=count, over="examples")
 
 

@@ -52,7 +52,8 @@ class RankCorrelation:
 
     Attributes:
         value: ρ, over all pairs of method and task together. It is NaN where all ranks are equal, and the p-values with it.
-        interval: for ρ, from the jackknife over methods (:func:`rank_correlation`); NaN where it cannot be had.
+        interval: for ρ, from the jackknife over methods (:func:`rank_correlation`); NaN of fewer than four methods, and where all
+            ranks are equal without one of them.
         confidence: the confidence of the interval.
         p_value: the two-sided p-value of ρ = 0, as if the pairs were independent, by Student's t with count − 2 degrees of freedom:
             what the paper reports.
@@ -164,12 +165,15 @@ def _spearman(x: Numbers, y: Numbers) -> float:
 
 
 def _rho_and_step(x: Numbers, y: Numbers) -> tuple[float, float]:
-    """Spearman's ρ, and by how much it changes where two neighbours in rank change places; NaN where all ranks are equal."""
+    """Spearman's ρ, and by how much it changes where two neighbours within a task change places; NaN where all ranks are equal."""
     both = ~(np.isnan(x) | np.isnan(y))
     ranks = [_ranks(values, both) for values in (x, y)]
     deviations = [r - r.mean() for r in ranks]
     scale = math.sqrt(float((deviations[0] ** 2).sum() * (deviations[1] ** 2).sum()))
-    return (float((deviations[0] * deviations[1]).sum()) / scale, 1 / scale) if scale else (math.nan, math.nan)
+    if not scale:
+        return math.nan, math.nan
+    gaps = [float(np.diff(np.unique(r)).min()) for r in ranks]  # of T tasks, neighbours are T places apart
+    return float((deviations[0] * deviations[1]).sum()) / scale, gaps[0] * gaps[1] / scale
 
 
 def _ranks(values: Numbers, both: NDArray[np.bool_]) -> Numbers:
@@ -184,7 +188,7 @@ def _interval(x: Numbers, y: Numbers, confidence: float) -> tuple[float, float]:
     if methods < _FEWEST or not np.isfinite(found).all():
         return math.nan, math.nan
     rho, step = np.array(found).T
-    bounded = np.clip(rho, step / 2 - 1, 1 - step / 2)
+    bounded = np.where(np.abs(rho) > 1 - 1e-12, np.sign(rho) * (1 - step / 2), rho)
     value, *some = np.arctanh(bounded)
     error = math.sqrt((methods - 1) / methods * float(((some - np.mean(some)) ** 2).sum()))
     if (bounded != rho).any():

@@ -100,24 +100,34 @@ class Answer:
 
     @property
     def shown(self) -> pd.DataFrame:
-        """The table as a reader wants it, in words: task, compared, effect, 95 % interval, interval over, p-value (Holm), clear."""
+        """The table as a reader wants it, in words: task, compared, effect, 95 % interval, interval over, p-value, clear."""
         table = self.table
         return pd.DataFrame(
             {
                 "task": table["task"],
                 "compared": table["what"],
                 "effect": [f"{value:.3g}" for value in table["effect"]],
-                "95 % interval": [f"{low:.3g} to {high:.3g}" for low, high in zip(table["low"], table["high"], strict=True)],
+                "95 % interval": [
+                    "–" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
+                    for low, high in zip(table["low"], table["high"], strict=True)
+                ],
                 "interval over": [*map(_over, table["count"], table["over"])],
-                "p-value (Holm)": ["–" if math.isnan(p) else f"{p:.2g}" for p in table["p"].astype(float)],
+                "p-value (shuffled)" if (table["over"] == "methods").all() else "p-value (Holm)": [
+                    "–" if math.isnan(p) else f"{p:.2g}" for p in table["p"].astype(float)
+                ],
                 "clear": [one or "–" for one in table["clear"]],
             }
         )
 
+    @property
+    def lines(self) -> list[str]:
+        """The claim, the answer in a sentence, the paper's evidence, and what was measured."""
+        told = [self.claim, self.sentence, f"Published: {self.published}"]
+        return told if self.table.empty else [*told, f"Measured: {self.quantity}."]
+
     def __str__(self) -> str:
-        """The claim, the answer in a sentence, the paper's evidence, and each comparison."""
-        told = f"{self.claim} {self.sentence}\nPublished: {self.published}"
-        return told if self.table.empty else f"{told}\nMeasured: {self.quantity}.\n{self.shown.to_string(index=False)}"
+        """The lines, and each comparison."""
+        return "\n".join(self.lines if self.table.empty else [*self.lines, self.shown.to_string(index=False)])
 
 
 def _over(count: int, over: str) -> str:
@@ -254,8 +264,12 @@ def by_correlation(
 
 def _more_runs(unclear: pd.DataFrame) -> str:
     """What would make half of these comparisons clear; their effects are differences."""
-    half = np.maximum(unclear["high"] - unclear["effect"], unclear["effect"] - unclear["low"])
-    factor = float(((half / unclear["effect"].abs()) ** 2).replace([np.inf], np.nan).median())
+    ends = [unclear["high"] - unclear["effect"], unclear["effect"] - unclear["low"]]
+    half = pd.concat(ends, axis=1).max(axis=1).astype(float)
+    if (half == 0).all():
+        return "What is unclear is equal, or differs between seeds in direction: more seeds would tell."
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = float(((half / unclear["effect"].abs().astype(float)) ** 2).fillna(np.inf).median())
     of = "seeds" if (unclear["over"] == "seeds").mean() >= 0.5 else "retrainings"
     return f"For half of the unclear differences to be clear, {_times(factor)} as many {of} are needed."
 

@@ -73,6 +73,20 @@ def test_the_interval_holds_rho_as_often_as_it_says() -> None:
     assert 0.93 <= np.mean((low <= truth) & (truth <= high)) <= 0.995
 
 
+@pytest.mark.parametrize("tasks", [1, 2, 4])
+def test_an_interval_one_step_from_perfect_lies_near_one(tasks: int) -> None:
+    """Two neighbours change places on one task: then ρ without either of them is 1, and half a step below it is taken."""
+    x = np.arange(10.0)[:, None].repeat(tasks, axis=1)
+    y = x.copy()
+    y[[4, 5], 0] = y[[5, 4], 0]
+    near, perfect = (rank_correlation(made(x, values), "a", "b", permutations=0) for values in (y, x))
+    assert 0.9 < near.interval[0] < near.value < near.interval[1] < 1
+    step = 1 - near.value
+    error = 1.03 / math.sqrt(7)
+    middle, half = math.atanh(1 - step / 2), stats.t.ppf(0.975, 9) * error
+    assert perfect.interval == pytest.approx([math.tanh(middle - half), math.tanh(middle + half)], abs=1e-9)
+
+
 @pytest.mark.parametrize(("methods", "common"), [(10, 0.9), (10, 0.98), (10, 0.995), (6, 0.9), (6, 0.98)])
 def test_the_interval_of_a_nearly_perfect_correlation_holds_rho_too(methods: int, common: float) -> None:
     """500 draws (fixed in advance) on one task, with ρ = 6/π · arcsin(r/2) of normal variables: no less than 92 % hold it."""

@@ -18,7 +18,7 @@ from stability.cli.commands import main
 from stability.leave_one_out.estimators import Approximate, Assisted, Sampled
 from stability.leave_one_out.predictors import Linearised
 from stability.reports.study_table import render
-from stability.selectors import BitFit, FullTuning, MagPruning, Random
+from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random
 from stability.studies import cost as costs
 from stability.studies.cell import run_cell
 from stability.studies.cost import expected
@@ -418,6 +418,31 @@ def test_the_replicas_that_a_plan_times_depart_at_once(monkeypatch: pytest.Monke
     study = Study("few", "digits", (FineTuning(FullTuning(), steps=4),), (0,), **QUICK | {"estimator": Sampled(3)})
     expected(study, device="cpu", workers=1)
     assert [one.tolist() for one in timed] == [[1, 1, 1]]
+
+
+@pytest.mark.parametrize(("fixed", "a_example", "known"), [(0.01, 0.001, True), (0.5, 0.1, True), (0.0, 0.1, False)])
+def test_what_grows_with_n_is_told_from_what_does_not(fixed: float, a_example: float, known: bool) -> None:
+    """Quick and slow ones, in made-up seconds; where it is slow all of it may be taken to grow."""
+    problem, algorithm = problems.load("digits", n=100), FineTuning(BitFit(), steps=3, batch_size=8)
+    found = costs._of_all(lambda some: fixed + a_example * some.n, problem, algorithm, slow_grows=not known)
+    assert found == pytest.approx(fixed + a_example * 100)
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(3, 8), (20, 1), (20, 2), (20, 3)])
+def test_small_s_and_small_batches_can_be_planned(n: int, batch_size: int) -> None:
+    algorithm = FineTuning(SAM(0.05), steps=3, batch_size=batch_size)
+    study = Study("few", "digits", (algorithm,), (0,), **QUICK | {"problem_settings": {"n": n}, "estimator": Assisted(2)})
+    assert (expected(study, device="cpu", workers=1).table["hours"] > 0).all()
+
+
+def test_a_plan_counts_the_steps_that_replicas_share_once() -> None:
+    """Each departs where its example first comes: in one epoch of 10 batches, in the mean after 4.5 steps."""
+    problem = problems.load("digits", n=80)
+    for epochs, selector in ((1, FullTuning()), (4, FullTuning()), (1, SAM(0.05))):
+        algorithm = FineTuning(selector, steps=10 * epochs, batch_size=8)
+        share = costs._share(problem, algorithm, list(algorithm.batches(problem.train)), 81)
+        wanted = (1 + 80 * (1 - 4.5 / (10 * epochs))) / 81
+        assert share == pytest.approx(1.0 if isinstance(selector, SAM) else wanted)
 
 
 def test_a_plan_follows_no_more_coordinates_than_a_prediction_of_all_examples(monkeypatch: pytest.MonkeyPatch) -> None:
