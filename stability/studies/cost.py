@@ -130,7 +130,7 @@ def expected(
 
     Every part of a cell is timed in miniature, on one thread as a worker has it: the first steps of one replica and of as many
     as will be retrained, the selection on a few batches of S, a prediction of a few examples along a few steps, a product with the
-    Hessian. What grows with n or with the steps is scaled. Of MiniLM on STS-B, five studies took between 0.8 and 1.3 times what
+    Hessian. What grows with n or with the steps is scaled. Of MiniLM on STS-B, five studies took between 0.7 and 1.2 times what
     was planned (``make plans``); small models may differ more. A minimisation takes as many steps as it needs, and its time is not
     known.
 
