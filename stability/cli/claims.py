@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -96,7 +97,7 @@ def _learned(table: pd.DataFrame, results: Sequence[StudyResults], width: int) -
             "training loss": [f"{loss:.3f}" for loss in table["train_loss"]],
             "test metric": [f"{value:.3f}" for value in table["test_metric"]],
             "above a constant (95 %)": [
-                "unknown" if pd.isna(value) else f"{value:.3f} ({low:.3f} to {high:.3f})"
+                "unknown" if pd.isna(value) else f"{value:.3f} ({low:.3f} to {high:.3f})" if math.isfinite(low) else f"{value:.3f}"
                 for value, low, high in zip(table["above"], table["low"], table["high"], strict=True)
             ],
             "learned": ["unknown" if one is None else "yes" if one else "no" for one in table["learned"]],
