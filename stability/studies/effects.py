@@ -159,8 +159,7 @@ def metric_differences(results: Sequence[StudyResults], method: str, others: Seq
             for its in beside:
                 points = _points(mine, its.cells)
                 if points is not None:
-                    found, p_value = mean_over_seeds(points), _p_of_mean(points)
-                    yield row(task, _named(its.method, p), found.value, *found.interval, p_value, count=len(points), over="seeds")
+                    yield _over_seeds(task, _named(its.method, p), points)
 
 
 def inner_advantages(results: Sequence[StudyResults]) -> Iterator[Row]:
@@ -197,9 +196,7 @@ def inner_advantages(results: Sequence[StudyResults]) -> Iterator[Row]:
                     else:
                         deciding = max(known, key=_p_of_mean)
                         p_value = _p_of_mean(deciding)
-                    found = mean_over_seeds(deciding)
-                    of: dict[str, Any] = {"count": len(deciding), "over": "seeds", "group": f"{task} {method}"}
-                    yield row(task, _named(method, inner.p), found.value, *found.interval, p_value, **of)
+                    yield _over_seeds(task, _named(method, inner.p), deciding) | {"p": p_value, "group": f"{task} {method}"}
 
 
 def _named(method: str, p: float | None) -> str:
@@ -224,8 +221,7 @@ def _over(task: str, what: str, values: Numbers, errors: Numbers) -> Row:
     """
     count = len(values)
     if count >= _FEWEST:
-        found = mean_over_seeds(values)
-        return row(task, what, found.value, *found.interval, _p_of_mean(values), count=count, over="seeds")
+        return _over_seeds(task, what, values)
     error = float(np.sqrt((errors**2).sum())) / count
     value, half = float(values.mean()), _NORMAL * error
     if error > 0:
@@ -233,6 +229,12 @@ def _over(task: str, what: str, values: Numbers, errors: Numbers) -> Row:
     else:  # exact stabilities: they differ, unless they are equal or the seeds disagree
         p_value = float(not (values > _EQUAL).all() and not (values < -_EQUAL).all())
     return row(task, what, value, value - half, value + half, p_value, count=count, over="examples")
+
+
+def _over_seeds(task: str, what: str, values: Numbers) -> Row:
+    """The mean of one value a seed, with Student's interval."""
+    found = mean_over_seeds(values)
+    return row(task, what, found.value, *found.interval, _p_of_mean(values), count=len(values), over="seeds")
 
 
 def _logs(cells: pd.DataFrame) -> pd.DataFrame:
