@@ -23,7 +23,7 @@ from stability.studies.ranks import rank_correlation
 from stability.studies.rates import is_search
 from stability.studies.results import StudyResults
 from stability.studies.scores import differing, scores
-from stability.studies.verdicts import Answer, by_comparisons, by_correlation
+from stability.studies.verdicts import Answer, Claim
 
 __all__ = ["Kind", "answers", "cells_to_compute", "kind_of", "learned", "not_learned"]
 
@@ -200,98 +200,89 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
     lost_perturbed = (*lost, *(cells_to_compute(perturbed) if perturbed else ("a study of perturbed training sets",)))
     tasks = [task for one in main for task in one.tasks]
     main_learned, swept_learned = [*map(_that_learned, main)], [*map(_that_learned, swept)]
-    unsure, unsure_swept = _not_known(main), _not_known(swept)
-    unsure_projection = _not_known(main, (*PROJECTED, *CHOSEN_BEFORE))
+    unsure = _not_known(main)
     table = _joined(main_learned)
     others = ("random", "magnitude")
+    of_main: dict[str, Any] = {"missing": lost, "unsure": unsure}
     return [
-        by_comparisons(
-            "Sparse fine-tuning is more stable than full tuning.",
-            "A bound that falls with p (Theorem 1). The paper does not measure leave-one-out stability.",
+        Claim(
+            claim="Sparse fine-tuning is more stable than full tuning.",
+            published="A bound that falls with p (Theorem 1). The paper does not measure leave-one-out stability.",
+            **of_main,
+        ).by_comparisons(
             "leave-one-out stability, divided by that of full tuning",
             stability_ratios(main_learned, None, ("full",)),
             smaller=True,
             ratio=True,
             needs="It needs one setting of each method, among them full tuning and one with p below 1, and their stability.",
-            missing=lost,
-            unsure=unsure,
         ),
-        by_comparisons(
-            "The smaller p is, the more stable is fine-tuning.",
-            "A bound that falls with p (Theorem 1).",
+        Claim(
+            claim="The smaller p is, the more stable is fine-tuning.",
+            published="A bound that falls with p (Theorem 1).",
+            missing=lost_sweep,
+            unsure=_not_known(swept),
+        ).by_comparisons(
             "leave-one-out stability at ten times as large a p, divided by that at p (a straight line through the logarithms)",
             stability_slopes(swept_learned),
             smaller=False,
             ratio=True,
             needs="It needs the stability of a method at three p or more.",
+        ),
+        Claim(
+            claim="Stable methods have a small gap between test and training loss.",
+            published="A bound (Theorem 2). The paper does not measure it.",
+            **of_main,
+        ).by_correlation(table, "stability", "gap"),
+        Claim(claim="Stable methods have a better test performance.", published=_published_correlation(), **of_main).by_correlation(
+            table, "stability", "mean"
+        ),
+        Claim(
+            claim="The best test performance is at an inner p, between very sparse masks and full tuning.",
+            published="A figure: SAM's mean over p, whose best p is below 0.2. There is no test of it.",
             missing=lost_sweep,
-            unsure=unsure_swept,
-        ),
-        by_correlation(
-            "Stable methods have a small gap between test and training loss.",
-            "A bound (Theorem 2). The paper does not measure it.",
-            (table, "stability", "gap"),
-            missing=lost,
-            unsure=unsure,
-        ),
-        by_correlation(
-            "Stable methods have a better test performance.",
-            _published_correlation(),
-            (table, "stability", "mean"),
-            missing=lost,
-            unsure=unsure,
-        ),
-        by_comparisons(
-            "The best test performance is at an inner p, between very sparse masks and full tuning.",
-            "A figure: SAM's mean over p, whose best p is below 0.2. There is no test of it.",
+        ).by_comparisons(
             "test metric less that at the least p or with full tuning, whichever decides, in percentage points",
             inner_advantages(swept),
             smaller=False,
             needs="It needs full tuning, two p or more of a method, and three seeds.",
             groups="methods on a task",
-            missing=lost_sweep,
         ),
-        by_comparisons(
-            "SAM has a better test performance than random and magnitude masks at equal p.",
-            _published_sam(tasks),
+        Claim(
+            claim="SAM has a better test performance than random and magnitude masks at equal p.",
+            published=_published_sam(tasks),
+            missing=(*lost, *cells_to_compute(swept)),
+        ).by_comparisons(
             "test metric of SAM less that of the other, in percentage points",
             _of_both(metric_differences(main, "sam", others), metric_differences(swept, "sam", others)),
             smaller=False,
             needs="It needs three seeds of SAM and of random or magnitude masks at one p.",
-            missing=(*lost, *cells_to_compute(swept)),
         ),
-        by_comparisons(
-            "Projection methods are less stable than methods that choose their mask before training, at equal p.",
-            _published_spread(tasks),
+        Claim(
+            claim="Projection methods are less stable than methods that choose their mask before training, at equal p.",
+            published=_published_spread(tasks),
+            missing=lost,
+            unsure=_not_known(main, (*PROJECTED, *CHOSEN_BEFORE)),
+        ).by_comparisons(
             "leave-one-out stability, divided by the geometric mean of those of random, magnitude and SAM",
             stability_ratios(main_learned, PROJECTED, CHOSEN_BEFORE),
             smaller=False,
             ratio=True,
             needs="It needs the stability of DiffPruning or ChildPruning, and of random, magnitude and SAM at the same p.",
-            missing=lost,
-            unsure=unsure_projection,
         ),
-        by_correlation(
-            "The spread over seeds stands for leave-one-out stability.",
-            "Assumed: the paper calls the spread over seeds stability.",
-            (table, "stability", "std"),
-            missing=lost,
-            unsure=unsure,
-        ),
-        by_correlation(
-            "The spread over perturbed training sets stands for leave-one-out stability.",
-            "Assumed of Table 2.",
-            (_beside(table, _joined(perturbed)), "stability", "std"),
+        Claim(
+            claim="The spread over seeds stands for leave-one-out stability.",
+            published="Assumed: the paper calls the spread over seeds stability.",
+            **of_main,
+        ).by_correlation(table, "stability", "std"),
+        Claim(
+            claim="The spread over perturbed training sets stands for leave-one-out stability.",
+            published="Assumed of Table 2.",
             missing=lost_perturbed,
             unsure=unsure,
-        ),
-        by_correlation(
-            "A small spread over seeds goes with a large mean.",
-            _published_correlation(),
-            (table, "mean", "std"),
-            missing=lost,
-            unsure=unsure,
-        ),
+        ).by_correlation(_beside(table, _joined(perturbed)), "stability", "std"),
+        Claim(
+            claim="A small spread over seeds goes with a large mean.", published=_published_correlation(), **of_main
+        ).by_correlation(table, "mean", "std"),
     ]
 
 

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from stability.studies.comparison import holm
 from stability.studies.effects import Row, row
 from stability.studies.ranks import RankCorrelation, rank_correlation
 
-__all__ = ["Answer", "Verdict", "by_comparisons", "by_correlation"]
+__all__ = ["Answer", "Claim", "Verdict"]
 
 _LEVEL = 0.05
 _FEW = 3  # missing parts that a sentence names
@@ -134,72 +135,102 @@ def _over(count: int, over: str) -> str:
     return f"left-out examples, {count} seed{'s' if count > 1 else ''}" if over == "examples" else f"{count} {over}"
 
 
-def by_comparisons(
-    claim: str,
-    published: str,
-    quantity: str,
-    rows: Iterable[Row],
-    *,
-    smaller: bool,
-    needs: str,
-    ratio: bool = False,
-    groups: str = "comparisons",
-    missing: tuple[str, ...] = (),
-    unsure: str = "",
-) -> Answer:
-    """The answer of several comparisons.
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim, before it is put to what was measured.
 
-    Args:
+    Attributes:
         claim: the claim, in a sentence.
         published: what the paper has as evidence, in a sentence.
-        quantity: what the effects are.
-        rows: the comparisons, as :mod:`stability.studies.effects` makes them.
-        smaller: an effect below 0 is for the claim; otherwise one above 0.
-        needs: what it takes to measure the claim, in a sentence.
-        ratio: the effects are logarithms, and the answer tells what they are the logarithms of.
-        groups: what a group of rows is, where they have groups.
         missing: what the studies still lack, a phrase each: then nothing is concluded.
         unsure: why nothing is concluded although nothing is missing, in a sentence.
 
     Example:
         >>> rows = [row("cb", "sam", -0.5, -0.6, -0.4, 0.001, count=5, over="seeds")]
-        >>> by_comparisons("It is smaller.", "", "difference", rows, smaller=True, needs="").sentence
+        >>> smaller = Claim(claim="It is smaller.", published="")
+        >>> smaller.by_comparisons("difference", rows, smaller=True, needs="").sentence
         'Confirmed: clear for the claim.'
+        >>> unfinished = Claim(claim="It is smaller.", published="", missing=("3 of 5 cells of mine",))
+        >>> unfinished.by_comparisons("difference", rows, smaller=True, needs="").verdict.value
+        'not resolved'
     """
-    table = pd.DataFrame(list(rows), columns=[*(name for name in _COLUMNS if name != "clear"), "group"])
-    table["p"] = holm(table["p"].astype(float))
-    wanted = (table["effect"] < 0) if smaller else (table["effect"] > 0)
-    table["clear"] = np.where(table["p"] < _LEVEL, np.where(wanted, "for", "against"), "")
-    known = table[table["p"].notna()]
-    groups_of = known["group"].where(known["group"].notna(), pd.Series(known.index, index=known.index).astype(str))
-    votes = known.groupby(groups_of, sort=False)["clear"].agg(_vote)
-    supports, denies = (int((votes == which).sum()) for which in ("for", "against"))
-    if known.empty:
-        verdict, resolve = Verdict.MISSING, _without(missing) or needs
-    elif missing or unsure:
-        verdict, resolve = Verdict.OPEN, _without(missing) or unsure
-    elif 2 * supports >= len(votes) and not denies:
-        verdict, resolve = Verdict.CONFIRMED, ""
-    elif 2 * denies >= len(votes) and not supports:
-        verdict, resolve = Verdict.REFUTED, ""
-    else:
-        undecided = known[groups_of.map(votes).eq("") & known["clear"].eq("")]
-        verdict, resolve = Verdict.OPEN, _MIXED if supports and denies else _more_runs(undecided)
-    if ratio:
-        table[["effect", "low", "high"]] = np.exp(table[["effect", "low", "high"]].astype(float))
-    return Answer(
-        claim=claim,
-        published=published,
-        quantity=f"{quantity}; {'below' if smaller else 'above'} {int(ratio)} is for the claim",
-        table=table[[*_COLUMNS]],
-        verdict=verdict,
-        supports=supports,
-        denies=denies,
-        of=len(votes),
-        counted=groups,
-        resolve=resolve,
-        missing=missing,
-    )
+
+    claim: str
+    published: str
+    missing: tuple[str, ...] = ()
+    unsure: str = ""
+
+    def by_comparisons(
+        self, quantity: str, rows: Iterable[Row], *, smaller: bool, needs: str, ratio: bool = False, groups: str = "comparisons"
+    ) -> Answer:
+        """The answer of several comparisons.
+
+        Args:
+            quantity: what the effects are.
+            rows: the comparisons, as :mod:`stability.studies.effects` makes them.
+            smaller: an effect below 0 is for the claim; otherwise one above 0.
+            needs: what it takes to measure the claim, in a sentence.
+            ratio: the effects are logarithms, and the answer tells what they are the logarithms of.
+            groups: what a group of rows is, where they have groups.
+        """
+        table = pd.DataFrame(list(rows), columns=[*(name for name in _COLUMNS if name != "clear"), "group"])
+        table["p"] = holm(table["p"].astype(float))
+        wanted = (table["effect"] < 0) if smaller else (table["effect"] > 0)
+        table["clear"] = np.where(table["p"] < _LEVEL, np.where(wanted, "for", "against"), "")
+        known = table[table["p"].notna()]
+        groups_of = known["group"].where(known["group"].notna(), pd.Series(known.index, index=known.index).astype(str))
+        votes = known.groupby(groups_of, sort=False)["clear"].agg(_vote)
+        supports, denies = (int((votes == which).sum()) for which in ("for", "against"))
+        if 2 * supports >= len(votes) and not denies:
+            verdict, resolve = Verdict.CONFIRMED, ""
+        elif 2 * denies >= len(votes) and not supports:
+            verdict, resolve = Verdict.REFUTED, ""
+        else:
+            undecided = known[groups_of.map(votes).eq("") & known["clear"].eq("")]
+            verdict, resolve = Verdict.OPEN, _MIXED if supports and denies else _more_runs(undecided)
+        if ratio:
+            table[["effect", "low", "high"]] = np.exp(table[["effect", "low", "high"]].astype(float))
+        told = f"{quantity}; {'below' if smaller else 'above'} {int(ratio)} is for the claim"
+        counts = {"supports": supports, "denies": denies, "of": len(votes), "counted": groups}
+        return self._answer(verdict, resolve, needs=needs, quantity=told, table=table[[*_COLUMNS]], **counts)
+
+    def by_correlation(self, table: pd.DataFrame, first: str, second: str) -> Answer:
+        """The answer of a correlation of ranks within tasks; its interval decides.
+
+        Args:
+            table: the scores of methods.
+            first: a column of them.
+            second: the column that is correlated with it. A positive correlation is for the claim.
+
+        Example:
+            >>> scores = pd.DataFrame({"task": ["cb"], "method": ["sam"], "mean": [0.8], "std": [0.1]})
+            >>> Claim(claim="They go together.", published="").by_correlation(scores, "mean", "std").sentence
+            'Not measured. It needs three methods on a task.'
+        """
+        rows, verdict, resolve = [], Verdict.OPEN, ""
+        if (found := _correlation(table, first, second)) is not None:
+            low, high = found.interval
+            side = "for" if low > 0 else "against" if high < 0 else ""
+            what = f"{found.methods} methods, {found.count} pairs"
+            rows = [row("all", what, found.value, low, high, found.method_p_value, clear=side, count=found.methods, over="methods")]
+            verdict = {"for": Verdict.CONFIRMED, "against": Verdict.REFUTED, "": Verdict.OPEN}[side]
+            resolve = "" if side else _more_methods(found)
+        told = (
+            f"Spearman's ρ between two ranks of the methods within each task: in one, rank 1 {_FIRST[first]}; in the other, "
+            f"rank 1 {_FIRST[second]}. Above 0 is for the claim, and the interval decides"
+        )
+        counts = {"supports": int(verdict is Verdict.CONFIRMED), "denies": int(verdict is Verdict.REFUTED), "of": len(rows)}
+        shown = pd.DataFrame(rows, columns=_COLUMNS)
+        return self._answer(verdict, resolve, needs="It needs three methods on a task.", quantity=told, table=shown, **counts)
+
+    def _answer(self, verdict: Verdict, resolve: str, *, needs: str, **measured: Any) -> Answer:
+        """The answer, if there is something to compare and nothing is missing; otherwise what is lacking, or what it takes."""
+        if not measured["of"]:
+            verdict, resolve = Verdict.MISSING, _without(self.missing) or needs
+        elif self.missing or self.unsure:
+            verdict, resolve = Verdict.OPEN, _without(self.missing) or self.unsure
+        asked: dict[str, Any] = {"claim": self.claim, "published": self.published, "missing": self.missing}
+        return Answer(verdict=verdict, resolve=resolve, **asked, **measured)
 
 
 _MIXED = "It is so of some methods or tasks and not of others; no number of runs will make it one answer."
@@ -208,58 +239,6 @@ _MIXED = "It is so of some methods or tasks and not of others; no number of runs
 def _vote(clear: pd.Series[str]) -> str:
     """What the comparisons of a group say together."""
     return "for" if (clear == "for").any() else "against" if (clear == "against").all() else ""
-
-
-def by_correlation(
-    claim: str,
-    published: str,
-    of: tuple[pd.DataFrame, str, str],
-    *,
-    missing: tuple[str, ...] = (),
-    unsure: str = "",
-) -> Answer:
-    """The answer of a correlation of ranks within tasks; its interval decides.
-
-    Args:
-        claim: the claim, in a sentence.
-        published: what the paper has as evidence, in a sentence.
-        of: the scores of methods, and the two columns of them that are correlated. A positive correlation is for the claim.
-        missing: what the studies still lack, a phrase each: then nothing is concluded.
-        unsure: why nothing is concluded although nothing is missing, in a sentence.
-
-    Example:
-        >>> scores = pd.DataFrame({"task": ["cb"], "method": ["sam"], "mean": [0.8], "std": [0.1]})
-        >>> by_correlation("They go together.", "", (scores, "mean", "std")).sentence
-        'Not measured. It needs three methods on a task.'
-    """
-    table, first, second = of
-    found = _correlation(table, first, second)
-    rows, side, verdict, resolve = [], "", Verdict.MISSING, _without(missing) or "It needs three methods on a task."
-    if found is not None:
-        low, high = found.interval
-        side = "for" if low > 0 else "against" if high < 0 else ""
-        what = f"{found.methods} methods, {found.count} pairs"
-        rows = [row("all", what, found.value, low, high, found.method_p_value, clear=side, count=found.methods, over="methods")]
-        verdict, resolve = {
-            "for": (Verdict.CONFIRMED, ""),
-            "against": (Verdict.REFUTED, ""),
-            "": (Verdict.OPEN, _more_methods(found)),
-        }[side]
-        if missing or unsure:
-            verdict, resolve = Verdict.OPEN, _without(missing) or unsure
-    return Answer(
-        claim=claim,
-        published=published,
-        quantity=f"Spearman's ρ between two ranks of the methods within each task: in one, rank 1 {_FIRST[first]}; in the other, "
-        f"rank 1 {_FIRST[second]}. Above 0 is for the claim, and the interval decides",
-        table=pd.DataFrame(rows, columns=_COLUMNS),
-        verdict=verdict,
-        supports=int(side == "for"),
-        denies=int(side == "against"),
-        of=len(rows),
-        resolve=resolve,
-        missing=missing,
-    )
 
 
 def _more_runs(unclear: pd.DataFrame) -> str:
