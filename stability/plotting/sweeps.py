@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
@@ -203,7 +204,7 @@ def gap_against_stability(results: StudyResults) -> Figure:
     (part,) = figure.subfigures(1, 1, squeeze=False).flat
     axes = list(part.subplots(rows, columns, squeeze=False).flat)
     style, limits = styles(names), _across(axes[0], points)
-    cut = False
+    several, cut = bool((points.groupby("series")["p"].nunique() > 1).any()), False
     for ax, group in zip(axes, groups, strict=False):
         ax.set(xscale=axes[0].get_xscale(), xlim=limits)
         if ax.get_xscale() == "log":
@@ -218,6 +219,8 @@ def gap_against_stability(results: StudyResults) -> Figure:
             mine = points[points["series"] == name]
             cut |= _points(ax, mine, style[name])
             ends.append((mine["x"].iloc[-1], mine["y"].iloc[-1], label(name), style[name][0]))
+        if several and len(group) > 1:
+            continue  # one name cannot stand beside all points of a method: they are told by a legend
         if len(group) > 1 or len(groups) == 1:
             near(ax, ends, _along(ax, points[points["series"].isin(group)]), wide)
         else:
@@ -229,17 +232,19 @@ def gap_against_stability(results: StudyResults) -> Figure:
             ax.tick_params(labelleft=False)
     part.supxlabel(x, fontsize=8)
     part.supylabel(y, fontsize=8)
+    if several and len(groups) == 1 and len(names) > 1:
+        handles = [Line2D([], [], color=style[n][0], marker=style[n][1], ms=4, ls="", label=label(n)) for n in names]
+        part.legend(handles=handles, loc="outside upper center", ncols=min(len(names), 4))
     related = ""
     if len(summary) > 2 and np.ptp(summary["stability"]) > 0 and np.ptp(summary["gap"]) > 0:
         rho = stats.spearmanr(summary["stability"], summary["gap"]).statistic
         related = f"Spearman's ρ of all {len(summary)} points is {rho:.2f}; they share seeds, so that no p-value is given."
-    several = summary["sparsity"].nunique() > 1
     headed(figure, "Generalization gap against leave-one-out stability", settings_of(results))
     notes = [_stability_bars(results, Curve("", across)), bars([Curve("", up)], "the mean", over(results))]
     explained(
         figure,
         [
-            f"A point for each {by} and p, larger for larger p." if several else "",
+            f"A point for each {by} and p, larger for larger p." if summary["sparsity"].nunique() > 1 else "",
             "Grey: the others." if len(groups) > 1 else "",
             CUT_LEFT if cut else "",
             *dict.fromkeys(notes),

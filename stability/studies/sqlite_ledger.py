@@ -279,6 +279,11 @@ class SqliteLedger(Ledger):
                 ) from error
             raise unusable(self.path, error, full="full" in str(error)) from error
         except sqlite3.DatabaseError as error:
+            if b"\0" not in self.path.read_bytes()[:4096]:  # every database begins with a page that has some
+                raise StabilityError(
+                    f"{self.path} is a text file and no store of results: give the file or folder that 'stability run' wrote; "
+                    "it was left as it is"
+                ) from error
             raise damaged(self.path, f"it is no whole store ({error})") from error
 
     def _opened(self) -> sqlite3.Connection:

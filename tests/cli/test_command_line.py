@@ -416,9 +416,15 @@ def test_another_study_or_other_numerics_are_refused(small_store: Path) -> None:
 
 def test_damaged_stores_are_refused(small_store: Path, tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.sqlite"
-    garbage.write_bytes(b"this is not a database, " * 100)
+    garbage.write_bytes(b"this is not a database\0 " * 100)
     with pytest.raises(StabilityError, match="is no whole store"):
         Store(garbage)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("cells to compute again\n")
+    for identity in (None, {"study": "x"}):
+        with pytest.raises(StabilityError, match=r"notes.txt is a text file and no store of results: .* left as it is"):
+            Store(notes, identity)
+    assert notes.read_text() == "cells to compute again\n"
     empty = tmp_path / "empty.sqlite"
     sqlite3.connect(empty).close()
     empty.touch()
