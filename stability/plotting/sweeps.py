@@ -204,7 +204,9 @@ def gap_against_stability(results: StudyResults) -> Figure:
     (part,) = figure.subfigures(1, 1, squeeze=False).flat
     axes = list(part.subplots(rows, columns, squeeze=False).flat)
     style, limits = styles(names), _across(axes[0], points)
-    several, cut = bool((points.groupby("series")["p"].nunique() > 1).any()), False
+    # A name can stand beside one point of a method, and not beside all.
+    legend = len(groups) == 1 and len(names) > 1 and bool((points.groupby("series")["p"].nunique() > 1).any())
+    cut = False
     for ax, group in zip(axes, groups, strict=False):
         ax.set(xscale=axes[0].get_xscale(), xlim=limits)
         if ax.get_xscale() == "log":
@@ -219,8 +221,8 @@ def gap_against_stability(results: StudyResults) -> Figure:
             mine = points[points["series"] == name]
             cut |= _points(ax, mine, style[name])
             ends.append((mine["x"].iloc[-1], mine["y"].iloc[-1], label(name), style[name][0]))
-        if several and len(group) > 1:
-            continue  # one name cannot stand beside all points of a method: they are told by a legend
+        if legend:
+            continue
         if len(group) > 1 or len(groups) == 1:
             near(ax, ends, _along(ax, points[points["series"].isin(group)]), wide)
         else:
@@ -232,7 +234,7 @@ def gap_against_stability(results: StudyResults) -> Figure:
             ax.tick_params(labelleft=False)
     part.supxlabel(x, fontsize=8)
     part.supylabel(y, fontsize=8)
-    if several and len(groups) == 1 and len(names) > 1:
+    if legend:
         handles = [Line2D([], [], color=style[n][0], marker=style[n][1], ms=4, ls="", label=label(n)) for n in names]
         part.legend(handles=handles, loc="outside upper center", ncols=min(len(names), 4))
     related = ""

@@ -194,6 +194,19 @@ def test_axes_fit_values_that_are_all_equal() -> None:
             assert high - low < 2
 
 
+def test_each_method_is_named_once_in_gap_against_stability() -> None:
+    """By a legend if it has several points in a common panel, and otherwise beside its point or above its panel."""
+    several = stored("digits").where(method=["sam", "random", "full"])
+    for results in (several, stored("digits"), stored("paper-quick").where(task="cb"), several.where(method="sam")):
+        figure = plotting.gap_against_stability(results)
+        legends = [legend for part in figure.subfigs for legend in part.legends]
+        told = [text.get_text() for legend in legends for text in legend.get_texts()]
+        told += [text.get_text() for ax in figure.axes for text in ax.texts] + [ax.get_title(loc="left") for ax in figure.axes]
+        wanted = {label(method) for method in results.table["method"].unique()}
+        assert sorted(filter(None, told)) == sorted(wanted)
+        assert bool(legends) == (results is several)
+
+
 def test_with_one_p_each_method_has_a_row() -> None:
     results = stored("paper-quick").where(task="rte")
     summary = results.summary().table
