@@ -87,7 +87,9 @@ def test_a_selector_of_one_s_own_gets_its_line_in_every_figure(
     names = set(plotting.FIGURES) - {"projection_discontinuity", "methods"}
     assert {path.stem for path in Path("figures").iterdir()} == {f"small+smallest_digits_{name}" for name in names}
     for name in ("stability", "generalization", "four_panels", "gap_against_stability"):
-        assert "smallest" in {text.get_text() for ax in plotting.FIGURES[name](results).axes for text in ax.texts}
+        figure = plotting.FIGURES[name](results)
+        legends = [legend for part in figure.subfigs for legend in part.legends]
+        assert "smallest" in {text.get_text() for one in [*figure.axes, *legends] for text in one.texts}
     titles = {ax.get_title(loc="left") for ax in plotting.bounds(results).axes}
     assert "hard mask: smallest" in titles
 
