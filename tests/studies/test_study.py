@@ -89,7 +89,9 @@ def test_a_selector_of_one_s_own_gets_its_line_in_every_figure(
     for name in ("stability", "generalization", "four_panels", "gap_against_stability"):
         figure = plotting.FIGURES[name](results)
         legends = [legend for part in figure.subfigs for legend in part.legends]
-        assert "smallest" in {text.get_text() for one in [*figure.axes, *legends] for text in one.texts}
+        beside = [text for ax in figure.axes for text in ax.texts]
+        told = [text for legend in legends for text in legend.get_texts()]
+        assert "smallest" in {text.get_text() for text in [*beside, *told]}
     titles = {ax.get_title(loc="left") for ax in plotting.bounds(results).axes}
     assert "hard mask: smallest" in titles
 
