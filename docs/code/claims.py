@@ -14,7 +14,7 @@ from stability.studies import Answer, StudyResults, Verdict, answers, cells_to_c
 from stability.studies.named import CLAIMS
 from stability.studies.published import published_scores
 
-__all__ = ["head", "markdown", "number", "rates", "stored"]
+__all__ = ["head", "markdown", "number", "rates", "stored", "verdicts"]
 
 FIGURES = Path(__file__).parents[2] / "figures"
 FOLDER = FIGURES / "claims"
@@ -37,15 +37,44 @@ def _not_begun() -> list[str]:
     return [name for name in CLAIMS if not (FOLDER / f"{name}.sqlite").exists()]
 
 
+def _every() -> list[StudyResults]:
+    return [one for ending in _PARTS for one in stored(ending)]
+
+
+def _answers(every: Sequence[StudyResults]) -> list[Answer]:
+    return answers(every, missing=[f"all of {name}" for name in _not_begun()])
+
+
+def verdicts() -> str:
+    """The verdict on each claim: of each task whose ten methods are finished, and of all tasks together."""
+    every, columns = _every(), {}
+    for main in stored():
+        if not main.to_compute:
+            mine = [one for one in every if one.tasks == main.tasks and not one.to_compute]
+            columns[", ".join(LABELS.get(task, task) for task in main.tasks)] = answers(mine)
+    columns["all tasks"] = _answers(every)
+    lines = [head("claim", *columns)]
+    for same in zip(*columns.values(), strict=True):
+        lines.append(f"| {same[0].claim.rstrip('.')} | {' | '.join(map(_verdict, same))} |")
+    return "\n".join(lines)
+
+
+def _verdict(answer: Answer) -> str:
+    """The verdict with what it rests on."""
+    if answer.missing or answer.verdict is Verdict.MISSING:
+        return "–"
+    if (answer.table["over"] == "methods").all():
+        return f"{answer.verdict} (ρ = {answer.table['effect'].iloc[0]:.2f})".replace("-", "−")
+    return f"{answer.verdict} ({answer.supports} for, {answer.denies} against, of {answer.of})"
+
+
 def markdown() -> str:
-    """How far the studies are, the claims with their verdicts, and what was measured of each."""
-    main, every = stored(), [one for ending in _PARTS for one in stored(ending)]
-    found = answers(every, missing=[f"all of {name}" for name in _not_begun()])
+    """How far the studies are, which methods learned, how stable each is, and what was measured of each claim."""
+    main, every = stored(), _every()
+    found = _answers(every)
     return "\n".join(
         [
             *_progress(every),
-            "",
-            *_verdicts(found),
             "",
             *_learned(main),
             "",
@@ -71,14 +100,6 @@ def _progress(every: Sequence[StudyResults]) -> Iterator[str]:
     retrained = sum(float(one.table["retrainings"].fillna(0).sum()) for one in every if len(one))
     yield ""
     yield f"So far: {cells} cells, {retrained:.0f} retrainings, {hours:.1f} hours of one core."
-
-
-def _verdicts(found: Sequence[Answer]) -> Iterator[str]:
-    yield "## The claims"
-    yield ""
-    yield "| claim | verdict |"
-    yield "| --- | --- |"
-    yield from (f"| {one.claim} | {one.verdict} |" for one in found)
 
 
 def _learned(main: Sequence[StudyResults]) -> Iterator[str]:

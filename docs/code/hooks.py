@@ -36,6 +36,7 @@ def _made(module: str, name: str) -> Callable[[], str]:
 GENERATED: dict[str, Callable[[], str]] = {
     "architectures": _made("docs.code.tables", "architectures"),
     "claims": _made("docs.code.claims", "markdown"),
+    "claims verdicts": _made("docs.code.claims", "verdicts"),
     "claims rates": _made("docs.code.claims", "rates"),
     "command line": _made("docs.code.command_line", "markdown"),
     "columns": _made("docs.code.tables", "columns"),
