@@ -53,10 +53,8 @@ def verdicts() -> str:
             mine = [one for one in every if one.tasks == main.tasks and not one.to_compute]
             columns[", ".join(LABELS.get(task, task) for task in main.tasks)] = answers(mine)
     columns["all tasks"] = _answers(every)
-    lines = [head("claim", *columns)]
-    for same in zip(*columns.values(), strict=True):
-        lines.append(f"| {same[0].claim.rstrip('.')} | {' | '.join(map(_verdict, same))} |")
-    return "\n".join(lines)
+    rows = (f"| {same[0].claim.rstrip('.')} | {' | '.join(map(_verdict, same))} |" for same in zip(*columns.values(), strict=True))
+    return "\n".join([head("claim", *columns), *rows])
 
 
 def _verdict(answer: Answer) -> str:
