@@ -16,7 +16,15 @@ import pandas as pd
 
 from stability.errors import UsageError
 from stability.leave_one_out.statistics import mean_over_seeds
-from stability.studies.effects import Row, finished, inner_advantages, metric_differences, stability_ratios, stability_slopes
+from stability.studies.effects import (
+    Row,
+    finished,
+    inner_advantages,
+    metric_differences,
+    over_tasks,
+    stability_ratios,
+    stability_slopes,
+)
 from stability.studies.identity import cells_of
 from stability.studies.published import METHODS, TASKS, published_scores
 from stability.studies.ranks import rank_correlation
@@ -211,7 +219,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             **of_main,
         ).by_comparisons(
             "leave-one-out stability, divided by that of full tuning",
-            stability_ratios(main_learned, None, ("full",)),
+            over_tasks(stability_ratios(main_learned, None, ("full",))),
             smaller=True,
             ratio=True,
             needs="It needs one setting of each method, among them full tuning and one with p below 1, and their stability.",
@@ -223,7 +231,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             unsure=_not_known(swept),
         ).by_comparisons(
             "leave-one-out stability at ten times as large a p, divided by that at p (a straight line through the logarithms)",
-            stability_slopes(swept_learned),
+            over_tasks(stability_slopes(swept_learned)),
             smaller=False,
             ratio=True,
             needs="It needs the stability of a method at three p or more.",
@@ -253,7 +261,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             missing=(*lost, *cells_to_compute(swept)),
         ).by_comparisons(
             "test metric of SAM less that of the other, in percentage points",
-            _of_both(metric_differences(main, "sam", others), metric_differences(swept, "sam", others)),
+            over_tasks(_of_both(metric_differences(main, "sam", others), metric_differences(swept, "sam", others))),
             smaller=False,
             needs="It needs three seeds of SAM and of random or magnitude masks at one p.",
         ),
@@ -264,7 +272,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             unsure=_not_known(main, (*PROJECTED, *CHOSEN_BEFORE)),
         ).by_comparisons(
             "leave-one-out stability, divided by the geometric mean of those of random, magnitude and SAM",
-            stability_ratios(main_learned, PROJECTED, CHOSEN_BEFORE),
+            over_tasks(stability_ratios(main_learned, PROJECTED, CHOSEN_BEFORE)),
             smaller=False,
             ratio=True,
             needs="It needs the stability of DiffPruning or ChildPruning, and of random, magnitude and SAM at the same p.",

@@ -1,14 +1,14 @@
 """What methods of studies differ by: ratios of their stability, its slope in p, and differences of their test metric.
 
 Each comparison is a row: task, what (is compared), effect with low and high (the ends of its 95 % interval), p (before any
-correction), count and over (how many seeds it is of, and whether the interval is over these seeds or over examples left out). Rows
-of one group speak together. Ratios and slopes are natural logarithms.
+correction), count and over (how many seeds it is of, and whether the interval is over these seeds or over examples left out; or how
+many tasks). Rows of one group speak together. Ratios and slopes are natural logarithms.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,16 @@ from scipy import stats
 from stability.leave_one_out.statistics import Numbers, mean_over_seeds
 from stability.studies.results import CellStatus, StudyResults
 
-__all__ = ["Row", "finished", "inner_advantages", "metric_differences", "row", "stability_ratios", "stability_slopes"]
+__all__ = [
+    "Row",
+    "finished",
+    "inner_advantages",
+    "metric_differences",
+    "over_tasks",
+    "row",
+    "stability_ratios",
+    "stability_slopes",
+]
 
 _FEWEST = 3  # seeds of which a t interval is taken; p of which a slope is
 _EQUAL = 1e-9  # logarithms that differ by rounding
@@ -197,6 +206,43 @@ def inner_advantages(results: Sequence[StudyResults]) -> Iterator[Row]:
                         deciding = max(known, key=_p_of_mean)
                         p_value = _p_of_mean(deciding)
                     yield _over_seeds(task, _named(method, inner.p), deciding) | {"p": p_value, "group": f"{task} {method}"}
+
+
+def over_tasks(rows: Iterable[Row]) -> Iterator[Row]:
+    """What is compared on several tasks, in the mean over them; behind it, each task without a p-value.
+
+    So a claim is not put to more tests the more tasks there are. The tasks are taken as independent: the squared standard error of
+    the mean of T effects is Σ_t s_t² / T², and its degrees of freedom are those of Welch and Satterthwaite,
+    (Σ_t s_t²)² / Σ_t (s_t⁴ / ν_t), where ν_t is infinite if an interval is over examples.
+
+    Args:
+        rows: comparisons. What is compared on one task alone stays as it is.
+
+    Example:
+        >>> both = [row(task, "sam", 1.0, 0.0, 2.0, 0.05, count=5, over="seeds") for task in ("cb", "rte")]
+        >>> [(one["task"], one["count"], one["over"], round(one["low"], 2)) for one in over_tasks(both)]
+        [('all', 2, 'tasks', 0.41), ('cb', 5, 'seeds', 0.0), ('rte', 5, 'seeds', 0.0)]
+    """
+    same: dict[str, list[Row]] = {}
+    for one in rows:
+        same.setdefault(one["what"], []).append(one)
+    for what, mine in same.items():
+        if len(mine) == 1:
+            yield mine[0]
+            continue
+        freedom = np.array([one["count"] - 1.0 if one["over"] == "seeds" else math.inf for one in mine])
+        halves = np.array([(one["high"] - one["low"]) / 2 for one in mine])
+        variances = (halves / stats.t.ppf(0.975, freedom)) ** 2
+        total, effect = float(variances.sum()), sum(one["effect"] for one in mine) / len(mine)
+        if 0 < total < math.inf:
+            spread, error = float((variances**2 / freedom).sum()), math.sqrt(total) / len(mine)
+            t = stats.t(total**2 / spread if spread > 0 else math.inf)
+            half, p_value = float(t.ppf(0.975)) * error, float(2 * t.sf(abs(effect) / error))
+        else:  # exact, and then different unless the tasks disagree; or without an end
+            agree = len({np.sign(one["effect"]) for one in mine}) == 1
+            half, p_value = total, max(one["p"] for one in mine) if agree and not total else 1.0
+        yield row("all", what, effect, effect - half, effect + half, p_value, count=len(mine), over="tasks")
+        yield from (one | {"p": math.nan} for one in mine)
 
 
 def _named(method: str, p: float | None) -> str:

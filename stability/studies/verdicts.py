@@ -2,7 +2,7 @@
 
 A comparison is *clear* if its p-value, after Holm's correction for all comparisons of the claim, is below 0.05. Comparisons of one
 group speak together: for the claim if one of them is clear for it, and against it if all are clear against it. A comparison without
-a group speaks for itself. What speaks is counted:
+a group speaks for itself, and one without a p-value does not speak. What speaks is counted:
 
 - confirmed: at least half are for the claim, and none is against it;
 - refuted: at least half are against it, and none is for it;
@@ -64,8 +64,9 @@ class Answer:
         quantity: what the numbers of the table are, and on which side of what they are for the claim.
         table: a row for each comparison: task, what (is compared), effect with low and high (the ends of its 95 % interval, of this
             comparison alone), p (the p-value after Holm's correction for all comparisons of the claim), clear (``for`` the claim,
-            ``against`` it, or empty), count (how many seeds or methods it is of) and over (what the interval is over: ``seeds``,
-            the ``examples`` that were left out, or ``methods``). Of a correlation there is one row.
+            ``against`` it, or empty), count (how many seeds, tasks or methods it is of) and over (what the interval is over:
+            ``seeds``, the ``examples`` that were left out, ``tasks`` or ``methods``). What is compared on several tasks is tested
+            in the mean over them, and its rows of single tasks have no p-value. Of a correlation there is one row.
         verdict: what follows.
         supports: how many comparisons are clear for the claim; or groups, if ``counted`` says so.
         denies: how many are clear against it.
@@ -249,7 +250,7 @@ def _more_runs(unclear: pd.DataFrame) -> str:
         return "What is unclear is equal, or differs between seeds in direction: more seeds would tell."
     with np.errstate(divide="ignore", invalid="ignore"):
         factor = float(((half / unclear["effect"].abs().astype(float)) ** 2).fillna(np.inf).median())
-    of = "seeds" if (unclear["over"] == "seeds").mean() >= 0.5 else "retrainings"
+    of = "retrainings" if (unclear["over"] == "examples").mean() > 0.5 else "seeds"
     return f"For half of the unclear differences to be clear, {_times(factor)} as many {of} are needed."
 
 
