@@ -177,6 +177,9 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
     What hardly moves from its start is stable and worth nothing. So claims about stability are put to those methods on each task
     alone that learned it (:func:`learned`). Where that is not known of some, as with one seed, these claims are not resolved.
 
+    What is compared on several tasks is one comparison, of the mean over them: so more tasks are no more tests. Its interval is that
+    of Welch's test, for any number of tasks.
+
     Args:
         results: of one study or several, in any order, such as the experiments of a :class:`~stability.studies.Protocol`. What a
             study is for the claims follows from what it has: one setting of each method; methods at several p, with full tuning as
