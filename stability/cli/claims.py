@@ -43,7 +43,8 @@ def claims(*stores: Annotated[Path, Parameter(help=_STORES, show_default=False)]
     width = get_terminal_size((100, 24)).columns
     print("\n".join(map(_heading, results)), _verdicts(found), *_learned(table, results, width), sep="\n\n")
     print("\n95 % intervals are of each comparison alone. Clear: p-value below 0.05 after Holm's correction for all of the claim.")
-    print("What is compared on several tasks is tested in the mean over them. Of a correlation the interval decides.")
+    print("What is compared on several tasks, but for an inner p, is tested in the mean over them.")
+    print("Of a correlation the interval decides.")
     for one in found:
         print()
         for line in one.lines:

@@ -31,7 +31,7 @@ from stability.studies.ranks import rank_correlation
 from stability.studies.rates import is_search
 from stability.studies.results import StudyResults
 from stability.studies.scores import differing, scores
-from stability.studies.verdicts import Answer, Claim
+from stability.studies.verdicts import Answer, Statement
 
 __all__ = ["Kind", "answers", "cells_to_compute", "kind_of", "learned", "not_learned"]
 
@@ -177,8 +177,8 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
     What hardly moves from its start is stable and worth nothing. So claims about stability are put to those methods on each task
     alone that learned it (:func:`learned`). Where that is not known of some, as with one seed, these claims are not resolved.
 
-    What is compared on several tasks is one comparison, of the mean over them: so more tasks are no more tests. Its interval is that
-    of Welch's test, for any number of tasks.
+    What is compared on several tasks is one comparison, of the mean over them, so that more tasks are no more tests. Only an inner
+    p is compared on each. The interval is that of Welch's test, for any number of tasks, and takes them as independent.
 
     Args:
         results: of one study or several, in any order, such as the experiments of a :class:`~stability.studies.Protocol`. What a
@@ -216,7 +216,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
     others = ("random", "magnitude")
     of_main: dict[str, Any] = {"missing": lost, "unsure": unsure}
     return [
-        Claim(
+        Statement(
             claim="Sparse fine-tuning is more stable than full tuning.",
             published="A bound that falls with p (Theorem 1). The paper does not measure leave-one-out stability.",
             **of_main,
@@ -227,7 +227,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             ratio=True,
             needs="It needs one setting of each method, among them full tuning and one with p below 1, and their stability.",
         ),
-        Claim(
+        Statement(
             claim="The smaller p is, the more stable is fine-tuning.",
             published="A bound that falls with p (Theorem 1).",
             missing=lost_sweep,
@@ -239,15 +239,15 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             ratio=True,
             needs="It needs the stability of a method at three p or more.",
         ),
-        Claim(
+        Statement(
             claim="Stable methods have a small gap between test and training loss.",
             published="A bound (Theorem 2). The paper does not measure it.",
             **of_main,
         ).by_correlation(table, "stability", "gap"),
-        Claim(claim="Stable methods have a better test performance.", published=_published_correlation(), **of_main).by_correlation(
-            table, "stability", "mean"
-        ),
-        Claim(
+        Statement(
+            claim="Stable methods have a better test performance.", published=_published_correlation(), **of_main
+        ).by_correlation(table, "stability", "mean"),
+        Statement(
             claim="The best test performance is at an inner p, between very sparse masks and full tuning.",
             published="A figure: SAM's mean over p, whose best p is below 0.2. There is no test of it.",
             missing=lost_sweep,
@@ -258,7 +258,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             needs="It needs full tuning, two p or more of a method, and three seeds.",
             groups="methods on a task",
         ),
-        Claim(
+        Statement(
             claim="SAM has a better test performance than random and magnitude masks at equal p.",
             published=_published_sam(tasks),
             missing=(*lost, *cells_to_compute(swept)),
@@ -268,7 +268,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             smaller=False,
             needs="It needs three seeds of SAM and of random or magnitude masks at one p.",
         ),
-        Claim(
+        Statement(
             claim="Projection methods are less stable than methods that choose their mask before training, at equal p.",
             published=_published_spread(tasks),
             missing=lost,
@@ -280,18 +280,18 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             ratio=True,
             needs="It needs the stability of DiffPruning or ChildPruning, and of random, magnitude and SAM at the same p.",
         ),
-        Claim(
+        Statement(
             claim="The spread over seeds stands for leave-one-out stability.",
             published="Assumed: the paper calls the spread over seeds stability.",
             **of_main,
         ).by_correlation(table, "stability", "std"),
-        Claim(
+        Statement(
             claim="The spread over perturbed training sets stands for leave-one-out stability.",
             published="Assumed of Table 2.",
             missing=lost_perturbed,
             unsure=unsure,
         ).by_correlation(_beside(table, _joined(perturbed)), "stability", "std"),
-        Claim(
+        Statement(
             claim="A small spread over seeds goes with a large mean.", published=_published_correlation(), **of_main
         ).by_correlation(table, "mean", "std"),
     ]

@@ -2,7 +2,8 @@
 
 Each comparison is a row: task, what (is compared), effect with low and high (the ends of its 95 % interval), p (before any
 correction), count and over (how many seeds it is of, and whether the interval is over these seeds or over examples left out; or how
-many tasks). Rows of one group speak together. Ratios and slopes are natural logarithms.
+many tasks). Rows of one group speak together, and those that say the same are compared on several tasks. Ratios and slopes are
+natural logarithms.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def stability_slopes(results: Sequence[StudyResults]) -> Iterator[Row]:
             x -= x.mean()
             weights = x / (x**2).sum()
             parts = np.where(weights == 0, 0.0, errors.loc[values.index].to_numpy()) * weights
-            yield _over(task, f"{method}, over {count} p", values.to_numpy() @ weights, parts)
+            yield _over(task, f"{method}, over {count} p", values.to_numpy() @ weights, parts) | {"same": f"{method}, over p"}
 
 
 def metric_differences(results: Sequence[StudyResults], method: str, others: Sequence[str]) -> Iterator[Row]:
@@ -211,12 +212,14 @@ def inner_advantages(results: Sequence[StudyResults]) -> Iterator[Row]:
 def over_tasks(rows: Iterable[Row]) -> Iterator[Row]:
     """What is compared on several tasks, in the mean over them; behind it, each task without a p-value.
 
-    So a claim is not put to more tests the more tasks there are. The tasks are taken as independent: the squared standard error of
-    the mean of T effects is Σ_t s_t² / T², and its degrees of freedom are those of Welch and Satterthwaite,
-    (Σ_t s_t²)² / Σ_t (s_t⁴ / ν_t), where ν_t is infinite if an interval is over examples.
+    So a claim is not put to more tests the more tasks there are. The squared standard error of the mean of T effects is
+    Σ_t s_t² / T², and its degrees of freedom are those of Welch and Satterthwaite, (Σ_t s_t²)² / Σ_t (s_t⁴ / ν_t), where ν_t is
+    infinite if an interval is over examples. The tasks are taken as independent, though their runs may have seeds in common. The
+    mean does not tell of a task with the opposite effect; the row of that task does.
 
     Args:
-        rows: comparisons. What is compared on one task alone stays as it is.
+        rows: comparisons; ``same`` tells what is the same on several tasks, where it is not what ``what`` says. What is compared on
+            one task alone stays as it is.
 
     Example:
         >>> both = [row(task, "sam", 1.0, 0.0, 2.0, 0.05, count=5, over="seeds") for task in ("cb", "rte")]
@@ -225,7 +228,7 @@ def over_tasks(rows: Iterable[Row]) -> Iterator[Row]:
     """
     same: dict[str, list[Row]] = {}
     for one in rows:
-        same.setdefault(one["what"], []).append(one)
+        same.setdefault(str(one.get("same", one["what"])), []).append(one)
     for what, mine in same.items():
         if len(mine) == 1:
             yield mine[0]

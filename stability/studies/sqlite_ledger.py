@@ -279,9 +279,11 @@ class SqliteLedger(Ledger):
                 ) from error
             raise unusable(self.path, error, full="full" in str(error)) from error
         except sqlite3.DatabaseError as error:
-            if b"\0" not in self.path.read_bytes()[:4096]:  # every database begins with a page that has some
+            with self.path.open("rb") as file:
+                begin = file.read(4096)
+            if b"\0" not in begin:  # which every database has, even one whose header was overwritten
                 raise StabilityError(
-                    f"{self.path} is a text file and no store of results: give the file or folder that 'stability run' wrote; "
+                    f"{self.path} is no database, and so no store of results: give the file or folder that 'stability run' wrote; "
                     "it was left as it is"
                 ) from error
             raise damaged(self.path, f"it is no whole store ({error})") from error

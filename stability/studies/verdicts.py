@@ -17,7 +17,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from stability.studies.comparison import holm
 from stability.studies.effects import Row, row
 from stability.studies.ranks import RankCorrelation, rank_correlation
 
-__all__ = ["Answer", "Claim", "Verdict"]
+__all__ = ["Answer", "Statement", "Verdict"]
 
 _LEVEL = 0.05
 _FEW = 3  # missing parts that a sentence names
@@ -137,7 +136,7 @@ def _over(count: int, over: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class Statement:
     """A claim, before it is put to what was measured.
 
     Attributes:
@@ -148,10 +147,10 @@ class Claim:
 
     Example:
         >>> rows = [row("cb", "sam", -0.5, -0.6, -0.4, 0.001, count=5, over="seeds")]
-        >>> smaller = Claim(claim="It is smaller.", published="")
+        >>> smaller = Statement(claim="It is smaller.", published="")
         >>> smaller.by_comparisons("difference", rows, smaller=True, needs="").sentence
         'Confirmed: clear for the claim.'
-        >>> unfinished = Claim(claim="It is smaller.", published="", missing=("3 of 5 cells of mine",))
+        >>> unfinished = Statement(claim="It is smaller.", published="", missing=("3 of 5 cells of mine",))
         >>> unfinished.by_comparisons("difference", rows, smaller=True, needs="").verdict.value
         'not resolved'
     """
@@ -182,18 +181,31 @@ class Claim:
         groups_of = known["group"].where(known["group"].notna(), pd.Series(known.index, index=known.index).astype(str))
         votes = known.groupby(groups_of, sort=False)["clear"].agg(_vote)
         supports, denies = (int((votes == which).sum()) for which in ("for", "against"))
-        if 2 * supports >= len(votes) and not denies:
+        if votes.empty:
+            verdict, resolve = Verdict.MISSING, needs
+        elif 2 * supports >= len(votes) and not denies:
             verdict, resolve = Verdict.CONFIRMED, ""
         elif 2 * denies >= len(votes) and not supports:
             verdict, resolve = Verdict.REFUTED, ""
         else:
             undecided = known[groups_of.map(votes).eq("") & known["clear"].eq("")]
-            verdict, resolve = Verdict.OPEN, _MIXED if supports and denies else _more_runs(undecided)
+            verdict, resolve = Verdict.OPEN, _MIXED if supports and denies else _more_runs(undecided, table["over"])
         if ratio:
             table[["effect", "low", "high"]] = np.exp(table[["effect", "low", "high"]].astype(float))
-        told = f"{quantity}; {'below' if smaller else 'above'} {int(ratio)} is for the claim"
-        counts = {"supports": supports, "denies": denies, "of": len(votes), "counted": groups}
-        return self._answer(verdict, resolve, needs=needs, quantity=told, table=table[[*_COLUMNS]], **counts)
+        verdict, resolve = self._concluded(verdict, resolve)
+        return Answer(
+            claim=self.claim,
+            published=self.published,
+            quantity=f"{quantity}; {'below' if smaller else 'above'} {int(ratio)} is for the claim",
+            table=table[[*_COLUMNS]],
+            verdict=verdict,
+            supports=supports,
+            denies=denies,
+            of=len(votes),
+            counted=groups,
+            resolve=resolve,
+            missing=self.missing,
+        )
 
     def by_correlation(self, table: pd.DataFrame, first: str, second: str) -> Answer:
         """The answer of a correlation of ranks within tasks; its interval decides.
@@ -205,10 +217,10 @@ class Claim:
 
         Example:
             >>> scores = pd.DataFrame({"task": ["cb"], "method": ["sam"], "mean": [0.8], "std": [0.1]})
-            >>> Claim(claim="They go together.", published="").by_correlation(scores, "mean", "std").sentence
+            >>> Statement(claim="They go together.", published="").by_correlation(scores, "mean", "std").sentence
             'Not measured. It needs three methods on a task.'
         """
-        rows, verdict, resolve = [], Verdict.OPEN, ""
+        rows, side, verdict, resolve = [], "", Verdict.MISSING, "It needs three methods on a task."
         if (found := _correlation(table, first, second)) is not None:
             low, high = found.interval
             side = "for" if low > 0 else "against" if high < 0 else ""
@@ -216,22 +228,27 @@ class Claim:
             rows = [row("all", what, found.value, low, high, found.method_p_value, clear=side, count=found.methods, over="methods")]
             verdict = {"for": Verdict.CONFIRMED, "against": Verdict.REFUTED, "": Verdict.OPEN}[side]
             resolve = "" if side else _more_methods(found)
-        told = (
-            f"Spearman's ρ between two ranks of the methods within each task: in one, rank 1 {_FIRST[first]}; in the other, "
-            f"rank 1 {_FIRST[second]}. Above 0 is for the claim, and the interval decides"
+        verdict, resolve = self._concluded(verdict, resolve)
+        return Answer(
+            claim=self.claim,
+            published=self.published,
+            quantity=f"Spearman's ρ between two ranks of the methods within each task: in one, rank 1 {_FIRST[first]}; in the "
+            f"other, rank 1 {_FIRST[second]}. Above 0 is for the claim, and the interval decides",
+            table=pd.DataFrame(rows, columns=_COLUMNS),
+            verdict=verdict,
+            supports=int(side == "for"),
+            denies=int(side == "against"),
+            of=len(rows),
+            resolve=resolve,
+            missing=self.missing,
         )
-        counts = {"supports": int(verdict is Verdict.CONFIRMED), "denies": int(verdict is Verdict.REFUTED), "of": len(rows)}
-        shown = pd.DataFrame(rows, columns=_COLUMNS)
-        return self._answer(verdict, resolve, needs="It needs three methods on a task.", quantity=told, table=shown, **counts)
 
-    def _answer(self, verdict: Verdict, resolve: str, *, needs: str, **measured: Any) -> Answer:
-        """The answer, if there is something to compare and nothing is missing; otherwise what is lacking, or what it takes."""
-        if not measured["of"]:
-            verdict, resolve = Verdict.MISSING, _without(self.missing) or needs
-        elif self.missing or self.unsure:
-            verdict, resolve = Verdict.OPEN, _without(self.missing) or self.unsure
-        asked: dict[str, Any] = {"claim": self.claim, "published": self.published, "missing": self.missing}
-        return Answer(verdict=verdict, resolve=resolve, **asked, **measured)
+    def _concluded(self, verdict: Verdict, resolve: str) -> tuple[Verdict, str]:
+        """The verdict and what would resolve the claim; nothing is concluded while something is missing or unsure."""
+        lacking = _without(self.missing)
+        if verdict is Verdict.MISSING:
+            return verdict, lacking or resolve
+        return (Verdict.OPEN, lacking or self.unsure) if self.missing or self.unsure else (verdict, resolve)
 
 
 _MIXED = "It is so of some methods or tasks and not of others; no number of runs will make it one answer."
@@ -242,15 +259,15 @@ def _vote(clear: pd.Series[str]) -> str:
     return "for" if (clear == "for").any() else "against" if (clear == "against").all() else ""
 
 
-def _more_runs(unclear: pd.DataFrame) -> str:
-    """What would make half of these comparisons clear; their effects are differences."""
+def _more_runs(unclear: pd.DataFrame, over: pd.Series[str]) -> str:
+    """What would make half of these comparisons clear. Their effects are differences; ``over`` tells what intervals are over."""
     ends = [unclear["high"] - unclear["effect"], unclear["effect"] - unclear["low"]]
     half = pd.concat(ends, axis=1).max(axis=1).astype(float)
     if (half == 0).all():
         return "What is unclear is equal, or differs between seeds in direction: more seeds would tell."
     with np.errstate(divide="ignore", invalid="ignore"):
         factor = float(((half / unclear["effect"].abs().astype(float)) ** 2).fillna(np.inf).median())
-    of = "retrainings" if (unclear["over"] == "examples").mean() > 0.5 else "seeds"
+    of = "retrainings" if (over[over != "tasks"] == "examples").mean() > 0.5 else "seeds"
     return f"For half of the unclear differences to be clear, {_times(factor)} as many {of} are needed."
 
 

@@ -422,7 +422,7 @@ def test_damaged_stores_are_refused(small_store: Path, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("cells to compute again\n")
     for identity in (None, {"study": "x"}):
-        with pytest.raises(StabilityError, match=r"notes.txt is a text file and no store of results: .* left as it is"):
+        with pytest.raises(StabilityError, match=r"notes.txt is no database, and so no store of results: .* left as it is"):
             Store(notes, identity)
     assert notes.read_text() == "cells to compute again\n"
     empty = tmp_path / "empty.sqlite"

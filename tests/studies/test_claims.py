@@ -379,6 +379,27 @@ def test_a_cell_without_an_upper_end_has_no_part_where_its_weight_is_zero() -> N
     assert found["high"] == pytest.approx(10 * 1.25 ** (1 / math.sqrt(2)))
 
 
+def test_of_two_tasks_the_mean_is_tested() -> None:
+    """Also of slopes over several p, of which not all were learned on both."""
+
+    def elsewhere(one: StudyResults) -> StudyResults:
+        return dataclasses.replace(one, tasks=("elsewhere",), table=one.table.assign(task="elsewhere"))
+
+    each = {"stability": [0.5, 0.6, 0.4, 0.5], "test_metric": [0.9, 0.91, 0.88, 0.92]}
+    main = results({"sam": each, "diffpruning": each, "childpruning": each})
+    swept = results({"random@0.2": {"test_metric": 0.4}}, sparsities=(0.05, 0.1, 0.2, 0.4))
+    other = elsewhere(results({}, sparsities=(0.05, 0.1, 0.2, 0.4)))
+    found = answers([main, elsewhere(main), swept, other])
+    counts = {start: (one.of, len(one.table)) for one in found if (start := one.claim.split(" is ")[0].split(" has ")[0])}
+    assert counts["Sparse fine-tuning"] == (5, 15)
+    assert counts["SAM"] == (8, 24)
+    (projection,) = (one for one in found if one.claim.startswith("Projection"))
+    assert (projection.of, projection.denies, projection.verdict) == (2, 2, Verdict.REFUTED)
+    (slopes,) = (one.table for one in found if one.claim.startswith("The smaller p"))
+    assert [*slopes["what"]][:3] == ["random, over p", "random, over 3 p", "random, over 4 p"]
+    assert [*slopes.loc[slopes["p"].notna(), "task"]] == ["all"] * 3
+
+
 def test_stability_that_grows_with_p_confirms_that_sparsity_helps() -> None:
     ps, methods = (0.001, 0.01, 0.1), ("random", "magnitude", "sam")
     for slope, verdict in ((0.3, Verdict.CONFIRMED), (-0.3, Verdict.REFUTED)):

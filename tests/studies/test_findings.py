@@ -213,11 +213,11 @@ def test_the_page_of_the_claims_tells_what_is_stored_of_stsb() -> None:
     by_fit = rank_correlation(scores(main).table, "train_loss", "stability")
     each = [stats.spearmanr(mine["train_loss"], mine["stability"]).statistic for _, mine in main.table.groupby("seed")]
     first = swept.table[swept.table["seed"] == 0]
-    at_several_p = stats.spearmanr(first["train_loss"], first["stability"])
-    told = [f"{value:.2f}".replace("-", "−") for value in (by_fit.value, min(each), max(each), at_several_p.statistic)]
-    assert f"stability is {told[0]} (permutation p-value {by_fit.method_p_value:.2g})" in CLAIMS_PAGE
+    at_several_p = stats.spearmanr(first["train_loss"], first["stability"]).statistic
+    told = [f"{value:.2f}".replace("-", "−") for value in (by_fit.value, min(each), max(each), at_several_p)]
+    assert f"stability is {told[0]} (permutation p-value {by_fit.method_p_value:.2g}, the least" in CLAIMS_PAGE
     assert f"between {told[1]} and {told[2]}" in CLAIMS_PAGE
-    assert f"ρ is {told[3]} (p-value {at_several_p.pvalue:.2g})" in CLAIMS_PAGE
+    assert f"ρ is {told[3]}." in CLAIMS_PAGE
     assert [len(first), int((first["train_loss"] < 0.75).sum())] == [19, 18]
     gap, correlated = found("Stable methods have a small gap")
     assert gap.verdict is Verdict.CONFIRMED
