@@ -46,12 +46,15 @@ def _answers(every: Sequence[StudyResults]) -> list[Answer]:
 
 
 def verdicts() -> str:
-    """The verdict on each claim: of each task whose ten methods are finished, and of all tasks together."""
-    every, columns = _every(), {}
+    """The verdict on each claim: of each task whose ten methods are finished, of these together, and of all tasks."""
+    every, finished = _every(), {}
     for main in stored():
         if not main.to_compute:
             mine = [one for one in every if one.tasks == main.tasks and not one.to_compute]
-            columns[", ".join(LABELS.get(task, task) for task in main.tasks)] = answers(mine)
+            finished[", ".join(LABELS.get(task, task) for task in main.tasks)] = mine
+    columns = {name: answers(mine) for name, mine in finished.items()}
+    if 1 < len(finished) < sum(name.count("-") == 1 for name in CLAIMS):
+        columns[" and ".join(finished)] = answers(one for mine in finished.values() for one in mine)
     columns["all tasks"] = _answers(every)
     rows = (f"| {same[0].claim.rstrip('.')} | {' | '.join(map(_verdict, same))} |" for same in zip(*columns.values(), strict=True))
     return "\n".join([head("claim", *columns), *rows])
