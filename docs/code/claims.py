@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,21 +29,27 @@ def stored(ending: str = "") -> list[StudyResults]:
     Args:
         ending: ``-rates``, ``-sparsity`` and so on; nothing for the main studies.
     """
-    tasks = [name.removesuffix(ending) for name in CLAIMS if name.endswith(ending) and name.count("-") == 1 + ending.count("-")]
-    paths = [FOLDER / f"{name}{ending}.sqlite" for name in tasks]
+    paths = [FOLDER / f"{name}.sqlite" for name in _names(ending)]
     return [StudyResults.read(path) for path in paths if path.exists()]
+
+
+def _names(ending: str = "") -> list[str]:
+    """The studies whose names end so: one of each task that has it."""
+    return [name for name in CLAIMS if name.endswith(ending) and name.count("-") == 1 + ending.count("-")]
 
 
 def _not_begun() -> list[str]:
     return [name for name in CLAIMS if not (FOLDER / f"{name}.sqlite").exists()]
 
 
-def _every() -> list[StudyResults]:
-    return [one for ending in _PARTS for one in stored(ending)]
+@functools.cache
+def _every() -> tuple[StudyResults, ...]:
+    return tuple(one for ending in _PARTS for one in stored(ending))
 
 
-def _answers(every: Sequence[StudyResults]) -> list[Answer]:
-    return answers(every, missing=[f"all of {name}" for name in _not_begun()])
+@functools.cache
+def _answers() -> tuple[Answer, ...]:
+    return tuple(answers(_every(), missing=[f"all of {name}" for name in _not_begun()]))
 
 
 def verdicts() -> str:
@@ -52,10 +59,10 @@ def verdicts() -> str:
         if not main.to_compute:
             mine = [one for one in every if one.tasks == main.tasks and not one.to_compute]
             finished[", ".join(LABELS.get(task, task) for task in main.tasks)] = mine
-    columns = {name: answers(mine) for name, mine in finished.items()}
-    if 1 < len(finished) < sum(name.count("-") == 1 for name in CLAIMS):
+    columns: dict[str, Sequence[Answer]] = {name: answers(mine) for name, mine in finished.items()}
+    if 1 < len(finished) < len(_names()):
         columns[" and ".join(finished)] = answers(one for mine in finished.values() for one in mine)
-    columns["all tasks"] = _answers(every)
+    columns["all tasks"] = _answers()
     rows = (f"| {same[0].claim.rstrip('.')} | {' | '.join(map(_verdict, same))} |" for same in zip(*columns.values(), strict=True))
     return "\n".join([head("claim", *columns), *rows])
 
@@ -72,7 +79,7 @@ def _verdict(answer: Answer) -> str:
 def markdown() -> str:
     """How far the studies are, which methods learned, how stable each is, and what was measured of each claim."""
     main, every = stored(), _every()
-    found = _answers(every)
+    found = _answers()
     return "\n".join(
         [
             *_progress(every),

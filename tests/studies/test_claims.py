@@ -390,12 +390,11 @@ def test_of_two_tasks_the_mean_is_tested() -> None:
     swept = results({"random@0.2": {"test_metric": 0.4}}, sparsities=(0.05, 0.1, 0.2, 0.4))
     other = elsewhere(results({}, sparsities=(0.05, 0.1, 0.2, 0.4)))
     found = answers([main, elsewhere(main), swept, other])
-    counts = {start: (one.of, len(one.table)) for one in found if (start := one.claim.split(" is ")[0].split(" has ")[0])}
-    assert counts["Sparse fine-tuning"] == (5, 15)
-    assert counts["SAM"] == (8, 24)
-    (projection,) = (one for one in found if one.claim.startswith("Projection"))
+    sparse, _, _, _, _, sam, projection, *_ = found
+    assert (sparse.of, len(sparse.table)) == (5, 15)
+    assert (sam.of, len(sam.table)) == (8, 24)
     assert (projection.of, projection.denies, projection.verdict) == (2, 2, Verdict.REFUTED)
-    (slopes,) = (one.table for one in found if one.claim.startswith("The smaller p"))
+    slopes = found[1].table
     assert [*slopes["what"]][:3] == ["random, over p", "random, over 3 p", "random, over 4 p"]
     assert [*slopes.loc[slopes["p"].notna(), "task"]] == ["all"] * 3
 

@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stability.leave_one_out.statistics import mean_over_seeds
-from stability.studies.effects import Row, over_tasks, row
+from stability.studies.effects import Row, _over_seeds, over_tasks, row
 from stability.studies.verdicts import Statement, Verdict
 
 
 def of_seeds(task: str, values: list[float], what: str = "sam") -> Row:
-    found = mean_over_seeds(values)
-    p = float(stats.ttest_1samp(values, 0).pvalue)
-    return row(task, what, found.value, *found.interval, p, count=len(values), over="seeds")
+    return _over_seeds(task, what, np.array(values))
 
 
 @pytest.mark.parametrize("seed", range(5))
