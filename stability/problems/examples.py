@@ -163,16 +163,19 @@ class Examples:
             places: the most tokens in a block of sequences, padding included. One sequence alone may have more.
 
         Yields:
-            The indices of the block's examples, int64 (b,), and the examples.
+            The indices of the block's examples, int64 (b,), and the examples. Where they have no lengths, their tensors are views.
         """
+        if self.lengths is None:
+            for start in range(0, len(self), most):
+                block = self.take(slice(start, start + most))
+                yield torch.arange(start, start + len(block)), block
+            return
         # On two cores, 1024 places were fastest for training MiniLM, by a quarter against a whole batch of 16 texts.
-        order = torch.arange(len(self)) if self.lengths is None else self.lengths.argsort(stable=True)
+        order = self.lengths.argsort(stable=True)
+        sequences = math.prod(next(iter(self.inputs.values())).shape[1:-1])
         while len(order):
-            size = most
-            if self.lengths is not None:
-                sequences = math.prod(next(iter(self.inputs.values())).shape[1:-1])
-                ends = sequences * self.lengths[order[:most]] * torch.arange(1, min(most, len(order)) + 1)
-                size = max(1, int((ends <= places).sum()))
+            ends = sequences * self.lengths[order[:most]] * torch.arange(1, min(most, len(order)) + 1)
+            size = max(1, int((ends <= places).sum()))
             yield order[:size], self.take(order[:size])
             order = order[size:]
 

@@ -47,16 +47,14 @@ def logits_of(problem: Problem, start: Parameters, tunable: Mask, values: Tensor
     Raises:
         MachineError: not even one replica fits into memory.
     """
-    blocks = list(examples.blocks())
-    back = torch.cat([index for index, _ in blocks]).argsort().to(values.device)
 
     def some(rows: slice) -> Tensor:
         stack = Stack(start, tunable, values[rows])
-        return torch.cat([stack.logits(problem, block.inputs) for _, block in blocks], dim=1)
+        order, logits = zip(*((index, stack.logits(problem, block.inputs)) for index, block in examples.blocks()), strict=True)
+        return torch.cat(logits, dim=1)[:, torch.cat(order).argsort().to(values.device)]
 
     with torch.no_grad():
-        parts = Portions(at_once, values.device, tunable.count).each(len(values), some)
-    return torch.cat(parts)[:, back]
+        return torch.cat(Portions(at_once, values.device, tunable.count).each(len(values), some))
 
 
 class Stack:

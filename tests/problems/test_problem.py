@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from stability.problems.problem import ModuleLogits
+from stability.problems.problem import Examples, ModuleLogits
 
 
 class Shared(nn.Module):
@@ -44,3 +44,14 @@ def test_parameters_that_stand_in_several_places_are_given_to_all_and_taken_back
     assert after.keys() == before.keys()
     assert all(after[name] is parameter for name, parameter in before.items())
     assert torch.equal(copy.deepcopy(module).first.weight, module.first.weight)
+
+
+def test_blocks_of_examples_without_lengths_are_views() -> None:
+    """A copy of all of them would be what does not fit where memory is short."""
+    examples = Examples({"x": torch.arange(10.0).reshape(5, 2)}, torch.arange(5))
+    blocks = list(examples.blocks(most=2))
+    assert [index.tolist() for index, _ in blocks] == [[0, 1], [2, 3], [4]]
+    for index, block in blocks:
+        assert torch.equal(block.labels, index)
+        assert block.inputs["x"].data_ptr() == examples.inputs["x"][index[0]].data_ptr()
+        assert torch.equal(block.inputs["x"], examples.inputs["x"][index])
