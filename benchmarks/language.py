@@ -8,6 +8,8 @@ benchmarks/results/language-PART-DEVICE.json.
 - ``curvature``: extreme eigenvalues of the Hessian over all parameters at the start, for 16 texts of CB.
 - ``tasks``: metrics of full tuning and of SAM at p = 0.005 on CB, RTE and STS-B, with the paper's splits.
 - ``stability``: sampled leave-one-out of both on CB.
+- ``cosine``: how well the cosine of the two texts' embeddings (means over tokens), without any tuning, predicts the test scores
+  of STS-B.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from torch.nn.functional import cosine_similarity
+from transformers import AutoModel, AutoTokenizer
 
 from stability import FineTuning, leave_one_out, machine, problems
 from stability.derivatives.curvature import Curvature, greatest_eigenvalue, least_eigenvalue
@@ -33,7 +38,7 @@ from stability.training.replicas import train
 SPARSITY = 0.005
 RESULTS = Path(__file__).parent / "results"
 STEPS = {"cb": 150, "rte": 420, "stsb": 640}  # 10, 3 and 2 passes
-PARTS = ["curvature", "tasks", "stability"]
+PARTS = ["curvature", "tasks", "stability", "cosine"]
 RATES = {"full": 1e-4, "sam": 1e-3}
 
 
@@ -86,6 +91,23 @@ def measure_stability(model: str, data: Path, device: torch.device, retrainings:
     return rows
 
 
+def measure_cosine(model: str, data: Path, device: torch.device) -> dict[str, Any]:
+    problem, rows = problems.load(str(data / "stsb"), model=model), pd.read_json(data / "stsb" / "test.jsonl", lines=True)
+    encoder, tokenizer = AutoModel.from_pretrained(model).to(device).eval(), AutoTokenizer.from_pretrained(model)
+
+    @torch.no_grad()
+    def embedded(texts: list[str]) -> torch.Tensor:
+        inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(device)
+        filled = inputs["attention_mask"][..., None]
+        means: torch.Tensor = (encoder(**inputs).last_hidden_state * filled).sum(1) / filled.sum(1)
+        return means
+
+    pairs = [rows[there : there + 50] for there in range(0, len(rows), 50)]
+    cosines = [cosine_similarity(embedded([*some["text_a"]]), embedded([*some["text_b"]])) for some in pairs]
+    labels = torch.tensor(rows["label"].to_numpy(), dtype=torch.float32)
+    return {"task": "stsb", "m": len(rows), problem.metric_name: problem.metric(torch.cat(cosines).cpu()[:, None], labels)}
+
+
 def labelled(device: torch.device) -> str:
     """The device in the name of a file of results."""
     return torch.cuda.get_device_name(device).lower().replace(" ", "-") if device.type == "cuda" else "cpu"
@@ -127,6 +149,8 @@ def main() -> None:
             found: Any = measure_curvature(options.model, options.data, device)
         elif part == "tasks":
             found = measure_tasks(options.model, options.data, device)
+        elif part == "cosine":
+            found = measure_cosine(options.model, options.data, device)
         else:
             found = measure_stability(options.model, options.data, device, options.retrainings)
         result = {"model": "/".join(Path(options.model).parts[-2:]), part: found, "machine": machine.report()}

@@ -53,16 +53,17 @@ def _answers() -> tuple[Answer, ...]:
 
 
 def verdicts() -> str:
-    """The verdict on each claim: of each task whose ten methods are finished, of these together, and of all tasks."""
+    """The verdict on each claim: of each task whose ten methods are finished, and of these together."""
     every, finished = _every(), {}
     for main in stored():
         if not main.to_compute:
             mine = [one for one in every if one.tasks == main.tasks and not one.to_compute]
             finished[", ".join(LABELS.get(task, task) for task in main.tasks)] = mine
     columns: dict[str, Sequence[Answer]] = {name: answers(mine) for name, mine in finished.items()}
-    if 1 < len(finished) < len(_names()):
+    if len(finished) == len(_names()):
+        columns["all tasks"] = _answers()
+    elif len(finished) > 1:
         columns[" and ".join(finished)] = answers(one for mine in finished.values() for one in mine)
-    columns["all tasks"] = _answers()
     rows = (f"| {same[0].claim.rstrip('.')} | {' | '.join(map(_verdict, same))} |" for same in zip(*columns.values(), strict=True))
     return "\n".join([head("claim", *columns), *rows])
 
@@ -101,7 +102,7 @@ def _progress(every: Sequence[StudyResults]) -> Iterator[str]:
         yield ""
         yield from (f"- {one}" for one in lost)
         yield ""
-        yield "Until they are finished nothing is concluded. The numbers below are those of the finished cells."
+        yield "Until they are finished nothing is concluded of all four tasks. The numbers below are those of the finished cells."
     else:
         yield "All studies are finished."
     cells, hours = sum(map(len, every)), sum(float(one.table["cell_seconds"].sum()) for one in every if len(one)) / 3600
@@ -191,8 +192,11 @@ def _enough(cell: dict[Any, Any]) -> str:
 def _answer(answer: Answer) -> Iterator[str]:
     yield f"## {answer.claim.rstrip('.')}"
     yield ""
-    yield f"**{answer.sentence}**"
+    yield f"**{'All four tasks: ' if answer.missing else ''}{answer.sentence}**"
     yield ""
+    if answer.note:
+        yield answer.note
+        yield ""
     yield f"*Published:* {answer.published}"
     yield ""
     if answer.verdict is Verdict.MISSING:

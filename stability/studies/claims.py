@@ -38,6 +38,11 @@ __all__ = ["Kind", "answers", "cells_to_compute", "kind_of", "learned", "not_lea
 PROJECTED, CHOSEN_BEFORE = ("diffpruning", "childpruning"), ("random", "magnitude", "sam")
 """The methods that project onto a mask while they train, and those of the same p that choose it before."""
 
+_SAME = (
+    "The mean change of an example's loss, with its sign, is an estimate of the gap. So where nearly all examples have a higher "
+    "loss when they are left out, stability and gap are nearly the same number, and the verdict says little of the theorem."
+)
+
 
 class Kind(StrEnum):
     """What a study is for the claims."""
@@ -242,6 +247,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
         Statement(
             claim="Stable methods have a small gap between test and training loss.",
             published="A bound (Theorem 2). The paper does not measure it.",
+            note=_SAME,
             **of_main,
         ).by_correlation(table, "stability", "gap"),
         Statement(
@@ -290,7 +296,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
             published="Assumed of Table 2.",
             missing=lost_perturbed,
             unsure=unsure,
-        ).by_correlation(_beside(table, _joined(perturbed)), "stability", "std"),
+        ).by_correlation(_beside(table, _joined(perturbed)), "stability", "perturbed_std"),
         Statement(
             claim="A small spread over seeds goes with a large mean.", published=_published_correlation(), **of_main
         ).by_correlation(table, "mean", "std"),
@@ -373,8 +379,9 @@ def _joined(results: Sequence[StudyResults]) -> pd.DataFrame:
 
 
 def _beside(table: pd.DataFrame, spread: pd.DataFrame) -> pd.DataFrame:
-    """The stabilities of one table with the spreads of another."""
-    return table.drop(columns=["mean", "std"]).merge(spread[["task", "method", "mean", "std"]], on=["task", "method"])
+    """The scores of one table with the spreads of another as ``perturbed_std``."""
+    perturbed = spread[["task", "method", "std"]].rename(columns={"std": "perturbed_std"})
+    return table.merge(perturbed, on=["task", "method"])
 
 
 def _published(tasks: Sequence[str]) -> pd.DataFrame:

@@ -36,6 +36,7 @@ _FIRST = {
     "gap": "has the smallest gap",
     "mean": "has the best mean",
     "std": "has the smallest spread over seeds",
+    "perturbed_std": "has the smallest spread over training sets that lack a part of S",
 }
 """What has rank 1 of a quantity."""
 
@@ -73,6 +74,7 @@ class Answer:
         counted: what these are: ``comparisons``, or what a group is.
         resolve: what would resolve the claim, in a sentence; empty where it is resolved.
         missing: what the studies still lack, a phrase each.
+        note: what to know before the verdict is used, in sentences; empty where there is nothing.
     """
 
     claim: str
@@ -86,6 +88,7 @@ class Answer:
     counted: str = "comparisons"
     resolve: str = ""
     missing: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def sentence(self) -> str:
@@ -122,8 +125,8 @@ class Answer:
 
     @property
     def lines(self) -> list[str]:
-        """The claim, the answer in a sentence, the paper's evidence, and what was measured."""
-        told = [self.claim, self.sentence, f"Published: {self.published}"]
+        """The claim, the answer in a sentence, what to know of it, the paper's evidence, and what was measured."""
+        told = [self.claim, self.sentence, *filter(None, [self.note]), f"Published: {self.published}"]
         return told if self.table.empty else [*told, f"Measured: {self.quantity}."]
 
     def __str__(self) -> str:
@@ -144,6 +147,7 @@ class Statement:
         published: what the paper has as evidence, in a sentence.
         missing: what the studies still lack, a phrase each: then nothing is concluded.
         unsure: why nothing is concluded although nothing is missing, in a sentence.
+        note: what to know before the verdict is used, in sentences.
 
     Example:
         >>> rows = [row("cb", "sam", -0.5, -0.6, -0.4, 0.001, count=5, over="seeds")]
@@ -159,6 +163,7 @@ class Statement:
     published: str
     missing: tuple[str, ...] = ()
     unsure: str = ""
+    note: str = ""
 
     def by_comparisons(
         self, quantity: str, rows: Iterable[Row], *, smaller: bool, needs: str, ratio: bool = False, groups: str = "comparisons"
@@ -205,6 +210,7 @@ class Statement:
             counted=groups,
             resolve=resolve,
             missing=self.missing,
+            note=self.note,
         )
 
     def by_correlation(self, table: pd.DataFrame, first: str, second: str) -> Answer:
@@ -241,6 +247,7 @@ class Statement:
             of=len(rows),
             resolve=resolve,
             missing=self.missing,
+            note=self.note,
         )
 
     def _concluded(self, verdict: Verdict, resolve: str) -> tuple[Verdict, str]:
