@@ -340,7 +340,7 @@ def test_the_page_of_the_claims_tells_how_sure_it_is() -> None:
         needed = np.ceil(one["retrainings"] * (1.96 * one["stability_error"] / (0.2 * one["stability"])) ** 2).clip(upper=one["n"])
         assert (needed.min(), needed.max()) == wanted
     for name, method, seed, told in (("stsb", "mixout", 0, "0.43 and 14"), ("cb", "adapter", 3, "0.033 and 40")):
-        cell = cells[name].set_index(["method", "seed"]).loc[(method, seed)]
+        (cell,) = cells[name][(cells[name]["method"] == method) & (cells[name]["seed"] == seed)].to_dict("records")
         assert f"{cell['stability_low']:.2g} and {cell['stability_high']:.0f}" == told
         assert f"between {told}" in CLAIMS_PAGE
 
