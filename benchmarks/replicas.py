@@ -34,9 +34,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.language import RESULTS, add_model, labelled
 from benchmarks.loops import PROBLEMS, PROGRAMS, Setting, engine_replicas, peak_memory, plain_loop, seconds
 from stability import machine
+from stability.derivatives.products import product
 from stability.training import Precision
 from stability.training.execution import departures
-from stability.training.products import product
 
 STEPS = {"digits": 100, "tiny-bert": 42, "minilm-cb": 28}
 REPLICAS = {"digits": 101, "tiny-bert": 8, "minilm-cb": 4}

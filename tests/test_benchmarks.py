@@ -36,12 +36,12 @@ from benchmarks import (
 )
 from benchmarks.loops import PROGRAMS, Setting
 from benchmarks.replicas import matrix_rate, operations
+from stability.derivatives import products
+from stability.derivatives.products import product
 from stability.errors import StabilityError
 from stability.studies import STUDIES, Store
 from stability.studies.identity import key
 from stability.studies.named import CLAIMS
-from stability.training import products
-from stability.training.products import product
 from stability.training.replicas import train
 from tests import tiny
 

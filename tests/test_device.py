@@ -20,6 +20,7 @@ from torch import Tensor
 from stability import Examples, FineTuning, Minimisation, Problem, SparseDelta, UsageError, leave_one_out, problems
 from stability.bounds import estimate_constants, measured, measured_bounds
 from stability.cli.commands import main
+from stability.derivatives import products
 from stability.derivatives.curvature import Eigenvalue, least_eigenvalue
 from stability.leave_one_out import StabilityEstimate, one_step
 from stability.leave_one_out.estimators import Approximate, Assisted, Estimator, Exact, Sampled
@@ -34,7 +35,7 @@ from stability.selectors.naming import SELECTORS
 from stability.studies.cost import expected
 from stability.studies.running import run as run_study
 from stability.studies.study import Study
-from stability.training import Algorithm, products
+from stability.training import Algorithm
 from stability.training.objective import Stack
 from stability.training.replicas import train
 from stability.training.stopping import EarlyStopping

@@ -6,7 +6,7 @@ coordinates. They come in blocks of examples, so that memory stays within a budg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from stability.checks import check_whole
+from stability.derivatives.products import Products, Sites, gather, worthwhile
 from stability.errors import MeasurementError, UsageError, one_line
 from stability.machine import free_memory, kept_for_backward, out_of_memory
 from stability.masks import Mask, Parameters
+from stability.problems.batching import each_row
 from stability.problems.problem import Examples, Problem
 
 __all__ = [
@@ -100,9 +102,11 @@ def per_example_jacobians(
         torch.Size([10, 5, 165])
     """
     mask = Mask.full(parameters) if mask is None else mask
-    values = mask.gather(parameters).detach()
-    large = values.device.type == "cpu" and sum(parameters[name].numel() for name in mask.indices) > _LARGE
-    if large or not problem.batched:
+    on_cpu, sites = next(iter(parameters.values())).device.type == "cpu", _sites(parameters, mask)
+    if on_cpu and sites and _entries(parameters, mask, without=sites) <= _LARGE:
+        yield from _at_sites(problem, parameters, examples, mask, sites, memory_budget)
+        return
+    if not problem.batched or (on_cpu and _entries(parameters, mask) > _LARGE):
         rows = _one_by_one(problem, parameters, examples, mask, lambda logits, label: logits[0])
         yield from (jacobian.unsqueeze(0) for jacobian in rows)
         return
@@ -110,23 +114,81 @@ def per_example_jacobians(
     def logits(values: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         return problem.logits(mask.place(parameters, values), {name: tensor.unsqueeze(0) for name, tensor in inputs.items()})[0]
 
-    each = vmap(jacrev(logits), in_dims=(None, 0))
+    values, each = mask.gather(parameters).detach(), vmap(jacrev(logits), in_dims=(None, 0))
     size = min(256, _jacobians_at_once(problem, parameters, examples, mask, memory_budget))
     for start in range(0, len(examples), size):
         yield each(values, dict(examples.take(slice(start, start + size)).inputs))
 
 
-def _jacobians_at_once(problem: Problem, parameters: Parameters, examples: Examples, mask: Mask, memory_budget: int | None) -> int:
+def _jacobians_at_once(
+    problem: Problem,
+    parameters: Parameters,
+    examples: Examples,
+    mask: Mask,
+    memory_budget: int | None,
+    sites: Mapping[str, Sites] | None = None,
+) -> int:
     """Of how many examples the Jacobians fit.
 
-    Each row of a Jacobian stands there twice in the end: over the masked tensors whole, and at the k coordinates. Before that, the
-    backward passes of all logits go through what the one forward pass kept, and none has more than that again.
+    Each row of a Jacobian stands there twice in the end: over the masked tensors whole, and at the k coordinates; or twice at
+    these, where tensors have ``sites``. Before that, the backward passes of all logits go through what the one forward pass kept,
+    and none has more than that again.
     """
     kept = _kept_of_one(problem, parameters, examples, list(mask.indices))
     classes = problem.logits(parameters, examples.take(slice(0, 1)).inputs).shape[1]
     first = next(iter(parameters.values()))
-    entries = sum(parameters[name].numel() for name in mask.indices) + mask.count
+    entries = _entries(parameters, mask, without=sites or ()) + mask.count
+    if sites:
+        entries += mask.count + max(0 if one.sampled(first) else parameters[name].numel() for name, one in sites.items())
     return _fitting(first.device, memory_budget, classes * entries * first.element_size() + (1 + classes) * kept)
+
+
+def _entries(parameters: Parameters, mask: Mask, without: Collection[str] = ()) -> int:
+    """How many entries the masked tensors have, but for some."""
+    return sum(parameters[name].numel() for name in mask.indices if name not in without)
+
+
+def _sites(parameters: Parameters, mask: Mask) -> dict[str, Sites]:
+    """The masked coordinates of each matrix that is differentiated there alone."""
+    shapes = {name: tuple(parameters[name].shape) for name in mask.indices}
+    return {
+        name: Sites(index, (shapes[name][0], shapes[name][1]))
+        for name, index in mask.indices.items()
+        if worthwhile(shapes[name], len(index))
+    }
+
+
+def _at_sites(
+    problem: Problem, parameters: Parameters, examples: Examples, mask: Mask, sites: Mapping[str, Sites], memory_budget: int | None
+) -> Iterator[Tensor]:
+    """The Jacobians (B, C, k), with the gradients of matrices that have ``sites`` at these alone.
+
+    Every example has masked tensors of its own, to be differentiated by. They are views of the same tensors, and linear layers
+    and embeddings read one matrix for all examples.
+    """
+    still = {name: tensor.detach() for name, tensor in parameters.items()}
+    at_once = _jacobians_at_once(problem, parameters, examples, mask, memory_budget, sites)
+
+    def one(mine: Parameters, tuned: Parameters, inputs: Parameters) -> Tensor:
+        places = {id(mine[name]): (tensor, sites[name]) for name, tensor in tuned.items()}
+        with Products(places, {id(mine[name]): still[name] for name in sites}):
+            return problem.logits({**still, **mine}, {name: x.unsqueeze(0) for name, x in inputs.items()})[0]
+
+    for start in range(0, len(examples), at_once):
+        some = examples.take(slice(start, start + at_once))
+        whole = torch.empty(0)
+        for index, block in some.blocks():
+            each = {name: still[name].expand(len(block), *still[name].shape).requires_grad_() for name in mask.indices}
+            tuned = {name: each[name].new_zeros(len(block), len(mine.index)).requires_grad_() for name, mine in sites.items()}
+            logits = each_row(one, each, tuned, dict(block.inputs), batched=problem.batched)
+            jacobian = torch.empty(*logits.shape, mask.count, dtype=logits.dtype)
+            for c, f in enumerate(logits.unbind(1)):
+                found = torch.autograd.grad(f.sum(), [*each.values(), *tuned.values()], retain_graph=True, allow_unused=True)
+                dense, sited = dict(zip(each, found, strict=False)), dict(zip(tuned, found[len(each) :], strict=True))
+                gather(mask.slices(), dense, sited, jacobian[:, c])
+            whole = whole if len(whole) else torch.empty(len(some), *jacobian.shape[1:], dtype=logits.dtype)
+            whole[index] = jacobian
+        yield whole
 
 
 def _one_by_one(

@@ -3,7 +3,7 @@
 They are computed at once through ``torch.func.vmap`` where it can run the model, and otherwise one after the other.
 Of the model's tensors only those with tuned coordinates are copied, and only for as many replicas as are computed at once; all
 others enter unbatched. Of a large masked matrix the gradient is taken at its masked coordinates alone
-(:mod:`stability.training.products`).
+(:mod:`stability.derivatives.products`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from stability.derivatives.products import Products, Sites, gather, pays, worthwhile
 from stability.masks import Mask, Parameters
 from stability.problems.batching import each_row
 from stability.problems.problem import Examples, ModuleLogits, Problem
 from stability.training.dropout import Dropout
 from stability.training.portions import Portions
-from stability.training.products import Products, Sites, pays, worthwhile
 
 __all__ = ["ALL", "Descended", "Objective", "Observer", "Stack", "blocks_of", "logits_of"]
 
@@ -143,16 +143,11 @@ class Stack:
     def gradient(self, loss: Tensor) -> Tensor:
         """The gradient of ``loss``, a sum over replicas of what :meth:`call` gave, by the K coordinates: (r, K)."""
         leaves = [*self.tensors.values(), *self._tuned.values()]
-        found = list(torch.autograd.grad(loss, leaves, allow_unused=True))
+        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        dense = dict(zip(self.tensors, found, strict=False))
         sited = dict(zip(self._tuned, found[len(self.tensors) :], strict=True))
-        parts = []
-        for (name, index, where), dense in zip(self._places, found, strict=False):
-            own = sited.get(name)
-            if dense is not None:
-                rest = dense.flatten(1) if index is None else dense.flatten(1).index_select(1, index)
-                own = rest if own is None else own + rest
-            parts.append(loss.new_zeros(len(self.tensors[name]), where.stop - where.start) if own is None else own)
-        return torch.cat(parts, dim=1)
+        rows, count = len(next(iter(self.tensors.values()))), self._places[-1][2].stop
+        return gather(self._places, dense, sited, loss.new_empty(rows, count))
 
 
 def blocks_of(batch: Examples, whole: bool = False, reverse: bool = False) -> list[tuple[Tensor, Examples]]:

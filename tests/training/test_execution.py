@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from stability import FineTuning, MachineError, Minimisation, Problem, StabilityError, UsageError
+from stability.derivatives import products
 from stability.leave_one_out.estimators import Sampled
 from stability.leave_one_out.measuring import measure
 from stability.machine import out_of_memory
 from stability.masks import Mask
 from stability.problems.problem import Examples
 from stability.selectors import SAM, BitFit, ChildPruning, FullTuning, LoRA, Random
-from stability.training import execution, products
+from stability.training import execution
 from stability.training.adamw import AdamW
 from stability.training.execution import Division, departures, divide
 from stability.training.objective import Objective, Stack, blocks_of

@@ -10,11 +10,11 @@ import transformers
 from transformers import ViTForImageClassification
 
 from stability import FineTuning, Problem, UsageError, problems, selectors
+from stability.derivatives import products
 from stability.machine import resolve_device
 from stability.masks import Mask
 from stability.problems import digits as digits_module
 from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random
-from stability.training import products
 from stability.training.execution import divide
 from stability.training.replicas import train
 from stability.training.substitutes import Substitutes

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn.functional import embedding, linear
 
-from stability.training import products
-from stability.training.products import Products, Sites, product, worthwhile
+from stability.derivatives import products
+from stability.derivatives.products import Products, Sites, product, worthwhile
 from tests.reference import ELSEWHERE
 
 OUT, IN, VOCABULARY = 24, 18, 30

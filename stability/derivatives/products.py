@@ -1,4 +1,4 @@
-"""Linear layers and embeddings of many replicas at once, whose gradients are taken at the masked coordinates alone.
+"""Linear layers and embeddings of many replicas or examples at once, with gradients at the masked coordinates alone.
 
 A dense gradient of a weight costs a third of a training step, and of a sparse mask almost all of it is thrown away. Here the
 gradient of a masked weight is Σ_n g_n[row] x_n[column] at its masked coordinates only; and single-precision products on a
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear, pad
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Products", "Sites", "pays", "product", "worthwhile"]
+__all__ = ["Products", "Sites", "gather", "pays", "product", "worthwhile"]
 
 _LARGE_PRODUCT = 1 << 21  # multiplications below which oneDNN's calls cost more than they save
 _LARGE_MATRIX = 1 << 14  # entries below which a dense gradient is as cheap
@@ -83,13 +83,14 @@ class Sites:
         ends = torch.bincount(self.rows, minlength=self.shape[0]).cumsum(0)
         return _rows_of_zeros(pad(ends, (1, 0)), self.columns, self.shape)
 
+    def sampled(self, like: Tensor) -> bool:
+        """Whether no other entry of a product is computed but those at the sites, for factors like this tensor."""
+        few = len(self.index) <= _SAMPLED * self.shape[0] * self.shape[1]
+        return few and like.device.type == "cpu" and like.dtype == torch.float32
+
     def products(self, left: Tensor, right: Tensor) -> Tensor:
         """(leftᵀ right) at the sites, (r, k): of (r, N, rows) and (r, N, columns), summed over N."""
-        if (
-            left.device.type == "cpu"
-            and left.dtype == torch.float32
-            and len(self.index) <= _SAMPLED * self.shape[0] * self.shape[1]
-        ):
+        if self.sampled(left):
             rows = [
                 torch.sparse.sampled_addmm(self._pattern, mine.mT.contiguous(), other.mT.contiguous().mT, beta=0.0).values()
                 for mine, other in zip(left, right, strict=True)
@@ -122,17 +123,51 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
+def gather(
+    places: Iterable[tuple[str, Tensor | None, slice]],
+    dense: Mapping[str, Tensor | None],
+    sited: Mapping[str, Tensor],
+    result: Tensor,
+) -> Tensor:
+    """The gradients of r rows at the K masked coordinates, from those of whole tensors and those at sites.
+
+    Args:
+        places: each masked tensor's name, the flat indices of its masked coordinates (None: all of them), and their place among K.
+        dense: by the name, the gradient (r, *shape); None where there is none.
+        sited: by the name, the gradient at the sites (r, k), of tensors that have sites.
+        result: (r, K), in which the gradients are written.
+
+    Returns:
+        ``result``.
+
+    Example:
+        >>> gather([("w", torch.tensor([1]), slice(0, 1))], {"w": torch.tensor([[2.0, 3.0]])}, {}, torch.empty(1, 1))
+        tensor([[3.]])
+    """
+    for name, index, where in places:
+        whole, own = dense[name], sited.get(name)
+        mine = result[:, where]
+        if whole is None:
+            mine.copy_(own) if own is not None else mine.zero_()
+            continue
+        mine.copy_(whole.flatten(1) if index is None else whole.flatten(1).index_select(1, index.to(whole.device)))
+        if own is not None:
+            mine.add_(own)
+    return result
+
+
 class Products(TorchFunctionMode):
-    """While it is entered, inside ``torch.func.vmap`` over replicas, ``linear`` and ``embedding`` are this module's.
+    """While it is entered, inside ``torch.func.vmap`` over replicas or examples, ``linear`` and ``embedding`` are this module's.
 
     Args:
         tuned: of each weight with sites, under its ``id``, the tensor (k,) that is given the gradient at the sites, and these.
             The weight itself is then a constant in these two functions; whatever else it enters still reaches it.
+        shared: under the same ``id`` the matrix that stands for the weight in these two functions, if all rows have the same.
     """
 
-    def __init__(self, tuned: Mapping[int, tuple[Tensor, Sites]]) -> None:
+    def __init__(self, tuned: Mapping[int, tuple[Tensor, Sites]], shared: Mapping[int, Tensor] | None = None) -> None:
         super().__init__()
-        self._tuned = tuned
+        self._tuned, self._shared = tuned, shared or {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -153,7 +188,8 @@ class Products(TorchFunctionMode):
             input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)  # noqa: A001
         # A matrix in, a matrix out: of more dimensions the product would be a view, which no layer behind it may change in place.
         rows = input.reshape(-1, input.shape[-1])
-        found = _apply(_Linear, rows, weight if sites is None else weight.detach(), bias, tuned, sites)
+        constant = weight if sites is None else self._shared.get(id(weight), weight).detach()
+        found = _apply(_Linear, rows, constant, bias, tuned, sites)
         return found.reshape(*input.shape[:-1], weight.shape[0])
 
     def _embedding(
@@ -169,12 +205,16 @@ class Products(TorchFunctionMode):
         if max_norm is not None or scale_grad_by_freq or sparse:
             return embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
         tuned, sites = self._tuned[id(weight)]
-        found = _apply(_Embedding, input.reshape(-1), weight.detach(), tuned, sites, padding_idx)
+        constant = self._shared.get(id(weight), weight).detach()
+        found = _apply(_Embedding, input.reshape(-1), constant, tuned, sites, padding_idx)
         return found.reshape(*input.shape, weight.shape[-1])
 
 
 class _Linear(torch.autograd.Function):
-    """x Wᵀ + b, (N, out): of one matrix (out, in), or of (r, out, in) with x (r, N, in) and b (r, out)."""
+    """x Wᵀ + b, (N, out): of one matrix (out, in), or of (r, out, in) with x (r, N, in) and b (r, out).
+
+    One matrix may also have tuned values (r, k), of which each row is given the gradient of its own x in (r, N, in).
+    """
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, tuned: Tensor | None, sites: Sites | None) -> Tensor:
@@ -184,6 +224,7 @@ class _Linear(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, _, tuned, ctx.sites = inputs
         ctx.dtype = None if tuned is None else tuned.dtype
+        ctx.apart = tuned is not None and tuned.ndim == 2 and weight.ndim == 2
         ctx.save_for_backward(x if ctx.needs_input_grad[1] or ctx.needs_input_grad[3] else None, weight)
 
     @staticmethod
@@ -193,13 +234,13 @@ class _Linear(torch.autograd.Function):
         single = weight.ndim == 2
         by_weight = by_tuned = None
         if wanted[1] or wanted[3]:
-            left, right = (t.flatten(0, -2).unsqueeze(0) if single else t for t in (gradient, x))
+            left, right = (t.flatten(0, -2).unsqueeze(0) if single and not ctx.apart else t for t in (gradient, x))
             if wanted[1]:
                 by_weight = product(left.mT, right.mT)
                 by_weight = by_weight[0] if single else by_weight
             if wanted[3]:
                 by_tuned = ctx.sites.products(left, right).to(ctx.dtype)
-                by_tuned = by_tuned[0] if single else by_tuned
+                by_tuned = by_tuned if ctx.apart or not single else by_tuned[0]
         by_bias = None
         if wanted[2]:
             by_bias = gradient.flatten(0, -2).sum(0) if single else gradient.sum(1)
@@ -220,7 +261,8 @@ class _Linear(torch.autograd.Function):
         if in_dims[1] is None:  # the rows of all replicas are rows of one product
             x = _first(x, in_dims[0], r)
             mine = None if bias is None or in_dims[2] is None else _first(bias, in_dims[2], r)
-            found = _apply(_Linear, x.reshape(-1, x.shape[-1]), weight, bias if mine is None else None, None, None)
+            rows, tuned = (x.reshape(-1, x.shape[-1]), None) if tuned is None else (x, _first(tuned, in_dims[3], r))
+            found = _apply(_Linear, rows, weight, bias if mine is None else None, tuned, sites)
             found = found.reshape(*x.shape[:-1], weight.shape[0])
             return found if mine is None else found + mine.unsqueeze(1), 0
         x, weight = _first(x, in_dims[0], r), _first(weight, in_dims[1], r)
