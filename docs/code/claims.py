@@ -102,7 +102,7 @@ def _progress(every: Sequence[StudyResults]) -> Iterator[str]:
         yield ""
         yield from (f"- {one}" for one in lost)
         yield ""
-        yield "Until they are finished nothing is concluded of all four tasks. The numbers below are those of the finished cells."
+        yield "The verdicts below are of all tasks. Nothing is concluded until all are finished. The numbers are of finished cells."
     else:
         yield "All studies are finished."
     cells, hours = sum(map(len, every)), sum(float(one.table["cell_seconds"].sum()) for one in every if len(one)) / 3600
@@ -192,7 +192,7 @@ def _enough(cell: dict[Any, Any]) -> str:
 def _answer(answer: Answer) -> Iterator[str]:
     yield f"## {answer.claim.rstrip('.')}"
     yield ""
-    yield f"**{'All four tasks: ' if answer.missing else ''}{answer.sentence}**"
+    yield f"**{answer.sentence}**"
     yield ""
     if answer.note:
         yield answer.note

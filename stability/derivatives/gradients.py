@@ -7,6 +7,7 @@ coordinates. They come in blocks of examples, so that memory stays within a budg
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from stability.checks import check_whole
-from stability.derivatives.products import Products, Sites, gather, worthwhile
+from stability.derivatives.products import Products, Sites, masked_gradients, pays, worthwhile
 from stability.errors import MeasurementError, UsageError, one_line
 from stability.machine import free_memory, kept_for_backward, out_of_memory
 from stability.masks import Mask, Parameters
@@ -32,7 +33,8 @@ __all__ = [
     "total",
 ]
 
-_LARGE = 1 << 22  # entries of the masked tensors beyond which, on a CPU, batched Jacobians were slower than one at a time
+_LARGE = 1 << 22  # entries of whole tensors beyond which, on a CPU, batched Jacobians were slower than one at a time
+_VECTORS = 4  # of masked coordinates: what is given the gradient at the sites, the gradient, and two copies on its way
 
 
 def per_example_gradients(
@@ -63,7 +65,8 @@ def per_example_gradients(
     """
     mask = Mask.full(parameters) if mask is None else mask
     if not problem.batched:
-        yield from _one_by_one(problem, parameters, examples, mask, lambda logits, label: problem.loss(logits, label))
+        rows = _one_by_one(problem, parameters, examples, mask, lambda logits, labels: problem.loss(logits, labels).unsqueeze(1))
+        yield from (gradient.squeeze(1) for gradient in rows)
         return
     values = mask.gather(parameters).detach()
 
@@ -102,13 +105,11 @@ def per_example_jacobians(
         torch.Size([10, 5, 165])
     """
     mask = Mask.full(parameters) if mask is None else mask
-    on_cpu, sites = next(iter(parameters.values())).device.type == "cpu", _sites(parameters, mask)
-    if on_cpu and sites and _entries(parameters, mask, without=sites) <= _LARGE:
-        yield from _at_sites(problem, parameters, examples, mask, sites, memory_budget)
+    if next(iter(parameters.values())).device.type == "cpu" and _entries(parameters, mask) > _LARGE:
+        yield from _of_a_large_model(problem, parameters, examples, mask, memory_budget)
         return
-    if not problem.batched or (on_cpu and _entries(parameters, mask) > _LARGE):
-        rows = _one_by_one(problem, parameters, examples, mask, lambda logits, label: logits[0])
-        yield from (jacobian.unsqueeze(0) for jacobian in rows)
+    if not problem.batched:
+        yield from _one_by_one(problem, parameters, examples, mask, _logits)
         return
 
     def logits(values: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -120,26 +121,16 @@ def per_example_jacobians(
         yield each(values, dict(examples.take(slice(start, start + size)).inputs))
 
 
-def _jacobians_at_once(
-    problem: Problem,
-    parameters: Parameters,
-    examples: Examples,
-    mask: Mask,
-    memory_budget: int | None,
-    sites: Mapping[str, Sites] | None = None,
-) -> int:
+def _jacobians_at_once(problem: Problem, parameters: Parameters, examples: Examples, mask: Mask, memory_budget: int | None) -> int:
     """Of how many examples the Jacobians fit.
 
-    Each row of a Jacobian stands there twice in the end: over the masked tensors whole, and at the k coordinates; or twice at
-    these, where tensors have ``sites``. Before that, the backward passes of all logits go through what the one forward pass kept,
-    and none has more than that again.
+    Each row of a Jacobian stands there twice in the end: over the masked tensors whole, and at the k coordinates. Before that, the
+    backward passes of all logits go through what the one forward pass kept, and none has more than that again.
     """
     kept = _kept_of_one(problem, parameters, examples, list(mask.indices))
     classes = problem.logits(parameters, examples.take(slice(0, 1)).inputs).shape[1]
     first = next(iter(parameters.values()))
-    entries = _entries(parameters, mask, without=sites or ()) + mask.count
-    if sites:
-        entries += mask.count + max(0 if one.sampled(first) else parameters[name].numel() for name, one in sites.items())
+    entries = _entries(parameters, mask) + mask.count
     return _fitting(first.device, memory_budget, classes * entries * first.element_size() + (1 + classes) * kept)
 
 
@@ -148,66 +139,105 @@ def _entries(parameters: Parameters, mask: Mask, without: Collection[str] = ()) 
     return sum(parameters[name].numel() for name in mask.indices if name not in without)
 
 
-def _sites(parameters: Parameters, mask: Mask) -> dict[str, Sites]:
-    """The masked coordinates of each matrix that is differentiated there alone."""
-    shapes = {name: tuple(parameters[name].shape) for name in mask.indices}
-    return {
-        name: Sites(index, (shapes[name][0], shapes[name][1]))
-        for name, index in mask.indices.items()
-        if worthwhile(shapes[name], len(index))
-    }
-
-
-def _at_sites(
-    problem: Problem, parameters: Parameters, examples: Examples, mask: Mask, sites: Mapping[str, Sites], memory_budget: int | None
+def _of_a_large_model(
+    problem: Problem, parameters: Parameters, examples: Examples, mask: Mask, memory_budget: int | None
 ) -> Iterator[Tensor]:
-    """The Jacobians (B, C, k), with the gradients of matrices that have ``sites`` at these alone.
+    """The Jacobians (B, C, k), with the gradients of matrices at the masked coordinates alone where that can be.
 
-    Every example has masked tensors of its own, to be differentiated by. They are views of the same tensors, and linear layers
-    and embeddings read one matrix for all examples.
+    A third of the memory is for the B Jacobians, and a third for those before, which the caller may still hold. The last third is
+    for the examples that are computed at once: their graph, for each logit what a backward pass takes, and a few vectors.
     """
-    still = {name: tensor.detach() for name, tensor in parameters.items()}
-    at_once = _jacobians_at_once(problem, parameters, examples, mask, memory_budget, sites)
-
-    def one(mine: Parameters, tuned: Parameters, inputs: Parameters) -> Tensor:
-        places = {id(mine[name]): (tensor, sites[name]) for name, tensor in tuned.items()}
-        with Products(places, {id(mine[name]): still[name] for name in sites}):
-            return problem.logits({**still, **mine}, {name: x.unsqueeze(0) for name, x in inputs.items()})[0]
-
+    sites = _sites(problem, parameters, examples, mask)
+    if (rest := _entries(parameters, mask, without=sites)) > _LARGE:
+        yield from _one_by_one(problem, parameters, examples, mask, _logits)
+        return
+    first, kept = next(iter(parameters.values())), _kept_of_one(problem, parameters, examples, list(mask.indices))
+    classes, size = problem.logits(parameters, examples.take(slice(0, 1)).inputs).shape[1], first.element_size()
+    at_once = _fitting(first.device, memory_budget, 3 * classes * mask.count * size)
+    each = (1 + classes) * kept + ((classes + _VECTORS) * mask.count + rest) * size
+    most = _fitting(first.device, memory_budget, 3 * each)
     for start in range(0, len(examples), at_once):
         some = examples.take(slice(start, start + at_once))
-        whole = torch.empty(0)
-        for index, block in some.blocks():
-            each = {name: still[name].expand(len(block), *still[name].shape).requires_grad_() for name in mask.indices}
-            tuned = {name: each[name].new_zeros(len(block), len(mine.index)).requires_grad_() for name, mine in sites.items()}
-            logits = each_row(one, each, tuned, dict(block.inputs), batched=problem.batched)
-            jacobian = torch.empty(*logits.shape, mask.count, dtype=logits.dtype)
-            for c, f in enumerate(logits.unbind(1)):
-                found = torch.autograd.grad(f.sum(), [*each.values(), *tuned.values()], retain_graph=True, allow_unused=True)
-                dense, sited = dict(zip(each, found, strict=False)), dict(zip(tuned, found[len(each) :], strict=True))
-                gather(mask.slices(), dense, sited, jacobian[:, c])
-            whole = whole if len(whole) else torch.empty(len(some), *jacobian.shape[1:], dtype=logits.dtype)
-            whole[index] = jacobian
+        whole = first.new_empty(len(some), classes, mask.count)
+        for index, block in some.blocks(min(most, 256)):
+            whole[index] = _derivatives(problem, parameters, block, mask, sites, _logits)
         yield whole
+        del whole
+
+
+def _sites(problem: Problem, parameters: Parameters, examples: Examples, mask: Mask) -> dict[str, Sites]:
+    """The masked coordinates of each matrix that linear layers and embeddings alone read, as one example shows."""
+    found = {}
+    for name, index in mask.indices.items():
+        shape = tuple(parameters[name].shape)
+        if worthwhile(shape, len(index)):
+            found[name] = Sites(index, (shape[0], shape[1]))
+    with torch.enable_grad():
+        logits, whole, _ = _graph(problem, parameters, examples.take(slice(0, 1)), mask, found)
+        if not found or not logits.requires_grad:
+            return found
+        read = torch.autograd.grad(logits.sum(), [whole[name] for name in found], allow_unused=True)
+    return {name: sites for (name, sites), slope in zip(found.items(), read, strict=True) if slope is None}
+
+
+def _graph(
+    problem: Problem, parameters: Parameters, block: Examples, mask: Mask, sites: Mapping[str, Sites]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """The logits (b, C) of b examples, each with masked tensors of its own.
+
+    Returns:
+        The logits; by the name the masked tensors (b, *shape), which are views; and what is given the gradient at ``sites``,
+        (b, k).
+    """
+    still = {name: tensor.detach() for name, tensor in parameters.items()}
+    whole = {name: still[name].expand(len(block), *still[name].shape).requires_grad_() for name in mask.indices}
+    tuned = {name: still[name].new_zeros(len(block), len(one.index)).requires_grad_() for name, one in sites.items()}
+
+    def one(mine: Parameters, own: Parameters, inputs: Parameters) -> Tensor:
+        at = {id(mine[name]): (tensor, sites[name]) for name, tensor in own.items()}
+        products = Products(at, {id(mine[name]): still[name] for name in own})
+        with products if pays(still.values()) else nullcontext():
+            return problem.logits({**still, **mine}, {name: x.unsqueeze(0) for name, x in inputs.items()})[0]
+
+    return each_row(one, whole, tuned, dict(block.inputs), batched=problem.batched), whole, tuned
+
+
+@torch.enable_grad()
+def _derivatives(
+    problem: Problem,
+    parameters: Parameters,
+    block: Examples,
+    mask: Mask,
+    sites: Mapping[str, Sites],
+    of: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The gradients (b, c, k) of the c numbers that ``of`` makes of each example's logits (b, C) and label (b,).
+
+    In a function of its own, so that nothing of the graph is held when it returns.
+    """
+    logits, whole, tuned = _graph(problem, parameters, block, mask, sites)
+    numbers, leaves = of(logits, block.labels), [*whole.values(), *tuned.values()]
+    result = next(iter(parameters.values())).new_zeros(*numbers.shape, mask.count)
+    if numbers.requires_grad:
+        for c, number in enumerate(numbers.unbind(1)):
+            found = torch.autograd.grad(number.sum(), leaves, retain_graph=True, allow_unused=True)
+            at_sites = dict(zip(tuned, found[len(whole) :], strict=True))
+            masked_gradients(mask.slices(), dict(zip(whole, found, strict=False)), at_sites, result[:, c])
+    return result
+
+
+def _logits(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits
 
 
 def _one_by_one(
     problem: Problem, parameters: Parameters, examples: Examples, mask: Mask, of: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[Tensor]:
-    """For each example the gradients (c, k) of the c numbers that ``of`` makes of its logits (1, C) and label (1,).
-
-    Each takes a backward pass.
-    """
+    """For each example, after each other, the gradients (1, c, k) of the c numbers that ``of`` makes of logits and label."""
     if len(examples) == 0:
         raise UsageError("derivatives of no examples: give at least 1")
-    leaves = {name: tensor.detach().requires_grad_(name in mask.indices) for name, tensor in parameters.items()}
-    wanted = {name: leaves[name] for name in mask.indices}
     for i in range(len(examples)):
-        rows, one = [], examples.take(slice(i, i + 1))
-        for number in of(problem.logits(leaves, one.inputs), one.labels):
-            slopes = torch.autograd.grad(number, list(wanted.values()), retain_graph=True, materialize_grads=True)
-            rows.append(mask.gather(dict(zip(wanted, slopes, strict=True))))
-        yield torch.stack(rows)
+        yield _derivatives(problem, parameters, examples.take(slice(i, i + 1)), mask, {}, of)
 
 
 def slopes_and_bends(problem: Problem, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear, pad
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Products", "Sites", "gather", "pays", "product", "worthwhile"]
+__all__ = ["Products", "Sites", "masked_gradients", "pays", "product", "worthwhile"]
 
 _LARGE_PRODUCT = 1 << 21  # multiplications below which oneDNN's calls cost more than they save
 _LARGE_MATRIX = 1 << 14  # entries below which a dense gradient is as cheap
@@ -83,19 +83,21 @@ class Sites:
         ends = torch.bincount(self.rows, minlength=self.shape[0]).cumsum(0)
         return _rows_of_zeros(pad(ends, (1, 0)), self.columns, self.shape)
 
-    def sampled(self, like: Tensor) -> bool:
-        """Whether no other entry of a product is computed but those at the sites, for factors like this tensor."""
-        few = len(self.index) <= _SAMPLED * self.shape[0] * self.shape[1]
-        return few and like.device.type == "cpu" and like.dtype == torch.float32
-
     def products(self, left: Tensor, right: Tensor) -> Tensor:
         """(leftᵀ right) at the sites, (r, k): of (r, N, rows) and (r, N, columns), summed over N."""
-        if self.sampled(left):
+        if (
+            left.device.type == "cpu"
+            and left.dtype == torch.float32
+            and len(self.index) <= _SAMPLED * self.shape[0] * self.shape[1]
+        ):
             rows = [
                 torch.sparse.sampled_addmm(self._pattern, mine.mT.contiguous(), other.mT.contiguous().mT, beta=0.0).values()
                 for mine, other in zip(left, right, strict=True)
             ]
             return torch.stack(rows)
+        if left.device.type == "cpu":  # one after the other, so that one product is in memory and not r
+            pairs = zip(left, right, strict=True)
+            return torch.stack([product(mine.mT, other.mT).flatten().index_select(0, self.index) for mine, other in pairs])
         return product(left.mT, right.mT).flatten(1).index_select(1, self.index)
 
 
@@ -123,7 +125,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
-def gather(
+def masked_gradients(
     places: Iterable[tuple[str, Tensor | None, slice]],
     dense: Mapping[str, Tensor | None],
     sited: Mapping[str, Tensor],
@@ -132,7 +134,8 @@ def gather(
     """The gradients of r rows at the K masked coordinates, from those of whole tensors and those at sites.
 
     Args:
-        places: each masked tensor's name, the flat indices of its masked coordinates (None: all of them), and their place among K.
+        places: each masked tensor's name, the flat indices of its masked coordinates, and their place among the K. For all of a
+            tensor's coordinates there may be None.
         dense: by the name, the gradient (r, *shape); None where there is none.
         sited: by the name, the gradient at the sites (r, k), of tensors that have sites.
         result: (r, K), in which the gradients are written.
@@ -141,7 +144,7 @@ def gather(
         ``result``.
 
     Example:
-        >>> gather([("w", torch.tensor([1]), slice(0, 1))], {"w": torch.tensor([[2.0, 3.0]])}, {}, torch.empty(1, 1))
+        >>> masked_gradients([("w", torch.tensor([1]), slice(0, 1))], {"w": torch.tensor([[2.0, 3.0]])}, {}, torch.empty(1, 1))
         tensor([[3.]])
     """
     for name, index, where in places:
@@ -150,7 +153,8 @@ def gather(
         if whole is None:
             mine.copy_(own) if own is not None else mine.zero_()
             continue
-        mine.copy_(whole.flatten(1) if index is None else whole.flatten(1).index_select(1, index.to(whole.device)))
+        flat = whole.flatten(1)
+        mine.copy_(flat if index is None or len(index) == flat.shape[1] else flat.index_select(1, index.to(flat.device)))
         if own is not None:
             mine.add_(own)
     return result
@@ -183,13 +187,13 @@ class Products(TorchFunctionMode):
         tuned, sites = self._tuned.get(id(weight), (None, None))
         if sites is None and not (_AVX512 and input.device.type == "cpu" and weight.numel() >= _LARGE_MATRIX):
             return linear(input, weight, bias)
+        matrix = weight if sites is None else self._shared.get(id(weight), weight).detach()
         if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:  # which autocast leaves alone, too
             dtype = torch.get_autocast_dtype(input.device.type)
-            input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)  # noqa: A001
+            input, matrix, bias = input.to(dtype), matrix.to(dtype), None if bias is None else bias.to(dtype)  # noqa: A001
         # A matrix in, a matrix out: of more dimensions the product would be a view, which no layer behind it may change in place.
         rows = input.reshape(-1, input.shape[-1])
-        constant = weight if sites is None else self._shared.get(id(weight), weight).detach()
-        found = _apply(_Linear, rows, constant, bias, tuned, sites)
+        found = _apply(_Linear, rows, matrix, bias, tuned, sites)
         return found.reshape(*input.shape[:-1], weight.shape[0])
 
     def _embedding(
@@ -205,8 +209,8 @@ class Products(TorchFunctionMode):
         if max_norm is not None or scale_grad_by_freq or sparse:
             return embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
         tuned, sites = self._tuned[id(weight)]
-        constant = self._shared.get(id(weight), weight).detach()
-        found = _apply(_Embedding, input.reshape(-1), constant, tuned, sites, padding_idx)
+        matrix = self._shared.get(id(weight), weight).detach()
+        found = _apply(_Embedding, input.reshape(-1), matrix, tuned, sites, padding_idx)
         return found.reshape(*input.shape, weight.shape[-1])
 
 
@@ -316,7 +320,7 @@ class _Embedding(torch.autograd.Function):
         weight, tuned = _first(weight, in_dims[1], r), _first(tuned, in_dims[2], r)
         if in_dims[0] is None:
             return _apply(_Embedding, ids, weight, tuned, sites, padding_idx), 0
-        each = zip(_first(ids, in_dims[0], r), weight, tuned, strict=True)  # tokens that depend on the parameters
+        each = zip(_first(ids, in_dims[0], r), weight, tuned, strict=True)  # each row has tokens of its own
         return torch.stack([_apply(_Embedding, *mine, sites, padding_idx) for mine in each]), 0
 
 

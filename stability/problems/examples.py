@@ -163,7 +163,8 @@ class Examples:
             places: the most tokens in a block of sequences, padding included. One sequence alone may have more.
 
         Yields:
-            The indices of the block's examples, int64 (b,), and the examples. Where they have no lengths, their tensors are views.
+            The indices of the block's examples, int64 (b,), and the examples. Where they have no lengths, their tensors are views:
+            do not change them.
         """
         if self.lengths is None:
             for start in range(0, len(self), most):

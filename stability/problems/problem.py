@@ -242,6 +242,7 @@ class Problem:
         return bool(model.batched)
 
     @cached_property
+    @torch.enable_grad()  # whatever the caller has switched off
     def _runs_through_vmap(self) -> bool:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.start().items()}
         inputs = self.train.take(slice(0, 2)).inputs
@@ -293,6 +294,7 @@ class Problem:
             raise UsageError(f"{self.name}: {found}")
 
     @cached_property
+    @torch.enable_grad()
     def _dependence(self) -> str | None:
         """What :meth:`check_independence` refuses; None where all is well."""
         index = torch.arange(4) * self.n // 4  # spread over S, whose examples may come class by class
@@ -315,7 +317,11 @@ class Problem:
 
         if changing := drawn(lambda: answers(self.train.take(index[:2]))):
             return f"its logits {changing}"
-        alone = answers(self.train.take(index[:2]))
+        given = self.train.take(index[:2])
+        alone = answers(given)
+        for name, tensor in self.train.take(index[:2]).inputs.items():
+            if not torch.equal(given.inputs[name], tensor):
+                return f"the model changes its input {name!r} in place: let it change a copy, as x = x - mean does"
         batches = [self.train.take(index[[0, 1, third]]) for third in (2, 3)]
         beside = [answers(batch) for batch in batches]
         if beside[0].ndim != 2 or len(beside[0]) != 3:

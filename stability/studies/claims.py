@@ -38,9 +38,9 @@ __all__ = ["Kind", "answers", "cells_to_compute", "kind_of", "learned", "not_lea
 PROJECTED, CHOSEN_BEFORE = ("diffpruning", "childpruning"), ("random", "magnitude", "sam")
 """The methods that project onto a mask while they train, and those of the same p that choose it before."""
 
-_SAME = (
-    "The mean change of an example's loss, with its sign, is an estimate of the gap. So where nearly all examples have a higher "
-    "loss when they are left out, stability and gap are nearly the same number, and the verdict says little of the theorem."
+_EXPECTED = (
+    "This says little of the theorem: the mean change of an example's loss, with its sign, is an estimate of the gap, and "
+    "stability is the mean absolute change."
 )
 
 
@@ -247,7 +247,7 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
         Statement(
             claim="Stable methods have a small gap between test and training loss.",
             published="A bound (Theorem 2). The paper does not measure it.",
-            note=_SAME,
+            note=_EXPECTED,
             **of_main,
         ).by_correlation(table, "stability", "gap"),
         Statement(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["AdamW", "Clock"]
 
-_IN_CACHE = 1 << 17  # values at once on a CPU: what is computed of them stays in its cache; half as fast again on an AMD EPYC
+_IN_CACHE = 1 << 17  # values at once on a CPU, so that what is computed of them stays in its cache
 
 
 @dataclass
@@ -65,8 +65,9 @@ class AdamW:
         self._step += 1
         result = torch.empty_like(self._first)
         size = _IN_CACHE if values.device.type == "cpu" else values.numel()
-        parts = (t.reshape(-1).split(max(1, size)) for t in (values, gradient, self._first, self._second, result))
-        for old, slope, first, second, new in zip(*parts, strict=True):
+        read = (t.reshape(-1).split(max(1, size)) for t in (values, gradient))
+        written = (t.view(-1).split(max(1, size)) for t in (self._first, self._second, result))
+        for old, slope, first, second, new in zip(*read, *written, strict=True):
             first.lerp_(slope, 1 - beta1)
             second.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
             scale = second.sqrt().div_(math.sqrt(1 - beta2**self._step)).add_(self._epsilon)

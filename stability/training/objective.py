@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stability.derivatives.products import Products, Sites, gather, pays, worthwhile
+from stability.derivatives.products import Products, Sites, masked_gradients, pays, worthwhile
 from stability.masks import Mask, Parameters
 from stability.problems.batching import each_row
 from stability.problems.problem import Examples, ModuleLogits, Problem
@@ -147,7 +147,7 @@ class Stack:
         dense = dict(zip(self.tensors, found, strict=False))
         sited = dict(zip(self._tuned, found[len(self.tensors) :], strict=True))
         rows, count = len(next(iter(self.tensors.values()))), self._places[-1][2].stop
-        return gather(self._places, dense, sited, loss.new_empty(rows, count))
+        return masked_gradients(self._places, dense, sited, loss.new_empty(rows, count))
 
 
 def blocks_of(batch: Examples, whole: bool = False, reverse: bool = False) -> list[tuple[Tensor, Examples]]:

@@ -12,7 +12,7 @@ from torch.autograd.functional import hessian as dense_hessian
 from torch.autograd.functional import jacobian as dense_jacobian
 
 from stability import Examples, FineTuning, Mask, MeasurementError, Problem, UsageError
-from stability.derivatives import gradients, products
+from stability.derivatives import gradients
 from stability.derivatives.curvature import Curvature, diagonal, greatest_eigenvalue, least_eigenvalue
 from stability.derivatives.gradients import gauss_newton_diagonals, gradient_norms, per_example_gradients, per_example_jacobians
 from stability.derivatives.influence import first_order_changes, solve
@@ -130,12 +130,9 @@ def test_single_precision_agrees_with_double(device: str, kind: Any) -> None:
     torch.testing.assert_close(product, truth, rtol=0, atol=3e-6)
 
 
-@pytest.mark.parametrize("large", [1, products._LARGE_MATRIX], ids=["at the sites", "whole gradients"])
 @pytest.mark.parametrize("budget", [None, 1])
 @pytest.mark.parametrize("mask", [FULL, SOME], ids=["full", "masked"])
-def test_first_derivatives_equal_plain_loops(mask: Mask, budget: int | None, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network's layers are written with ``@``: no matrix has its gradient at its sites alone, and none may be lost."""
-    monkeypatch.setattr(products, "_LARGE_MATRIX", large)
+def test_first_derivatives_equal_plain_loops(mask: Mask, budget: int | None) -> None:
     values, inputs = values_of(mask), PROBLEM.train.inputs
     whole = dense_jacobian(lambda v: PROBLEM.losses(by_values(mask, v), PROBLEM.train), values)
     blocks = list(per_example_gradients(PROBLEM, START, PROBLEM.train, mask, memory_budget=budget))

@@ -96,6 +96,25 @@ def test_weight_zero_is_leaving_the_row_out(norm: str) -> None:
     assert estimate.value == pytest.approx(wanted, rel=1e-9)
 
 
+def test_a_model_that_changes_its_inputs_is_refused() -> None:
+    """The problem's own examples may be what it is given, and no copy."""
+
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sub_(x.mean(dim=(1, 2, 3), keepdim=True))
+
+    problem = images(lambda: nn.GroupNorm(2, 4))
+    assert isinstance(problem.logits, ModuleLogits)
+    inner = problem.logits.module.inner
+    centred = dataclasses.replace(problem, logits=ModuleLogits(Called(nn.Sequential(Centred(), inner)).eval()))
+    centred = dataclasses.replace(centred, pretrained=dict(centred.logits.module.named_parameters()))  # type: ignore[attr-defined]
+    with (
+        torch.no_grad(),
+        pytest.raises(UsageError, match=r"^images: the model changes its input 'x' in place: let it change a copy"),
+    ):
+        centred.check_independence()
+
+
 def test_batch_normalisation_over_the_batch_is_refused_because_weight_zero_is_another_thing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

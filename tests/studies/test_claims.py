@@ -219,7 +219,7 @@ def test_correlations_are_those_of_ranks() -> None:
     main = StudyResults.read(ROOT / "figures" / "paper-quick.sqlite")
     found = answer("Stable methods have a small gap", main)
     assert found.table["effect"].round(2).tolist() == [0.96]
-    assert found.note.startswith("The mean change of an example's loss")
+    assert "the mean change of an example's loss, with its sign, is an estimate of the gap" in found.note
     assert found.note in str(found).splitlines()
     assert answer("The spread over perturbed", main).verdict is Verdict.MISSING
 

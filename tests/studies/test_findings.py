@@ -346,8 +346,8 @@ def test_the_page_of_the_claims_tells_how_sure_it_is() -> None:
 
 
 def test_the_page_of_the_claims_tells_why_stable_methods_have_a_small_gap() -> None:
-    """The changes have their sign nearly always the same: then stability is the leave-one-out estimate of the gap."""
-    for name, told in (("stsb", "between 0.88 and 1.00 for the ten methods on STS-B"), ("cb", "between 0.92 and 1.00 on CB")):
+    """The sum of the changes is nearly that of their sizes: then stability is nearly the leave-one-out estimate of the gap."""
+    for name, told in (("stsb", "between 0.88 and 1.00 times the sum"), ("cb", "between 0.92 and 1.00 times on CB")):
         main = stored(f"claims/claims-{name}")
         predicted = main.details("prediction").map(lambda one: np.array(one["difference"]))
         sums = pd.DataFrame({"signed": predicted.map(np.sum), "sizes": predicted.map(lambda one: np.abs(one).sum())})
