@@ -103,11 +103,9 @@ def test_a_model_that_changes_its_inputs_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.sub_(x.mean(dim=(1, 2, 3), keepdim=True))
 
-    problem = images(lambda: nn.GroupNorm(2, 4))
-    assert isinstance(problem.logits, ModuleLogits)
-    inner = problem.logits.module.inner
-    centred = dataclasses.replace(problem, logits=ModuleLogits(Called(nn.Sequential(Centred(), inner)).eval()))
-    centred = dataclasses.replace(centred, pretrained=dict(centred.logits.module.named_parameters()))  # type: ignore[attr-defined]
+    problem = images(NORMS["group norm"])
+    module = Called(nn.Sequential(Centred(), network(NORMS["group norm"]))).eval()
+    centred = dataclasses.replace(problem, logits=ModuleLogits(module), pretrained=dict(module.named_parameters()))
     with (
         torch.no_grad(),
         pytest.raises(UsageError, match=r"^images: the model changes its input 'x' in place: let it change a copy"),
