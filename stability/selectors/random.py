@@ -91,9 +91,10 @@ class _Mixed(Course):
         return True
 
     def point(self) -> Tensor:
+        # In place wherever it can be: with all parameters of a large model, new memory costs much time.
         keep = (self._run.uniform() >= self._probability).to(self._values)
-        self._gates = self._run.with_head(keep / (1 - self._probability))
-        return self._run.origin + self._gates * (self._values - self._run.origin)
+        self._gates = self._run.with_head(keep.div_(1 - self._probability))
+        return (self._values - self._run.origin).mul_(self._gates).add_(self._run.origin)
 
     def step(self, gradient: Tensor) -> None:
         self._values = self._optimizer.update(self._values, self._gates * gradient)

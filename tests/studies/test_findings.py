@@ -312,6 +312,15 @@ def test_the_page_of_the_claims_tells_on_what_its_first_verdict_hangs() -> None:
     assert f"the untuned model has {untuned:.2f} on the test split of STS-B. The best tuned one has {best:.2f}." in CLAIMS_PAGE
 
 
+def test_the_page_of_the_claims_tells_what_is_stored_of_cola() -> None:
+    search = stored("claims/claims-cola-rates")
+    assert not search.to_compute
+    found = chosen_rates(search).table.set_index("method")
+    assert {*found.index[found["validation_metric"] == 0]} == {"bitfit", "childpruning"} == {*found.index[~found["learned"]]}
+    assert found["validation_metric"].idxmax() == "full"
+    assert f"full tuning has the best one on the validation split, {found['validation_metric'].max():.2f}." in CLAIMS_PAGE
+
+
 def test_the_page_of_the_claims_tells_what_goes_together() -> None:
     studies = {task: [stored(f"claims/claims-{task}{part}") for part in ("", "-perturbation")] for task in ("stsb", "cb")}
     columns = [studies["stsb"], studies["cb"], [*studies["stsb"], *studies["cb"]]]
