@@ -34,7 +34,7 @@ from transformers import (
 from transformers.utils import logging
 
 from stability import FineTuning, Problem, problems
-from stability.masks import Mask
+from stability.masks import Mask, Parameters
 from stability.problems.digits import _config
 from stability.selectors import SAM
 from stability.training import Precision
@@ -144,6 +144,17 @@ def write_tiny_bert(folder: Path, tokenizer: str) -> str:
         BertForSequenceClassification(tiny_bert()).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     return str(folder)
+
+
+def pass_for_each(problem: Problem, parameters: Parameters, mask: Mask) -> Tensor:
+    """The Jacobians (n, C, k) of all examples: a backward pass through the whole network for each example and logit."""
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in parameters.items()}
+    rows = []
+    for i in range(problem.n):
+        for f in problem.logits(leaves, problem.train.take(slice(i, i + 1)).inputs)[0]:
+            slopes = torch.autograd.grad(f, list(leaves.values()), retain_graph=True, materialize_grads=True)
+            rows.append(mask.gather(dict(zip(leaves, slopes, strict=True))))
+    return torch.stack(rows).view(problem.n, -1, mask.count)
 
 
 def seconds(work: Callable[[], T]) -> tuple[float, T]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from stability import Problem
+from stability import Examples, Problem
+from stability.masks import Parameters
 from tests import simulated_device
 
 CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")])
@@ -91,4 +92,25 @@ def as_double(problem: Problem) -> Problem:
         new_head=lambda draw: {n: t.double() for n, t in problem.new_head(draw).items()},
         train=examples(problem.train),
         test=examples(problem.test),
+    )
+
+
+def classification(
+    pretrained: Mapping[str, Tensor],
+    logits: Callable[[Parameters, Mapping[str, Tensor]], Tensor],
+    examples: Examples,
+    new_head: Callable[[torch.Generator], dict[str, Tensor]] = lambda _: {},
+) -> Problem:
+    """A problem of a network that is written down, whose test examples are those of S."""
+    return Problem(
+        name="network",
+        settings={},
+        pretrained=dict(pretrained),
+        new_head=new_head,
+        logits=logits,
+        loss=lambda f, y: torch.nn.functional.cross_entropy(f, y, reduction="none"),
+        train=examples,
+        test=examples,
+        metric=lambda f, y: 0.0,
+        metric_name="none",
     )

@@ -172,9 +172,11 @@ def _sites(problem: Problem, parameters: Parameters, examples: Examples, mask: M
         shape = tuple(parameters[name].shape)
         if worthwhile(shape, len(index)):
             found[name] = Sites(index, (shape[0], shape[1]))
+    if not found:
+        return found
     with torch.enable_grad():
         logits, whole, _ = _graph(problem, parameters, examples.take(slice(0, 1)), mask, found)
-        if not found or not logits.requires_grad:
+        if not logits.requires_grad:
             return found
         read = torch.autograd.grad(logits.sum(), [whole[name] for name in found], allow_unused=True)
     return {name: sites for (name, sites), slope in zip(found.items(), read, strict=True) if slope is None}
@@ -216,13 +218,11 @@ def _derivatives(
     In a function of its own, so that nothing of the graph is held when it returns.
     """
     logits, whole, tuned = _graph(problem, parameters, block, mask, sites)
-    numbers, leaves = of(logits, block.labels), [*whole.values(), *tuned.values()]
+    numbers = of(logits, block.labels)
     result = next(iter(parameters.values())).new_zeros(*numbers.shape, mask.count)
     if numbers.requires_grad:
         for c, number in enumerate(numbers.unbind(1)):
-            found = torch.autograd.grad(number.sum(), leaves, retain_graph=True, allow_unused=True)
-            at_sites = dict(zip(tuned, found[len(whole) :], strict=True))
-            masked_gradients(mask.slices(), dict(zip(whole, found, strict=False)), at_sites, result[:, c])
+            masked_gradients(number.sum(), mask.slices(), whole, tuned, result[:, c], retain_graph=True)
     return result
 
 

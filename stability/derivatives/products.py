@@ -126,27 +126,35 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def masked_gradients(
+    number: Tensor,
     places: Iterable[tuple[str, Tensor | None, slice]],
-    dense: Mapping[str, Tensor | None],
-    sited: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    tuned: Mapping[str, Tensor],
     result: Tensor,
+    *,
+    retain_graph: bool = False,
 ) -> Tensor:
-    """The gradients of r rows at the K masked coordinates, from those of whole tensors and those at sites.
+    """The gradient of a sum over r rows at the K masked coordinates of each, from whole tensors and from sites.
 
     Args:
+        number: the sum.
         places: each masked tensor's name, the flat indices of its masked coordinates, and their place among the K. For all of a
             tensor's coordinates there may be None.
-        dense: by the name, the gradient (r, *shape); None where there is none.
-        sited: by the name, the gradient at the sites (r, k), of tensors that have sites.
+        tensors: by the name, the masked tensor of each row (r, *shape).
+        tuned: by the name, what is given the gradient at the sites (r, k), of tensors that have sites.
         result: (r, K), in which the gradients are written.
+        retain_graph: whether another number of the same graph follows.
 
     Returns:
         ``result``.
 
     Example:
-        >>> masked_gradients([("w", torch.tensor([1]), slice(0, 1))], {"w": torch.tensor([[2.0, 3.0]])}, {}, torch.empty(1, 1))
-        tensor([[3.]])
+        >>> w = torch.tensor([[2.0, 3.0]], requires_grad=True)
+        >>> masked_gradients(w.square().sum(), [("w", torch.tensor([1]), slice(0, 1))], {"w": w}, {}, torch.empty(1, 1))
+        tensor([[6.]])
     """
+    found = torch.autograd.grad(number, [*tensors.values(), *tuned.values()], retain_graph=retain_graph, allow_unused=True)
+    dense, sited = dict(zip(tensors, found, strict=False)), dict(zip(tuned, found[len(tensors) :], strict=True))
     for name, index, where in places:
         whole, own = dense[name], sited.get(name)
         mine = result[:, where]

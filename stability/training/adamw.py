@@ -64,9 +64,9 @@ class AdamW:
         rate = self._learning_rate_at(self._clock.step)
         self._step += 1
         result = torch.empty_like(self._first)
-        size = _IN_CACHE if values.device.type == "cpu" else values.numel()
-        read = (t.reshape(-1).split(max(1, size)) for t in (values, gradient))
-        written = (t.view(-1).split(max(1, size)) for t in (self._first, self._second, result))
+        size = _IN_CACHE if values.device.type == "cpu" else max(1, values.numel())
+        read = (t.reshape(-1).split(size) for t in (values, gradient))
+        written = (t.view(-1).split(size) for t in (self._first, self._second, result))
         for old, slope, first, second, new in zip(*read, *written, strict=True):
             first.lerp_(slope, 1 - beta1)
             second.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)

@@ -142,12 +142,8 @@ class Stack:
 
     def gradient(self, loss: Tensor) -> Tensor:
         """The gradient of ``loss``, a sum over replicas of what :meth:`call` gave, by the K coordinates: (r, K)."""
-        leaves = [*self.tensors.values(), *self._tuned.values()]
-        found = torch.autograd.grad(loss, leaves, allow_unused=True)
-        dense = dict(zip(self.tensors, found, strict=False))
-        sited = dict(zip(self._tuned, found[len(self.tensors) :], strict=True))
         rows, count = len(next(iter(self.tensors.values()))), self._places[-1][2].stop
-        return masked_gradients(self._places, dense, sited, loss.new_empty(rows, count))
+        return masked_gradients(loss, self._places, self.tensors, self._tuned, loss.new_empty(rows, count))
 
 
 def blocks_of(batch: Examples, whole: bool = False, reverse: bool = False) -> list[tuple[Tensor, Examples]]:

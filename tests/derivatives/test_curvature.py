@@ -21,7 +21,7 @@ from stability.problems import convex
 from stability.problems.problem import generator
 from stability.selectors import BitFit, FullTuning, LoRA, Random, Selector
 from stability.selectors.top_k import top_k
-from tests.reference import ELSEWHERE
+from tests.reference import ELSEWHERE, classification
 from tests.selectors.test_laws import described
 
 
@@ -39,17 +39,9 @@ def network(seed: int = 0, dtype: torch.dtype = torch.float64) -> Problem:
         return result
 
     examples = Examples({"x": 2 * random(12, 6)}, torch.randint(0, 3, (12,), generator=draw))
-    return Problem(
-        name="network",
-        settings={},
-        pretrained={"one.weight": random(10, 6), "one.bias": random(10), "two.weight": random(8, 10), "two.bias": random(8)},
-        new_head=lambda head: {"head.weight": torch.randn(3, 8, generator=head, dtype=dtype)},
-        logits=logits,
-        loss=lambda f, y: torch.nn.functional.cross_entropy(f, y, reduction="none"),
-        train=examples,
-        test=examples,
-        metric=lambda f, y: 0.0,
-        metric_name="none",
+    pretrained = {"one.weight": random(10, 6), "one.bias": random(10), "two.weight": random(8, 10), "two.bias": random(8)}
+    return classification(
+        pretrained, logits, examples, lambda head: {"head.weight": torch.randn(3, 8, generator=head, dtype=dtype)}
     )
 
 

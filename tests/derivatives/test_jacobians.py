@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from benchmarks.loops import pass_for_each
 from stability import problems
 from stability.derivatives import gradients, per_example_gradients, per_example_jacobians, products
 from stability.machine import peak_of_tensors
@@ -20,7 +21,7 @@ from stability.masks import Mask, Parameters
 from stability.problems import Problem
 from stability.problems.problem import Examples, ModuleLogits
 from tests import tiny
-from tests.reference import as_double
+from tests.reference import as_double, classification
 
 
 @pytest.fixture(scope="module", params=["bert", "roberta", "distilbert", "gpt2"])
@@ -43,17 +44,6 @@ def drawn(problem: Problem, share: float) -> Mask:
         if here.any():
             chosen[name] = here.nonzero().flatten()
     return Mask({name: tuple(tensor.shape) for name, tensor in start.items()}, chosen)
-
-
-def pass_for_each(problem: Problem, parameters: Parameters, mask: Mask) -> Tensor:
-    """The truth: a backward pass through the whole network for each example and logit."""
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in parameters.items()}
-    rows = []
-    for i in range(problem.n):
-        for f in problem.logits(leaves, problem.train.take(slice(i, i + 1)).inputs)[0]:
-            slopes = torch.autograd.grad(f, list(leaves.values()), retain_graph=True, materialize_grads=True)
-            rows.append(mask.gather(dict(zip(leaves, slopes, strict=True))))
-    return torch.stack(rows).view(problem.n, -1, mask.count)
 
 
 @pytest.mark.parametrize("batched", [True, False], ids=["at once", "singly"])
@@ -91,18 +81,8 @@ def network(layer: Callable[[Tensor, Tensor], Tensor], width: int = 8, n: int = 
         return linear(hidden, parameters["head.weight"])
 
     examples = Examples({"x": random(n, width)}, torch.randint(0, 3, (n,), generator=draw))
-    return Problem(
-        name="network",
-        settings={},
-        pretrained={f"{name}.weight": random(width, width) for name in ("one", "two", "unused")},
-        new_head=lambda head: {"head.weight": torch.randn(3, width, generator=head)},
-        logits=logits,
-        loss=lambda f, y: torch.nn.functional.cross_entropy(f, y, reduction="none"),
-        train=examples,
-        test=examples,
-        metric=lambda f, y: 0.0,
-        metric_name="none",
-    )
+    pretrained = {f"{name}.weight": random(width, width) for name in ("one", "two", "unused")}
+    return classification(pretrained, logits, examples, lambda head: {"head.weight": torch.randn(3, width, generator=head)})
 
 
 def mixed(x: Tensor, weight: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from stability.leave_one_out import linearised
 from stability.leave_one_out.linearised import losses_left_out, trajectory_for
 from stability.selectors import FullTuning, Random, Selector
 from stability.training.replicas import train
+from tests.reference import classification
 from tests.selectors.test_laws import described
 
 STEPS, BATCH, RATE, DECAY, BETAS, EPSILON = 5, 4, 0.02, 0.1, (0.9, 0.999), 1e-8
@@ -37,18 +38,7 @@ def network(layers: int = 4) -> Problem:
         return result
 
     examples = Examples({"x": torch.randn(9, 4, generator=draw, dtype=torch.float64)}, torch.randint(0, 3, (9,), generator=draw))
-    return Problem(
-        name="network",
-        settings={},
-        pretrained=values,
-        new_head=lambda _: {},
-        logits=logits,
-        loss=lambda f, y: torch.nn.functional.cross_entropy(f, y, reduction="none"),
-        train=examples,
-        test=examples,
-        metric=lambda f, y: 0.0,
-        metric_name="none",
-    )
+    return classification(values, logits, examples)
 
 
 def tuning_of(selector: Selector) -> FineTuning:
