@@ -33,6 +33,7 @@ __all__ = [
     "network_file_system",
     "out_of_memory",
     "peak_of_tensors",
+    "pieces",
     "processor_limits",
     "release",
     "report",
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 _PROCESS = Path("/proc/self")
+_IN_CACHE = 1 << 17  # values at once on a CPU
+_VECTOR = 64  # values, a multiple of what one instruction takes
 _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "transformers", "safetensors", "scikit-learn")
 _KINDS: tuple[str, ...] = ("cpu", "cuda")  # of devices, those that tests were run on
 _ONEDNN = "could not create a primitive"  # all that oneDNN says where it finds no memory for its code
@@ -281,6 +284,28 @@ def peak_of_tensors(work: Callable[[], object]) -> int:
     with _Live() as live:
         work()
     return int(live.most)
+
+
+def pieces(count: int, device: torch.device, rows: int = 1) -> Iterator[slice]:
+    """Go through many values so that what is computed of some of them stays in a CPU's cache; elsewhere all at once.
+
+    Args:
+        count: the number of values of a row.
+        device: where they are.
+        rows: the number of rows that are computed together.
+
+    Yields:
+        Places in a row.
+
+    Example:
+        >>> list(pieces(200_000, torch.device("cpu")))
+        [slice(0, 131072, None), slice(131072, 200000, None)]
+    """
+    size = max(1, count)
+    if device.type == "cpu":  # whole vectors, for what is left over is computed by other instructions, whose rounding differs
+        size = max(_VECTOR, _IN_CACHE // rows // _VECTOR * _VECTOR)
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
 
 
 def cores() -> int:

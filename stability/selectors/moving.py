@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from stability.errors import UsageError
+from stability.machine import pieces
 from stability.selectors.scope import AnyScope
 from stability.selectors.top_k import top_k_of_rows
 
@@ -55,6 +56,13 @@ class Optimizer(Protocol):
 
         Args:
             rows: their indices, in the order that they get; one may stand in it twice.
+        """
+
+    def narrow(self, columns: Tensor) -> None:
+        """Keep the moments of some coordinates only.
+
+        Args:
+            columns: their places in a row, int64.
         """
 
 
@@ -101,11 +109,25 @@ class Run:
 
     def uniform(self) -> Tensor:
         """m draws from [0, 1) in double precision, the same on every device."""
-        return torch.rand(self.m, generator=self.draws, dtype=torch.float64).to(self.origin.device)
+        return torch.cat([draw for _, draw in self.uniforms()])
 
-    def with_head(self, gates: Tensor) -> Tensor:
-        """Gates of the pretrained coordinates, (·, m), with a 1 for every coordinate of the head: (·, K)."""
-        return torch.nn.functional.pad(gates.to(self.origin), (0, len(self.origin) - self.m), value=1.0)
+    def uniforms(self) -> Iterator[tuple[slice, Tensor]]:
+        """The draws of :meth:`uniform`, some at a time: with all parameters of a large model, memory is what takes time.
+
+        Yields:
+            Places among the m coordinates, and a draw for each, float64.
+        """
+        for part in pieces(self.m, self.origin.device, self.rows):
+            draw = torch.rand(part.stop - part.start, generator=self.draws, dtype=torch.float64)
+            yield part, draw.to(self.origin.device)
+
+    def gated(self, values: Tensor, gates: Tensor) -> Tensor:
+        """θ⁰ + z ⊙ (θ − θ⁰) for ``values`` θ, (r, K), and gates z, (K,) or (r, K), which are 1 for the head."""
+        point = torch.empty_like(values)
+        for part in pieces(len(self.origin), values.device, len(values)):
+            start = self.origin[part]
+            torch.sub(values[:, part], start, out=point[:, part]).mul_(gates[..., part]).add_(start)
+        return point
 
     def held(self, mask: Tensor) -> Tensor:
         """Which coordinates may differ from the start: those of ``mask``, bool (r, m), and the head's; bool (r, K)."""
@@ -122,6 +144,8 @@ class Course(ABC):
     Attributes:
         mask: the last hard mask, bool (r, m); None before there is one. A new mask is a new tensor: the engine counts which
             coordinates entered it where it finds another object than before.
+        optimizer: the AdamW of what :meth:`point` gives. It goes on alone once the mask stays
+            (:meth:`Selector.settles <stability.selectors.Selector.settles>`); a method that never says so needs none.
 
     Example:
         >>> from stability import FineTuning, problems
@@ -150,6 +174,7 @@ class Course(ABC):
     """
 
     mask: Tensor | None = None
+    optimizer: Optimizer | None = None
 
     @property
     def relaxed(self) -> bool:
@@ -221,7 +246,7 @@ class Projected(Course):
         self._run, self._score, self._sparsity, self._scope = run, score, sparsity, scope
         self._every, self._burn_in, self._reset = every, burn_in, reset
         self._values = run.start()
-        self._optimizer = run.optimizer(self._values)
+        self.optimizer: Optimizer = run.optimizer(self._values)
         self._step = 0
         self._open: Tensor | None = None  # which of K may change, once that is settled
         # Per row whether some scores were of no use. A flag and no check at once: a GPU would have to be waited for in each step.
@@ -231,14 +256,14 @@ class Projected(Course):
         return self._values
 
     def step(self, gradient: Tensor) -> None:
-        updated = self._optimizer.update(self._values, gradient)
+        updated = self.optimizer.update(self._values, gradient)
         self._values = updated if self._open is None else torch.where(self._open, updated, self._values)
         self._step += 1
         if self._step == self._burn_in:
             self._open = self._run.held(self._project(last=True))
             if self._reset:
                 self._values = self._run.start()
-                self._optimizer = self._run.optimizer(self._values)
+                self.optimizer = self._run.optimizer(self._values)
         elif self._open is None and self._every is not None and self._step % self._every == 0:
             self._project()
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from stability.checks import check_flags, check_number, check_whole, those_given
 from stability.errors import UsageError
+from stability.machine import pieces
 from stability.selectors.base import Moving
-from stability.selectors.moving import Course, Projected, Run, check_burn_in
+from stability.selectors.moving import Course, Optimizer, Projected, Run, check_burn_in
 from stability.selectors.scope import AnyScope
 from stability.selectors.top_k import top_k_of_rows
 
@@ -70,6 +71,9 @@ class ChildPruning(Moving):
             check_burn_in(self.name, self.burn_in, run.steps)
         return Projected(run, _moved, self.sparsity, self.scope, every=self.every, burn_in=self.burn_in, reset=self.reset)
 
+    def settles(self, steps: int) -> int:
+        return steps if self.burn_in is None else self.burn_in
+
 
 def _moved(values: Tensor, origin: Tensor) -> Tensor:
     return (values - origin).abs()
@@ -113,6 +117,9 @@ class LotteryTicket(Moving):
         check_burn_in(self.name, self.burn_in, run.steps)
         return Projected(run, _moved, self.sparsity, self.scope, burn_in=self.burn_in, reset=True)
 
+    def settles(self, steps: int) -> int:
+        return self.burn_in
+
 
 @dataclass(frozen=True)
 class Movement(Moving):
@@ -152,6 +159,9 @@ class Movement(Moving):
     def begin(self, run: Run) -> Course:
         check_burn_in(self.name, self.burn_in, run.steps)
         return _Summed(run, self)
+
+    def settles(self, steps: int) -> int:
+        return self.burn_in
 
 
 class _Summed(Projected):
@@ -231,6 +241,10 @@ class DiffPruning(Moving):
         check_burn_in(self.name, self.burn_in, run.steps)
         return _Gated(run, self)
 
+    def settles(self, steps: int) -> int:
+        last = 0 if self.every is None else (steps - 1) // self.every * self.every  # the step that relaxes the mask the last time
+        return min(steps, last + self.burn_in)
+
 
 class _Gated(Course):
     """Differences with gates. The gates' gradients are written out, because the engine differentiates by the point alone."""
@@ -239,9 +253,10 @@ class _Gated(Course):
         self._run, self._method = run, method
         self._values = run.start()
         self._alpha = torch.full((run.rows, run.m), method.gate_start).to(run.origin)
-        self._optimizer, self._alpha_optimizer = run.optimizer(self._values), run.optimizer(self._alpha, decay=False)
+        self.optimizer: Optimizer = run.optimizer(self._values)
+        self._alpha_optimizer = run.optimizer(self._alpha, decay=False)
         self._step = 0
-        self._gates = self._slopes = run.origin
+        self._gates, self._slopes = torch.empty_like(self._values), torch.empty_like(self._alpha)
         self._held: Tensor | None = None  # which of K may change while the mask is hard
         self._odd = torch.zeros(run.rows, dtype=torch.bool, device=run.origin.device)  # per row whether there was no choice
 
@@ -253,26 +268,28 @@ class _Gated(Course):
         low, high = self._method.stretch
         if not self.relaxed:
             return self._values
-        # In place wherever it can be: with all parameters of a large model, new memory costs much time.
-        draw = self._run.uniform().to(self._alpha).clamp_(1e-6, 1 - 1e-6)
-        s = (draw.logit_() + self._alpha).sigmoid_()
-        stretched = (s * (high - low)).add_(low)
-        inside = (stretched > 0).logical_and_(stretched < 1)
-        self._slopes = (1 - s).mul_(s).mul_(high - low).masked_fill_(inside.logical_not_(), 0)
-        self._gates = self._run.with_head(stretched.clamp_(0, 1))
-        return (self._values - self._run.origin).mul_(self._gates).add_(self._run.origin)
+        for part, draw in self._run.uniforms():
+            s = (draw.to(self._alpha).clamp_(1e-6, 1 - 1e-6).logit_() + self._alpha[:, part]).sigmoid_()
+            stretched = (s * (high - low)).add_(low)
+            inside = (stretched > 0).logical_and_(stretched < 1)
+            torch.mul((1 - s).mul_(s).mul_(high - low), inside, out=self._slopes[:, part])
+            torch.clamp(stretched, 0, 1, out=self._gates[:, part])
+        self._gates[:, self._run.m :] = 1
+        return self._run.gated(self._values, self._gates)
 
     def step(self, gradient: Tensor) -> None:
         m, method = self._run.m, self._method
         if self.relaxed:
-            moved = (self._values - self._run.origin)[:, :m]
-            opened = (self._alpha - math.log(-method.stretch[0] / method.stretch[1])).sigmoid_()
-            slope = moved.mul_(gradient[:, :m]).mul_(self._slopes)
-            slope.add_((1 - opened).mul_(opened.mul_(method.l0 / m)))
-            self._alpha = self._alpha_optimizer.update(self._alpha, slope)
-            self._values = self._optimizer.update(self._values, self._gates.mul_(gradient))
+            shift = math.log(-method.stretch[0] / method.stretch[1])
+            for part in pieces(m, self._values.device, len(self._values)):
+                moved = self._values[:, part] - self._run.origin[part]
+                opened = (self._alpha[:, part] - shift).sigmoid_()
+                slope = self._slopes[:, part].mul_(moved.mul_(gradient[:, part]))
+                slope.add_((1 - opened).mul_(opened.mul_(method.l0 / m)))
+            self._alpha = self._alpha_optimizer.update(self._alpha, self._slopes)
+            self._values = self.optimizer.update(self._values, self._gates.mul_(gradient))
         elif self._held is not None:
-            self._values = torch.where(self._held, self._optimizer.update(self._values, gradient * self._held), self._values)
+            self._values = torch.where(self._held, self.optimizer.update(self._values, gradient * self._held), self._values)
         self._step += 1
         if self._place == method.burn_in:
             least, most = self._alpha.aminmax(dim=1)

@@ -84,17 +84,16 @@ class _Mixed(Course):
         self._run, self._probability = run, probability
         self._values = run.start()
         self._optimizer = run.optimizer(self._values)
-        self._gates = run.origin
+        self._gates = torch.ones_like(run.origin)
 
     @property
     def relaxed(self) -> bool:
         return True
 
     def point(self) -> Tensor:
-        # In place wherever it can be: with all parameters of a large model, new memory costs much time.
-        keep = (self._run.uniform() >= self._probability).to(self._values)
-        self._gates = self._run.with_head(keep.div_(1 - self._probability))
-        return (self._values - self._run.origin).mul_(self._gates).add_(self._run.origin)
+        for part, draw in self._run.uniforms():
+            self._gates[part].copy_(draw >= self._probability).div_(1 - self._probability)
+        return self._run.gated(self._values, self._gates)
 
     def step(self, gradient: Tensor) -> None:
         self._values = self._optimizer.update(self._values, self._gates * gradient)

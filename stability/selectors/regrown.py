@@ -13,7 +13,7 @@ from torch import Tensor
 from stability.checks import check_fraction, check_whole
 from stability.errors import UsageError
 from stability.selectors.base import Moving
-from stability.selectors.moving import Course, Run
+from stability.selectors.moving import Course, Optimizer, Run
 from stability.selectors.scope import AnyScope, Scope
 from stability.selectors.top_k import regrown, top_k_of_rows
 
@@ -45,6 +45,9 @@ class _Regrown(Moving):
 
     def begin(self, run: Run) -> Course:
         return _Exchanging(run, self)
+
+    def settles(self, steps: int) -> int:
+        return max((step for step in range(1, steps + 1) if self.exchanged(step, steps)), default=0)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class _Exchanging(Course):
     def __init__(self, run: Run, method: _Regrown) -> None:
         self._run, self._method, self._step = run, method, 0
         self._values = run.start()
-        self._optimizer = run.optimizer(self._values)
+        self.optimizer: Optimizer = run.optimizer(self._values)
         self._sum = torch.zeros(run.rows, run.m).to(run.origin)
         self.mask: Tensor = top_k_of_rows(run.uniform().expand(run.rows, -1), run.shapes, method.sparsity, method.scope)
 
@@ -155,7 +158,7 @@ class _Exchanging(Course):
 
     def step(self, gradient: Tensor) -> None:
         run, method, held = self._run, self._method, self._run.held(self.mask)
-        self._values = torch.where(held, self._optimizer.update(self._values, gradient * held), self._values)
+        self._values = torch.where(held, self.optimizer.update(self._values, gradient * held), self._values)
         self._step += 1
         if method.counts(self._step):
             self._sum = self._sum + gradient[:, : run.m]

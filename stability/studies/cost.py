@@ -28,7 +28,7 @@ from stability.leave_one_out.work import work_of
 from stability.machine import cores, resolve_device
 from stability.masks import Mask
 from stability.problems.problem import Examples, Problem, generator
-from stability.selectors import FullTuning
+from stability.selectors import FullTuning, Random
 from stability.studies.identity import key
 from stability.studies.running import reusable
 from stability.studies.store import Store
@@ -310,7 +310,7 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     sizes = [problem.train.longest(index) * len(index) for index in batches]
     longer = sum(sizes) / len(sizes) / (sum(sizes[1 : _TIMED + 1]) / len(sizes[1 : _TIMED + 1]) if len(sizes) > 1 else sizes[0])
     steps = algorithm.max_steps
-    alone = _step(problem, algorithm, 1, masks) * longer
+    alone = _mean_step(problem, algorithm, 1, masks) * longer
     held_out = [split for split in (problem.validation, problem.test) if split is not None and len(split)]
     seconds_of = {id(split): _forward(problem, split, len(batches[0])) for split in (problem.train, *held_out)}
     validating = 0.0  # of a step
@@ -320,7 +320,7 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     parts["evaluate"] = sum(seconds_of.values())
     if not more:
         return parts
-    together = alone * more if alone > _LONG else _step(problem, algorithm, more, masks) * longer
+    together = alone * more if alone > _LONG else _mean_step(problem, algorithm, more, masks) * longer
     part = 1.0 if study.test_examples is None else min(1.0, study.test_examples / max(1, len(problem.test)))
     evaluating = part * seconds_of.get(id(problem.test), 0.0) / alone * together
     parts["retrain"] = steps * together * _share(problem, algorithm, batches, more) * (1 + validating) + evaluating
@@ -351,6 +351,18 @@ def _forward(problem: Problem, examples: Examples, batch: int) -> float:
 
 class _Enough(Exception):  # noqa: N818 - nothing went wrong here
     """As many steps as are to be timed were taken."""
+
+
+def _mean_step(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] | None) -> float:
+    """Seconds that a step of r replicas takes in the mean. Once a moving mask stays, a step takes what one of a fixed mask does."""
+    selector, steps = algorithm.selector, algorithm.max_steps
+    moving = _step(problem, algorithm, r, masks)
+    if not selector.moving or selector.sparsity is None or (settles := selector.settles(steps)) == steps:
+        return moving
+    fixed = algorithm.timed(Random(selector.sparsity, getattr(selector, "scope", "global")), steps)
+    if fixed is None:
+        return moving
+    return (settles * moving + (steps - settles) * _step(problem, fixed, r, [fixed.select(problem)])) / steps
 
 
 def _step(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] | None) -> float:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["AdamW", "Clock"]
+from stability.machine import pieces
 
-_IN_CACHE = 1 << 17  # values at once on a CPU, so that what is computed of them stays in its cache
+__all__ = ["AdamW", "Clock"]
 
 
 @dataclass
@@ -64,10 +64,9 @@ class AdamW:
         rate = self._learning_rate_at(self._clock.step)
         self._step += 1
         result = torch.empty_like(self._first)
-        size = _IN_CACHE if values.device.type == "cpu" else max(1, values.numel())
-        read = (t.reshape(-1).split(size) for t in (values, gradient))
-        written = (t.view(-1).split(size) for t in (self._first, self._second, result))
-        for old, slope, first, second, new in zip(*read, *written, strict=True):
+        flat = [t.reshape(-1) for t in (values, gradient)] + [t.view(-1) for t in (self._first, self._second, result)]
+        for part in pieces(values.numel(), values.device):
+            old, slope, first, second, new = (t[part] for t in flat)
             first.lerp_(slope, 1 - beta1)
             second.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
             scale = second.sqrt().div_(math.sqrt(1 - beta2**self._step)).add_(self._epsilon)
@@ -78,3 +77,7 @@ class AdamW:
     def take(self, rows: Tensor) -> None:
         """Go on with these rows of the values; a row may be taken twice."""
         self._first, self._second = self._first[rows], self._second[rows]
+
+    def narrow(self, columns: Tensor) -> None:
+        """Go on with these columns of the values."""
+        self._first, self._second = self._first[..., columns], self._second[..., columns]

@@ -15,7 +15,7 @@ from stability.errors import UsageError, explained
 from stability.masks import Mask
 from stability.problems.problem import generator
 from stability.selectors import Course, Run, Selector
-from stability.selectors.moving import MakeOptimizer
+from stability.selectors.moving import MakeOptimizer, Optimizer
 from stability.training.adamw import Clock
 from stability.training.dropout import Dropout
 from stability.training.objective import Descended
@@ -123,9 +123,8 @@ class Stepwise(Protocol):
 class _Fixed(Course):
     """A mask that does not move: one AdamW over the tuned values, in each row over its own."""
 
-    def __init__(self, run: Run, activity: Tensor | None) -> None:
-        self._values, self._activity = run.start(), activity
-        self._optimizer = run.optimizer(self._values)
+    def __init__(self, values: Tensor, optimizer: Optimizer, activity: Tensor | None) -> None:
+        self._values, self._optimizer, self._activity = values, optimizer, activity
 
     def point(self) -> Tensor:
         return self._values
@@ -141,6 +140,29 @@ class _Fixed(Course):
 
     def final(self) -> tuple[Tensor, Tensor | None]:
         return self._values, None
+
+
+class _Settled(_Fixed):
+    """A mask that has moved and now stays: what trains in some row's mask, and the head.
+
+    Args:
+        run: the run.
+        values: (r, K) so far.
+        mask: bool (r, m).
+        optimizer: of the values; its moments are narrowed.
+        columns: where some row trains, int64, of the K.
+    """
+
+    def __init__(self, run: Run, values: Tensor, mask: Tensor, *, optimizer: Optimizer, columns: Tensor) -> None:
+        held = run.held(mask)[:, columns]
+        optimizer.narrow(columns)
+        super().__init__(values[:, columns], optimizer, None if bool(held.all()) else held)
+        self.mask, self._run, self._columns = mask, run, columns
+
+    def final(self) -> tuple[Tensor, Tensor | None]:
+        values = self._run.start()
+        values[:, self._columns] = self._values
+        return values, self.mask
 
 
 def descend(
@@ -180,7 +202,8 @@ def descend(
     method = f"selector {selector.name!r}"
     untouched = run.origin._version
     with explained(method):
-        course = selector.begin(run) if selector.moving else _Fixed(run, options.activity)
+        course = selector.begin(run) if selector.moving else _unmoved(run, options.activity)
+        settles = selector.settles(run.steps) if selector.moving else run.steps
     if not isinstance(course, Course):
         raise UsageError(f"{method} began {type(course).__name__}: begin returns a stability.selectors.Course")
     failed = torch.full((everyone.stop,), -1, device=origin.device)
@@ -192,6 +215,8 @@ def descend(
     for step, index in enumerate(batches):
         clock.step = step
         rows = _go_on(course, rows, sharing.rows(step))
+        if step == settles:
+            course, objective = _settled(course, objective, run)
         dropout = algorithm.dropout_at(step, origin.device, (len(index), objective.sequences) if options.reverse else None)
         with explained(method):
             values = course.point()
@@ -242,6 +267,26 @@ def descend(
         masks=masks,
         spared=spared,
     )
+
+
+def _unmoved(run: Run, activity: Tensor | None) -> Course:
+    values = run.start()
+    return _Fixed(values, run.optimizer(values), activity)
+
+
+def _settled(course: Course, objective: Descended, run: Run) -> tuple[Course, Descended]:
+    """Course and objective at the coordinates of the masks and the head alone, where the objective can be narrowed."""
+    values, mask = _ended(copy.copy(course), run)
+    if mask is None or course.optimizer is None:
+        raise UsageError(
+            f"selector {run.name!r}: settles says that its mask stays, and its course has no mask or no optimizer: set both, or "
+            "leave settles out"
+        )
+    columns = run.held(mask).any(0).nonzero().squeeze(1)
+    narrow = objective.narrow(columns)
+    if narrow is None:
+        return course, objective
+    return _Settled(run, values, mask, optimizer=course.optimizer, columns=columns), narrow
 
 
 def _ended(course: Course, run: Run) -> tuple[Tensor, Tensor | None]:

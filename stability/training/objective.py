@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -188,6 +187,13 @@ class Descended(Protocol):
     def sequences(self) -> int:
         """How many sequences make one example: 1, but for a choice."""
 
+    def narrow(self, columns: Tensor) -> Descended | None:
+        """The same where only some of the K coordinates differ from the start; None where all are needed.
+
+        Args:
+            columns: their places among the K, int64, ascending.
+        """
+
     def __call__(
         self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -253,10 +259,10 @@ class Objective:
     ) -> None:
         self.origin = tunable.gather(start)
         self._observer, self._autocast, self._reverse = observer, autocast, reverse
+        self._start, self._tunable = start, tunable
         self._problem, self._weights, self._ridges, self._activity = problem, weights, ridges, activity
         most = min(len(weights), at_once or len(weights))
         self._portions = Portions(most, self.origin.device, len(self.origin))
-        self._make = partial(Stack, start, tunable, differentiable=True)
         self._stack: Stack | None = None
         self._ridged = bool((ridges > 0).any())
 
@@ -280,6 +286,15 @@ class Objective:
         """How many sequences make one example: 1, but for a choice."""
         logits, inputs = self._problem.logits, self._problem.train.inputs
         return next(iter(inputs.values())).shape[1] if isinstance(logits, ModuleLogits) and logits.choices else 1
+
+    def narrow(self, columns: Tensor) -> Objective | None:
+        if self._observer is not None:  # is told of all K
+            return None
+        self._forget()
+        fewer = copy.copy(self)
+        fewer.origin, fewer._tunable = self.origin[columns], self._tunable.part(columns.cpu())
+        fewer._activity = None if self._activity is None else self._activity[:, columns]
+        return fewer
 
     def __call__(
         self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
@@ -315,7 +330,7 @@ class Objective:
     ) -> tuple[Tensor, Tensor]:
         """Loss and gradient of some rows, sums over the examples, each weighed by its share of the mean."""
         if self._stack is None:
-            self._stack = self._make(self.origin.expand(self.at_once, -1))
+            self._stack = Stack(self._start, self._tunable, self.origin.expand(self.at_once, -1), differentiable=True)
         stack = self._stack.first(len(values))
         stack.write(values)
         loss, gradient = shares.new_zeros(len(values)), torch.empty(0)

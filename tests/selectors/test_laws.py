@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stability import FineTuning, Minimisation, Problem, SparseDelta, UsageError
+from stability.derivatives import products
 from stability.leave_one_out.estimators import Sampled
 from stability.leave_one_out.measuring import measure
 from stability.masks import Mask
@@ -23,6 +24,7 @@ from stability.selectors import (
     BiasesAndNorms,
     BitFit,
     ChildPruning,
+    Course,
     DiffPruning,
     Fisher,
     FullTuning,
@@ -39,6 +41,7 @@ from stability.selectors import (
     Random,
     Ranked,
     RigL,
+    Run,
     Scope,
     Selector,
     SpIEL,
@@ -272,6 +275,41 @@ def test_law_of_the_zero_weight(selector: Selector, learned: Problem) -> None:
     one, two = (train(p, algorithm(selector), leaving_out(p.n, 5)[1:], masks) for p in (learned, other))
     assert torch.equal(one.values, two.values)
     assert one.masks[0].equals(two.masks[0])
+
+
+@turns
+def test_law_of_the_settled_mask(selector: Selector, learned: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its mask stays, a method is asked no more, and what it would have trained alone comes out."""
+    settles = selector.settles(STEPS)
+    if not selector.moving:
+        assert settles == 0
+        return
+    monkeypatch.setattr(products, "_LARGE_MATRIX", 0)
+    double, weights = as_double(learned), leaving_out(learned.n, 5)
+    steps: list[Course] = []
+    begin = type(selector).begin
+
+    def counted(self: Selector, run: Run) -> Course:
+        course = begin(self, run)
+        step = course.step
+
+        def told(gradient: Tensor) -> None:
+            steps.append(course)
+            step(gradient)
+
+        monkeypatch.setattr(course, "step", told)
+        return course
+
+    monkeypatch.setattr(type(selector), "begin", counted)
+    found = train(double, algorithm(selector), weights)
+    assert len(steps) == settles
+    assert (found.mask_changes[settles:] == 0).all()
+    monkeypatch.setattr(type(selector), "settles", lambda self, steps: steps)
+    alone = train(double, algorithm(selector), weights)
+    assert len(steps) == settles + STEPS
+    assert all(one.equals(other) for one, other in zip(found.masks, alone.masks, strict=True))
+    assert torch.equal(found.mask_changes, alone.mask_changes)
+    torch.testing.assert_close(found.values, alone.values, rtol=0, atol=1e-12)
 
 
 def reloaded(problem: Problem) -> Problem:

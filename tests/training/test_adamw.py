@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stability.training import adamw
+from stability import machine
 from stability.training.adamw import AdamW, Clock
 
 RATES = [0.01, 0.03, 0.02]
@@ -18,7 +18,8 @@ def test_rows_are_updated_as_by_torch(
     in_cache: int, weight_decay: float, transposed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In pieces and at once, also where the values lie column by column; after the second step only one row goes on."""
-    monkeypatch.setattr(adamw, "_IN_CACHE", in_cache)
+    monkeypatch.setattr(machine, "_IN_CACHE", in_cache)
+    monkeypatch.setattr(machine, "_VECTOR", 1)
     draw = torch.Generator().manual_seed(0)
     values = torch.randn(3, 50, generator=draw, dtype=torch.float64)
     values = values.T.contiguous().T if transposed else values
