@@ -139,10 +139,9 @@ class Stack:
 
         return each_row(one, self.tensors, dict(inputs), batched=problem.batched)
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """The gradient of ``loss``, a sum over replicas of what :meth:`call` gave, by the K coordinates: (r, K)."""
-        rows, count = len(next(iter(self.tensors.values()))), self._places[-1][2].stop
-        return masked_gradients(loss, self._places, self.tensors, self._tuned, loss.new_empty(rows, count))
+    def gradient(self, loss: Tensor, result: Tensor) -> Tensor:
+        """The gradient of ``loss``, a sum over replicas of what :meth:`call` gave, by the K coordinates, in ``result`` (r, K)."""
+        return masked_gradients(loss, self._places, self.tensors, self._tuned, result)
 
 
 def blocks_of(batch: Examples, whole: bool = False, reverse: bool = False) -> list[tuple[Tensor, Examples]]:
@@ -312,10 +311,12 @@ class Objective:
         mass = weights.sum(1, keepdim=True)
         # A batch whose every example is left out has no loss and no gradient; the moments still move the values.
         shares = weights / torch.where(mass > 0, mass, torch.ones_like(mass))
-        parts = self._portions.each(
-            len(values), lambda mine: self._of(values[mine], blocks, shares[mine], dropout), forget=self._forget
-        )
-        loss, gradient = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
+        gradient = torch.empty_like(values)
+
+        def some(mine: slice) -> Tensor:
+            return self._of(values[mine], blocks, shares[mine], dropout, gradient[mine])
+
+        loss = torch.cat(self._portions.each(len(values), some, forget=self._forget))
         penalty = torch.zeros_like(loss)
         if self._ridged:
             ridges, moved = self._ridges[rows], values - self.origin
@@ -326,28 +327,35 @@ class Objective:
         return loss, penalty, gradient
 
     def _of(
-        self, values: Tensor, blocks: Sequence[tuple[Tensor, Examples]], shares: Tensor, dropout: Dropout | None
-    ) -> tuple[Tensor, Tensor]:
-        """Loss and gradient of some rows, sums over the examples, each weighed by its share of the mean."""
+        self,
+        values: Tensor,
+        blocks: Sequence[tuple[Tensor, Examples]],
+        shares: Tensor,
+        dropout: Dropout | None,
+        gradient: Tensor,
+    ) -> Tensor:
+        """The loss of some rows, and its ``gradient``: sums over the examples, each weighed by its share of the mean."""
         if self._stack is None:
             self._stack = Stack(self._start, self._tunable, self.origin.expand(self.at_once, -1), differentiable=True)
         stack = self._stack.first(len(values))
         stack.write(values)
-        loss, gradient = shares.new_zeros(len(values)), torch.empty(0)
+        loss = shares.new_zeros(len(values))
         logits = []
         for number, (index, block) in enumerate(blocks):
             with torch.autocast(values.device.type, torch.bfloat16) if self._autocast else nullcontext():
                 answer = stack.logits(self._problem, block.inputs, dropout).to(values.dtype)
             losses = self._problem.losses_of_each(answer, block.labels)
             own = (losses * shares[:, index.to(shares.device)]).sum(1)
-            slope = stack.gradient(own.sum())
-            gradient = slope if number == 0 else gradient.add_(slope)
+            if number == 0:
+                stack.gradient(own.sum(), gradient)
+            else:
+                gradient.add_(stack.gradient(own.sum(), torch.empty_like(gradient)))
             loss += own.detach()
             logits.append(answer.detach())
         if self._observer is not None:
             back = torch.cat([index for index, _ in blocks]).argsort().to(values.device)
             self._observer.add(values, torch.cat(logits, dim=1)[:, back], gradient)
-        return loss, gradient
+        return loss
 
     def _forget(self) -> None:
         """The tensors of as many replicas as went at once so far."""

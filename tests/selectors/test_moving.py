@@ -382,6 +382,24 @@ def test_a_burn_in_that_leaves_no_step_is_refused(selector: Selector, digits: Pr
         train(digits, FineTuning(selector, steps=4))
 
 
+@pytest.mark.parametrize(
+    ("selector", "settles"),
+    [
+        (magnitude(P), 0),
+        *((kind(P, burn_in=4), 4) for kind in (magnitude, ChildPruning, DiffPruning, LotteryTicket, Movement)),
+        (ChildPruning(P), 10),
+        (Mixout(), 10),
+        (DiffPruning(P, burn_in=2, every=4), 10),  # relaxed in the steps 0, 1, 4, 5, 8 and 9
+        (DiffPruning(P, burn_in=2, every=6), 8),
+        (SpIEL(P, every=4, accumulated=2), 8),
+        (RigL(P, every=3), 6),  # before three quarters of the steps
+        (RigL(P, every=8), 0),
+    ],
+)
+def test_a_method_says_when_its_mask_stays(selector: Selector, settles: int) -> None:
+    assert selector.settles(10) == settles
+
+
 def test_a_diverged_replica_of_a_moving_method_is_marked_and_spares_the_others(digits: Problem) -> None:
     algorithm = FineTuning(ChildPruning(P), steps=6, batch_size=8)
     weights = leaving_out(digits.n, 3)
@@ -439,6 +457,15 @@ def test_the_engine_puts_back_what_a_course_of_one_s_own_leaves(digits: Problem)
         replicas.delta(row)  # raises if anything outside the mask differs from θ⁰
         assert (replicas.values[row, 10:30] != replicas.tunable.gather(replicas.start)[10:30]).any()
     assert (replicas.values[:, digits.m :] != replicas.tunable.gather(replicas.start)[digits.m :]).any()  # the head stays trained
+
+
+def test_a_mask_that_stays_needs_an_optimizer_that_goes_on(digits: Problem) -> None:
+    class Vague(Own):
+        def settles(self, steps: int) -> int:
+            return 1
+
+    with pytest.raises(UsageError, match="'own': settles says that its mask stays.*no optimizer: set both, or leave settles out"):
+        train(digits, FineTuning(Vague(), steps=2, batch_size=8))
 
 
 def test_a_method_that_begins_must_say_that_it_moves() -> None:

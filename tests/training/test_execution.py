@@ -224,7 +224,7 @@ def test_what_threads_have_no_memory_for_is_trained_alone(digits: Problem, monke
     wanted = train(digits, algorithm, weights)
     real, refused = Objective._of, [0]
 
-    def scarce(self: Objective, values: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    def scarce(self: Objective, values: Tensor, *rest: object) -> Tensor:
         if threading.current_thread() is not threading.main_thread():
             refused[0] += 1
             raise MemoryError
