@@ -160,7 +160,7 @@ def test_out_of_memory_halves_what_goes_at_once_and_loses_nothing(
     sizes: list[int] = []
     real = Objective._of
 
-    def scarce(self: Objective, values: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    def scarce(self: Objective, values: Tensor, *rest: object) -> Tensor:
         sizes.append(len(values))
         if len(values) > 2 and len(sizes) > 2:  # memory is enough at first
             raise torch.OutOfMemoryError("CUDA out of memory")
