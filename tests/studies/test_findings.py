@@ -176,7 +176,9 @@ def test_no_random_problem_is_above_the_bound_but_with_the_printed_curvature() -
     assert all((above[name] > 0) == (name in printed) for name in above)
 
 
-CLAIMS_PAGE = " ".join((ROOT / "docs" / "findings" / "claims-learned.md").read_text().split())
+CLAIMS_PAGE = " ".join(
+    " ".join((ROOT / "docs" / "findings" / f"claims-{name}.md").read_text() for name in ("learned", "method")).split()
+)
 
 
 def on_page(row: dict[Any, Any], digits: int, *, signed: bool = False) -> bool:
