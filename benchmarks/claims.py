@@ -40,7 +40,7 @@ def searched(name: str) -> str | None:
     """The search from which a study takes its learning rates; None of a search itself."""
     if name.endswith("-rates"):
         return None
-    return f"{name.removesuffix('-perturbation')}-rates"
+    return f"{name.removesuffix('-perturbation').removesuffix('-fit')}-rates"
 
 
 def protocols(names: tuple[str, ...], model: str, data: str | None, *, beginning: bool = False) -> Iterator[tuple[str, Protocol]]:
