@@ -5,14 +5,16 @@ A :class:`Study` says what to measure: problems, algorithms, seeds and an estima
 call, and says what it tells apart. :func:`scores` puts results into the form of the paper's tables, beside which
 :func:`published_scores` has the published numbers; :func:`rank_correlation` says how far two columns of such a table go together,
 and :func:`answers` puts the claims of Fu et al. 2023 to results. :func:`chosen_rates` takes from a study of several learning rates
-the best of each method. :func:`expected` says beforehand what a study will cost. :data:`STUDIES` has the studies that come with the
-toolkit, :data:`PAPER` the experiments of Fu et al. 2023.
+the best of each method, and :func:`at_equal_training_loss` compares methods where they fit S equally well. :func:`expected` says
+beforehand what a study will cost. :data:`STUDIES` has the studies that come with the toolkit, :data:`PAPER` the experiments of
+Fu et al. 2023.
 """
 
 from stability.leave_one_out.statistics import mean_over_seeds
 from stability.studies.claims import answers, cells_to_compute, learned
 from stability.studies.comparison import Comparison, compare
 from stability.studies.cost import Cost, expected
+from stability.studies.equal_fit import at_equal_training_loss
 from stability.studies.named import PAPER, STUDIES
 from stability.studies.pace import Progress
 from stability.studies.protocol import Protocol
@@ -49,6 +51,7 @@ __all__ = [
     "Verdict",
     "against_published",
     "answers",
+    "at_equal_training_loss",
     "cells_to_compute",
     "chosen_rates",
     "compare",

@@ -25,13 +25,14 @@ __all__ = [
     "inner_advantages",
     "metric_differences",
     "over_tasks",
+    "p_of_mean",
     "row",
     "stability_ratios",
     "stability_slopes",
 ]
 
 _FEWEST = 3  # seeds of which a t interval is taken; p of which a slope is
-_EQUAL = 1e-9  # logarithms that differ by rounding
+_EQUAL = 1e-9  # differences that differ by rounding
 _NORMAL = 1.959964  # standard errors from the middle of a 95 % interval to its end
 
 Row = dict[str, Any]
@@ -201,11 +202,11 @@ def inner_advantages(results: Sequence[StudyResults]) -> Iterator[Row]:
                     if len(known) < len(ends):
                         continue
                     if behind := [end for end in known if end.mean() <= 0]:
-                        deciding = min(behind, key=_p_of_mean)
-                        p_value = min(1.0, 2 * _p_of_mean(deciding))
+                        deciding = min(behind, key=p_of_mean)
+                        p_value = min(1.0, 2 * p_of_mean(deciding))
                     else:
-                        deciding = max(known, key=_p_of_mean)
-                        p_value = _p_of_mean(deciding)
+                        deciding = max(known, key=p_of_mean)
+                        p_value = p_of_mean(deciding)
                     yield _over_seeds(task, _named(method, inner.p), deciding) | {"p": p_value, "group": f"{task} {method}"}
 
 
@@ -283,7 +284,7 @@ def _over(task: str, what: str, values: Numbers, errors: Numbers) -> Row:
 def _over_seeds(task: str, what: str, values: Numbers) -> Row:
     """The mean of one value a seed, with Student's interval."""
     found = mean_over_seeds(values)
-    return row(task, what, found.value, *found.interval, _p_of_mean(values), count=len(values), over="seeds")
+    return row(task, what, found.value, *found.interval, p_of_mean(values), count=len(values), over="seeds")
 
 
 def _logs(cells: pd.DataFrame) -> pd.DataFrame:
@@ -300,9 +301,18 @@ def _logs(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["log", "error"])
 
 
-def _p_of_mean(differences: Numbers) -> float:
+def p_of_mean(differences: Numbers) -> float:
+    """Student's two-sided p-value of a mean of 0; NaN of fewer than two differences, 1 or 0 where all are the same to rounding.
+
+    Args:
+        differences: (a,), of independent runs.
+
+    Example:
+        >>> p_of_mean(np.array([0.5, 0.5, 0.5])), p_of_mean(np.array([0.5]))
+        (0.0, nan)
+    """
     if len(differences) < 2:
         return math.nan
-    if np.ptp(differences) == 0:
-        return 1.0 if differences[0] == 0 else 0.0
+    if np.ptp(differences) <= _EQUAL:
+        return 1.0 if abs(differences[0]) <= _EQUAL else 0.0
     return float(stats.ttest_1samp(differences, 0).pvalue)

@@ -1,0 +1,105 @@
+"""Methods compared where they fit the training set equally well.
+
+A method that hardly moves from its start fits S badly, and is stable whatever parameters it trains. What is left where the training
+loss is equal comes from which parameters a method trains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from stability.errors import UsageError
+from stability.leave_one_out.statistics import Numbers, mean_over_seeds
+from stability.studies.comparison import holm
+from stability.studies.effects import finished, p_of_mean
+from stability.studies.results import StudyResults
+
+__all__ = ["at_equal_training_loss"]
+
+
+def at_equal_training_loss(
+    results: StudyResults, curve: StudyResults | Iterable[StudyResults], *, column: str = "stability"
+) -> pd.DataFrame:
+    """The stability of each method, divided by that of another method where its training loss is the same.
+
+    The other method, such as full tuning, was trained at several learning rates. For each task and seed its runs make a curve: the
+    logarithm of stability over the logarithm of the training loss, linear between neighbouring runs. It is read at the training
+    loss of each run of ``results``. The ratios' geometric mean over seeds has Student's interval for paired logarithms. A run
+    whose training loss lies outside the curve is not compared, nor is one whose seed the curve has not.
+
+    Args:
+        results: the methods.
+        curve: the runs of the other method, of one study or several.
+        column: what is divided, a column of the results whose values are above 0.
+
+    Returns:
+        A row for each task and setting of a method, from the smallest ratio to the largest: ``task``, ``method``, ``sparsity``,
+        ``train_loss`` (the mean over seeds), ``seeds`` (that are compared), ``outside`` (the seeds whose training loss lies outside
+        the curve), ``ratio`` with its 95 % interval ``low`` and ``high``, and ``p_value``, corrected for the number of
+        rows (Holm). Of fewer than two seeds there is no interval and no p-value.
+
+    Raises:
+        UsageError: the curve has runs of several methods, or only one for some task and seed; a training loss or a value of
+            ``column`` is not above 0, or there is no such column.
+
+    Example:
+        >>> main = StudyResults.read("figures/claims/claims-stsb.sqlite")
+        >>> full = main.where(method="full")
+        >>> at_equal_training_loss(main.where(method=["sam"]), [full, main.where(method="mixout")])
+        Traceback (most recent call last):
+        ...
+        stability.errors.UsageError: the curve has runs of full, mixout: use those of one method at several learning rates
+    """
+    several = [curve] if isinstance(curve, StudyResults) else list(curve)
+    known = pd.concat([_runs(one, column) for one in several], ignore_index=True)
+    if len(methods := sorted(set(known["method"]))) != 1:
+        raise UsageError(f"the curve has runs of {', '.join(methods)}: use those of one method at several learning rates")
+    curves = {place: mine.sort_values("train_loss") for place, mine in known.groupby(["task", "seed"])}
+    for (task, seed), mine in curves.items():
+        if len(mine) < 2:
+            raise UsageError(f"the curve has one run of {methods[0]} on {task} with seed {seed}: use two learning rates or more")
+    rows = []
+    for (task, method, sparsity, _), mine in _runs(results, column).groupby(["task", "method", "sparsity", "algorithm"]):
+        paired = [(run, curves[place]) for _, run in mine.iterrows() if (place := (task, run["seed"])) in curves]
+        logs = np.array([_log_ratio(run, beside, column) for run, beside in paired])
+        inside = logs[~np.isnan(logs)]
+        row = {"task": task, "method": method, "sparsity": sparsity, "train_loss": mine["train_loss"].mean()}
+        row |= {"seeds": len(inside), "outside": len(logs) - len(inside)}
+        rows.append(row | _ratio(inside))
+    table = pd.DataFrame(rows, columns=["task", "method", "sparsity", "train_loss", "seeds", "outside", *_ratio(np.empty(0))])
+    table["p_value"] = holm(table["p_value"])
+    return table.sort_values(["task", "ratio"], ignore_index=True)
+
+
+def _runs(results: StudyResults, column: str) -> pd.DataFrame:
+    """The finished runs that were measured, with their numbers checked."""
+    table = finished(results)
+    if column not in table:
+        raise UsageError(f"column = {column!r}: the results have no such column; use stability, gap or test_loss")
+    table = table[["task", "method", "sparsity", "algorithm", "seed", "train_loss", column]].dropna()
+    for name in ("train_loss", column):
+        if not (table[name].astype(float) > 0).all():
+            raise UsageError(f"{name} = {table[name].min():g} in study {results.study!r} has no logarithm: leave that run out")
+    return table
+
+
+def _log_ratio(run: pd.Series, curve: pd.DataFrame, column: str) -> float:
+    """Of one run to the curve at its training loss; NaN outside of it."""
+    losses, values = (np.log(curve[name].to_numpy(dtype=float)) for name in ("train_loss", column))
+    at = np.interp(math.log(run["train_loss"]), losses, values, left=math.nan, right=math.nan)
+    return math.log(run[column]) - float(at)
+
+
+def _ratio(logs: Numbers) -> dict[str, float]:
+    """The geometric mean of the ratios with its interval, and the p-value of no difference."""
+    if not len(logs):
+        return dict.fromkeys(("ratio", "low", "high", "p_value"), math.nan)
+    if len(logs) == 1:
+        return {"ratio": math.exp(logs[0]), "low": math.nan, "high": math.nan, "p_value": math.nan}
+    mean = mean_over_seeds(logs)
+    ratio, low, high = np.exp([mean.value, *mean.interval])
+    return {"ratio": ratio, "low": low, "high": high, "p_value": p_of_mean(logs)}
