@@ -252,7 +252,9 @@ class Mask:
         Args:
             places: their places among the k masked coordinates, int64, ascending.
         """
-        inside = {name: places[(places >= where.start) & (places < where.stop)] - where.start for name, _, where in self.slices()}
+        ends = torch.searchsorted(places, torch.tensor([where.stop for _, _, where in self.slices()])).tolist()
+        parts = zip(self.slices(), places.tensor_split(ends), strict=False)
+        inside = {name: mine - where.start for (name, _, where), mine in parts}
         return Mask(self.shapes, {name: self.indices[name][mine] for name, mine in inside.items() if len(mine)})
 
     def slices(self) -> Iterator[tuple[str, Tensor, slice]]:

@@ -282,9 +282,6 @@ class _Tangent:
         """Which of the coordinates at hand ``mask`` has."""
         return self._real.tunable.contains(mask)[self._places]
 
-    def narrow(self, columns: Tensor) -> None:
-        """Its Jacobian is of all the coordinates at hand."""
-
     def __call__(
         self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
     ) -> tuple[Tensor, Tensor, Tensor]:

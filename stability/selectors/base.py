@@ -117,20 +117,6 @@ class Selector(ABC):
         """The start of r replicas of a moving method."""
         raise NotImplementedError(f"{self.name} has a fixed mask")
 
-    def settles(self, steps: int) -> int:
-        """After how many steps the mask stays as it is, and nothing trains but its coordinates and the head, by AdamW.
-
-        From there on the engine takes the steps itself, at these coordinates alone. That costs less, and the result is the same up
-        to rounding. Of a fixed mask it is 0. Until a subclass says otherwise, a moving mask may move to the end.
-
-        Args:
-            steps: of the whole run.
-
-        Returns:
-            From 0 to ``steps``, which stands for never.
-        """
-        return steps if self.moving else 0
-
     def settings(self) -> dict[str, Any]:
         """What defines the selector, as plain values: part of the identity of a result."""
         return {"name": self.name, **{name: plain(value) for name, value in self._values().items()}}
@@ -158,7 +144,8 @@ class Moving(Selector):
     """A selector whose mask moves while A trains. Every replica finds its own mask.
 
     A subclass writes :meth:`begin`, which starts a :class:`Course`. The course takes the steps and gives the final mask;
-    :class:`Projected` is one that projects onto the coordinates of highest score.
+    :class:`Projected` is one that projects onto the coordinates of highest score. A course that says when its mask stays
+    (:attr:`Course.settles`) is trained faster.
 
     Example:
         >>> from stability import FineTuning, load, train

@@ -109,7 +109,7 @@ class Run:
 
     def uniform(self) -> Tensor:
         """m draws from [0, 1) in double precision, the same on every device."""
-        return torch.cat([draw for _, draw in self.uniforms()])
+        return torch.rand(self.m, generator=self.draws, dtype=torch.float64).to(self.origin.device)
 
     def uniforms(self) -> Iterator[tuple[slice, Tensor]]:
         """The draws of :meth:`uniform`, some at a time: with all parameters of a large model, memory is what takes time.
@@ -144,8 +144,10 @@ class Course(ABC):
     Attributes:
         mask: the last hard mask, bool (r, m); None before there is one. A new mask is a new tensor: the engine counts which
             coordinates entered it where it finds another object than before.
-        optimizer: the AdamW of what :meth:`point` gives. It goes on alone once the mask stays
-            (:meth:`Selector.settles <stability.selectors.Selector.settles>`); a method that never says so needs none.
+        settles: after how many steps the mask stays, and nothing trains but its coordinates and the head, by :attr:`optimizer`;
+            None where the mask may move to the end. From there on the engine takes the steps itself, at these coordinates alone,
+            which costs less. The result is the same up to rounding. A run that is observed step by step is left to the course.
+        optimizer: the AdamW of what :meth:`point` gives; needed where the mask settles.
 
     Example:
         >>> from stability import FineTuning, problems
@@ -174,6 +176,7 @@ class Course(ABC):
     """
 
     mask: Tensor | None = None
+    settles: int | None = None
     optimizer: Optimizer | None = None
 
     @property
@@ -244,7 +247,7 @@ class Projected(Course):
         reset: bool = False,
     ) -> None:
         self._run, self._score, self._sparsity, self._scope = run, score, sparsity, scope
-        self._every, self._burn_in, self._reset = every, burn_in, reset
+        self._every, self.settles, self._reset = every, burn_in, reset
         self._values = run.start()
         self.optimizer: Optimizer = run.optimizer(self._values)
         self._step = 0
@@ -259,7 +262,7 @@ class Projected(Course):
         updated = self.optimizer.update(self._values, gradient)
         self._values = updated if self._open is None else torch.where(self._open, updated, self._values)
         self._step += 1
-        if self._step == self._burn_in:
+        if self._step == self.settles:
             self._open = self._run.held(self._project(last=True))
             if self._reset:
                 self._values = self._run.start()

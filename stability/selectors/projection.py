@@ -71,9 +71,6 @@ class ChildPruning(Moving):
             check_burn_in(self.name, self.burn_in, run.steps)
         return Projected(run, _moved, self.sparsity, self.scope, every=self.every, burn_in=self.burn_in, reset=self.reset)
 
-    def settles(self, steps: int) -> int:
-        return steps if self.burn_in is None else self.burn_in
-
 
 def _moved(values: Tensor, origin: Tensor) -> Tensor:
     return (values - origin).abs()
@@ -117,9 +114,6 @@ class LotteryTicket(Moving):
         check_burn_in(self.name, self.burn_in, run.steps)
         return Projected(run, _moved, self.sparsity, self.scope, burn_in=self.burn_in, reset=True)
 
-    def settles(self, steps: int) -> int:
-        return self.burn_in
-
 
 @dataclass(frozen=True)
 class Movement(Moving):
@@ -160,22 +154,19 @@ class Movement(Moving):
         check_burn_in(self.name, self.burn_in, run.steps)
         return _Summed(run, self)
 
-    def settles(self, steps: int) -> int:
-        return self.burn_in
-
 
 class _Summed(Projected):
     """Full training that adds up −g θ until the mask is chosen."""
 
     def __init__(self, run: Run, method: Movement) -> None:
-        # A copy that is made for early stopping asks this one, whose sum is the same at that time.
-        super().__init__(run, lambda *_: self._sum, method.sparsity, method.scope, burn_in=method.burn_in, reset=True)
-        self._sum = torch.zeros(run.rows, run.m).to(run.origin)
+        # In a list, for a score that held on to this course would keep its memory to the end.
+        self._sum = total = [torch.zeros(run.rows, run.m).to(run.origin)]
+        super().__init__(run, lambda *_: total[0], method.sparsity, method.scope, burn_in=method.burn_in, reset=True)
 
     def step(self, gradient: Tensor) -> None:
         if self.mask is None:
-            m = self._sum.shape[1]
-            self._sum = self._sum - gradient[:, :m] * self.point()[:, :m]
+            m = self._run.m
+            self._sum[0] = self._sum[0] - gradient[:, :m] * self.point()[:, :m]
         super().step(gradient)
 
 
@@ -241,16 +232,14 @@ class DiffPruning(Moving):
         check_burn_in(self.name, self.burn_in, run.steps)
         return _Gated(run, self)
 
-    def settles(self, steps: int) -> int:
-        last = 0 if self.every is None else (steps - 1) // self.every * self.every  # the step that relaxes the mask the last time
-        return min(steps, last + self.burn_in)
-
 
 class _Gated(Course):
     """Differences with gates. The gates' gradients are written out, because the engine differentiates by the point alone."""
 
     def __init__(self, run: Run, method: DiffPruning) -> None:
         self._run, self._method = run, method
+        last = (run.steps - 1) // method.every * method.every if method.every else 0  # the step that relaxes the mask the last time
+        self.settles = last + method.burn_in if last + method.burn_in < run.steps else None
         self._values = run.start()
         self._alpha = torch.full((run.rows, run.m), method.gate_start).to(run.origin)
         self.optimizer: Optimizer = run.optimizer(self._values)

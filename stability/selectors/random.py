@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stability.checks import check_probability
 from stability.selectors.base import Moving
-from stability.selectors.moving import Course, Projected, Run
+from stability.selectors.moving import Course, Optimizer, Projected, Run
 from stability.selectors.scope import AnyScope, Scope
 from stability.selectors.scored import Evidence, Ranked
 
@@ -83,7 +83,7 @@ class _Mixed(Course):
     def __init__(self, run: Run, probability: float) -> None:
         self._run, self._probability = run, probability
         self._values = run.start()
-        self._optimizer = run.optimizer(self._values)
+        self.optimizer: Optimizer = run.optimizer(self._values)
         self._gates = torch.ones_like(run.origin)
 
     @property
@@ -96,7 +96,7 @@ class _Mixed(Course):
         return self._run.gated(self._values, self._gates)
 
     def step(self, gradient: Tensor) -> None:
-        self._values = self._optimizer.update(self._values, self._gates * gradient)
+        self._values = self.optimizer.update(self._values, self._gates * gradient)
 
     def final(self) -> tuple[Tensor, Tensor]:
         return self._values, torch.ones(self._run.rows, self._run.m, dtype=torch.bool, device=self._values.device)

@@ -46,9 +46,6 @@ class _Regrown(Moving):
     def begin(self, run: Run) -> Course:
         return _Exchanging(run, self)
 
-    def settles(self, steps: int) -> int:
-        return max((step for step in range(1, steps + 1) if self.exchanged(step, steps)), default=0)
-
 
 @dataclass(frozen=True)
 class SpIEL(_Regrown):
@@ -148,6 +145,8 @@ class _Exchanging(Course):
 
     def __init__(self, run: Run, method: _Regrown) -> None:
         self._run, self._method, self._step = run, method, 0
+        exchanges = [step for step in range(1, run.steps + 1) if method.exchanged(step, run.steps)]
+        self.settles = max(exchanges, default=0)
         self._values = run.start()
         self.optimizer: Optimizer = run.optimizer(self._values)
         self._sum = torch.zeros(run.rows, run.m).to(run.origin)

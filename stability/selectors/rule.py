@@ -186,9 +186,6 @@ class TrainedMagPruning(Moving):
         check_burn_in(self.name, self.burn_in, run.steps)
         return Projected(run, lambda values, _: values.abs(), self.sparsity, self.scope, burn_in=self.burn_in, reset=self.reset)
 
-    def settles(self, steps: int) -> int:
-        return self.burn_in
-
 
 def magnitude(sparsity: float, scope: AnyScope = "global", *, burn_in: int = 0, reset: bool = False) -> Selector:
     """Selection by magnitude under one name: :class:`MagPruning`, or with a burn-in :class:`TrainedMagPruning`.

@@ -33,7 +33,9 @@ from stability.studies.identity import key
 from stability.studies.running import reusable
 from stability.studies.store import Store
 from stability.studies.study import Study, cell_identity
-from stability.training import Algorithm, train
+from stability.training import Algorithm, FineTuning, train
+from stability.training.adamw import Clock
+from stability.training.descent import begun, run_of
 from stability.training.execution import departures
 
 __all__ = ["PARTS", "Cost", "expected"]
@@ -310,7 +312,9 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     sizes = [problem.train.longest(index) * len(index) for index in batches]
     longer = sum(sizes) / len(sizes) / (sum(sizes[1 : _TIMED + 1]) / len(sizes[1 : _TIMED + 1]) if len(sizes) > 1 else sizes[0])
     steps = algorithm.max_steps
-    alone = _mean_step(problem, algorithm, 1, masks) * longer
+    alone = retrained = _mean_step(problem, algorithm, 1, masks) * longer
+    if more and selector.moving and isinstance(estimator.predictor_for(algorithm), Linearised):
+        alone = _step(problem, algorithm, 1, masks) * longer  # A(S) is observed, and then all coordinates take part to the end
     held_out = [split for split in (problem.validation, problem.test) if split is not None and len(split)]
     seconds_of = {id(split): _forward(problem, split, len(batches[0])) for split in (problem.train, *held_out)}
     validating = 0.0  # of a step
@@ -320,9 +324,9 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     parts["evaluate"] = sum(seconds_of.values())
     if not more:
         return parts
-    together = alone * more if alone > _LONG else _mean_step(problem, algorithm, more, masks) * longer
+    together = retrained * more if retrained > _LONG else _mean_step(problem, algorithm, more, masks) * longer
     part = 1.0 if study.test_examples is None else min(1.0, study.test_examples / max(1, len(problem.test)))
-    evaluating = part * seconds_of.get(id(problem.test), 0.0) / alone * together
+    evaluating = part * seconds_of.get(id(problem.test), 0.0) / retrained * together
     parts["retrain"] = steps * together * _share(problem, algorithm, batches, more) * (1 + validating) + evaluating
     parts["predict"], each = _predicting(estimator, problem, algorithm)
     if selector.uses_data and not selector.moving:
@@ -354,15 +358,23 @@ class _Enough(Exception):  # noqa: N818 - nothing went wrong here
 
 
 def _mean_step(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] | None) -> float:
-    """Seconds that a step of r replicas takes in the mean. Once a moving mask stays, a step takes what one of a fixed mask does."""
-    selector, steps = algorithm.selector, algorithm.max_steps
-    moving = _step(problem, algorithm, r, masks)
-    if not selector.moving or selector.sparsity is None or (settles := selector.settles(steps)) == steps:
+    """Seconds that a step of r replicas takes in the mean: once moving masks stay, as much as with as many fixed ones."""
+    steps, p = algorithm.max_steps, algorithm.selector.sparsity
+    moving, settles = _step(problem, algorithm, r, masks), _settles(problem, algorithm)
+    if p is None or settles >= steps or (fixed := algorithm.timed(Random(p), steps)) is None:
         return moving
-    fixed = algorithm.timed(Random(selector.sparsity, getattr(selector, "scope", "global")), steps)
-    if fixed is None:
-        return moving
-    return (settles * moving + (steps - settles) * _step(problem, fixed, r, [fixed.select(problem)])) / steps
+    drawn = [fixed.selector.select(problem, seed) for seed in range(r)]
+    return (settles * moving + (steps - settles) * _step(problem, fixed, r, drawn)) / steps
+
+
+def _settles(problem: Problem, algorithm: Algorithm) -> int:
+    """After how many steps a moving mask stays; all of them where it does not move, or to the end."""
+    if not algorithm.selector.moving or not isinstance(algorithm, FineTuning):
+        return algorithm.max_steps
+    origin = algorithm.tunable_mask(problem, algorithm.select(problem)).gather(problem.start(algorithm.seed))
+    shapes = {name: tuple(tensor.shape) for name, tensor in problem.pretrained.items()}
+    course = begun(algorithm.selector, run_of(algorithm, origin, shapes, 1, Clock()))
+    return algorithm.max_steps if course.settles is None else min(course.settles, algorithm.max_steps)
 
 
 def _step(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] | None) -> float:

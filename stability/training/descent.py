@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,13 +18,15 @@ from stability.selectors import Course, Run, Selector
 from stability.selectors.moving import MakeOptimizer, Optimizer
 from stability.training.adamw import Clock
 from stability.training.dropout import Dropout
-from stability.training.objective import Descended
+from stability.training.objective import Descended, Objective
 from stability.training.stopping import Checkpoints
 
-__all__ = ["DIVERGED", "PLAIN", "Progress", "RunOptions", "Sharing", "Stepwise", "Trained", "descend"]
+__all__ = ["DIVERGED", "PLAIN", "Progress", "RunOptions", "Sharing", "Stepwise", "Trained", "begun", "descend", "run_of"]
 
 DIVERGED = 1e4
 """A replica has diverged when its batch loss is not finite or exceeds this many times max(1, its first batch loss)."""
+
+_WORTHWHILE = 0.5  # the share of the coordinates from which on a step of these alone saves nothing
 
 Progress = Callable[[int], object]
 """Called with the number of replica-steps just done."""
@@ -124,19 +126,20 @@ class _Fixed(Course):
     """A mask that does not move: one AdamW over the tuned values, in each row over its own."""
 
     def __init__(self, values: Tensor, optimizer: Optimizer, activity: Tensor | None) -> None:
-        self._values, self._optimizer, self._activity = values, optimizer, activity
+        self._values, self._activity = values, activity
+        self.optimizer: Optimizer = optimizer
 
     def point(self) -> Tensor:
         return self._values
 
     def step(self, gradient: Tensor) -> None:
-        updated = self._optimizer.update(self._values, gradient)
+        updated = self.optimizer.update(self._values, gradient)
         self._values = updated if self._activity is None else torch.where(self._activity, updated, self._values)
 
     def take(self, rows: Tensor) -> None:
         """Go on with these rows, some of them twice."""
         self._values = self._values[rows]
-        self._optimizer.take(rows)
+        self.optimizer.take(rows)
 
     def final(self) -> tuple[Tensor, Tensor | None]:
         return self._values, None
@@ -154,8 +157,8 @@ class _Settled(_Fixed):
     """
 
     def __init__(self, run: Run, values: Tensor, mask: Tensor, *, optimizer: Optimizer, columns: Tensor) -> None:
-        held = run.held(mask)[:, columns]
         optimizer.narrow(columns)
+        held = run.held(mask)[:, columns]
         super().__init__(values[:, columns], optimizer, None if bool(held.all()) else held)
         self.mask, self._run, self._columns = mask, run, columns
 
@@ -190,22 +193,10 @@ def descend(
     sharing = options.sharing or Sharing([0] * (objective.rows - 1), lone=False)
     rows, everyone = sharing.rows(0), slice(0, objective.rows)
     asked = slice(int(sharing.lone), everyone.stop)
-    run = Run(
-        origin=origin,
-        rows=rows.stop,
-        shapes=shapes,
-        steps=algorithm.max_steps,
-        optimizer=algorithm.optimizer(clock),
-        draws=generator(algorithm.seed, "selection"),
-        name=selector.name,
-    )
+    run = run_of(algorithm, origin, shapes, rows.stop, clock)
     method = f"selector {selector.name!r}"
     untouched = run.origin._version
-    with explained(method):
-        course = selector.begin(run) if selector.moving else _unmoved(run, options.activity)
-        settles = selector.settles(run.steps) if selector.moving else run.steps
-    if not isinstance(course, Course):
-        raise UsageError(f"{method} began {type(course).__name__}: begin returns a stability.selectors.Course")
+    course = begun(selector, run) if selector.moving else _unmoved(run, options.activity)
     failed = torch.full((everyone.stop,), -1, device=origin.device)
     limit = torch.zeros(())
     # All memory that outlives a step is taken here: small blocks kept from each step would pin the heap around them.
@@ -215,7 +206,7 @@ def descend(
     for step, index in enumerate(batches):
         clock.step = step
         rows = _go_on(course, rows, sharing.rows(step))
-        if step == settles:
+        if step == course.settles and isinstance(objective, Objective) and objective.narrows:
             course, objective = _settled(course, objective, run)
         dropout = algorithm.dropout_at(step, origin.device, (len(index), objective.sequences) if options.reverse else None)
         with explained(method):
@@ -269,24 +260,67 @@ def descend(
     )
 
 
+def run_of(algorithm: Stepwise, origin: Tensor, shapes: Mapping[str, tuple[int, ...]], rows: int, clock: Clock) -> Run:
+    """What the engine gives a method for one batch of replicas.
+
+    Args:
+        algorithm: the optimizer, the selector and the number of steps.
+        origin: (K,) where every replica starts.
+        shapes: of the pretrained tensors.
+        rows: r, the number of replicas.
+        clock: the run's step.
+    """
+    return Run(
+        origin=origin,
+        rows=rows,
+        shapes=shapes,
+        steps=algorithm.max_steps,
+        optimizer=algorithm.optimizer(clock),
+        draws=generator(algorithm.seed, "selection"),
+        name=algorithm.selector.name,
+    )
+
+
+def begun(selector: Selector, run: Run) -> Course:
+    """The start of a moving method, checked.
+
+    Args:
+        selector: the method.
+        run: what it is given.
+
+    Raises:
+        UsageError: it refuses, begins no course, or one whose mask settles after no number of steps.
+    """
+    method = f"selector {selector.name!r}"
+    with explained(method):
+        course = selector.begin(run)
+    if not isinstance(course, Course):
+        raise UsageError(f"{method} began {type(course).__name__}: begin returns a stability.selectors.Course")
+    settles = course.settles
+    if settles is not None and (not isinstance(settles, int) or settles < 0):
+        raise UsageError(f"{method} began a course with settles = {settles!r}: use a number of steps, or None for never")
+    return course
+
+
 def _unmoved(run: Run, activity: Tensor | None) -> Course:
     values = run.start()
     return _Fixed(values, run.optimizer(values), activity)
 
 
-def _settled(course: Course, objective: Descended, run: Run) -> tuple[Course, Descended]:
-    """Course and objective at the coordinates of the masks and the head alone, where the objective can be narrowed."""
-    values, mask = _ended(copy.copy(course), run)
-    if mask is None or course.optimizer is None:
+def _settled(course: Course, objective: Objective, run: Run) -> tuple[Course, Objective]:
+    """Course and objective at the coordinates of the masks and the head alone, if that is a small part."""
+    values, _ = _ended(copy.copy(course), run)  # complains where the masks could not be chosen
+    if course.mask is None or course.optimizer is None:
         raise UsageError(
-            f"selector {run.name!r}: settles says that its mask stays, and its course has no mask or no optimizer: set both, or "
-            "leave settles out"
+            f"selector {run.name!r}: its course says that its mask stays after step {course.settles}, and has no mask or no "
+            "optimizer: set both, or leave settles at None"
         )
-    columns = run.held(mask).any(0).nonzero().squeeze(1)
-    narrow = objective.narrow(columns)
-    if narrow is None:
+    columns = run.held(course.mask).any(0).nonzero().squeeze(1)
+    if len(columns) > _WORTHWHILE * len(objective.origin):
         return course, objective
-    return _Settled(run, values, mask, optimizer=course.optimizer, columns=columns), narrow
+    with explained(f"selector {run.name!r}"):
+        settled = _Settled(run, values, course.mask, optimizer=course.optimizer, columns=columns)
+    return settled, objective.narrow(columns)
 
 
 def _ended(course: Course, run: Run) -> tuple[Tensor, Tensor | None]:
@@ -304,7 +338,7 @@ def _ended(course: Course, run: Run) -> tuple[Tensor, Tensor | None]:
 def _go_on(course: Course, rows: slice, now: slice) -> slice:
     """With the rows ``now`` after ``rows``: who departs begins where the trunk is, the first."""
     if now != rows:
-        assert isinstance(course, _Fixed)
+        assert type(course) is _Fixed
         course.take(torch.tensor([row - rows.start if row < rows.stop else 0 for row in range(now.start, now.stop)]))
     return now
 

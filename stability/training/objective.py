@@ -186,13 +186,6 @@ class Descended(Protocol):
     def sequences(self) -> int:
         """How many sequences make one example: 1, but for a choice."""
 
-    def narrow(self, columns: Tensor) -> Descended | None:
-        """The same where only some of the K coordinates differ from the start; None where all are needed.
-
-        Args:
-            columns: their places among the K, int64, ascending.
-        """
-
     def __call__(
         self, values: Tensor, index: Tensor, dropout: Dropout | None = None, rows: slice = ALL
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -286,10 +279,19 @@ class Objective:
         logits, inputs = self._problem.logits, self._problem.train.inputs
         return next(iter(inputs.values())).shape[1] if isinstance(logits, ModuleLogits) and logits.choices else 1
 
-    def narrow(self, columns: Tensor) -> Objective | None:
-        if self._observer is not None:  # is told of all K
-            return None
+    @property
+    def narrows(self) -> bool:
+        """Whether some coordinates are enough: an observer is told of all."""
+        return self._observer is None
+
+    def narrow(self, columns: Tensor) -> Objective:
+        """The same where only some of the K coordinates differ from the start. How many replicas are computed at once is common.
+
+        Args:
+            columns: their places among the K, int64, ascending.
+        """
         self._forget()
+        self._portions.tuned = len(columns)
         fewer = copy.copy(self)
         fewer.origin, fewer._tunable = self.origin[columns], self._tunable.part(columns.cpu())
         fewer._activity = None if self._activity is None else self._activity[:, columns]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ from stability.selectors import (
 )
 from stability.selectors.naming import SELECTORS
 from stability.selectors.scope import count_for
+from stability.training import EarlyStopping, descent
 from stability.training.replicas import Replicas, train
 from tests.reference import as_double, leaving_out
 
@@ -277,16 +279,24 @@ def test_law_of_the_zero_weight(selector: Selector, learned: Problem) -> None:
     assert one.masks[0].equals(two.masks[0])
 
 
-@turns
-def test_law_of_the_settled_mask(selector: Selector, learned: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+HOW: dict[str, dict[str, Any]] = {
+    "plainly": {},
+    "with a ridge": {"ridge": 0.1},
+    "stopped early": {"early_stopping": EarlyStopping(evaluate_every=1, patience=9, least_steps=1)},
+}
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=list(HOW))
+@pytest.mark.parametrize("selector", [selector for selector in EVERY if selector.moving], ids=described)
+def test_law_of_the_settled_mask(
+    selector: Selector, how: dict[str, Any], learned: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once its mask stays, a method is asked no more, and what it would have trained alone comes out."""
-    settles = selector.settles(STEPS)
-    if not selector.moving:
-        assert settles == 0
-        return
     monkeypatch.setattr(products, "_LARGE_MATRIX", 0)
     double, weights = as_double(learned), leaving_out(learned.n, 5)
-    steps: list[Course] = []
+    double = dataclasses.replace(double, validation=double.test.take(slice(0, 9)))
+    training = dataclasses.replace(algorithm(selector), **how)
+    steps: list[int] = []
     begin = type(selector).begin
 
     def counted(self: Selector, run: Run) -> Course:
@@ -294,18 +304,19 @@ def test_law_of_the_settled_mask(selector: Selector, learned: Problem, monkeypat
         step = course.step
 
         def told(gradient: Tensor) -> None:
-            steps.append(course)
+            steps.append(STEPS if course.settles is None else course.settles)
             step(gradient)
 
         monkeypatch.setattr(course, "step", told)
         return course
 
     monkeypatch.setattr(type(selector), "begin", counted)
-    found = train(double, algorithm(selector), weights)
+    found = train(double, training, weights)
+    settles = steps[0]
     assert len(steps) == settles
     assert (found.mask_changes[settles:] == 0).all()
-    monkeypatch.setattr(type(selector), "settles", lambda self, steps: steps)
-    alone = train(double, algorithm(selector), weights)
+    monkeypatch.setattr(descent, "_settled", lambda course, objective, run: (course, objective))
+    alone = train(double, training, weights)
     assert len(steps) == settles + STEPS
     assert all(one.equals(other) for one, other in zip(found.masks, alone.masks, strict=True))
     assert torch.equal(found.mask_changes, alone.mask_changes)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stability import FineTuning, Problem, UsageError
+from stability import FineTuning, Problem, UsageError, machine
 from stability.problems.digits import _model
 from stability.problems.problem import generator
 from stability.selectors import (
@@ -100,6 +100,12 @@ def run(selector: Selector, digits: Problem, row: int) -> tuple[Replicas, Plain]
     return train(digits, algorithm, leaving_out(digits.n, LEFT_OUT)), Plain(digits, algorithm, LEFT_OUT if row else None)
 
 
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn and computed a piece at a time is cut many times, also on this small model."""
+    monkeypatch.setattr(machine, "_IN_CACHE", 2048)
+
+
 each_row = pytest.mark.parametrize("row", [0, 1], ids=["whole", "left-out"])
 
 
@@ -119,7 +125,7 @@ def starts(plain: Plain, names: Any) -> list[int]:
 
 
 @each_row
-def test_mixout_is_lee_s_formula_through_autograd(row: int, digits: Problem) -> None:
+def test_mixout_is_lee_s_formula_through_autograd(row: int, digits: Problem, small_pieces: None) -> None:
     """θ_mixed = (bθ⁰ + (1 − b)θ − qθ⁰)/(1 − q), as Lee, Cho & Kang write it; b = 1 with probability q."""
     digits = as_double(digits)
     replicas, plain = run(Mixout(0.7), digits, row)
@@ -292,7 +298,9 @@ def test_exchanges_are_a_loop_over_sorted_coordinates(
 
 @each_row
 @pytest.mark.parametrize(("burn_in", "every"), [(5, None), (2, 4), (3, 9)])
-def test_diffpruning_s_slopes_are_autograd_s(burn_in: int, every: int | None, row: int, digits: Problem) -> None:
+def test_diffpruning_s_slopes_are_autograd_s(
+    burn_in: int, every: int | None, row: int, digits: Problem, small_pieces: None
+) -> None:
     """Hard-concrete gates, the L0 term and the difference, all differentiated by autograd, with the same uniform draws."""
     digits = as_double(digits)
     low, high, l0 = -0.7, 1.4, 3.0
@@ -329,10 +337,10 @@ def test_diffpruning_s_slopes_are_autograd_s(burn_in: int, every: int | None, ro
     assert replicas.relaxed.tolist() == relaxed
 
 
-def _run(origin: Tensor, m: int) -> Run:
-    algorithm = FineTuning(Mixout(), steps=4, learning_rate=3e-3, schedule="constant")
+def _run(origin: Tensor, m: int, steps: int = 4) -> Run:
+    algorithm = FineTuning(Mixout(), steps=steps, learning_rate=3e-3, schedule="constant")
     made = algorithm.optimizer(Clock())
-    return Run(origin=origin, rows=1, shapes={"w": (m,)}, steps=4, optimizer=made, draws=generator(0, "selection"))
+    return Run(origin=origin, rows=1, shapes={"w": (m,)}, steps=steps, optimizer=made, draws=generator(0, "selection"))
 
 
 def test_gates_that_nothing_has_moved_choose_no_mask(digits: Problem) -> None:
@@ -385,19 +393,18 @@ def test_a_burn_in_that_leaves_no_step_is_refused(selector: Selector, digits: Pr
 @pytest.mark.parametrize(
     ("selector", "settles"),
     [
-        (magnitude(P), 0),
         *((kind(P, burn_in=4), 4) for kind in (magnitude, ChildPruning, DiffPruning, LotteryTicket, Movement)),
-        (ChildPruning(P), 10),
-        (Mixout(), 10),
-        (DiffPruning(P, burn_in=2, every=4), 10),  # relaxed in the steps 0, 1, 4, 5, 8 and 9
+        (ChildPruning(P), None),
+        (Mixout(), None),
+        (DiffPruning(P, burn_in=2, every=4), None),  # relaxed in the steps 0, 1, 4, 5, 8 and 9
         (DiffPruning(P, burn_in=2, every=6), 8),
         (SpIEL(P, every=4, accumulated=2), 8),
         (RigL(P, every=3), 6),  # before three quarters of the steps
         (RigL(P, every=8), 0),
     ],
 )
-def test_a_method_says_when_its_mask_stays(selector: Selector, settles: int) -> None:
-    assert selector.settles(10) == settles
+def test_a_method_says_when_its_mask_stays(selector: Selector, settles: int | None) -> None:
+    assert selector.begin(_run(torch.zeros(60), 50, steps=10)).settles == settles
 
 
 def test_a_diverged_replica_of_a_moving_method_is_marked_and_spares_the_others(digits: Problem) -> None:
@@ -459,12 +466,25 @@ def test_the_engine_puts_back_what_a_course_of_one_s_own_leaves(digits: Problem)
     assert (replicas.values[:, digits.m :] != replicas.tunable.gather(replicas.start)[digits.m :]).any()  # the head stays trained
 
 
-def test_a_mask_that_stays_needs_an_optimizer_that_goes_on(digits: Problem) -> None:
+@pytest.mark.parametrize(
+    ("settles", "message"),
+    [
+        (
+            1,
+            "its course says that its mask stays after step 1, and has no mask or no optimizer: set both, or leave settles at None",
+        ),
+        (-1, "began a course with settles = -1: use a number of steps, or None for never"),
+        (1.5, "began a course with settles = 1.5"),
+    ],
+)
+def test_a_mask_that_stays_needs_an_optimizer_that_goes_on(settles: Any, message: str, digits: Problem) -> None:
     class Vague(Own):
-        def settles(self, steps: int) -> int:
-            return 1
+        def begin(self, run: Run) -> Course:
+            course = Careless(run)
+            course.settles = settles
+            return course
 
-    with pytest.raises(UsageError, match="'own': settles says that its mask stays.*no optimizer: set both, or leave settles out"):
+    with pytest.raises(UsageError, match=f"'own'.*{message}"):
         train(digits, FineTuning(Vague(), steps=2, batch_size=8))
 
 

@@ -18,7 +18,7 @@ from stability.cli.commands import main
 from stability.leave_one_out.estimators import Approximate, Assisted, Sampled
 from stability.leave_one_out.predictors import Linearised
 from stability.reports.study_table import render
-from stability.selectors import SAM, BitFit, FullTuning, MagPruning, Random
+from stability.selectors import SAM, BitFit, ChildPruning, FullTuning, LotteryTicket, MagPruning, Random, Selector
 from stability.studies import cost as costs
 from stability.studies.cell import run_cell
 from stability.studies.cost import expected
@@ -402,6 +402,28 @@ def test_a_plan_evaluates_left_out_models_on_as_many_test_examples_as_they_are(m
         row = expected(dataclasses.replace(study, test_examples=count), device="cpu", workers=1).table.iloc[0]
         told.append(row["retrain"] - 4 * 4.0)
     assert told == pytest.approx([4.0 * test, 4.0 * 10, 4.0 * test])
+
+
+@pytest.mark.parametrize(
+    ("selector", "alone", "observed"),
+    [
+        (LotteryTicket(0.05, burn_in=3), 3 * 5 + 1 * 1, 4 * 5),  # what is observed trains all parameters to the end
+        (ChildPruning(0.05), 4 * 5, 4 * 5),
+        (SAM(0.05), 4 * 1, 4 * 1),
+    ],
+)
+def test_a_plan_takes_a_moving_mask_that_stays_for_a_fixed_one(
+    selector: Selector, alone: float, observed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of one replica takes 5 seconds here where the mask moves, and 1 where it is fixed."""
+    monkeypatch.setattr(costs, "_step", lambda problem, algorithm, r, masks: 5.0 if algorithm.selector.moving else 1.0)
+    monkeypatch.setattr(costs, "_predicting", lambda *_: (0.0, False))
+    monkeypatch.setattr(costs, "_forward", lambda *_: 0.0)
+    for estimator, seconds in ((Sampled(3), alone), (Assisted(3, predictor=Linearised()), observed)):
+        study = Study("few", "digits", (FineTuning(selector, steps=4),), (0,), **QUICK | {"estimator": estimator})
+        row = expected(study, device="cpu", workers=1).table.iloc[0]
+        assert row["train"] == pytest.approx(seconds)
+        assert row["retrain"] == pytest.approx(4 * alone)
 
 
 def test_the_replicas_that_a_plan_times_depart_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

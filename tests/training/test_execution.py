@@ -23,7 +23,7 @@ from stability.leave_one_out.measuring import measure
 from stability.machine import out_of_memory
 from stability.masks import Mask
 from stability.problems.problem import Examples
-from stability.selectors import SAM, BitFit, ChildPruning, FullTuning, LoRA, Random
+from stability.selectors import SAM, BitFit, ChildPruning, FullTuning, LoRA, LotteryTicket, Random, Selector
 from stability.training import execution
 from stability.training.adamw import AdamW
 from stability.training.execution import Division, departures, divide
@@ -149,9 +149,9 @@ def test_a_diverging_trunk_marks_all_that_began_with_it(digits: Problem) -> None
     assert int(replicas.failed_step[1]) == int(alone) < 5
 
 
-@pytest.mark.parametrize("selector", [FullTuning(), SAM(0.05), LoRA(2)], ids=lambda s: s.name)
+@pytest.mark.parametrize("selector", [FullTuning(), SAM(0.05), LoRA(2), LotteryTicket(0.05, burn_in=2)], ids=lambda s: s.name)
 def test_out_of_memory_halves_what_goes_at_once_and_loses_nothing(
-    selector: FullTuning | SAM | LoRA, digits: Problem, monkeypatch: pytest.MonkeyPatch
+    selector: Selector, digits: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digits = as_double(digits)
     algorithm = FineTuning(selector, steps=5, batch_size=8)
@@ -160,11 +160,12 @@ def test_out_of_memory_halves_what_goes_at_once_and_loses_nothing(
     sizes: list[int] = []
     real = Objective._of
 
-    def scarce(self: Objective, values: Tensor, *rest: object) -> Tensor:
+    def scarce(self: Objective, values: Tensor, *rest: Any) -> Tensor:
         sizes.append(len(values))
         if len(values) > 2 and len(sizes) > 2:  # memory is enough at first
+            rest[-1].fill_(torch.nan)  # part of the gradient was there
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, values, *rest)  # type: ignore[arg-type]
+        return real(self, values, *rest)
 
     monkeypatch.setattr(Objective, "_of", scarce)
     found = train(digits, algorithm, weights)
