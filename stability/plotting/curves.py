@@ -75,7 +75,9 @@ def series(summary: pd.DataFrame) -> str:
     return "task"
 
 
-def mean(results: StudyResults, summary: pd.DataFrame, column: str, name: str = "", *, most: float = np.inf) -> Curve:
+def mean(
+    results: StudyResults, summary: pd.DataFrame, column: str, name: str = "", *, least: float = -np.inf, most: float = np.inf
+) -> Curve:
     """The mean of a quantity over seeds with its 95 % interval, Student's; of stability with one seed that cell's own.
 
     Where the study draws S apart from the seeds, the interval is over the S.
@@ -85,7 +87,8 @@ def mean(results: StudyResults, summary: pd.DataFrame, column: str, name: str = 
         summary: rows of the table of :meth:`stability.studies.StudyResults.summary`.
         column: the quantity.
         name: the curve's name.
-        most: the most that the quantity can be, where intervals end.
+        least: the least that the quantity can be, where intervals end.
+        most: the most.
     """
     by = series(summary)
     ok = results.table[["task", "algorithm", *(["sample"] if "sample" in results.table else []), column]]
@@ -96,7 +99,7 @@ def mean(results: StudyResults, summary: pd.DataFrame, column: str, name: str = 
         alone = column == "stability" and units == 1
         if not (np.isfinite([low, high]).all() and (units >= FEW or alone)):
             low, high = np.nan, np.nan
-        high = max(row[column], min(high, most))
+        low, high = np.minimum(row[column], max(low, least)), max(row[column], min(high, most))
         rows.append({"series": row[by], "p": row["sparsity"], "y": row[column], "low": low, "high": high, "units": units})
     return Curve(name, pd.DataFrame(rows))
 

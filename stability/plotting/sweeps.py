@@ -69,8 +69,10 @@ def _measured(results: StudyResults) -> pd.DataFrame:
     return summary
 
 
-def _stability_bars(results: StudyResults, curve: Curve) -> str:
-    return bars([curve], "the mean", over(results), ALONE)
+def _stability_bars(results: StudyResults, curve: Curve, beside: str = "", what: str = "stability") -> str:
+    """What the bars of stability, and of what else is measured with it, are; ``beside`` tells of all other bars."""
+    told = bars([curve], "the mean", over(results), ALONE)
+    return told if beside in ("", told) else told.replace("Bars:", f"Bars of {what}:")
 
 
 @styled
@@ -158,11 +160,12 @@ def six_panels(results: StudyResults) -> Figure:
         raise NothingToDrawError("no method has several p: there is no sweep to draw")
     stable = mean(results, _measured(results), "stability")
     test, gap = mean(results, summary, "test_loss"), mean(results, summary, "gap")
+    told = bars([test, gap], "the mean", over(results))
     blocks = [
         *_means_and_spreads(results, summary, ("test",)),
         Block(f"test loss [{loss}]", (test,)),
         Block(f"test loss − train loss\n[{loss}]", (gap,), zero=True),
-        Block(f"stability {STABILITY}\n[{loss}]", (stable,), 0.0, notes=(_stability_bars(results, stable),), log=True),
+        Block(f"stability {STABILITY}\n[{loss}]", (stable,), 0.0, notes=(_stability_bars(results, stable, told),), log=True),
     ]
     return swept(blocks, "Performance, generalization and stability against p", settings_of(results))
 
@@ -242,7 +245,8 @@ def gap_against_stability(results: StudyResults) -> Figure:
         rho = stats.spearmanr(summary["stability"], summary["gap"]).statistic
         related = f"Spearman's ρ of all {len(summary)} points is {rho:.2f}; they share seeds, so that no p-value is given."
     headed(figure, "Generalization gap against leave-one-out stability", settings_of(results))
-    notes = [_stability_bars(results, Curve("", across)), bars([Curve("", up)], "the mean", over(results))]
+    told = bars([Curve("", up)], "the mean", over(results))
+    notes = [_stability_bars(results, Curve("", across), told), told]
     explained(
         figure,
         [
@@ -279,14 +283,15 @@ def methods(results: StudyResults) -> Figure:
         raise NothingToDrawError("the study has no two methods, or several settings of one: draw one of each")
     performance = mean(results, summary, "test_metric", most=1.0)
     gap, stable = mean(results, summary, "gap"), mean(results, summary, "stability")
-    told = bars([performance, gap], "the mean", over(results))
+    told, changes = bars([performance, gap], "the mean", over(results)), bool(summary["mask_overlap"].notna().any())
+    own = _stability_bars(results, stable, told, "stability and overlap" if changes else "stability")
     blocks = [
         Block(textwrap.fill(f"{metric(table)} on held-out data", 25), (performance,), notes=(told,)),
         Block(f"test loss − train loss\n[{unit(table)}]", (gap,), zero=True),
-        Block(f"stability {STABILITY}\n[{unit(table)}]", (stable,), 0.0, notes=(_stability_bars(results, stable),), log=True),
+        Block(f"stability {STABILITY}\n[{unit(table)}]", (stable,), 0.0, notes=(own,), log=True),
     ]
-    if summary["mask_overlap"].notna().any():
-        overlap = mean(results, summary, "mask_overlap", most=1.0)
+    if changes:
+        overlap = mean(results, summary, "mask_overlap", least=0.0, most=1.0)
         blocks.append(Block("overlap of the masks\nof S and of Sⁱ", (overlap,), notes=("An overlap of 1: no mask changes.",)))
     return swept(blocks, "Every method: performance, gap, stability and overlap of masks", settings_of(results))
 

@@ -269,6 +269,17 @@ def test_every_method_has_a_row_and_the_most_stable_comes_first() -> None:
             plotting.methods(refused)
 
 
+def test_bars_over_other_seeds_are_told_apart_and_an_overlap_is_between_none_and_all() -> None:
+    """On CoLA five seeds were trained, and three of them measured. ChildPruning's masks overlap by anything from 0 to 1."""
+    figure = plotting.methods(stored("claims/claims-cola"))
+    told = "Bars: 95 % interval of the mean over 5 seeds. Bars of stability and overlap: 95 % interval of the mean over 3 seeds."
+    assert told in " ".join(words(figure).split())
+    ends = np.concatenate([bars.get_segments() for bars in by_gid(figure.axes[3], "interval")])[..., 0]
+    assert (ends.min(), ends.max()) == (0.0, 1.0)
+    same = plotting.methods(stored("claims/claims-stsb"))
+    assert words(same).count("Bars") == 1
+
+
 def test_an_interval_that_reaches_zero_is_cut_on_a_logarithmic_axis_and_says_so() -> None:
     """SAM's interval there begins below zero."""
     figure = plotting.stability(stored("discontinuity"))
