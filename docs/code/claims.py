@@ -39,7 +39,8 @@ def _names(ending: str = "") -> list[str]:
 
 
 def _not_begun() -> list[str]:
-    return [name for name in CLAIMS if not (FOLDER / f"{name}.sqlite").exists()]
+    """The studies that claims need, and of which there is nothing."""
+    return [name for name in CLAIMS if not name.endswith("-fit") and not (FOLDER / f"{name}.sqlite").exists()]
 
 
 @functools.cache
@@ -63,7 +64,7 @@ def verdicts() -> str:
     if len(finished) == len(_names()):
         columns["all tasks"] = _answers()
     elif len(finished) > 1:
-        columns[" and ".join(finished)] = answers(one for mine in finished.values() for one in mine)
+        columns["these together"] = answers(one for mine in finished.values() for one in mine)
     rows = (f"| {same[0].claim.rstrip('.')} | {' | '.join(map(_verdict, same))} |" for same in zip(*columns.values(), strict=True))
     return "\n".join([head("claim", *columns), *rows])
 

@@ -51,6 +51,7 @@ class Kind(StrEnum):
     SWEPT = "methods at several p"
     PERTURBED = "perturbed training sets"
     SEARCH = "a search for learning rates"
+    CURVE = "one method at several learning rates, with its stability"
 
 
 def kind_of(results: StudyResults) -> Kind:
@@ -70,7 +71,8 @@ def kind_of(results: StudyResults) -> Kind:
     if results.identity.get("samples"):
         raise UsageError(f"{_place(results)} draws S apart from the seeds (samples), and the claims take each seed for another S")
     if is_search(results):
-        return Kind.SEARCH
+        alone = len({one["method"] for one in results.algorithms.values()}) == 1
+        return Kind.CURVE if alone and results.identity.get("measured_seeds") != 0 else Kind.SEARCH
     settings = list(results.algorithms.values())
     asked = [(one["method"], _p_of(results, name)) for name, one in results.algorithms.items()]
     if twice := [place for place in asked if asked.count(place) > 1]:
@@ -188,8 +190,9 @@ def answers(results: StudyResults | Iterable[StudyResults], *, missing: Sequence
     Args:
         results: of one study or several, in any order, such as the experiments of a :class:`~stability.studies.Protocol`. What a
             study is for the claims follows from what it has: one setting of each method; methods at several p, with full tuning as
-            p = 1; or a part of S left out by each seed. A search for learning rates has no part in the comparisons. Studies of
-            one kind must be of different tasks. Methods of your own count like those of the paper.
+            p = 1; or a part of S left out by each seed. A search for learning rates has no part in the comparisons, nor has
+            one method at several learning rates (:func:`at_equal_training_loss`). Studies of one kind must be of different tasks.
+            Methods of your own count like those of the paper.
         missing: what is missing besides, a phrase each, such as studies that were not begun: only you know of them. Nothing is
             concluded until there is none.
 

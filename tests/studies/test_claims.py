@@ -283,10 +283,11 @@ def test_one_study_needs_no_list() -> None:
     assert cells_to_compute(alone) == cells_to_compute([alone])
 
 
-def search(lacking: int = 0) -> StudyResults:
-    """A study of two learning rates."""
+def search(lacking: int = 0, *, measured: int = 0) -> StudyResults:
+    """A study of two learning rates, which measures stability with some seeds or none."""
     algorithms = tuple(FineTuning(SAM(P), steps=4, learning_rate=rate) for rate in (1e-3, 1e-2))
-    study = Study("search", "digits", algorithms, (0,), problem_settings={"n": 20}, check_replicas=None)
+    how: dict[str, Any] = {"problem_settings": {"n": 20}, "check_replicas": None, "measured_seeds": measured}
+    study = Study("search", "digits", algorithms, (0,), **how)
     named = {key(one.settings())[:12]: {**one.settings(), "method": one.name} for one in study.algorithms}
     of: dict[str, Any] = {"identity": study.identity(), "tasks": ("digits",), "algorithms": named, "to_compute": lacking}
     return StudyResults(study="search", table=pd.DataFrame(), **of)
@@ -297,12 +298,13 @@ def test_what_a_study_is_for_the_claims_follows_from_what_it_has() -> None:
     perturbed = dataclasses.replace(main, identity={**main.identity, "removed": 0.1})
     unsaid = {name: value for name, value in main.identity.items() if name != "removed"}
     older = dataclasses.replace(main, study="paper-perturbation", identity=unsaid)  # its name tells it
-    assert [*map(kind_of, (main, swept, perturbed, older, search()))] == [
+    assert [*map(kind_of, (main, swept, perturbed, older, search(), search(measured=1)))] == [
         Kind.MAIN,
         Kind.SWEPT,
         Kind.PERTURBED,
         Kind.PERTURBED,
         Kind.SEARCH,
+        Kind.CURVE,
     ]
     assert kind_of(StudyResults.read(ROOT / "figures" / "digits.sqlite")) is Kind.SWEPT  # adapters of several widths have several p
     assert "missing: a study of perturbed training sets." in answers(main)[8].sentence
@@ -334,6 +336,8 @@ def test_an_unfinished_search_leaves_every_claim_open() -> None:
     (found, *_) = answers([finished, search(lacking=1)])
     assert found.verdict is Verdict.OPEN
     assert "missing: 1 of 2 cells of search." in found.resolve
+    (found, *_) = answers([finished, search(lacking=1, measured=1)])  # full tuning at several rates, say: no claim needs it
+    assert found.verdict is Verdict.CONFIRMED
 
 
 def test_what_is_compared_in_two_studies_counts_once() -> None:
