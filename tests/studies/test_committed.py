@@ -45,6 +45,6 @@ def paper_s(name: str) -> Study:
         return replace(PAPER["paper-quick"], **own, **more).study("paper-quick")  # type: ignore[arg-type]
     known: dict[str, object] = {"measured_seeds": 0} if name == "paper-quick-sparsity" else {}
     folder = ROOT / "figures" / ("claims" if name in CLAIMS else "")
-    if (search := folder / f"{name.removesuffix('-perturbation')}-rates.sqlite").exists():
+    if (search := folder / f"{name.removesuffix('-perturbation').removesuffix('-fit')}-rates.sqlite").exists():
         known["rates"] = found_rates(search, PAPER[name].tasks)
     return replace(PAPER[name], **own, **known).study(name)  # type: ignore[arg-type]
