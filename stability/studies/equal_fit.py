@@ -29,7 +29,7 @@ def at_equal_training_loss(
     The other method, such as full tuning, was trained at several learning rates. For each task and seed its runs make a curve: the
     logarithm of stability over the logarithm of the training loss, linear between neighbouring runs. It is read at the training
     loss of each run of ``results``. The ratios' geometric mean over seeds has Student's interval for paired logarithms. A run
-    whose training loss lies outside the curve is not compared, nor is one whose seed the curve has not.
+    whose training loss lies outside the curve is not compared, nor is one whose seed has fewer than two runs in the curve.
 
     Args:
         results: the methods.
@@ -43,25 +43,23 @@ def at_equal_training_loss(
         rows (Holm). Of fewer than two seeds there is no interval and no p-value.
 
     Raises:
-        UsageError: the curve has runs of several methods, or only one for some task and seed; a training loss or a value of
+        UsageError: the curve has runs of several methods, or no two of one task and seed; a training loss or a value of
             ``column`` is not above 0, or there is no such column.
 
     Example:
         >>> main = StudyResults.read("figures/claims/claims-stsb.sqlite")
-        >>> full = main.where(method="full")
-        >>> at_equal_training_loss(main.where(method=["sam"]), [full, main.where(method="mixout")])
-        Traceback (most recent call last):
-        ...
-        stability.errors.UsageError: the curve has runs of full, mixout: use those of one method at several learning rates
+        >>> slower = StudyResults.read("figures/claims/claims-stsb-fit.sqlite")  # full tuning at smaller learning rates
+        >>> table = at_equal_training_loss(main.where(method="lora"), [slower, main.where(method="full")])
+        >>> table[["method", "train_loss"]].round(2).to_dict("records")
+        [{'method': 'lora', 'train_loss': 1.52}]
     """
     several = [curve] if isinstance(curve, StudyResults) else list(curve)
     known = pd.concat([_runs(one, column) for one in several], ignore_index=True)
     if len(methods := sorted(set(known["method"]))) != 1:
         raise UsageError(f"the curve has runs of {', '.join(methods)}: use those of one method at several learning rates")
-    curves = {place: mine.sort_values("train_loss") for place, mine in known.groupby(["task", "seed"])}
-    for (task, seed), mine in curves.items():
-        if len(mine) < 2:
-            raise UsageError(f"the curve has one run of {methods[0]} on {task} with seed {seed}: use two learning rates or more")
+    curves = {place: mine.sort_values("train_loss") for place, mine in known.groupby(["task", "seed"]) if len(mine) > 1}
+    if not curves:
+        raise UsageError(f"the curve has one run of {methods[0]} with each seed: use two learning rates or more")
     rows = []
     for (task, method, sparsity, _), mine in _runs(results, column).groupby(["task", "method", "sparsity", "algorithm"]):
         paired = [(run, curves[place]) for _, run in mine.iterrows() if (place := (task, run["seed"])) in curves]

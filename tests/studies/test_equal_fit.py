@@ -69,7 +69,7 @@ def test_the_curve_is_of_one_method_at_several_rates() -> None:
     mine = results({}).where(method="random")
     with pytest.raises(UsageError, match="the curve has runs of childpruning, .*full.*: use those of one method"):
         at_equal_training_loss(mine, results({}))
-    with pytest.raises(UsageError, match="the curve has one run of full on digits with seed 0"):
+    with pytest.raises(UsageError, match="the curve has one run of full with each seed: use two learning rates or more"):
         at_equal_training_loss(mine, curve(0.5))
     with pytest.raises(UsageError, match="gap = -0.1 in study 'made' has no logarithm"):
         at_equal_training_loss(results({"random": {"gap": -0.1}}).where(method="random"), curve(0.5, 1.0), column="gap")
@@ -78,7 +78,8 @@ def test_the_curve_is_of_one_method_at_several_rates() -> None:
 
 
 def test_other_seeds_of_the_curve_do_not_count() -> None:
-    two = [one.only(one.table["seed"] < 2) for one in curve(0.1, 2.0)]
+    first, second = curve(0.1, 2.0)
+    two = [first, second.only(second.table["seed"] < 2)]  # the other seeds have one run, which is no curve
     mine = results({"random": {"train_loss": 0.3, "stability": on_curve(0.3, 0.5)}}).where(method="random")
     (row,) = at_equal_training_loss(mine, two).to_dict("records")
     assert (row["seeds"], row["outside"]) == (2, 0)
