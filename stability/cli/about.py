@@ -28,6 +28,7 @@ NAMES = {
         *(
             "claims-stsb-rates",
             "claims-stsb",
+            "claims-stsb-fit",
             "claims-stsb-perturbation",
             "claims-stsb-sparsity-rates",
             "claims-stsb-sparsity",
