@@ -312,9 +312,10 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     sizes = [problem.train.longest(index) * len(index) for index in batches]
     longer = sum(sizes) / len(sizes) / (sum(sizes[1 : _TIMED + 1]) / len(sizes[1 : _TIMED + 1]) if len(sizes) > 1 else sizes[0])
     steps = algorithm.max_steps
-    alone = retrained = _mean_step(problem, algorithm, 1, masks) * longer
+    first = _step(problem, algorithm, 1, masks)
+    alone = retrained = _in_the_mean(problem, algorithm, 1, first) * longer
     if more and selector.moving and isinstance(estimator.predictor_for(algorithm), Linearised):
-        alone = _step(problem, algorithm, 1, masks) * longer  # A(S) is observed, and then all coordinates take part to the end
+        alone = first * longer  # A(S) is observed, and then all coordinates take part to the end
     held_out = [split for split in (problem.validation, problem.test) if split is not None and len(split)]
     seconds_of = {id(split): _forward(problem, split, len(batches[0])) for split in (problem.train, *held_out)}
     validating = 0.0  # of a step
@@ -324,7 +325,10 @@ def _timed(study: Study, estimator: Estimator, problem: Problem, algorithm: Algo
     parts["evaluate"] = sum(seconds_of.values())
     if not more:
         return parts
-    together = retrained * more if retrained > _LONG else _mean_step(problem, algorithm, more, masks) * longer
+    if retrained > _LONG:
+        together = retrained * more
+    else:
+        together = _in_the_mean(problem, algorithm, more, _step(problem, algorithm, more, masks)) * longer
     part = 1.0 if study.test_examples is None else min(1.0, study.test_examples / max(1, len(problem.test)))
     evaluating = part * seconds_of.get(id(problem.test), 0.0) / retrained * together
     parts["retrain"] = steps * together * _share(problem, algorithm, batches, more) * (1 + validating) + evaluating
@@ -357,14 +361,13 @@ class _Enough(Exception):  # noqa: N818 - nothing went wrong here
     """As many steps as are to be timed were taken."""
 
 
-def _mean_step(problem: Problem, algorithm: Algorithm, r: int, masks: Sequence[Mask] | None) -> float:
-    """Seconds that a step of r replicas takes in the mean: once moving masks stay, as much as with as many fixed ones."""
-    steps, p = algorithm.max_steps, algorithm.selector.sparsity
-    moving, settles = _step(problem, algorithm, r, masks), _settles(problem, algorithm)
+def _in_the_mean(problem: Problem, algorithm: Algorithm, r: int, first: float) -> float:
+    """Seconds of a step of r replicas in the mean, from those of the first: once moving masks stay, as with as many fixed ones."""
+    steps, p, settles = algorithm.max_steps, algorithm.selector.sparsity, _settles(problem, algorithm)
     if p is None or settles >= steps or (fixed := algorithm.timed(Random(p), steps)) is None:
-        return moving
+        return first
     drawn = [fixed.selector.select(problem, seed) for seed in range(r)]
-    return (settles * moving + (steps - settles) * _step(problem, fixed, r, drawn)) / steps
+    return (settles * first + (steps - settles) * _step(problem, fixed, r, drawn)) / steps
 
 
 def _settles(problem: Problem, algorithm: Algorithm) -> int:

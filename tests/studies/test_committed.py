@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.claims import searched
 from benchmarks.language import minilm
 from stability.studies.identity import key
 from stability.studies.named import CLAIMS, PAPER, STUDIES
@@ -45,6 +46,6 @@ def paper_s(name: str) -> Study:
         return replace(PAPER["paper-quick"], **own, **more).study("paper-quick")  # type: ignore[arg-type]
     known: dict[str, object] = {"measured_seeds": 0} if name == "paper-quick-sparsity" else {}
     folder = ROOT / "figures" / ("claims" if name in CLAIMS else "")
-    if (search := folder / f"{name.removesuffix('-perturbation').removesuffix('-fit')}-rates.sqlite").exists():
-        known["rates"] = found_rates(search, PAPER[name].tasks)
+    if (search := searched(name)) is not None and (store := folder / f"{search}.sqlite").exists():
+        known["rates"] = found_rates(store, PAPER[name].tasks)
     return replace(PAPER[name], **own, **known).study(name)  # type: ignore[arg-type]

@@ -188,14 +188,30 @@ def on_page(row: dict[Any, Any], digits: int, *, signed: bool = False) -> bool:
     return f"{value} ({low} to {high})" in CLAIMS_PAGE or f"{value}, {low} to {high}" in CLAIMS_PAGE
 
 
-def check_ratios(ratios: dict[Any, dict[Any, Any]], fitted: pd.DataFrame, digits: int) -> None:
-    """The table of the methods' stability, divided by that of full tuning, and of their training loss."""
+SIDES = {"for": "more stable", "against": "less stable", "": "–"}
+
+
+def with_interval(row: dict[Any, Any]) -> str:
+    return f"{row['effect']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
+def by_method(answer: Answer) -> dict[Any, dict[Any, Any]]:
+    """The comparisons of an answer about one task, by what comes before the comma, the method."""
+    return {row["what"].partition(",")[0]: row for row in answer.table.to_dict("records")}
+
+
+def check_ratios(main: StudyResults, sparse: Answer, digits: int) -> tuple[dict[Any, dict[Any, Any]], pd.DataFrame]:
+    """The page's table of one task: each method's stability, divided by that of full tuning, and its training loss.
+
+    Returns the comparisons and what was learned, both by the method.
+    """
+    ratios, fitted = by_method(sparse), learned(main).set_index("method")
     assert f"| full tuning, to compare | 1 | | | {fitted['train_loss']['full']:.{digits}f} |" in CLAIMS_PAGE
-    sides = {"for": "more stable", "against": "less stable", "": "–"}
     for method, row in ratios.items():
         loss = format(fitted["train_loss"][method], f".{digits}f")
-        interval = f"{row['effect']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        assert f"| {LABELS[method]} | {interval} | {row['p']:.2g} | {sides[row['clear']]} | {loss} |" in CLAIMS_PAGE, method
+        line = f"| {LABELS[method]} | {with_interval(row)} | {row['p']:.2g} | {SIDES[row['clear']]} | {loss} |"
+        assert line in CLAIMS_PAGE, method
+    return ratios, fitted
 
 
 def test_the_page_of_the_claims_tells_what_is_stored_of_stsb() -> None:
@@ -205,13 +221,12 @@ def test_the_page_of_the_claims_tells_what_is_stored_of_stsb() -> None:
 
     def found(start: str) -> tuple[Answer, dict[Any, dict[Any, Any]]]:
         (answer,) = (one for one in every if one.claim.startswith(start))
-        return answer, {row["what"].partition(",")[0]: row for row in answer.table.to_dict("records")}
+        return answer, by_method(answer)
 
-    sparse, ratios = found("Sparse fine-tuning")
+    sparse, _ = found("Sparse fine-tuning")
     assert (sparse.supports, sparse.denies, sparse.of, sparse.verdict) == (4, 1, 8, Verdict.OPEN)
-    fitted = learned(main).set_index("method")
+    ratios, fitted = check_ratios(main, sparse, 1)
     assert fitted["learned"].all()
-    check_ratios(ratios, fitted, 1)
     assert set(fitted.index[fitted["train_loss"] > 1]) == {"bitfit", "lora", "childpruning"}
     assert fitted["test_metric"].idxmax() == "adapter"
     metric = main.table.pivot(index="seed", columns="method", values="test_metric").astype(float)
@@ -256,9 +271,7 @@ def test_the_page_of_the_claims_tells_what_is_stored_of_cb() -> None:
     main = stored("claims/claims-cb")
     assert not main.to_compute
     sparse, projection = (one for one in answers(main) if one.claim.startswith(("Sparse", "Projection")))
-    fitted = learned(main).set_index("method")
-    ratios = {row["what"].partition(",")[0]: row for row in sparse.table.to_dict("records")}
-    check_ratios(ratios, fitted, 2)
+    ratios, fitted = check_ratios(main, sparse, 2)
     assert [*fitted.index[~fitted["learned"].astype(bool)]] == ["lora"]
     assert {method for method, row in ratios.items() if row["clear"]} == {"random", "diffpruning"}
     assert all(on_page(row, 2) for row in projection.table.to_dict("records"))
@@ -298,14 +311,13 @@ def test_the_page_of_the_claims_tells_what_three_tasks_say_together() -> None:
     rows = {row["what"]: row for row in sam.table.to_dict("records") if row["task"] == "all"}
     assert {name for name, row in rows.items() if row["clear"] == "for"} == {"random, p = 0.005", "magnitude, p = 0.005"}
     by_task = {(row["task"], row["what"].partition(",")[0]): row for row in sparse.table.to_dict("records")}
-    sides = {"for": "more stable", "against": "less stable", "": "–"}
     for name in {name for _, name in by_task}:
         each = [by_task.get((task, name)) for task in ("stsb", "cb", "cola")]
         own = " | ".join("–" if row is None else f"{row['effect']:.2f}" for row in each)
         row = by_task.get(("all", name), each[0])
         assert row is not None
-        interval = f"{row['effect']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        assert f"| {LABELS[name]} | {own} | {interval} | {row['p']:.2g} | {sides[row['clear']]} |" in CLAIMS_PAGE, name
+        line = f"| {LABELS[name]} | {own} | {with_interval(row)} | {row['p']:.2g} | {SIDES[row['clear']]} |"
+        assert line in CLAIMS_PAGE, name
     more_stable = {name for (_, name), row in by_task.items() if row["clear"] == "for"}
     assert more_stable == {"childpruning", "bitfit", "lora"}
     assert not any(("cola", name) in by_task for name in more_stable)
@@ -326,9 +338,7 @@ def test_the_page_of_the_claims_tells_what_is_stored_of_cola() -> None:
     main = stored("claims/claims-cola")
     assert not main.to_compute
     sparse, projection = (one for one in answers(main) if one.claim.startswith(("Sparse", "Projection")))
-    fitted = learned(main).set_index("method")
-    ratios = {row["what"].partition(",")[0]: row for row in sparse.table.to_dict("records")}
-    check_ratios(ratios, fitted, 2)
+    ratios, fitted = check_ratios(main, sparse, 2)
     assert not any(row["clear"] for row in ratios.values())
     assert all(on_page(row, 2) for row in (ratios["random"], *projection.table.to_dict("records")))
     assert {*fitted.index[~fitted["learned"].astype(bool)]} == {"bitfit", "lora", "childpruning"}
@@ -360,9 +370,7 @@ def test_the_page_of_the_claims_tells_what_goes_together() -> None:
     ):
         found = [one[claim] for one in every]
         assert {one.verdict for one in found} <= {Verdict.OPEN, Verdict.MISSING}
-        told = [
-            f"{row['effect']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for one in found for row in one.table.to_dict("records")
-        ]
+        told = [with_interval(row) for one in found for row in one.table.to_dict("records")]
         if len(told) < len(columns):  # the perturbed training sets are not of CoLA
             told.insert(2, "–")
         assert f"| {name} | {' | '.join(told)} |" in CLAIMS_PAGE.replace("−", "-")
