@@ -23,9 +23,11 @@ from typing import Any
 import torch
 
 from benchmarks.language import add_model
+from stability import plotting
 from stability.cli import commands
 from stability.errors import StabilityError
-from stability.studies import Protocol, Store, cost, found_rates, pace, run
+from stability.plotting.files import study_prefix
+from stability.studies import Protocol, Store, StudyResults, cost, found_rates, pace, run
 from stability.studies.named import CLAIMS
 
 RUNS, KEPT = Path("runs/claims"), Path("figures/claims")
@@ -99,7 +101,13 @@ def copied(source: Path, target: Path, *, overwrite: bool = True) -> None:
 
 def draw(name: str) -> None:
     """Draw the figure of a finished study, if there is one of its kind."""
-    part = "-".join(name.split("-")[2:])
+    _, task, *rest = name.split("-")
+    part = "-".join(rest)
+    if part == "fit":
+        main, slower = (StudyResults.read(RUNS / f"claims-{task}{ending}.sqlite") for ending in ("", "-fit"))
+        others = main.only(main.table["method"] != "full")
+        figures = {"against_fit": plotting.against_fit(others, [slower, main.where(method="full")])}
+        plotting.save(figures, KEPT.parent, study_prefix(main, [task]), f"studies {main.study} and {slower.study}")
     if (figure := DRAWN.get(part)) is not None:
         commands.main(["figures", "--store", str(RUNS / f"{name}.sqlite"), "--out", str(KEPT.parent), "--only", figure])
 

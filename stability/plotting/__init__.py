@@ -3,8 +3,9 @@
 What varies with p is drawn from :class:`stability.studies.StudyResults` (:data:`FIGURES`), methods on tasks from
 :class:`stability.studies.Scores` (:func:`ranks`, :func:`definition_3`), methods beside each other from a
 :class:`stability.studies.Comparison` (:func:`against_first`), single examples from a :class:`stability.StabilityEstimate`
-(:func:`differences`, :func:`influential`), the masks of several selectors by :func:`masks`, and a mask, a bound and a study by
-:func:`mask`, :func:`bound` and :func:`planned`.
+(:func:`differences`, :func:`influential`), methods beside another method's learning rates by
+:func:`against_fit`, the masks of several selectors by :func:`masks`, and a mask, a bound and a study by :func:`mask`, :func:`bound`
+and :func:`planned`.
 Each function returns a figure of matplotlib; :func:`save` and :func:`save_all` write PNG and PDF, :func:`svg` gives an element
 for a page.
 """
@@ -24,6 +25,7 @@ from stability.plotting.bound_curves import bounds
 from stability.plotting.comparison import against_first, definition_3, ranks
 from stability.plotting.examples import differences, influential
 from stability.plotting.files import Format, closed, prefix, save, study_prefix, svg
+from stability.plotting.fit_figure import against_fit
 from stability.plotting.histories import projection_discontinuity
 from stability.plotting.mask_figure import masks
 from stability.plotting.single import bound, mask, planned
@@ -37,6 +39,7 @@ __all__ = [
     "FIGURES",
     "NothingToDrawError",
     "against_first",
+    "against_fit",
     "bound",
     "bounds",
     "closed",

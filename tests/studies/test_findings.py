@@ -21,6 +21,7 @@ from stability.studies import (
     StudyResults,
     Verdict,
     answers,
+    at_equal_training_loss,
     chosen_rates,
     learned,
     published,
@@ -439,6 +440,34 @@ def test_the_page_of_the_claims_tells_how_stability_goes_with_the_fit() -> None:
     assert f"| those that learned (10, 9 and 7 methods) | {' | '.join(rho for _, rho in those)} |" in page
     assert f"among the seven others ρ is only {those[2][1]}." in page
     assert f"| nineteen settings at several p, one seed | {at_several_p:.2f} | – | – |" in page
+
+
+def test_the_page_of_the_claims_tells_what_is_left_at_equal_training_loss() -> None:
+    main, slower = stored("claims/claims-stsb"), stored("claims/claims-stsb-fit")
+    assert not slower.to_compute
+    sparse, curve = main.only(main.table["sparsity"] < 1), [slower, main.where(method="full")]
+    columns = {name: at_equal_training_loss(sparse, curve, column=name) for name in ("stability", "gap", "test_loss")}
+    stability, gap, test = (table.rename(columns={"ratio": "effect"}).set_index("method") for table in columns.values())
+    alone = {name: row["effect"] for name, row in by_method(answers(main)[0]).items()}
+    compared = stability.index[stability["seeds"] > 0]
+    assert {*stability.index} - {*compared} == {"random", "magnitude"}
+    assert stability.loc[["childpruning", "bitfit"], "outside"].tolist() == [1, 1]
+    assert stability["outside"].sum() == 12
+    for name in compared:
+        told = [f"{with_interval(table.loc[name].to_dict())} | {table.loc[name, 'p_value']:.2g}" for table in (stability, gap)]
+        assert f"| {LABELS[name]} | {alone[name]:.2f} | {' | '.join(told)} |" in CLAIMS_PAGE, name
+    clear = [{*table.index[table["p_value"] < 0.05]} for table in (stability, gap, test)]
+    assert clear == [{"lora"}, {"adapter", "childpruning", "diffpruning"}, {"adapter"}]
+    assert (gap.loc[list(clear[1]), "effect"] < 1).all()
+    assert on_page(test.loc["adapter"].to_dict(), 2)
+    assert f"(corrected p {test.loc['adapter', 'p_value']:.2g})" in CLAIMS_PAGE
+    losses = sorted(one for part in curve for one in part.table.groupby("algorithm")["train_loss"].mean())
+    inside = {name: np.searchsorted(losses, stability.loc[name, "train_loss"]) for name in ("adapter", "diffpruning", "lora")}
+    assert inside == {"adapter": 2, "diffpruning": 2, "lora": 3}
+    assert "between {:.2f} and {:.2f}, where Adapter".format(*losses[1:3]) in CLAIMS_PAGE
+    assert "between {:.2f} and {:.2f}, where LoRA".format(*losses[2:4]) in CLAIMS_PAGE
+    hours = slower.table["cell_seconds"].sum() / 3600
+    assert f"at smaller learning rates took {hours:.1f} hours" in CLAIMS_PAGE
 
 
 def test_the_page_of_the_claims_tells_what_plans_said_and_what_it_took() -> None:
