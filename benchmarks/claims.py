@@ -100,16 +100,26 @@ def copied(source: Path, target: Path, *, overwrite: bool = True) -> None:
 
 
 def draw(name: str) -> None:
-    """Draw the figure of a finished study, if there is one of its kind."""
+    """Draw the figures of a finished study that there are of its kind."""
     _, task, *rest = name.split("-")
     part = "-".join(rest)
-    if part == "fit":
-        main, slower = (StudyResults.read(RUNS / f"claims-{task}{ending}.sqlite") for ending in ("", "-fit"))
-        others = main.only(main.table["method"] != "full")
-        figures = {"against_fit": plotting.against_fit(others, [slower, main.where(method="full")])}
-        plotting.save(figures, KEPT.parent, study_prefix(main, [task]), f"studies {main.study} and {slower.study}")
+    if part in ("", "fit"):
+        draw_beside_full_tuning(task)
     if (figure := DRAWN.get(part)) is not None:
         commands.main(["figures", "--store", str(RUNS / f"{name}.sqlite"), "--out", str(KEPT.parent), "--only", figure])
+
+
+def draw_beside_full_tuning(task: str) -> None:
+    """Draw the methods beside full tuning at smaller learning rates, once both studies are finished."""
+    paths = [RUNS / f"claims-{task}{ending}.sqlite" for ending in ("", "-fit")]
+    if not all(path.exists() for path in paths):
+        return
+    main, slower = map(StudyResults.read, paths)
+    if main.to_compute or slower.to_compute:
+        return
+    figure = plotting.against_fit(main, [slower, main.where(method="full")])
+    note = ", ".join(f"study {one.study}, identity {one.fingerprint}" for one in (main, slower))
+    plotting.save({"against_fit": figure}, KEPT.parent, study_prefix(main, [task]), note)
 
 
 def add_studies(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stability.plotting.curves import Block, Curve, bars, mean, over
-from stability.plotting.grids import CUT, fitted, lower, plain_log
+from stability.leave_one_out.statistics import mean_over_seeds
+from stability.plotting.curves import FEW, over
+from stability.plotting.grids import plain_log
 from stability.plotting.style import (
     STABILITY,
     NothingToDrawError,
@@ -21,32 +20,36 @@ from stability.plotting.style import (
     label,
     near,
     new_figure,
-    settings_of,
+    share,
     styled,
     styles,
     unit,
 )
+from stability.studies.effects import finished
+from stability.studies.equal_fit import Curve, beside_curve
 from stability.studies.results import StudyResults
 
 __all__ = ["against_fit"]
 
 
 @styled
-def against_fit(results: StudyResults, curve: StudyResults | Iterable[StudyResults]) -> Figure:
+def against_fit(results: StudyResults, curve: Curve) -> Figure:
     """Stability and generalization gap against the training loss: a point for each method, and a line for another method that was
-    trained at several learning rates. A point below the line is more stable, or has a smaller gap, than that method where both
-    fit S equally well.
+    trained at several learning rates. A point below the line is more stable, or has a smaller gap, than that method where it fits S
+    equally well.
 
-    Points are means over seeds with 95 % intervals. :func:`stability.studies.at_equal_training_loss` tests the differences, seed by
-    seed.
+    Points are geometric means over seeds, of training loss too, with Student's 95 % interval for logarithms. The line joins such
+    means. :func:`stability.studies.at_equal_training_loss` compares each seed with a line of its own, so that its ratios may differ
+    from those in the figure.
 
     Args:
-        results: the methods, on one task.
+        results: the methods, on one task. Runs that are in the curve are left out.
         curve: the runs of the other method on the same task, of one study or several.
 
     Raises:
-        NothingToDrawError: several tasks, a curve of several methods or of one setting, or no measured stability.
-        StabilityError: no cell is finished, or every one failed.
+        NothingToDrawError: several tasks, or no method beside the curve.
+        UsageError: the curve has no runs, runs of several methods or at several p, or no two with one seed; or no stability
+            was measured, or a value is not above 0.
 
     Example:
         >>> from stability.studies import StudyResults
@@ -57,77 +60,83 @@ def against_fit(results: StudyResults, curve: StudyResults | Iterable[StudyResul
         ['full tuning', 'Adapter', 'LoRA']
     """
     several = [curve] if isinstance(curve, StudyResults) else list(curve)
-    line = pd.concat([one.summary().table for one in several], ignore_index=True)
-    if len(names := sorted(set(line["method"]))) != 1 or len(line) < 2:
-        raise NothingToDrawError(f"the curve is of {len(line)} settings of {', '.join(names)}: use several of one method")
-    if len(tasks := sorted({*line["task"], *results.summary().table["task"]})) != 1:
-        raise NothingToDrawError(f"the results are of {', '.join(tasks)}: draw one task at a time")
     loss = unit(results.table)
-    blocks = {
-        "stability": partial(Block, f"stability {STABILITY} [{loss}]", least=0.0, log=True),
-        "gap": partial(Block, f"test loss − train loss [{loss}]", zero=True),
-    }
-    figure, axes = new_figure(1, len(blocks), (7.2, 4.0))
-    cut, notes = False, []
-    for ax, (column, block) in zip(axes, blocks.items(), strict=True):
-        joined = pd.concat([_points(one, column) for one in several], ignore_index=True).sort_values("x")
-        apart = _points(results, column)
-        both = pd.concat([joined, apart], ignore_index=True)
-        if joined.empty or apart.empty:
-            raise NothingToDrawError(f"there is no {column} of the methods or of the curve: measure it with an estimator")
-        ax.set_xscale("log")
-        fitted(ax, block(curves=(Curve("", both),)))
-        style = styles(both["series"])
-        ax.plot(joined["x"], joined["y"], color=style[names[0]][0], zorder=2, gid="curve")
-        for _, point in both.iterrows():
-            cut |= _drawn(ax, point, style[point["series"]])
+    labels = {"stability": f"stability {STABILITY} [{loss}]", "gap": f"test loss − train loss [{loss}]"}
+    panels = {}
+    for column in labels:
+        mine, known = beside_curve(results, several, column)
+        if mine.empty:
+            raise NothingToDrawError(f"no {column} of a method beside the curve: give other methods, or measure it")
+        if len(tasks := sorted({*known["task"], *mine["task"]})) > 1:
+            raise NothingToDrawError(f"the results are of {', '.join(tasks)}: draw one task at a time")
+        panels[column] = _means(mine, column, "algorithm"), _means(known, column, "setting")
+    style = styles(name for both in panels.values() for some in both for name in some["method"])
+    figure, axes = new_figure(1, len(panels), (7.2, 4.4))
+    for ax, (column, (points, line)) in zip(axes, panels.items(), strict=True):
+        ax.set(xscale="log", yscale="log", xlabel=f"training loss [{loss}]", ylabel=labels[column])
+        ax.plot(line["x"], line["y"], color=style[line["method"].iloc[0]][0], zorder=2, gid="curve")
+        every = pd.concat([line, points], ignore_index=True)
+        for point in every.to_dict("records"):
+            colour, marker, _ = style[point["method"]]
+            ax.plot(point["x"], point["y"], marker, color=colour, ms=5, zorder=3, gid="values")
+            if point["units"] >= FEW:
+                ax.vlines(point["x"], point["low"], point["high"], color=colour, lw=0.8, gid="interval")
         plain_log(ax, "x")
-        ax.set(xlabel=f"training loss [{loss}]", ylabel=block.args[0])
-        named = pd.concat([joined.loc[[_alone(joined["x"], apart["x"])]], apart])
-        ends = [(x, y, label(name), style[name][0]) for name, x, y in named[["series", "x", "y"]].itertuples(index=False)]
-        near(ax, ends, _along(ax, joined, both))
-        notes.append(bars([Curve("", both)], "the mean", over(results)))
-    headed(figure, "Stability and generalization gap against the training loss", settings_of(results))
-    told = f"Line: {label(names[0])} at {len(line)} learning rates. Points: the other methods, each at its own."
-    explained(figure, [told, *dict.fromkeys(notes), CUT if cut else ""])
+        plain_log(ax)
+        _name(ax, points, line, style)
+    studies = ", ".join(dict.fromkeys(one.study for one in (results, *several)))
+    sizes = sorted({int(n) for one in (results, *several) for n in finished(one)["n"]})
+    headed(
+        figure,
+        "Stability and generalization gap against the training loss",
+        f"studies {studies} · problem {label(points['task'].iloc[0])} · n = {', '.join(map(str, sizes))}",
+    )
+    counts = sorted({int(units) for both in panels.values() for some in both for units in some["units"]})
+    many = [count for count in counts if count >= FEW]
+    bars = " to ".join(dict.fromkeys(str(count) for count in (many[:1] + many[-1:])))
+    explained(
+        figure,
+        [
+            f"Line: {label(line['method'].iloc[0])} in {len(line)} settings. Points: the other methods.",
+            f"Means over {over(results)} are geometric.",
+            f"Bars: 95 % interval over {bars} {over(results)}." if many else "",
+            f"Fewer than {FEW} {over(results)} give no interval." if counts[0] < FEW else "",
+        ],
+    )
     return figure
 
 
-def _points(results: StudyResults, column: str) -> pd.DataFrame:
-    """The mean of a quantity with its interval, and ``x``, the mean training loss, of every setting."""
-    summary = results.summary().table
-    least = 0.0 if column == "stability" else -np.inf
-    return (
-        mean(results, summary, column, least=least).table.assign(x=summary["train_loss"].to_numpy(dtype=float)).dropna(subset="y")
-    )
+def _means(runs: pd.DataFrame, column: str, by: str) -> pd.DataFrame:
+    """Geometric means over the runs of every setting, of the training loss, ``x``, and of a quantity, ``y``, in the order of ``x``.
+
+    ``low`` and ``high`` are the ends of the interval of ``y``, NaN of fewer than :data:`FEW` units; ``units`` counts these.
+    """
+    rows = []
+    for _, some in runs.groupby(by):
+        logs: pd.DataFrame = some[["train_loss", column]].astype(float).transform(np.log)
+        logs = logs.groupby(some["sample" if some["sample"].any() else "seed"]).mean()
+        low, high = mean_over_seeds(logs[column]).interval if len(logs) >= FEW else (np.nan, np.nan)
+        x, y = np.exp(logs.mean())
+        row = {name: some[name].iloc[0] for name in ("task", "method", "sparsity")}
+        rows.append({**row, "x": x, "y": y, "low": np.exp(low), "high": np.exp(high), "units": len(logs)})
+    return pd.DataFrame(rows).sort_values("x", ignore_index=True)
 
 
-def _alone(places: pd.Series, others: pd.Series) -> Any:
-    """The index of the place that is farthest from all others on a logarithmic axis, where a name has most room."""
-    apart = np.abs(np.log(places.to_numpy()[:, None] / others.to_numpy()))
-    return places.index[int(np.argmax(apart.min(1)))]
-
-
-def _drawn(ax: Axes, point: pd.Series, style: tuple[Any, Any, Any]) -> bool:
-    """Draw one point with its interval; returns whether that goes on below the axis."""
-    colour, marker, _ = style
-    ax.plot(point["x"], point["y"], marker, color=colour, ms=5, zorder=3, gid="values")
-    if not np.isfinite(point["low"]):
-        return False
-    low, cut = point["low"], False
-    if ax.get_yscale() == "log":
-        (low,), (cut,) = lower(np.array([low]), np.array([point["y"]]), ax.get_ylim()[0])
-    ax.vlines(point["x"], low, point["high"], color=colour, lw=0.8, gid="interval")
-    if cut:
-        ax.plot(point["x"], low, "v", color=colour, ms=3.5, zorder=4, gid="cut")
-    return bool(cut)
-
-
-def _along(ax: Axes, line: pd.DataFrame, every: pd.DataFrame) -> list[tuple[float, float]]:
-    """Places on the line and on the intervals, that names must not cover."""
-    x = np.geomspace(line["x"].min(), line["x"].max(), 40)
-    places = list(zip(x, np.interp(np.log(x), np.log(line["x"]), line["y"]), strict=True))
-    bottom, top = ax.get_ylim()
-    for _, point in every.dropna(subset="low").iterrows():
-        places += [(point["x"], y) for y in np.linspace(max(point["low"], bottom), min(point["high"], top), 16)]
-    return places
+def _name(ax: Axes, points: pd.DataFrame, line: pd.DataFrame, style: dict[str, Any]) -> None:
+    """Write the names of the points, and that of the line where it is farthest from them."""
+    several = points["method"].duplicated(keep=False)
+    names = [
+        f"{label(method)}, {share(p)}" if many else label(method)
+        for method, p, many in zip(points["method"], points["sparsity"], several, strict=True)
+    ]
+    place = ax.transData + ax.transAxes.inverted()
+    at, others = (place.transform(some[["x", "y"]].to_numpy()) for some in (line, points))
+    far = line.iloc[int(np.argmax(np.linalg.norm(at[:, None] - others, axis=-1).min(1)))]
+    ends = [(far["x"], far["y"], label(far["method"]), style[far["method"]][0])]
+    ends += [(x, y, name, style[m][0]) for x, y, m, name in zip(points["x"], points["y"], points["method"], names, strict=True)]
+    x = np.geomspace(line["x"].min(), line["x"].max(), 60)
+    covered = list(zip(x, np.exp(np.interp(np.log(x), np.log(line["x"]), np.log(line["y"]))), strict=True))
+    for part in (line, points):
+        for _, point in part.dropna(subset="low").iterrows():
+            covered += [(point["x"], y) for y in np.geomspace(point["low"], point["high"], 24)]
+    near(ax, ends, covered, 3.2)

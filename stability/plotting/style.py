@@ -220,7 +220,7 @@ def styles(methods: Iterable[Any]) -> dict[str, tuple[Any, Any, Any]]:
         >>> styles(["full", "mine"])["full"]
         ('#000000', '*', '-')
     """
-    known = {**_STYLES, **_TASKS}
+    known, methods = {**_STYLES, **_TASKS}, list(methods)
     own = [str(method) for method in dict.fromkeys(methods) if method not in known]
     spare = {method: _SPARE[place % len(_SPARE)] for place, method in enumerate(own)}
     return {str(method): known.get(str(method)) or spare[str(method)] for method in methods}

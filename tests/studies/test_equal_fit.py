@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,3 +85,33 @@ def test_other_seeds_of_the_curve_do_not_count() -> None:
     (row,) = at_equal_training_loss(mine, two).to_dict("records")
     assert (row["seeds"], row["outside"]) == (2, 0)
     assert row["ratio"] == pytest.approx(0.5)
+
+
+def test_runs_of_the_curve_are_left_out_and_repeated_ones_count_once() -> None:
+    mine = results({"random": {"train_loss": 0.3}, "full": {"train_loss": 0.5, "stability": on_curve(0.5)}})
+    full, (other,) = mine.where(method="full"), curve(0.1)
+    table = at_equal_training_loss(mine, [full, full, other])
+    assert "full" not in set(table["method"])
+    with pytest.raises(UsageError, match="the curve has one run of full with each seed"):
+        at_equal_training_loss(mine, [full, full])
+    with pytest.raises(UsageError, match="the curve has no results"):
+        at_equal_training_loss(mine, [])
+    several = results({}, sparsities=(0.1, 0.2)).where(method="random")
+    with pytest.raises(UsageError, match=r"the curve has runs at p = 0\.1, 0\.2: use one p"):
+        at_equal_training_loss(mine, several)
+
+
+def test_where_s_is_drawn_apart_each_s_counts_once() -> None:
+    """Four runs of two S: the interval is over the S, and no run is compared with the curve of another S."""
+    ratios = np.array([0.4, 0.5, 0.7, 0.9])
+
+    def sampled(one: StudyResults) -> StudyResults:
+        return replace(one, table=one.table.assign(sample=one.table["seed"] // 2, seed=one.table["seed"] % 2))
+
+    mine = sampled(results({"random": {"train_loss": 0.3, "stability": on_curve(0.3, ratios)}}).where(method="random"))
+    (row,) = at_equal_training_loss(mine, [sampled(one) for one in curve(0.1, 2.0)]).to_dict("records")
+    logs = np.log(ratios).reshape(2, 2).mean(1)
+    half = stats.t.ppf(0.975, 1) * logs.std(ddof=1) / math.sqrt(2)
+    assert (row["seeds"], row["outside"]) == (4, 0)
+    found = [row[name] for name in ("ratio", "low", "high")]
+    assert found == pytest.approx(np.exp([logs.mean(), logs.mean() - half, logs.mean() + half]).tolist())
