@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator
 
 from stability.leave_one_out.coverage import LEAST_COVERAGE
 from stability.plotting.curves import FEW
-from stability.plotting.grids import CUT_LEFT, lower, plain_log
+from stability.plotting.grids import CUT_LEFT, arrow, lower, plain_log
 from stability.plotting.style import (
     CONTEXT,
     STABILITY,
@@ -223,7 +223,7 @@ def definition_3(scores: Scores, loss_unit: str = "the loss's unit") -> Figure:
                     (begin,), (off,) = lower(np.array([low]), np.array([value]), least if ax is left else -math.inf)
                     ax.hlines(place, begin, high, color=colour, lw=1, gid="interval")
                     if off:
-                        ax.plot(begin, place, "<", color=colour, ms=3.5, gid="cut")
+                        arrow(ax, begin, place, colour, "left")
                         cut = True
                 fill = "white" if ax is left and one["simulated_coverage"] < LEAST_COVERAGE else colour
                 ax.plot(value, place, marker, color=colour, mfc=fill, clip_on=False, zorder=3, gid="values")

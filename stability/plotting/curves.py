@@ -46,7 +46,7 @@ class Block:
         curves: the curves; the marks of the first are filled, those of the second hollow.
         least: the least that the quantity can be, where the axis begins; None: the axis fits the data.
         notes: what must be said of its bars, a sentence each.
-        log: whether the axis is logarithmic where values differ by a factor of 20.
+        log: whether the axis is logarithmic where values and intervals differ by a factor of 20.
         zero: whether the axis holds 0, for a quantity whose sign matters.
     """
 

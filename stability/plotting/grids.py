@@ -30,13 +30,15 @@ from stability.plotting.style import (
     styles,
 )
 
-__all__ = ["CUT", "CUT_LEFT", "MOST", "TOGETHER", "fitted", "grid", "grouped", "lower", "named", "plain_log", "swept"]
+__all__ = ["CUT", "CUT_LEFT", "MOST", "TOGETHER", "arrow", "fitted", "grid", "grouped", "lower", "named", "plain_log", "swept"]
 
 MOST = 6
 """The most lines in a panel."""
 
-CUT = "▾: the interval goes on down."
-CUT_LEFT = "◂: the interval goes on to the left."
+CUT = "↓: the interval goes on down."
+CUT_LEFT = "←: the interval goes on to the left."
+
+_ARROWS = {"down": "$\\downarrow$", "left": "$\\leftarrow$"}  # triangles are the marks of methods
 
 TOGETHER = 3
 """The most methods with a single p that share a panel."""
@@ -105,9 +107,9 @@ def fitted(ax: Axes, block: Block) -> bool:
     ends = every.loc[every["y"].notna(), ["y", "low", "high"]].to_numpy(dtype=float)
     y = ends[:, 0]
     low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
-    if block.log and y.min() > 0 and y.max() > 20 * y.min():
+    if block.log and y.min() > 0 and high > 20 * (begin := max(low, y.min() / 3)):
         ax.set_yscale("log")
-        ax.set_ylim(max(low, y.min() / 3) / 1.15, high * 1.15)
+        ax.set_ylim(begin / 1.15, high * 1.15)
         plain_log(ax)
         return True
     if block.zero:
@@ -121,16 +123,19 @@ def fitted(ax: Axes, block: Block) -> bool:
     return False
 
 
-def plain_log(ax: Axes, which: str = "y") -> None:
+def plain_log(ax: Axes, which: str = "y", *, narrow: bool = False) -> None:
     """Numbers such as 0.03 at the ticks of a logarithmic axis, at 1, 2 and 5 where the axis is short.
 
     Args:
         ax: the axes.
         which: ``x`` or ``y``.
+        narrow: whether there is room for few numbers.
     """
     axis = ax.yaxis if which == "y" else ax.xaxis
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1, 3) if high < 1000 * low else (1,)))
+    decades = math.log10(high / low) * (2 if narrow else 1)
+    subs = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=20))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -150,6 +155,20 @@ def lower(low: Numbers, y: Numbers, bottom: float) -> tuple[Numbers, NDArray[np.
     return np.where(cut, np.maximum(y / 3, bottom), low), cut
 
 
+def arrow(ax: Axes, x: Any, y: Any, colour: Any, way: str = "down", **how: Any) -> None:
+    """Mark the ends of intervals that go on beyond the axis.
+
+    Args:
+        ax: the axes.
+        x: where the drawn part of the intervals ends.
+        y: likewise.
+        colour: of the intervals.
+        way: where they go on, ``down`` or ``left``.
+        how: other settings of the marks.
+    """
+    ax.plot(x, y, marker=_ARROWS[way], ls="", color=colour, ms=6, mew=0.3, zorder=4, clip_on=False, gid="cut", **how)
+
+
 def _line(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any], x: Any, *, hollow: bool, joined: bool = True) -> bool:
     """Draw one series; returns whether an interval goes on below the axis."""
     colour, marker, dash = style
@@ -164,7 +183,7 @@ def _line(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any], x: Any, *, 
         mew=0.9, lw=0.9 if hollow else 1.3, zorder=3, gid="values",
     )  # fmt: skip
     if cut.any():
-        ax.plot(x[cut], low[cut], "v", color=colour, ms=3.5, zorder=4, gid="cut")
+        arrow(ax, x[cut], low[cut], colour)
     return bool(cut.any())
 
 
@@ -214,7 +233,7 @@ def _across(ax: Axes, mine: pd.DataFrame, colour: Any) -> bool:
     low, cut = lower(low, y, ax.get_ylim()[0]) if ax.get_yscale() == "log" else (low, np.zeros(1, dtype=bool))
     ax.axhspan(low[0], high[0], color=colour, alpha=0.12, lw=0, zorder=0.5, gid="interval")
     if cut[0]:
-        ax.plot(0.02, low[0], "v", color=colour, ms=3.5, zorder=4, gid="cut", transform=ax.get_yaxis_transform())
+        arrow(ax, 0.02, low[0], colour, transform=ax.get_yaxis_transform())
     return bool(cut[0])
 
 
@@ -318,9 +337,10 @@ def _rows(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, list[s
         ax.set_xscale("log" if log else "linear")
         ax.set_xlim(limits)
         if log:
-            plain_log(ax, "x")
+            plain_log(ax, "x", narrow=len(blocks) > 4)
         else:
-            ax.xaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
+            few: dict[str, Any] = {"nbins": 3, "steps": [1, 2, 5, 10]}
+            ax.xaxis.set_major_locator(MaxNLocator(**few if len(blocks) > 4 else {"nbins": 5, "min_n_ticks": 3}))
         for curve, hollow in zip(block.curves, (False, True), strict=False):
             for _, row in curve.table.dropna(subset="y").iterrows():
                 name = str(row["series"])
@@ -331,7 +351,7 @@ def _rows(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, list[s
                     ends, off = lower(np.array([row["low"]]), np.array([row["y"]]), limits[0] if log else -np.inf)
                     ax.hlines(place, ends[0], row["high"], color=colour, lw=0.9, gid="interval")
                     if off[0]:
-                        ax.plot(ends[0], place, "<", color=colour, ms=3.5, gid="cut")
+                        arrow(ax, ends[0], place, colour, "left")
                         cut = True
                 ax.plot(
                     row["y"], place, marker, color=colour, mfc="white" if hollow else colour, mew=0.9, clip_on=False, zorder=3,

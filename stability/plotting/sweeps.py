@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from stability.plotting.curves import ALONE, Block, Curve, bars, mean, over, series, spread
-from stability.plotting.grids import CUT_LEFT, MOST, fitted, grid, grouped, lower, plain_log, swept
+from stability.plotting.grids import CUT_LEFT, MOST, arrow, fitted, grid, grouped, lower, plain_log, swept
 from stability.plotting.style import (
     CONTEXT,
     STABILITY,
@@ -32,9 +32,14 @@ from stability.plotting.style import (
     styles,
     unit,
 )
+from stability.studies.claims import learned
 from stability.studies.results import StudyResults
 
 __all__ = ["four_panels", "gap_against_stability", "generalization", "methods", "six_panels", "stability"]
+
+
+_GREY = "0.55"
+_DID_NOT_LEARN = "Grey names: not clearly better than a constant prediction."
 
 
 @styled
@@ -262,8 +267,11 @@ def gap_against_stability(results: StudyResults) -> Figure:
 
 @styled
 def methods(results: StudyResults) -> Figure:
-    """(e) Every method in a row, the most stable first: its metric on held-out data, its generalization gap, its leave-one-out
-    stability, and how far the masks of S and of Sⁱ overlap. Means over seeds with 95 % intervals.
+    """(e) Every method in a row, the most stable first: its test metric, its training loss, its generalization gap, its
+    leave-one-out stability, and how far the masks of S and of Sⁱ overlap. Means over seeds with 95 % intervals.
+
+    The name of a method that did not learn is grey (:func:`stability.studies.learned`): what hardly trains is stable, and worth
+    nothing.
 
     Args:
         results: the results of a study of several methods, each at one p.
@@ -276,24 +284,30 @@ def methods(results: StudyResults) -> Figure:
         >>> from stability.studies import StudyResults
         >>> results = StudyResults.read("figures/paper-quick.sqlite").where(task="cb")
         >>> [ax.get_xlabel().splitlines()[0] for ax in methods(results).axes]
-        ['accuracy on held-out data', 'test loss − train loss', 'stability Eᵢ|Δℓᵢ|']
+        ['accuracy, test split', 'training loss', 'test loss − train loss', 'stability Eᵢ|Δℓᵢ|']
     """
     table, summary = results.table, _measured(results).sort_values("stability", kind="stable")
     if summary["algorithm"].nunique() > summary["method"].nunique() or summary["method"].nunique() < 2:
         raise NothingToDrawError("the study has no two methods, or several settings of one: draw one of each")
     performance = mean(results, summary, "test_metric", most=1.0)
-    gap, stable = mean(results, summary, "gap"), mean(results, summary, "stability")
-    told, changes = bars([performance, gap], "the mean", over(results)), bool(summary["mask_overlap"].notna().any())
+    fit, gap, stable = (mean(results, summary, column) for column in ("train_loss", "gap", "stability"))
+    told, changes = bars([performance, fit, gap], "the mean", over(results)), bool(summary["mask_overlap"].notna().any())
+    failed = {row["method"] for row in learned(results).to_dict("records") if row["learned"] is False}
     own = _stability_bars(results, stable, told, "stability and overlap" if changes else "stability")
     blocks = [
-        Block(textwrap.fill(f"{metric(table)} on held-out data", 25), (performance,), notes=(told,)),
+        Block(textwrap.fill(f"{metric(table)}, test split", 20), (performance,), notes=(told,)),
+        Block(f"training loss\n[{unit(table)}]", (fit,), 0.0 if summary["train_loss"].min() >= 0 else None, log=True),
         Block(f"test loss − train loss\n[{unit(table)}]", (gap,), zero=True),
-        Block(f"stability {STABILITY}\n[{unit(table)}]", (stable,), 0.0, notes=(own,), log=True),
+        Block(f"stability {STABILITY}\n[{unit(table)}]", (stable,), 0.0, notes=(own, _DID_NOT_LEARN if failed else ""), log=True),
     ]
     if changes:
         overlap = mean(results, summary, "mask_overlap", least=0.0, most=1.0)
-        blocks.append(Block("overlap of the masks\nof S and of Sⁱ", (overlap,), notes=("An overlap of 1: no mask changes.",)))
-    return swept(blocks, "Every method: performance, gap, stability and overlap of masks", settings_of(results))
+        blocks.append(Block("overlap of masks\nof S and of Sⁱ", (overlap,), notes=("An overlap of 1: no mask changes.",)))
+    figure = swept(blocks, "Every method: performance, training loss, gap and stability", settings_of(results))
+    for text, method in zip(figure.axes[0].get_yticklabels(), summary["method"], strict=True):
+        if method in failed:
+            text.set_color(_GREY)
+    return figure
 
 
 def _points(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any]) -> bool:
@@ -306,7 +320,7 @@ def _points(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any]) -> bool:
     ax.hlines(across["y"], left, across["right"], color=colour, lw=0.7, gid="interval")
     ax.vlines(up["x"], up["low"], up["high"], color=colour, lw=0.7, gid="interval")
     if cut.any():
-        ax.plot(left[cut], across["y"][cut], "<", color=colour, ms=3.5, gid="cut")
+        arrow(ax, left[cut], across["y"][cut], colour, "left")
     sizes = 12 + 8 * (np.log10(mine["p"].astype(float).clip(lower=1e-3)) + 3)
     ax.scatter(mine["x"], mine["y"], s=sizes, color=colour, marker=marker, lw=0, zorder=3, gid="values")
     return bool(cut.any())

@@ -91,6 +91,9 @@ def rank_correlation(
     """Spearman's ρ of two columns, each ranked within its task, over all methods and tasks (Fu et al. 2023, the figure of stability
     against performance, with ``mean`` and ``std``).
 
+    The ranks within a task are taken less their mean. Where every task has the same methods, this changes nothing. Where one has
+    fewer, its ranks are smaller, and without this the two columns would seem to go together.
+
     The pairs are not independent: a method that varies much on one task does so on others. So there are, beside the p-value as if
     they were, two statements that take a method's tasks together. The interval is Student's, with M − 1 degrees of freedom, on
     Fisher's scale artanh ρ, its standard error that of the jackknife which leaves out one of the M methods at a time and ranks the
@@ -168,18 +171,22 @@ def _rho_and_step(x: Numbers, y: Numbers) -> tuple[float, float]:
     """Spearman's ρ, and by how much it changes where two neighbours within a task change places; NaN where all ranks are equal."""
     both = ~(np.isnan(x) | np.isnan(y))
     ranks = [_ranks(values, both) for values in (x, y)]
-    deviations = [r - r.mean() for r in ranks]
+    deviations = [r[both] - r[both].mean() for r in ranks]
     scale = math.sqrt(float((deviations[0] ** 2).sum() * (deviations[1] ** 2).sum()))
     if not scale:
         return math.nan, math.nan
-    gaps = [float(np.diff(np.unique(r)).min()) for r in ranks]  # of T tasks, neighbours are T places apart
-    return float((deviations[0] * deviations[1]).sum()) / scale, gaps[0] * gaps[1] / scale
+    gaps = [np.diff(np.sort(r, axis=0), axis=0) for r in ranks]  # of T tasks, neighbours are about T places apart
+    step = math.prod(float(mine[mine > 0].min()) for mine in gaps)
+    return float((deviations[0] * deviations[1]).sum()) / scale, step / scale
 
 
 def _ranks(values: Numbers, both: NDArray[np.bool_]) -> Numbers:
-    """Ranks within each task, then among all pairs, in one row."""
+    """Ranks within each task less their mean, then among all pairs; NaN where there is no pair."""
     mine = stats.rankdata(np.where(both, values, np.nan), axis=0, nan_policy="omit")
-    return np.asarray(stats.rankdata(mine[both]), dtype=np.float64)
+    # Without the mean, a task with few methods would have small ranks alone, and two columns would seem to go together.
+    found = mine - (both.sum(axis=0) + 1) / 2
+    found[both] = stats.rankdata(found[both])
+    return np.asarray(found, dtype=np.float64)
 
 
 def _interval(x: Numbers, y: Numbers, confidence: float) -> tuple[float, float]:

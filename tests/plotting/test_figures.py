@@ -257,13 +257,13 @@ def test_every_method_has_a_row_and_the_most_stable_comes_first() -> None:
     results = dataclasses.replace(results, table=table)
     summary = results.summary().table.sort_values("stability")
     figure = plotting.methods(results)
-    for ax, column in zip(figure.axes, ("test_metric", "gap", "stability", "mask_overlap"), strict=True):
+    for ax, column in zip(figure.axes, ("test_metric", "train_loss", "gap", "stability", "mask_overlap"), strict=True):
         drawn = {float(line.get_ydata()[0]): float(line.get_xdata()[0]) for line in by_gid(ax, "values")}
         np.testing.assert_allclose([drawn[place] for place in range(len(summary))], summary[column])
     first = figure.axes[0].get_yticklabels()[0].get_text()
     assert first.startswith(label(summary["method"].iloc[0]))
     older = dataclasses.replace(results, table=table.drop(columns="mask_overlap"))
-    assert len(plotting.methods(older).axes) == 3
+    assert len(plotting.methods(older).axes) == 4
     for refused in (stored("digits"), results.where(method="sam")):
         with pytest.raises(plotting.NothingToDrawError, match="two methods"):
             plotting.methods(refused)
@@ -274,10 +274,22 @@ def test_bars_over_other_seeds_are_told_apart_and_an_overlap_is_between_none_and
     figure = plotting.methods(stored("claims/claims-cola"))
     told = "Bars: 95 % interval of the mean over 5 seeds. Bars of stability and overlap: 95 % interval of the mean over 3 seeds."
     assert told in " ".join(words(figure).split())
-    ends = np.concatenate([bars.get_segments() for bars in by_gid(figure.axes[3], "interval")])[..., 0]
+    ends = np.concatenate([bars.get_segments() for bars in by_gid(figure.axes[4], "interval")])[..., 0]
     assert (ends.min(), ends.max()) == (0.0, 1.0)
     same = plotting.methods(stored("claims/claims-stsb"))
     assert words(same).count("Bars") == 1
+
+
+def test_the_names_of_methods_that_did_not_learn_are_grey() -> None:
+    """With these three the metric's interval holds that of a constant prediction. On STS-B all ten learned."""
+    figure = plotting.methods(stored("claims/claims-cola"))
+    names = figure.axes[0].get_yticklabels()
+    black = names[-1].get_color()
+    assert {text.get_text().split(",")[0] for text in names if text.get_color() != black} == {"BitFit", "ChildPruning", "LoRA"}
+    assert "Grey names: not clearly better than a constant prediction." in " ".join(words(figure).split())
+    every = plotting.methods(stored("claims/claims-stsb"))
+    assert {text.get_color() for text in every.axes[0].get_yticklabels()} == {black}
+    assert "Grey" not in words(every)
 
 
 def test_an_interval_that_reaches_zero_is_cut_on_a_logarithmic_axis_and_says_so() -> None:
@@ -285,7 +297,7 @@ def test_an_interval_that_reaches_zero_is_cut_on_a_logarithmic_axis_and_says_so(
     figure = plotting.stability(stored("discontinuity"))
     (ax,) = figure.axes
     assert len(by_gid(ax, "cut")) == 3
-    assert "◂: the interval goes on to the left." in words(figure)
+    assert "←: the interval goes on to the left." in words(figure)
     low = ax.get_xlim()[0]
     assert all(segment[:, 0].min() >= low for bar in by_gid(ax, "interval") for segment in bar.get_segments())
 

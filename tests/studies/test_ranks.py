@@ -44,6 +44,16 @@ def test_rho_is_scipys_of_the_ranks_within_tasks(part: published.Part) -> None:
     pd.testing.assert_series_equal(ranked(scores)["rank_std"], by_hand["std"].sort_index(), check_names=False)
 
 
+def test_a_task_with_few_methods_makes_no_correlation() -> None:
+    """Over all 24 · 6 orders of four methods on one task and three on another, ρ is 0 in the mean."""
+    fixed = pd.DataFrame({"task": ["t"] * 4 + ["u"] * 3, "method": [*"abcd", *"abc"], "a": [*range(4), *range(3)]})
+    orders = itertools.product(itertools.permutations(range(4)), itertools.permutations(range(3)))
+    found = [rank_correlation(fixed.assign(b=[*first, *second]), "a", "b", permutations=0).value for first, second in orders]
+    assert len(found) == 144
+    assert np.mean(found) == pytest.approx(0, abs=1e-12)
+    assert max(found) == -min(found) == pytest.approx(1)
+
+
 def test_shuffling_methods_is_what_all_shuffles_say() -> None:
     """Five methods on three tasks: 120 orders; 1 999 draws within 4.5 standard errors of the exact share (fixed in advance)."""
     generator = np.random.default_rng(1)
