@@ -34,7 +34,8 @@ RUNS, KEPT = Path("runs/claims"), Path("figures/claims")
 DRAWN = {"": "methods", "sparsity": "six_panels"}
 """The figure of a study, by what follows its task's name."""
 
-ORDER = tuple(sorted(CLAIMS, key=lambda name: (["stsb", "cb", "cola", "mrpc"].index(name.split("-")[1]), "-rates" not in name)))
+_TASKS = [*dict.fromkeys(name.split("-")[1] for name in CLAIMS)]
+ORDER = tuple(sorted(CLAIMS, key=lambda name: (_TASKS.index(name.split("-")[1]), "-rates" not in name)))
 """One task after the other, and of each the searches first."""
 
 

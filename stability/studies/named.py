@@ -253,9 +253,9 @@ _HARD: Mapping[str, Any] = {
 
 CLAIMS: Mapping[str, Protocol] = {
     **_claims("stsb", 5, 8, swept=True, slower=True, initial_bias=_MIDDLE, max_length=64),
+    **_claims("cb", 5, 4, pool=None, swept=True),
     **_claims("cola", 3, 6, **_HARD),
     **_claims("mrpc", 3, 6, **_HARD),
-    **_claims("cb", 5, 4, pool=None, swept=True),
 }
 """The claims of Fu et al. 2023 on a model that learns: MiniLM, ten methods, five seeds, at the learning rates that a search finds
 (``--rates-from``). The search is the study whose name ends in ``-rates``. A task has studies of its own, for its rates are its own.

@@ -429,6 +429,25 @@ def test_the_page_of_the_claims_tells_how_sure_it_is() -> None:
         assert f"between {told}" in CLAIMS_PAGE
 
 
+def test_the_page_of_the_claims_tells_what_rounding_does() -> None:
+    """The noise floor beside stability, of every measured run."""
+    parts = {name: stored(f"claims/claims-{name}") for name in ("stsb", "cb", "cola", "stsb-sparsity", "stsb-fit", "cb-sparsity")}
+    every = pd.concat([one.table.dropna(subset="stability").assign(study=name) for name, one in parts.items()])
+    every["share"] = every["noise_floor"].astype(float) / every["stability"].astype(float)
+    large = every[every["share"] > 0.01]
+    assert f"in {len(every) - len(large)} of {len(every)} measured runs" in CLAIMS_PAGE
+    counts = large.groupby(["study", "method"]).size().to_dict()
+    assert counts.pop(("stsb", "childpruning")) == 2
+    assert counts == {("cb", "childpruning"): 1, ("cola", "childpruning"): 3, ("cola", "adapter"): 1} | {
+        ("cb-sparsity", method): 1 for method in ("full", "sam")
+    }
+    shares = sorted(large.loc[large["study"] == "stsb", "share"])
+    assert "{:.0%} and {:.0%} of the stability of two seeds".format(*shares).replace("%", " %") in CLAIMS_PAGE
+    (full,) = large[large["method"] == "full"].to_dict("records")
+    told_here = f"the losses by {full['noise_floor']:.2f} nats in the mean, and leaving one example out by {full['stability']:.2f}."
+    assert told_here in CLAIMS_PAGE
+
+
 def test_the_page_of_the_claims_tells_why_stable_methods_have_a_small_gap() -> None:
     """The sum of the changes is nearly that of their sizes: then stability is nearly the leave-one-out estimate of the gap."""
     for name, told in (
