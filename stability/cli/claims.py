@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from stability.cli.about import Json
 from stability.cli.printing import plain, print_json
 from stability.errors import UsageError
-from stability.studies.claims import Kind, answers, kind_of, learned, not_learned
+from stability.studies.claims import Kind, answers, kind_of, learned, not_learned, within_rounding
 from stability.studies.results import StudyResults
 from stability.studies.verdicts import Answer
 
@@ -38,10 +38,10 @@ def claims(*stores: Annotated[Path, Parameter(help=_STORES, show_default=False)]
     table = learned([one for one in results if kind_of(one) is Kind.MAIN])
     if json:
         told = {"studies": [*map(_study, results)], "learned": table.to_dict("records"), "not_learned": not_learned(results)}
-        print_json(plain(told | {"answers": [*map(_values, found)]}))
+        print_json(plain(told | {"within_rounding": within_rounding(results), "answers": [*map(_values, found)]}))
         return
     width = get_terminal_size((100, 24)).columns
-    print("\n".join(map(_heading, results)), _verdicts(found), *_learned(table, results, width), sep="\n\n")
+    print("\n".join(map(_heading, results)), _verdicts(found), _learned(table), *_left_out(results, width), sep="\n\n")
     print("\n95 % intervals are of each comparison alone. Clear: p-value below 0.05 after Holm's correction for all of the claim.")
     print("What is compared on several tasks, but for an inner p, is tested in the mean over them.")
     print("Of a correlation the interval decides.")
@@ -84,11 +84,10 @@ def _verdicts(found: Sequence[Answer]) -> str:
     return "\n".join(f"{line}  {claim}" for line, claim in zip(lines, ["claim", *shown["claim"]], strict=True))
 
 
-def _learned(table: pd.DataFrame, results: Sequence[StudyResults], width: int) -> Iterator[str]:
+def _learned(table: pd.DataFrame) -> str:
     if table.empty:
-        yield "No study with one setting of each method has a finished cell."
-        return
-    yield pd.DataFrame(
+        return "No study with one setting of each method has a finished cell."
+    return pd.DataFrame(
         {
             "task": table["task"],
             "method": table["method"],
@@ -104,5 +103,11 @@ def _learned(table: pd.DataFrame, results: Sequence[StudyResults], width: int) -
             "learned": ["unknown" if one is None else "yes" if one else "no" for one in table["learned"]],
         }
     ).to_string(index=False)
+
+
+def _left_out(results: Sequence[StudyResults], width: int) -> Iterator[str]:
+    """What claims about stability leave out, and what they count that is not a result."""
     if left_out := not_learned(results):
         yield fill(f"Claims about stability leave out what did not learn: {', '.join(left_out)}.", width)
+    if noise := within_rounding(results):
+        yield fill(f"Stability is not a result where rounding alone changes the losses as much: {', '.join(noise)}.", width)

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from stability.bounds.base import State
 from stability.plotting.curves import ALONE, bars, mean, over
-from stability.plotting.grids import CUT, TOGETHER, grid, lower, named
+from stability.plotting.grids import CUT, TOGETHER, arrow, grid, lower, named
 from stability.plotting.style import ALL, STABILITY, NothingToDrawError, explained, headed, label, p_axis, settings_of, styled, unit
 from stability.studies.results import UNKNOWN, StudyResults
 
@@ -201,14 +201,14 @@ def _draw(axes: Sequence[Axes], panels: Sequence[_Panel], columns: int, *, divid
 def _measured(ax: Axes, panel: _Panel, bottom: float) -> bool:
     rows, x = panel.rows, panel.x
     known = rows["low"].notna().to_numpy()
-    low, high, y = (rows[end].to_numpy(dtype=float)[known] for end in ("low", "high", "stability"))
-    low, cut = lower(low, y, bottom)
+    low, high = (rows[end].to_numpy(dtype=float)[known] for end in ("low", "high"))
+    low, cut = lower(low, bottom)
     ax.vlines(x[known], low, high, color="black", lw=0.9, gid="interval")
     style = "-" if panel.swept else ""
     ax.plot(x, rows["stability"], color="black", marker="o", ls=style, ms=3.5, gid="measured")
     ax.plot(x, rows["loss_bound"], color="0.6", ls=":" if panel.swept else "", marker="" if panel.swept else "_", lw=1)
     if cut.any():
-        ax.plot(x[known][cut], low[cut], "v", color="black", ms=3.5, gid="cut")
+        arrow(ax, x[known][cut], low[cut], "black")
     return bool(cut.any())
 
 

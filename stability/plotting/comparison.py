@@ -220,7 +220,7 @@ def definition_3(scores: Scores, loss_unit: str = "the loss's unit") -> Figure:
             spread = std_interval(one["std"], int(one["seeds"])) if one["seeds"] >= FEW else (math.nan, math.nan)
             for ax, value, (low, high) in ((left, one["stability"], measured), (right, one["std"], spread)):
                 if np.isfinite([low, high]).all():
-                    (begin,), (off,) = lower(np.array([low]), np.array([value]), least if ax is left else -math.inf)
+                    (begin,), (off,) = lower(np.array([low]), least if ax is left else -math.inf)
                     ax.hlines(place, begin, high, color=colour, lw=1, gid="interval")
                     if off:
                         arrow(ax, begin, place, colour, "left")

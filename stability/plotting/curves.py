@@ -19,7 +19,7 @@ __all__ = ["ALONE", "FEW", "Block", "Curve", "bars", "mean", "over", "series", "
 FEW = 3
 """The fewest seeds of which an interval, or a standard deviation, is drawn: Student's factor is 4.3 for three and 12.7 for two."""
 
-ALONE = "With one seed the bars are 95 % intervals over the choice of the examples that are left out."
+ALONE = "Bars of stability with one seed: 95 % intervals over the choice of the examples that are left out."
 """What the bars of stability are where there is one seed."""
 
 

@@ -94,7 +94,8 @@ def grid(count: int, columns: int) -> int:
 def fitted(ax: Axes, block: Block) -> bool:
     """Set the limits and the scale of the vertical axis so that values and intervals fit, also where all values are equal.
 
-    On a logarithmic axis an interval may reach below a third of the least value, where the axis begins.
+    The axis is logarithmic where the values, and the ends of intervals as far as they are above 0 and above a third of the least
+    value, span a factor of 20. Then it begins there, and an interval may reach below it.
 
     Args:
         ax: the axes.
@@ -107,7 +108,8 @@ def fitted(ax: Axes, block: Block) -> bool:
     ends = every.loc[every["y"].notna(), ["y", "low", "high"]].to_numpy(dtype=float)
     y = ends[:, 0]
     low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
-    if block.log and y.min() > 0 and high > 20 * (begin := max(low, y.min() / 3)):
+    begin = max(low, y.min() / 3)
+    if block.log and y.min() > 0 and high > 20 * (begin if low > 0 else y.min()):
         ax.set_yscale("log")
         ax.set_ylim(begin / 1.15, high * 1.15)
         plain_log(ax)
@@ -133,26 +135,26 @@ def plain_log(ax: Axes, which: str = "y", *, narrow: bool = False) -> None:
     """
     axis = ax.yaxis if which == "y" else ax.xaxis
     low, high = axis.get_view_interval()
-    decades = math.log10(high / low) * (2 if narrow else 1)
-    subs = (1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3 else (1,)
+    room = 0.5 if narrow else 1.0  # of what an axis has room for, in decades
+    decades = math.log10(high / low)
+    subs = (1, 2, 5) if decades < 1.7 * room else (1, 3) if decades < 3 * room else (1,)
     axis.set_major_locator(LogLocator(subs=subs, numticks=20))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=20))
     axis.set_minor_formatter(NullFormatter())
 
 
-def lower(low: Numbers, y: Numbers, bottom: float) -> tuple[Numbers, NDArray[np.bool_]]:
-    """Where intervals begin on a logarithmic axis: those that reach below it are cut at a third of their value.
+def lower(low: Numbers, bottom: float) -> tuple[Numbers, NDArray[np.bool_]]:
+    """Where intervals begin on a logarithmic axis: those that reach below it are cut where it begins.
 
     Args:
         low: their lower ends.
-        y: their values.
         bottom: where the axis begins.
 
     Returns:
         Where they begin, and which of them are cut.
     """
-    cut = low < bottom
-    return np.where(cut, np.maximum(y / 3, bottom), low), cut
+    return np.maximum(low, bottom), low < bottom
 
 
 def arrow(ax: Axes, x: Any, y: Any, colour: Any, way: str = "down", **how: Any) -> None:
@@ -176,7 +178,7 @@ def _line(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any], x: Any, *, 
     x, y, low = np.asarray(x, dtype=float), mine["y"].to_numpy(dtype=float), mine["low"].to_numpy(dtype=float)
     cut = np.zeros(len(y), dtype=bool)
     if ax.get_yscale() == "log":
-        low, cut = lower(low, y, ax.get_ylim()[0])
+        low, cut = lower(low, ax.get_ylim()[0])
     ax.vlines(x[known], low[known], mine["high"].to_numpy(dtype=float)[known], color=colour, lw=0.8, alpha=0.75, gid="interval")
     ax.plot(
         x, y, color=colour, marker=marker, ls=dash if joined else "", mfc="white" if hollow else colour,
@@ -230,7 +232,7 @@ def _across(ax: Axes, mine: pd.DataFrame, colour: Any) -> bool:
     ax.axhline(y[0], color=colour, ls=(0, (1, 3)), lw=1, gid="across")
     if np.isnan(low[0]):
         return False
-    low, cut = lower(low, y, ax.get_ylim()[0]) if ax.get_yscale() == "log" else (low, np.zeros(1, dtype=bool))
+    low, cut = lower(low, ax.get_ylim()[0]) if ax.get_yscale() == "log" else (low, np.zeros(1, dtype=bool))
     ax.axhspan(low[0], high[0], color=colour, alpha=0.12, lw=0, zorder=0.5, gid="interval")
     if cut[0]:
         arrow(ax, 0.02, low[0], colour, transform=ax.get_yaxis_transform())
@@ -326,7 +328,7 @@ def named(ax: Axes, methods: Sequence[tuple[str, float]]) -> None:
 def _rows(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, list[str]]:
     """A row for each series and a column for each block."""
     figure, axes = new_figure(1, len(blocks), (4.6 if len(blocks) == 1 else _WIDTH, 1.15 + 0.2 * max(len(names), 3)))
-    style, cut = styles(names), False
+    style, cut, narrow = styles(names), False, len(blocks) > 4
     p_of: dict[str, float] = {}
     for ax, block in zip(axes, blocks, strict=True):
         log, limits = fitted(ax, block), ax.get_ylim()
@@ -337,10 +339,9 @@ def _rows(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, list[s
         ax.set_xscale("log" if log else "linear")
         ax.set_xlim(limits)
         if log:
-            plain_log(ax, "x", narrow=len(blocks) > 4)
+            plain_log(ax, "x", narrow=narrow)
         else:
-            few: dict[str, Any] = {"nbins": 3, "steps": [1, 2, 5, 10]}
-            ax.xaxis.set_major_locator(MaxNLocator(**few if len(blocks) > 4 else {"nbins": 5, "min_n_ticks": 3}))
+            ax.xaxis.set_major_locator(MaxNLocator(3 if narrow else 5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
         for curve, hollow in zip(block.curves, (False, True), strict=False):
             for _, row in curve.table.dropna(subset="y").iterrows():
                 name = str(row["series"])
@@ -348,7 +349,7 @@ def _rows(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, list[s
                 place = names.index(name) + (0.0 if len(block.curves) == 1 else 0.2 if hollow else -0.2)
                 p_of[name] = row["p"]
                 if np.isfinite(row["low"]):
-                    ends, off = lower(np.array([row["low"]]), np.array([row["y"]]), limits[0] if log else -np.inf)
+                    ends, off = lower(np.array([row["low"]]), limits[0] if log else -np.inf)
                     ax.hlines(place, ends[0], row["high"], color=colour, lw=0.9, gid="interval")
                     if off[0]:
                         arrow(ax, ends[0], place, colour, "left")

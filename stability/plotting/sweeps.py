@@ -303,7 +303,11 @@ def methods(results: StudyResults) -> Figure:
     if changes:
         overlap = mean(results, summary, "mask_overlap", least=0.0, most=1.0)
         blocks.append(Block("overlap of masks\nof S and of Sⁱ", (overlap,), notes=("An overlap of 1: no mask changes.",)))
-    figure = swept(blocks, "Every method: performance, training loss, gap and stability", settings_of(results))
+    figure = swept(
+        blocks,
+        f"Every method: performance, training loss, gap, stability{', overlap of masks' if changes else ''}",
+        settings_of(results),
+    )
     for text, method in zip(figure.axes[0].get_yticklabels(), summary["method"], strict=True):
         if method in failed:
             text.set_color(_GREY)
@@ -316,7 +320,7 @@ def _points(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any]) -> bool:
     across, up = mine[mine["left"].notna()], mine[mine["low"].notna()]
     left, cut = across["left"].to_numpy(dtype=float), np.zeros(len(across), dtype=bool)
     if ax.get_xscale() == "log":
-        left, cut = lower(left, across["x"].to_numpy(dtype=float), ax.get_xlim()[0])
+        left, cut = lower(left, ax.get_xlim()[0])
     ax.hlines(across["y"], left, across["right"], color=colour, lw=0.7, gid="interval")
     ax.vlines(up["x"], up["low"], up["high"], color=colour, lw=0.7, gid="interval")
     if cut.any():

@@ -33,7 +33,7 @@ from stability.studies.results import StudyResults
 from stability.studies.scores import differing, scores
 from stability.studies.verdicts import Answer, Statement
 
-__all__ = ["Kind", "answers", "cells_to_compute", "kind_of", "learned", "not_learned"]
+__all__ = ["Kind", "answers", "cells_to_compute", "kind_of", "learned", "not_learned", "within_rounding"]
 
 PROJECTED, CHOSEN_BEFORE = ("diffpruning", "childpruning"), ("random", "magnitude", "sam")
 """The methods that project onto a mask while they train, and those of the same p that choose it before."""
@@ -319,6 +319,25 @@ def not_learned(results: StudyResults | Iterable[StudyResults]) -> list[str]:
     of_kind = [one for one in _several(results) if kind_of(one) in (Kind.MAIN, Kind.SWEPT)]
     failed = [f"{name} (every cell failed)" for one in of_kind if len(one) for name in one.summary().all_failed]
     return [*(_which(row) for row in learned(of_kind).to_dict("records") if row["learned"] is False), *failed]
+
+
+def within_rounding(results: StudyResults | Iterable[StudyResults]) -> list[str]:
+    """Runs that claims about stability count, though their stability is no more than their noise floor, in words.
+
+    Args:
+        results: as for :func:`answers`.
+
+    Example:
+        >>> within_rounding(StudyResults.read("figures/claims/claims-cb-sparsity.sqlite"))  # full tuning is, and did not learn
+        []
+    """
+    found = []
+    for one in _several(results):
+        if kind_of(one) in (Kind.MAIN, Kind.SWEPT) and len(one):
+            measured = _that_learned(one).table.dropna(subset="stability")
+            rows = measured[measured["stability"].astype(float) <= measured["noise_floor"].astype(float)].to_dict("records")
+            found += [f"{_which(row)}, seed {row['seed']} ({row['stability']:.2g}, floor {row['noise_floor']:.2g})" for row in rows]
+    return found
 
 
 def _which(row: Mapping[Any, Any]) -> str:

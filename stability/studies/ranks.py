@@ -91,15 +91,17 @@ def rank_correlation(
     """Spearman's ρ of two columns, each ranked within its task, over all methods and tasks (Fu et al. 2023, the figure of stability
     against performance, with ``mean`` and ``std``).
 
-    The ranks within a task are taken less their mean. Where every task has the same methods, this changes nothing. Where one has
-    fewer, its ranks are smaller, and without this the two columns would seem to go together.
+    The ranks within a task are taken less their mean, are ranked again among all pairs, and are again taken less the task's mean.
+    Where every task has the same methods, and there are no ties, ρ is that of the ranks within tasks. A task with fewer methods has
+    smaller ranks, and without this the two columns would seem to go together. A task with more methods counts more.
 
     The pairs are not independent: a method that varies much on one task does so on others. So there are, beside the p-value as if
     they were, two statements that take a method's tasks together. The interval is Student's, with M − 1 degrees of freedom, on
     Fisher's scale artanh ρ, its standard error that of the jackknife which leaves out one of the M methods at a time and ranks the
     others again (Efron & Stein 1981). Where any of these ρ is ±1, for which artanh is infinite, it counts as half a step of the
     ranks less, and the standard error is at least 1.03/√(M − 3) (Fieller, Hartley & Pearson 1957). The second p-value is the share
-    of ``permutations`` shuffles of whole methods, each keeping its numbers on all tasks, whose \\|ρ\\| is no less.
+    of ``permutations`` shuffles of whole methods, each keeping its numbers on all tasks, whose \\|ρ\\| is no less. Where methods
+    lack tasks, a shuffle has fewer pairs, and this p-value is rather too large.
 
     Args:
         table: a row for each method and task: task, method and both columns. A pair of method and task that lacks a number is left
@@ -170,23 +172,23 @@ def _spearman(x: Numbers, y: Numbers) -> float:
 def _rho_and_step(x: Numbers, y: Numbers) -> tuple[float, float]:
     """Spearman's ρ, and by how much it changes where two neighbours within a task change places; NaN where all ranks are equal."""
     both = ~(np.isnan(x) | np.isnan(y))
-    ranks = [_ranks(values, both) for values in (x, y)]
-    deviations = [r[both] - r[both].mean() for r in ranks]
-    scale = math.sqrt(float((deviations[0] ** 2).sum() * (deviations[1] ** 2).sum()))
+    some = both.any(axis=0)
+    x_ranks, y_ranks = (_ranks(values[:, some], both[:, some]) for values in (x, y))
+    scale = math.sqrt(float(np.nansum(x_ranks**2) * np.nansum(y_ranks**2)))
     if not scale:
         return math.nan, math.nan
-    gaps = [np.diff(np.sort(r, axis=0), axis=0) for r in ranks]  # of T tasks, neighbours are about T places apart
+    gaps = [np.diff(np.sort(ranks, axis=0), axis=0) for ranks in (x_ranks, y_ranks)]  # of T tasks, neighbours are about T apart
     step = math.prod(float(mine[mine > 0].min()) for mine in gaps)
-    return float((deviations[0] * deviations[1]).sum()) / scale, step / scale
+    return float(np.nansum(x_ranks * y_ranks)) / scale, step / scale
 
 
 def _ranks(values: Numbers, both: NDArray[np.bool_]) -> Numbers:
-    """Ranks within each task less their mean, then among all pairs; NaN where there is no pair."""
-    mine = stats.rankdata(np.where(both, values, np.nan), axis=0, nan_policy="omit")
+    """Ranks within each task, then among all pairs, each time less the task's mean; NaN where there is no pair."""
+    ranks = stats.rankdata(np.where(both, values, np.nan), axis=0, nan_policy="omit")
     # Without the mean, a task with few methods would have small ranks alone, and two columns would seem to go together.
-    found = mine - (both.sum(axis=0) + 1) / 2
-    found[both] = stats.rankdata(found[both])
-    return np.asarray(found, dtype=np.float64)
+    ranks -= np.nanmean(ranks, axis=0)
+    ranks[both] = stats.rankdata(ranks[both])
+    return np.asarray(ranks - np.nanmean(ranks, axis=0), dtype=np.float64)
 
 
 def _interval(x: Numbers, y: Numbers, confidence: float) -> tuple[float, float]:

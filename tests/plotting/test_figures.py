@@ -27,7 +27,8 @@ from stability.bounds import sgd_convex
 from stability.leave_one_out.estimators import Assisted, Exact, Sampled
 from stability.leave_one_out.perturbations import FlipLabel, LeaveGroupOut, ReplaceOne
 from stability.plotting import _scored, _swept
-from stability.plotting.grids import _across
+from stability.plotting.curves import Block, Curve
+from stability.plotting.grids import _across, fitted
 from stability.plotting.style import label
 from stability.selectors import SAM, BitFit, FullTuning, Random
 
@@ -164,7 +165,7 @@ def test_two_seeds_give_no_interval_and_one_seed_says_its_own(kind: str) -> None
     assert "seed 0" in words(alone)
     if kind in ("stability", "gap_against_stability", "bounds"):
         assert intervals(alone) == 11
-        assert "With one seed the bars are 95 % intervals over the choice of the examples that are left out." in words(alone)
+        assert "Bars of stability with one seed: 95 % intervals over the choice of the examples that are left out." in words(alone)
     else:
         assert intervals(alone) == 0
         assert "One seed gives no interval." in words(alone)
@@ -238,9 +239,33 @@ def test_a_method_without_a_p_goes_across_and_no_line_is_lost() -> None:
     assert "Dotted across: p = 0, where the head alone is trained. The pale band is its interval." in words(figure)
 
 
+@pytest.mark.parametrize(
+    ("values", "ends", "log", "begins"),
+    [
+        ((1.0, 21.0), [], True, 1.0),
+        ((1.0, 19.0), [], False, 0.0),
+        ((1.0, 5.0), [(0.5, 11.0)], True, 0.5),  # the ends of intervals count
+        ((1.0, 5.0), [(0.2, 6.0)], False, 0.0),  # but not below a third of the least value
+        ((1.0, 5.0), [(-0.1, 19.0)], False, 0.0),  # an end that is not above 0 is nowhere on such an axis
+        ((1.0, 5.0), [(-0.1, 21.0)], True, 1 / 3),
+        ((0.0, 50.0), [], False, 0.0),
+    ],
+)
+def test_an_axis_is_logarithmic_where_what_it_shows_spans_a_factor_of_20(
+    values: tuple[float, ...], ends: list[tuple[float, float]], log: bool, begins: float
+) -> None:
+    _, ax = plt.subplots()
+    table = pd.DataFrame({"y": values, "low": math.nan, "high": math.nan})
+    for place, both in enumerate(ends):
+        table.loc[place, ["low", "high"]] = both
+    assert fitted(ax, Block("", (Curve("", table),), 0.0, log=True)) == log
+    assert ax.get_yscale() == ("log" if log else "linear")
+    assert ax.get_ylim()[0] == pytest.approx(begins / 1.15 if log else begins)
+
+
 def test_an_interval_across_a_logarithmic_axis_is_cut_where_the_axis_begins() -> None:
     _, ax = plt.subplots()
-    for low, begins in ((-1.0, 0.2), (0.4, 0.4)):
+    for low, begins in ((-1.0, 0.1), (0.4, 0.4)):
         ax.cla()
         ax.set_yscale("log")
         ax.set_ylim(0.1, 10)

@@ -15,7 +15,7 @@ from scipy import stats
 from stability import FineTuning, UsageError
 from stability.selectors import SAM, ChildPruning, DiffPruning, FullTuning, MagPruning, Random, Selector
 from stability.studies import Study, StudyResults, Verdict, answers, cells_to_compute, learned
-from stability.studies.claims import Kind, kind_of, not_learned
+from stability.studies.claims import Kind, kind_of, not_learned, within_rounding
 from stability.studies.effects import inner_advantages
 from stability.studies.identity import key
 from stability.studies.results import CellStatus
@@ -149,6 +149,17 @@ def test_what_did_not_learn_is_not_compared() -> None:
     assert not_learned(main) == ["random (p = 0.05) on digits"]
     # Where test performances are compared, what did not learn counts.
     assert "random, p = 0.05" in set(answer("SAM has a better", main).table["what"])
+
+
+def test_a_stability_that_rounding_makes_is_told() -> None:
+    floors = {"stability": [0.5, 0.4, 0.3, 0.2], "noise_floor": [0.1, 0.4, 0.1, 0.3]}
+    main = results({"random": floors})
+    assert within_rounding(main) == [
+        "random (p = 0.05) on digits, seed 1 (0.4, floor 0.4)",
+        "random (p = 0.05) on digits, seed 3 (0.2, floor 0.3)",
+    ]
+    assert within_rounding(results({"random": floors | {"test_metric": jittered(0.5), "test_constant": 0.5}})) == []
+    assert within_rounding(results({"random": floors | {"noise_floor": 1e-6}})) == []
 
 
 def test_sams_advantage_is_in_points_and_paired() -> None:
