@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from stability.leave_one_out.coverage import LEAST_COVERAGE
 from stability.plotting.curves import FEW
@@ -232,9 +231,6 @@ def definition_3(scores: Scores, loss_unit: str = "the loss's unit") -> Figure:
             ax.tick_params(axis="y", length=0)
         left.set_xscale("log")
         plain_log(left, "x")
-        low, high = left.get_xlim()
-        if high < 20 * low:  # too short for powers of ten alone
-            left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         right.set_xlim(left=0)
         left.set_yticklabels([_with_p(name, mine.loc[name]) for name in methods])
         right.set_yticklabels([])

@@ -341,7 +341,7 @@ def _rows(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, list[s
         if log:
             plain_log(ax, "x", narrow=narrow)
         else:
-            ax.xaxis.set_major_locator(MaxNLocator(3 if narrow else 5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+            ax.xaxis.set_major_locator(MaxNLocator(3 if narrow else 5, steps=[1, 2, 2.5, 4, 5, 10], min_n_ticks=3))
         for curve, hollow in zip(block.curves, (False, True), strict=False):
             for _, row in curve.table.dropna(subset="y").iterrows():
                 name = str(row["series"])

@@ -316,9 +316,9 @@ def not_learned(results: StudyResults | Iterable[StudyResults]) -> list[str]:
         >>> not_learned(StudyResults.read("figures/claims/claims-stsb-sparsity.sqlite"))
         []
     """
-    of_kind = [one for one in _several(results) if kind_of(one) in (Kind.MAIN, Kind.SWEPT)]
-    failed = [f"{name} (every cell failed)" for one in of_kind if len(one) for name in one.summary().all_failed]
-    return [*(_which(row) for row in learned(of_kind).to_dict("records") if row["learned"] is False), *failed]
+    measuring = _measuring(results)
+    failed = [f"{name} (every cell failed)" for one in measuring for name in one.summary().all_failed]
+    return [*(_which(row) for row in learned(measuring).to_dict("records") if row["learned"] is False), *failed]
 
 
 def within_rounding(results: StudyResults | Iterable[StudyResults]) -> list[str]:
@@ -332,12 +332,16 @@ def within_rounding(results: StudyResults | Iterable[StudyResults]) -> list[str]
         []
     """
     found = []
-    for one in _several(results):
-        if kind_of(one) in (Kind.MAIN, Kind.SWEPT) and len(one):
-            measured = _that_learned(one).table.dropna(subset="stability")
-            rows = measured[measured["stability"].astype(float) <= measured["noise_floor"].astype(float)].to_dict("records")
-            found += [f"{_which(row)}, seed {row['seed']} ({row['stability']:.2g}, floor {row['noise_floor']:.2g})" for row in rows]
+    for one in _measuring(results):
+        measured = _that_learned(one).table.dropna(subset="stability")
+        rows = measured[measured["stability"].astype(float) <= measured["noise_floor"].astype(float)].to_dict("records")
+        found += [f"{_which(row)}, seed {row['seed']} ({row['stability']:.2g}, floor {row['noise_floor']:.2g})" for row in rows]
     return found
+
+
+def _measuring(results: StudyResults | Iterable[StudyResults]) -> list[StudyResults]:
+    """The studies whose stability the claims are about, as far as they have cells."""
+    return [one for one in _several(results) if kind_of(one) in (Kind.MAIN, Kind.SWEPT) and len(one)]
 
 
 def _which(row: Mapping[Any, Any]) -> str:

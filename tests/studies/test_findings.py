@@ -29,6 +29,7 @@ from stability.studies import (
     rank_correlation,
     scores,
 )
+from stability.studies.claims import _that_learned
 
 ROOT = Path(__file__).parents[2]
 P = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -201,11 +202,6 @@ def by_method(answer: Answer) -> dict[Any, dict[Any, Any]]:
     return {row["what"].partition(",")[0]: row for row in answer.table.to_dict("records")}
 
 
-def that_learned(results: StudyResults) -> StudyResults:
-    kept = learned(results).query("learned")["algorithm"]
-    return results.only(results.table["algorithm"].isin(kept))
-
-
 def check_ratios(main: StudyResults, sparse: Answer, digits: int) -> tuple[dict[Any, dict[Any, Any]], pd.DataFrame]:
     """The page's table of one task: each method's stability, divided by that of full tuning, and its training loss.
 
@@ -315,7 +311,7 @@ def test_the_page_of_the_claims_tells_what_several_p_are_on_cb() -> None:
         ["0.0003: 0.820 (loss 0.612)", "0.0009: 0.820 (loss 0.572)"],
         ["0.0003: 0.820 (loss 0.612)", "0.0009: 0.680 (loss 0.636)"],
     ]
-    measured = that_learned(swept).where(seed=0).table
+    measured = _that_learned(swept).where(seed=0).table
     along = [stats.spearmanr(measured[other], measured["stability"]).statistic for other in ("train_loss", "sparsity")]
     assert "{:.2f} with the training loss and {:.2f} with p, over".format(*along) in CLAIMS_PAGE.replace("−", "-")
     assert len(measured) == 17
@@ -501,7 +497,7 @@ def test_the_page_of_the_claims_tells_how_stability_goes_with_the_fit() -> None:
         single.append(f"{min(each):.2f} to {max(each):.2f}")
     at_several_p = []
     for name, settings in (("stsb", 19), ("cb", 17)):
-        first = that_learned(stored(f"claims/claims-{name}-sparsity")).where(seed=0).table
+        first = _that_learned(stored(f"claims/claims-{name}-sparsity")).where(seed=0).table
         at_several_p.append(f"{stats.spearmanr(first['train_loss'], first['stability']).statistic:.2f}")
         assert len(first) == settings
     assert (stored("claims/claims-stsb-sparsity").where(seed=0).table["train_loss"] < 0.75).sum() == 18
