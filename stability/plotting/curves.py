@@ -11,10 +11,11 @@ import pandas as pd
 
 from stability.leave_one_out.statistics import mean_over_seeds
 from stability.plotting.style import NothingToDrawError
+from stability.studies.claims import learned
 from stability.studies.results import CellStatus, StudyResults
 from stability.studies.scores import std_interval
 
-__all__ = ["ALONE", "FEW", "Block", "Curve", "bars", "mean", "over", "series", "spread"]
+__all__ = ["ALONE", "FEW", "Block", "Curve", "bars", "mean", "over", "series", "spread", "summarised"]
 
 FEW = 3
 """The fewest seeds of which an interval, or a standard deviation, is drawn: Student's factor is 4.3 for three and 12.7 for two."""
@@ -30,7 +31,7 @@ class Curve:
     Attributes:
         name: what it is called where several share a panel, such as "test"; empty where it is alone.
         table: a row for each series and p: ``series``, ``p``, ``y``, both ends ``low`` and ``high`` of the interval, NaN where none
-            is drawn, and ``units``, the runs that it is over.
+            is drawn, ``units``, the runs that it is over, and ``failed``, whether the method did not learn.
     """
 
     name: str
@@ -59,6 +60,17 @@ class Block:
     zero: bool = False
 
 
+def summarised(results: StudyResults) -> pd.DataFrame:
+    """The table of :meth:`stability.studies.StudyResults.summary`, with ``failed``: whether the method did not learn there.
+
+    Args:
+        results: the results of a study.
+    """
+    summary, fit = results.summary().table, learned(results).to_dict("records")
+    failed = {(row["task"], row["algorithm"]) for row in fit if row["learned"] is False}
+    return summary.assign(failed=[one in failed for one in zip(summary["task"], summary["algorithm"], strict=True)])
+
+
 def series(summary: pd.DataFrame) -> str:
     """The column that has a line for each of its values: ``method``, or ``task`` where there is one method on several.
 
@@ -84,7 +96,7 @@ def mean(
 
     Args:
         results: the results of a study.
-        summary: rows of the table of :meth:`stability.studies.StudyResults.summary`.
+        summary: rows of :func:`summarised`.
         column: the quantity.
         name: the curve's name.
         least: the least that the quantity can be, where intervals end.
@@ -100,7 +112,7 @@ def mean(
         if not (np.isfinite([low, high]).all() and (units >= FEW or alone)):
             low, high = np.nan, np.nan
         low, high = np.minimum(row[column], max(low, least)), max(row[column], min(high, most))
-        rows.append({"series": row[by], "p": row["sparsity"], "y": row[column], "low": low, "high": high, "units": units})
+        rows.append(_place(row, by) | {"y": row[column], "low": low, "high": high, "units": units})
     return Curve(name, pd.DataFrame(rows))
 
 
@@ -120,7 +132,7 @@ def spread(summary: pd.DataFrame, column: str, name: str = "") -> Curve:
     population's.
 
     Args:
-        summary: rows of the table of :meth:`stability.studies.StudyResults.summary`.
+        summary: rows of :func:`summarised`.
         column: the quantity.
         name: the curve's name.
     """
@@ -131,8 +143,12 @@ def spread(summary: pd.DataFrame, column: str, name: str = "") -> Curve:
         independent = row["samples"] == row["seeds"]  # several seeds of one S are not
         low, high = std_interval(row[f"{column}_std"], int(row["seeds"])) if enough and independent else (np.nan, np.nan)
         y = row[f"{column}_std"] if enough else np.nan
-        rows.append({"series": row[by], "p": row["sparsity"], "y": y, "low": low, "high": high, "units": int(row["seeds"])})
+        rows.append(_place(row, by) | {"y": y, "low": low, "high": high, "units": int(row["seeds"])})
     return Curve(name, pd.DataFrame(rows))
+
+
+def _place(row: Any, by: str) -> dict[str, Any]:
+    return {"series": row[by], "p": row["sparsity"], "failed": row["failed"]}
 
 
 def over(results: StudyResults) -> str:

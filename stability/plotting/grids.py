@@ -43,6 +43,8 @@ _ARROWS = {"down": "$\\downarrow$", "left": "$\\leftarrow$"}  # triangles are th
 TOGETHER = 3
 """The most methods with a single p that share a panel."""
 
+_GREY = "0.55"
+
 _WIDTH = 7.2  # inches, the width of a page
 
 
@@ -57,6 +59,8 @@ def swept(blocks: Sequence[Block], what: str, settings: str) -> Figure:
         what: what the figure shows.
         settings: what it is of.
 
+    Where a method did not learn, its marks are grey, or with a single p its name: what hardly trains is stable, and worth nothing.
+
     Raises:
         NothingToDrawError: there is not one value.
     """
@@ -65,7 +69,9 @@ def swept(blocks: Sequence[Block], what: str, settings: str) -> Figure:
         raise NothingToDrawError("there is not one value to draw: the study's seeds are too few, or none is finished")
     table = pd.concat([curve.table for block in kept for curve in block.curves]).dropna(subset="y")
     names = [str(name) for name in table["series"].unique()]
+    grey = "marks"
     if (table.groupby("series")["p"].nunique() == 1).all():
+        grey = "names"
         figure, notes = _rows(kept, names)
     elif len(names) <= MOST:
         figure, notes = _together(kept, names)
@@ -73,7 +79,8 @@ def swept(blocks: Sequence[Block], what: str, settings: str) -> Figure:
         figure, notes = _apart(kept, names)
     headed(figure, what, settings)
     said = [note for block in blocks for note in block.notes]
-    explained(figure, dict.fromkeys([*notes, *said]))
+    failed = f"Grey {grey}: not clearly better than a constant prediction." if table["failed"].any() else ""
+    explained(figure, dict.fromkeys([*notes, *said, failed]))
     return figure
 
 
@@ -184,6 +191,8 @@ def _line(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any], x: Any, *, 
         x, y, color=colour, marker=marker, ls=dash if joined else "", mfc="white" if hollow else colour,
         mew=0.9, lw=0.9 if hollow else 1.3, zorder=3, gid="values",
     )  # fmt: skip
+    if (failed := mine["failed"].to_numpy(dtype=bool)).any():
+        ax.plot(x[failed], y[failed], marker, color=_GREY, mfc="white" if hollow else _GREY, mew=0.9, zorder=3, gid="failed")
     if cut.any():
         arrow(ax, x[cut], low[cut], colour)
     return bool(cut.any())
@@ -361,6 +370,10 @@ def _rows(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, list[s
         ax.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), xlabel=block.label)
         ax.set_yticklabels([f"{label(name)}, {share(p_of[name])}" for name in names] if ax is axes[0] else [])
         ax.tick_params(axis="y", length=0)
+    failed = {row["series"] for block in blocks for curve in block.curves for _, row in curve.table.iterrows() if row["failed"]}
+    for text, name in zip(axes[0].get_yticklabels(), names, strict=True):
+        if name in failed:
+            text.set_color(_GREY)
     return figure, ["Behind each name: p.", _key(blocks), CUT_LEFT if cut else ""]
 
 

@@ -298,7 +298,7 @@ def p_axis(ax: Axes, p: Iterable[float], *, room: float = 1 / 6, of: Iterable[fl
 
 
 def beside(ax: Axes, ends: Sequence[tuple[float, float, str, Any]], height: float) -> None:
-    """Name lines at their right end, outside the axes, so that no two names touch.
+    """Name lines at their right end, outside the axes, so that no two names touch and none stands below or above the axes.
 
     Args:
         ax: the axes, with their final limits and scales.
@@ -308,7 +308,7 @@ def beside(ax: Axes, ends: Sequence[tuple[float, float, str, Any]], height: floa
     place = ax.transData + ax.transAxes.inverted()
     at = sorted(((*place.transform((x, y)), name, colour) for x, y, name, colour in ends), key=lambda end: end[1])
     gap = 8.5 / (72 * height)
-    heights = _spread([float(end[1]) for end in at], gap)
+    heights = _spread([float(end[1]) for end in at], gap, 1 - gap / 2)
     for (x, y, name, colour), where in zip(at, heights, strict=True):
         ax.annotate(
             name,
@@ -324,10 +324,13 @@ def beside(ax: Axes, ends: Sequence[tuple[float, float, str, Any]], height: floa
         )
 
 
-def _spread(wanted: Sequence[float], gap: float) -> Numbers:
-    """Ascending places that are ``gap`` apart, as near to the wanted ones as the sum of squares tells (isotonic regression)."""
+def _spread(wanted: Sequence[float], gap: float, top: float) -> Numbers:
+    """Ascending places that are ``gap`` apart, between ``gap / 2`` and ``top`` if there is room, as near to the wanted ones as the
+    sum of squares tells: isotonic regression, whose solution within limits is that without them, cut at the limits.
+    """
     step = gap * np.arange(len(wanted))
-    return np.asarray(isotonic_regression(np.asarray(wanted, dtype=float) - step).x + step, dtype=np.float64)
+    found = isotonic_regression(np.asarray(wanted, dtype=float) - step).x
+    return np.asarray(np.clip(found, gap / 2, max(gap / 2, top - step[-1])) + step, dtype=np.float64)
 
 
 def near(

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from stability.plotting.curves import ALONE, Block, Curve, bars, mean, over, series, spread
+from stability.plotting.curves import ALONE, Block, Curve, bars, mean, over, series, spread, summarised
 from stability.plotting.grids import CUT_LEFT, MOST, arrow, fitted, grid, grouped, lower, plain_log, swept
 from stability.plotting.style import (
     CONTEXT,
@@ -32,14 +32,9 @@ from stability.plotting.style import (
     styles,
     unit,
 )
-from stability.studies.claims import learned
 from stability.studies.results import StudyResults
 
 __all__ = ["four_panels", "gap_against_stability", "generalization", "methods", "six_panels", "stability"]
-
-
-_GREY = "0.55"
-_DID_NOT_LEARN = "Grey names: not clearly better than a constant prediction."
 
 
 @styled
@@ -67,7 +62,7 @@ def stability(results: StudyResults) -> Figure:
 
 
 def _measured(results: StudyResults) -> pd.DataFrame:
-    summary = results.summary().table
+    summary = summarised(results)
     summary = summary[summary["stability"].notna()]
     if summary.empty:
         raise NothingToDrawError("stability was measured with no seed: there is nothing to draw")
@@ -96,7 +91,7 @@ def generalization(results: StudyResults) -> Figure:
         >>> [ax.get_xlabel() for ax in generalization(StudyResults.read("figures/paper-quick-bounds.sqlite")).axes]
         ['loss [nats]', 'test loss − train loss [nats]']
     """
-    table, summary = results.table, results.summary().table
+    table, summary = results.table, summarised(results)
     test, train = (mean(results, summary, f"{split}_loss", f"{split} loss") for split in ("test", "train"))
     gap = mean(results, summary, "gap")
     told = bars([test, train, gap], "the mean", over(results))
@@ -126,7 +121,7 @@ def four_panels(results: StudyResults) -> Figure:
         >>> [ax.get_title(loc="left") for ax in four_panels(StudyResults.read("figures/paper-quick-sparsity.sqlite")).axes]
         ['test, mean', 'train, mean', 'test, standard deviation', 'train, standard deviation']
     """
-    blocks = _means_and_spreads(results, results.summary().table, ("test", "train"))
+    blocks = _means_and_spreads(results, summarised(results), ("test", "train"))
     return swept(blocks, f"Mean and spread over seeds: {metric(results.table)}", settings_of(results))
 
 
@@ -148,6 +143,8 @@ def six_panels(results: StudyResults) -> Figure:
     """(g) A sweep over p on one page: test and train metric and the spread of the test metric over seeds, test loss, generalization
     gap, and leave-one-out stability. Means have 95 % intervals.
 
+    The marks of a method at a p where it did not learn are grey (:func:`stability.studies.learned`).
+
     Args:
         results: the results of a study.
 
@@ -160,7 +157,7 @@ def six_panels(results: StudyResults) -> Figure:
         >>> [ax.get_ylabel().splitlines()[0] for ax in six_panels(StudyResults.read("figures/theory-convex.sqlite")).axes[3:]]
         ['test loss [nats]', 'test loss − train loss', 'stability Eᵢ|Δℓᵢ|']
     """
-    summary, loss = results.summary().table, unit(results.table)
+    summary, loss = summarised(results), unit(results.table)
     if (summary.groupby(["task", "method"])["sparsity"].nunique() < 2).all():
         raise NothingToDrawError("no method has several p: there is no sweep to draw")
     stable = mean(results, _measured(results), "stability")
@@ -292,26 +289,21 @@ def methods(results: StudyResults) -> Figure:
     performance = mean(results, summary, "test_metric", most=1.0)
     fit, gap, stable = (mean(results, summary, column) for column in ("train_loss", "gap", "stability"))
     told, changes = bars([performance, fit, gap], "the mean", over(results)), bool(summary["mask_overlap"].notna().any())
-    failed = {row["method"] for row in learned(results).to_dict("records") if row["learned"] is False}
     own = _stability_bars(results, stable, told, "stability and overlap" if changes else "stability")
     blocks = [
         Block(textwrap.fill(f"{metric(table)}, test split", 20), (performance,), notes=(told,)),
         Block(f"training loss\n[{unit(table)}]", (fit,), 0.0 if summary["train_loss"].min() >= 0 else None, log=True),
         Block(f"test loss − train loss\n[{unit(table)}]", (gap,), zero=True),
-        Block(f"stability {STABILITY}\n[{unit(table)}]", (stable,), 0.0, notes=(own, _DID_NOT_LEARN if failed else ""), log=True),
+        Block(f"stability {STABILITY}\n[{unit(table)}]", (stable,), 0.0, notes=(own,), log=True),
     ]
     if changes:
         overlap = mean(results, summary, "mask_overlap", least=0.0, most=1.0)
         blocks.append(Block("overlap of masks\nof S and of Sⁱ", (overlap,), notes=("An overlap of 1: no mask changes.",)))
-    figure = swept(
+    return swept(
         blocks,
         f"Every method: performance, training loss, gap, stability{', overlap of masks' if changes else ''}",
         settings_of(results),
     )
-    for text, method in zip(figure.axes[0].get_yticklabels(), summary["method"], strict=True):
-        if method in failed:
-            text.set_color(_GREY)
-    return figure
 
 
 def _points(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any]) -> bool:

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.optimize
 import scipy.stats
 import torch
 from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ from stability.leave_one_out.perturbations import FlipLabel, LeaveGroupOut, Repl
 from stability.plotting import _scored, _swept
 from stability.plotting.curves import Block, Curve
 from stability.plotting.grids import _across, fitted
-from stability.plotting.style import label
+from stability.plotting.style import _spread, label
 from stability.selectors import SAM, BitFit, FullTuning, Random
 
 ROOT = Path(__file__).parents[2]
@@ -305,6 +306,19 @@ def test_bars_over_other_seeds_are_told_apart_and_an_overlap_is_between_none_and
     assert words(same).count("Bars") == 1
 
 
+def test_marks_are_grey_where_a_method_did_not_learn() -> None:
+    """On CB full tuning, and SAM at the largest p: in every panel, at their values and nowhere else."""
+    results = stored("claims/claims-cb-sparsity")
+    figure, summary = plotting.six_panels(results), results.summary().table
+    columns = ("test_metric", "train_metric", "test_metric_std", "test_loss", "gap", "stability")
+    for ax, column in zip(figure.axes, columns, strict=True):
+        drawn = sorted(float(y) for line in by_gid(ax, "failed") for y in line.get_ydata())
+        there = summary[(summary["method"] == "full") | ((summary["method"] == "sam") & (summary["sparsity"] > 0.2))]
+        assert drawn == sorted(there[column])
+    assert "Grey marks: not clearly better than a constant prediction." in words(figure)
+    assert "Grey" not in words(plotting.six_panels(stored("claims/claims-stsb-sparsity").where(method=["random", "magnitude"])))
+
+
 def test_the_names_of_methods_that_did_not_learn_are_grey() -> None:
     """With these three the metric's interval holds that of a constant prediction. On STS-B all ten learned."""
     figure = plotting.methods(stored("claims/claims-cola"))
@@ -457,6 +471,24 @@ def test_svgs_stand_in_one_page() -> None:
         assert style.startswith(f"#{root.attrib['id']} *")
     assert len(ids) == len(set(ids))
     assert plotting.svg(plotting.stability(results)) == drawn[0]
+
+
+@pytest.mark.parametrize("wanted", [(-0.3, 0.0, 0.02, 0.5), (0.01, 0.02, 0.03, 0.04), (0.2, 0.2, 0.8, 1.3), (0.1, 0.4, 0.6, 0.9)])
+def test_names_stand_apart_within_the_axes_as_near_to_their_lines_as_can_be(wanted: tuple[float, ...]) -> None:
+    """Against a general solver of the same problem."""
+    gap, top = 0.07, 0.965
+
+    def away(places: np.ndarray) -> float:
+        return float(((places - wanted) ** 2).sum())
+
+    best = scipy.optimize.minimize(
+        away,
+        np.linspace(0.1, 0.9, 4),
+        bounds=[(gap / 2, top)] * 4,
+        constraints=scipy.optimize.LinearConstraint(np.diff(np.eye(4), axis=0), gap),
+        tol=1e-14,
+    )
+    np.testing.assert_allclose(_spread(wanted, gap, top), best.x, atol=1e-5)
 
 
 def test_marks_and_greys_tell_series_apart() -> None:
