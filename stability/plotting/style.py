@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
@@ -362,7 +363,8 @@ def near(
         best = boxes[int(np.argmin(np.round(costs, 5)))]
         taken.append(best)
         middle = (best[2] + best[3]) / 2
-        ax.text(best[0], middle, name, fontsize=7, color=colour, va="center", zorder=4, transform=ax.transAxes)
+        halo = [withStroke(linewidth=1.5, foreground="white")]  # where nothing is free, a name crosses a line
+        ax.text(best[0], middle, name, fontsize=7, color=colour, va="center", zorder=4, transform=ax.transAxes, path_effects=halo)
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
