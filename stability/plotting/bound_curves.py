@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from stability.bounds.base import State
-from stability.plotting.curves import ALONE, bars, mean, over
+from stability.plotting.curves import ALONE, bars, mean, over, summarised
 from stability.plotting.grids import CUT, TOGETHER, arrow, grid, lower, named
 from stability.plotting.style import ALL, STABILITY, NothingToDrawError, explained, headed, label, p_axis, settings_of, styled, unit
 from stability.studies.results import UNKNOWN, StudyResults
@@ -78,7 +78,7 @@ def bounds(results: StudyResults) -> Figure:
         >>> [ax.get_title(loc="left") for ax in bounds(StudyResults.read("figures/theory-convex.sqlite")).axes[:3]]
         ['all coordinates, ridge 1 − p', 'hard mask: random', 'hard mask: SAM']
     """
-    summary = results.summary().table
+    summary = summarised(results)
     known = (summary[[f"{name}_state" for name in DRAWN]] != UNKNOWN).any(axis=1)
     summary = summary[summary["stability"].notna() & known].reset_index(drop=True)
     if summary.empty:

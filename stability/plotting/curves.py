@@ -31,7 +31,7 @@ class Curve:
     Attributes:
         name: what it is called where several share a panel, such as "test"; empty where it is alone.
         table: a row for each series and p: ``series``, ``p``, ``y``, both ends ``low`` and ``high`` of the interval, NaN where none
-            is drawn, ``units``, the runs that it is over, and ``failed``, whether the method did not learn.
+            is drawn, ``units``, the runs that it is over, and ``unlearned``, whether the method did not learn.
     """
 
     name: str
@@ -61,14 +61,14 @@ class Block:
 
 
 def summarised(results: StudyResults) -> pd.DataFrame:
-    """The table of :meth:`stability.studies.StudyResults.summary`, with ``failed``: whether the method did not learn there.
+    """The table of :meth:`stability.studies.StudyResults.summary`, with ``unlearned``: whether the method did not learn there.
 
     Args:
         results: the results of a study.
     """
     summary, fit = results.summary().table, learned(results).to_dict("records")
-    failed = {(row["task"], row["algorithm"]) for row in fit if row["learned"] is False}
-    return summary.assign(failed=[one in failed for one in zip(summary["task"], summary["algorithm"], strict=True)])
+    unlearned = {(row["task"], row["algorithm"]) for row in fit if row["learned"] is False}
+    return summary.assign(unlearned=[one in unlearned for one in zip(summary["task"], summary["algorithm"], strict=True)])
 
 
 def series(summary: pd.DataFrame) -> str:
@@ -148,7 +148,7 @@ def spread(summary: pd.DataFrame, column: str, name: str = "") -> Curve:
 
 
 def _place(row: Any, by: str) -> dict[str, Any]:
-    return {"series": row[by], "p": row["sparsity"], "failed": row["failed"]}
+    return {"series": row[by], "p": row["sparsity"], "unlearned": row["unlearned"]}
 
 
 def over(results: StudyResults) -> str:

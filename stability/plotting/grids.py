@@ -79,8 +79,8 @@ def swept(blocks: Sequence[Block], what: str, settings: str) -> Figure:
         figure, notes = _apart(kept, names)
     headed(figure, what, settings)
     said = [note for block in blocks for note in block.notes]
-    failed = f"Grey {grey}: not clearly better than a constant prediction." if table["failed"].any() else ""
-    explained(figure, dict.fromkeys([*notes, *said, failed]))
+    unlearned = f"Grey {grey}: not clearly better than a constant prediction." if table["unlearned"].any() else ""
+    explained(figure, dict.fromkeys([*notes, *said, unlearned]))
     return figure
 
 
@@ -191,8 +191,10 @@ def _line(ax: Axes, mine: pd.DataFrame, style: tuple[Any, Any, Any], x: Any, *, 
         x, y, color=colour, marker=marker, ls=dash if joined else "", mfc="white" if hollow else colour,
         mew=0.9, lw=0.9 if hollow else 1.3, zorder=3, gid="values",
     )  # fmt: skip
-    if (failed := mine["failed"].to_numpy(dtype=bool)).any():
-        ax.plot(x[failed], y[failed], marker, color=_GREY, mfc="white" if hollow else _GREY, mew=0.9, zorder=3, gid="failed")
+    if (unlearned := mine["unlearned"].to_numpy(dtype=bool)).any():
+        ax.plot(
+            x[unlearned], y[unlearned], marker, color=_GREY, mfc="white" if hollow else _GREY, mew=0.9, zorder=3, gid="unlearned"
+        )
     if cut.any():
         arrow(ax, x[cut], low[cut], colour)
     return bool(cut.any())
@@ -370,9 +372,11 @@ def _rows(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, list[s
         ax.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), xlabel=block.label)
         ax.set_yticklabels([f"{label(name)}, {share(p_of[name])}" for name in names] if ax is axes[0] else [])
         ax.tick_params(axis="y", length=0)
-    failed = {row["series"] for block in blocks for curve in block.curves for _, row in curve.table.iterrows() if row["failed"]}
+    unlearned = {
+        row["series"] for block in blocks for curve in block.curves for _, row in curve.table.iterrows() if row["unlearned"]
+    }
     for text, name in zip(axes[0].get_yticklabels(), names, strict=True):
-        if name in failed:
+        if name in unlearned:
             text.set_color(_GREY)
     return figure, ["Behind each name: p.", _key(blocks), CUT_LEFT if cut else ""]
 

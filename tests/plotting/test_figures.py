@@ -312,7 +312,7 @@ def test_marks_are_grey_where_a_method_did_not_learn() -> None:
     figure, summary = plotting.six_panels(results), results.summary().table
     columns = ("test_metric", "train_metric", "test_metric_std", "test_loss", "gap", "stability")
     for ax, column in zip(figure.axes, columns, strict=True):
-        drawn = sorted(float(y) for line in by_gid(ax, "failed") for y in line.get_ydata())
+        drawn = sorted(float(y) for line in by_gid(ax, "unlearned") for y in line.get_ydata())
         there = summary[(summary["method"] == "full") | ((summary["method"] == "sam") & (summary["sparsity"] > 0.2))]
         assert drawn == sorted(there[column])
     assert "Grey marks: not clearly better than a constant prediction." in words(figure)
