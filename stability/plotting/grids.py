@@ -54,12 +54,12 @@ def swept(blocks: Sequence[Block], what: str, settings: str) -> Figure:
     Up to six methods share a panel for each curve, and stand beside their lines. Of more, each has a panel for each block, in which
     the others are grey. Where every method has a single p, each has a row.
 
+    Where a method did not learn, its marks are grey, or with a single p its name: what hardly trains is stable, and worth nothing.
+
     Args:
         blocks: the quantities.
         what: what the figure shows.
         settings: what it is of.
-
-    Where a method did not learn, its marks are grey, or with a single p its name: what hardly trains is stable, and worth nothing.
 
     Raises:
         NothingToDrawError: there is not one value.
@@ -341,6 +341,7 @@ def _rows(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, list[s
     figure, axes = new_figure(1, len(blocks), (4.6 if len(blocks) == 1 else _WIDTH, 1.15 + 0.2 * max(len(names), 3)))
     style, cut, narrow = styles(names), False, len(blocks) > 4
     p_of: dict[str, float] = {}
+    unlearned: set[str] = set()
     for ax, block in zip(axes, blocks, strict=True):
         log, limits = fitted(ax, block), ax.get_ylim()
         for line in ax.lines:  # the quantity runs along x here
@@ -359,6 +360,8 @@ def _rows(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, list[s
                 colour, marker, _dash = style[name]
                 place = names.index(name) + (0.0 if len(block.curves) == 1 else 0.2 if hollow else -0.2)
                 p_of[name] = row["p"]
+                if row["unlearned"]:
+                    unlearned.add(name)
                 if np.isfinite(row["low"]):
                     ends, off = lower(np.array([row["low"]]), limits[0] if log else -np.inf)
                     ax.hlines(place, ends[0], row["high"], color=colour, lw=0.9, gid="interval")
@@ -372,9 +375,6 @@ def _rows(blocks: Sequence[Block], names: Sequence[str]) -> tuple[Figure, list[s
         ax.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), xlabel=block.label)
         ax.set_yticklabels([f"{label(name)}, {share(p_of[name])}" for name in names] if ax is axes[0] else [])
         ax.tick_params(axis="y", length=0)
-    unlearned = {
-        row["series"] for block in blocks for curve in block.curves for _, row in curve.table.iterrows() if row["unlearned"]
-    }
     for text, name in zip(axes[0].get_yticklabels(), names, strict=True):
         if name in unlearned:
             text.set_color(_GREY)

@@ -53,7 +53,7 @@ def stability(results: StudyResults) -> Figure:
         >>> len(stability(StudyResults.read("figures/theory-convex.sqlite")).axes)
         1
     """
-    summary = _measured(results)
+    summary = _measured(summarised(results))
     curve = mean(results, summary, "stability")
     block = Block(
         f"stability {STABILITY} [{unit(results.table)}]", (curve,), 0.0, notes=(_stability_bars(results, curve),), log=True
@@ -61,8 +61,7 @@ def stability(results: StudyResults) -> Figure:
     return swept([block], "How much leaving one example out changes its loss", settings_of(results))
 
 
-def _measured(results: StudyResults) -> pd.DataFrame:
-    summary = summarised(results)
+def _measured(summary: pd.DataFrame) -> pd.DataFrame:
     summary = summary[summary["stability"].notna()]
     if summary.empty:
         raise NothingToDrawError("stability was measured with no seed: there is nothing to draw")
@@ -160,7 +159,7 @@ def six_panels(results: StudyResults) -> Figure:
     summary, loss = summarised(results), unit(results.table)
     if (summary.groupby(["task", "method"])["sparsity"].nunique() < 2).all():
         raise NothingToDrawError("no method has several p: there is no sweep to draw")
-    stable = mean(results, _measured(results), "stability")
+    stable = mean(results, _measured(summary), "stability")
     test, gap = mean(results, summary, "test_loss"), mean(results, summary, "gap")
     told = bars([test, gap], "the mean", over(results))
     blocks = [
@@ -190,7 +189,7 @@ def gap_against_stability(results: StudyResults) -> Figure:
         >>> len(gap_against_stability(StudyResults.read("figures/paper-quick-bounds.sqlite")).axes[0].collections)
         6
     """
-    summary = _measured(results)
+    summary = _measured(summarised(results))
     x, y = f"stability {STABILITY} [{unit(results.table)}]", f"test loss − train loss [{unit(results.table)}]"
     by = series(summary)
     across, up = mean(results, summary, "stability").table, mean(results, summary, "gap").table
@@ -283,7 +282,7 @@ def methods(results: StudyResults) -> Figure:
         >>> [ax.get_xlabel().splitlines()[0] for ax in methods(results).axes]
         ['accuracy, test split', 'training loss', 'test loss − train loss', 'stability Eᵢ|Δℓᵢ|']
     """
-    table, summary = results.table, _measured(results).sort_values("stability", kind="stable")
+    table, summary = results.table, _measured(summarised(results)).sort_values("stability", kind="stable")
     if summary["algorithm"].nunique() > summary["method"].nunique() or summary["method"].nunique() < 2:
         raise NothingToDrawError("the study has no two methods, or several settings of one: draw one of each")
     performance = mean(results, summary, "test_metric", most=1.0)
